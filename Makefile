@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+#
+# The two commands of the README are `make demo` and `make test`. Each sets up what it needs once
+# (tools/bootstrap.sh) and costs nothing for that from the second call on.
+#
+#   VENV=DIR        where the virtual environment lives (.venv)
+#   PYTHON=PROGRAM  the Python to make it from (the system's own, where it is 3.11 or newer)
+#   ARGS=...        further arguments for pytest: make test ARGS='tests/unit -x'
+
+SHELL := /bin/bash
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+VENV ?= .venv
+ARGS ?=
+export VENV PYTHON
+
+bin := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint soak wheel clean ready-run ready-test
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+
+demo: ready-run ## the main job, seen at work with its sandbox
+	@$(bin)/python -m tools.demo
+
+test: lint ## every check that fits an everyday run
+	@$(bin)/python -m pytest $(ARGS)
+
+lint: ready-test ## ruff and mypy
+	@$(bin)/ruff check --quiet
+	@$(bin)/mypy --no-error-summary
+
+soak: ready-test ## tens of thousands of connections, for minutes
+	@$(bin)/python -m pytest -m soak $(ARGS)
+
+wheel: ready-test ## build dist/*.whl and dist/*.tar.gz
+	@$(bin)/python -m hatchling build
+
+clean: ## remove what the targets above made, the virtual environment included
+	rm -rf build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -not -path '*/.git/*' -prune -exec rm -rf {} +
+	@tools/bootstrap.sh clean
+
+ready-run ready-test:
+	@tools/bootstrap.sh $(@:ready-%=%)

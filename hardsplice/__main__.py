@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Where hardsplice starts: parse, go into the background if asked to, set up, and say what went wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from typing import NoReturn
+
+from hardsplice import cli
+from hardsplice.errors import Failure
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run hardsplice; the exit status. The console script and ``python -m hardsplice`` call this."""
+    began = time.monotonic()
+    try:
+        options = cli.parse_args(sys.argv[1:] if argv is None else argv)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if options.foreground:
+            _serve(options, began)
+        return _launch(options, began)
+    except Failure as failure:
+        return _say(failure)
+
+
+def _say(failure: Failure) -> int:
+    for line in failure.lines():
+        os.write(2, line.encode(errors="backslashreplace") + b"\n")
+    return 1
+
+
+def _unforeseen(error: BaseException) -> Failure:
+    """An error that no rule foresees, in the common form: traceback would read source files, which may be gone by now."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = f" in {trace.tb_frame.f_code.co_qualname}, line {trace.tb_lineno}" if trace else ""
+    return Failure("go on", "serving", f"{type(error).__name__}{where}: {error}")
+
+
+def _serve(options: cli.Options, began: float) -> NoReturn:
+    """Set up and serve in this process. After lock-down the interpreter's own way out is closed, so leave by os._exit."""
+    from hardsplice.setup import Setup
+
+    status = 1
+    try:
+        status = Setup(options, None, began).run()
+    except Failure as failure:
+        _say(failure)
+    except BaseException as error:
+        _say(_unforeseen(error))
+    os._exit(status)
+
+
+def _launch(options: cli.Options, began: float) -> int:
+    """Start a process in the background; wait until it is ready, or has failed, and say which."""
+    from hardsplice.channel import Channel, Kind, Record
+    from hardsplice.monitor import failure_of, text_of
+    from hardsplice.setup import Setup
+
+    ours, theirs = Channel.pair()
+    if os.fork() == 0:
+        ours.close()
+        os.setsid()
+        status = 1
+        try:
+            status = Setup(options, theirs, began).run()
+        except Failure as failure:
+            theirs.send(Record(Kind.FATAL, text=text_of(failure)))
+        except BaseException as error:
+            theirs.send(Record(Kind.FATAL, text=text_of(_unforeseen(error))))
+        os._exit(status)
+    theirs.close()
+    record = ours.receive()
+    if record is not None and record.kind == Kind.READY:
+        return 0
+    if record is not None:
+        return _say(failure_of(record.text))
+    return _say(Failure("start", "hardsplice", "its process ended early"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

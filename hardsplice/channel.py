@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What hardsplice's processes say to each other: small records over SOCK_SEQPACKET pairs, descriptors beside them.
+
+A record is one packet: a fixed header and a short text. SEQPACKET keeps records whole and says when the other end has gone,
+which is how a child learns that its monitor died, and the reverse. Whoever receives treats what it gets as
+hostile: a record that doesn't fit ends the connection, never the receiver.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+_HEADER = struct.Struct("=BBHiI")
+TEXT_LIMIT = 2048  # bytes of text in a record
+FDS_LIMIT = 128  # descriptors beside a record; the kernel's own limit is 253 (SCM_MAX_FD)
+_ANCILLARY = socket.CMSG_SPACE(FDS_LIMIT * 4)
+
+
+class Kind(IntEnum):
+    """What a record is about, and who may say it."""
+
+    READY = 1  # child to monitor: set up and locked down
+    FATAL = 2  # child to monitor: text says why it ends
+    LISTENERS = 3  # target monitor to host monitor, before lock-down: listeners, by index
+    BOUND = 4  # target monitor to host monitor: all listeners were sent
+    ASK = 5  # relay to monitor: sockets wanted; small = family, detail = number
+    SOCKETS = 6  # monitor to relay: sockets; small = family
+    NOTE = 7  # relay to monitor to host monitor: something for the log
+    NAMESPACES = 8  # PID 1 of a command to host monitor: its namespaces stand
+    GO = 9  # host monitor to PID 1: start the command
+    SIGNAL = 10  # host monitor to PID 1: pass on signal number detail
+    EXITED = 11  # PID 1 to host monitor: the command's wait status is detail
+
+
+class Note(IntEnum):
+    """What a relay finds worth a line."""
+
+    REFUSED = 1
+    TIMED_OUT = 2
+    ACCEPT = 3
+    DESCRIPTORS = 4
+    ERROR = 5
+    RESTARTED = 6
+    SOCKETS = 7
+
+
+class Malformed(Exception):
+    """A record that no well-behaved process sends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One packet: what, two numbers, an index, a text, and descriptors that are now the receiver's."""
+
+    kind: int
+    small: int = 0
+    index: int = 0
+    detail: int = 0
+    text: bytes = b""
+    fds: tuple[int, ...] = ()
+
+
+def encode(record: Record) -> bytes:
+    """The packet of a record, without its descriptors."""
+    text = record.text[:TEXT_LIMIT]
+    return _HEADER.pack(record.kind, record.small, len(text), record.detail, record.index) + text
+
+
+def decode(packet: bytes, fds: tuple[int, ...] = ()) -> Record:
+    """The record in a packet; Malformed when it is none."""
+    if len(packet) < _HEADER.size:
+        raise Malformed(f"{len(packet)} bytes are no record")
+    kind, small, length, detail, index = _HEADER.unpack_from(packet)
+    text = packet[_HEADER.size :]
+    if len(text) != length:
+        raise Malformed(f"a text of {len(text)} bytes says that it has {length}")
+    return Record(kind, small, index, detail, text, fds)
+
+
+class Channel:
+    """One end of a SEQPACKET pair."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self.socket = end
+
+    @classmethod
+    def pair(cls) -> tuple[Channel, Channel]:
+        """Two connected ends, close-on-exec, blocking."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        return cls(ours), cls(theirs)
+
+    @classmethod
+    def at(cls, fd: int) -> Channel:
+        """The channel that is open at a descriptor already."""
+        return cls(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=fd))
+
+    def fileno(self) -> int:
+        """The descriptor."""
+        return self.socket.fileno()
+
+    def close(self) -> None:
+        """Hang up; the other end sees end of file."""
+        self.socket.close()
+
+    def move_to(self, fd: int) -> None:
+        """Give the channel a fixed descriptor number, which policies name."""
+        old = self.socket.detach()
+        if old != fd:
+            os.dup2(old, fd, inheritable=False)
+            os.close(old)
+        self.socket = Channel.at(fd).socket
+
+    def send(self, record: Record, *, wait: bool = True) -> bool:
+        """Send a record; False when the other end is gone, or, with ``wait`` off, has too much to read already."""
+        beside: list[tuple[int, int, array.array[int]]] = []
+        if record.fds:
+            beside.append((socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", record.fds)))
+        flags = socket.MSG_NOSIGNAL | (0 if wait else socket.MSG_DONTWAIT)
+        try:
+            self.socket.sendmsg((encode(record),), beside, flags)
+        except (BlockingIOError, BrokenPipeError, ConnectionError):
+            return False
+        return True
+
+    def receive(self, *, wait: bool = True) -> Record | None:
+        """The next record; None at the end. BlockingIOError with ``wait`` off and none there; Malformed for nonsense."""
+        flags = socket.MSG_CMSG_CLOEXEC | (0 if wait else socket.MSG_DONTWAIT)
+        try:
+            packet, beside, what, _ = self.socket.recvmsg(
+                _HEADER.size + TEXT_LIMIT, _ANCILLARY, flags
+            )
+        except ConnectionError:
+            return None
+        fds = array.array("i")
+        for level, kind, data in beside:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+        if not packet and not fds:
+            return None
+        try:
+            if what & socket.MSG_TRUNC:
+                raise Malformed("a record is too long")
+            return decode(packet, tuple(fds))
+        except Malformed:
+            close_all(fds)
+            raise
+
+
+def close_all(fds: Sequence[int]) -> None:
+    """Close descriptors, in one call where they are neighbours."""
+    if not fds:
+        return
+    first, last = min(fds), max(fds)
+    if last - first + 1 == len(fds):
+        os.closerange(first, last + 1)
+    else:
+        for fd in fds:
+            os.close(fd)

@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The kernel's calls that Python's standard library does not have: the only module that uses ctypes.
+
+Each wrapper carries its call's own name and does nothing but call it. There are two conventions:
+
+- *hot* calls, made for every connection (``accept4``, ``connect``, ``shutdown``, ``recv``, ``send``), return the
+  kernel's own kind of answer: a result, or the negated errno. "Not now" is an everyday answer there,
+  and an exception for it would cost more than the call (CPython formats the message of each OSError).
+- all the others raise OSError, like the functions of ``os``.
+
+Constants that Python has are taken from Python. The rest are given with the header they come from; where
+architectures differ there is a table.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+import struct
+from collections.abc import Iterable
+from ctypes import c_char_p, c_int, c_long, c_size_t, c_ulong, c_void_p
+from ipaddress import IPv4Address, IPv6Address
+from typing import NoReturn
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_errno = ctypes.get_errno
+
+MACHINE = os.uname().machine
+
+# linux/sched.h; the same on every architecture. (In os from Python 3.12 on.)
+CLONE_NEWNS = 0x00020000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+
+# linux/nsfs.h: _IO(0xb7, n). PowerPC writes "no argument" into the direction bits, the others write nothing.
+_IO = 0x20000000 if MACHINE.startswith("ppc") else 0
+NS_GET_USERNS = _IO | 0xB701
+NS_GET_NSTYPE = _IO | 0xB703
+
+# linux/prctl.h: what python-prctl 1.8.1 does not know, and what it would refuse.
+PR_CAPBSET_READ = 23
+PR_CAPBSET_DROP = 24
+PR_SET_SECCOMP = 22
+PR_CAP_AMBIENT = 47
+PR_CAP_AMBIENT_CLEAR_ALL = 4
+PR_SET_MDWE = 65
+PR_MDWE_REFUSE_EXEC_GAIN = 1
+SECCOMP_MODE_FILTER = 2
+
+# linux/mount.h
+MS_RDONLY = 1
+MS_NOSUID = 2
+MS_NODEV = 4
+MS_NOEXEC = 8
+MS_REMOUNT = 32
+MS_BIND = 4096
+MS_REC = 16384
+MS_PRIVATE = 1 << 18
+MNT_DETACH = 2
+
+# linux/inotify.h
+IN_DELETE = 0x200
+IN_DELETE_SELF = 0x400
+IN_MOVED_FROM = 0x40
+
+
+class SockFprog(ctypes.Structure):
+    """struct sock_fprog of linux/filter.h: a classic BPF program, its length counted in instructions."""
+
+    _fields_ = (("len", ctypes.c_ushort), ("filter", c_void_p))
+
+
+def _raise(*names: object) -> NoReturn:
+    """Raise the OSError for the errno that the last call left."""
+    code = _errno()
+    raise OSError(code, os.strerror(code), *names)
+
+
+# --- hot calls: a result or the negated errno ---------------------------------------------------------------
+
+_accept4 = _libc.accept4
+_accept4.argtypes = (c_int, c_void_p, c_void_p, c_int)
+_connect = _libc.connect
+_connect.argtypes = (c_int, c_char_p, c_int)
+_shutdown = _libc.shutdown
+_shutdown.argtypes = (c_int, c_int)
+_setsockopt = _libc.setsockopt
+_setsockopt.argtypes = (c_int, c_int, c_int, c_char_p, c_int)
+_recv = _libc.recv
+_recv.argtypes = (c_int, c_void_p, c_size_t, c_int)
+_send = _libc.send
+_send.argtypes = (c_int, c_char_p, c_size_t, c_int)
+_sockatmark = _libc.sockatmark
+_sockatmark.argtypes = (c_int,)
+
+_ACCEPT_FLAGS = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+_peer = ctypes.create_string_buffer(28)  # sizeof(struct sockaddr_in6), the longest that TCP has
+_peer_length = c_int(28)
+_peer_ref = ctypes.addressof(_peer)
+_peer_length_ref = ctypes.addressof(_peer_length)
+_FAMILY = struct.Struct("=H")
+_MAPPED = bytes(10) + b"\xff\xff"  # ::ffff:0:0/96, an IPv4 client on a dual-stack listener
+_LINGER_ZERO = struct.pack("ii", 1, 0)
+_ONE = struct.pack("i", 1)
+
+
+def accept4(listener: int) -> int:
+    """Accept one connection, non-blocking and close-on-exec: its descriptor, or the negated errno."""
+    _peer_length.value = 28
+    fd: int = _accept4(listener, _peer_ref, _peer_length_ref, _ACCEPT_FLAGS)
+    return fd if fd >= 0 else -_errno()
+
+
+def accepted_from_ipv4() -> bool:
+    """Whether the peer of the last ``accept4`` came by IPv4, be it mapped into IPv6."""
+    raw = _peer.raw
+    return _FAMILY.unpack_from(raw)[0] == socket.AF_INET or raw[8:20] == _MAPPED
+
+
+def connect(fd: int, sockaddr: bytes) -> int:
+    """Start, or ask after, a connection: 0 when it stands, -EINPROGRESS or -EALREADY while it is under way."""
+    if _connect(fd, sockaddr, len(sockaddr)) == 0:
+        return 0
+    return -_errno()
+
+
+def shutdown(fd: int, how: int) -> int:
+    """Shut one half of a connection: 0, or the negated errno."""
+    return 0 if _shutdown(fd, how) == 0 else -_errno()
+
+
+def abort(fd: int) -> int:
+    """Make the coming close of ``fd`` a reset (SO_LINGER on, 0 seconds): 0, or the negated errno."""
+    done = _setsockopt(fd, socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO, len(_LINGER_ZERO))
+    return 0 if done == 0 else -_errno()
+
+
+def keep_urgent_inline(fd: int) -> int:
+    """Leave the urgent byte in the stream for an ordinary receive (SO_OOBINLINE): 0, or the negated errno."""
+    done = _setsockopt(fd, socket.SOL_SOCKET, socket.SO_OOBINLINE, _ONE, len(_ONE))
+    return 0 if done == 0 else -_errno()
+
+
+def sockatmark(fd: int) -> bool:
+    """Whether the next byte to read from ``fd`` is the urgent one."""
+    return bool(_sockatmark(fd) == 1)
+
+
+_one_byte = ctypes.create_string_buffer(1)
+_one_byte_ref = ctypes.addressof(_one_byte)
+
+
+def receive_byte(fd: int, flags: int) -> bytes | int:
+    """One byte; b"" at end of file; or the negated errno. One byte is all that the relay's filter lets it look at."""
+    count: int = _recv(fd, _one_byte_ref, 1, flags)
+    return _one_byte.raw[:count] if count >= 0 else -_errno()
+
+
+def send_byte(fd: int, byte: bytes, flags: int) -> int:
+    """Send one byte: 1, or the negated errno."""
+    count: int = _send(fd, byte, 1, flags | socket.MSG_NOSIGNAL)
+    return count if count >= 0 else -_errno()
+
+
+def sockaddr(address: IPv4Address | IPv6Address, port: int, scope: int = 0) -> bytes:
+    """struct sockaddr_in or sockaddr_in6 for ``address`` and ``port``; ``scope`` is an interface's index."""
+    if address.version == 4:
+        return _FAMILY.pack(socket.AF_INET) + struct.pack("!H", port) + address.packed + bytes(8)
+    return (
+        _FAMILY.pack(socket.AF_INET6)
+        + struct.pack("!HI", port, 0)
+        + address.packed
+        + struct.pack("=I", scope)
+    )
+
+
+# --- set-up calls: they raise OSError -----------------------------------------------------------------------
+
+_prctl = _libc.prctl
+_prctl.argtypes = (c_int, c_ulong, c_ulong, c_ulong, c_ulong)
+_unshare = _libc.unshare
+_unshare.argtypes = (c_int,)
+_setns = _libc.setns
+_setns.argtypes = (c_int, c_int)
+_mount = _libc.mount
+_mount.argtypes = (c_char_p, c_char_p, c_char_p, c_ulong, c_char_p)
+_umount2 = _libc.umount2
+_umount2.argtypes = (c_char_p, c_int)
+_signalfd = _libc.signalfd
+_signalfd.argtypes = (c_int, c_char_p, c_int)
+_inotify_init1 = _libc.inotify_init1
+_inotify_init1.argtypes = (c_int,)
+_inotify_add_watch = _libc.inotify_add_watch
+_inotify_add_watch.argtypes = (c_int, c_char_p, ctypes.c_uint32)
+_syscall = _libc.syscall
+_syscall.restype = c_long
+
+
+def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 0) -> int:
+    """prctl(2) for the options that python-prctl lacks."""
+    result: int = _prctl(option, arg2, arg3, arg4, arg5)
+    if result < 0:
+        _raise()
+    return result
+
+
+def set_seccomp_filter(program: bytes) -> None:
+    """Install a classic BPF program as a seccomp filter; it needs no_new_privs or CAP_SYS_ADMIN."""
+    code = ctypes.create_string_buffer(program, len(program))
+    fprog = SockFprog(len(program) // 8, ctypes.addressof(code))
+    prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.addressof(fprog))
+
+
+def unshare(flags: int) -> None:
+    """unshare(2); ``os.unshare`` exists from Python 3.12 on only."""
+    if _unshare(flags) != 0:
+        _raise()
+
+
+def setns(fd: int, kind: int) -> None:
+    """setns(2); ``os.setns`` exists from Python 3.12 on only."""
+    if _setns(fd, kind) != 0:
+        _raise()
+
+
+def mount(source: str, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
+    """mount(2)."""
+    kind_bytes = kind.encode() if kind is not None else None
+    data_bytes = data.encode() if data is not None else None
+    if _mount(os.fsencode(source), os.fsencode(target), kind_bytes, flags, data_bytes) != 0:
+        _raise(target)
+
+
+def umount2(target: str, flags: int) -> None:
+    """umount2(2)."""
+    if _umount2(os.fsencode(target), flags) != 0:
+        _raise(target)
+
+
+SIGNALFD_SIGINFO = 128  # sizeof(struct signalfd_siginfo)
+SI_KERNEL = 0x80  # asm-generic/siginfo.h: sent by the kernel itself, the terminal's Ctrl-C for one
+_SIGSET_BYTES = 128  # glibc's sigset_t; musl's is as large
+
+
+def signalfd(signals: Iterable[int]) -> int:
+    """A descriptor that yields ``signals`` (blocked already) as struct signalfd_siginfo, non-blocking."""
+    bits = 0
+    for number in signals:
+        bits |= 1 << (number - 1)
+    # A sigset_t is an array of native longs: on big-endian machines the words are swapped inside, not among themselves.
+    mask = b"".join(
+        struct.pack("@L", (bits >> shift) & (2 ** (8 * struct.calcsize("@L")) - 1))
+        for shift in range(0, 64, 8 * struct.calcsize("@L"))
+    )
+    fd: int = _signalfd(-1, mask.ljust(_SIGSET_BYTES, b"\0"), os.O_NONBLOCK | os.O_CLOEXEC)
+    if fd < 0:
+        _raise()
+    return fd
+
+
+def siginfo(record: bytes) -> tuple[int, int]:
+    """Signal number and si_code of one struct signalfd_siginfo."""
+    number, _, code = struct.unpack_from("=Iii", record)
+    return number, code
+
+
+def inotify(directory: str, mask: int) -> int:
+    """A non-blocking inotify descriptor that watches one directory."""
+    fd: int = _inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+    if fd < 0:
+        _raise()
+    if _inotify_add_watch(fd, os.fsencode(directory), mask) < 0:
+        code = _errno()
+        os.close(fd)
+        raise OSError(code, os.strerror(code), directory)
+    return fd
+
+
+def inotify_names(records: bytes) -> list[str]:
+    """The names in a read from an inotify descriptor: struct inotify_event, each followed by its padded name."""
+    names, at = [], 0
+    while at + 16 <= len(records):
+        length = struct.unpack_from("=I", records, at + 12)[0]
+        names.append(os.fsdecode(records[at + 16 : at + 16 + length].rstrip(b"\0")))
+        at += 16 + length
+    return names

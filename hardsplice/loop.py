@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The monitors' event loop: descriptors with callbacks, and timers. It sleeps until one of them has something."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import select
+import time
+from collections.abc import Callable
+
+Callback = Callable[[], None]
+
+
+class Loop:
+    """Level-triggered epoll over a few descriptors."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._callbacks: dict[int, Callback] = {}
+        self._timers: list[tuple[float, int, Callback]] = []
+        self._order = itertools.count()
+        self.status: int | None = None  # set to end the loop
+
+    def add(self, fd: int, callback: Callback) -> None:
+        """Call back while ``fd`` is readable, or its other end is gone."""
+        self._epoll.register(fd, select.EPOLLIN)
+        self._callbacks[fd] = callback
+
+    def remove(self, fd: int) -> None:
+        """Forget ``fd``; call it before closing."""
+        if self._callbacks.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+    def after(self, seconds: float, callback: Callback) -> None:
+        """Call back once, in ``seconds``."""
+        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._order), callback))
+
+    def stop(self, status: int) -> None:
+        """End ``run``, which then returns ``status``; the first call counts."""
+        if self.status is None:
+            self.status = status
+
+    def run(self) -> int:
+        """Serve until stopped."""
+        while self.status is None:
+            timeout = -1.0
+            if self._timers:
+                timeout = max(0.0, self._timers[0][0] - time.monotonic())
+            for fd, _ in self._epoll.poll(timeout, 16):
+                callback = self._callbacks.get(fd)  # an earlier callback may have removed it
+                if callback is not None:
+                    callback()
+            while self._timers and self._timers[0][0] <= time.monotonic():
+                heapq.heappop(self._timers)[2]()
+        return self.status

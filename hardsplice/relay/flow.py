@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a flow may do next: its states as tables, and the decisions that follow from them. No input or output here.
+
+Theory of operation
+-------------------
+A flow is one accepted connection and the one made for it. It has two *sides*, CLIENT (accepted) and TARGET (connected),
+and two *directions*, each named by the side that it reads: direction CLIENT moves bytes from the client to
+the target. For a direction d, the *source* is side d and the *sink* is side 1 - d.
+
+Each direction is in one state:
+
+    PAUSED      nothing is watched; the engine resumes it (target not connected yet, or no pipe was to be had)
+    CONNECTING  the target's handshake is under way: the sink is watched for being writable
+    OPEN        the direction holds no byte: its source is watched for input
+    BLOCKED     the sink takes no more: the bytes wait in a pipe and the sink is watched for room
+    FINISHED    nothing moves any more: end of file was passed on, or the sink is gone
+
+Two rules keep it simple. Bytes are read only when the direction holds none, so end of file is never met with
+bytes still in hand: FIN can be passed on at once and never overtakes data. And what epoll is asked for is a function of
+the two directions that touch a side, `watch` below; nobody remembers to add or remove an event.
+
+A side *fails* when the kernel reports an error on it, as a rule a reset. Nothing can be written to it any more, so the
+direction into it is FINISHED, whatever it held. But what it sent before it failed is still in its receive queue:
+the direction out of it goes on until it is empty, and only then is the other side reset. After an error was
+reported once, the kernel answers further reads with end of file, so a failed side's end never counts as a clean one.
+
+The kernel reports EPOLLHUP and EPOLLERR unasked and for as long as they hold. A side for which there is nothing
+to do but which reports them is *muted*: taken out of epoll until there is something to do.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any
+
+# select.EPOLL*: linux/eventpoll.h, the same on every architecture.
+EPOLLIN = 0x001
+EPOLLPRI = 0x002
+EPOLLOUT = 0x004
+EPOLLERR = 0x008
+EPOLLHUP = 0x010
+EPOLLRDHUP = 0x2000
+
+CLIENT, TARGET = 0, 1
+SIDES = (CLIENT, TARGET)
+
+PAUSED, CONNECTING, OPEN, BLOCKED, FINISHED = range(5)
+STATES = (PAUSED, CONNECTING, OPEN, BLOCKED, FINISHED)
+STATE_NAMES = ("PAUSED", "CONNECTING", "OPEN", "BLOCKED", "FINISHED")
+
+UNWATCHED = -1  # not in epoll at all, which is less than a mask of 0: that still reports errors
+
+
+class Step(IntEnum):
+    """What can happen to a direction."""
+
+    CONNECT = 0  # the handshake did not finish at once
+    RESUME = 1  # the target is connected, or there is a pipe again
+    STARVE = 2  # no pipe is to be had
+    BLOCK = 3  # the sink took less than was read
+    DRAIN = 4  # the sink took all that was held
+    END = 5  # end of file, and nothing is held
+    ABANDON = 6  # the sink is gone: what is held can't be delivered
+
+
+# A pair that is not here is a mistake in the engine, and says so with a KeyError, which ends that flow only.
+NEXT: dict[tuple[int, Step], int] = {
+    (PAUSED, Step.CONNECT): CONNECTING,
+    (PAUSED, Step.RESUME): OPEN,
+    (PAUSED, Step.ABANDON): FINISHED,
+    (CONNECTING, Step.CONNECT): CONNECTING,
+    (CONNECTING, Step.RESUME): OPEN,
+    (CONNECTING, Step.STARVE): PAUSED,
+    (OPEN, Step.STARVE): PAUSED,
+    (OPEN, Step.BLOCK): BLOCKED,
+    (OPEN, Step.END): FINISHED,
+    (OPEN, Step.ABANDON): FINISHED,
+    (BLOCKED, Step.BLOCK): BLOCKED,
+    (BLOCKED, Step.DRAIN): OPEN,
+    (BLOCKED, Step.ABANDON): FINISHED,
+    (FINISHED, Step.ABANDON): FINISHED,
+}
+
+INPUT = EPOLLIN | EPOLLRDHUP | EPOLLPRI
+# What a direction asks of its source and of its sink, by state.
+SOURCE_WATCH = (0, 0, INPUT, 0, 0)
+SINK_WATCH = (0, EPOLLOUT, 0, EPOLLOUT, 0)
+
+
+class Verdict(IntEnum):
+    """What becomes of a flow whose direction has ended."""
+
+    SHUT_SINK = 0  # pass FIN on; the other direction goes on
+    CLOSE = 1  # both directions are done: closing says FIN too
+    RESET = 2  # one side failed and all that it had sent is delivered
+
+
+class Flow:
+    """One connection's state. Lists are indexed by side, or by direction, which is the number of its source.
+
+    The engine owns it; nothing in it refers back to it, so it is freed when the engine forgets it,
+    without the garbage collector.
+    """
+
+    __slots__ = (
+        "attempt",
+        "deadline",
+        "failed",
+        "fd",
+        "held",
+        "listener",
+        "muted",
+        "pipe",
+        "plan",
+        "state",
+        "urgent_hidden",
+        "watched",
+    )
+
+    def __init__(
+        self, client: int, plan: tuple[tuple[int, bytes], ...], listener: int = 0
+    ) -> None:
+        self.fd = [client, -1]
+        self.state = [PAUSED, PAUSED]
+        self.held = [0, 0]  # bytes in the direction's pipe
+        self.pipe: list[Any] = [None, None]  # the pipe that a blocked direction keeps
+        self.watched = [UNWATCHED, UNWATCHED]  # the mask that epoll has
+        self.muted = [False, False]
+        self.failed = [False, False]
+        self.urgent_hidden = [False, False]  # EPOLLPRI is left out until more input comes
+        self.plan = plan  # (family, sockaddr) of each target to try, in order
+        self.listener = listener  # the index that the monitor knows the listener by
+        self.attempt = 0  # index into plan
+        self.deadline = 0.0  # of the connect, or of a reset's grace; CLOCK_MONOTONIC seconds
+
+
+def step(flow: Flow, direction: int, what: Step) -> None:
+    """Move one direction to its next state."""
+    flow.state[direction] = NEXT[flow.state[direction], what]
+
+
+def watch(flow: Flow, side: int) -> int:
+    """The epoll mask that ``side`` needs now, or UNWATCHED."""
+    mask = SOURCE_WATCH[flow.state[side]] | SINK_WATCH[flow.state[1 - side]]
+    if flow.urgent_hidden[side]:
+        mask &= ~EPOLLPRI
+    if mask == 0 and flow.muted[side]:
+        return UNWATCHED
+    return mask
+
+
+def end_of_source(flow: Flow, direction: int) -> Verdict:
+    """A direction has delivered all that its source will ever send: what now?"""
+    if flow.failed[direction]:
+        return Verdict.RESET
+    return Verdict.CLOSE if flow.state[1 - direction] == FINISHED else Verdict.SHUT_SINK
+
+
+def side_failed(flow: Flow, side: int) -> bool:
+    """Note that ``side`` failed. True when nothing of it remains to be delivered and the flow is to be reset."""
+    flow.failed[side] = True
+    step(flow, 1 - side, Step.ABANDON)
+    return flow.state[side] == FINISHED
+
+
+def diagram() -> str:
+    """The transition table as Graphviz text: README.md shows it, and a test keeps the two the same."""
+    lines = ["digraph direction {"]
+    for (state, what), after in NEXT.items():
+        lines.append(f'    {STATE_NAMES[state]} -> {STATE_NAMES[after]} [label="{what.name}"];')
+    return "\n".join([*lines, "}"])

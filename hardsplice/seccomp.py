@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Seccomp policies of roles: found, loaded, and compiled to a filter for one architecture.
+
+A policy says which system calls a role may make, with which arguments, why, and which function
+needs them; whatever it doesn't name kills the process. All of this happens during set-up, in the
+process that was started; the other processes get their filters as bytes.
+
+Compiling is libseccomp's work, with one thing put right. On i386, s390x and ppc64le socket calls
+have a second door, socketcall(2), whose first argument says which call is meant and whose second
+points to that call's own arguments. A rule "accept4 with these flags" becomes two in libseccomp:
+one for accept4, and one for socketcall that compares the flags with a register which the kernel
+ignores there. So a guard of our own goes before libseccomp's program: socketcall passes for the
+sub-calls that the policy names under `socketcall`, and for no other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+from hardsplice.errors import Failure, reason_of
+from hardsplice.policyfile import Alternatives, Comparison, Policy, parse_policy, resolve
+from hardsplice.syscalls import ARCHITECTURES, DIRECT_LACKING, SOCKETCALL, Architecture
+
+__all__ = ["ROLES", "compile_policy", "load_policy", "native_arch", "policy_directory"]
+
+ROLES = ("relay", "monitor", "init")
+
+_LIBSECCOMP = "libseccomp.so.2"
+_BINARY_TREE = 2  # SCMP_FLTATR_CTL_OPTIMIZE: logarithmic instead of linear, libseccomp 2.5
+
+
+def policy_directory() -> Path:
+    """Where the policies are: inside an installed package, beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    installed = package / "policies"
+    return installed if installed.is_dir() else package.parent / "policy"
+
+
+def load_policy(role: str) -> Policy:
+    """The policy of a role, read and checked; Failure says what is wrong, and where."""
+    return parse_policy(_read(role), role, _read)
+
+
+def _read(role: str) -> str:
+    path = policy_directory() / f"{role}.toml"
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise Failure("read", f"the policy {path}", reason_of(error)) from None
+
+
+# --- compiling ------------------------------------------------------------------------------------
+
+
+def native_arch() -> str:
+    """The architecture of this process: an i686 Python on an x86-64 kernel is i686."""
+    library = _library()
+    audit = library.system_arch()
+    for arch in ARCHITECTURES.values():
+        if arch.audit == audit:
+            return arch.name
+    raise Failure(
+        "choose",
+        "a seccomp policy",
+        f"there is none for this architecture (AUDIT_ARCH {audit:#x})",
+        f"there are policies for {', '.join(ARCHITECTURES)}",
+    )
+
+
+def compile_policy(policy: Policy, arch: str) -> bytes:
+    """The policy as a classic BPF program for an architecture, in its byte order.
+
+    What the policy doesn't allow, another architecture's calls and x32 included, kills the process.
+    """
+    target = ARCHITECTURES[arch]
+    allowed = resolve(policy, arch)
+    library = _library()
+    try:
+        program = _compile(library, allowed, target)
+    except _UnsupportedError as error:
+        reason = str(error)
+    except OSError as error:
+        reason = f"libseccomp: {reason_of(error)}"
+    else:
+        return _guard(allowed, target) + program
+    raise Failure("compile", f"the policy {policy.role} for {arch}", reason) from None
+
+
+class _UnsupportedError(Exception):
+    """A rule that libseccomp can't express on an architecture."""
+
+
+def _compile(library: Any, allowed: dict[str, Alternatives], target: Architecture) -> bytes:
+    native, foreign = library.Arch.NATIVE, getattr(library.Arch, target.token)
+    rules = library.SyscallFilter(library.KILL_PROCESS)
+    # The native architecture goes first: libseccomp refuses to have two byte orders in one filter.
+    rules.remove_arch(native)
+    rules.add_arch(foreign)
+    # Unless told otherwise, libseccomp kills just the thread that calls as another architecture.
+    rules.set_attr(library.Attr.ACT_BADARCH, library.KILL_PROCESS)
+    with contextlib.suppress(OSError):
+        rules.set_attr(library.Attr.CTL_OPTIMIZE, _BINARY_TREE)
+    for call, alternatives in allowed.items():
+        # libseccomp wants the native number, or its stand-in for a call that is not native.
+        number = library.resolve_syscall(native, call)
+        widened = _check_number(library.resolve_syscall(foreign, call), call, target)
+        add = rules.add_rule if widened else rules.add_rule_exactly
+        for alternative in alternatives:
+            try:
+                add(library.ALLOW, number, *(_argument(library, item) for item in alternative))
+            except OSError as error:
+                raise _UnsupportedError(f"{call}: libseccomp: {reason_of(error)}") from None
+    with open(os.memfd_create("filter", os.MFD_CLOEXEC), "rb") as file:
+        rules.export_bpf(file)
+        file.seek(0)
+        return file.read()
+
+
+def _argument(library: Any, item: Comparison) -> Any:
+    if item.mask is None:
+        return library.Arg(item.index, library.EQ, item.value)
+    return library.Arg(item.index, library.MASKED_EQ, item.mask, item.value)
+
+
+def _check_number(number: int, call: str, target: Architecture) -> bool:
+    """Whether libseccomp widens a rule for the call to socketcall; an error if it is no call there.
+
+    Its negative numbers: -1 unknown, -100 and below a sub-call of socketcall, -200 and below one of
+    ipc(2), -10000 and below a call that other architectures have.
+    """
+    if number >= 0:
+        return False
+    if number == -1:
+        raise _UnsupportedError(f"{call}: no system call that this libseccomp knows")
+    widened = -200 < number <= -100 and target.name in SOCKETCALL
+    if not widened or call in DIRECT_LACKING[target.name]:
+        raise _UnsupportedError(f"{call}: {target.name} has no such system call")
+    return True
+
+
+def _guard(allowed: dict[str, Alternatives], target: Architecture) -> bytes:
+    """BPF that kills on socketcall but for the sub-calls allowed, and else goes on behind itself."""
+    if target.name not in SOCKETCALL:
+        return b""
+    subcalls = sorted(way[0].value for way in allowed.get("socketcall", ()))
+    low_word = 16 + (4 if target.byte_order == "big" else 0)  # seccomp_data.args[0]
+    load, jump_if_equal, answer = 0x20, 0x15, 0x06  # BPF_LD|W|ABS, BPF_JMP|JEQ|K, BPF_RET|K
+    program = [
+        (load, 0, 0, 0),  # seccomp_data.nr
+        (jump_if_equal, 0, len(subcalls) + 2, SOCKETCALL[target.name]),
+        (load, 0, 0, low_word),
+        *((jump_if_equal, len(subcalls) - at, 0, sub) for at, sub in enumerate(subcalls)),
+        (answer, 0, 0, 0x80000000),  # SECCOMP_RET_KILL_PROCESS
+    ]
+    order = ">" if target.byte_order == "big" else "<"
+    return b"".join(struct.pack(f"{order}HBBI", *instruction) for instruction in program)
+
+
+def _library() -> Any:
+    """pyseccomp, imported without its search for libraries.
+
+    pyseccomp asks ctypes.util.find_library for libc and libseccomp while it is imported, which runs
+    `ldconfig -p`, and failing that a compiler. There is no need: libc is part of this process, and
+    libseccomp's name is its ABI's. So for the length of the import a module with those two answers
+    stands in for ctypes.util, and no process is started.
+    """
+    if "pyseccomp" in sys.modules:
+        return sys.modules["pyseccomp"]
+    import ctypes
+
+    stand_in = types.ModuleType("ctypes.util")
+    vars(stand_in)["find_library"] = {"c": None, "seccomp": _LIBSECCOMP}.get
+    module, attribute = sys.modules.get("ctypes.util"), vars(ctypes).get("util")
+    sys.modules["ctypes.util"] = vars(ctypes)["util"] = stand_in
+    try:
+        import pyseccomp
+    except ModuleNotFoundError as error:
+        raise Failure(
+            "import", "pyseccomp", str(error), "install it: pip install pyseccomp"
+        ) from None
+    except OSError as error:
+        hint = "install libseccomp (Debian and Ubuntu: libseccomp2)"
+        raise Failure("load", _LIBSECCOMP, str(error), hint) from None
+    finally:
+        del sys.modules["ctypes.util"], vars(ctypes)["util"]
+        if module is not None:
+            sys.modules["ctypes.util"] = module
+        if attribute is not None:
+            vars(ctypes)["util"] = attribute
+    return pyseccomp

@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The grammar of a SPEC, the value of -t and -T: reads one of them by itself.
+
+    spec    := "none" | "auto" | [listen "/"] ports | listen "/"
+    listen  := ADDR | ADDR "%" IFACE | "%" IFACE            (IPv6 may stand in brackets)
+    ports   := entry { "," entry }
+    entry   := range [ ":" target ] | "~" range | "all" [ ":" ADDR ]
+    range   := PORT | PORT "-" PORT
+    target  := [ ADDR "/" ] range | ADDR                    (a mapped range has the same length)
+
+The grammar has one ambiguity: in `2001:db8::1/80` the first number may be a port and the rest its
+target. What stands before the first slash is the listening address whenever it can be one; an
+IPv6 target with a port is written in brackets, as in `2001:[db8::1]/80`.
+
+What several SPECs mean together, `none` included, is the business of `ports`. Pure: no I/O.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+from hardsplice.errors import quote
+
+__all__ = ["ALL", "ANYWHERE", "LAST_PORT", "Address", "Entry", "Listen", "Refusal", "Spec", "read"]
+
+Address = IPv4Address | IPv6Address
+
+LAST_PORT = 65535
+
+_BROADCAST = IPv4Address("255.255.255.255")
+_IFACE_LIMIT = 15  # IFNAMSIZ is 16 and counts the terminating NUL
+_NUMBER = re.compile(r"[0-9]{1,5}")
+_RANGE = re.compile(r"[0-9]+(-[0-9]+)?")
+_MAPPING = re.compile(r"(~?[0-9]+(-[0-9]+)?|all):")
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """Where clients connect: an address (None: any, dual-stack), an interface (None: any)."""
+
+    address: Address | None
+    interface: str | None
+
+    def __str__(self) -> str:
+        if self.address is None:
+            return "every address" if self.interface is None else f"%{self.interface}"
+        return str(self.address) + (f"%{self.interface}" if self.interface is not None else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Ports by number, or all (`ports` is None), and what their targets' numbers differ by."""
+
+    ports: range | None
+    target: Address | None
+    shift: int
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """One SPEC: without entries it only excludes."""
+
+    listen: Listen
+    entries: tuple[Entry, ...]
+    excluded: tuple[range, ...]
+
+
+class Refusal(Exception):  # noqa: N818 - a Failure in the making
+    """Why a piece of a SPEC is refused; whoever reads it knows which option it belongs to."""
+
+
+ANYWHERE = Listen(None, None)  # no listening address is given
+ALL = Entry(None, None, 0)  # every port to its own number
+
+
+def read(text: str) -> Spec:
+    """The meaning of one SPEC other than `none`. Raises Refusal."""
+    if not text:
+        raise Refusal("it is empty; write the ports, or none")
+    if any(char.isspace() for char in text):
+        raise Refusal("there is a space in it; write ports separated by commas alone")
+    if text == "auto":
+        raise Refusal("'auto' is not available yet; name the ports, or write all")
+    head, ports = _split(text)
+    listen = ANYWHERE if head is None else _read_listen(head)
+    if head is not None and not ports:
+        return Spec(listen, (ALL,), ())
+    entries = []
+    excluded = []
+    for part in ports.split(","):
+        if part.startswith("~"):
+            excluded.append(_read_exclusion(part))
+        else:
+            entries.append(_read_entry(part))
+    return Spec(listen, tuple(entries), tuple(excluded))
+
+
+def _split(text: str) -> tuple[str | None, str]:
+    """The listening address (None: none given) and the ports."""
+    head, slash, ports = text.partition("/")
+    if not slash:
+        return None, text
+    if _MAPPING.match(head.rpartition(",")[2]):
+        try:
+            _read_listen(head)
+        except Refusal:
+            return None, text  # the slash is that of a target
+    return head, ports
+
+
+def _read_listen(text: str) -> Listen:
+    if not text:
+        raise Refusal("nothing stands before '/'; write an address or %INTERFACE there")
+    if text.startswith("[") and "%" in text and text.endswith("]"):
+        better = text[:-1].replace("%", "]%", 1)
+        raise Refusal(f"the interface goes outside the brackets; write {better}")
+    host, percent, name = text.partition("%")
+    interface = _read_interface(name) if percent else None
+    if not host:
+        return Listen(None, interface)
+    address = _read_address(host)
+    if address == _BROADCAST:
+        raise Refusal(f"{quote(host)} is the broadcast address, which TCP has no use for")
+    if address.version == 6 and address.is_link_local and interface is None:
+        raise Refusal(
+            f"{quote(host)} is link-local and needs its interface; write {host}%INTERFACE"
+        )
+    return Listen(address, interface)
+
+
+def _read_interface(name: str) -> str:
+    # The kernel's dev_valid_name(), which counts bytes; "replace" makes one of an undecoded one.
+    size = len(name.encode("utf-8", "replace"))
+    if not 0 < size <= _IFACE_LIMIT or name in (".", "..") or not {"/", ":"}.isdisjoint(name):
+        raise Refusal(
+            f"{quote(name)} is not an interface's name: that has 1 to {_IFACE_LIMIT} bytes, "
+            "none of them '/', ':' or a space"
+        )
+    return name
+
+
+def _read_address(text: str) -> Address:
+    bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    try:
+        address = ip_address(bare)
+    except ValueError:
+        raise Refusal(
+            f"{quote(text)} is not an IP address; write one in numbers (names are not looked up)"
+        ) from None
+    if isinstance(address, IPv4Address):
+        if bare is not text:
+            raise Refusal(f"{quote(text)} is IPv4, which has no brackets; write {bare}")
+    elif address.scope_id is not None:
+        raise Refusal(f"{quote(text)} names an interface, which only a listener has; leave it out")
+    elif address.ipv4_mapped is not None:
+        raise Refusal(
+            f"{quote(text)} is an IPv4 address in IPv6 clothes; write {address.ipv4_mapped}"
+        )
+    if address.is_multicast:
+        raise Refusal(f"{quote(text)} is a multicast address, which TCP has no use for")
+    return address
+
+
+def _read_entry(text: str) -> Entry:
+    if not text:
+        raise Refusal("there is an empty entry; write one port or range between commas")
+    if text in ("none", "auto"):
+        raise Refusal(f"{quote(text)} stands alone; leave out the rest, or {text}")
+    left, colon, right = text.partition(":")
+    if left == "all":
+        return _read_all(text, right) if colon else ALL
+    if "/" in left:
+        raise Refusal(
+            f"{quote(text)} gives an address again: one SPEC has one; repeat the option for another"
+        )
+    ports = _read_range(left)
+    if not colon:
+        return Entry(ports, None, 0)
+    host, slash, numbers = right.rpartition("/")
+    if not slash and not _RANGE.fullmatch(right):
+        return Entry(ports, _read_target(right, text), 0)
+    target = _read_target(host, text) if slash else None
+    onto = _read_range(numbers)
+    if len(onto) != len(ports):
+        raise Refusal(_unequal(text, left, ports, onto, f"{host}/" if slash else ""))
+    return Entry(ports, target, onto.start - ports.start)
+
+
+def _unequal(text: str, left: str, ports: range, onto: range, host: str) -> str:
+    count = f"{quote(text)} maps {len(ports)} port(s) to {len(onto)}"
+    last = onto.start + len(ports) - 1
+    if last > LAST_PORT:
+        return f"{count}; write a target of {len(ports)} ports"
+    onto_text = f"{onto.start}" if len(ports) == 1 else f"{onto.start}-{last}"
+    return f"{count}; write {left}:{host}{onto_text}"
+
+
+def _read_all(text: str, target: str) -> Entry:
+    if _RANGE.fullmatch(target) or "/" in target:
+        raise Refusal(f"{quote(text)}: 'all' keeps each port's number; write all:ADDRESS or all")
+    return Entry(None, _read_target(target, text), 0)
+
+
+def _read_target(text: str, entry: str) -> Address:
+    if not text:
+        raise Refusal(f"{quote(entry)} has no target; write a port or an address after ':'")
+    address = _read_address(text)
+    if address.is_unspecified or address == _BROADCAST:
+        raise Refusal(f"{quote(text)} is not an address to connect to; write a host's address")
+    if address.version == 6 and address.is_link_local:
+        raise Refusal(f"{quote(text)} is link-local; give the target an address of wider scope")
+    return address
+
+
+def _read_exclusion(text: str) -> range:
+    numbers, colon, _ = text[1:].partition(":")
+    if colon:
+        raise Refusal(f"{quote(text)}: what is excluded has no target; write ~{numbers}")
+    return _read_range(numbers)
+
+
+def _read_range(text: str) -> range:
+    first_text, dash, last_text = text.partition("-")
+    first = _read_port(first_text, text)
+    if not dash:
+        return range(first, first + 1)
+    last = _read_port(last_text, text)
+    if last < first:
+        raise Refusal(f"{quote(text)} runs backwards; write {last}-{first}")
+    return range(first, last + 1)
+
+
+def _read_port(text: str, within: str) -> int:
+    if _NUMBER.fullmatch(text) and 1 <= int(text) <= LAST_PORT:
+        return int(text)
+    where = "" if text == within else f" in {quote(within)}"
+    raise Refusal(f"{quote(text)}{where} is not a port; write a number from 1 to {LAST_PORT}")

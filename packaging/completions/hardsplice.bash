@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# shellcheck shell=bash
+#
+# bash completion for hardsplice(1). Install as /usr/share/bash-completion/completions/hardsplice.
+# Works without the bash-completion package; with it, COMMAND's own completion is used as well.
+
+_hardsplice() {
+    local cur=${COMP_WORDS[COMP_CWORD]} word pending='' i
+    COMPREPLY=()
+
+    # Where do the options end? `pending` is the option whose value the current word is. bash
+    # splits --name=value into three words, of which "=" is one.
+    for ((i = 1; i < COMP_CWORD; i++)); do
+        word=${COMP_WORDS[i]}
+        if [[ -n $pending ]]; then
+            [[ $word == '=' && ${COMP_WORDS[i - 1]} == --* ]] || pending=''
+            continue
+        fi
+        case $word in
+            --)
+                i=$((i + 1))
+                break
+                ;;
+            --tcp-ports | --tcp-ns | --netns | --userns | --pid | --ready-fd | --runas | \
+                --sandbox | --log-file | --log-size)
+                pending=$word
+                ;;
+            --*) ;;
+            -*)
+                # One or more flags, and maybe an option whose value is the next word.
+                [[ $word =~ ^-[46fqdh]*([tTPl])$ ]] && pending=-${BASH_REMATCH[1]}
+                ;;
+            *) break ;;
+        esac
+    done
+
+    if [[ -z $pending ]] && ((i < COMP_CWORD)); then
+        if declare -F _command_offset >/dev/null; then
+            _command_offset "$i"
+        else
+            compopt -o filenames 2>/dev/null
+            mapfile -t COMPREPLY < <(compgen -f -- "$cur")
+        fi
+        return
+    fi
+    [[ $pending == --* && $cur == '=' ]] && cur=''
+
+    case $pending in
+        -t | --tcp-ports | -T | --tcp-ns)
+            mapfile -t COMPREPLY < <(compgen -W 'none all' -- "$cur")
+            ;;
+        --netns)
+            compopt -o filenames 2>/dev/null
+            mapfile -t COMPREPLY < <(
+                compgen -W "$(command ls /run/netns 2>/dev/null)" -- "$cur"
+                compgen -f -- "$cur"
+            )
+            ;;
+        --userns | -P | --pid | -l | --log-file)
+            compopt -o filenames 2>/dev/null
+            mapfile -t COMPREPLY < <(compgen -f -- "$cur")
+            ;;
+        --runas) mapfile -t COMPREPLY < <(compgen -u -- "$cur") ;;
+        --sandbox) mapfile -t COMPREPLY < <(compgen -W 'best-effort strict' -- "$cur") ;;
+        --ready-fd | --log-size) ;;
+        *)
+            if [[ $cur == -* ]] && ((i == COMP_CWORD)) && [[ ${COMP_WORDS[i - 1]} != -- ]]; then
+                mapfile -t COMPREPLY < <(compgen -W '
+                    -t --tcp-ports -T --tcp-ns -4 --ipv4-only -6 --ipv6-only
+                    --netns --userns --netns-only --no-netns-quit
+                    -f --foreground -P --pid --ready-fd --runas
+                    --sandbox
+                    -q --quiet -d --debug --trace -l --log-file --log-size
+                    --splice-only --host-lo-to-ns-lo -h --help --version' -- "$cur")
+            elif [[ $cur =~ ^[0-9]+$ ]]; then
+                mapfile -t COMPREPLY < <(cd /proc && compgen -G "$cur*")
+            else
+                mapfile -t COMPREPLY < <(compgen -c -- "$cur")
+            fi
+            ;;
+    esac
+}
+
+complete -F _hardsplice hardsplice

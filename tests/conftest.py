@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What all the tests share: who runs them, the program under test, and cleanliness afterwards."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.support import procfs
+from tests.support.netns import Identity, Namespace, can_make, ordinary_user
+from tests.support.paths import Direct, Path, Service, Spliced
+from tests.support.product import Instance, Program
+from tests.support.stream import Violation, eventually
+
+_PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+_IDENTITIES = {"root": Identity("root"), "user": ordinary_user()}
+_FAMILIES = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--hardsplice",
+        metavar="COMMAND",
+        help="test this installed hardsplice instead of the checkout",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Processes that outlive their parents become children of this one: they can be seen, waited
+    # for and ended, and none can hide from `nothing_left_behind`.
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Fast tests first: whoever broke something simple should learn it in seconds."""
+    order = ("unit", "policy", "packaging", "cli_e2e", "relay")
+
+    def rank(item: pytest.Item) -> tuple[int, bool]:
+        folder = next((i for i, name in enumerate(order) if name in item.path.parts), 3)
+        return folder, item.get_closest_marker("soak") is not None
+
+    items.sort(key=rank)  # stable: within a folder the order is that of the files
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("root") and os.geteuid() != 0:
+        pytest.skip("needs root")
+
+
+@pytest.fixture(scope="session")
+def program(request: pytest.FixtureRequest) -> Iterator[Program]:
+    """The hardsplice under test."""
+    program = Program(request.config.getoption("--hardsplice"))
+    yield program
+    program.close()
+
+
+def identity_named(name: str) -> Identity:
+    """Root, or an ordinary user; skips where the tests can't be that, or it can't do its work."""
+    if name == "root" and os.geteuid() != 0:
+        pytest.skip("needs root")
+    identity = _IDENTITIES[name]
+    if not can_make(identity):
+        pytest.skip(f"{name} may not create namespaces on this machine")
+    return identity
+
+
+@pytest.fixture(params=["root", "user"])
+def identity(request: pytest.FixtureRequest) -> Identity:
+    """Everything that names this runs as root and as an ordinary user."""
+    return identity_named(request.param)
+
+
+@pytest.fixture
+def user() -> Identity:
+    """An ordinary user."""
+    return identity_named("user")
+
+
+@pytest.fixture
+def namespace(identity: Identity) -> Iterator[Namespace]:
+    """A namespace that belongs to `identity`."""
+    with Namespace(identity) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def ways(program: Program) -> Iterator[Callable[[str], Path]]:
+    """The ways of support/paths.py by name, each made when it is first asked for."""
+    services: dict[str, Service] = {}
+
+    def way(name: str) -> Path:
+        kind, family, *who = name.split("-")
+        if kind == "direct":
+            return Direct(_FAMILIES[family])
+        if who[0] not in services:
+            services[who[0]] = Service(program, identity_named(who[0]))
+        return Spliced(services[who[0]], _FAMILIES[family], inbound=kind == "inbound")
+
+    yield way
+    for service in services.values():
+        service.close()
+
+
+@pytest.fixture
+def launch(program: Program) -> Iterator[Callable[..., Instance]]:
+    """Start instances of one's own: launch(identity, *arguments, ...), ended after the test."""
+    started: list[Instance] = []
+
+    def start(identity: Identity, *arguments: str, **how: object) -> Instance:
+        instance = Instance(program, identity, list(arguments), **how)  # type: ignore[arg-type]
+        started.append(instance)
+        return instance
+
+    yield start
+    for instance in started:
+        instance.discard()
+
+
+@pytest.fixture
+def nothing_left_behind() -> Iterator[None]:
+    """Fail a test after which a process is there that wasn't before."""
+    before = procfs.descendants(os.getpid())
+    yield
+
+    def left() -> set[int]:
+        procfs.reap()
+        return procfs.descendants(os.getpid()) - before
+
+    def told() -> str:
+        return "left behind: " + ", ".join(f"{pid} ({_command(pid)})" for pid in left())
+
+    eventually(lambda: not left(), told, within=3)
+
+
+def _command(pid: int) -> str:
+    try:
+        return procfs.command(pid)
+    except ProcessLookupError:
+        return "ended"

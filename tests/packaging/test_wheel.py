@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a distribution gets: a wheel that runs from anywhere, and an sdist from which all is built.
+
+Built without network and without isolation, by the build backend of the environment that runs the
+tests; installed into an environment of its own, which sees the two runtime dependencies and
+nothing of this checkout.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import tomllib
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from hardsplice import __version__
+
+ROOT = Path(__file__).parents[2]
+POLICIES = {path.name for path in (ROOT / "policy").glob("*.toml")}
+
+
+def run(*command: str | Path, cwd: Path, status: int = 0) -> str:
+    """What a command prints, away from the checkout and its settings."""
+    environment = {"PATH": os.defpath, "HOME": str(cwd), "LC_ALL": "C.UTF-8"}
+    done = subprocess.run(
+        [str(word) for word in command],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout
+
+
+def build(kind: str, source: Path, target: Path) -> Path:
+    """Let the build backend make a `wheel` or an `sdist` of a source tree."""
+    code = f"import sys; from hatchling.build import build_{kind} as b; b(sys.argv[1])"
+    run(sys.executable, "-c", code, target, cwd=source)
+    (made,) = target.iterdir()
+    return made
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build("wheel", ROOT, tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build("sdist", ROOT, tmp_path_factory.mktemp("sdist"))
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bin folder of a fresh environment into which the wheel was installed."""
+    home = tmp_path_factory.mktemp("installed")
+    venv.create(home, with_pip=False, symlinks=True)
+    python = home / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python]
+    run(*pip, "install", "--quiet", "--no-deps", "--no-index", wheel, cwd=home)
+
+    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    packages = Path(run(python, "-c", code, cwd=home).strip())
+    for name in ("pyseccomp", "prctl", "_prctl"):
+        spec = importlib.util.find_spec(name)
+        assert spec is not None
+        assert spec.origin is not None
+        (packages / Path(spec.origin).name).symlink_to(spec.origin)
+    return home / "bin"
+
+
+def names(wheel: Path) -> set[str]:
+    with zipfile.ZipFile(wheel) as archive:
+        return set(archive.namelist())
+
+
+def test_the_wheel_carries_every_policy_and_every_module(wheel: Path) -> None:
+    assert POLICIES
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "hardsplice").rglob("*.py")}
+    wanted = modules | {f"hardsplice/policies/{name}" for name in POLICIES}
+    assert wanted <= names(wheel)
+
+
+def test_the_wheel_carries_nothing_but_the_package(wheel: Path) -> None:
+    tops = {name.partition("/")[0] for name in names(wheel)}
+    assert tops == {"hardsplice", f"hardsplice-{__version__}.dist-info"}
+
+
+def test_the_wheel_needs_just_the_two_dependencies(installed: Path) -> None:
+    (info,) = installed.parent.glob("lib/python*/site-packages/hardsplice-*.dist-info")
+    requires = importlib.metadata.Distribution.at(info).requires or []
+    needed = {re.split(r"[^\w-]", line)[0] for line in requires if "extra ==" not in line}
+    assert needed == {"pyseccomp", "python-prctl"}
+
+
+def test_the_installed_command_says_its_version_from_anywhere(
+    installed: Path, tmp_path: Path
+) -> None:
+    assert run(installed / "hardsplice", "--version", cwd=tmp_path) == f"hardsplice {__version__}\n"
+
+
+def test_the_installed_package_is_the_one_that_runs(installed: Path, tmp_path: Path) -> None:
+    code = "import hardsplice; print(hardsplice.__file__)"
+    found = Path(run(installed / "python", "-c", code, cwd=tmp_path).strip())
+    assert found.is_relative_to(installed.parent)
+
+
+@pytest.mark.parametrize("role", ["relay", "monitor"])
+def test_an_installed_package_shows_its_policies_from_anywhere(
+    installed: Path, tmp_path: Path, role: str
+) -> None:
+    command = ["-m", "hardsplice.policy", "show", "--role", role, "--arch", "x86_64"]
+    assert "splice" in run(installed / "python", *command, cwd=tmp_path)
+
+
+def test_the_sdist_is_complete(sdist: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        packed = {member.name.partition("/")[2] for member in archive if member.isfile()}
+    tops = ("hardsplice", "packaging", "policy", "tests", "tools", "bench", ".ci")
+    files = {path for top in tops for path in (ROOT / top).rglob("*") if path.is_file()}
+    files |= {ROOT / name for name in ("LICENSE", "Makefile", "README.md", "pyproject.toml")}
+    wanted = {str(path.relative_to(ROOT)) for path in files if "__pycache__" not in path.parts}
+    assert wanted - packed == set()
+
+
+def test_the_sdist_builds_the_same_wheel(sdist: Path, wheel: Path, tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "wheel"
+    source.mkdir()
+    target.mkdir()
+    run("tar", "--extract", "--file", sdist, "--strip-components=1", cwd=source)
+    assert names(build("wheel", source, target)) == names(wheel)
+
+
+def test_packages_for_distributions_name_this_version() -> None:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        assert "version" in tomllib.load(file)["project"]["dynamic"]
+    spec = (ROOT / "packaging/rpm/hardsplice.spec").read_text()
+    assert re.search(rf"^Version: +{re.escape(__version__)}$", spec, re.MULTILINE)
+    changelog = (ROOT / "packaging/debian/changelog").read_text()
+    assert changelog.startswith(f"hardsplice ({__version__}-")

@@ -1,0 +1,575 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The contract: what a client and a server may rely on, whatever lies between them.
+
+Each case is a function of a `Lane`, a pair of ports that is either the same port (plain TCP, the
+oracle) or has a forwarder in between. The docstring of a group lists what is acceptable before the
+code says how it is seen. A case never asks what lies between, with two exceptions, named where they
+are made: a refusal can reach a client as a reset of its established connection, and a flow that
+carries urgent data may be reset.
+
+`CASES` holds them all by name; test_contract.py runs them over every way there is, and
+test_suite_can_fail.py shows that forwarders with known faults do not pass.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import itertools
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Literal
+
+from tests.support.paths import Lane
+from tests.support.stream import (
+    KIB,
+    MIB,
+    PATIENCE,
+    Stream,
+    Violation,
+    expect,
+    expect_broken,
+    expect_end,
+    fill,
+    finish,
+    notices_reset,
+    receive,
+    reset,
+    send,
+    together,
+)
+
+Case = Callable[[Lane], None]
+Side = Literal["client", "server"]
+CASES: dict[str, Case] = {}
+WATCHING: set[str] = set()
+"""Cases that watch the forwarder for a second or more; the others take milliseconds."""
+SMALL_BUFFER = 256 * KIB
+SIDES: tuple[Side, Side] = ("client", "server")
+
+
+def case(
+    run: Callable[..., None], *values: object, name: str = "", watches: bool = False
+) -> None:
+    """Enter `run`, with these arguments after the lane, into CASES."""
+    label = name or "-".join([run.__name__, *map(str, values)])
+    if label in CASES:
+        raise ValueError(f"two cases are called {label}")
+
+    def bound(lane: Lane) -> None:
+        run(lane, *values)
+
+    CASES[label] = functools.wraps(run)(bound)
+    if watches:
+        WATCHING.add(label)
+
+
+def sides(
+    lane: Lane, first: Side, *, buffer: int | None = None
+) -> tuple[socket.socket, socket.socket]:
+    """A connection's two sockets, that of side `first` first."""
+    client, server = lane.pair(buffer=buffer)
+    return (client, server) if first == "client" else (server, client)
+
+
+# --- bytes and ends -----------------------------------------------------------------------------------
+
+
+def echo(lane: Lane, size: int) -> None:
+    """What goes there comes back, while both directions are open; then both end cleanly."""
+    client, server = lane.pair()
+    there, back = Stream(), Stream()
+    for start in range(0, 5 * size, size):
+        together(lambda at=start: send(client, there, size, start=at),
+                 lambda at=start: expect(server, there, size, start=at))  # fmt: skip
+        together(lambda at=start: send(server, back, size, start=at),
+                 lambda at=start: expect(client, back, size, start=at))  # fmt: skip
+    finish(client)
+    expect_end(server, there, 0)
+    finish(server)
+    expect_end(client, back, 0)
+
+
+def half_close(
+    lane: Lane, order: Literal["client", "server", "both"], size: int, pace: Literal["fast", "slow"]
+) -> None:
+    """Each side sends `size` bytes and FIN, in this order.
+
+    Acceptable: each receives exactly the other's bytes and then end of file, the second side's
+    after the first is through. Not acceptable: an end before the last byte, a reset, a stall.
+    """
+    there, back = Stream(), Stream()
+    slow = pace == "slow"
+    if order == "both":
+        client, server = lane.pair(buffer=SMALL_BUFFER if slow else None)
+        together(
+            *(lambda end=end, own=own: (send(end, own, size), finish(end))
+              for end, own in ((client, there), (server, back))),
+            *(lambda end=end, own=own: _read_to_end(end, own, size, slow)
+              for end, own in ((client, back), (server, there))),
+        )  # fmt: skip
+        return
+    one, other = sides(lane, order, buffer=SMALL_BUFFER if slow else None)
+    for source, sink, stream in ((one, other, there), (other, one, back)):
+        together(
+            lambda end=source, own=stream: (send(end, own, size), finish(end)),
+            lambda end=sink, own=stream: _read_to_end(end, own, size, slow),
+        )
+
+
+def _read_to_end(sock: socket.socket, stream: Stream, size: int, slow: bool) -> None:
+    if slow:
+        # The reader comes late, so that all that fits has piled up on the way, and then rests about
+        # ten times.
+        time.sleep(0.05)
+        expect_end(sock, stream, size, chunk=max(1024, size // 10), pause=0.01)
+    else:
+        expect_end(sock, stream, size)
+
+
+def late_data_after_servers_fin(lane: Lane, first: Side) -> None:
+    """One side finishes at once; the other then sends much, and finishes; the first reads slowly.
+
+    The socket towards the second side is now shut both ways while its bytes are still under way:
+    a forwarder that takes that for the end loses them.
+    """
+    one, other = sides(lane, first, buffer=SMALL_BUFFER)
+    stream = Stream()
+    finish(one)
+    expect_end(other, Stream(), 0)
+    sent = fill(other, stream)
+    size = sent + 20 * MIB
+    together(
+        lambda: (send(other, stream, size - sent, start=sent), finish(other)),
+        lambda: expect_end(one, stream, size, chunk=size // 20, pause=0.02),
+    )
+
+
+def close_after_sending(lane: Lane, first: Side, size: int) -> None:
+    """One side sends and closes its socket altogether: the other gets all of it, then the end."""
+    one, other = sides(lane, first)
+    stream = Stream()
+    together(
+        lambda: (send(one, stream, size), one.close()),
+        lambda: expect_end(other, stream, size),
+    )
+
+
+def full_both_ways(lane: Lane) -> None:
+    """Both send until nothing more goes in; nothing spins; then both read, and all comes."""
+    client, server = lane.pair()
+    there, back = Stream(), Stream()
+    there_sent, back_sent = fill(client, there), fill(server, back)
+    lane.assert_quiet()
+    together(
+        lambda: (send(client, there, MIB, start=there_sent), finish(client)),
+        lambda: (send(server, back, MIB, start=back_sent), finish(server)),
+        lambda: expect_end(server, there, there_sent + MIB),
+        lambda: expect_end(client, back, back_sent + MIB),
+    )
+
+
+def tiny_segments(lane: Lane, first: Side, number: int) -> None:
+    """Thousands of one-byte segments, the reader blocked meanwhile: they fill a pipe by slots, not bytes."""
+    one, other = sides(lane, first)
+    stream = Stream()
+    for position in range(number):
+        one.send(stream.at(position, 1))
+    finish(one)
+    expect_end(other, stream, number)
+    finish(other)
+    expect_end(one, stream, 0)
+
+
+def interleaved(lane: Lane) -> None:
+    """Both directions carry pieces of every size at once, read in pieces of other sizes."""
+    client, server = lane.pair()
+    there, back = Stream(), Stream()
+    sizes = [1, 2, 1447, 1448, 1449, 4095, 4096, 4097, 65_535, 65_536, 65_537, 300_000] * 3
+
+    def write(sock: socket.socket, stream: Stream, sizes: list[int]) -> None:
+        for start, size in zip(itertools.accumulate(sizes, initial=0), sizes, strict=False):
+            send(sock, stream, size, start=start)
+        finish(sock)
+
+    together(
+        lambda: write(client, there, sizes),
+        lambda: write(server, back, sizes[::-1]),
+        lambda: expect_end(server, there, sum(sizes), chunk=7919),
+        lambda: expect_end(client, back, sum(sizes), chunk=104_729),
+    )
+
+
+def request_response(lane: Lane) -> None:
+    """Write, write, read: 200 rounds. A forwarder that lets Nagle wait for a delayed ACK takes 40 ms each."""
+    client, server = lane.pair()
+    there, back = Stream(), Stream()
+    began = time.monotonic()
+    for start in range(0, 200 * 20, 20):
+        send(client, there, 10, start=start)
+        send(client, there, 10, start=start + 10)
+        expect(server, there, 20, start=start)
+        send(server, back, 20, start=start)
+        expect(client, back, 20, start=start)
+    took = time.monotonic() - began
+    if took > 4.0:
+        raise Violation(f"200 rounds took {took:.1f} s: segments wait for acknowledgements")
+
+
+for size in (1, 1000, 200_000):
+    case(echo, size)
+for order, size, pace in itertools.product(
+    ("client", "server", "both"), (0, 1, 100, 64 * KIB, MIB + 1, 20 * MIB), ("fast", "slow")
+):
+    case(half_close, order, size, pace)
+for side in SIDES:
+    case(late_data_after_servers_fin, side, name=f"late_data_after_fin_of-{side}")
+    case(tiny_segments, side, 5000)
+    for size in (0, 100, 3 * MIB):
+        case(close_after_sending, side, size)
+case(full_both_ways, watches=True)
+case(interleaved)
+case(request_response)
+
+
+# --- resets -------------------------------------------------------------------------------------------
+#
+# Acceptable: within a second the other side sees the connection broken (ECONNRESET, or EPIPE where
+# it had seen the end of file already). What had reached it before is delivered first; what had not
+# may be lost, as with plain TCP. Not acceptable: a clean end, no news, foreign bytes afterwards.
+
+
+def reset_fresh(lane: Lane, by: Side) -> None:
+    """Before any data."""
+    one, other = sides(lane, by)
+    reset(one)
+    notices_reset(other)
+    expect_end(other, Stream(), 0, "reset")
+
+
+def reset_after_exchange(lane: Lane, by: Side) -> None:
+    """After data went both ways and arrived."""
+    one, other = sides(lane, by)
+    there, back = Stream(), Stream()
+    send(one, there, 1000)
+    expect(other, there, 1000)
+    send(other, back, 1000)
+    expect(one, back, 1000)
+    reset(one)
+    notices_reset(other)
+    expect_end(other, there, 0, "reset")
+
+
+def reset_behind_data(lane: Lane, by: Side, size: int) -> None:
+    """Data, and the reset right behind it: the data comes first, all of it."""
+    one, other = sides(lane, by)
+    stream = Stream()
+    send(one, stream, size)
+    reset(one)
+    notices_reset(other)
+    expect_end(other, stream, size, "reset")
+
+
+def reset_while_flooding(lane: Lane, by: Side) -> None:
+    """The resetting side has filled the path, the other reads nothing: it still learns of it."""
+    one, other = sides(lane, by)
+    stream = Stream()
+    sent = fill(one, stream)
+    reset(one)
+    notices_reset(other)
+    got = receive(other, stream)
+    if got.end != "reset" or got.count > sent:
+        raise Violation(f"{got.count} of {sent} bytes and then {got.end}")
+
+
+def reset_while_flooded(lane: Lane, by: Side) -> None:
+    """The other side has filled the path and now waits to send more."""
+    one, other = sides(lane, by)
+    fill(other, Stream())
+    reset(one)
+    expect_broken(other)
+
+
+def reset_by_unread_data(lane: Lane, by: Side) -> None:
+    """A socket closed with bytes in it that nobody read: the kernel makes that a reset by itself."""
+    one, other = sides(lane, by)
+    stream = Stream()
+    send(other, stream, 1000)
+    expect(one, stream, 999)
+    one.close()
+    expect_broken(other)
+
+
+def reset_after_own_fin(lane: Lane, by: Side) -> None:
+    """The side that resets had finished sending: the other, idle and past end of file, learns of it."""
+    one, other = sides(lane, by)
+    stream = Stream()
+    send(one, stream, 100)
+    finish(one)
+    expect_end(other, stream, 100)
+    reset(one)
+    notices_reset(other)
+
+
+def reset_after_own_fin_flooded(lane: Lane, by: Side) -> None:
+    """As before, and the other side was sending all it could."""
+    one, other = sides(lane, by)
+    finish(one)
+    expect_end(other, Stream(), 0)
+    fill(other, Stream())
+    reset(one)
+    expect_broken(other)
+
+
+def reset_after_others_fin(lane: Lane, by: Side) -> None:
+    """The other side had finished sending and waits for an answer, which will not come."""
+    one, other = sides(lane, by)
+    stream = Stream()
+    send(other, stream, 100)
+    finish(other)
+    expect_end(one, stream, 100)
+    reset(one)
+    notices_reset(other)
+    expect_end(other, Stream(), 0, "reset")
+
+
+def reset_after_others_fin_behind_data(lane: Lane, by: Side) -> None:
+    """The same, with part of the answer sent before the reset."""
+    one, other = sides(lane, by)
+    there, back = Stream(), Stream()
+    send(other, there, 100)
+    finish(other)
+    expect_end(one, there, 100)
+    send(one, back, 10_000)
+    reset(one)
+    notices_reset(other)
+    expect_end(other, back, 10_000, "reset")
+
+
+def send_to_the_closed(lane: Lane, by: Side) -> None:
+    """One side closed; what the other sends now meets a reset, within a second."""
+    one, other = sides(lane, by)
+    one.close()
+    expect_end(other, Stream(), 0)
+    send(other, Stream(), 100)
+    notices_reset(other)
+
+
+for side in SIDES:
+    for run in (
+        reset_fresh,
+        reset_after_exchange,
+        reset_while_flooding,
+        reset_while_flooded,
+        reset_by_unread_data,
+        reset_after_own_fin,
+        reset_after_own_fin_flooded,
+        reset_after_others_fin,
+        reset_after_others_fin_behind_data,
+        send_to_the_closed,
+    ):
+        case(run, side)
+    for size in (1, 10_000, 60_000):
+        case(reset_behind_data, side, size)
+
+
+# --- before the server has accepted -------------------------------------------------------------------
+
+
+def refused(lane: Lane, early: int) -> None:
+    """Nobody listens, and the client may send at once.
+
+    Acceptable: connect() is refused, or the connection is reset. Not acceptable: a clean end, as if
+    a server had been there and had had nothing to say; silence.
+    """
+    stream = Stream()
+    try:
+        client = lane.client()
+        send(client, stream, early)
+    except (ConnectionRefusedError, ConnectionResetError, BrokenPipeError):
+        return
+    notices_reset(client)
+    expect_end(client, stream, 0, "reset")
+
+
+def early_data(lane: Lane, size: int, end: Literal["open", "fin"]) -> None:
+    """The client sends, and may finish, before the server accepts: nothing is lost."""
+    lane.listen()
+    client = lane.client()
+    there, back = Stream(), Stream()
+    send(client, there, size)
+    if end == "fin":
+        finish(client)
+    server = lane.accept()
+    if end == "fin":
+        expect_end(server, there, size)
+    else:
+        expect(server, there, size)
+    send(server, back, 100)
+    server.close()
+    expect_end(client, back, 100)
+
+
+def early_reset(lane: Lane, size: int) -> None:
+    """The client resets before the server accepts.
+
+    Acceptable: the server sees a connection with a prefix of the data and then a reset, or none at
+    all. Not acceptable: a clean end; data that passes into the next connection.
+    """
+    lane.listen()
+    stream = Stream()
+    client = lane.client()
+    send(client, stream, size)
+    reset(client)
+    try:
+        server = lane.accept(patience=0.5)
+    except Violation:
+        return
+    got = receive(server, stream)
+    if got.end != "reset" or got.count > size:
+        raise Violation(f"{got.count} of {size} bytes and then {got.end}")
+
+
+for size in (0, 100):
+    case(refused, size)
+for size in (0, 100, 50_000):
+    case(early_data, size, "fin")
+    case(early_reset, size)
+case(early_data, 100, "open")
+
+
+# --- peers that don't go on ---------------------------------------------------------------------------
+
+_READER = """
+import hashlib, socket, sys
+peer = socket.socket(fileno=int(sys.argv[1]))
+digest, count = hashlib.sha256(), 0
+while data := peer.recv(65536):
+    digest.update(data); count += len(data)
+peer.sendall(f"{count} {digest.hexdigest()}".encode())
+"""
+
+
+def stopped_peer(lane: Lane, first: Side, then: Literal["continued", "killed"]) -> None:
+    """The other side is a process that gets SIGSTOP in the middle of things.
+
+    Acceptable: others are served meanwhile and nothing spins. Continued, it receives everything;
+    killed, it is as if it had reset the connection.
+    """
+    one, other = sides(lane, first)
+    stream = Stream()
+    reader = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _READER, str(other.fileno())],
+        pass_fds=[other.fileno()],
+    )
+    try:
+        lane.forget(other)
+        send(one, stream, 100_000)
+        reader.send_signal(signal.SIGSTOP)
+        size = 100_000 + fill(one, stream, start=100_000)
+        successors(lane)
+        lane.assert_quiet()
+        if then == "killed":
+            reader.kill()
+            expect_broken(one)
+            return
+        reader.send_signal(signal.SIGCONT)
+        finish(one)
+        one.settimeout(PATIENCE)
+        digest = hashlib.sha256()
+        for position in range(0, size, MIB):
+            digest.update(stream.at(position, min(MIB, size - position)))
+        told = b"".join(iter(lambda: one.recv(1000), b"")).decode()
+        if told != f"{size} {digest.hexdigest()}":
+            raise Violation(f"sent {size} bytes; the reader got {told}")
+    finally:
+        reader.kill()
+        reader.wait(PATIENCE)
+
+
+def idle(lane: Lane, state: str) -> None:
+    """Connections on which nothing can move cost nothing, in whatever state they rest."""
+    for first in SIDES:
+        one, other = sides(lane, first)
+        if state == "used":
+            stream = Stream()
+            send(one, stream, 1000)
+            expect(other, stream, 1000)
+        elif state == "half-closed":
+            finish(one)
+            expect_end(other, Stream(), 0)
+        elif state == "blocked":
+            fill(one, Stream())
+        elif state == "blocked and half-closed":
+            finish(other)
+            expect_end(one, Stream(), 0)
+            fill(one, Stream())
+        elif state == "finished and blocked":
+            fill(one, Stream())
+            finish(one)
+        elif state == "finished both ways and blocked":
+            fill(one, Stream())
+            finish(one)
+            finish(other)
+    lane.assert_quiet(2.0)
+
+
+for side in SIDES:
+    case(stopped_peer, side, "continued", watches=True)
+    case(stopped_peer, side, "killed", watches=True)
+for state in (
+    "fresh",
+    "used",
+    "half-closed",
+    "blocked",
+    "blocked and half-closed",
+    "finished and blocked",
+    "finished both ways and blocked",
+):
+    case(idle, state, watches=True)
+
+
+# --- afterwards ---------------------------------------------------------------------------------------
+
+
+def successors(lane: Lane, number: int = 4) -> None:
+    """Connections that follow carry their own bytes and no others, one by one and all at once."""
+
+    def exchange(client: socket.socket, server: socket.socket) -> None:
+        there, back = Stream(), Stream()
+        send(client, there, 5000)
+        send(server, back, 7000)
+        finish(client)
+        finish(server)
+        expect_end(server, there, 5000)
+        expect_end(client, back, 7000)
+        client.close()
+        server.close()
+
+    for _ in range(number):
+        exchange(*_fresh_pair(lane))
+    pairs = [_fresh_pair(lane) for _ in range(number)]
+    together(*(lambda both=both: exchange(*both) for both in pairs))
+
+
+def _fresh_pair(lane: Lane) -> tuple[socket.socket, socket.socket]:
+    """A connection whose two sockets are known to belong together.
+
+    What came before may have left a connection in the server's queue; those are closed here.
+    """
+    if not lane.listening:
+        return lane.pair()
+    client = lane.client()
+    mark = Stream()
+    send(client, mark, 64)
+    while True:
+        server = lane.accept()
+        with contextlib.suppress(ConnectionResetError):
+            if server.recv(64, socket.MSG_WAITALL) == mark.at(0, 64):
+                return client, server
+        server.close()

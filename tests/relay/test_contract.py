@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The contract over every way there is: plain TCP first, as its oracle, then through hardsplice.
+
+All ways run all the cases but those that watch for idleness; these take seconds each and look at
+the same engine whatever the way, so two ways, which differ in everything, run them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.relay import contract, contract_urgent
+from tests.support.paths import DIRECT, SPLICED, Path
+
+_WATCHED = ("direct-ipv4", "inbound-ipv4-root", "outbound-ipv6-user")
+
+
+def _runs() -> list[tuple[str, str]]:
+    return [
+        (way, name)
+        for way in (*DIRECT, *SPLICED)
+        for name in contract.CASES
+        if way in _WATCHED or name not in contract.WATCHING
+    ]
+
+
+@pytest.mark.parametrize(("way", "name"), _runs())
+def test_contract(ways: Callable[[str], Path], way: str, name: str) -> None:
+    """Each case holds, and connections after it carry their own bytes only."""
+    with ways(way).lane() as lane:
+        contract.CASES[name](lane)
+        contract.successors(lane)
+
+
+def test_urgent_cases_are_part_of_it() -> None:
+    """They enter themselves when their module is imported."""
+    assert sum(name.startswith("urgent") for name in contract.CASES) > len(contract_urgent.SCRIPTS)

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Starting hardsplice as users do: as its own process, by its command line, sandbox always on.
+
+The program may have to run as a user who can read neither the checkout nor the interpreter that
+runs the tests. `Program` finds a combination that this user can run, staging a copy of the package
+where necessary, and says why if there is none. `Instance` is one running hardsplice; whatever
+happens to it, stopping it leaves no process behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import random
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import procfs
+from tests.support.netns import Identity, clean_environment
+from tests.support.stream import PATIENCE, Violation, eventually
+
+ROOT = Path(__file__).parents[2]
+_PROBE = "import hardsplice, prctl, pyseccomp"
+
+
+class Program:
+    """How to run hardsplice here, for each identity."""
+
+    def __init__(self, command: str | None = None) -> None:
+        """`command` names an installed hardsplice to test instead of this checkout."""
+        self._command = command
+        self._found: dict[Identity, tuple[list[str], dict[str, str]]] = {}
+        self._stage: Path | None = None
+
+    def argv(self, identity: Identity) -> tuple[list[str], dict[str, str]]:
+        """The command line up to hardsplice's own options, and the environment to run it in."""
+        if identity not in self._found:
+            self._found[identity] = self._find(identity)
+        argv, environment = self._found[identity]
+        return identity.wrap(argv), environment
+
+    def _find(self, identity: Identity) -> tuple[list[str], dict[str, str]]:
+        if self._command:
+            return [self._command], clean_environment({})
+        complaint = ""
+        for interpreter, source in (
+            (sys.executable, lambda: ROOT),
+            (sys.executable, self.stage),
+            ("/usr/bin/python3", self.stage),
+        ):
+            environment = clean_environment({"PYTHONPATH": str(source())})
+            probe = subprocess.run(
+                identity.wrap([interpreter, "-c", _PROBE]),
+                env=environment, cwd="/", capture_output=True, text=True, check=False,
+                timeout=PATIENCE,
+            )  # fmt: skip
+            if probe.returncode == 0:
+                return [interpreter, "-m", "hardsplice"], environment
+            complaint = (probe.stderr.strip() or f"status {probe.returncode}").splitlines()[-1]
+        pytest.skip(f"{identity.name} can run no Python with what hardsplice needs: {complaint}")
+
+    def stage(self) -> Path:
+        """A copy of the package and of its pure-Python dependency that everybody can read."""
+        if self._stage is None:
+            self._stage = Path(tempfile.mkdtemp(prefix="hardsplice-tests-"))
+            self._stage.chmod(0o755)
+            leave = shutil.ignore_patterns("__pycache__")
+            for name in ("hardsplice", "policy"):
+                shutil.copytree(ROOT / name, self._stage / name, ignore=leave)
+            found = importlib.util.find_spec("pyseccomp")
+            if found and found.origin:
+                shutil.copy(found.origin, self._stage)
+            for path in [self._stage, *self._stage.rglob("*")]:
+                path.chmod(0o755 if path.is_dir() else 0o644)
+        return self._stage
+
+    def close(self) -> None:
+        if self._stage is not None:
+            shutil.rmtree(self._stage)
+
+
+class Instance:
+    """One hardsplice in the foreground."""
+
+    def __init__(
+        self,
+        program: Program,
+        identity: Identity,
+        arguments: list[str],
+        *,
+        stdin: int = subprocess.DEVNULL,
+        stdout: int = subprocess.DEVNULL,
+        preexec: Callable[[], None] | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        argv, base = program.argv(identity)
+        self.arguments = arguments
+        self._messages = tempfile.TemporaryFile()
+        ready, told = os.pipe()
+        try:
+            self.process = subprocess.Popen(
+                [*argv, "--ready-fd", str(told), *arguments],
+                pass_fds=[told],
+                stdin=stdin,
+                stdout=stdout,
+                stderr=self._messages,
+                cwd="/",
+                env={**base, **(environment or {})},
+                start_new_session=True,
+                preexec_fn=preexec,
+            )
+        except BaseException:
+            os.close(ready)
+            self._messages.close()
+            raise
+        finally:
+            os.close(told)
+        self._ready = ready
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def wait_ready(self) -> Instance:
+        """Until the program says that it is ready; a Violation with its messages if it ends first."""
+        try:
+            readable, _, _ = select.select([self._ready], [], [], PATIENCE)
+            if not readable or not os.read(self._ready, 1):
+                self.kill()
+                raise Violation(
+                    f"hardsplice {' '.join(self.arguments)}: not ready; {self.messages()}"
+                )
+        finally:
+            os.close(self._ready)
+            self._ready = -1
+        return self
+
+    def messages(self) -> str:
+        """What it wrote to standard error so far."""
+        return os.pread(self._messages.fileno(), 1 << 20, 0).decode(errors="replace")
+
+    def processes(self) -> list[int]:
+        """Its live processes, the one that was started first; COMMAND and its children left out."""
+        return [pid for pid in procfs.tree(self.pid) if "hardsplice" in _command(pid)]
+
+    def relays(self) -> list[int]:
+        """Its relays: they have no children, while each monitor has a relay or another monitor.
+
+        Only for instances without a COMMAND, and for a moment when no relay is being restarted.
+        """
+        return procfs.leaves(self.processes())
+
+    def wait(self, within: float = PATIENCE) -> int:
+        """Its exit status, as os.waitstatus_to_exitcode has it."""
+        try:
+            return self.process.wait(within)
+        except subprocess.TimeoutExpired:
+            raise Violation(f"hardsplice still runs after {within} s") from None
+
+    def stop(self) -> None:
+        """SIGTERM, as a service manager does; it must end with 0 and leave no process."""
+        family = self.processes()
+        if self.process.poll() is None:
+            self.process.terminate()
+        try:
+            status = self.wait()
+            eventually(
+                lambda: not [pid for pid in family if procfs.alive(pid)],
+                "hardsplice has ended but left processes behind",
+                within=2,
+            )
+        finally:
+            self.kill(family)
+            said = self.messages()
+            self._messages.close()
+        if status != 0:
+            raise Violation(f"hardsplice ended with {status} after SIGTERM; {said}")
+
+    def kill(self, family: list[int] | None = None) -> None:
+        """Leave nothing of it running, without asking; the messages stay readable."""
+        for pid in {*(family or []), *procfs.tree(self.pid)} - {self.pid}:
+            if procfs.alive(pid) and "hardsplice" in _command(pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        self.process.kill()
+        self.process.wait(PATIENCE)
+        if self._ready >= 0:
+            os.close(self._ready)
+            self._ready = -1
+
+    def discard(self) -> None:
+        """Kill it and forget its messages."""
+        self.kill()
+        self._messages.close()
+
+
+def _command(pid: int) -> str:
+    try:
+        return procfs.command(pid)
+    except ProcessLookupError:
+        return ""
+
+
+def can_bind(address: str, port: int) -> bool:
+    """Whether nothing listens there (connections in TIME_WAIT don't count)."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        try:
+            probe.bind((address, port))
+            probe.listen(1)
+        except OSError:
+            return False
+    return True
+
+
+def free_ports(number: int = 1) -> int:
+    """The first of so many consecutive ports of the host that nobody uses, none of them ephemeral."""
+    for _ in range(200):
+        first = random.randrange(10_000, 32_000 - number)
+        if all(can_bind("::", port) and can_bind("0.0.0.0", port) for port in range(first, first + number)):
+            return first
+    raise RuntimeError(f"no {number} consecutive free ports")
+
+
+@contextlib.contextmanager
+def running(program: Program, identity: Identity, arguments: list[str]) -> Iterator[Instance]:
+    """An instance that is ready, stopped at the end."""
+    instance = Instance(program, identity, arguments)
+    try:
+        yield instance.wait_ready()
+    except BaseException:
+        instance.discard()
+        raise
+    instance.stop()

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Running hardsplice as an ordinary user, whoever asks.
+
+An ordinary user runs it as it is. Root hands over to user and group 65534, and that user may be
+able to read neither the checkout (below /root, or cloned under umask 077) nor the virtual
+environment in it: then a copy of what is needed is staged in a folder that everybody can read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+NOBODY = 65534
+RUNTIME_MODULES = ("pyseccomp", "prctl", "_prctl")
+DROP = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--inh-caps=-all"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Launcher:
+    """How to run a Python that finds hardsplice: `prefix` changes the user, where that is due."""
+
+    prefix: tuple[str, ...]
+    python: str
+    environment: dict[str, str]
+    user: str
+
+    def command(self, *arguments: str) -> list[str]:
+        """The command line that runs Python with these arguments."""
+        return [*self.prefix, self.python, *arguments]
+
+    def works(self) -> bool:
+        """Whether this user can run this Python, and finds the program with all that it imports."""
+        probe = self.command("-c", "import hardsplice.__main__, prctl, pyseccomp")
+        return _succeeds(probe, self.environment)
+
+
+def ordinary_user(folder: Path) -> Launcher:
+    """The best way to run hardsplice here; `folder`, readable by all, may be used for a copy."""
+    environment = {
+        "HOME": str(folder),
+        "LC_ALL": "C.UTF-8",
+        "PATH": os.environ.get("PATH", os.defpath),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    as_found = environment | {"PYTHONPATH": str(CHECKOUT)}
+    if os.geteuid() != 0:
+        return Launcher((), sys.executable, as_found, f"uid {os.geteuid()}, an ordinary user")
+    stay = Launcher((), sys.executable, as_found, "uid 0")
+
+    if not _succeeds([*DROP, "unshare", "--user", "--map-root-user", "--net", "true"], environment):
+        reason = "ordinary users may not create user namespaces here"
+        return dataclasses.replace(stay, user=f"root: {reason}")
+    user = f"uid {NOBODY}, an ordinary user"
+    prefix = tuple(DROP)
+    in_place = Launcher(prefix, sys.executable, as_found, user)
+    if in_place.works():
+        return in_place
+    staged = environment | {"PYTHONPATH": str(stage(folder))}
+    for python in (sys.executable, os.path.realpath(sys.executable)):
+        launcher = Launcher(prefix, python, staged, user)
+        if launcher.works():
+            return launcher
+    return dataclasses.replace(stay, user=f"root: others may not run {sys.executable}")
+
+
+def stage(folder: Path) -> Path:
+    """Copy the program, its policies and its two dependencies to where everybody can read them."""
+    target = folder / "program"
+    target.mkdir()
+    ignore = shutil.ignore_patterns("__pycache__")
+    for name in ("hardsplice", "policy"):
+        shutil.copytree(CHECKOUT / name, target / name, ignore=ignore)
+    for module in RUNTIME_MODULES:
+        spec = importlib.util.find_spec(module)
+        if spec is None or spec.origin is None:
+            raise SystemExit(f"demo: cannot find module {module}: run `make demo`")
+        shutil.copy(spec.origin, target)
+    for path in (target, *target.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    return target
+
+
+def _succeeds(command: list[str], environment: dict[str, str]) -> bool:
+    try:
+        done = subprocess.run(command, env=environment, cwd="/", capture_output=True, check=False)
+    except OSError:
+        return False
+    return done.returncode == 0

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A process tree as /proc has it now: who lives in which namespace, and what each may still do.
+
+Nothing here is taken from hardsplice itself: what a process says about itself is worth nothing as
+evidence, what the kernel says is. proc(5) describes every field.
+
+hardsplice's processes are not dumpable, so that their namespaces and descriptors are hidden from
+everybody but root, their own user included (ptrace(2), "Ptrace access mode checking"). `snapshot`
+therefore asks sudo where that works without a question; what stays hidden is None.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+PROC = Path("/proc")
+NAMESPACES = ("net", "user", "pid", "mnt")
+# The kernel's order in /proc/PID/status.
+CAPABILITY_SETS = ("Inh", "Prm", "Eff", "Bnd", "Amb")
+WIDTH = 100
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Process:
+    """One process; `namespaces` and `descriptors` are None where the kernel hides them."""
+
+    pid: int
+    started: int  # clock ticks since boot: with the pid, unique while the machine is up
+    depth: int
+    comm: str
+    uid: int
+    capabilities: dict[str, int]
+    no_new_privs: int
+    seccomp: int
+    filters: int
+    namespaces: dict[str, int] | None
+    descriptors: dict[str, int] | None
+
+    @property
+    def is_own(self) -> bool:
+        """Whether this is hardsplice itself, rather than the command that it runs."""
+        return self.comm.startswith("hs-")
+
+    def locked_down(self) -> list[str]:
+        """What is missing from the lock-down that every process of hardsplice owes: nothing."""
+        faults = [f"Cap{name} is {bits:#x}" for name, bits in self.capabilities.items() if bits]
+        if self.no_new_privs != 1:
+            faults.append(f"NoNewPrivs is {self.no_new_privs}")
+        if self.seccomp != 2:
+            faults.append(f"Seccomp is {self.seccomp}")
+        return faults
+
+
+def stat_fields(pid: int) -> tuple[str, int, int]:
+    """A process's state, its parent, and its start in clock ticks since boot (proc(5), stat)."""
+    # The second field is the command's name in parentheses and may hold anything, ")" too.
+    fields = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    return fields[0], int(fields[1]), int(fields[19])
+
+
+def is_alive(process: Process) -> bool:
+    """Whether this very process, not a later one of the same number, still runs."""
+    try:
+        state, _, started = stat_fields(process.pid)
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state not in "ZX" and started == process.started
+
+
+def host_namespaces() -> dict[str, int]:
+    """The namespaces of the process that asks."""
+    return {name: (PROC / "self" / "ns" / name).stat().st_ino for name in NAMESPACES}
+
+
+def snapshot(root: int) -> list[Process]:
+    """The process `root` and all its descendants, parents before children, as root sees them.
+
+    Raises FileNotFoundError or ProcessLookupError where `root` is gone.
+    """
+    if os.geteuid() != 0 and shutil.which("sudo"):
+        command = ["sudo", "-n", sys.executable, "-m", "tools.proctree", str(root)]
+        seen = subprocess.run(command, capture_output=True, text=True, check=False)
+        if seen.returncode == 0:
+            return [Process(**fields) for fields in json.loads(seen.stdout)]
+    return read_tree(root)
+
+
+def read_tree(root: int) -> list[Process]:
+    """The process `root` and all its descendants, with what this user may see of them."""
+    children: dict[int, list[int]] = collections.defaultdict(list)
+    for entry in PROC.iterdir():
+        if entry.name.isdigit():
+            try:
+                children[stat_fields(int(entry.name))[1]].append(int(entry.name))
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it ended while we looked
+    found: list[Process] = []
+    pending = [(root, 0)]
+    while pending:
+        pid, depth = pending.pop()
+        found.append(read_process(pid, depth))
+        pending += [(child, depth + 1) for child in sorted(children[pid], reverse=True)]
+    return found
+
+
+def read_process(pid: int, depth: int) -> Process:
+    """What /proc says about one process."""
+    folder = PROC / str(pid)
+    lines = (folder / "status").read_text().splitlines()
+    status = {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    return Process(
+        pid=pid,
+        started=stat_fields(pid)[2],
+        depth=depth,
+        comm=status["Name"],
+        uid=int(status["Uid"].split()[1]),
+        capabilities={name: int(status[f"Cap{name}"], 16) for name in CAPABILITY_SETS},
+        no_new_privs=int(status["NoNewPrivs"]),
+        seccomp=int(status["Seccomp"]),
+        filters=int(status["Seccomp_filters"]),
+        namespaces=read_namespaces(folder),
+        descriptors=read_descriptors(folder),
+    )
+
+
+def read_namespaces(folder: Path) -> dict[str, int] | None:
+    """The inode numbers that name a process's namespaces."""
+    try:
+        return {name: (folder / "ns" / name).stat().st_ino for name in NAMESPACES}
+    except PermissionError:
+        return None
+
+
+def read_descriptors(folder: Path) -> dict[str, int] | None:
+    """How many descriptors of each kind a process holds."""
+    kinds: collections.Counter[str] = collections.Counter()
+    try:
+        for entry in (folder / "fd").iterdir():
+            try:
+                kinds[descriptor_kind(str(entry.readlink()))] += 1
+            except FileNotFoundError:
+                continue  # closed while we looked
+    except PermissionError:
+        return None
+    return dict(kinds.most_common())
+
+
+def descriptor_kind(target: str) -> str:
+    """A word for what a /proc/PID/fd link points to: `socket:[123]` is a socket."""
+    if target.startswith("/memfd:"):
+        return "memfd"
+    if target.startswith("/"):
+        return target if target.startswith("/dev/") else "file"
+    kind, _, name = target.partition(":")
+    if kind == "anon_inode":
+        name = name.strip("[]")
+        return {"eventpoll": "epoll"}.get(name, name)
+    return f"{kind} namespace" if kind in NAMESPACES else kind
+
+
+def tables(processes: list[Process]) -> list[str]:
+    """Two tables, at most WIDTH columns wide: where each process lives, and what it may do."""
+    host = host_namespaces()
+    names = [("  " * process.depth + process.comm)[:18] for process in processes]
+    lines = [f"{'process':18} {'pid':>8} {'uid':>6}" + "".join(f"  {n:12}" for n in NAMESPACES)]
+    for name, process in zip(names, processes, strict=True):
+        cells = [describe_namespace(process, kind, host[kind]) for kind in NAMESPACES]
+        lines.append(
+            f"{name:18} {process.pid:8} {process.uid:6}" + "".join(f"  {c:12}" for c in cells)
+        )
+    lines += ["* differs from the host's", ""]
+
+    heads = "".join(f"{head.lower():>4}" for head in CAPABILITY_SETS)
+    lines.append(f"{'':18} capabilities of the sets   no new  seccomp")
+    lines.append(f"{'process':18}{heads}      privs   mode  filters  descriptors")
+    for name, process in zip(names, processes, strict=True):
+        counts = "".join(f"{bits.bit_count():4}" for bits in process.capabilities.values())
+        lines.append(
+            f"{name:18}{counts}   {process.no_new_privs:8} {process.seccomp:6}"
+            f" {process.filters:8}  {describe_descriptors(process)}"
+        )
+    if any(process.namespaces is None for process in processes):
+        lines.append("hidden: the process is not dumpable, and only root may look")
+    return [line.rstrip()[:WIDTH] for line in lines]
+
+
+def describe_namespace(process: Process, kind: str, host: int) -> str:
+    """A namespace's number, marked where it is not the host's."""
+    if process.namespaces is None:
+        return "hidden"
+    number = process.namespaces[kind]
+    return f"{number}{'' if number == host else '*'}"
+
+
+def describe_descriptors(process: Process) -> str:
+    """The descriptors by kind, the most common first."""
+    if process.descriptors is None:
+        return "hidden"
+    return ", ".join(f"{count} {kind}" for kind, count in process.descriptors.items()) or "none"
+
+
+def main() -> None:
+    """Print the tree below the process named on the command line, as JSON."""
+    tree = read_tree(int(sys.argv[1]))
+    print(json.dumps([dataclasses.asdict(process) for process in tree]))
+
+
+if __name__ == "__main__":
+    main()
