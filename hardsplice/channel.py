@@ -12,7 +12,7 @@ import array
 import os
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -152,13 +152,11 @@ class Channel:
             raise
 
 
-def close_all(fds: Sequence[int]) -> None:
-    """Close descriptors, in one call where they are neighbours."""
-    if not fds:
-        return
-    first, last = min(fds), max(fds)
-    if last - first + 1 == len(fds):
+def close_all(fds: Iterable[int]) -> None:
+    """Close descriptors, each run of neighbours in one call."""
+    ordered = sorted(fds)
+    while ordered:
+        first = last = ordered.pop(0)
+        while ordered and ordered[0] == last + 1:
+            last = ordered.pop(0)
         os.closerange(first, last + 1)
-    else:
-        for fd in fds:
-            os.close(fd)

@@ -27,7 +27,10 @@ LOG_FD = 2  # the host monitor's messages; /dev/null elsewhere
 CHANNEL_FD = 3  # a process's channel to its monitor; the host monitor's to the launcher, if there is one
 READY_FD = 4  # the host monitor's --ready-fd
 NOTIFY_FD = 5  # the host monitor's socket to the service manager
+RULESET_FD = 6  # the Landlock ruleset, kept by monitors for the relays that they start
+LAST_FIXED_FD = RULESET_FD
 FIXED_FDS = (0, 1, LOG_FD, CHANNEL_FD)
+_EMPTY_ROOT = "/proc"  # a folder that is there for sure, to mount the new root on
 _LAST_CAP = "/proc/sys/kernel/cap_last_cap"
 
 
@@ -93,6 +96,23 @@ def _own_user_namespace() -> None:
     namespaces.write_id_maps("self", f"{uid} {uid} 1", f"{gid} {gid} 1", deny_setgroups=True)
 
 
+def _leave_file_system() -> None:
+    """New IPC, UTS and mount namespaces, and in the latter an empty, read-only root and nothing else."""
+    linux.unshare(linux.CLONE_NEWNS | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS)
+    linux.mount("none", "/", None, linux.MS_REC | linux.MS_PRIVATE)
+    flags = linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
+    linux.mount("tmpfs", _EMPTY_ROOT, "tmpfs", flags, "nr_inodes=2,size=4k,mode=0555")
+    os.chdir(_EMPTY_ROOT)
+    # Both on the same place: the old root ends up on top of the new one, and is then taken off (pivot_root(2)).
+    linux.pivot_root(".", ".")
+    linux.umount2(".", linux.MNT_DETACH)
+    os.chdir("/")
+
+
+def _restrict(ruleset: int) -> None:
+    linux.landlock_restrict_self(ruleset)
+
+
 def _change_user(user: RunAs) -> None:
     try:
         os.setgroups([])
@@ -146,13 +166,20 @@ _SECBIT_NO_CAP_AMBIENT_RAISE_LOCKED = 1 << 7
 
 
 def monitor_steps(
-    *, user: RunAs | None, new_user_namespace: bool, last_capability: int, file_limit: int
+    *,
+    user: RunAs | None,
+    new_user_namespace: bool,
+    last_capability: int,
+    file_limit: int,
+    ruleset: int | None,
 ) -> list[Step]:
-    """What a monitor gives up before its filter. ``file_limit`` is the largest file that it may write, in bytes."""
+    """What a monitor gives up before its filter. ``file_limit`` is the largest file that it may write, in bytes;
+    ``ruleset`` is Landlock's, if there is one."""
     steps: list[Step] = []
     if new_user_namespace:
         steps.append(Step("enter a user namespace of its own", _own_user_namespace, required=False))
     steps += [
+        Step("leave the file system for an empty one", _leave_file_system, required=False),
         Step("limit core dumps and files", lambda: _limit_files(file_limit)),
         Step("lock the securebits", _lock_securebits, required=False),
         Step("empty the bounding set", lambda: _drop_bounding(last_capability), required=False),
@@ -164,6 +191,8 @@ def monitor_steps(
         Step("drop all capabilities", lambda: _clear_capabilities(())),
         *_common_steps(),
     ]
+    if ruleset is not None:
+        steps.append(Step("deny files, ports and signals by Landlock", lambda: _restrict(ruleset)))
     return steps
 
 
@@ -188,9 +217,11 @@ def _refuse_exec_gain() -> None:
     linux.prctl(linux.PR_SET_MDWE, linux.PR_MDWE_REFUSE_EXEC_GAIN)
 
 
-def relay_steps() -> list[Step]:
-    """What a relay gives up on top of what its monitor did."""
+def relay_steps(ruleset: int | None) -> list[Step]:
+    """What a relay gives up on top of what its monitor did. Its own Landlock layer puts the monitor out of reach."""
+    layer = [] if ruleset is None else [Step("deny signals to the monitor", lambda: _restrict(ruleset))]
     return [
+        *layer,
         Step("start no process", lambda: _limit(resource.RLIMIT_NPROC, 0)),
         Step("write no file", lambda: _limit(resource.RLIMIT_FSIZE, 0)),
     ]

@@ -57,28 +57,26 @@ def show(policy: Policy, arch: str) -> str:
 def table(policy: Policy, arch: str) -> str:
     """One line for each way in which a call may be made."""
     rows = [("CALL", "ARGUMENTS", "WHY")]
-    for rule in sorted(policy.rules_for(arch), key=lambda rule: rule.call):
-        for alternative in rule.when or ((),):
-            rows.append((rule.call, " and ".join(map(str, alternative)) or "any", rule.why))
+    rows += [
+        (rule.call, " and ".join(map(str, alternative)) or "any", rule.why)
+        for rule in sorted(policy.rules_for(arch), key=lambda rule: rule.call)
+        for alternative in rule.when or ((),)
+    ]
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     body = [f"{call:{widths[0]}}  {when:{widths[1]}}  {why}" for call, when, why in rows]
     return "\n".join([*_heading(policy, arch), "", *body, ""])
 
 
 def _heading(policy: Policy, arch: str) -> list[str]:
-    fixed = ", ".join(f"{name} = {number}" for name, number in policy.descriptors.items())
-    facts = [
-        policy.summary,
-        f"Everything else kills the process. Capabilities: {', '.join(policy.capabilities) or 'none'}."
-        + (f" Descriptors: {fixed}." if fixed else ""),
-        *([policy.notes[arch]] if arch in policy.notes else []),
-    ]
-    wrapped = [
-        line
-        for fact in facts
-        for line in textwrap.wrap(fact, 96, initial_indent="# ", subsequent_indent="# ")
-    ]
-    return [f"# {policy.role} on {arch}", *wrapped]
+    facts = [policy.summary, "Everything else kills the process."]
+    facts.append(f"Capabilities kept: {', '.join(policy.capabilities) or 'none'}.")
+    if policy.descriptors:
+        fixed = ", ".join(f"{name} = {number}" for name, number in policy.descriptors.items())
+        facts.append(f"Descriptors: {fixed}.")
+    if arch in policy.notes:
+        facts.append(policy.notes[arch])
+    body = textwrap.wrap(" ".join(facts), 96, initial_indent="# ", subsequent_indent="# ")
+    return [f"# {policy.role} on {arch}", *body]
 
 
 def oci(policy: Policy, arch: str) -> dict[str, Any]:
@@ -118,8 +116,8 @@ def systemd(policy: Policy, arch: str) -> str:
     names = textwrap.wrap(" ".join(sorted(resolve(policy, arch))), 80)
     return "\n".join(
         [
-            f"# {policy.role} on {arch}: names only. systemd can't check arguments, so this allows",
-            "# more than hardsplice's own filter does; systemd adds execve, exit and the like itself.",
+            f"# {policy.role} on {arch}: names only. systemd can't check arguments, so this",
+            "# allows more than hardsplice's own filter; and it adds execve, exit and the like.",
             f"SystemCallArchitectures={ARCHITECTURES[arch].systemd}",
             *(f"SystemCallFilter={line}" for line in names),
             "",

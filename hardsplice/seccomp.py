@@ -145,7 +145,7 @@ def _check_number(number: int, call: str, target: Architecture) -> bool:
 
 
 def _guard(allowed: dict[str, Alternatives], target: Architecture) -> bytes:
-    """BPF that kills on socketcall but for the sub-calls allowed, and else goes on behind itself."""
+    """BPF that kills on socketcall but for the sub-calls allowed, and else falls through."""
     if target.name not in SOCKETCALL:
         return b""
     subcalls = sorted(way[0].value for way in allowed.get("socketcall", ()))
@@ -170,7 +170,7 @@ def _library() -> Any:
     libseccomp's name is its ABI's. So for the length of the import a module with those two answers
     stands in for ctypes.util, and no process is started.
     """
-    if "pyseccomp" in sys.modules:
+    if sys.modules.get("pyseccomp") is not None:
         return sys.modules["pyseccomp"]
     import ctypes
 

@@ -23,13 +23,13 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
 import prctl
 
-from hardsplice import container, isolate, linux, listeners, namespaces, seccomp
+from hardsplice import container, isolate, landlock, linux, listeners, namespaces, seccomp
 from hardsplice.channel import Channel, Kind, Record, close_all
 from hardsplice.cli import Mode, Options, Verbosity
 from hardsplice.errors import Failure, reason_of
@@ -144,6 +144,7 @@ class Setup:
             self.launcher.move_to(isolate.CHANNEL_FD)
         _reserve_fixed()
         self.last_capability = isolate.read_last_capability()
+        self.landlock_abi = landlock.abi()
         if options.mode is Mode.PID:
             assert options.pid is not None
             self.target = namespaces.open_process(options.pid, netns_only=options.netns_only)
@@ -260,6 +261,7 @@ class Setup:
             pipe_size=self.pipe_size,
             filter=self.programs.relay,
             stats=Stats(),
+            has_ruleset=self.landlock_abi > 0,
             strict=self.options.sandbox == "strict",
         )
 
@@ -284,21 +286,35 @@ class Setup:
         keep += [fd for _, fd in self.target_listeners]
         isolate.null_standard_streams((0, 1))
         self.log.settle()
-        isolate.keep_descriptors((*isolate.FIXED_FDS, *keep))
-        lockdown = isolate.Lockdown(strict=self.options.sandbox == "strict", say=self.say)
+        isolate.keep_descriptors((*isolate.FIXED_FDS, isolate.RULESET_FD, *keep))
+        lockdown = self._lockdown(self.options.outbound, self.say)
         lockdown.run(
             isolate.monitor_steps(
                 user=self.user,
                 new_user_namespace=os.geteuid() != 0 or not namespaces.owns_all_ids(),
                 last_capability=self.last_capability,
                 file_limit=self.log.file_limit,
+                ruleset=isolate.RULESET_FD if self.landlock_abi else None,
             )
         )
+        self.missing = lockdown.missing
         lockdown.run([isolate.filter_step(self.programs.monitor)])
+
+    def _lockdown(self, forwards: Sequence[Forward], say: Callable[[str], None]) -> isolate.Lockdown:
+        """A lock-down whose Landlock ruleset, at its fixed descriptor, allows the targets of ``forwards``."""
+        lockdown = isolate.Lockdown(strict=self.options.sandbox == "strict", say=say)
+        lacks = landlock.missing(self.landlock_abi)
+        if lacks and lockdown.strict:
+            raise Failure("lock down", lacks[0], "this kernel lacks it")
+        lockdown.missing += lacks
+        ruleset = landlock.ruleset(self.landlock_abi, {one.target_port for one in forwards})
+        if ruleset is not None:
+            _move(ruleset, isolate.RULESET_FD)
+        return lockdown
 
     def ready(self, missing: Sequence[str]) -> None:
         """All is bound and locked down: say so, to whoever asked to be told."""
-        for what in missing:
+        for what in dict.fromkeys((*self.missing, *missing)):
             self.log.line(Level.WARNING, f"this kernel could not: {what}")
         self._stage("ready")
         self.log.line(Level.DEBUG, f"ready in {1000 * (time.monotonic() - self.began):.0f} ms")
@@ -362,17 +378,19 @@ class Setup:
         channel.move_to(isolate.CHANNEL_FD)
         isolate.null_standard_streams((0, 1, 2))
         self.log.level = Level.ERROR
-        isolate.keep_descriptors((*isolate.FIXED_FDS, *(fd for _, fd in self.host_listeners)))
+        listening = (fd for _, fd in self.host_listeners)
+        isolate.keep_descriptors((*isolate.FIXED_FDS, isolate.RULESET_FD, *listening))
         user = self.user
         if user is not None and not _is_mapped(user):
             user = RunAs(0, 0)  # in the target's user namespace: whoever owns it
-        lockdown = isolate.Lockdown(strict=options.sandbox == "strict", say=lambda _: None)
+        lockdown = self._lockdown(options.inbound, lambda _: None)
         lockdown.run(
             isolate.monitor_steps(
                 user=user,
                 new_user_namespace=False,
                 last_capability=self.last_capability,
                 file_limit=0,
+                ruleset=isolate.RULESET_FD if self.landlock_abi else None,
             )
         )
         isolate.die_with(parent)
@@ -406,7 +424,7 @@ def _raise_descriptor_limit() -> None:
 def _above_fixed(fd: int) -> int:
     """A copy of the --ready-fd where no fixed descriptor will be."""
     try:
-        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, isolate.NOTIFY_FD + 1)
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, isolate.LAST_FIXED_FD + 1)
     except OSError as error:
         raise Failure("use", f"--ready-fd {fd}", reason_of(error)) from error
 
@@ -414,12 +432,12 @@ def _above_fixed(fd: int) -> int:
 def _reserve_fixed() -> None:
     """Fill the fixed numbers that are free, so that nothing opened from now on gets one of them."""
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    for fd in range(isolate.NOTIFY_FD + 1):
+    for fd in range(isolate.LAST_FIXED_FD + 1):
         try:
             os.fstat(fd)
         except OSError:
             os.dup2(null, fd, inheritable=False)
-    if null > isolate.NOTIFY_FD:
+    if null > isolate.LAST_FIXED_FD:
         os.close(null)
 
 

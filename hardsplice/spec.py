@@ -171,7 +171,7 @@ def _read_entry(text: str) -> Entry:
     left, colon, right = text.partition(":")
     if left == "all":
         return _read_all(text, right) if colon else ALL
-    if "/" in left:
+    if "/" in text and not _RANGE.fullmatch(left):
         raise Refusal(
             f"{quote(text)} gives an address again: one SPEC has one; repeat the option for another"
         )

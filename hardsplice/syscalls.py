@@ -73,6 +73,7 @@ DIRECT_LACKING: Final = {
 # The names of parameters, in order, as the manual pages give them. Only calls with a parameter that
 # holds a value: a pointer's target is out of a filter's reach.
 PARAMETERS: Final = {
+    "landlock_restrict_self": ("ruleset_fd", "flags"),
     "accept4": ("fd", "addr", "addrlen", "flags"),
     "clone": ("flags", "stack", "parent_tid", "child_tid", "tls"),
     "clock_gettime": ("clockid", "tp"),

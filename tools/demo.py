@@ -23,9 +23,11 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hardsplice.syscalls import CAPABILITIES
 from tools import launch, proctree
 
 if TYPE_CHECKING:
@@ -33,6 +35,15 @@ if TYPE_CHECKING:
 
 PATIENCE = 15.0  # seconds that anything may take before the demonstration has failed
 PAGE_SIZE = 1 << 20
+
+# The processes of hardsplice by the names that they give themselves, and each one's policy.
+ROLES = {
+    "hs-host": "monitor",
+    "hs-target": "monitor",
+    "hs-init": "init",
+    "hs-relay-in": "relay",
+    "hs-relay-out": "relay",
+}
 
 # Run inside the server's namespaces: what is there, and how far one gets from there.
 PROBE = """
@@ -170,12 +181,21 @@ def show_processes(report: Report, processes: list[proctree.Process]) -> None:
     report.check("the two monitors and the inbound relay are there", expected <= roles, roles)
     report.check("no process for the direction that nobody asked for", "hs-relay-out" not in roles)
     for process in own:
-        faults = process.locked_down()
+        capabilities = kept_capabilities(process.comm)
+        faults = process.faults(sum(1 << CAPABILITIES.index(name) for name in capabilities))
         report.check(
-            f"{process.comm} ({process.pid}): no capability, no new privileges, seccomp filter",
+            f"{process.comm} ({process.pid}): {' and '.join(capabilities) or 'no capability'},"
+            " no new privileges, seccomp filter",
             not faults,
             ", ".join(faults),
         )
+
+
+def kept_capabilities(comm: str) -> list[str]:
+    """What the policy of a process's role lets it keep."""
+    policy = tomllib.loads((launch.CHECKOUT / "policy" / f"{ROLES[comm]}.toml").read_text())
+    names: list[str] = policy["capabilities"]
+    return names
 
 
 def show_end(
@@ -207,10 +227,9 @@ def demonstrate(report: Report, folder: Path) -> None:
     """Everything, in order; what can't be shown because something before it failed is left out."""
     launcher = launch.ordinary_user(folder)
     site = folder / "site"
-    site.mkdir(mode=0o755)
+    site.mkdir()
     page = secrets.token_bytes(PAGE_SIZE)
     (site / "page").write_bytes(page)
-    (site / "page").chmod(0o644)
     port = free_port()
     arguments = ["-t", f"127.0.0.1/{port}:80", "--"]
     server = ["-m", "http.server", "80"]
@@ -265,6 +284,7 @@ def end_processes(program: subprocess.Popen[bytes], processes: list[proctree.Pro
 def main() -> int:
     """Run the demonstration; 0 if every check held."""
     report = Report()
+    os.umask(0o022)  # the server's user has to read its page
     with tempfile.TemporaryDirectory(prefix="hardsplice-demo-") as name:
         folder = Path(name)
         folder.chmod(0o755)

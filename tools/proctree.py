@@ -18,13 +18,15 @@ import os
 import shutil
 import subprocess
 import sys
+import textwrap
+from itertools import zip_longest
 from pathlib import Path
 
 PROC = Path("/proc")
 NAMESPACES = ("net", "user", "pid", "mnt")
 # The kernel's order in /proc/PID/status.
 CAPABILITY_SETS = ("Inh", "Prm", "Eff", "Bnd", "Amb")
-WIDTH = 100
+WIDTH = 98  # columns; the demonstration indents by two
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -48,9 +50,17 @@ class Process:
         """Whether this is hardsplice itself, rather than the command that it runs."""
         return self.comm.startswith("hs-")
 
-    def locked_down(self) -> list[str]:
-        """What is missing from the lock-down that every process of hardsplice owes: nothing."""
-        faults = [f"Cap{name} is {bits:#x}" for name, bits in self.capabilities.items() if bits]
+    def faults(self, kept: int) -> list[str]:
+        """What is missing from the lock-down that every process of hardsplice owes: nothing.
+
+        `kept` has a bit for each capability that the process may use, and no more than use.
+        """
+        allowed = {"Prm": kept, "Eff": kept}
+        faults = [
+            f"Cap{name} is {bits:#x}"
+            for name, bits in self.capabilities.items()
+            if bits & ~allowed.get(name, 0)
+        ]
         if self.no_new_privs != 1:
             faults.append(f"NoNewPrivs is {self.no_new_privs}")
         if self.seccomp != 2:
@@ -177,18 +187,22 @@ def tables(processes: list[Process]) -> list[str]:
         )
     lines += ["* differs from the host's", ""]
 
-    heads = "".join(f"{head.lower():>4}" for head in CAPABILITY_SETS)
-    lines.append(f"{'':18} capabilities of the sets   no new  seccomp")
-    lines.append(f"{'process':18}{heads}      privs   mode  filters  descriptors")
+    heads = "".join(f"{head.lower():>6}" for head in CAPABILITY_SETS)
+    lines.append(f"{'':18} capabilities in each set         no new   seccomp")
+    lines.append(f"{'process':18}{heads}     privs      mode   filters")
     for name, process in zip(names, processes, strict=True):
-        counts = "".join(f"{bits.bit_count():4}" for bits in process.capabilities.values())
+        counts = "".join(f"{bits.bit_count():6}" for bits in process.capabilities.values())
         lines.append(
-            f"{name:18}{counts}   {process.no_new_privs:8} {process.seccomp:6}"
-            f" {process.filters:8}  {describe_descriptors(process)}"
+            f"{name:18}{counts}{process.no_new_privs:10}{process.seccomp:10}{process.filters:10}"
         )
+
+    lines += ["", f"{'process':20}open descriptors"]
+    for name, process in zip(names, processes, strict=True):
+        kinds = textwrap.wrap(describe_descriptors(process), WIDTH - 20)
+        lines += [f"{left:20}{right}" for left, right in zip_longest([name], kinds, fillvalue="")]
     if any(process.namespaces is None for process in processes):
         lines.append("hidden: the process is not dumpable, and only root may look")
-    return [line.rstrip()[:WIDTH] for line in lines]
+    return [line.rstrip() for line in lines]
 
 
 def describe_namespace(process: Process, kind: str, host: int) -> str:

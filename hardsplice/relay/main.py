@@ -7,6 +7,7 @@ process leaves by os._exit: the interpreter's own way out would import modules a
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
@@ -16,7 +17,7 @@ from typing import NoReturn
 
 import prctl
 
-from hardsplice import isolate
+from hardsplice import isolate, seal
 from hardsplice.channel import Channel, Kind, Malformed, Note, Record, close_all
 from hardsplice.errors import Failure
 from hardsplice.relay.engine import Engine, Limits, Listener
@@ -41,6 +42,7 @@ class Plan:
     pipe_size: int  # bytes
     filter: bytes  # the relay's seccomp program
     stats: Stats
+    has_ruleset: bool  # whether there is a Landlock ruleset at isolate.RULESET_FD
     strict: bool
 
 
@@ -78,28 +80,27 @@ def pool_sizes(descriptors: int, other: int) -> tuple[int, int]:
     return min(SOCKETS, share), min(PIPES, share)
 
 
-def main(plan: Plan, end: Channel, monitor: int) -> NoReturn:
+def main(plan: Plan, channel: Channel, monitor: int) -> NoReturn:
     """Become the relay. ``monitor`` is the process that forked us, and we end with it."""
     try:
-        os._exit(_live(plan, end, monitor))
+        os._exit(_live(plan, channel, monitor))
     except BaseException as error:
-        _last_words(error)
+        text = str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}"
+        _tell(channel, text)
         os._exit(1)
 
 
-def _last_words(error: BaseException) -> None:
-    text = str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}"
-    try:
-        channel = Channel.at(isolate.CHANNEL_FD)
+def _tell(channel: Channel, text: str) -> None:
+    """The last words. That nobody is left to hear them changes nothing."""
+    with contextlib.suppress(Exception):
         channel.send(Record(Kind.FATAL, text=text.encode(errors="replace")), wait=False)
-    except Exception:
-        pass  # nobody is left to tell; the exit status says the rest
 
 
 def _live(plan: Plan, channel: Channel, monitor: int) -> int:
     channel.move_to(isolate.CHANNEL_FD)
     os.dup2(0, isolate.LOG_FD)  # 0 is /dev/null in every monitor
-    isolate.keep_descriptors((*isolate.FIXED_FDS, *(one.fd for one in plan.listeners)))
+    keep = (*isolate.FIXED_FDS, isolate.RULESET_FD, *(one.fd for one in plan.listeners))
+    isolate.keep_descriptors(keep)
     prctl.set_name("hs-relay-in" if plan.direction == "inbound" else "hs-relay-out")
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -131,7 +132,10 @@ def _live(plan: Plan, channel: Channel, monitor: int) -> int:
 
     isolate.die_with(monitor)
     lockdown = isolate.Lockdown(strict=plan.strict, say=_say_nothing)
-    lockdown.run([*isolate.relay_steps(), isolate.filter_step(plan.filter)])
+    lockdown.run(isolate.relay_steps(isolate.RULESET_FD if plan.has_ruleset else None))
+    os.close(isolate.RULESET_FD)
+    lockdown.run([isolate.filter_step(plan.filter)])
+    seal.seal(lambda what: _tell(channel, what))
     channel.send(Record(Kind.READY))
     engine.start()
     engine.run({isolate.CHANNEL_FD: on_channel})

@@ -62,9 +62,12 @@ class Ends:
 class Lane:
     """Connections from one port to another; everything that it opened is closed with it."""
 
-    def __init__(self, ends: Ends, processes: Callable[[], list[int]]) -> None:
+    def __init__(
+        self, ends: Ends, processes: Callable[[], list[int]], *, patience: float = PATIENCE
+    ) -> None:
         self.ends = ends
         self.processes = processes
+        self.patience = patience
         self._sockets: list[socket.socket] = []
         self._listener: socket.socket | None = None
 
@@ -96,18 +99,19 @@ class Lane:
         self._listener = listener
         return listener
 
-    def client(self, *, buffer: int | None = None, patience: float = PATIENCE) -> socket.socket:
+    def client(self, *, buffer: int | None = None) -> socket.socket:
         """A connected client."""
         client = self._own(self.ends.client_side(self.ends.family))
-        client.settimeout(patience)
+        client.settimeout(self.patience)
         if buffer:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         client.connect((loopback(self.ends.family), self.ends.entry))
         return client
 
-    def accept(self, *, patience: float = PATIENCE) -> socket.socket:
+    def accept(self, *, patience: float | None = None) -> socket.socket:
         """The server's side of the next connection."""
+        patience = patience or self.patience
         if self._listener is None:
             raise RuntimeError("this lane's server does not listen")
         self._listener.settimeout(patience)
@@ -115,7 +119,7 @@ class Lane:
             server = self._own(self._listener.accept()[0])
         except TimeoutError:
             raise Violation(f"no connection reached the server within {patience} s") from None
-        server.settimeout(patience)
+        server.settimeout(self.patience)
         server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return server
 

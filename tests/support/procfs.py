@@ -19,7 +19,7 @@ from tests.support.stream import Violation
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
-def _read(pid: int, name: str) -> str:
+def _read(pid: int | str, name: str) -> str:
     try:
         return Path(f"/proc/{pid}/{name}").read_text(errors="replace")
     except FileNotFoundError as error:
@@ -31,8 +31,8 @@ def stat(pid: int) -> list[str]:
     return _read(pid, "stat").rpartition(")")[2].split()
 
 
-def status(pid: int) -> dict[str, str]:
-    """/proc/PID/status as a mapping."""
+def status(pid: int | str) -> dict[str, str]:
+    """/proc/PID/status as a mapping, or that of the thread "PID/task/TID"."""
     lines = (line.partition(":") for line in _read(pid, "status").splitlines())
     return {key: value.strip() for key, _, value in lines}
 
@@ -131,10 +131,11 @@ class Usage:
 def _snapshot(family: Iterable[int]) -> dict[int, tuple[int, int]]:
     taken = {}
     for pid in family:
-        fields, state = stat(pid), status(pid)
-        switches = int(state["voluntary_ctxt_switches"]) + int(
-            state["nonvoluntary_ctxt_switches"]
-        )
+        fields, switches = stat(pid), 0
+        for thread in os.listdir(f"/proc/{pid}/task"):  # status counts one thread only
+            state = status(f"{pid}/task/{thread}")
+            switches += int(state["voluntary_ctxt_switches"])
+            switches += int(state["nonvoluntary_ctxt_switches"])
         taken[pid] = (int(fields[11]) + int(fields[12]), switches)
     return taken
 

@@ -105,6 +105,7 @@ class Instance:
     ) -> None:
         argv, base = program.argv(identity)
         self.arguments = arguments
+        self._said = ""
         self._messages = tempfile.TemporaryFile()
         ready, told = os.pipe()
         try:
@@ -136,18 +137,19 @@ class Instance:
         try:
             readable, _, _ = select.select([self._ready], [], [], PATIENCE)
             if not readable or not os.read(self._ready, 1):
-                self.kill()
+                self.discard()
                 raise Violation(
                     f"hardsplice {' '.join(self.arguments)}: not ready; {self.messages()}"
                 )
         finally:
-            os.close(self._ready)
-            self._ready = -1
+            self._forget_ready()
         return self
 
     def messages(self) -> str:
         """What it wrote to standard error so far."""
-        return os.pread(self._messages.fileno(), 1 << 20, 0).decode(errors="replace")
+        if not self._messages.closed:
+            self._said = os.pread(self._messages.fileno(), 1 << 20, 0).decode(errors="replace")
+        return self._said
 
     def processes(self) -> list[int]:
         """Its live processes, the one that was started first; COMMAND and its children left out."""
@@ -181,10 +183,9 @@ class Instance:
             )
         finally:
             self.kill(family)
-            said = self.messages()
-            self._messages.close()
+            self.discard()
         if status != 0:
-            raise Violation(f"hardsplice ended with {status} after SIGTERM; {said}")
+            raise Violation(f"hardsplice ended with {status} after SIGTERM; {self.messages()}")
 
     def kill(self, family: list[int] | None = None) -> None:
         """Leave nothing of it running, without asking; the messages stay readable."""
@@ -194,13 +195,17 @@ class Instance:
                     os.kill(pid, signal.SIGKILL)
         self.process.kill()
         self.process.wait(PATIENCE)
+        self._forget_ready()
+
+    def _forget_ready(self) -> None:
         if self._ready >= 0:
             os.close(self._ready)
             self._ready = -1
 
     def discard(self) -> None:
-        """Kill it and forget its messages."""
+        """Kill it, in whatever state it is, and let go of everything but its messages."""
         self.kill()
+        self.messages()
         self._messages.close()
 
 

@@ -82,11 +82,16 @@ def send(sock: socket.socket, stream: Stream, size: int, *, start: int = 0) -> N
             position += sock.send(stream.at(position, min(_CHUNK, stop - position)))
         except TimeoutError:
             raise Violation(f"sending stalled at offset {position} of {stop}") from None
+        except ConnectionError as error:
+            raise Violation(f"sending failed at offset {position} of {stop}: {error}") from None
 
 
 def finish(sock: socket.socket) -> None:
     """Send FIN."""
-    sock.shutdown(socket.SHUT_WR)
+    try:
+        sock.shutdown(socket.SHUT_WR)
+    except OSError as error:  # ENOTCONN, after a reset
+        raise Violation(f"the connection broke before its FIN: {error}") from None
 
 
 def receive(
@@ -145,6 +150,8 @@ def fill(sock: socket.socket, stream: Stream, *, start: int = 0, still: float = 
             position += sock.send(stream.at(position, _CHUNK))
     except TimeoutError:
         return position - start
+    except ConnectionError as error:
+        raise Violation(f"sending failed at offset {position}: {error}") from None
     finally:
         sock.settimeout(timeout)
     raise Violation(f"{position - start} bytes went into a path whose reader reads nothing")

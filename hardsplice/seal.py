@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A tripwire inside the interpreter: a relay that imports, opens, compiles or creates sockets says so and ends.
+
+It is no wall. Whoever can run machine code in the process goes around it, and then meets the filter. But code that was
+led astray in Python ends here, with a message that names what it tried, where SIGSYS would name nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+# Events of the interpreter's own audit table. Those of one kind share a first word.
+FORBIDDEN = frozenset({"import", "open", "exec", "compile", "code.__new__", "mmap.__new__"})
+FORBIDDEN_KINDS = (
+    "socket.__new__",
+    "socket.bind",
+    "socket.connect",
+    "os.",
+    "subprocess.",
+    "ctypes.dl",
+    "ctypes.cdata",
+    "marshal.",
+    "pickle.",
+    "shutil.",
+    "pty.",
+    "signal.",
+)
+
+
+def is_forbidden(event: str) -> bool:
+    """Whether an audit event is one that a process which only moves bytes never causes."""
+    return event in FORBIDDEN or event.startswith(FORBIDDEN_KINDS)
+
+
+def seal(tell: Callable[[str], None]) -> None:
+    """From now on a forbidden event ends the process, after ``tell`` was told which. It can't be undone."""
+
+    def hook(event: str, arguments: tuple[object, ...]) -> None:
+        if is_forbidden(event):
+            what = arguments[0] if arguments else ""
+            tell(f"sealed: {event} {what!s:.80}")
+            os._exit(3)
+
+    sys.addaudithook(hook)

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""libseccomp is loaded without a search for it, and compiling is quick."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from hardsplice.seccomp import ROLES, compile_policy, load_policy, native_arch
+from tests.policy import oracle
+
+# Ends with a trace at the first attempt to start a process.
+NO_PROCESS = """
+import sys
+def watch(event, arguments):
+    if event in ("subprocess.Popen", "os.fork", "os.posix_spawn", "os.exec", "os.system"):
+        raise RuntimeError(f"a process was to be started: {event} {arguments}")
+sys.addaudithook(watch)
+"""
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", NO_PROCESS + code],
+        env={"PATH": "", "PYTHONPATH": os.pathsep.join([str(oracle.ROOT), *sys.path])},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+
+
+def test_the_watch_sees_pyseccomp_s_own_search() -> None:
+    assert "a process was to be started" in run("import pyseccomp").stderr
+
+
+def test_the_import_starts_no_process_and_leaves_ctypes_as_it_was() -> None:
+    got = run(
+        "from hardsplice.seccomp import *\n"
+        "compile_policy(load_policy('relay'), native_arch())\n"
+        "import ctypes\n"
+        "assert 'ctypes.util' not in sys.modules and not hasattr(ctypes, 'util')\n"
+        "import ctypes.util\n"
+        "assert ctypes.util.find_library.__module__ == 'ctypes.util'\n"
+    )
+    assert (got.returncode, got.stderr) == (0, "")
+
+
+def test_an_earlier_import_of_ctypes_util_stays() -> None:
+    got = run(
+        "import ctypes.util\n"
+        "before = ctypes.util\n"
+        "from hardsplice.seccomp import native_arch\n"
+        "native_arch()\n"
+        "assert ctypes.util is before is sys.modules['ctypes.util']\n"
+    )
+    assert (got.returncode, got.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("sabotage", "message"),
+    [
+        (
+            "import ctypes; ctypes.CDLL = None\n"
+            "def CDLL(name):\n    raise OSError('libseccomp.so.2: cannot open shared object file')\n"
+            "ctypes.CDLL = CDLL\n",
+            "cannot load libseccomp.so.2: libseccomp.so.2: cannot open shared object file",
+        ),
+        ("sys.modules['pyseccomp'] = None\n", "cannot import pyseccomp: "),
+    ],
+)
+def test_a_missing_library_is_one_error(sabotage: str, message: str) -> None:
+    got = run(
+        f"{sabotage}"
+        "from hardsplice.errors import Failure\n"
+        "from hardsplice.seccomp import native_arch\n"
+        "try:\n    native_arch()\nexcept Failure as failure:\n    print(*failure.lines())\n"
+    )
+    assert got.stderr == ""
+    assert message in got.stdout
+    assert "install" in got.stdout
+
+
+@pytest.mark.bench
+def test_loading_and_compiling_all_roles_takes_a_tenth_of_the_budget() -> None:
+    native_arch()
+    best = 1.0
+    for _ in range(5):
+        began = time.perf_counter()
+        for role in ROLES:
+            compile_policy(load_policy(role), native_arch())
+        best = min(best, time.perf_counter() - began)
+    print(f"all roles: {1000 * best:.1f} ms")
+    assert best < 0.025

@@ -1,0 +1,439 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The SPEC grammar: what each form means, what is refused and how, and that nothing else happens.
+
+The examples pin each rule; the properties hold `parse` against an independent, slow model of the
+same rules, in which a SPEC is made from parts and never read.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hardsplice.errors import Failure
+from hardsplice.ports import Address, Forward, parse
+
+EPHEMERAL = (32768, 60999)
+NOT_EPHEMERAL = 65535 - (60999 - 32768 + 1)
+
+
+def forwards(*specs: str, families: tuple[int, ...] = (4, 6)) -> list[Forward]:
+    return parse(specs, ephemeral=EPHEMERAL, option="-t", families=families)
+
+
+def short(*specs: str, families: tuple[int, ...] = (4, 6)) -> list[str]:
+    """Each listener as ADDRESS%IFACE PORT > TARGET PORT, with * where there is none."""
+    return [
+        f"{f.address or '*'}{'%' + f.interface if f.interface else ''} {f.port} "
+        f"> {f.target or '*'} {f.target_port}"
+        for f in forwards(*specs, families=families)
+    ]
+
+
+def refusal(*specs: str, families: tuple[int, ...] = (4, 6)) -> str:
+    with pytest.raises(Failure) as caught:
+        forwards(*specs, families=families)
+    assert len(caught.value.lines()) == 1
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("8080", ["* 8080 > * 8080"]),
+        ("1", ["* 1 > * 1"]),
+        ("65535", ["* 65535 > * 65535"]),
+        ("40000", ["* 40000 > * 40000"]),
+        ("443,80", ["* 80 > * 80", "* 443 > * 443"]),
+        ("8000-8002", ["* 8000 > * 8000", "* 8001 > * 8001", "* 8002 > * 8002"]),
+        ("8080:80", ["* 8080 > * 80"]),
+        ("8000-8001:9000-9001", ["* 8000 > * 9000", "* 8001 > * 9001"]),
+        ("9000-9001:8000-8001", ["* 9000 > * 8000", "* 9001 > * 8001"]),
+        ("80:10.0.0.5", ["* 80 > 10.0.0.5 80"]),
+        ("80:10.0.0.5/81", ["* 80 > 10.0.0.5 81"]),
+        ("80-81:10.0.0.5", ["* 80 > 10.0.0.5 80", "* 81 > 10.0.0.5 81"]),
+        ("80:fd00::5", ["* 80 > fd00::5 80"]),
+        ("80:[fd00::5]", ["* 80 > fd00::5 80"]),
+        ("80:[fd00::5]/81", ["* 80 > fd00::5 81"]),
+        ("80:::1", ["* 80 > ::1 80"]),
+        ("80:::1/81", ["* 80 > ::1 81"]),
+        ("22,80:10.0.0.5/81", ["* 22 > * 22", "* 80 > 10.0.0.5 81"]),
+        ("127.0.0.1/80", ["127.0.0.1 80 > * 80"]),
+        ("0.0.0.0/80", ["0.0.0.0 80 > * 80"]),
+        ("::/80", [":: 80 > * 80"]),
+        ("::1/80", ["::1 80 > * 80"]),
+        ("[::1]/80", ["::1 80 > * 80"]),
+        ("[::1]%lo/80", ["::1%lo 80 > * 80"]),
+        ("fe80::1%eth0/80", ["fe80::1%eth0 80 > * 80"]),
+        ("10.0.0.1%eth0/80", ["10.0.0.1%eth0 80 > * 80"]),
+        ("%eth0/80", ["*%eth0 80 > * 80"]),
+        ("%exactly15bytes./80", ["*%exactly15bytes. 80 > * 80"]),
+        ("127.0.0.1/80:10.0.0.5/81", ["127.0.0.1 80 > 10.0.0.5 81"]),
+        ("::1/80:fd00::5/81", ["::1 80 > fd00::5 81"]),
+        ("80-83,~81-82", ["* 80 > * 80", "* 83 > * 83"]),
+        ("~81,80-82", ["* 80 > * 80", "* 82 > * 82"]),
+        ("80-82:90-92,~81", ["* 80 > * 90", "* 82 > * 92"]),
+        ("80,~80", []),
+        ("none", []),
+    ],
+)
+def test_a_spec_means_these_listeners(spec: str, expected: list[str]) -> None:
+    assert short(spec) == expected
+
+
+def test_no_spec_means_no_ports() -> None:
+    assert forwards() == []
+
+
+def test_none_may_be_repeated() -> None:
+    assert forwards("none", "none") == []
+
+
+def test_what_could_be_an_address_before_the_first_slash_is_the_listening_address() -> None:
+    assert short("2001:db8::1/80") == ["2001:db8::1 80 > * 80"]
+    assert short("2001:[db8::1]/80") == ["* 2001 > db8::1 80"]
+    assert short("2001,2002:db8::1/80") == ["* 2001 > * 2001", "* 2002 > db8::1 80"]
+
+
+@pytest.mark.parametrize("spec", ["all", "%eth0/", "127.0.0.1/", "::1/all", "all,~22", "~22"])
+def test_all_ports_leave_out_the_ephemeral_ones_and_may_fail_to_bind(spec: str) -> None:
+    found = forwards(spec)
+    assert len(found) == NOT_EPHEMERAL - ("~" in spec)
+    assert (found[0].port, found[-1].port) == (1, 65535)
+    assert all(f.port == f.target_port and not f.required for f in found)
+    assert not any(EPHEMERAL[0] <= f.port <= EPHEMERAL[1] for f in found)
+    assert ("~" in spec) == (22 not in {f.port for f in found})
+
+
+def test_a_port_given_by_number_is_required_even_among_all() -> None:
+    by_port = {f.port: f for f in forwards("all:10.0.0.5,80:8080,40000")}
+    assert len(by_port) == NOT_EPHEMERAL + 1
+    assert (by_port[80].target_port, by_port[80].target, by_port[80].required) == (8080, None, True)
+    assert by_port[40000].required
+    assert by_port[81].target == IPv4Address("10.0.0.5")
+    assert not by_port[81].required
+
+
+def test_all_can_have_a_target_address() -> None:
+    assert {f.target for f in forwards("all:fd00::5")} == {IPv6Address("fd00::5")}
+
+
+@pytest.mark.parametrize(
+    "specs",
+    [("80-82", "~81"), ("~81", "80-82"), ("80-82", "~81,~1"), ("80", "82", "~81")],
+)
+def test_exclusions_narrow_other_specs_of_the_option(specs: tuple[str, ...]) -> None:
+    assert short(*specs) == ["* 80 > * 80", "* 82 > * 82"]
+
+
+def test_exclusions_win_whatever_the_listening_address() -> None:
+    specs = ("127.0.0.1/80-81", "::1/81-82", "%eth0/70,~81")
+    assert short(*specs) == ["127.0.0.1 80 > * 80", "::1 82 > * 82", "*%eth0 70 > * 70"]
+
+
+def test_exclusions_at_an_address_of_their_own_mean_all_others_there() -> None:
+    found = forwards("::1/80", "127.0.0.1/~22")
+    assert len([f for f in found if f.address == IPv4Address("127.0.0.1")]) == NOT_EPHEMERAL - 1
+
+
+def test_exclusions_at_an_address_with_ports_narrow_those() -> None:
+    assert short("127.0.0.1/80-81", "127.0.0.1/~81") == ["127.0.0.1 80 > * 80"]
+
+
+def test_several_specs_of_exclusions_alone_add_up() -> None:
+    assert len(forwards("~22", "~25,~53", "~25")) == NOT_EPHEMERAL - 3
+
+
+def test_an_exact_duplicate_is_folded() -> None:
+    assert short("80", "80-81", "80:80,80:80") == ["* 80 > * 80", "* 81 > * 81"]
+    assert len(forwards("all", "all")) == NOT_EPHEMERAL
+
+
+def test_the_order_is_that_of_first_mention_and_then_by_port() -> None:
+    specs = ("::1/90", "127.0.0.1/80", "::1/70,60")
+    assert short(*specs) == [
+        "::1 60 > * 60",
+        "::1 70 > * 70",
+        "::1 90 > * 90",
+        "127.0.0.1 80 > * 80",
+    ]
+
+
+@pytest.mark.parametrize(
+    "specs",
+    [
+        ("80", "127.0.0.1/80"),
+        ("0.0.0.0/80", "127.0.0.1/80"),
+        ("::/80", "::1/80"),
+        ("80", "::/80:81"),
+        ("80", "%eth0/80"),
+        ("%eth0/80", "10.0.0.1%eth0/80"),
+        ("10.0.0.1/80", "10.0.0.1%eth0/80"),
+    ],
+)
+def test_listeners_that_the_kernel_would_refuse_together_are_refused(
+    specs: tuple[str, ...],
+) -> None:
+    assert "overlap; leave out one" in refusal(*specs)
+
+
+@pytest.mark.parametrize(
+    "specs",
+    [
+        ("127.0.0.1/80", "::1/80:81"),
+        ("0.0.0.0/80", "::/80:81"),
+        ("127.0.0.1/80", "127.0.0.2/80:81"),
+        ("%eth0/80", "%eth1/80:81"),
+        ("10.0.0.1%eth0/80", "10.0.0.1%eth1/80:81"),
+        ("127.0.0.1/80", "81"),
+    ],
+)
+def test_listeners_that_can_be_bound_together_are_allowed(specs: tuple[str, ...]) -> None:
+    assert len(forwards(*specs)) == 2
+
+
+@pytest.mark.parametrize("specs", [("all", "127.0.0.1/80:8080"), ("127.0.0.1/80:8080", "all")])
+def test_a_port_given_by_number_takes_it_from_an_overlapping_all(specs: tuple[str, ...]) -> None:
+    at_80 = [f for f in forwards(*specs) if f.port == 80]
+    assert [(f.address, f.target_port) for f in at_80] == [(IPv4Address("127.0.0.1"), 8080)]
+
+
+@pytest.mark.parametrize(
+    ("spec", "offending", "next_step"),
+    [
+        ("", "''", "write the ports, or none"),
+        ("auto", "'auto' is not available yet", "name the ports, or write all"),
+        ("80,auto", "'auto' stands alone", "leave out the rest"),
+        ("80,none", "'none' stands alone", "leave out the rest"),
+        ("0", "'0' is not a port", "from 1 to 65535"),
+        ("0-5", "'0' in '0-5' is not a port", "from 1 to 65535"),
+        ("65536", "'65536' is not a port", "from 1 to 65535"),
+        ("80:0", "'0' is not a port", "from 1 to 65535"),
+        ("~0", "'0' is not a port", "from 1 to 65535"),
+        ("9" * 5000, "999...' is not a port", "from 1 to 65535"),
+        ("http", "'http' is not a port", "from 1 to 65535"),
+        ("²", "'²' is not a port", "from 1 to 65535"),
+        ("٨٠", "'٨٠' is not a port", "from 1 to 65535"),
+        ("+80", "'+80' is not a port", "from 1 to 65535"),
+        ("80-", "'' in '80-' is not a port", "from 1 to 65535"),
+        ("80-90-95", "'90-95' in '80-90-95' is not a port", "from 1 to 65535"),
+        ("80-70", "'80-70' runs backwards", "write 70-80"),
+        ("80,", "empty entry", "between commas"),
+        ("80,,81", "empty entry", "between commas"),
+        ("80, 81", "a space", "separated by commas alone"),
+        ("80\n", "a space", "separated by commas alone"),
+        ("8000-8009:9000", "maps 10 port(s) to 1", "write 8000-8009:9000-9009"),
+        ("80:90-91", "maps 1 port(s) to 2", "write 80:90"),
+        ("80-81:10.0.0.5/9", "maps 2 port(s) to 1", "write 80-81:10.0.0.5/9-10"),
+        ("80-81:65535", "maps 2 port(s) to 1", "write a target of 2 ports"),
+        ("80:", "'80:' has no target", "write a port or an address after ':'"),
+        ("80:/81", "'80:/81' has no target", "write a port or an address after ':'"),
+        ("80:localhost", "'localhost' is not an IP address", "names are not looked up"),
+        ("80:0.0.0.0", "'0.0.0.0' is not an address to connect to", "write a host's address"),
+        ("80:255.255.255.255", "is not an address to connect to", "write a host's address"),
+        ("80:fe80::1", "'fe80::1' is link-local", "of wider scope"),
+        ("80:fd00::1%eth0", "names an interface", "leave it out"),
+        ("80:224.0.0.1", "'224.0.0.1' is a multicast address", "TCP has no use for"),
+        ("~80:81", "'~80:81': what is excluded has no target", "write ~80"),
+        ("all:80", "'all' keeps each port's number", "write all:ADDRESS or all"),
+        ("all:10.0.0.5/80", "'all' keeps each port's number", "write all:ADDRESS or all"),
+        ("/80", "nothing stands before '/'", "write an address or %INTERFACE"),
+        ("80/tcp", "'80' is not an IP address", "write one in numbers"),
+        ("localhost/80", "'localhost' is not an IP address", "names are not looked up"),
+        ("10.0.0.256/80", "'10.0.0.256' is not an IP address", "write one in numbers"),
+        ("010.0.0.1/80", "'010.0.0.1' is not an IP address", "write one in numbers"),
+        ("[127.0.0.1]/80", "'[127.0.0.1]' is IPv4", "write 127.0.0.1"),
+        ("::ffff:10.0.0.1/80", "an IPv4 address in IPv6", "write 10.0.0.1"),
+        ("[fe80::1%eth0]/80", "outside the brackets", "write [fe80::1]%eth0"),
+        ("fe80::1/80", "'fe80::1' is link-local", "write fe80::1%INTERFACE"),
+        ("ff02::1%eth0/80", "'ff02::1' is a multicast address", "TCP has no use for"),
+        ("255.255.255.255/80", "the broadcast address", "TCP has no use for"),
+        ("127.0.0.1/80,::1/80", "'::1/80' gives an address again", "repeat the option"),
+        ("127.0.0.1/80,10.0.0.1/80", "'10.0.0.1/80' gives an address again", "repeat the option"),
+        ("%/80", "'' is not an interface's name", "1 to 15 bytes"),
+        ("%exactly16bytes.x/80", "'exactly16bytes.x' is not an interface's name", "1 to 15"),
+        ("%éééééééé/80", "is not an interface's name", "1 to 15 bytes"),
+        ("%../80", "'..' is not an interface's name", "1 to 15 bytes"),
+        ("%a:b/80", "'a:b' is not an interface's name", "none of them '/', ':' or a space"),
+    ],
+)
+def test_a_refusal_quotes_what_is_wrong_and_names_the_next_step(
+    spec: str, offending: str, next_step: str
+) -> None:
+    message = refusal(spec)
+    assert message.startswith("cannot parse -t '")
+    assert offending in message
+    assert next_step in message
+    assert message.isprintable()
+
+
+def test_two_targets_of_one_listener_are_refused() -> None:
+    assert refusal("80-90", "85:1085") == (
+        "cannot parse -t: port 85 on every address would have two targets, "
+        "loopback port 85 and loopback port 1085; leave out one"
+    )
+    assert "10.0.0.5 port 80" in refusal("127.0.0.1/80", "127.0.0.1/80:10.0.0.5")
+    assert "all ports on every address would have two targets" in refusal("all", "all:10.0.0.5")
+
+
+def test_an_exclusion_settles_two_targets() -> None:
+    assert short("80,81", "81:82", "~81") == ["* 80 > * 80"]
+
+
+@pytest.mark.parametrize("specs", [("none", "80"), ("80", "none"), ("none", "~80")])
+def test_none_and_ports_contradict_each_other(specs: tuple[str, ...]) -> None:
+    message = refusal(*specs)
+    assert message.startswith("cannot combine -t none with -t '")
+    assert message.endswith("leave out one of the two")
+
+
+@pytest.mark.parametrize(
+    ("family", "spec", "expected"),
+    [
+        (4, "80", "0.0.0.0 80 > 127.0.0.1 80"),
+        (6, "80", ":: 80 > ::1 80"),
+        (4, "%eth0/80:81", "0.0.0.0%eth0 80 > 127.0.0.1 81"),
+        (4, "10.0.0.1/80:10.0.0.2", "10.0.0.1 80 > 10.0.0.2 80"),
+        (6, "::1/80:fd00::1", "::1 80 > fd00::1 80"),
+    ],
+)
+def test_one_family_narrows_wildcards_and_default_targets(
+    family: int, spec: str, expected: str
+) -> None:
+    assert short(spec, families=(family,)) == [expected]
+
+
+def test_one_family_folds_what_becomes_the_same_listener() -> None:
+    assert short("80", "0.0.0.0/80:127.0.0.1", families=(4,)) == ["0.0.0.0 80 > 127.0.0.1 80"]
+    assert {f.target for f in forwards("all", families=(6,))} == {IPv6Address("::1")}
+
+
+@pytest.mark.parametrize(
+    ("family", "spec"),
+    [(4, "::1/80"), (4, "80:[fd00::1]"), (4, "2001:db8::1/80"), (6, "127.0.0.1/80"),
+     (6, "all:10.0.0.5")],
+)  # fmt: skip
+def test_one_family_refuses_an_address_of_the_other(family: int, spec: str) -> None:
+    message = refusal(spec, families=(family,))
+    assert f"which -{family} rules out" in message
+    assert f"leave out -{family}, or write an IPv{family} address" in message
+
+
+def test_a_terminal_escape_in_a_spec_stays_text() -> None:
+    assert "\\x1b[31m" in refusal("\x1b[31m")
+
+
+def test_every_port_at_once_is_quick() -> None:
+    specs = ["1-65535", *(f"127.0.0.{n}/~{n}" for n in range(1, 4))]
+    begun = time.process_time()
+    found = forwards(*specs, "~1000-5000")
+    took = time.process_time() - begun
+    assert len(found) == 65535 - 4001 - 3
+    # Quadratic work on 65,535 ports takes minutes; this takes about 0.2 s.
+    assert took < 5
+
+
+# Properties
+
+PORTS = st.integers(1, 65535)
+# Addresses that may both listen and be a target, with the ambiguous kind (2001:db8::7) among them.
+ADDRESSES = st.sampled_from(
+    [ip_address(text) for text in ("127.0.0.1", "10.1.2.3", "::1", "fd00::7", "2001:db8::7")]
+)
+
+
+@dataclass(frozen=True)
+class Mapping:
+    first: int
+    count: int
+    target: Address | None
+    target_first: int | None
+
+    def __str__(self) -> str:
+        text = _range(self.first, self.count)
+        numbers = None if self.target_first is None else _range(self.target_first, self.count)
+        if self.target is None:
+            return text if numbers is None else f"{text}:{numbers}"
+        # Without brackets the last group of an address and a port can't be told apart by a reader.
+        host = f"[{self.target}]" if self.target.version == 6 else f"{self.target}"
+        return f"{text}:{host}" if numbers is None else f"{text}:{host}/{numbers}"
+
+    def pairs(self) -> list[tuple[int, int]]:
+        onto = self.first if self.target_first is None else self.target_first
+        return [(self.first + n, onto + n) for n in range(self.count)]
+
+
+def _range(first: int, count: int) -> str:
+    return str(first) if count == 1 else f"{first}-{first + count - 1}"
+
+
+@st.composite
+def mappings(draw: st.DrawFn) -> Mapping:
+    count = draw(st.integers(1, 20))
+    starts = st.integers(1, 65536 - count)
+    return Mapping(draw(starts), count, draw(st.none() | ADDRESSES), draw(st.none() | starts))
+
+
+@given(
+    listen=st.none() | ADDRESSES,
+    interface=st.none() | st.sampled_from(["lo", "eth0.5"]),
+    entries=st.lists(mappings(), min_size=1, max_size=5),
+    excluded=st.lists(PORTS | st.integers(1, 50), max_size=3),
+    apart=st.booleans(),
+)
+def test_what_is_written_is_what_is_read(
+    listen: Address | None,
+    interface: str | None,
+    entries: list[Mapping],
+    excluded: list[int],
+    apart: bool,
+) -> None:
+    expected: dict[int, tuple[Address | None, int]] = {}
+    conflict = False
+    for entry in entries:
+        for port, onto in entry.pairs():
+            if port not in excluded:
+                conflict |= expected.setdefault(port, (entry.target, onto)) != (entry.target, onto)
+    prefix = "" if listen is None else str(listen)
+    prefix += "" if interface is None else f"%{interface}"
+    prefix += "/" if prefix else ""
+    parts = [str(entry) for entry in entries]
+    exclusions = [f"~{port}" for port in excluded]
+    specs = [prefix + ",".join(parts + ([] if apart else exclusions))]
+    if apart and exclusions:
+        specs.append(",".join(exclusions))
+    if conflict:
+        assert "would have two targets" in refusal(*specs)
+        return
+    assert forwards(*specs) == [
+        Forward(listen, interface, port, target, onto, True)
+        for port, (target, onto) in sorted(expected.items())
+    ]
+
+
+@given(st.lists(st.text("0123456789-,:/~%[].af nol\n\x00", max_size=25), min_size=1, max_size=3))
+def test_text_of_the_grammars_characters_gives_forwards_or_a_failure(specs: list[str]) -> None:
+    check_anything(specs)
+
+
+@given(st.lists(st.text(st.characters(), max_size=25), min_size=1, max_size=3))
+def test_any_text_at_all_gives_forwards_or_a_failure(specs: list[str]) -> None:
+    check_anything(specs)
+
+
+def check_anything(specs: list[str]) -> None:
+    """Surrogates are in st.characters(): undecodable bytes of argv look like that."""
+    try:
+        found = forwards(*specs)
+    except Failure as failure:
+        assert str(failure).isprintable()
+        assert str(failure).startswith(("cannot parse -t", "cannot combine -t"))
+    else:
+        listeners = {(f.address, f.interface, f.port) for f in found}
+        assert len(listeners) == len(found)
+        assert all(1 <= f.port <= 65535 and 1 <= f.target_port <= 65535 for f in found)
