@@ -224,13 +224,13 @@ usage: hardsplice [OPTION]... [COMMAND [ARG]...]
        hardsplice [OPTION]... --netns PATH|NAME [--userns PATH]"""
 
 _DESCRIPTION = """\
-Join chosen TCP ports of a network namespace with ports of the host: of a new one
-that COMMAND (by default the shell) runs in, or of one that exists."""
+Join chosen TCP ports of a network namespace with ports of the host. It is a new
+one, in which COMMAND (by default the shell) runs, or one that exists."""
 
 _EPILOG = """\
-SPEC is none (the default), all, or ports, ranges and ~exclusions, with a listening
-address before them and a target after each where wanted:
-  8080   80,443   8000-8009   8080:80   127.0.0.1/22   5432:10.0.0.5/5433   all,~22
+SPEC is none (the default), all, or ports, ranges and ~exclusions; an address to
+listen on may stand before them, and a target after each:
+  8080  80,443  8000-8009  8080:80  127.0.0.1/22  5432:10.0.0.5/5433  all,~22
 
 Examples:
   hardsplice -t 8080:80 -- ./server        the host's port 8080 reaches its port 80
@@ -288,7 +288,7 @@ def build_parser() -> Parser:
         metavar="MODE",
         type=values.sandbox,
         default="best-effort",
-        help="best-effort (default), or strict: every layer or nothing",
+        help="best-effort (default), or strict: all or nothing",
     )
 
     parser.section("Messages")

@@ -73,7 +73,7 @@ DIRECT_LACKING: Final = {
 # The names of parameters, in order, as the manual pages give them. Only calls with a parameter that
 # holds a value: a pointer's target is out of a filter's reach.
 PARAMETERS: Final = {
-    "landlock_restrict_self": ("ruleset_fd", "flags"),
+    "_llseek": ("fd", "offset_high", "offset_low", "result", "whence"),
     "accept4": ("fd", "addr", "addrlen", "flags"),
     "clone": ("flags", "stack", "parent_tid", "child_tid", "tls"),
     "clock_gettime": ("clockid", "tp"),
@@ -93,7 +93,7 @@ PARAMETERS: Final = {
     "getsockopt": ("fd", "level", "optname", "optval", "optlen"),
     "ioctl": ("fd", "op", "arg"),
     "kill": ("pid", "sig"),
-    "_llseek": ("fd", "offset_high", "offset_low", "result", "whence"),
+    "landlock_restrict_self": ("ruleset_fd", "flags"),
     "lseek": ("fd", "offset", "whence"),
     "madvise": ("addr", "length", "advice"),
     "mmap": ("addr", "length", "prot", "flags", "fd", "offset"),

@@ -69,7 +69,9 @@ class Filter:
         else:
             valid = code in (_RETURN, _AND)
         if not valid:
-            raise InvalidProgramError(f"instruction {at}: {code:#x} {when_true} {when_false} {operand}")
+            raise InvalidProgramError(
+                f"instruction {at}: {code:#x} {when_true} {when_false} {operand}"
+            )
 
     def answer(self, call: Call) -> int:
         """What the filter answers: SECCOMP_RET_* with its data."""

@@ -47,6 +47,9 @@ _POSITION = {
     "_llseek": {"fd": 0},
     "accept4": {"flags": 3},
     "clone": {"flags": 0},
+    "close": {"fd": 0},
+    "close_range": {"flags": 2},
+    "dup3": {"oldfd": 0, "newfd": 1, "flags": 2},
     "epoll_create1": {"flags": 0},
     "fcntl": {"op": 1},
     "fcntl64": {"op": 1},
@@ -55,6 +58,8 @@ _POSITION = {
     "getrandom": {"flags": 2},
     "getsockname": {"fd": 0},
     "ioctl": {"op": 1},
+    "kill": {"pid": 0, "sig": 1},
+    "landlock_restrict_self": {"ruleset_fd": 0, "flags": 1},
     "lseek": {"fd": 0},
     "madvise": {"advice": 2},
     "mmap": {"prot": 2},
@@ -63,11 +68,15 @@ _POSITION = {
     "pidfd_send_signal": {"sig": 1},
     "pipe2": {"flags": 1},
     "prctl": {"option": 0, "arg2": 1},
-    "recv": {"size": 2},
-    "recvfrom": {"size": 2},
-    "recvmsg": {"fd": 0},
+    "prlimit64": {"pid": 0, "resource": 1},
+    "read": {"fd": 0, "count": 2},
+    "recv": {"size": 2, "flags": 3},
+    "recvfrom": {"size": 2, "flags": 3},
+    "recvmsg": {"fd": 0, "flags": 2},
+    "rt_sigprocmask": {"how": 0},
+    "seccomp": {"operation": 0, "flags": 1},
     "send": {"size": 2, "flags": 3},
-    "sendmsg": {"fd": 0},
+    "sendmsg": {"fd": 0, "flags": 2},
     "sendto": {"size": 2, "flags": 3, "addr": 4},
     "setsockopt": {"level": 1, "optname": 2},
     "shutdown": {"how": 1},
@@ -75,7 +84,8 @@ _POSITION = {
     "socketcall": {"call": 0},
     "socketpair": {"domain": 0, "type": 1},
     "splice": {"flags": 5},
-    "write": {"fd": 0},
+    "wait4": {"pid": 0, "options": 2},
+    "write": {"fd": 0, "count": 2},
 }
 _POSITION_ELSEWHERE = {("s390x", "clone"): {"flags": 1}}
 
@@ -162,11 +172,13 @@ def _sum(text: str, arch: str, descriptors: dict[str, int]) -> int:
 
 def _term(text: str, call: str, arch: str, descriptors: dict[str, int]) -> Term:
     left, right = text.split("==")
-    parameter, _, mask = left.partition("&")
-    positions = _POSITION_ELSEWHERE.get((arch, call)) or _POSITION[call]
+    parameter, _, mask = (part.strip() for part in left.partition("&"))
+    positions = _POSITION_ELSEWHERE.get((arch, call)) or _POSITION.get(call, {})
+    if parameter not in positions:
+        raise LookupError(f"{call}, {parameter}: add it to the oracle, from the manual page")
     everything = 2 ** BITS[arch] - 1
     return Term(
-        positions[parameter.strip()],
+        positions[parameter],
         _sum(mask, arch, descriptors) if mask else everything,
         _sum(right, arch, descriptors),
     )
@@ -193,7 +205,9 @@ def allowed(role: str, arch: str) -> dict[str, Ways]:
         for rule in _rules(source, arch):
             call, when = rule["call"], rule.get("when", "")
             for text in [when] if isinstance(when, str) else when:
-                terms = tuple(_term(one, call, arch, descriptors) for one in text.split(" and ") if one)
+                terms = tuple(
+                    _term(one, call, arch, descriptors) for one in text.split(" and ") if one
+                )
                 ways[call] = (*ways.get(call, ()), terms)
     return ways
 

@@ -79,7 +79,12 @@ def test_the_halves_of_an_argument_lie_in_the_order_of_the_machine(
 
 
 def test_a_negative_number_is_seen_as_unsigned() -> None:
-    program = ((LOAD, 0, 0, NUMBER), (EQUAL, 0, 1, 0xFFFF_FFFF), (RETURN, 0, 0, 1), (RETURN, 0, 0, 2))
+    program = (
+        (LOAD, 0, 0, NUMBER),
+        (EQUAL, 0, 1, 0xFFFF_FFFF),
+        (RETURN, 0, 0, 1),
+        (RETURN, 0, 0, 2),
+    )
     assert ask("little", Call(-1, 0), *program) == 1
 
 

@@ -143,7 +143,9 @@ def test_show_gives_every_rule_its_reason(
         assert f"risk {rule.risk}" in text or rule.risk is None
 
 
-def run(*arguments: str, cwd: Path, package: Path = oracle.ROOT) -> subprocess.CompletedProcess[bytes]:
+def run(
+    *arguments: str, cwd: Path, package: Path = oracle.ROOT
+) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
         [sys.executable, "-m", "hardsplice.policy", *arguments],
         cwd=cwd,
@@ -214,7 +216,11 @@ def test_check_says_what_was_checked(capsys: pytest.CaptureFixture[str]) -> None
         ("hardsplice.linux.abort", "hardsplice.linux.abrt", "there is no hardsplice.linux.abrt"),
         ("SO_LINGER", "SO_LNGER", "unknown constant SO_LNGER"),
         ('call = "splice"', 'call = "tee"', "tee is not in hardsplice/syscalls.py"),
-        ('call = "shutdown"\nwhen = "how == SHUT_WR"', 'call = "shutdwn"', "shutdwn: no system call"),
+        (
+            'call = "shutdown"\nwhen = "how == SHUT_WR"',
+            'call = "shutdwn"',
+            "shutdwn: no system call",
+        ),
     ],
 )
 def test_check_finds_a_mistake(tmp_path: Path, old: str, new: str, message: str) -> None:

@@ -70,8 +70,12 @@ def test_alternatives_and_masks_are_read() -> None:
 
 
 def test_a_rule_for_one_architecture_is_for_that_one() -> None:
-    text = HEAD + RULE + RULE.replace("[[rule]]", "[[i686.rule]]").replace("pipe2", "close").replace(
-        'when = "flags == O_NONBLOCK|O_CLOEXEC"', ""
+    text = (
+        HEAD
+        + RULE
+        + RULE.replace("[[rule]]", "[[i686.rule]]")
+        .replace("pipe2", "close")
+        .replace('when = "flags == O_NONBLOCK|O_CLOEXEC"', "")
     )
     policy = parse(text)
     assert [one.call for one in policy.rules_for("i686")] == ["pipe2", "close"]
@@ -91,9 +95,13 @@ def test_a_call_allowed_in_any_way_has_no_alternatives_left() -> None:
     [
         pytest.param("role = ", "Invalid value", id="not TOML"),
         pytest.param(HEAD, "there is no [[rule]]", id="no rule"),
-        pytest.param(HEAD.replace('"relay"', '"init"') + RULE, "role: should be 'relay'", id="role"),
+        pytest.param(
+            HEAD.replace('"relay"', '"init"') + RULE, "role: should be 'relay'", id="role"
+        ),
         pytest.param(HEAD.replace("summary", "sumary") + RULE, "unknown key 'sumary'", id="key"),
-        pytest.param(HEAD.replace("capabilities = []", "") + RULE, "capabilities: missing", id="caps"),
+        pytest.param(
+            HEAD.replace("capabilities = []", "") + RULE, "capabilities: missing", id="caps"
+        ),
         pytest.param(
             HEAD.replace("[]", '["CAP_EVERYTHING"]') + RULE,
             "unknown capability 'CAP_EVERYTHING'",
@@ -104,14 +112,18 @@ def test_a_call_allowed_in_any_way_has_no_alternatives_left() -> None:
             "a process may keep one at most",
             id="two capabilities",
         ),
-        pytest.param(HEAD.replace("= 3", '= "3"') + RULE, "CHANNEL is not a descriptor", id="number"),
+        pytest.param(
+            HEAD.replace("= 3", '= "3"') + RULE, "CHANNEL is not a descriptor", id="number"
+        ),
         pytest.param(
             HEAD.replace("CHANNEL", "SOL_SOCKET") + RULE,
             "SOL_SOCKET can't be the name of a descriptor",
             id="a constant's name",
         ),
         pytest.param(HEAD + '[rule]\ncall = "close"', "rules are written as [[rule]]", id="table"),
-        pytest.param(HEAD + rule(when_='"flags = 0"'), "can't read 'flags = 0'", id="one equals sign"),
+        pytest.param(
+            HEAD + rule(when_='"flags = 0"'), "can't read 'flags = 0'", id="one equals sign"
+        ),
         pytest.param(
             HEAD + rule(when='"flags == 0x800"'), "can't read 'flags == 0x800'", id="a hexadecimal"
         ),
@@ -148,7 +160,9 @@ def test_a_call_allowed_in_any_way_has_no_alternatives_left() -> None:
             HEAD + rule(source='"somewhere"'), "source: goes with where", id="a source too many"
         ),
         pytest.param(HEAD + rule(call=None), "[[rule]] number 1: call: missing", id="no call"),
-        pytest.param(HEAD + rule(call='"Pipe2"'), "not the name of a system call", id="call's name"),
+        pytest.param(
+            HEAD + rule(call='"Pipe2"'), "not the name of a system call", id="call's name"
+        ),
         pytest.param(HEAD + rule(whi='"typo"'), "(pipe2): unknown key 'whi'", id="rule's key"),
         pytest.param(
             HEAD + rule(call='"ptrace"', when=None),
@@ -156,7 +170,9 @@ def test_a_call_allowed_in_any_way_has_no_alternatives_left() -> None:
             id="no risk",
         ),
         pytest.param(
-            HEAD + rule(except_='["mips"]'), "unknown architecture 'mips'", id="unknown architecture"
+            HEAD + rule(except_='["mips"]'),
+            "unknown architecture 'mips'",
+            id="unknown architecture",
         ),
         pytest.param(HEAD + rule(except_="[]"), "names none or all", id="except nothing"),
         pytest.param(HEAD + "[mips]\n" + RULE, "unknown key 'mips'", id="section"),
@@ -191,14 +207,20 @@ def including(*names: str) -> str:
 
 def test_the_rules_of_an_included_policy_come_last() -> None:
     policy = parse(including("runtime") + RULE, runtime=OTHER.format(role="runtime", more=""))
-    assert [(one.call, one.role) for one in policy.rules] == [("pipe2", "relay"), ("close", "runtime")]
+    assert [(one.call, one.role) for one in policy.rules] == [
+        ("pipe2", "relay"),
+        ("close", "runtime"),
+    ]
 
 
 @pytest.mark.parametrize(
     ("other", "message"),
     [
         (OTHER.format(role="runtime", more='include = ["init"]'), "runtime.toml needs init.toml"),
-        (OTHER.format(role="runtime", more="[descriptors]\nCHANNEL = 4"), "CHANNEL is 4 in runtime"),
+        (
+            OTHER.format(role="runtime", more="[descriptors]\nCHANNEL = 4"),
+            "CHANNEL is 4 in runtime",
+        ),
         (HEAD.replace("relay", "runtime") + RULE, "with the same condition (runtime.toml)"),
         (
             HEAD.replace("relay", "runtime") + rule(when=None),
@@ -226,7 +248,6 @@ def test_a_policy_that_is_not_there_is_an_error() -> None:
     ("call", "arch", "message"),
     [
         ("epoll_wait", "arm64", "epoll_wait: arm64 has no such system call"),
-        ("socketcall", "x86_64", "socketcall: x86_64 has no such system call"),
         ("recv", "s390x", "recv: s390x has no such system call"),
         ("recv", "x86_64", "recv: x86_64 has no such system call"),
         ("semop", "i686", "semop: i686 has no such system call"),
@@ -240,6 +261,12 @@ def test_a_rule_for_a_call_that_an_architecture_lacks_is_an_error(
     with pytest.raises(Failure, match="cannot compile the policy relay for") as caught:
         compile_policy(policy, arch)
     assert message in str(caught.value)
+
+
+def test_a_rule_for_socketcall_where_there_is_none_is_an_error() -> None:
+    text = rule(call='"socketcall"', when='"call == SYS_CONNECT"', risk='"for this test"')
+    with pytest.raises(Failure, match="socketcall: x86_64 has no such system call"):
+        compile_policy(parse(HEAD + text), "x86_64")
 
 
 @pytest.mark.parametrize("when", ["", 'when = "args == NULL"', 'when = "call & 4 == 4"'])

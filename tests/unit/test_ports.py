@@ -428,12 +428,14 @@ def test_any_text_at_all_gives_forwards_or_a_failure(specs: list[str]) -> None:
 
 def check_anything(specs: list[str]) -> None:
     """Surrogates are in st.characters(): undecodable bytes of argv look like that."""
+    outcome: Failure | list[Forward]
     try:
-        found = forwards(*specs)
+        outcome = forwards(*specs)
     except Failure as failure:
-        assert str(failure).isprintable()
-        assert str(failure).startswith(("cannot parse -t", "cannot combine -t"))
-    else:
-        listeners = {(f.address, f.interface, f.port) for f in found}
-        assert len(listeners) == len(found)
-        assert all(1 <= f.port <= 65535 and 1 <= f.target_port <= 65535 for f in found)
+        outcome = failure
+    if isinstance(outcome, Failure):
+        assert str(outcome).isprintable()
+        assert str(outcome).startswith(("cannot parse -t", "cannot combine -t"))
+        return
+    assert len({(f.address, f.interface, f.port) for f in outcome}) == len(outcome)
+    assert all(1 <= f.port <= 65535 and 1 <= f.target_port <= 65535 for f in outcome)

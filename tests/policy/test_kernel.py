@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The filters on this machine's kernel: what a relay needs works, and each thing it must not do kills.
+
+Each attempt is run twice, without the filter and with it: without, it must succeed, or the filter would
+get the credit for somebody else's refusal.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import pytest
+
+from hardsplice.seccomp import compile_policy, load_policy, native_arch
+from tests.policy import oracle
+
+# What an attempt finds: descriptors as in a relay, connected sockets with a byte to read.
+SCENE = """
+import ctypes, fcntl, gc, mmap, os, resource, select, signal, socket, sys, time
+from hardsplice import linux
+from hardsplice.relay import kernel
+libc = ctypes.CDLL(None, use_errno=True)
+buffer = ctypes.create_string_buffer(4096)
+channel, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+os.dup2(channel.detach(), 3)
+channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=3)
+listener = socket.create_server(("127.0.0.1", 0))
+listener.setblocking(False)
+client = socket.create_connection(listener.getsockname())
+target = socket.create_server(("127.0.0.1", 0))
+address = linux.sockaddr(linux.IPv4Address("127.0.0.1"), target.getsockname()[1])
+pooled = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+stream, other = socket.socketpair()
+other.send(b"payload")
+client.send(b"payload")
+pipe = os.pipe2(os.O_NONBLOCK)
+page = mmap.mmap(-1, 4096)
+epoll = select.epoll()
+here = ctypes.addressof(ctypes.c_char.from_buffer(page))
+def ok(result):
+    if result < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+prctl = libc.prctl
+prctl.argtypes = (ctypes.c_int, *[ctypes.c_ulong] * 4)
+prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
+program = sys.stdin.buffer.read()
+if program:
+    linux.set_seccomp_filter(program)
+"""
+
+# What a relay does, in its own words: the engine's calls, and what the interpreter does beside.
+ROUTINE = """
+epoll.register(listener.fileno(), select.EPOLLIN)
+assert epoll.poll(1)
+fd = linux.accept4(listener.fileno())
+assert fd > 0, fd
+assert linux.accept4(listener.fileno()) < 0
+epoll.register(fd, select.EPOLLIN); epoll.modify(fd, 0); epoll.unregister(fd)
+read, write = kernel.open_pipe()
+assert kernel.resize_pipe(write, 65536) >= 4096
+assert kernel.resize_pipe(write, 1 << 40) >= 4096
+assert linux.connect(pooled.fileno(), address) in (0, -115)
+while linux.connect(pooled.fileno(), address) == -114: pass
+moved = os.splice(fd, write, 65536, flags=kernel.SPLICE_FLAGS)
+assert os.splice(read, pooled.fileno(), moved, flags=kernel.SPLICE_FLAGS) == moved == 7
+try:
+    os.splice(fd, write, 65536, flags=kernel.SPLICE_FLAGS)
+except BlockingIOError as error:
+    assert str(error)
+assert linux.keep_urgent_inline(fd) == 0
+linux.sockatmark(fd)
+assert linux.receive_byte(fd, socket.MSG_PEEK | socket.MSG_DONTWAIT) < 0
+assert linux.send_byte(pooled.fileno(), b"!", socket.MSG_OOB) == 1
+kernel.unsent(pooled.fileno())
+assert linux.shutdown(pooled.fileno(), socket.SHUT_WR) == 0
+assert linux.abort(fd) == 0
+os.close(fd)
+channel.sendmsg([b"report"], [], socket.MSG_NOSIGNAL)
+try:
+    channel.recvmsg(100, socket.CMSG_SPACE(32), socket.MSG_DONTWAIT)
+except BlockingIOError as error:
+    assert repr(error)
+time.monotonic()
+try:
+    bytearray(1 << 60)
+except MemoryError:
+    pass
+block = bytearray(1 << 20); block.extend(bytes(1 << 22)); del block
+heap = [[number] for number in range(200_000)]; del heap
+gc.collect()
+os._exit(0)
+"""
+
+FORBIDDEN = {
+    "open": "os.open('/dev/null', os.O_RDONLY)",
+    "stat": "os.stat('/')",
+    "exec": "os.execv('/bin/true', ['true'])",
+    "fork": "os.fork() or os._exit(0)",
+    "socket": "socket.socket()",
+    "unix socket": "socket.socketpair()",
+    "listen": "listener.listen()",
+    "bind": "pooled.bind(('127.0.0.1', 0))",
+    "unshare": "linux.unshare(0)",
+    "signal to itself": "os.kill(os.getpid(), 0)",
+    "pid": "os.getpid()",
+    "read": "os.read(stream.fileno(), 1)",
+    "pread": "os.pread(os.open('/proc/self/stat', os.O_RDONLY), 1, 0)",
+    "receive two bytes": "ok(libc.recv(stream.fileno(), buffer, 2, 0))",
+    "receive a message elsewhere": "stream.recvmsg(1)",
+    "send one ordinary byte": "ok(libc.send(stream.fileno(), b'x', 1, 0x4000))",
+    "send two urgent bytes": "ok(libc.send(client.fileno(), b'xx', 2, 0x4001))",
+    "send a message elsewhere": "stream.sendmsg([b'x'])",
+    "write to the channel": "os.write(3, b'x')",
+    "write to standard error": "os.write(2, b'')",
+    "accept without flags": "ok(libc.accept4(listener.fileno(), None, None, 0))",
+    "pipe without flags": "os.close(os.pipe()[0])",
+    "splice as a gift": "os.splice(stream.fileno(), pipe[1], 7, flags=8)",
+    "shut reading down": "client.shutdown(socket.SHUT_RD)",
+    "other option": "client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)",
+    "ask for an option": "client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)",
+    "non-blocking by ioctl": "client.setblocking(False)",
+    "descriptor flags": "fcntl.fcntl(pipe[0], fcntl.F_GETFL)",
+    "executable mapping": "mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_EXEC)",
+    "executable protection": "ok(libc.mprotect(ctypes.c_void_p(here), 4096, 5))",
+    "another filter": "linux.set_seccomp_filter(bytes.fromhex('060000000000ff7f'))",
+    "name": "ok(prctl(15, here, 0, 0, 0))",
+    "limits": "resource.getrlimit(resource.RLIMIT_NOFILE)",
+    "duplicate": "os.dup(0)",
+    "handler": "signal.signal(signal.SIGUSR1, signal.SIG_IGN)",
+    "other random numbers": "os.getrandom(1)",
+}
+
+
+def run(code: str, program: bytes) -> int:
+    """The status of a process that runs ``code`` in the scene, under a filter if there is one."""
+    return subprocess.run(
+        [sys.executable, "-c", SCENE + code],
+        input=program,
+        env={"PYTHONPATH": os.pathsep.join([str(oracle.ROOT), *sys.path])},
+        stdout=subprocess.DEVNULL,
+        check=False,
+        timeout=60,
+    ).returncode
+
+
+@pytest.fixture(scope="module")
+def relay_filter() -> bytes:
+    return compile_policy(load_policy("relay"), native_arch())
+
+
+def test_what_a_relay_does_is_allowed(relay_filter: bytes) -> None:
+    assert [run(ROUTINE, program) for program in (b"", relay_filter)] == [0, 0]
+
+
+@pytest.mark.parametrize("attempt", FORBIDDEN.values(), ids=FORBIDDEN)
+def test_what_a_relay_must_not_do_kills_it(relay_filter: bytes, attempt: str) -> None:
+    code = f"{attempt}\nos._exit(0)\n"
+    assert [run(code, program) for program in (b"", relay_filter)] == [0, -signal.SIGSYS]
+
+
+def system_calls(numbers: Sequence[int]) -> str:
+    """Code that makes calls by number; ENOSYS is as good as any answer that lets the process live."""
+    return (
+        "".join(f"libc.syscall({number}, 0, 0, 0, 0, 0, 0)\n" for number in numbers)
+        + "os._exit(0)\n"
+    )
+
+
+@pytest.mark.skipif(native_arch() != "x86_64", reason="x32 belongs to x86_64")
+def test_an_x32_call_kills_even_where_its_number_is_allowed(relay_filter: bytes) -> None:
+    close = 0x40000000 + oracle.numbers("x86_64")["close"]
+    code = system_calls([close])
+    assert [run(code, program) for program in (b"", relay_filter)] == [0, -signal.SIGSYS]
+
+
+def test_a_monitor_s_filter_takes_a_relay_s_on_top(relay_filter: bytes) -> None:
+    """A relay is forked by a monitor that is locked down, and inherits its filter."""
+    monitor = compile_policy(load_policy("monitor"), native_arch())
+    code = f"linux.set_seccomp_filter(bytes.fromhex('{relay_filter.hex()}'))\n"
+    assert run(code + ROUTINE, monitor) == 0
+    assert run(code + "os.getpid()\nos._exit(0)\n", monitor) == -signal.SIGSYS
