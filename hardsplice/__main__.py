@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -62,6 +63,7 @@ def _launch(options: cli.Options, began: float) -> int:
     from hardsplice.monitor import failure_of, text_of
     from hardsplice.setup import Setup
 
+    had_pid_file = options.pid_file is not None and os.path.lexists(options.pid_file)
     ours, theirs = Channel.pair()
     if os.fork() == 0:
         ours.close()
@@ -78,6 +80,9 @@ def _launch(options: cli.Options, began: float) -> int:
     record = ours.receive()
     if record is not None and record.kind == Kind.READY:
         return 0
+    if options.pid_file is not None and not had_pid_file:
+        with contextlib.suppress(OSError):
+            os.unlink(options.pid_file)  # a process that has locked itself down can't
     if record is not None:
         return _say(failure_of(record.text))
     return _say(Failure("start", "hardsplice", "its process ended early"))

@@ -233,10 +233,10 @@ listen on may stand before them, and a target after each:
   8080  80,443  8000-8009  8080:80  127.0.0.1/22  5432:10.0.0.5/5433  all,~22
 
 Examples:
-  hardsplice -t 8080:80 -- ./server        the host's port 8080 reaches its port 80
-  hardsplice -T 5432 -- ./client           it reaches the host's port 5432
-  hardsplice -t 127.0.0.1/2222:22 1234     for the process 1234, in the background
-  hardsplice -f -t 80 --netns blue         for the namespace /run/netns/blue
+  hardsplice -t 8080:80 -- ./server        its port 80 is the host's 8080
+  hardsplice -T 5432 -- ./client           the host's port 5432 is its own
+  hardsplice -t 127.0.0.1/2222:22 1234     for process 1234, in the background
+  hardsplice -f -t 80 --netns blue         for /run/netns/blue
 
 The manual is hardsplice(1).
 """

@@ -17,6 +17,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
+from hardsplice import linux
+from hardsplice import linux
 from hardsplice.channel import Channel, Kind, Malformed, Note, Record, close_all
 from hardsplice.loop import Loop
 from hardsplice.relay import main as relay
@@ -104,7 +106,7 @@ class Keeper:
         """Fork a relay."""
         ours, theirs = Channel.pair()
         monitor = os.getpid()
-        pid = os.fork()
+        pid = linux.fork()
         if pid == 0:
             relay.main(self.plan, theirs, monitor)  # never returns
         theirs.close()

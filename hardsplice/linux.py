@@ -15,6 +15,7 @@ architectures differ there is a table.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import socket
 import struct
@@ -87,6 +88,10 @@ _accept4 = _libc.accept4
 _accept4.argtypes = (c_int, c_void_p, c_void_p, c_int)
 _connect = _libc.connect
 _connect.argtypes = (c_int, c_char_p, c_int)
+_getpeername = _libc.getpeername
+_getpeername.argtypes = (c_int, c_void_p, c_void_p)
+_getsockopt = _libc.getsockopt
+_getsockopt.argtypes = (c_int, c_int, c_int, c_void_p, c_void_p)
 _shutdown = _libc.shutdown
 _shutdown.argtypes = (c_int, c_int)
 _setsockopt = _libc.setsockopt
@@ -103,6 +108,10 @@ _peer = ctypes.create_string_buffer(28)  # sizeof(struct sockaddr_in6), the long
 _peer_length = c_int(28)
 _peer_ref = ctypes.addressof(_peer)
 _peer_length_ref = ctypes.addressof(_peer_length)
+_option = c_int()
+_option_length = c_int(4)
+_option_ref = ctypes.addressof(_option)
+_option_length_ref = ctypes.addressof(_option_length)
 _FAMILY = struct.Struct("=H")
 _MAPPED = bytes(10) + b"\xff\xff"  # ::ffff:0:0/96, an IPv4 client on a dual-stack listener
 _LINGER_ZERO = struct.pack("ii", 1, 0)
@@ -123,10 +132,25 @@ def accepted_from_ipv4() -> bool:
 
 
 def connect(fd: int, sockaddr: bytes) -> int:
-    """Start, or ask after, a connection: 0 when it stands, -EINPROGRESS or -EALREADY while it is under way."""
+    """Start a connection: 0 when it stands, -EINPROGRESS while it is under way, or the negated errno."""
     if _connect(fd, sockaddr, len(sockaddr)) == 0:
         return 0
     return -_errno()
+
+
+def connected(fd: int) -> int:
+    """How a connect(2) that was under way goes on: 0 when the connection stands, -EINPROGRESS when that isn't known yet,
+    -ECONNRESET when it stood and has been reset since, else the negated errno of the refusal."""
+    _peer_length.value = len(_peer)
+    if _getpeername(fd, _peer_ref, _peer_length_ref) == 0:
+        return 0
+    # ENOTCONN: in SYN_SENT, or closed again. The kernel's tcp_reset tells a refusal (ECONNREFUSED) from a reset.
+    _option_length.value = 4
+    if _getsockopt(fd, socket.SOL_SOCKET, socket.SO_ERROR, _option_ref, _option_length_ref) != 0:
+        return -_errno()
+    if _option.value in (errno.ECONNRESET, errno.EPIPE):
+        return -errno.ECONNRESET
+    return -_option.value or -errno.EINPROGRESS
 
 
 def shutdown(fd: int, how: int) -> int:
@@ -180,6 +204,29 @@ def sockaddr(address: IPv4Address | IPv6Address, port: int, scope: int = 0) -> b
 
 
 # --- set-up calls: they raise OSError -----------------------------------------------------------------------
+
+_python = ctypes.PyDLL(None)  # calls through it hold the interpreter's lock, as a fork must
+_python.PyOS_BeforeFork.restype = None
+_python.PyOS_AfterFork_Child.restype = None
+_python.PyOS_AfterFork_Parent.restype = None
+
+
+def fork() -> int:
+    """fork(2) for a process that is locked down: 0 in the child.
+
+    ``os.fork`` of Python 3.12 and later looks into /proc for threads, to warn of them; there is no /proc any more.
+    """
+    _python.PyOS_BeforeFork()
+    pid: int = _python.fork()
+    code = _errno()
+    if pid == 0:
+        _python.PyOS_AfterFork_Child()
+        return 0
+    _python.PyOS_AfterFork_Parent()
+    if pid < 0:
+        raise OSError(code, os.strerror(code))
+    return pid
+
 
 _prctl = _libc.prctl
 _prctl.argtypes = (c_int, c_ulong, c_ulong, c_ulong, c_ulong)
@@ -292,6 +339,32 @@ def landlock_restrict_self(ruleset: int) -> None:
     """Put this process, for good, under a ruleset; it needs no_new_privs."""
     if _syscall(_LANDLOCK_RESTRICT_SELF, ruleset, 0) != 0:
         _raise()
+
+
+_fork = ctypes.PyDLL(None, use_errno=True).fork  # PyDLL keeps the interpreter's lock, as os.fork does
+_before_fork = ctypes.pythonapi.PyOS_BeforeFork
+_before_fork.restype = None
+_after_fork_parent = ctypes.pythonapi.PyOS_AfterFork_Parent
+_after_fork_parent.restype = None
+_after_fork_child = ctypes.pythonapi.PyOS_AfterFork_Child
+_after_fork_child.restype = None
+
+
+def fork() -> int:
+    """fork(2) for a process that may open nothing, and has one thread.
+
+    From Python 3.12 on ``os.fork`` opens /proc/self/stat to warn of other threads
+    (warn_about_fork_with_threads, Modules/posixmodule.c). The rest of what it does is done here.
+    """
+    _before_fork()
+    pid: int = _fork()
+    if pid == 0:
+        _after_fork_child()
+    else:
+        _after_fork_parent()
+        if pid < 0:
+            _raise()
+    return pid
 
 
 SIGNALFD_SIGINFO = 128  # sizeof(struct signalfd_siginfo)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import types
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from hardsplice.errors import Failure
@@ -116,8 +117,9 @@ def _failure(role: str, error: Exception) -> Failure:
     return Failure("load", f"the policy {role}.toml", str(error))
 
 
+@cache
 def _parse_file(text: str, role: str) -> Policy:
-    """A policy with its own rules only."""
+    """A policy with its own rules only. Kept, since more than one policy includes it."""
     import tomllib
 
     try:

@@ -66,9 +66,7 @@ class PidFile:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.name = os.path.basename(path)
         try:
-            self.directory = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
             flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
             self.existed = os.path.lexists(path)
             self.fd = os.open(path, flags, 0o644)
@@ -87,7 +85,7 @@ class PidFile:
         """Remove what we made."""
         if not self.existed:
             with contextlib.suppress(OSError):
-                os.unlink(self.name, dir_fd=self.directory)
+                os.unlink(self.path)
 
 
 class Setup:
@@ -109,6 +107,7 @@ class Setup:
         self.pipe_size = 0
         self.ready_fd: int | None = None
         self.notify: int | None = None
+        self.locked = False  # lock-down has begun
 
     def say(self, text: str) -> None:
         """Tell what is being done, for --debug."""
@@ -127,6 +126,8 @@ class Setup:
             self.probe()
             self.enter()
             host = self.gather()
+            if self.pid_file:
+                self.pid_file.write()
             self.isolate()
             return HostMonitor(host, self.ready).run()
         except BaseException:
@@ -252,6 +253,7 @@ class Setup:
     ) -> relay.Plan | None:
         if not opened:
             return None
+        relay.pool_sizes(resource.getrlimit(resource.RLIMIT_NOFILE)[0], relay.fixed_use(opened))
         made = listeners.for_relay(opened, forwards, families)
         used = {family for one in made for family, _ in (*one.plan_ipv4, *one.plan_ipv6)}
         return relay.Plan(
@@ -268,9 +270,8 @@ class Setup:
     def isolate(self) -> None:
         """Lock the host monitor down."""
         self._stage("isolate")
+        self.locked = True
         prctl.set_name("hs-host")
-        if self.pid_file:
-            self.pid_file.write()
         keep = [self.signals]
         if self.ready_fd is not None:
             _move(self.ready_fd, isolate.READY_FD)
@@ -329,11 +330,10 @@ class Setup:
             self.launcher.send(Record(Kind.READY))
             self.launcher.close()
             self.launcher = None
-        self.pid_file = None
 
     def undo(self) -> None:
-        """Set-up failed: let go of all that it made."""
-        if self.pid_file:
+        """Set-up failed: let go of all that it made. After lock-down a file can't be removed any more."""
+        if self.pid_file and not self.locked:
             self.pid_file.remove()
         for child in (self.monitor, self.container):
             if child is None:

@@ -168,6 +168,7 @@ _SAME_EVERYWHERE: Final = {
     "SYS_SOCKET": 1,
     "SYS_CONNECT": 3,
     "SYS_GETSOCKNAME": 6,
+    "SYS_GETPEERNAME": 7,
     "SYS_SOCKETPAIR": 8,
     "SYS_SEND": 9,
     "SYS_RECV": 10,

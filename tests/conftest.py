@@ -7,6 +7,7 @@ import ctypes
 import os
 import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path as FilePath
 
 import pytest
 
@@ -86,6 +87,19 @@ def namespace(identity: Identity) -> Iterator[Namespace]:
     """A namespace that belongs to `identity`."""
     with Namespace(identity) as made:
         yield made
+
+
+@pytest.fixture
+def user_directory(identity: Identity) -> Iterator[FilePath]:
+    """A folder in which the identity may write."""
+    path = FilePath(f"/tmp/hardsplice-tests-{os.getpid()}-{identity.name}")  # noqa: S108 - must be reachable for others
+    path.mkdir(mode=0o755)
+    if identity.uid is not None:
+        os.chown(path, identity.uid, identity.uid)
+    yield path
+    for left in path.iterdir():
+        left.unlink()
+    path.rmdir()
 
 
 @pytest.fixture(scope="session")

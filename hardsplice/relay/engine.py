@@ -11,8 +11,9 @@ When a sink takes less than was read, the pipe goes to that direction, bytes and
 from which an error kept bytes is closed. So no byte of one flow can reach another.
 
 *Connect, and ask.* A handshake over loopback is complete when connect(2) returns, although it says EINPROGRESS,
-since the socket's own lock holds the answer back until then. A second connect(2) says so: 0, or the refusal. Nothing is
-read off a client before its target is connected.
+since the socket's own lock holds the answer back until then. getpeername(2) says so, for one call more and without
+waiting. (A second connect(2) would too, but on a socket that was reset meanwhile it disconnects, and throws away
+what the target had sent: tcp_disconnect.) Nothing is read off a client before its target is connected.
 
 *What end of file is.* splice(2) returns 0 at the end of the stream, but also in front of an urgent byte when FIN has arrived
 behind it (tcp_read_sock stops at the mark, and a socket that is done reports 0). So a 0 counts only when the event that
@@ -68,11 +69,22 @@ from hardsplice.relay.sockets import FAMILIES, IPV4, IPV6, SocketPool
 EVENTS_A_WAIT = 128
 ROUNDS_A_TURN = 16  # splices in and out that a flow may make before others have their turn
 GRACE_FIRST = 0.01  # seconds until a reset looks again whether what came before it has been taken
-GRACE_LIMIT = 1.0  # seconds between two looks, at the most
-GRACE_TOTAL = 5.0  # seconds after which a reset waits no longer
+GRACE_LIMIT = 0.1  # seconds between two looks, at the most
+GRACE_PATIENCE = 0.5  # seconds that a reset waits for a peer that takes nothing
+SHORT_SECONDS = 1.0  # until what could not be had (a file, a pipe, a socket) is tried for again
 
-_PENDING = (-errno.EINPROGRESS, -errno.EALREADY)
 _NOT_OURS = (-errno.EAGAIN, -errno.ECONNABORTED, -errno.EINTR, -errno.EPROTO)  # the client went away, or none was there
+# What a socket says when its connection is dead. Any other error is about the call, not about the peer.
+_DEAD = (
+    errno.ECONNRESET,
+    errno.EPIPE,
+    errno.ETIMEDOUT,
+    errno.ECONNABORTED,
+    errno.ENETDOWN,
+    errno.ENETUNREACH,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+)
 _FINISHED_HINT = EPOLLRDHUP | EPOLLHUP | EPOLLERR
 _ACTIONABLE = INPUT | EPOLLHUP | EPOLLERR
 
@@ -105,6 +117,15 @@ class Limits:
     def reserve(self) -> int:
         """Descriptors kept for pipes of flows that block."""
         return max(8, min(256, self.descriptors // 8))
+
+
+@dataclass(frozen=True, slots=True)
+class Grace:
+    """A reset that waits until what came before it has been taken."""
+
+    look: float  # when to look next
+    wait: float  # seconds from the last look to that
+    untaken: tuple[int, int]  # bytes on their way to the other side at the last look: in the pipe, in the kernel
 
 
 class Monitor(Protocol):
@@ -144,7 +165,7 @@ class Engine:
         self.connecting: dict[Flow, None] = {}  # in the order of their deadlines
         self.unplaced: deque[Flow] = deque()  # flows that wait for a pooled socket for their next attempt
         self.starved: deque[tuple[Flow, int]] = deque()  # directions that wait for a pipe
-        self.grace: dict[Flow, tuple[float, float]] = {}  # resets that wait: (next look, seconds between looks)
+        self.grace: dict[Flow, Grace] = {}  # resets that wait for the other side
         self.warm: Pipe | None = pipes.take()
         self.other_descriptors = other_descriptors  # listeners, epoll, channel, standard streams
         self.accepting = False
@@ -181,12 +202,18 @@ class Engine:
             self._look_at_clock()
         if self.starved:
             self._feed()
+        if not self.accepting or self.unplaced:
+            # Whatever made room, a flow that ended or a pipe that was closed, it was in this turn.
+            self._ask()
+            self._reconsider_accepting()
 
     def add_sockets(self, family: int, fds: Sequence[int]) -> None:
         """Put sockets that the monitor sent into their pool."""
         pool = self.pools[family]
         pool.ready.extend(fds)
         pool.asked = 0
+        if not fds:  # there was no descriptor left to receive one: asking again at once would spin
+            self.short_until = self.kernel.now() + SHORT_SECONDS
         for _ in range(len(self.unplaced)):
             flow = self.unplaced.popleft()
             if flow.fd[CLIENT] >= 0:
@@ -222,7 +249,7 @@ class Engine:
         if -code in _NOT_OURS:
             return
         self.monitor.note(Note.ACCEPT, code)
-        self.short_until = self.kernel.now() + 1.0
+        self.short_until = self.kernel.now() + SHORT_SECONDS
         self._reconsider_accepting()
 
     def _free(self) -> int:
@@ -255,11 +282,18 @@ class Engine:
                 self.epoll.unregister(fd)
 
     def _ask(self) -> None:
+        """Ask for sockets where a pool is half used, as far as there are descriptors for them."""
+        if self.short_until:
+            return
         for family in self.families:
-            number = self.pools[family].want()
-            if number:
-                number = max(1, min(number, self._free() - self.limits.reserve))
-                self.pools[family].asked = number
+            pool = self.pools[family]
+            free = self._free()
+            room = free - self.limits.reserve
+            if not pool.ready and (self.unplaced or not self.flows):
+                room = max(room, min(1, free))  # nothing would ever end: the reserve is for this, too
+            number = min(pool.want(), room)
+            if number > 0:
+                pool.asked = number
                 self.monitor.ask_sockets(family, number)
 
     # --- connecting -----------------------------------------------------------------------------------------
@@ -279,12 +313,12 @@ class Engine:
             self.flows[fd] = flow
             flow.fd[TARGET] = fd
             code = self.kernel.connect(fd, address)
-            if code in _PENDING:
-                code = self.kernel.connect(fd, address)
-            if code == 0:
-                self._connected(flow)
+            if code == -errno.EINPROGRESS:
+                code = self.kernel.connected(fd)
+            if code in (0, -errno.ECONNRESET):
+                self._connected(flow, code)
                 return
-            if code in _PENDING:
+            if code == -errno.EINPROGRESS:
                 step(flow, CLIENT, Step.CONNECT)
                 flow.deadline = self.kernel.now() + self.limits.connect_seconds
                 self.connecting[flow] = None
@@ -293,12 +327,16 @@ class Engine:
             self._drop_target(flow)
         self._refused(flow, -code)
 
-    def _connected(self, flow: Flow) -> None:
+    def _connected(self, flow: Flow, code: int) -> None:
+        """The target was reached; ``code`` says whether it has reset the connection already (what it sent remains)."""
         self.counters[count.CONNECTED] += 1
         flow.plan = ()
         step(flow, CLIENT, Step.RESUME)
         step(flow, TARGET, Step.RESUME)
-        self._sync(flow)
+        if code == 0:
+            self._sync(flow)
+        else:
+            self._fail(flow, TARGET)
 
     def _drop_target(self, flow: Flow) -> None:
         """Give up one attempt: the socket is used up."""
@@ -320,12 +358,12 @@ class Engine:
                 self.counters[count.RESET] += 1
                 self._end(flow, abort=SIDES)
             return
-        code = self.kernel.connect(flow.fd[TARGET], flow.plan[flow.attempt][1])
-        if code in _PENDING:
+        code = self.kernel.connected(flow.fd[TARGET])
+        if code == -errno.EINPROGRESS:
             return
         self.connecting.pop(flow, None)
-        if code == 0:
-            self._connected(flow)
+        if code in (0, -errno.ECONNRESET):
+            self._connected(flow, code)
         elif flow.attempt + 1 < len(flow.plan):
             self._drop_target(flow)
             self._try_connect(flow)
@@ -342,7 +380,7 @@ class Engine:
         if flow.plan:
             self._on_connecting(flow, side, events)
             return
-        if flow in self.grace:
+        if state[CLIENT] == FINISHED and state[TARGET] == FINISHED:
             self._on_grace(flow, side, events)
             return
         if events & EPOLLERR and not flow.failed[side] and self._fail(flow, side):
@@ -361,7 +399,7 @@ class Engine:
 
     def _read(self, flow: Flow, side: int, events: int) -> None:
         if events & EPOLLPRI or flow.urgent_hidden[side]:
-            self._move_urgent(flow, side)
+            self._move_urgent(flow, side, bool(events & _FINISHED_HINT))
         else:
             self._move(flow, side, bool(events & _FINISHED_HINT))
         if flow.fd[CLIENT] >= 0:
@@ -402,7 +440,9 @@ class Engine:
                 got = splice(source, pipe.write, pipe.size, None, None, SPLICE_FLAGS)
             except BlockingIOError:
                 return
-            except OSError:
+            except OSError as error:
+                if error.errno not in _DEAD:
+                    raise
                 flow.failed[direction] = True
                 self._ended(flow, direction)
                 return
@@ -414,7 +454,9 @@ class Engine:
                 sent = splice(pipe.read, sink, got, None, None, SPLICE_FLAGS)
             except BlockingIOError:
                 sent = 0
-            except OSError:
+            except OSError as error:
+                if error.errno not in _DEAD:
+                    raise
                 self._replace_warm()
                 self._fail(flow, 1 - direction)
                 return
@@ -428,6 +470,7 @@ class Engine:
     def _block(self, flow: Flow, direction: int, pipe: Pipe, held: int) -> None:
         """The sink took too little: the direction keeps the warm pipe with the rest."""
         self.counters[count.BLOCKED] += 1
+        self.warm = None  # it has one owner at a time, whatever fails below
         flow.pipe[direction] = pipe
         flow.held[direction] = held
         self.warm = self.pipes.take()
@@ -446,7 +489,9 @@ class Engine:
                     )
                 except BlockingIOError:
                     return
-                except OSError:
+                except OSError as error:
+                    if error.errno not in _DEAD:
+                        raise
                     self._fail(flow, 1 - direction)
                     return
                 flow.held[direction] -= sent
@@ -500,31 +545,46 @@ class Engine:
 
     # --- urgent data ----------------------------------------------------------------------------------------
 
-    def _move_urgent(self, flow: Flow, direction: int) -> None:
+    def _move_urgent(self, flow: Flow, direction: int, finished: bool) -> None:
         """Pass on the bytes before the urgent mark, then the byte at the mark as urgent data."""
         kernel = self.kernel
-        source, sink = flow.fd[direction], flow.fd[1 - direction]
+        source = flow.fd[direction]
         kernel.keep_urgent_inline(source)
         self._move(flow, direction, False)
         if flow.fd[CLIENT] < 0 or flow.state[direction] != OPEN:
             return  # blocked before the mark: epoll announces the urgent byte again after that
-        flow.urgent_hidden[direction] = False
-        if not kernel.at_mark(source):
-            # Either there is more to move, which epoll repeats, or the segments before the urgent one are
-            # still on their way; EPOLLPRI would spin until they come.
-            flow.urgent_hidden[direction] = True
+        marked = kernel.at_mark(source)
+        # Unless at the mark there is either more to move, which epoll repeats, or the segments before the
+        # urgent one are still on their way; EPOLLPRI would spin until they come.
+        flow.urgent_hidden[direction] = not marked
+        if not (marked or finished):
             return
+        # An inline receive sees what lies behind the mark, and so knows end of file, where splice doesn't.
         byte = kernel.receive_byte(source, socket.MSG_PEEK)
-        if not isinstance(byte, bytes) or not byte:
-            flow.urgent_hidden[direction] = True
-            return
-        done = kernel.send_byte(sink, byte, socket.MSG_OOB)
+        if not isinstance(byte, bytes):
+            if -byte in _DEAD:
+                flow.failed[direction] = True
+                self._ended(flow, direction)
+            elif byte == -errno.EAGAIN:
+                flow.urgent_hidden[direction] = True  # announced, but not here yet
+            else:
+                raise OSError(-byte, "urgent data")
+        elif not byte:
+            self._ended(flow, direction)  # what was announced never came
+        elif marked:
+            self._pass_urgent(flow, direction, byte)
+
+    def _pass_urgent(self, flow: Flow, direction: int, byte: bytes) -> None:
+        source, sink = flow.fd[direction], flow.fd[1 - direction]
+        done = self.kernel.send_byte(sink, byte, socket.MSG_OOB)
         if done == -errno.EAGAIN:
             step(flow, direction, Step.BLOCK)  # no pipe, nothing held: tried again when there is room
-        elif done < 0:
+        elif -done in _DEAD:
             self._fail(flow, 1 - direction)
+        elif done < 0:
+            raise OSError(-done, "urgent data")
         else:
-            kernel.receive_byte(source, 0)
+            self.kernel.receive_byte(source, 0)
             self.counters[count.URGENT] += 1
             self.counters[count.BYTES + direction] += 1
 
@@ -547,18 +607,19 @@ class Engine:
 
     def _fail(self, flow: Flow, side: int) -> bool:
         """``side`` was reset or is broken. True when that ended the flow."""
-        into = 1 - side
-        self._drop_pipe(flow, into)
+        self._drop_pipe(flow, 1 - side)
         if side_failed(flow, side):
             self._reset(flow)
         elif flow.state[side] == OPEN:
             self._move(flow, side, True)
-            if flow.fd[CLIENT] >= 0:
-                self._sync(flow)
         else:
             flow.muted[side] = True
+        if flow.fd[CLIENT] >= 0:
+            other = 1 - side
+            if flow.state[side] in (BLOCKED, PAUSED) and not flow.failed[other]:
+                self._give_grace(flow, other)
             self._sync(flow)
-        return flow.fd[CLIENT] < 0 or flow in self.grace
+        return flow.fd[CLIENT] < 0 or flow.state[CLIENT] == flow.state[TARGET] == FINISHED
 
     def _drop_pipe(self, flow: Flow, direction: int) -> None:
         """Close the pipe of a direction that will not be delivered."""
@@ -574,15 +635,39 @@ class Engine:
         for side in SIDES:
             self._drop_pipe(flow, side)
             flow.state[side] = FINISHED
-        well = [side for side in SIDES if not flow.failed[side]]
-        if well and self.kernel.unsent(flow.fd[well[0]]) > 0:
-            # An abortive close throws away what the kernel has not sent yet.
-            flow.deadline = self.kernel.now() + GRACE_TOTAL
-            flow.muted[1 - well[0]] = True
-            self.grace[flow] = (self.kernel.now() + GRACE_FIRST, GRACE_FIRST)
-            self._sync(flow)
+        well = _well(flow)
+        if well is None or self.kernel.unsent(flow.fd[well]) == 0:
+            self._end(flow, abort=() if well is None else (well,))
             return
-        self._end(flow, abort=well)
+        # An abortive close throws away what the kernel has not sent yet.
+        flow.muted[1 - well] = True
+        self._give_grace(flow, well)
+        self._sync(flow)
+
+    def _give_grace(self, flow: Flow, well: int) -> None:
+        """Let side ``well`` take what the failed side sent, as long as it does take some."""
+        now = self.kernel.now()
+        flow.deadline = now + GRACE_PATIENCE
+        self.grace[flow] = Grace(now + GRACE_FIRST, GRACE_FIRST, self._untaken(flow, well))
+
+    def _untaken(self, flow: Flow, well: int) -> tuple[int, int]:
+        """Bytes on their way to side ``well``: in the pipe, and in the kernel's hands."""
+        return flow.held[1 - well], self.kernel.unsent(flow.fd[well])
+
+    def _look_at_grace(self, flow: Flow, grace: Grace, now: float) -> None:
+        """Has the side that did not fail taken what was sent to it? A peer that takes some is waited for."""
+        well = _well(flow)
+        if well is None:
+            self._end(flow, abort=())
+            return
+        untaken = self._untaken(flow, well)
+        if untaken != grace.untaken:
+            flow.deadline = now + GRACE_PATIENCE
+        if now >= flow.deadline or (untaken == (0, 0) and flow.state[1 - well] == FINISHED):
+            self._end(flow, abort=(well,))
+            return
+        wait = min(2 * grace.wait, GRACE_LIMIT)
+        self.grace[flow] = Grace(now + wait, wait, untaken)
 
     def _on_grace(self, flow: Flow, side: int, events: int) -> None:
         if events & EPOLLERR and not flow.failed[side]:
@@ -607,8 +692,6 @@ class Engine:
                 self.kernel.abort(fd)
             self.kernel.close(fd)
         flow.state[CLIENT] = flow.state[TARGET] = FINISHED
-        if not self.accepting:
-            self._reconsider_accepting()
 
     def _guarded(self, flow: Flow, action: Callable[[Flow], None]) -> None:
         """Run ``action(flow)`` so that its failure ends this flow only (R8)."""
@@ -629,15 +712,17 @@ class Engine:
 
     def _timeout(self) -> float:
         """Seconds that epoll may sleep; -1 when nothing is due, which is the rule."""
-        if not (self.connecting or self.grace or self.short_until):
+        if not (self.connecting or self.grace or self.short_until or self.starved):
             return -1
+        now = self.kernel.now()
         due = []
+        if self.starved:  # what keeps pipes from us may be others' use, of which no event tells
+            due.append(now + SHORT_SECONDS)
         if self.connecting:
             due.append(next(iter(self.connecting)).deadline)
         if self.short_until:
             due.append(self.short_until)
-        due.extend(look for look, _ in self.grace.values())
-        now = self.kernel.now()
+        due.extend(grace.look for grace in self.grace.values())
         return max(0.0, min(due) - now)
 
     def _look_at_clock(self) -> None:
@@ -649,15 +734,9 @@ class Engine:
             self.counters[count.TIMED_OUT] += 1
             self.monitor.note(Note.TIMED_OUT, errno.ETIMEDOUT, flow.listener)
             self._end(flow, abort=SIDES)
-        for flow, (look, wait) in list(self.grace.items()):
-            if look > now:
-                continue
-            well = [side for side in SIDES if not flow.failed[side]]
-            if now >= flow.deadline or self.kernel.unsent(flow.fd[well[0]]) == 0:
-                self._end(flow, abort=well)
-            else:
-                wait = min(2 * wait, GRACE_LIMIT)
-                self.grace[flow] = (now + wait, wait)
+        for flow, grace in list(self.grace.items()):
+            if grace.look <= now:
+                self._look_at_grace(flow, grace, now)
         if self.short_until and now >= self.short_until:
             self.short_until = 0.0
             self._reconsider_accepting()
@@ -672,3 +751,11 @@ def _where(error: Exception) -> str:
         return type(error).__name__
     code = trace.tb_frame.f_code
     return f"{type(error).__name__} in {code.co_name}, line {trace.tb_lineno}"
+
+
+def _well(flow: Flow) -> int | None:
+    """The side that has not failed, when the other one has."""
+    for side in SIDES:
+        if not flow.failed[side]:
+            return side
+    return None

@@ -52,6 +52,7 @@ class Kernel:
     accept: Callable[[int], int] = staticmethod(linux.accept4)
     from_ipv4: Callable[[], bool] = staticmethod(linux.accepted_from_ipv4)
     connect: Callable[[int, bytes], int] = staticmethod(linux.connect)
+    connected: Callable[[int], int] = staticmethod(linux.connected)
     shutdown: Callable[[int, int], int] = staticmethod(linux.shutdown)
     abort: Callable[[int], int] = staticmethod(linux.abort)
     keep_urgent_inline: Callable[[int], int] = staticmethod(linux.keep_urgent_inline)

@@ -11,7 +11,7 @@ import contextlib
 import os
 import resource
 import signal
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -67,6 +67,11 @@ class ToMonitor:
         self.channel.send(Record(Kind.NOTE, kind, listener, detail, text.encode()), wait=False)
 
 
+def fixed_use(listeners: Sized) -> int:
+    """Descriptors that a relay holds whether or not it has flows: the fixed ones, listeners, epoll."""
+    return len(isolate.FIXED_FDS) + len(listeners) + 1
+
+
 def pool_sizes(descriptors: int, other: int) -> tuple[int, int]:
     """Sockets of each family, and clean pipes, to keep ready with this many descriptors in all.
 
@@ -108,7 +113,7 @@ def _live(plan: Plan, channel: Channel, monitor: int) -> int:
         os.setsid()  # away from the terminal that the host monitor still has
 
     kernel = Kernel()
-    other = len(isolate.FIXED_FDS) + len(plan.listeners) + 1  # and epoll
+    other = fixed_use(plan.listeners)
     descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     sockets, spare = pool_sizes(descriptors, other)
     pipes = PipePool(kernel, plan.pipe_size, spare)

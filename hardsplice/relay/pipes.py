@@ -40,7 +40,7 @@ def probe_size(kernel: Kernel, count: int = POOL_SIZE) -> int:
     except OSError:
         pass  # fewer pipes then share the probe: descriptors, not memory, are short
     try:
-        size = MAX_PIPE_SIZE
+        size = MAX_PIPE_SIZE if opened else MIN_PIPE_SIZE
         while size > MIN_PIPE_SIZE:
             if all(kernel.resize_pipe(read, size) >= size for read, _ in opened):
                 return size

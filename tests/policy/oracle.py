@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What a policy's text allows, found without any of the product's code.
 
-The product turns policies into filters with its own parser, its own tables and libseccomp. This reads the
-same TOML in the simplest way that there is, takes the positions of arguments from the manual pages
-once more, constants from Python's modules, and the numbers of system calls from the kernel's headers
-(numbers.tsv). Where the two disagree, one of them is wrong.
+The product turns policies into filters with its own parser, its own tables and libseccomp. This
+reads the same TOML in the simplest way that there is, takes the positions of arguments from the
+manual pages once more, constants from Python's modules, and the numbers of system calls from the
+kernel's headers (numbers.tsv). Where the two disagree, one of them is wrong.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ _POSITION = {
     "ftruncate64": {"fd": 0},
     "getrandom": {"flags": 2},
     "getsockname": {"fd": 0},
+    "getsockopt": {"level": 1, "optname": 2},
     "ioctl": {"op": 1},
     "kill": {"pid": 0, "sig": 1},
     "landlock_restrict_self": {"ruleset_fd": 0, "flags": 1},
@@ -106,11 +107,13 @@ _LITERAL = {
     "SYS_SOCKET": 1,
     "SYS_CONNECT": 3,
     "SYS_GETSOCKNAME": 6,
+    "SYS_GETPEERNAME": 7,
     "SYS_SOCKETPAIR": 8,
     "SYS_SEND": 9,
     "SYS_RECV": 10,
     "SYS_SHUTDOWN": 13,
     "SYS_SETSOCKOPT": 14,
+    "SYS_GETSOCKOPT": 15,
     "SYS_SENDMSG": 16,
     "SYS_RECVMSG": 17,
     "SYS_ACCEPT4": 18,
@@ -198,7 +201,7 @@ def _rules(role: str, arch: str) -> Iterator[dict[str, Any]]:
 
 @cache
 def allowed(role: str, arch: str) -> dict[str, Ways]:
-    """What the text of a role's policy, and of those that it includes, allows on an architecture."""
+    """What the text of a role's policy allows, with what it includes, on an architecture."""
     ways: dict[str, Ways] = {}
     for source in (role, *_text(role).get("include", [])):
         descriptors = _text(source).get("descriptors", {})

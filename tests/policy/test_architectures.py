@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """How the architectures differ, as a table that a person has looked through.
 
-A difference that isn't here is a mistake until somebody has understood it; then it goes here with its
-reason. The names are those that the compiled filters let through, not those in the policies.
+A difference that isn't here is a mistake until somebody has understood it; then it goes here with
+its reason. The names are those that the compiled filters let through, not those in the policies.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.policy.test_filters import allowed_calls
 #   _llseek                      the same; ppc64le has kept it, and its C library takes it
 #   recv, send                   calls of their own on armhf and ppc64le
 #   socketcall                   the C library's way on i686 and s390x, beside the direct calls
-#   sigreturn                    what a handler without SA_SIGINFO returns by, where there is a choice
+#   sigreturn                    what a handler without SA_SIGINFO returns by, where there are two
 DIFFERENCES: dict[str, dict[str, tuple[str, str]]] = {
     "relay": {
         "i686": ("clock_gettime64 fcntl64 mmap2 socketcall", "clock_gettime fcntl mmap"),

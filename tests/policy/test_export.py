@@ -98,7 +98,7 @@ def test_an_oci_export_allows_what_the_policy_allows(
     capsys: pytest.CaptureFixture[str], role: str, arch: str
 ) -> None:
     seccomp = json.loads(export(capsys, role, arch, "oci"))
-    expected = {
+    expected: dict[str, set[frozenset[oracle.Term]]] = {
         call: {frozenset()} if () in ways else {frozenset(way) for way in ways}
         for call, ways in oracle.allowed(role, arch).items()
     }

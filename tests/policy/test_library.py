@@ -6,11 +6,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 
-from hardsplice.seccomp import ROLES, compile_policy, load_policy, native_arch
 from tests.policy import oracle
 
 # Ends with a trace at the first attempt to start a process.
@@ -20,6 +18,13 @@ def watch(event, arguments):
     if event in ("subprocess.Popen", "os.fork", "os.posix_spawn", "os.exec", "os.system"):
         raise RuntimeError(f"a process was to be started: {event} {arguments}")
 sys.addaudithook(watch)
+"""
+
+NO_LIBRARY = """
+import ctypes
+def refuse(name):
+    raise OSError("libseccomp.so.2: cannot open shared object file")
+ctypes.CDLL = refuse
 """
 
 
@@ -65,9 +70,7 @@ def test_an_earlier_import_of_ctypes_util_stays() -> None:
     ("sabotage", "message"),
     [
         (
-            "import ctypes; ctypes.CDLL = None\n"
-            "def CDLL(name):\n    raise OSError('libseccomp.so.2: cannot open shared object file')\n"
-            "ctypes.CDLL = CDLL\n",
+            NO_LIBRARY,
             "cannot load libseccomp.so.2: libseccomp.so.2: cannot open shared object file",
         ),
         ("sys.modules['pyseccomp'] = None\n", "cannot import pyseccomp: "),
@@ -86,13 +89,15 @@ def test_a_missing_library_is_one_error(sabotage: str, message: str) -> None:
 
 
 @pytest.mark.bench
-def test_loading_and_compiling_all_roles_takes_a_tenth_of_the_budget() -> None:
-    native_arch()
-    best = 1.0
-    for _ in range(5):
-        began = time.perf_counter()
-        for role in ROLES:
-            compile_policy(load_policy(role), native_arch())
-        best = min(best, time.perf_counter() - began)
-    print(f"all roles: {1000 * best:.1f} ms")
-    assert best < 0.025
+def test_loading_and_compiling_all_roles_takes_a_fifth_of_the_budget() -> None:
+    """A start has 250 ms in all. In a process of its own, since what was parsed is kept."""
+    code = (
+        "import time\n"
+        "from hardsplice.seccomp import *\n"
+        "began = time.perf_counter()\n"
+        "for role in ROLES:\n    compile_policy(load_policy(role), native_arch())\n"
+        "print(1000 * (time.perf_counter() - began))\n"
+    )
+    best = min(float(run(code).stdout) for _ in range(5))
+    print(f"all roles: {best:.1f} ms")
+    assert best < 50

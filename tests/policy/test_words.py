@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The tables of constants and architectures: held against Python's modules, which ask the headers."""
+"""The tables of words, held against Python's modules, which were built with the headers."""
 
 from __future__ import annotations
 

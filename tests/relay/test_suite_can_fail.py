@@ -22,7 +22,7 @@ from tests.support.stream import Violation
 assert contract_urgent.SCRIPTS  # importing it entered its cases
 
 CAUGHT_BY = {
-    "end-at-hangup": "late_fin_into_full_path-server",
+    "end-at-hangup": "fin_behind_blocked_data-server",
     "end-at-fin": "half_close-client-100-fast",
     "fin-overtakes": "half_close-client-20971520-slow",
     "urgent-lost": "urgent-client-middle-inline",

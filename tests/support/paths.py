@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import socket
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -57,6 +58,8 @@ class Ends:
     client_side: SocketMaker = _here
     server_side: SocketMaker = _here
     spliced: bool = True
+    tables: tuple[str, ...] = ("self",)
+    """Processes under /proc whose namespaces hold the connections."""
 
 
 class Lane:
@@ -134,10 +137,24 @@ class Lane:
         """What forwards this lane uses no CPU and does not wake up."""
         procfs.assert_quiet(self.processes(), window)
 
+    def stays_unread(self, sock: socket.socket, within: float = 0.1) -> bool:
+        """Whether what `sock` sent remains in the receive queue of the socket that it talks to."""
+        ports = sock.getpeername()[1], sock.getsockname()[1]
+        deadline = time.monotonic() + within
+        while time.monotonic() < deadline:
+            if not any(procfs.unread(table, *ports) for table in self.ends.tables):
+                return False
+        return True
+
     def forget(self, sock: socket.socket) -> None:
         """Close a socket now."""
         sock.close()
         self._sockets.remove(sock)
+
+    def close_connections(self) -> None:
+        """Close everything but the server's listener."""
+        close_all([sock for sock in self._sockets if sock is not self._listener])
+        self._sockets = [self._listener] if self._listener else []
 
     def close(self) -> None:
         close_all(self._sockets)
@@ -202,14 +219,14 @@ class Service:
     def lane(self, family: socket.AddressFamily, *, inbound: bool) -> Iterator[Lane]:
         instance = self.instance()
         number = next(self._lanes) % LANES
+        tables = ("self", str(self.namespace.pid))
+        inside = self.namespace.socket
         if inbound:
-            ends = Ends(
-                family, self._inward + number, _TARGETS + number, server_side=self.namespace.socket
-            )
+            entry, exit_ = self._inward + number, _TARGETS + number
+            ends = Ends(family, entry, exit_, server_side=inside, tables=tables)
         else:
-            ends = Ends(
-                family, _INSIDE + number, self._outward + number, client_side=self.namespace.socket
-            )
+            entry, exit_ = _INSIDE + number, self._outward + number
+            ends = Ends(family, entry, exit_, client_side=inside, tables=tables)
         before = instance.processes()
         with contextlib.closing(Lane(ends, instance.processes)) as lane:
             yield lane

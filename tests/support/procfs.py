@@ -115,6 +115,17 @@ def namespace(pid: int, kind: str) -> str:
     return os.readlink(f"/proc/{pid}/ns/{kind}")
 
 
+def unread(process: str, local: int, remote: int) -> int:
+    """Bytes in the receive queue of the TCP socket with these ports, in the process's namespace."""
+    for table in ("tcp", "tcp6"):
+        for line in _read(process, f"net/{table}").splitlines()[1:]:
+            fields = line.split()
+            ports = [int(field.rpartition(":")[2], 16) for field in fields[1:3]]
+            if ports == [local, remote]:
+                return int(fields[4].partition(":")[2], 16)
+    return 0
+
+
 def resident(pid: int) -> int:
     """Resident memory that belongs to the process alone or is shared, in KiB."""
     return int(status(pid)["VmRSS"].split()[0])

@@ -20,7 +20,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -240,13 +240,24 @@ def free_ports(number: int = 1) -> int:
     raise RuntimeError(f"no {number} consecutive free ports")
 
 
-@contextlib.contextmanager
-def running(program: Program, identity: Identity, arguments: list[str]) -> Iterator[Instance]:
-    """An instance that is ready, stopped at the end."""
-    instance = Instance(program, identity, arguments)
-    try:
-        yield instance.wait_ready()
-    except BaseException:
-        instance.discard()
-        raise
-    instance.stop()
+def run(
+    program: Program,
+    identity: Identity,
+    *arguments: str,
+    preexec: Callable[[], None] | None = None,
+    environment: dict[str, str] | None = None,
+    given: str = "",
+) -> subprocess.CompletedProcess[str]:
+    """Run hardsplice to its end, or, in the background, to its parent's end."""
+    argv, base = program.argv(identity)
+    return subprocess.run(
+        [*argv, *arguments],
+        input=given,
+        env={**base, **(environment or {})},
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+        preexec_fn=preexec,
+    )

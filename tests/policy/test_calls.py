@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""No function that runs after lock-down asks the kernel for something that no rule names.
+
+This reads the sources: each call into the standard library's thin wrappers, or into the C library,
+stands for a system call, by a table. A wrapper that the table lacks is a failure too, since nobody
+has thought yet about what it asks the kernel for.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from tests.policy import oracle
+
+# What a call in Python is to the kernel on x86_64; empty for nothing.
+SYSTEM_CALLS = {
+    "fcntl.fcntl": "fcntl",
+    "fcntl.ioctl": "ioctl",
+    "os.WEXITSTATUS": "",
+    "os.WIFSIGNALED": "",
+    "os.WTERMSIG": "",
+    "os._exit": "exit_group",
+    "os.close": "close",
+    "os.closerange": "close_range",
+    "os.dup2": "dup2 dup3",
+    "os.fork": "clone",
+    "os.ftruncate": "ftruncate",
+    "os.getpid": "getpid",
+    "os.getppid": "getppid",
+    "os.kill": "kill",
+    "os.lseek": "lseek",
+    "os.path.basename": "",
+    "os.pidfd_open": "pidfd_open",
+    "os.pipe2": "pipe2",
+    "os.read": "read",
+    "os.setsid": "setsid",
+    "os.strerror": "",
+    "os.waitpid": "wait4",
+    "os.write": "write",
+    "prctl.set_name": "prctl",
+    "prctl.set_pdeathsig": "prctl",
+    "resource.getrlimit": "prlimit64",
+    "resource.setrlimit": "prlimit64",
+    "select.epoll": "epoll_create1",
+    "select.poll": "",
+    "signal.Signals": "",
+    "signal.pidfd_send_signal": "pidfd_send_signal",
+    "signal.pthread_sigmask": "rt_sigprocmask",
+    "signal.signal": "rt_sigaction",
+    "socket.socket": "socket getsockname",
+    "socket.socketpair": "socketpair getsockname",
+    "time.monotonic": "clock_gettime",
+    # methods, whatever they are called on
+    ".modify": "epoll_ctl",
+    ".recvmsg": "recvmsg",
+    ".register": "epoll_ctl",
+    ".sendmsg": "sendmsg",
+    ".setsockopt": "setsockopt",
+    ".splice": "splice",
+    ".unregister": "epoll_ctl",
+    "epoll.poll": "epoll_wait",
+    "poller.poll": "poll",
+    "poller.register": "",
+    # the C library's own functions, in hardsplice/linux.py
+    "_accept4": "accept4",
+    "_connect": "connect",
+    "_getpeername": "getpeername",
+    "_getsockopt": "getsockopt",
+    "_landlock_restrict_self": "landlock_restrict_self",
+    "_prctl": "prctl",
+    "_python.PyOS_AfterFork_Child": "gettid",
+    "_python.PyOS_AfterFork_Parent": "",
+    "_python.PyOS_BeforeFork": "",
+    "_python.fork": "clone",
+    "_recv": "recvfrom",
+    "_send": "sendto",
+    "_setsockopt": "setsockopt",
+    "_shutdown": "shutdown",
+    "_sockatmark": "ioctl",
+}
+MODULES = {name.split(".")[0] for name in SYSTEM_CALLS if "." in name[1:]} - {"epoll", "poller"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Functions of a module that run after lock-down: some, or all but some."""
+
+    module: str
+    only: frozenset[str] = frozenset()
+    without: frozenset[str] = field(default=frozenset())
+
+    def has(self, function: str) -> bool:
+        return function in self.only if self.only else function not in self.without
+
+
+def some(module: str, *names: str) -> Part:
+    return Part(module, only=frozenset(names))
+
+
+def all_but(module: str, *names: str) -> Part:
+    return Part(module, without=frozenset(names))
+
+
+PARTS = {
+    "relay": (
+        all_but("relay/engine"),
+        all_but("relay/pipes"),
+        all_but("relay/kernel"),
+        all_but("relay/sockets"),
+        all_but("relay/main", "_live"),
+        all_but("channel", "Channel.pair", "Channel.at", "Channel.move_to", "close_all"),
+        some(
+            "linux",
+            *("accept4", "connect", "connected", "shutdown", "abort", "keep_urgent_inline"),
+            *("sockatmark", "receive_byte", "send_byte"),
+        ),
+    ),
+    # A relay lives under its monitor's filter until it has its own.
+    "monitor": (
+        all_but("relay/main"),
+        all_but("relay/engine"),
+        all_but("relay/pipes"),
+        all_but("channel"),
+        all_but("keeper"),
+        all_but("loop"),
+        all_but("monitor"),
+        some("log", "Log.line", "Log.limited", "Log._write"),
+        some("isolate", "keep_descriptors", "die_with", "relay_steps", "_limit"),
+        some("linux", "set_seccomp_filter", "fork"),
+    ),
+    "init": (
+        some("container", "_reap"),
+        some("channel", "Channel.send", "Channel.receive"),
+    ),
+}
+
+
+def functions(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, ast.FunctionDef]]:
+    for child in ast.iter_child_nodes(tree):
+        if isinstance(child, ast.ClassDef):
+            yield from functions(child, f"{prefix}{child.name}.")
+        elif isinstance(child, ast.FunctionDef):
+            yield prefix + child.name, child
+
+
+def asked_of_the_kernel(function: ast.FunctionDef) -> Iterator[tuple[str, str]]:
+    """Each call that means something to the kernel: its name, its system calls ("?": unknown)."""
+    for node in ast.walk(function):
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        parts = name.split(".")
+        for key in (name, ".".join(parts[-2:]).lstrip("_"), f".{parts[-1]}" if parts[1:] else ""):
+            if key in SYSTEM_CALLS:
+                yield name, SYSTEM_CALLS[key]
+                break
+        else:
+            if parts[0] in MODULES and parts[1:]:
+                yield name, "?"
+
+
+def unnamed(source: str, part: Part, allowed: set[str]) -> list[str]:
+    """What the functions of a part ask for that is not allowed."""
+    return [
+        f"{part.module}: {function} calls {python}: {call}"
+        for function, body in functions(ast.parse(source))
+        if part.has(function)
+        for python, calls in asked_of_the_kernel(body)
+        for call in calls.split()
+        if call not in allowed
+    ]
+
+
+@pytest.mark.parametrize("role", oracle.ROLES)
+def test_no_function_makes_a_call_that_no_rule_names(role: str) -> None:
+    allowed = set(oracle.allowed(role, "x86_64"))
+    found = []
+    for part in PARTS[role]:
+        path = oracle.ROOT / "hardsplice" / f"{part.module}.py"
+        found += unnamed(path.read_text(encoding="utf-8"), part, allowed)
+    assert found == []
+
+
+@pytest.mark.parametrize("role", oracle.ROLES)
+def test_the_functions_looked_at_exist(role: str) -> None:
+    for part in PARTS[role]:
+        path = oracle.ROOT / "hardsplice" / f"{part.module}.py"
+        names = {name for name, _ in functions(ast.parse(path.read_text(encoding="utf-8")))}
+        assert part.only | part.without <= names
+
+
+@pytest.mark.parametrize(
+    ("body", "found"),
+    [
+        ("os.close(fd)", []),
+        ("os.read(fd, 1)", ["m: f calls os.read: read"]),
+        ("os.sendfile(a, b, 0, 1)", ["m: f calls os.sendfile: ?"]),
+        ("self.kernel.splice(a, b, 1)", []),
+        ("peer.setsockopt(1, 2, 3)", ["m: f calls peer.setsockopt: setsockopt"]),
+        ("self._epoll.poll(1)", ["m: f calls self._epoll.poll: epoll_wait"]),
+        ("_recv(fd, buffer, 1, 0)", ["m: f calls _recv: recvfrom"]),
+        ("len(fds)", []),
+    ],
+)
+def test_a_call_that_is_not_allowed_is_found(body: str, found: list[str]) -> None:
+    source = f"def f():\n    {body}\n"
+    assert unnamed(source, all_but("m"), {"close", "splice"}) == found

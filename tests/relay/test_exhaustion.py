@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Many connections, and little to serve them with: everybody is served in the end, nothing spins."""
+
+from __future__ import annotations
+
+import resource
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.support import procfs
+from tests.support.netns import Identity, Namespace
+from tests.support.paths import DIRECT, Path
+from tests.support.product import Instance, free_ports
+from tests.support.stream import (
+    MIB,
+    PATIENCE,
+    Stream,
+    Violation,
+    expect,
+    expect_end,
+    finish,
+    send,
+    together,
+)
+
+Ways = Callable[[str], Path]
+Launch = Callable[..., Instance]
+
+
+@contextmanager
+def echoing(listener: socket.socket) -> Iterator[None]:
+    """A server that sends back what it gets until its client finishes, for any number of clients."""
+    selector = selectors.DefaultSelector()
+    listener.setblocking(False)
+    selector.register(listener, selectors.EVENT_READ)
+    stop_here, stop_there = socket.socketpair()
+    selector.register(stop_here, selectors.EVENT_READ)
+
+    def serve() -> None:
+        while True:
+            for key, _ in selector.select():
+                sock = key.fileobj
+                if sock is stop_here:
+                    return
+                if sock is listener:
+                    try:
+                        accepted = listener.accept()[0]
+                    except BlockingIOError:
+                        continue
+                    accepted.settimeout(PATIENCE)
+                    selector.register(accepted, selectors.EVENT_READ)
+                    continue
+                assert isinstance(sock, socket.socket)
+                try:
+                    data = sock.recv(65_536)
+                    sock.sendall(data)
+                except ConnectionError:
+                    data = b""
+                if not data:
+                    selector.unregister(sock)
+                    sock.close()
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop_there.close()
+        thread.join(PATIENCE)
+        for key in list(selector.get_map().values()):
+            if isinstance(key.fileobj, socket.socket):
+                key.fileobj.close()
+        selector.close()
+
+
+def exchange(client: socket.socket, size: int = 100) -> None:
+    """Send, get the same back, finish, and see the end."""
+    stream = Stream()
+    send(client, stream, size)
+    expect(client, stream, size)
+    finish(client)
+    expect_end(client, stream, 0)
+
+
+@pytest.mark.parametrize("way", [DIRECT[0], "inbound-ipv4-root", "outbound-ipv6-user"])
+def test_5000_short_connections_in_a_row(ways: Ways, way: str) -> None:
+    with ways(way).lane() as lane, echoing(lane.listen()):
+        for _ in range(5000):
+            client = lane.client()
+            exchange(client)
+            lane.forget(client)
+
+
+@pytest.mark.parametrize(
+    "way", [DIRECT[0], "inbound-ipv4-root", "inbound-ipv6-user", "outbound-ipv4-user"]
+)
+def test_500_at_once(ways: Ways, way: str) -> None:
+    """All open at the same time, each with its own bytes; idle ones cost two descriptors."""
+    with ways(way).lane() as lane, echoing(lane.listen(backlog=1000)):
+        before = _descriptors(lane.processes())
+        clients = together(*(lane.client for _ in range(500)))
+        streams = [Stream() for _ in clients]
+        for client, stream in zip(clients, streams, strict=True):
+            send(client, stream, 2000)
+        for client, stream in zip(clients, streams, strict=True):
+            expect(client, stream, 2000)
+        if lane.spliced:
+            lane.assert_quiet()
+            cost = _descriptors(lane.processes()) - before
+            # Pools of sockets and pipes may be fuller or emptier than before, by as many as they hold.
+            assert abs(cost - 1000) <= 64, f"{cost} descriptors for 500 connections"
+        together(*(lambda client=client: exchange(client) for client in clients))
+
+
+def _descriptors(processes: list[int]) -> int:
+    return sum(len(procfs.descriptors(pid)) for pid in processes)
+
+
+@pytest.mark.parametrize("way", ["inbound-ipv4-user", "outbound-ipv4-user"])
+def test_more_blocked_flows_than_an_ordinary_user_has_pipe_memory_for(ways: Ways, way: str) -> None:
+    """Past pipe-user-pages-soft new pipes have a page or two: slower, and still every byte."""
+    size = 8 * MIB
+    with ways(way).lane() as lane:
+        lane.listen(buffer=64 * 1024)
+        pairs = [lane.pair() for _ in range(60)]
+        streams = [Stream() for _ in pairs]
+        begin = threading.Event()
+
+        def write(client: socket.socket, stream: Stream) -> None:
+            client.settimeout(60)
+            send(client, stream, size)
+            finish(client)
+
+        def read(server: socket.socket, stream: Stream) -> None:
+            begin.wait(PATIENCE)
+            expect_end(server, stream, size)
+
+        def start_reading() -> None:
+            time.sleep(1)  # all that fits is on its way by then
+            lane.assert_quiet()
+            begin.set()
+
+        together(
+            start_reading,
+            *(lambda c=c, s=s: write(c, s) for (c, _), s in zip(pairs, streams, strict=True)),
+            *(lambda c=c, s=s: read(c, s) for (_, c), s in zip(pairs, streams, strict=True)),
+        )
+
+
+@pytest.fixture(params=["inbound", "outbound"])
+def scarce(
+    request: pytest.FixtureRequest, identity: Identity, namespace: Namespace, launch: Launch
+) -> Iterator[tuple[Instance, socket.socket, Callable[[], socket.socket]]]:
+    """An instance with 64 descriptors a process; the server's listener, and how to make a client."""
+    port = free_ports()
+    inbound = request.param == "inbound"
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+
+    instance = launch(
+        identity, "-f", "-t" if inbound else "-T", f"127.0.0.1/{port}:{port}", str(namespace.pid),
+        preexec=limit,
+    ).wait_ready()  # fmt: skip
+
+    def here(family: socket.AddressFamily) -> socket.socket:
+        return socket.socket(family)
+
+    def client() -> socket.socket:
+        made = (here if inbound else namespace.socket)(socket.AF_INET)
+        made.settimeout(PATIENCE)
+        made.connect(("127.0.0.1", port))
+        return made
+
+    with (namespace.socket if inbound else here)(socket.AF_INET) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", port))
+        listener.listen(1000)
+        yield instance, listener, client
+
+
+def test_200_clients_with_64_descriptors(
+    scarce: tuple[Instance, socket.socket, Callable[[], socket.socket]],
+) -> None:
+    """Clients that come and go: all are served, by the processes that were there at first."""
+    instance, listener, connect = scarce
+    before = instance.processes()
+    with echoing(listener):
+        clients = [connect() for _ in range(200)]
+
+        def visit(client: socket.socket) -> None:
+            with client:
+                exchange(client)
+
+        together(*(lambda client=client: visit(client) for client in clients))
+        assert instance.processes() == before, instance.messages()
+        procfs.assert_quiet(before)
+
+
+def test_64_descriptors_held_by_idle_clients(
+    scarce: tuple[Instance, socket.socket, Callable[[], socket.socket]],
+) -> None:
+    """Clients that stay: those that fit are served, the others wait without anything spinning."""
+    instance, listener, connect = scarce
+    before = instance.processes()
+    with echoing(listener):
+        waiting = [(connect(), Stream()) for _ in range(200)]
+        for client, stream in waiting:
+            send(client, stream, 100)
+        served_at_first = None
+        deadline = time.monotonic() + 60
+        while waiting:
+            served = _served(waiting)
+            if served_at_first is None:
+                procfs.assert_quiet(before)
+                served_at_first = len(served)
+            if time.monotonic() > deadline:
+                raise Violation(f"{len(waiting)} clients were never served; {instance.messages()}")
+            for client, stream in served:
+                expect(client, stream, 100)
+                client.close()
+            waiting = [one for one in waiting if one[0].fileno() >= 0]
+        assert served_at_first
+        assert instance.processes() == before, instance.messages()
+
+
+def _served(waiting: list[tuple[socket.socket, Stream]]) -> list[tuple[socket.socket, Stream]]:
+    """Those whose answer is there; waits for the first, and a little for those right behind it."""
+    with selectors.DefaultSelector() as selector:
+        for pair in waiting:
+            selector.register(pair[0], selectors.EVENT_READ, pair)
+        selector.select(PATIENCE)
+        time.sleep(0.05)
+        return [key.data for key, _ in selector.select(0)]

@@ -1,0 +1,398 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A kernel to play with behind the seam of relay/kernel.py: descriptors, pipes, epoll, and faults.
+
+TCP itself is in fake_tcp.py. Numbers are small in place of large: a page has 16 bytes.
+
+- The lowest free descriptor is the next one. Using a closed one is a failed assertion.
+- A pipe is full by slots, each with at most a page of one segment.
+- epoll is level-triggered, and reports EPOLLHUP and EPOLLERR whether asked or not.
+- Any call can be made to fail: `FakeKernel.inject`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+from collections import deque
+from typing import TypeVar, cast
+
+from hardsplice.relay.kernel import Kernel
+from tests.support.fake_tcp import ERR, HUP, Listening, Peer, Sock, error
+
+PAGE = 16  # bytes in a slot of a pipe
+FIRST = 3  # the first descriptor handed out
+
+Thing = TypeVar("Thing")
+
+
+class Pipe:
+    """A pipe: slots with at most a page of one segment each."""
+
+    def __init__(self, slots: int) -> None:
+        self.capacity = slots
+        self.slots: deque[bytearray] = deque()
+        self.ends = 2
+
+
+class ReadEnd:
+    """A pipe's end for reading."""
+
+    def __init__(self, pipe: Pipe) -> None:
+        self.pipe = pipe
+
+
+class WriteEnd:
+    """A pipe's end for writing."""
+
+    def __init__(self, pipe: Pipe) -> None:
+        self.pipe = pipe
+
+
+class FakeEpoll:
+    """Level-triggered, and fair: whoever was reported goes to the end of the line."""
+
+    def __init__(self, kernel: FakeKernel) -> None:
+        self.kernel = kernel
+        self.masks: dict[int, int] = {}
+        self.blocked = False  # the last wait found nothing and had time to spend
+        self.timeout = -1.0
+        self.changes = 0
+
+    def register(self, fd: int, mask: int) -> None:
+        assert fd not in self.masks, f"{fd} is watched already"
+        self._change(fd, mask)
+
+    def modify(self, fd: int, mask: int) -> None:
+        assert fd in self.masks, f"{fd} is not watched"
+        self._change(fd, mask)
+
+    def _change(self, fd: int, mask: int) -> None:
+        self.kernel.fail("epoll_ctl")
+        assert isinstance(self.kernel.table.get(fd), Sock | Listening), f"{fd} is nothing to watch"
+        self.masks[fd] = mask
+        self.changes += 1
+
+    def unregister(self, fd: int) -> None:
+        assert fd in self.kernel.table, f"{fd} is closed"
+        del self.masks[fd]
+        self.changes += 1
+
+    def ready(self) -> list[tuple[int, int]]:
+        """What a wait would report now."""
+        found = []
+        for fd, mask in self.masks.items():
+            thing = self.kernel.table[fd]
+            assert isinstance(thing, Sock | Listening)
+            events = thing.events() & (mask | ERR | HUP)
+            if events:
+                found.append((fd, events))
+        return found
+
+    def poll(self, timeout: float, most: int) -> list[tuple[int, int]]:
+        found = self.ready()[:most]
+        for fd, _ in found:
+            self.masks[fd] = self.masks.pop(fd)
+        self.blocked = not found and timeout != 0
+        self.timeout = timeout
+        return found
+
+
+class FakeKernel(Kernel):
+    """The seam's other side, and the knobs of the world."""
+
+    def __init__(
+        self,
+        *,
+        descriptors: int = 200,
+        send_buffer: int = 96,
+        window: int = 64,
+        pipe_slots: int = 4,
+    ) -> None:
+        self.table: dict[int, object] = {}
+        self.limit = descriptors
+        self.send_buffer = send_buffer
+        self.window = window
+        self.pipe_slots = pipe_slots
+        self.pipes_open = 0
+        self.pipes_most = 1_000_000  # past it: ENFILE, as past pipe-user-pages-hard
+        self.files_short = False  # the whole system has none left: ENFILE
+        self.clock = 1000.0
+        self.progress = 0  # grows with whatever a relay achieves
+        self.behaviour: dict[bytes, str] = {}  # of targets, by address; "at once" if not here
+        self.pending: list[Sock] = []  # connects that wait for the test's answer
+        self.servers: list[Peer] = []  # in the order in which they were connected
+        self.faults: dict[str, deque[Exception | None]] = {}  # by call, in order; None is none
+        self.hit: list[Sock] = []  # sockets whose call met such a fault
+        self.calls: list[str] = []
+        self._ipv4 = False
+
+    # --- the test's side ---
+
+    def listen(self) -> int:
+        return self._install(Listening())
+
+    def sockets(self, count: int) -> list[int]:
+        """Sockets as a monitor sends them."""
+        return [self._install(Sock(self)) for _ in range(count)]
+
+    def dial(self, listener: int, *, ipv4: bool = False) -> Peer:
+        """A client that the kernel has connected and that waits to be accepted."""
+        sock = Sock(self)
+        sock.state, sock.from_ipv4 = "connected", ipv4
+        self._get(listener, Listening).queue.append(sock)
+        return Peer(sock, is_client=True)
+
+    def answer(self, sock: Sock, *, refuse: bool = False) -> None:
+        """Decide a connect that is under way."""
+        self.pending.remove(sock)
+        if sock.closed:
+            return
+        if refuse:
+            sock.state, sock.error = "dead", errno.ECONNREFUSED
+        else:
+            self._establish(sock)
+
+    def inject(self, call: str, *faults: int | Exception | None) -> None:
+        """Let the next calls fail so, one after the other; None lets one through."""
+        self.faults.setdefault(call, deque()).extend(
+            error(fault) if isinstance(fault, int) else fault for fault in faults
+        )
+
+    def count(self, kind: type[object]) -> int:
+        return sum(isinstance(thing, kind) for thing in self.table.values())
+
+    # --- common ---
+
+    def fail(self, call: str, sock: Sock | None = None) -> None:
+        self.calls.append(call)
+        queue = self.faults.get(call)
+        if queue:
+            fault = queue.popleft()
+            if fault is not None:
+                if sock is not None:
+                    self.hit.append(sock)
+                raise fault
+
+    def _code(self, call: str, sock: Sock | None = None) -> int:
+        """For the calls that return negated errnos."""
+        try:
+            self.fail(call, sock)
+        except OSError as fault:
+            return -(fault.errno or errno.EIO)
+        return 0
+
+    def lowest(self) -> int:
+        """The descriptor that comes next."""
+        fd = FIRST
+        while fd in self.table:
+            fd += 1
+        return fd
+
+    def _install(self, thing: object) -> int:
+        fd = self.lowest()
+        if fd >= self.limit:
+            raise error(errno.EMFILE)
+        self.table[fd] = thing
+        return fd
+
+    def _get(self, fd: int, kind: type[Thing]) -> Thing:
+        assert fd in self.table, f"descriptor {fd} is closed"
+        thing = self.table[fd]
+        assert isinstance(thing, kind), f"descriptor {fd} is a {type(thing).__name__}"
+        return thing
+
+    def _establish(self, sock: Sock) -> Peer:
+        sock.state = "connected"
+        self.servers.append(Peer(sock, is_client=False))
+        return self.servers[-1]
+
+    # --- the seam ---
+
+    def accept(self, listener: int) -> int:
+        waiting = self._get(listener, Listening).queue
+        code = self._code("accept")
+        if code:
+            return code
+        if not waiting:
+            return -errno.EAGAIN
+        if self.files_short:
+            return -errno.ENFILE
+        try:
+            fd = self._install(waiting[0])
+        except OSError:
+            return -errno.EMFILE
+        self._ipv4 = waiting.popleft().from_ipv4
+        self.progress += 1
+        return fd
+
+    def from_ipv4(self) -> bool:
+        return self._ipv4
+
+    def connect(self, fd: int, address: bytes) -> int:
+        """As over loopback: EINPROGRESS first, the outcome to whoever asks after it."""
+        sock = self._get(fd, Sock)
+        code = self._code("connect", sock)
+        if code:
+            return code
+        assert sock.state == "new", f"descriptor {fd} was connected before"
+        self.progress += 1
+        how = self.behaviour.get(address, "at once")
+        if how == "refuse at once":
+            sock.state = "dead"
+            return -errno.ECONNREFUSED
+        if how == "refuse":
+            sock.state, sock.error = "dead", errno.ECONNREFUSED
+        elif how == "pend":
+            sock.state = "connecting"
+            self.pending.append(sock)
+        else:
+            peer = self._establish(sock)
+            if how == "no delay":
+                return 0
+            if how == "reset":
+                peer.send(b"last words")
+                peer.reset()
+        return -errno.EINPROGRESS
+
+    def connected(self, fd: int) -> int:
+        """linux.connected(): getpeername(2), and SO_ERROR where it has no answer."""
+        sock = self._get(fd, Sock)
+        code = self._code("connected", sock)
+        if code or sock.state == "connected":
+            return code
+        code = sock.take_error()
+        if code in (errno.ECONNRESET, errno.EPIPE):
+            return -errno.ECONNRESET
+        return -(code or errno.EINPROGRESS)
+
+    def shutdown(self, fd: int, how: int) -> int:
+        sock = self._get(fd, Sock)
+        assert how == socket.SHUT_WR
+        assert not sock.shut, f"descriptor {fd} was shut down already"
+        code = self._code("shutdown", sock)
+        if code == 0 and sock.state == "dead":
+            code = -errno.ENOTCONN
+        if code == 0:
+            sock.shut = True
+            self.progress += 1
+        return code
+
+    def abort(self, fd: int) -> int:
+        self.calls.append("abort")
+        self._get(fd, Sock).linger_zero = True
+        return 0
+
+    def keep_urgent_inline(self, fd: int) -> int:
+        self.calls.append("keep_urgent_inline")
+        self._get(fd, Sock).inline = True
+        return 0
+
+    def at_mark(self, fd: int) -> bool:
+        sock = self._get(fd, Sock)
+        return sock.urgent is not None and sock.urgent == sock.copied
+
+    def receive_byte(self, fd: int, flags: int) -> bytes | int:
+        sock = self._get(fd, Sock)
+        code = self._code("receive_byte", sock)
+        return code or sock.receive_byte(peek=bool(flags & socket.MSG_PEEK))
+
+    def send_byte(self, fd: int, byte: bytes, flags: int) -> int:
+        sock = self._get(fd, Sock)
+        assert flags == socket.MSG_OOB
+        assert len(byte) == 1
+        try:
+            self.fail("send_byte", sock)
+            sock.writable()
+        except OSError as fault:
+            return -(fault.errno or errno.EIO)
+        assert sock.peer is not None
+        sock.peer.marks.append(sock.sent)
+        sock.send(byte)
+        return 1
+
+    def unsent(self, fd: int) -> int:
+        return len(self._get(fd, Sock).unacknowledged)
+
+    def splice(
+        self, source: int, sink: int, count: int, offset_in: None, offset_out: None, flags: int
+    ) -> int:
+        assert flags == os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
+        assert count > 0
+        if isinstance(self.table.get(source), Sock):
+            return self._splice_in(self._get(source, Sock), self._get(sink, WriteEnd).pipe, count)
+        return self._splice_out(self._get(source, ReadEnd).pipe, self._get(sink, Sock), count)
+
+    def _splice_in(self, sock: Sock, pipe: Pipe, count: int) -> int:
+        self.fail("splice in", sock)
+        assert not pipe.slots, "a pipe that holds bytes is used for others"
+        moved = 0
+        while moved < count and len(pipe.slots) < pipe.capacity:
+            data = sock.receive(min(PAGE, count - moved))
+            if not data:
+                break
+            pipe.slots.append(bytearray(data))
+            moved += len(data)
+        if moved or sock.fin:
+            return moved
+        if sock.error:
+            raise error(sock.take_error())
+        if sock.state == "dead":
+            return 0
+        raise error(errno.EAGAIN)
+
+    def _splice_out(self, pipe: Pipe, sock: Sock, count: int) -> int:
+        assert pipe.slots, "an empty pipe has nothing to give"
+        self.fail("splice out", sock)
+        sock.writable()
+        moved = 0
+        while moved < count and pipe.slots and sock.room:
+            data = bytes(pipe.slots[0][: min(sock.room, count - moved)])
+            del pipe.slots[0][: len(data)]
+            if not pipe.slots[0]:
+                pipe.slots.popleft()
+            sock.send(data)
+            moved += len(data)
+        return moved
+
+    def close(self, fd: int) -> None:
+        self.calls.append("close")
+        thing = self._get(fd, object)
+        del self.table[fd]
+        for epoll in self.table.values():
+            if isinstance(epoll, FakeEpoll):
+                epoll.masks.pop(fd, None)
+        self.progress += 1
+        if isinstance(thing, Sock):
+            thing.close()
+        elif isinstance(thing, ReadEnd | WriteEnd):
+            thing.pipe.ends -= 1
+            self.pipes_open -= thing.pipe.ends == 0
+
+    def open_pipe(self) -> tuple[int, int]:
+        self.fail("open_pipe")
+        if self.files_short or self.pipes_open >= self.pipes_most:
+            raise error(errno.ENFILE)
+        pipe = Pipe(self.pipe_slots)
+        read = self._install(ReadEnd(pipe))
+        try:
+            write = self._install(WriteEnd(pipe))
+        except OSError:
+            del self.table[read]
+            raise
+        self.pipes_open += 1
+        return read, write
+
+    def resize_pipe(self, fd: int, size: int) -> int:
+        self.fail("resize_pipe")
+        pipe = self._get(fd, ReadEnd).pipe
+        return pipe.capacity * PAGE
+
+    def now(self) -> float:
+        return self.clock
+
+    def epoll(self) -> select.epoll:
+        made = FakeEpoll(self)
+        self._install(made)
+        return cast(select.epoll, made)
