@@ -18,7 +18,6 @@ from collections.abc import Callable
 from typing import Protocol
 
 from hardsplice import linux
-from hardsplice import linux
 from hardsplice.channel import Channel, Kind, Malformed, Note, Record, close_all
 from hardsplice.loop import Loop
 from hardsplice.relay import main as relay

@@ -205,7 +205,7 @@ def sockaddr(address: IPv4Address | IPv6Address, port: int, scope: int = 0) -> b
 
 # --- set-up calls: they raise OSError -----------------------------------------------------------------------
 
-_python = ctypes.PyDLL(None)  # calls through it hold the interpreter's lock, as a fork must
+_python = ctypes.PyDLL(None, use_errno=True)  # calls through it hold the interpreter's lock, as a fork must
 _python.PyOS_BeforeFork.restype = None
 _python.PyOS_AfterFork_Child.restype = None
 _python.PyOS_AfterFork_Parent.restype = None
@@ -339,32 +339,6 @@ def landlock_restrict_self(ruleset: int) -> None:
     """Put this process, for good, under a ruleset; it needs no_new_privs."""
     if _syscall(_LANDLOCK_RESTRICT_SELF, ruleset, 0) != 0:
         _raise()
-
-
-_fork = ctypes.PyDLL(None, use_errno=True).fork  # PyDLL keeps the interpreter's lock, as os.fork does
-_before_fork = ctypes.pythonapi.PyOS_BeforeFork
-_before_fork.restype = None
-_after_fork_parent = ctypes.pythonapi.PyOS_AfterFork_Parent
-_after_fork_parent.restype = None
-_after_fork_child = ctypes.pythonapi.PyOS_AfterFork_Child
-_after_fork_child.restype = None
-
-
-def fork() -> int:
-    """fork(2) for a process that may open nothing, and has one thread.
-
-    From Python 3.12 on ``os.fork`` opens /proc/self/stat to warn of other threads
-    (warn_about_fork_with_threads, Modules/posixmodule.c). The rest of what it does is done here.
-    """
-    _before_fork()
-    pid: int = _fork()
-    if pid == 0:
-        _after_fork_child()
-    else:
-        _after_fork_parent()
-        if pid < 0:
-            _raise()
-    return pid
 
 
 SIGNALFD_SIGINFO = 128  # sizeof(struct signalfd_siginfo)

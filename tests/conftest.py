@@ -15,7 +15,7 @@ from tests.support import procfs
 from tests.support.netns import Identity, Namespace, can_make, ordinary_user
 from tests.support.paths import Direct, Path, Service, Spliced
 from tests.support.product import Instance, Program
-from tests.support.stream import Violation, eventually
+from tests.support.stream import eventually
 
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _IDENTITIES = {"root": Identity("root"), "user": ordinary_user()}
@@ -92,7 +92,7 @@ def namespace(identity: Identity) -> Iterator[Namespace]:
 @pytest.fixture
 def user_directory(identity: Identity) -> Iterator[FilePath]:
     """A folder in which the identity may write."""
-    path = FilePath(f"/tmp/hardsplice-tests-{os.getpid()}-{identity.name}")  # noqa: S108 - must be reachable for others
+    path = FilePath(f"/tmp/hardsplice-tests-{os.getpid()}-{identity.name}")
     path.mkdir(mode=0o755)
     if identity.uid is not None:
         os.chown(path, identity.uid, identity.uid)

@@ -80,7 +80,7 @@ def python_tree(release: Release) -> Path:
 
 
 def kernel(release: Release, package: str) -> Path:
-    """The kernel that the metapackage (such as linux-image-arm64) stands for: its vmlinux or vmlinuz.
+    """The kernel (vmlinux or vmlinuz) that a metapackage such as linux-image-arm64 stands for.
 
     Raises Unavailable.
     """
@@ -91,16 +91,24 @@ def kernel(release: Release, package: str) -> Path:
             ["dpkg-deb", "--fsys-tarfile", archive], stdout=subprocess.PIPE
         ) as stream:
             _run(
-                ["tar", "-x", "--wildcards", "--strip-components=2", "-C", folder, "./boot/vmlinu*"],
+                [
+                    "tar",
+                    "-x",
+                    "-C",
+                    folder,
+                    "--wildcards",
+                    "--strip-components=2",
+                    "./boot/vmlinu*",
+                ],
                 stdin=stream.stdout,
-            )  # fmt: skip
+            )
 
     folder = _kept(f"kernel-{release}-{package}", package, unpack)
     return next(folder.glob("vmlinu*"))
 
 
 def _kept(name: str, contents: str, unpack: Callable[[Path], None]) -> Path:
-    """The folder of this name in the cache, made by `unpack` if it isn't there or is an older recipe's.
+    """The folder of this name in the cache, made by `unpack` if it isn't there or is outdated.
 
     It gets its name when it is complete, and one process makes it at a time.
     """
@@ -163,7 +171,8 @@ def _indexed(release: Release) -> tuple[str, ...]:
     for folder in ("archives/partial", "lists/partial"):
         (root / folder).mkdir(parents=True, exist_ok=True)
     (root / "status").write_text("")
-    (root / "sources.list").write_text(f"deb [signed-by={_KEYRING}] {mirror} {release.suite} main\n")
+    source = f"deb [signed-by={_KEYRING}] {mirror} {release.suite} main\n"
+    (root / "sources.list").write_text(source)
     settings = {
         "APT::Architecture": release.architecture,
         "APT::Architectures": release.architecture,
@@ -206,7 +215,8 @@ def _mirror() -> str:
 
 def _probe(mirror: str, release: Release) -> None:
     """Say early, and in words, that a release or an architecture isn't there; apt only warns."""
-    address = f"{mirror.rstrip('/')}/dists/{release.suite}/main/binary-{release.architecture}/Release"
+    folder = f"dists/{release.suite}/main/binary-{release.architecture}"
+    address = f"{mirror.rstrip('/')}/{folder}/Release"
     try:
         with urllib.request.urlopen(address, timeout=30):
             pass
@@ -218,8 +228,8 @@ def _probe(mirror: str, release: Release) -> None:
 
 def _run(argv: Sequence[str | Path], **how: Any) -> str:
     """Run a tool to its end; what it printed, or Unavailable with its last complaint."""
-    done = subprocess.run(
-        argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False,
+    done: subprocess.CompletedProcess[str] = subprocess.run(
+        argv, capture_output=True, text=True, check=False,
         timeout=_PATIENCE, env={**os.environ, "LC_ALL": "C.UTF-8"},
         **{"stdin": subprocess.DEVNULL, **how},
     )  # fmt: skip

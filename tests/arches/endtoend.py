@@ -12,28 +12,24 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import os
 import random
-import select
 import signal
 import socket
 import struct
 import subprocess
 import sys
-import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from hardsplice import linux, namespaces, seccomp
-from tests.arches import numbers
+from tests.arches.instance import PATIENCE, Instance, calls_are, is_locked_down
 from tests.arches.tap import Writer
 
-PATIENCE = 60.0  # seconds; emulated machines are slow, and a stall is for ever
 MIB = 1 << 20
 _BLOCK = random.Random("end to end").randbytes(MIB + 4099)
-_CAP_KILL = 5  # linux/capability.h
 _SIOCATMARK = 0x8905  # asm-generic/sockios.h; the same on all seven architectures
 
 
@@ -151,6 +147,18 @@ def expect_end(sock: socket.socket) -> None:
     assert sock.recv(1) == b"", "bytes came after the end"
 
 
+def send_all(sock: socket.socket, data: bytes) -> None:
+    """Send this, and then nothing more."""
+    sock.sendall(data)
+    sock.shutdown(socket.SHUT_WR)
+
+
+def expect_all(sock: socket.socket, wanted: bytes) -> None:
+    """These bytes come, and then nothing more."""
+    expect(sock, wanted)
+    expect_end(sock)
+
+
 def expect_reset(sock: socket.socket) -> None:
     """The connection is broken by the other side."""
     try:
@@ -201,8 +209,8 @@ def client_finishes_first(lane: Lane) -> None:
         expect(server, payload(300_000))
         expect_end(server)
         together(
-            lambda: (server.sendall(payload(300_000, 11)), server.shutdown(socket.SHUT_WR)),
-            lambda: (expect(client, payload(300_000, 11)), expect_end(client)),
+            lambda: send_all(server, payload(300_000, 11)),
+            lambda: expect_all(client, payload(300_000, 11)),
         )
 
 
@@ -214,8 +222,8 @@ def server_finishes_first(lane: Lane) -> None:
         expect(client, payload(1000))
         expect_end(client)
         together(
-            lambda: (client.sendall(payload(300_000, 13)), client.close()),
-            lambda: (expect(server, payload(300_000, 13)), expect_end(server)),
+            lambda: send_all(client, payload(300_000, 13)),
+            lambda: expect_all(server, payload(300_000, 13)),
         )
 
 
@@ -223,10 +231,10 @@ def four_mebibytes(lane: Lane) -> None:
     """More than pipes and buffers hold, both ways at once: sinks block and pipes are lent."""
     with lane.connected() as (client, server):
         together(
-            lambda: (client.sendall(payload(4 * MIB)), client.shutdown(socket.SHUT_WR)),
-            lambda: (server.sendall(payload(4 * MIB, 17)), server.shutdown(socket.SHUT_WR)),
-            lambda: (expect(server, payload(4 * MIB)), expect_end(server)),
-            lambda: (expect(client, payload(4 * MIB, 17)), expect_end(client)),
+            lambda: send_all(client, payload(4 * MIB)),
+            lambda: send_all(server, payload(4 * MIB, 17)),
+            lambda: expect_all(server, payload(4 * MIB)),
+            lambda: expect_all(client, payload(4 * MIB, 17)),
         )
 
 
@@ -284,125 +292,17 @@ def short_connections(lane: Lane) -> None:
                 expect_end(client)
 
 
-LANE_CHECKS: tuple[Callable[[Lane], None], ...] = (
+CHECKS: tuple[Callable[[Lane], None], ...] = (
     echo,
     client_finishes_first,
     server_finishes_first,
-    four_mebibytes,
-    resets,
-    urgent_byte,
     refusal,
-    short_connections,
 )
+# What the family of addresses can make no difference to is checked for one of them.
+CHECKS_IPV4 = (*CHECKS, four_mebibytes, resets, urgent_byte, short_connections)
 
 
-# --- the program under test -----------------------------------------------------------------------
-
-
-class Instance:
-    """A hardsplice in the foreground."""
-
-    def __init__(self, *arguments: str, user: int | None = None, stdout: int | None = None) -> None:
-        self._messages = tempfile.TemporaryFile()
-        self._ready, told = os.pipe()
-        try:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "hardsplice", "-f", "-d", f"--ready-fd={told}", *arguments],
-                stdin=subprocess.DEVNULL, stdout=stdout, stderr=self._messages, pass_fds=[told],
-                user=user, group=user, extra_groups=None if user is None else [],
-            )  # fmt: skip
-        finally:
-            os.close(told)
-
-    def wait_ready(self) -> None:
-        """Until it says so."""
-        readable, _, _ = select.select([self._ready], [], [], PATIENCE)
-        assert readable, self._told("it is not ready")
-        assert os.read(self._ready, 1), self._told("it ended before it was ready")
-
-    def processes(self) -> dict[str, int]:
-        """Its processes by name."""
-        parents = {}
-        for name in filter(str.isdigit, os.listdir("/proc")):
-            with contextlib.suppress(OSError), open(f"/proc/{name}/stat", encoding="ascii") as stat:
-                parents[int(name)] = int(stat.read().rpartition(")")[2].split()[1])
-        found = [self.process.pid]
-        for pid in found:
-            found += [child for child, parent in parents.items() if parent == pid]
-        names = {}
-        for pid in found:
-            with contextlib.suppress(OSError), open(f"/proc/{pid}/comm", encoding="utf-8") as comm:
-                names[comm.read().strip()] = pid
-        return {name: pid for name, pid in names.items() if name.startswith("hs-")}
-
-    def end(self, wanted: int) -> None:
-        """It ends by itself, or was asked to: with this status, and nothing stays behind."""
-        family = self.processes().values()
-        try:
-            status = self.process.wait(PATIENCE)
-            assert status == wanted, self._told(f"it ended with {status} instead of {wanted}")
-            left = [pid for pid in family if os.path.exists(f"/proc/{pid}/exe")]
-            eventually(lambda: not any(map(_runs, left)), self._told("it left processes behind"))
-        finally:
-            self.process.kill()
-            self.process.wait()
-            os.close(self._ready)
-
-    def _told(self, what: str) -> str:
-        said = os.pread(self._messages.fileno(), 1 << 16, 0).decode(errors="replace")
-        return f"{what}; it said:\n{said}"
-
-
-def _runs(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat", encoding="ascii") as stat:
-            return stat.read().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
-
-
-def eventually(condition: Callable[[], bool], what: str) -> None:
-    """Poll for a state of another process that has no event to wait for."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.01)
-
-
-def is_locked_down(instance: Instance, names: set[str]) -> None:
-    """What /proc says of each process: a filter, no way to new privileges, no capability.
-
-    PID 1 of a command may signal what became another user's.
-    """
-    family = instance.processes()
-    assert set(family) == names, f"processes: {sorted(family)}"
-    for name, pid in family.items():
-        with open(f"/proc/{pid}/status", encoding="utf-8") as lines:
-            fields = (line.partition(":") for line in lines)
-            status = {key: value.strip() for key, _, value in fields}
-        assert status["Seccomp"] == "2", f"{name} has no filter"
-        assert status["NoNewPrivs"] == "1", f"{name} may gain privileges"
-        held = {key: int(value, 16) for key, value in status.items() if key.startswith("Cap")}
-        assert len(held) == 5, f"capability sets: {sorted(held)}"
-        permitted = 1 << _CAP_KILL if name == "hs-init" else 0
-        assert not any(value & ~permitted for value in held.values()), f"{name} holds {held}"
-
-
-def calls_are(instance: Instance, arch: str) -> None:
-    """A waiting relay's system call has this architecture's number.
-
-    That tells an i686 process on an x86-64 kernel apart: epoll_wait is 256 there, here 232.
-    """
-    known = numbers.of(arch)
-    waits = {known[name] for name in ("epoll_wait", "epoll_pwait") if name in known}
-    path = f"/proc/{instance.processes()['hs-relay-in']}/syscall"
-
-    def waiting() -> bool:
-        with open(path, encoding="ascii") as file:
-            number = file.read().split()[0]
-        return number.isdigit() and int(number) in waits
-
-    eventually(waiting, f"the relay never waits in epoll_wait as {arch} numbers it")
+# --- what is checked of the whole -----------------------------------------------------------------
 
 
 def restart(instance: Instance, lane: Lane) -> None:
@@ -448,33 +348,35 @@ def run(report: Writer, arch: str) -> None:
     report.fact("arch", native)
     report.check("the policy is this architecture's", lambda: _same(native, arch))
     inside = Namespace()
-    families = [socket.AF_INET]
-    if os.path.exists("/proc/net/if_inet6"):
-        families.append(socket.AF_INET6)
-    inbound = ("inbound", 18080, 8080, "hs-relay-in", _here, inside.socket)
-    outbound = ("outbound", 15432, 5432, "hs-relay-out", inside.socket, _here)
-    lanes = [
-        Lane(f"{name} IPv{4 if family == socket.AF_INET else 6}", family, *rest)
-        for name, *rest in (inbound, outbound)
-        for family in families
-    ]
-    instance = Instance("-t", "18080-18081:8080-8081", "-T", "15432-15433:5432-5433", str(inside.pid))
-    report.check("ready", instance.wait_ready)
-    names = {"hs-host", "hs-target", "hs-relay-in", "hs-relay-out"}
-    report.check("locked down", lambda: is_locked_down(instance, names))
-    report.check("system calls by their numbers", lambda: calls_are(instance, arch))
-    for lane in lanes:
-        for check in LANE_CHECKS:
-            name = check.__name__.replace("_", " ")
-            report.check(f"{lane.name}: {name}", lambda check=check, lane=lane: check(lane))
-    for lane in lanes[:: len(families)]:
-        report.check(f"{lane.name}: restart", lambda lane=lane: restart(instance, lane))
-    report.check("still locked down", lambda: is_locked_down(instance, names))
+    instance = Instance(
+        "-t", "18080-18081:8080-8081", "-T", "15432-15433:5432-5433", str(inside.pid)
+    )
+    if report.check("ready", instance.wait_ready):
+        _serve(report, arch, instance, inside)
     instance.process.terminate()
     report.check("SIGTERM ends it", lambda: instance.end(0))
     inside.close()
     report.check("a command, as root", lambda: command(None))
     report.check("a command, as an ordinary user", lambda: command(1000))
+
+
+def _serve(report: Writer, arch: str, instance: Instance, inside: Namespace) -> None:
+    names = {"hs-host", "hs-target", "hs-relay-in", "hs-relay-out"}
+    report.check("locked down", lambda: is_locked_down(instance, names))
+    report.check("system calls by their numbers", lambda: calls_are(instance, arch))
+    for family in (socket.AF_INET, socket.AF_INET6):
+        if family == socket.AF_INET6 and not os.path.exists("/proc/net/if_inet6"):
+            continue
+        version = "IPv4" if family == socket.AF_INET else "IPv6"
+        for lane in (
+            Lane(f"inbound {version}", family, 18080, 8080, "hs-relay-in", _here, inside.socket),
+            Lane(f"outbound {version}", family, 15432, 5432, "hs-relay-out", inside.socket, _here),
+        ):
+            for check in CHECKS_IPV4 if family == socket.AF_INET else CHECKS:
+                name = f"{lane.name}: {check.__name__.replace('_', ' ')}"
+                report.check(name, functools.partial(check, lane))
+            report.check(f"{lane.name}: restart", functools.partial(restart, instance, lane))
+    report.check("still locked down", lambda: is_locked_down(instance, names))
 
 
 def _same(found: str, wanted: str) -> None:

@@ -35,7 +35,7 @@ _NAMESPACES = (
 
 
 def stage(folder: Path) -> Path:
-    """All that a guest runs, gathered in `folder`: hardsplice, its pure Python dependency, checks."""
+    """Gather in `folder` what a guest runs: hardsplice, its pure Python dependency, checks."""
     import pyseccomp
 
     leave = shutil.ignore_patterns("__pycache__")

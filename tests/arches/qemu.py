@@ -131,7 +131,7 @@ def boot(
         f"console={machine.console} quiet panic=-1 rdinit=/usr/bin/python3"
         f" PYTHONPATH={SOURCES} LC_ALL=C.UTF-8 -- -m tests.arches.guest {machine.arch} power-off"
     )
-    argv = [
+    argv: list[str | Path] = [
         "timeout", "--kill-after=5", str(LIMIT),
         machine.program, *machine.options, "-accel", "tcg", "-m", str(_MEMORY),
         "-kernel", kernel, "-initrd", archive, "-append", line,
@@ -148,5 +148,3 @@ def boot(
             guest.terminate()
     archive.unlink()
     return tap.read(printed), "".join(printed)
-
-

@@ -32,8 +32,11 @@ class Writer:
         """Something about the guest that the host looks at."""
         self._line(f"# {name}: {value}")
 
-    def check(self, name: str, check: Callable[[], object]) -> None:
-        """Run a check; an exception is its failure, a SkipCheck says that it doesn't apply here."""
+    def check(self, name: str, check: Callable[[], object]) -> bool:
+        """Run a check and say whether it passed.
+
+        An exception is its failure; a SkipCheck says that it doesn't apply here.
+        """
         began = time.monotonic()
         try:
             check()
@@ -42,8 +45,10 @@ class Writer:
         except Exception:
             self._result(False, name)
             self._detail(traceback.format_exc())
+            return False
         else:
             self._result(True, f"{name} # {time.monotonic() - began:.2f} s")
+        return True
 
     def plan(self) -> None:
         """The end: how many results there are."""

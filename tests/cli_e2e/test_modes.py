@@ -31,14 +31,16 @@ def _passes(namespace: Namespace, port: int, inside: int = 80) -> None:
         listener.bind(("127.0.0.1", inside))
         listener.listen()
         listener.settimeout(PATIENCE)
-        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as client:
-            with listener.accept()[0] as server:
-                server.settimeout(PATIENCE)
-                send(client, stream, 100)
-                expect(server, stream, 100)
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as client,
+            listener.accept()[0] as server,
+        ):
+            server.settimeout(PATIENCE)
+            send(client, stream, 100)
+            expect(server, stream, 100)
 
 
-# --- a namespace that exists --------------------------------------------------------------------------
+# --- a namespace that exists ---
 
 
 def test_pid(namespace: Namespace, identity: Identity, launch: Launch) -> None:
@@ -157,7 +159,7 @@ def test_log_file(
     instance.stop()
 
 
-# --- COMMAND ------------------------------------------------------------------------------------------
+# --- COMMAND ---
 
 
 def _command(program: Program, identity: Identity, *words: str) -> subprocess.CompletedProcess[str]:
@@ -193,7 +195,8 @@ def test_outbound_from_a_command(identity: Identity, program: Program) -> None:
         listener.settimeout(PATIENCE)
         code = (
             "import socket\n"
-            f"s = socket.create_connection(('127.0.0.1', 5432)); s.sendall(b'q'); print(s.recv(9))\n"
+            "s = socket.create_connection(('127.0.0.1', 5432))\n"
+            "s.sendall(b'q'); print(s.recv(9))\n"
             f"print(socket.socket().connect_ex(('127.0.0.1', {port})))\n"
         )
         argv, environment = program.argv(identity)
@@ -211,7 +214,8 @@ def test_outbound_from_a_command(identity: Identity, program: Program) -> None:
 
 
 @pytest.mark.parametrize(
-    ("script", "status"), [("exit 0", 0), ("exit 7", 7), ("kill -TERM $$", 143), ("kill -9 $$", 137)]
+    ("script", "status"),
+    [("exit 0", 0), ("exit 7", 7), ("kill -TERM $$", 143), ("kill -9 $$", 137)],
 )
 def test_status_is_the_commands(
     identity: Identity, program: Program, script: str, status: int
@@ -231,9 +235,7 @@ def test_options_end_at_the_command(identity: Identity, program: Program) -> Non
     assert (ran.returncode, ran.stdout) == (0, "-t nonsense --help\n")
 
 
-def test_the_command_is_root_in_namespaces_of_its_own(
-    identity: Identity, program: Program
-) -> None:
+def test_the_command_is_root_in_namespaces_of_its_own(identity: Identity, program: Program) -> None:
     script = """
         id -u; id -g; hostname >/dev/null; echo $$
         for n in user net pid mnt ipc uts; do readlink /proc/self/ns/$n; done
@@ -318,32 +320,30 @@ def test_the_terminal_is_the_commands(identity: Identity, program: Program) -> N
         "while time.monotonic() < until: time.sleep(0.01)\n"
         "sys.exit(40 + len(got))\n"
     )
-    child, terminal = pty.fork()
-    if child == 0:
-        os.chdir("/")
-        os.execvpe(argv[0], [*argv, "--", "/usr/bin/python3", "-c", code], environment)
+    terminal, theirs = pty.openpty()
+    child = subprocess.Popen(
+        ["setsid", "--ctty", *argv, "--", "/usr/bin/python3", "-c", code],
+        env=environment, cwd="/", stdin=theirs, stdout=theirs, stderr=theirs,
+    )  # fmt: skip
+    os.close(theirs)
     try:
         seen = b""
         while b"\n" not in seen:
             seen += os.read(terminal, 1000)
         assert seen == b"True True\r\n"
         os.write(terminal, b"\x03")
-        status = eventually(lambda: _ended(child), "Ctrl-C did nothing", within=5)
-        assert os.waitstatus_to_exitcode(status) == 41
+        assert child.wait(5) == 41
     finally:
+        child.kill()
+        child.wait()
         os.close(terminal)
-
-
-def _ended(child: int) -> int | None:
-    """The wait status of a child that has ended."""
-    pid, status = os.waitpid(child, os.WNOHANG)
-    return status if pid else None
 
 
 def test_the_commands_keepers_are_locked_down(identity: Identity, launch: Launch) -> None:
     """With COMMAND as with PID: every process of hardsplice's that stays.
 
-    PID 1 of the new namespaces keeps CAP_KILL there, as its policy says: COMMAND may change its user.
+    PID 1 of the new namespaces keeps CAP_KILL there, as its policy says: COMMAND may become
+    another user.
     """
     port = free_ports()
     instance = launch(
@@ -381,5 +381,3 @@ def test_help_and_version(program: Program) -> None:
     helped = run(program, mine, "--help")
     assert (helped.returncode, helped.stderr) == (0, "")
     assert "--tcp-ports" in helped.stdout
-
-

@@ -14,7 +14,6 @@ test_suite_can_fail.py shows that forwarders with known faults do not pass.
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import itertools
 import signal
@@ -23,6 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial, update_wrapper
 from typing import Literal
 
 from tests.support.paths import Lane
@@ -41,6 +41,7 @@ from tests.support.stream import (
     receive,
     reset,
     send,
+    send_and_finish,
     together,
 )
 
@@ -53,9 +54,7 @@ SMALL_BUFFER = 256 * KIB
 SIDES: tuple[Side, Side] = ("client", "server")
 
 
-def case(
-    run: Callable[..., None], *values: object, name: str = "", watches: bool = False
-) -> None:
+def case(run: Callable[..., None], *values: object, name: str = "", watches: bool = False) -> None:
     """Enter `run`, with these arguments after the lane, into CASES."""
     label = name or "-".join([run.__name__, *map(str, values)])
     if label in CASES:
@@ -64,7 +63,7 @@ def case(
     def bound(lane: Lane) -> None:
         run(lane, *values)
 
-    CASES[label] = functools.wraps(run)(bound)
+    CASES[label] = update_wrapper(bound, run)
     if watches:
         WATCHING.add(label)
 
@@ -77,7 +76,7 @@ def sides(
     return (client, server) if first == "client" else (server, client)
 
 
-# --- bytes and ends -----------------------------------------------------------------------------------
+# --- bytes and ends ---
 
 
 def echo(lane: Lane, size: int) -> None:
@@ -85,10 +84,11 @@ def echo(lane: Lane, size: int) -> None:
     client, server = lane.pair()
     there, back = Stream(), Stream()
     for start in range(0, 5 * size, size):
-        together(lambda at=start: send(client, there, size, start=at),
-                 lambda at=start: expect(server, there, size, start=at))  # fmt: skip
-        together(lambda at=start: send(server, back, size, start=at),
-                 lambda at=start: expect(client, back, size, start=at))  # fmt: skip
+        for source, sink, stream in ((client, server, there), (server, client, back)):
+            together(
+                partial(send, source, stream, size, start=start),
+                partial(expect, sink, stream, size, start=start),
+            )
     finish(client)
     expect_end(server, there, 0)
     finish(server)
@@ -108,17 +108,17 @@ def half_close(
     if order == "both":
         client, server = lane.pair(buffer=SMALL_BUFFER if slow else None)
         together(
-            *(lambda end=end, own=own: (send(end, own, size), finish(end))
-              for end, own in ((client, there), (server, back))),
-            *(lambda end=end, own=own: _read_to_end(end, own, size, slow)
-              for end, own in ((client, back), (server, there))),
-        )  # fmt: skip
+            partial(send_and_finish, client, there, size),
+            partial(send_and_finish, server, back, size),
+            partial(_read_to_end, server, there, size, slow),
+            partial(_read_to_end, client, back, size, slow),
+        )
         return
     one, other = sides(lane, order, buffer=SMALL_BUFFER if slow else None)
     for source, sink, stream in ((one, other, there), (other, one, back)):
         together(
-            lambda end=source, own=stream: (send(end, own, size), finish(end)),
-            lambda end=sink, own=stream: _read_to_end(end, own, size, slow),
+            partial(send_and_finish, source, stream, size),
+            partial(_read_to_end, sink, stream, size, slow),
         )
 
 
@@ -145,7 +145,7 @@ def late_data_after_servers_fin(lane: Lane, first: Side) -> None:
     sent = fill(other, stream)
     size = sent + 20 * MIB
     together(
-        lambda: (send(other, stream, size - sent, start=sent), finish(other)),
+        lambda: send_and_finish(other, stream, size - sent, start=sent),
         lambda: expect_end(one, stream, size, chunk=64 * KIB, pause=0.002),
     )
 
@@ -169,10 +169,12 @@ def close_after_sending(lane: Lane, first: Side, size: int) -> None:
     """One side sends and closes its socket altogether: the other gets all of it, then the end."""
     one, other = sides(lane, first)
     stream = Stream()
-    together(
-        lambda: (send(one, stream, size), one.close()),
-        lambda: expect_end(other, stream, size),
-    )
+
+    def send_and_close() -> None:
+        send(one, stream, size)
+        one.close()
+
+    together(send_and_close, lambda: expect_end(other, stream, size))
 
 
 def full_both_ways(lane: Lane) -> None:
@@ -182,15 +184,15 @@ def full_both_ways(lane: Lane) -> None:
     there_sent, back_sent = fill(client, there), fill(server, back)
     lane.assert_quiet()
     together(
-        lambda: (send(client, there, MIB, start=there_sent), finish(client)),
-        lambda: (send(server, back, MIB, start=back_sent), finish(server)),
+        lambda: send_and_finish(client, there, MIB, start=there_sent),
+        lambda: send_and_finish(server, back, MIB, start=back_sent),
         lambda: expect_end(server, there, there_sent + MIB),
         lambda: expect_end(client, back, back_sent + MIB),
     )
 
 
 def tiny_segments(lane: Lane, first: Side, number: int) -> None:
-    """Thousands of one-byte segments, the reader blocked meanwhile: they fill a pipe by slots, not bytes."""
+    """One-byte segments for a reader that is late: they fill a pipe by slots, not by bytes."""
     one, other = sides(lane, first)
     stream = Stream()
     for position in range(number):
@@ -254,7 +256,7 @@ case(interleaved)
 case(request_response)
 
 
-# --- resets -------------------------------------------------------------------------------------------
+# --- resets ---
 #
 # Acceptable: within a second the other side sees the connection broken (ECONNRESET, or EPIPE where
 # it had seen the end of file already). What had reached it before is delivered first; what had not
@@ -313,7 +315,7 @@ def reset_while_flooded(lane: Lane, by: Side) -> None:
 
 
 def reset_by_unread_data(lane: Lane, by: Side) -> None:
-    """A socket closed with bytes in it that nobody read: the kernel makes that a reset by itself."""
+    """A socket closed with bytes in it that nobody read: the kernel makes that a reset."""
     one, other = sides(lane, by)
     stream = Stream()
     send(other, stream, 1000)
@@ -323,7 +325,7 @@ def reset_by_unread_data(lane: Lane, by: Side) -> None:
 
 
 def reset_after_own_fin(lane: Lane, by: Side) -> None:
-    """The side that resets had finished sending: the other, idle and past end of file, learns of it."""
+    """The side that resets had finished: the other, idle and past end of file, learns of it."""
     one, other = sides(lane, by)
     stream = Stream()
     send(one, stream, 100)
@@ -395,7 +397,7 @@ for side in SIDES:
         case(reset_behind_data, side, size)
 
 
-# --- before the server has accepted -------------------------------------------------------------------
+# --- before the server has accepted ---
 
 
 def refused(lane: Lane, early: int) -> None:
@@ -460,7 +462,7 @@ for size in (0, 100, 50_000):
 case(early_data, 100, "open")
 
 
-# --- peers that don't go on ---------------------------------------------------------------------------
+# --- peers that don't go on ---
 
 _READER = """
 import hashlib, socket, sys
@@ -560,7 +562,7 @@ for state in (
     case(idle, state, watches=True)
 
 
-# --- afterwards ---------------------------------------------------------------------------------------
+# --- afterwards ---
 
 
 def successors(lane: Lane, number: int = 4) -> None:
@@ -580,7 +582,7 @@ def successors(lane: Lane, number: int = 4) -> None:
     for _ in range(number):
         exchange(*_fresh_pair(lane))
     pairs = [_fresh_pair(lane) for _ in range(number)]
-    together(*(lambda both=both: exchange(*both) for both in pairs))
+    together(*(partial(exchange, *both) for both in pairs))
 
 
 def _fresh_pair(lane: Lane) -> tuple[socket.socket, socket.socket]:

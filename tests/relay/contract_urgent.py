@@ -95,7 +95,7 @@ def listen_to(sock: socket.socket, script: Script, mode: Mode, heard: Heard | No
     """Receive as a program does that knows about urgent data."""
     heard = heard or Heard()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, int(mode == "inline"))
-    # CPython polls for POLLIN before a recv that has a timeout, but an urgent byte alone is POLLPRI.
+    # Before a recv with a timeout CPython polls for POLLIN; an urgent byte alone is POLLPRI.
     timeout = sock.gettimeout()
     sock.setblocking(False)
     poller = select.poll()
@@ -189,8 +189,9 @@ def urgent(lane: Lane, by: Side, name: str, mode: Mode) -> None:
     """The script, and that the other direction still works while and after."""
     one, other = sides(lane, by)
     script, stream = SCRIPTS[name], Stream()
-    play_it, hear_it = (lambda: play(lane, one, script, stream)), (lambda: listen_to(other, script, mode))
-    heard: Heard = together(play_it, hear_it)[1]
+    _, heard = together(
+        lambda: play(lane, one, script, stream), lambda: listen_to(other, script, mode)
+    )
     judge(lane, heard, script, stream)
     if heard.end == "reset":
         return
@@ -226,7 +227,7 @@ def urgent_while_blocked(lane: Lane, by: Side, mode: Mode) -> None:
 
 
 def urgent_into_backlog(lane: Lane, by: Side, mode: Mode) -> None:
-    """The way is full but for a little when the urgent byte enters it: it waits behind what is held."""
+    """The way is nearly full when the urgent byte enters it, which waits behind what is held."""
     one, other = sides(lane, by, buffer=SMALL_BUFFER)
     stream = Stream()
     sent = fill(one, stream)

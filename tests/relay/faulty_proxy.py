@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A forwarder in user space that can be told to be wrong, so that the contract can be put to the test.
+"""A forwarder in user space that can be told to be wrong: it puts the contract to the test.
 
 `python faulty_proxy.py FAULT LISTENER TARGET` forwards from the listening socket with descriptor
 LISTENER to port TARGET of the same loopback, one thread a connection. With the fault "none" it is
-right, if slow, and resets flows with urgent data, as the contract allows. Every other fault has been
-seen in a real forwarder.
+right, if slow, and resets flows with urgent data, as the contract allows. The others are mistakes
+that forwarders do make.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Proxy:
 
 
 class Flow:
-    """One connection; direction 0 is client to target, and `held` is what each read and not sent."""
+    """One connection; direction 0 is client to target; `held` is what each read and not sent."""
 
     def __init__(self, proxy: Proxy, client: socket.socket, target: socket.socket) -> None:
         self.proxy, self.fault = proxy, proxy.fault

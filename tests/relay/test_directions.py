@@ -19,7 +19,6 @@ from tests.support.paths import SPLICED, Lane, Path, loopback
 from tests.support.product import Instance, can_bind, free_ports
 from tests.support.stream import (
     Stream,
-
     eventually,
     expect,
     expect_end,
@@ -34,12 +33,12 @@ Launch = Callable[..., Instance]
 OTHER = {socket.AF_INET: socket.AF_INET6, socket.AF_INET6: socket.AF_INET}
 
 
-# --- which server a client reaches --------------------------------------------------------------------
+# --- which server a client reaches ---
 
 
 @pytest.mark.parametrize("way", SPLICED)
 def test_falls_back_to_the_other_loopback(ways: Ways, way: str) -> None:
-    """A server that listens on the other family only is reached all the same, and nothing is lost."""
+    """A server that listens on the other family only is reached too, and nothing is lost."""
     with ways(way).lane() as lane:
         lane.listen(family=OTHER[lane.ends.family])
         for early in (False, True):
@@ -85,11 +84,13 @@ def _servers(
 def _reaches(address: str, port: int, server: socket.socket) -> None:
     """A client of that port talks to that server."""
     stream = Stream()
-    with socket.create_connection((address, port), timeout=5) as client:
-        with server.accept()[0] as accepted:
-            accepted.settimeout(5)
-            send(client, stream, 100)
-            expect(accepted, stream, 100)
+    with (
+        socket.create_connection((address, port), timeout=5) as client,
+        server.accept()[0] as accepted,
+    ):
+        accepted.settimeout(5)
+        send(client, stream, 100)
+        expect(accepted, stream, 100)
 
 
 def test_a_listener_without_address_is_dual_stack(
@@ -106,7 +107,9 @@ def test_a_listener_without_address_is_dual_stack(
         _reaches("::1", port, six)
 
 
-@pytest.mark.parametrize(("option", "works", "fails"), [("-4", "127.0.0.1", "::1"), ("-6", "::1", "127.0.0.1")])
+@pytest.mark.parametrize(
+    ("option", "works", "fails"), [("-4", "127.0.0.1", "::1"), ("-6", "::1", "127.0.0.1")]
+)
 def test_one_family_only(
     namespace: Namespace, identity: Identity, launch: Launch, option: str, works: str, fails: str
 ) -> None:
@@ -161,7 +164,7 @@ def test_exclusions(namespace: Namespace, identity: Identity, launch: Launch, lo
     assert taken == [0, 1, 2, 3, 4, 6, 7, 8, 9]
 
 
-# --- a target that does not answer --------------------------------------------------------------------
+# --- a target that does not answer ---
 
 
 @contextlib.contextmanager
@@ -269,5 +272,3 @@ def test_a_missing_server_is_only_its_own_clients_matter(ways: Ways) -> None:
             expect(server, stream, 100)
             for sock in (client, server):
                 present.forget(sock)
-
-

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Many connections, and little to serve them with: everybody is served in the end, nothing spins."""
+"""Many connections, and little to serve them with: all are served in the end, nothing spins."""
 
 from __future__ import annotations
 
-import resource
 import selectors
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 
@@ -35,7 +35,7 @@ Launch = Callable[..., Instance]
 
 @contextmanager
 def echoing(listener: socket.socket) -> Iterator[None]:
-    """A server that sends back what it gets until its client finishes, for any number of clients."""
+    """A server for any number of clients: sends back what it gets until its client finishes."""
     selector = selectors.DefaultSelector()
     listener.setblocking(False)
     selector.register(listener, selectors.EVENT_READ)
@@ -113,9 +113,9 @@ def test_500_at_once(ways: Ways, way: str) -> None:
         if lane.spliced:
             lane.assert_quiet()
             cost = _descriptors(lane.processes()) - before
-            # Pools of sockets and pipes may be fuller or emptier than before, by as many as they hold.
+            # Pools of sockets and pipes may be fuller or emptier, by as many as they hold.
             assert abs(cost - 1000) <= 64, f"{cost} descriptors for 500 connections"
-        together(*(lambda client=client: exchange(client) for client in clients))
+        together(*(partial(exchange, client) for client in clients))
 
 
 def _descriptors(processes: list[int]) -> int:
@@ -148,8 +148,8 @@ def test_more_blocked_flows_than_an_ordinary_user_has_pipe_memory_for(ways: Ways
 
         together(
             start_reading,
-            *(lambda c=c, s=s: write(c, s) for (c, _), s in zip(pairs, streams, strict=True)),
-            *(lambda c=c, s=s: read(c, s) for (_, c), s in zip(pairs, streams, strict=True)),
+            *(partial(write, pair[0], own) for pair, own in zip(pairs, streams, strict=True)),
+            *(partial(read, pair[1], own) for pair, own in zip(pairs, streams, strict=True)),
         )
 
 
@@ -157,16 +157,13 @@ def test_more_blocked_flows_than_an_ordinary_user_has_pipe_memory_for(ways: Ways
 def scarce(
     request: pytest.FixtureRequest, identity: Identity, namespace: Namespace, launch: Launch
 ) -> Iterator[tuple[Instance, socket.socket, Callable[[], socket.socket]]]:
-    """An instance with 64 descriptors a process; the server's listener, and how to make a client."""
+    """An instance with 64 descriptors a process; the server's listener; how to make a client."""
     port = free_ports()
     inbound = request.param == "inbound"
 
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-
     instance = launch(
         identity, "-f", "-t" if inbound else "-T", f"127.0.0.1/{port}:{port}", str(namespace.pid),
-        preexec=limit,
+        descriptors=64,
     ).wait_ready()  # fmt: skip
 
     def here(family: socket.AddressFamily) -> socket.socket:
@@ -198,7 +195,7 @@ def test_200_clients_with_64_descriptors(
             with client:
                 exchange(client)
 
-        together(*(lambda client=client: visit(client) for client in clients))
+        together(*(partial(visit, client) for client in clients))
         assert instance.processes() == before, instance.messages()
         procfs.assert_quiet(before)
 

@@ -20,7 +20,6 @@ from tests.support.product import Instance, Program, can_bind, free_ports, run
 from tests.support.stream import (
     PATIENCE,
     Stream,
-
     eventually,
     expect,
     fill,
@@ -54,7 +53,7 @@ def connected(port: int, server: socket.socket) -> Iterator[tuple[socket.socket,
             yield client, accepted
 
 
-# --- ending -------------------------------------------------------------------------------------------
+# --- ending ---
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -62,7 +61,7 @@ def connected(port: int, server: socket.socket) -> Iterator[tuple[socket.socket,
 def test_a_signal_ends_it_with_0(
     namespace: Namespace, identity: Identity, launch: Launch, number: int, busy: bool
 ) -> None:
-    """At once, whatever its connections do: they are closed, its ports are free, no process is left."""
+    """At once, whatever its connections do: they close, its ports are free, no process is left."""
     port = free_ports()
     spec = ("-t", f"127.0.0.1/{port}:80", "-T", f"127.0.0.1/81:{port}")
     instance = launch(identity, "-f", *spec, str(namespace.pid)).wait_ready()
@@ -136,17 +135,15 @@ def test_no_netns_quit(namespace: Namespace, identity: Identity, launch: Launch)
         instance.stop()
 
 
-# --- background ---------------------------------------------------------------------------------------
+# --- background ---
 
 
 def test_background(
     namespace: Namespace, identity: Identity, program: Program, user_directory: Path
 ) -> None:
-    """The parent's exit with 0 means ready; the PID file was written before; SIGTERM ends the rest."""
+    """The parent's exit with 0 means ready; the PID file is there then; SIGTERM ends the rest."""
     port, file = free_ports(), user_directory / "pid"
-    ran = run(
-        program, identity, "-t", f"127.0.0.1/{port}:80", "-P", str(file), str(namespace.pid)
-    )
+    ran = run(program, identity, "-t", f"127.0.0.1/{port}:80", "-P", str(file), str(namespace.pid))
     text = file.read_text() if file.exists() else ""
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
     assert text.endswith("\n")
@@ -172,7 +169,7 @@ def test_background(
 def test_background_lets_go_of_the_callers_streams(
     namespace: Namespace, identity: Identity, program: Program
 ) -> None:
-    """A pipe that reads its output sees the end when the parent exits: shells and engines wait for it."""
+    """Who reads its output sees the end when the parent exits: shells and engines wait for that."""
     port = free_ports()
     began = time.monotonic()
     ran = run(program, identity, "-t", f"127.0.0.1/{port}:80", str(namespace.pid))
@@ -208,7 +205,7 @@ def test_the_pid_file_in_the_foreground(
     instance.stop()
 
 
-# --- the sandbox, as the kernel sees it ---------------------------------------------------------------
+# --- the sandbox, as the kernel sees it ---
 
 CAPABILITIES = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 KINDS = (
@@ -226,7 +223,7 @@ KINDS = (
 def test_every_process_is_locked_down(
     namespace: Namespace, identity: Identity, launch: Launch, state: str
 ) -> None:
-    """From /proc: seccomp filter, no new privileges, no capability in any set, descriptors on a list.
+    """From /proc: a filter, no new privileges, no capability in any set, known descriptors.
 
     The process that this compares with, the tests' own, has none of that, so the check can fail.
     """
@@ -253,7 +250,7 @@ def _check_descriptors(pid: int, *, is_relay: bool, first: bool) -> None:
         if descriptor == 2 and first:
             continue  # messages
         allowed = [kind for kind in KINDS if not (is_relay and kind.endswith("fd]"))]
-        assert target.startswith(tuple(allowed)), f"{procfs.status(pid)['Name']}: {descriptor} {target}"
+        assert target.startswith(tuple(allowed)), (procfs.status(pid)["Name"], descriptor, target)
         if descriptor <= 2:
             assert target == "/dev/null"
 
@@ -264,7 +261,7 @@ def _is_locked_down(pid: int) -> bool:
 
 
 def test_limits_and_dumpability(namespace: Namespace, identity: Identity, launch: Launch) -> None:
-    """No core, no file, no new process for a relay; other processes of the same user can't look in."""
+    """No core, no file, no new process for a relay; the same user's processes can't look in."""
     instance = launch(
         identity, "-f", "-t", f"127.0.0.1/{free_ports()}:80", str(namespace.pid)
     ).wait_ready()
@@ -299,5 +296,3 @@ def test_ready_means_ready(namespace: Namespace, identity: Identity, launch: Lau
         with connected(port, server):
             assert states == {"2"}
         instance.stop()
-
-

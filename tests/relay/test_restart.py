@@ -23,8 +23,8 @@ from tests.support.stream import (
     Violation,
     eventually,
     expect,
-    finish,
     expect_end,
+    finish,
     send,
 )
 
@@ -63,14 +63,17 @@ def setup(identity: Identity, launch: Launch) -> Iterator[Callable[[], Setup]]:
             ).wait_ready()  # fmt: skip
             tables, inside = ("self", str(namespace.pid)), namespace.socket
             family = socket.AF_INET
-            lanes = (
-                Lane(Ends(family, port, 80, server_side=inside, tables=tables), instance.processes),
-                Lane(Ends(family, 81, port + 1, client_side=inside, tables=tables), instance.processes),
-            )
+            lanes = [
+                Lane(ends, instance.processes)
+                for ends in (
+                    Ends(family, port, 80, server_side=inside, tables=tables),
+                    Ends(family, 81, port + 1, client_side=inside, tables=tables),
+                )
+            ]
             for lane in lanes:
                 stack.callback(lane.close)
                 lane.listen()
-            return Setup(instance, *lanes, port)
+            return Setup(instance, lanes[0], lanes[1], port)
 
         yield make
 
@@ -153,7 +156,7 @@ def test_a_crash_loop_ends_with_an_error(setup: Callable[[], Setup], direction: 
     assert made.instance.wait() == 1
     last = made.instance.messages().splitlines()[-1]
     assert last.startswith("hardsplice: cannot "), made.instance.messages()
-    eventually(lambda: not [pid for pid in family if procfs.alive(pid)], "processes remain", within=3)
+    eventually(lambda: not any(map(procfs.alive, family)), "processes remain", within=3)
     assert can_bind("127.0.0.1", made.port)
 
 
@@ -163,9 +166,7 @@ def _monitors(made: Setup) -> list[int]:
 
 
 @pytest.mark.parametrize("which", ["host monitor", "target monitor"])
-def test_a_monitor_killed_leaves_nothing_half_alive(
-    setup: Callable[[], Setup], which: str
-) -> None:
+def test_a_monitor_killed_leaves_nothing_half_alive(setup: Callable[[], Setup], which: str) -> None:
     """Without its monitors hardsplice ends: no relay goes on unsupervised, no port stays bound."""
     made = setup()
     client, _ = made.inbound.pair()

@@ -11,6 +11,7 @@ import itertools
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 
@@ -118,7 +119,7 @@ class Footprint:
         return cls(
             tuple(processes),
             {pid: len(found) for pid, found in open_now.items()},
-            {pid: sum(name.startswith("pipe:") for name in found) for pid, found in open_now.items()},
+            {pid: "".join(found).count("pipe:") for pid, found in open_now.items()},
             {pid: procfs.resident(pid) for pid in processes},
         )
 
@@ -138,7 +139,7 @@ def _churn(lanes: list[Lane], missing: Lane, number: int) -> None:
                 next(kinds)(lane)
             lane.close_connections()
 
-    together(*(lambda lane=lane: work(lane) for lane in lanes), patience=900)
+    together(*(partial(work, lane) for lane in lanes), patience=900)
 
 
 @pytest.mark.parametrize(

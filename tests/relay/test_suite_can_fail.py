@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The contract catches forwarders that are wrong, each by the case written for its fault.
 
-A right forwarder passes the same cases, so what fails is the fault and not the forwarder's being one.
+A right forwarder passes the same cases: what they catch is the fault, not that it is a forwarder.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ It is started as `unshare ... python3 -c <this text> FD` and needs nothing but t
 so that any user may run it wherever the tests' own files are readable or not. A socket belongs for
 good to the namespace in which it was created, so the test process can bind, listen, connect and
 accept with it from outside. Protocol on the socket FD: one byte "4" or "6" asks for a TCP socket of
-that family, which comes back over SCM_RIGHTS; end of file ends the agent, and with it the namespace.
+that family, which comes back over SCM_RIGHTS; end of file ends the agent and so the namespace.
 """
 
 import fcntl

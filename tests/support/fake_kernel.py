@@ -122,6 +122,7 @@ class FakeKernel(Kernel):
         self.progress = 0  # grows with whatever a relay achieves
         self.behaviour: dict[bytes, str] = {}  # of targets, by address; "at once" if not here
         self.pending: list[Sock] = []  # connects that wait for the test's answer
+        self.peers = 0
         self.servers: list[Peer] = []  # in the order in which they were connected
         self.faults: dict[str, deque[Exception | None]] = {}  # by call, in order; None is none
         self.hit: list[Sock] = []  # sockets whose call met such a fault
@@ -132,6 +133,9 @@ class FakeKernel(Kernel):
 
     def listen(self) -> int:
         return self._install(Listening())
+
+    def listeners(self) -> list[Listening]:
+        return [thing for thing in self.table.values() if isinstance(thing, Listening)]
 
     def sockets(self, count: int) -> list[int]:
         """Sockets as a monitor sends them."""

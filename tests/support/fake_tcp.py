@@ -160,6 +160,8 @@ class Peer:
     def __init__(self, sock: Sock, *, is_client: bool) -> None:
         self.sock = sock
         self.is_client = is_client
+        sock.kernel.peers += 1
+        self.number = sock.kernel.peers  # tells its bytes from the others'
         sock.peer = self
         self.window = sock.kernel.window
         self.inbox = bytearray()  # in this end's kernel, not read yet

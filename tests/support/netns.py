@@ -42,7 +42,7 @@ class Identity:
 
 
 def ordinary_user() -> Identity:
-    """A user of the tests' own: limits kept per user, as that on pipes, aren't shared with others."""
+    """A user of the tests' own: what is limited per user, such as pipes, is shared with nobody."""
     if os.geteuid() != 0:
         return Identity("user")
     return Identity("user", 40_000 + os.getpid() % 20_000)

@@ -20,7 +20,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -53,12 +52,13 @@ class Program:
         if self._command:
             return [self._command], clean_environment({})
         complaint = ""
-        for interpreter, source in (
-            (sys.executable, lambda: ROOT),
-            (sys.executable, self.stage),
-            ("/usr/bin/python3", self.stage),
+        for interpreter, staged in (
+            (sys.executable, False),
+            (sys.executable, True),
+            ("/usr/bin/python3", True),
         ):
-            environment = clean_environment({"PYTHONPATH": str(source())})
+            source = self.stage() if staged else ROOT
+            environment = clean_environment({"PYTHONPATH": str(source)})
             probe = subprocess.run(
                 identity.wrap([interpreter, "-c", _PROBE]),
                 env=environment, cwd="/", capture_output=True, text=True, check=False,
@@ -100,17 +100,18 @@ class Instance:
         *,
         stdin: int = subprocess.DEVNULL,
         stdout: int = subprocess.DEVNULL,
-        preexec: Callable[[], None] | None = None,
+        descriptors: int | None = None,
         environment: dict[str, str] | None = None,
     ) -> None:
+        """`descriptors` is its RLIMIT_NOFILE, hard and soft."""
         argv, base = program.argv(identity)
         self.arguments = arguments
         self._said = ""
-        self._messages = tempfile.TemporaryFile()
+        self._messages = tempfile.TemporaryFile()  # noqa: SIM115 - closed by discard()
         ready, told = os.pipe()
         try:
             self.process = subprocess.Popen(
-                [*argv, "--ready-fd", str(told), *arguments],
+                [*limited(descriptors), *argv, "--ready-fd", str(told), *arguments],
                 pass_fds=[told],
                 stdin=stdin,
                 stdout=stdout,
@@ -118,7 +119,6 @@ class Instance:
                 cwd="/",
                 env={**base, **(environment or {})},
                 start_new_session=True,
-                preexec_fn=preexec,
             )
         except BaseException:
             os.close(ready)
@@ -133,7 +133,7 @@ class Instance:
         return self.process.pid
 
     def wait_ready(self) -> Instance:
-        """Until the program says that it is ready; a Violation with its messages if it ends first."""
+        """Until it says that it is ready; a Violation with its messages if it ends first."""
         try:
             readable, _, _ = select.select([self._ready], [], [], PATIENCE)
             if not readable or not os.read(self._ready, 1):
@@ -209,6 +209,11 @@ class Instance:
         self._messages.close()
 
 
+def limited(descriptors: int | None) -> list[str]:
+    """Words before a command that run it with so many descriptors at most."""
+    return ["prlimit", f"--nofile={descriptors}:{descriptors}"] if descriptors else []
+
+
 def _command(pid: int) -> str:
     try:
         return procfs.command(pid)
@@ -232,10 +237,11 @@ def can_bind(address: str, port: int) -> bool:
 
 
 def free_ports(number: int = 1) -> int:
-    """The first of so many consecutive ports of the host that nobody uses, none of them ephemeral."""
+    """The first of so many consecutive ports of the host that nobody uses, none ephemeral."""
     for _ in range(200):
         first = random.randrange(10_000, 32_000 - number)
-        if all(can_bind("::", port) and can_bind("0.0.0.0", port) for port in range(first, first + number)):
+        ports = range(first, first + number)
+        if all(can_bind("::", port) and can_bind("0.0.0.0", port) for port in ports):
             return first
     raise RuntimeError(f"no {number} consecutive free ports")
 
@@ -244,14 +250,14 @@ def run(
     program: Program,
     identity: Identity,
     *arguments: str,
-    preexec: Callable[[], None] | None = None,
+    descriptors: int | None = None,
     environment: dict[str, str] | None = None,
     given: str = "",
 ) -> subprocess.CompletedProcess[str]:
     """Run hardsplice to its end, or, in the background, to its parent's end."""
     argv, base = program.argv(identity)
     return subprocess.run(
-        [*argv, *arguments],
+        [*limited(descriptors), *argv, *arguments],
         input=given,
         env={**base, **(environment or {})},
         cwd="/",
@@ -259,5 +265,4 @@ def run(
         text=True,
         timeout=PATIENCE,
         check=False,
-        preexec_fn=preexec,
     )

@@ -94,6 +94,12 @@ def finish(sock: socket.socket) -> None:
         raise Violation(f"the connection broke before its FIN: {error}") from None
 
 
+def send_and_finish(sock: socket.socket, stream: Stream, size: int, *, start: int = 0) -> None:
+    """Send `size` bytes, then FIN."""
+    send(sock, stream, size, start=start)
+    finish(sock)
+
+
 def receive(
     sock: socket.socket,
     stream: Stream,
@@ -133,7 +139,9 @@ def expect(sock: socket.socket, stream: Stream, size: int, *, start: int = 0) ->
         raise Violation(f"expected {size} bytes, got {got.count} and then {got.end}")
 
 
-def expect_end(sock: socket.socket, stream: Stream, size: int, end: str = "fin", **how: Any) -> None:
+def expect_end(
+    sock: socket.socket, stream: Stream, size: int, end: str = "fin", **how: Any
+) -> None:
     """Receive exactly `size` bytes and then `end`."""
     got = receive(sock, stream, **how)
     if got != Received(size, end):
@@ -197,9 +205,7 @@ def together(*jobs: Callable[[], Any], patience: float = 40.0) -> list[Any]:
         except BaseException as error:  # handed to the test's own thread below
             failures.append(error)
 
-    threads = [
-        threading.Thread(target=run, args=pair, daemon=True) for pair in enumerate(jobs)
-    ]
+    threads = [threading.Thread(target=run, args=pair, daemon=True) for pair in enumerate(jobs)]
     for thread in threads:
         thread.start()
     deadline = time.monotonic() + patience

@@ -536,21 +536,19 @@ def test_a_target_that_does_not_answer_is_given_up_and_the_others_are_served() -
     relay.settle()
     relay.wait(4)
     later = relay.kernel.dial(relay.dual)
-    other, server = relay.connect(single=True)
+    relay.settle()
+    relay.kernel.behaviour[ONE] = "at once"
+    other = relay.kernel.dial(relay.single)
     other.send(b"served")
     relay.settle()
-    assert server.got == b"served"
-    relay.kernel.behaviour[SIX] = "pend"
+    assert relay.pairs[0].server.got == b"served"
     relay.wait(6.5)
-    assert client.saw == "reset"
-    assert later.saw == "open"
+    assert (client.saw, later.saw) == ("reset", "open")
     assert relay.counted("timed_out") == 1
     assert relay.monitor.notes == [(Note.TIMED_OUT, errno.ETIMEDOUT, 7, "")]
-    finish_both_of = [pair for pair in relay.pairs if pair.client is later]
-    for pair in finish_both_of:
-        pair.client.finish()
-        pair.server.finish()
-    finish_both(relay, other, server)
+    relay.wait(4)
+    assert later.saw == "reset"
+    finish_both(relay, other, relay.pairs[0].server)
 
 
 # --- a shared pipe ---
