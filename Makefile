@@ -17,7 +17,7 @@ export VENV PYTHON
 bin := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint soak wheel clean ready-run ready-test
+.PHONY: help demo test test-i686 test-arches lint soak wheel clean ready-run ready-test
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -27,6 +27,12 @@ demo: ready-run ## the main job, seen at work with its sandbox
 
 test: lint ## every check that fits an everyday run
 	@$(bin)/python -m pytest $(ARGS)
+
+test-i686: ready-test ## as i386 programs on this kernel (root; part of test)
+	@$(bin)/python -m pytest tests/arches/test_i686.py $(ARGS)
+
+test-arches: ready-test ## on other architectures' kernels, under qemu
+	@$(bin)/python -m pytest -m arches tests/arches $(ARGS)
 
 lint: ready-test ## ruff and mypy
 	@$(bin)/ruff check --quiet

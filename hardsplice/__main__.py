@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where hardsplice starts: parse, go into the background if asked to, set up, and say what went wrong."""
+"""Where hardsplice starts: parse, go into the background if asked to, set up, and say what went
+wrong.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from hardsplice.errors import Failure
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run hardsplice; the exit status. The console script and ``python -m hardsplice`` call this."""
+    """Run hardsplice; the exit status. The console script calls this."""
     began = time.monotonic()
     try:
         options = cli.parse_args(sys.argv[1:] if argv is None else argv)
@@ -35,7 +37,9 @@ def _say(failure: Failure) -> int:
 
 
 def _unforeseen(error: BaseException) -> Failure:
-    """An error that no rule foresees, in the common form: traceback would read source files, which may be gone by now."""
+    """An error that no rule foresees, in the common form: traceback would read source files, which
+    may be gone by now.
+    """
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -44,7 +48,9 @@ def _unforeseen(error: BaseException) -> Failure:
 
 
 def _serve(options: cli.Options, began: float) -> NoReturn:
-    """Set up and serve in this process. After lock-down the interpreter's own way out is closed, so leave by os._exit."""
+    """Set up and serve in this process. After lock-down the interpreter's own way out is closed, so
+    leave by os._exit.
+    """
     from hardsplice.setup import Setup
 
     status = 1
@@ -52,7 +58,7 @@ def _serve(options: cli.Options, began: float) -> NoReturn:
         status = Setup(options, None, began).run()
     except Failure as failure:
         _say(failure)
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - the last resort: one line, and no traceback
         _say(_unforeseen(error))
     os._exit(status)
 
@@ -73,12 +79,14 @@ def _launch(options: cli.Options, began: float) -> int:
             status = Setup(options, theirs, began).run()
         except Failure as failure:
             theirs.send(Record(Kind.FATAL, text=text_of(failure)))
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - as above
             theirs.send(Record(Kind.FATAL, text=text_of(_unforeseen(error))))
         os._exit(status)
     theirs.close()
     record = ours.receive()
     if record is not None and record.kind == Kind.READY:
+        if options.verbosity >= cli.Verbosity.DEBUG:
+            os.write(2, b"hardsplice: " + record.text + b"\n")
         return 0
     if options.pid_file is not None and not had_pid_file:
         with contextlib.suppress(OSError):

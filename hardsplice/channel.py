@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What hardsplice's processes say to each other: small records over SOCK_SEQPACKET pairs, descriptors beside them.
+"""What hardsplice's processes say to each other: small records over SOCK_SEQPACKET pairs,
+descriptors beside them.
 
-A record is one packet: a fixed header and a short text. SEQPACKET keeps records whole and says when the other end has gone,
-which is how a child learns that its monitor died, and the reverse. Whoever receives treats what it gets as
-hostile: a record that doesn't fit ends the connection, never the receiver.
+A record is one packet: a fixed header and a short text. SEQPACKET keeps records whole and says when
+the other end has gone, which is how a child learns that its monitor died, and the reverse. Whoever
+receives treats what it gets as hostile: a record that doesn't fit ends the connection, never the
+receiver.
 """
 
 from __future__ import annotations
@@ -50,13 +52,13 @@ class Note(IntEnum):
     SOCKETS = 7
 
 
-class Malformed(Exception):
+class Malformed(Exception):  # noqa: N818 - what is raised is the record
     """A record that no well-behaved process sends."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One packet: what, two numbers, an index, a text, and descriptors that are now the receiver's."""
+    """One packet: what, two numbers, an index, a text, and descriptors, now the receiver's."""
 
     kind: int
     small: int = 0
@@ -117,7 +119,9 @@ class Channel:
         self.socket = Channel.at(fd).socket
 
     def send(self, record: Record, *, wait: bool = True) -> bool:
-        """Send a record; False when the other end is gone, or, with ``wait`` off, has too much to read already."""
+        """Send a record; False when the other end is gone, or, with ``wait`` off, has too much to
+        read already.
+        """
         beside: list[tuple[int, int, array.array[int]]] = []
         if record.fds:
             beside.append((socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", record.fds)))
@@ -129,7 +133,9 @@ class Channel:
         return True
 
     def receive(self, *, wait: bool = True) -> Record | None:
-        """The next record; None at the end. BlockingIOError with ``wait`` off and none there; Malformed for nonsense."""
+        """The next record; None at the end. BlockingIOError with ``wait`` off and none there;
+        Malformed for nonsense.
+        """
         flags = socket.MSG_CMSG_CLOEXEC | (0 if wait else socket.MSG_DONTWAIT)
         try:
             packet, beside, what, _ = self.socket.recvmsg(

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A COMMAND's namespaces, and PID 1 in them.
 
-Three processes take part. A *maker* unshares all namespaces at once and forks PID 1 of the new PID namespace; then it ends, and
-PID 1 becomes the host monitor's child, which is why that one is a subreaper. PID 1 sets up the namespaces from inside
-(its own /proc, lo) and waits; the target monitor joins through it as it would join any process. Once all is ready and locked
-down, PID 1 forks COMMAND, gives up what it has itself, and from then on reaps, passes on signals, and ends with COMMAND.
+Three processes take part. A *maker* unshares all namespaces at once and forks PID 1 of the new PID
+namespace; then it ends, and PID 1 becomes the host monitor's child, which is why that one is a
+subreaper. PID 1 sets up the namespaces from inside (its own /proc, lo) and waits; the target
+monitor joins through it as it would join any process. Once all is ready and locked down, PID 1
+forks COMMAND, gives up what it has itself, and from then on reaps, passes on signals, and ends with
+COMMAND.
 
-PID 1 is not COMMAND itself, since the kernel spares a PID 1 all signals that it has no handler for: Ctrl-C would not end
-`hardsplice sleep 100`. COMMAND sees PID 1, but can't trace it: that is not dumpable, and belongs to a user
-namespace above.
+PID 1 is not COMMAND itself, since the kernel spares a PID 1 all signals that it has no handler for:
+Ctrl-C would not end `hardsplice sleep 100`. COMMAND sees PID 1, but can't trace it: that is not
+dumpable, and belongs to a user namespace above.
 """
 
 from __future__ import annotations
@@ -26,8 +28,8 @@ import prctl
 
 from hardsplice import isolate, linux, namespaces
 from hardsplice.channel import Channel, Kind, Malformed, Record
-from hardsplice.values import RunAs
 from hardsplice.errors import Failure, reason_of
+from hardsplice.values import RunAs
 
 ALL_NAMESPACES = (
     linux.CLONE_NEWUSER
@@ -37,7 +39,8 @@ ALL_NAMESPACES = (
     | linux.CLONE_NEWIPC
     | linux.CLONE_NEWUTS
 )
-CAP_KILL = 5  # linux/capability.h: COMMAND may change its user, and signals must reach it all the same
+# Linux/capability.h: COMMAND may change its user, and signals must reach it all the same
+CAP_KILL = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +54,11 @@ class Container:
 
 
 def id_maps(user: RunAs | None) -> tuple[str, str, bool]:
-    """Maps for uid and gid, and whether setgroups must be denied: the caller, or ``user``, is root inside.
+    """Maps for uid and gid, and whether setgroups must be denied: the caller, or ``user``, is root
+    inside.
 
-    Started as root, the user that hardsplice's own processes become is mapped too, so that they can.
+    Started as root, the user that hardsplice's own processes become is mapped too, so that they
+    can.
     """
     uid, gid = os.geteuid(), os.getegid()
     if user is None or user.uid == uid:
@@ -61,8 +66,12 @@ def id_maps(user: RunAs | None) -> tuple[str, str, bool]:
     return f"0 {uid} 1\n{user.uid} {user.uid} 1", f"0 {gid} 1\n{user.gid} {user.gid} 1", False
 
 
-def create(command: Sequence[str], user: RunAs | None, program: bytes, last_capability: int) -> Container:
-    """Make the namespaces and their PID 1, which waits for GO to run ``command``. ``program`` is PID 1's filter."""
+def create(
+    command: Sequence[str], user: RunAs | None, program: bytes, last_capability: int
+) -> Container:
+    """Make the namespaces and their PID 1, which waits for GO to run ``command``. ``program`` is
+    PID 1's filter.
+    """
     prctl.set_child_subreaper(1)
     ours, theirs = Channel.pair()
     sync_ours, sync_theirs = Channel.pair()
@@ -130,7 +139,7 @@ def _make(
             _init(channel, command, program, last_capability)
         sync.send(Record(Kind.READY, detail=init))
         os._exit(0)
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - a forked process must not return
         with contextlib.suppress(Exception):
             sync.send(Record(Kind.FATAL, text=f"{type(error).__name__}: {error}".encode()))
         os._exit(1)
@@ -139,9 +148,10 @@ def _make(
 def _init(
     channel: Channel, command: Sequence[str], program: bytes, last_capability: int
 ) -> NoReturn:
-    """PID 1: prepare the namespaces, wait for GO, run COMMAND, lock down, serve until COMMAND ends."""
+    """PID 1: prepare the namespaces, wait for GO, run COMMAND, lock down, serve until it ends."""
     try:
-        # Not traced from its first moment in here; the monitor, its own user's, opens what it needs at once below.
+        # Not traced from its first moment in here; the monitor, its own user's, opens what it needs
+        # at once below.
         if channel.receive() is None:
             os._exit(1)
         prctl.set_name("hs-init")
@@ -161,11 +171,12 @@ def _init(
         isolate.keep_descriptors((*isolate.FIXED_FDS, signals))
         lockdown = isolate.Lockdown(strict=False, say=lambda _: None)
         lockdown.run(isolate.init_steps((CAP_KILL,), last_capability))
-        prctl.set_pdeathsig(signal.SIGKILL)  # the parent is in another PID namespace: EOF tells of an earlier end
+        # The parent is in another PID namespace: EOF tells of an earlier end
+        prctl.set_pdeathsig(signal.SIGKILL)
         lockdown.run([isolate.filter_step(program)])
         channel.send(Record(Kind.READY))
         os._exit(_reap(channel, signals, pid))
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - a forked process must not return
         with contextlib.suppress(Exception):
             channel.send(Record(Kind.FATAL, text=f"{type(error).__name__}: {error}".encode()))
         os._exit(1)
@@ -203,7 +214,9 @@ def _run(channel: Channel, command: Sequence[str]) -> int:
 
 
 def _reason_not_run(name: str, error: OSError) -> str:
-    """Why COMMAND can't be run. A folder of PATH that can't be searched hides that nothing of that name was found."""
+    """Why COMMAND can't be run. A folder of PATH that can't be searched hides that nothing of that
+    name was found.
+    """
     folders = [""] if "/" in name else os.get_exec_path()
     if not any(os.path.lexists(os.path.join(folder, name)) for folder in folders):
         return os.strerror(errno.ENOENT)

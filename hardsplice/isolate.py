@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Lock-down: what a process gives up, in the order in which it must, each step an object that can say what it does.
+"""Lock-down: what a process gives up, in the order in which it must, each step an object that can
+say what it does.
 
-A step is *required* (without it the process refuses to go on) or *additional* (an older kernel may lack it; then this is
-said once, and with ``--sandbox=strict`` it is required too). Monitors lock down before they fork relays, so a
-relay inherits all that its monitor gave up and adds its own steps; a relay that is restarted goes the same way
-as the first one.
+A step is *required* (without it the process refuses to go on) or *additional* (an older kernel may
+lack it; then this is said once, and with ``--sandbox=strict`` it is required too). Monitors lock
+down before they fork relays, so a relay inherits all that its monitor gave up and adds its own
+steps; a relay that is restarted goes the same way as the first one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import resource
@@ -19,12 +21,13 @@ from dataclasses import dataclass
 import prctl
 
 from hardsplice import linux, namespaces
-from hardsplice.values import RunAs
 from hardsplice.errors import Failure, reason_of
+from hardsplice.values import RunAs
 
 # Fixed descriptors, whose numbers the policies name.
 LOG_FD = 2  # the host monitor's messages; /dev/null elsewhere
-CHANNEL_FD = 3  # a process's channel to its monitor; the host monitor's to the launcher, if there is one
+# A process's channel to its monitor; the host monitor's to the launcher, if there is one
+CHANNEL_FD = 3
 READY_FD = 4  # the host monitor's --ready-fd
 NOTIFY_FD = 5  # the host monitor's socket to the service manager
 RULESET_FD = 6  # the Landlock ruleset, kept by monitors for the relays that they start
@@ -70,7 +73,8 @@ def keep_descriptors(keep: Iterable[int]) -> None:
         if edge < fd:  # an empty range would mean all to close_range(2)
             os.closerange(edge, fd)
         edge = fd + 1
-    # The limit may have been lowered below descriptors that are open; fs.nr_open's default is 2**20.
+    # The limit may have been lowered below descriptors that are open; fs.nr_open's default is
+    # 2**20.
     os.closerange(edge, max(1 << 20, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 
 
@@ -90,20 +94,25 @@ def read_last_capability() -> int:
 
 
 def _own_user_namespace() -> None:
-    """Enter a user namespace of our own, ids unchanged: an ordinary user may drop the bounding set only in one."""
+    """Enter a user namespace of our own, ids unchanged: an ordinary user may drop the bounding set
+    only in one.
+    """
     uid, gid = os.geteuid(), os.getegid()
     linux.unshare(linux.CLONE_NEWUSER)
     namespaces.write_id_maps("self", f"{uid} {uid} 1", f"{gid} {gid} 1", deny_setgroups=True)
 
 
 def _leave_file_system() -> None:
-    """New IPC, UTS and mount namespaces, and in the latter an empty, read-only root and nothing else."""
+    """New IPC, UTS and mount namespaces, and in the latter an empty, read-only root and nothing
+    else.
+    """
     linux.unshare(linux.CLONE_NEWNS | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS)
     linux.mount("none", "/", None, linux.MS_REC | linux.MS_PRIVATE)
     flags = linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
     linux.mount("tmpfs", _EMPTY_ROOT, "tmpfs", flags, "nr_inodes=2,size=4k,mode=0555")
     os.chdir(_EMPTY_ROOT)
-    # Both on the same place: the old root ends up on top of the new one, and is then taken off (pivot_root(2)).
+    # Both on the same place: the old root ends up on top of the new one, and is then taken off
+    # (pivot_root(2)).
     linux.pivot_root(".", ".")
     linux.umount2(".", linux.MNT_DETACH)
     os.chdir("/")
@@ -114,10 +123,9 @@ def _restrict(ruleset: int) -> None:
 
 
 def _change_user(user: RunAs) -> None:
-    try:
+    # In a user namespace that denies setgroups there are none to drop beyond its maps.
+    with contextlib.suppress(PermissionError):
         os.setgroups([])
-    except PermissionError:
-        pass  # a user namespace in which setgroups is denied: there are none to drop beyond its maps
     os.setresgid(user.gid, user.gid, user.gid)
     os.setresuid(user.uid, user.uid, user.uid)
 
@@ -173,8 +181,9 @@ def monitor_steps(
     file_limit: int,
     ruleset: int | None,
 ) -> list[Step]:
-    """What a monitor gives up before its filter. ``file_limit`` is the largest file that it may write, in bytes;
-    ``ruleset`` is Landlock's, if there is one."""
+    """What a monitor gives up before its filter. ``file_limit`` is the largest file that it may
+    write, in bytes; ``ruleset`` is Landlock's, if there is one.
+    """
     steps: list[Step] = []
     if new_user_namespace:
         steps.append(Step("enter a user namespace of its own", _own_user_namespace, required=False))
@@ -218,8 +227,12 @@ def _refuse_exec_gain() -> None:
 
 
 def relay_steps(ruleset: int | None) -> list[Step]:
-    """What a relay gives up on top of what its monitor did. Its own Landlock layer puts the monitor out of reach."""
-    layer = [] if ruleset is None else [Step("deny signals to the monitor", lambda: _restrict(ruleset))]
+    """What a relay gives up on top of what its monitor did. Its own Landlock layer puts the monitor
+    out of reach.
+    """
+    layer = (
+        [] if ruleset is None else [Step("deny signals to the monitor", lambda: _restrict(ruleset))]
+    )
     return [
         *layer,
         Step("start no process", lambda: _limit(resource.RLIMIT_NPROC, 0)),
@@ -228,7 +241,9 @@ def relay_steps(ruleset: int | None) -> list[Step]:
 
 
 def init_steps(keep: Sequence[int], last_capability: int) -> list[Step]:
-    """What PID 1 of a command gives up once the command runs; ``keep`` are the capabilities that it needs."""
+    """What PID 1 of a command gives up once the command runs; ``keep`` are the capabilities that it
+    needs.
+    """
     return [
         Step("limit core dumps and files", lambda: _limit_files(0)),
         Step("clear the ambient set", _clear_ambient),

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Keeping one relay alive: start it, fill its pools, and start it again when it dies.
 
-The listeners stay open in the monitor's hands, so while a relay is being replaced clients wait in the
-kernel's backlog and none is refused. A relay that keeps dying is started later and later, and at last given up.
+The listeners stay open in the monitor's hands, so while a relay is being replaced clients wait in
+the kernel's backlog and none is refused. A relay that keeps dying is started later and later, and
+at last given up.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from hardsplice.relay.sockets import FAMILIES, POOL_SIZE
 
 DEATHS_MAX = 8  # in WINDOW seconds; the next one ends the program
 WINDOW = 10.0
-DELAYS = (0.0, 0.05, 0.1, 0.2, 0.4)  # seconds before the first, second ... restart; then the last one again
+# Seconds before the first, second ... restart; then the last one again
+DELAYS = (0.0, 0.05, 0.1, 0.2, 0.4)
 SHORT_SECONDS = 1.0  # until sockets that could not be had are tried for again
 STOP_SECONDS = 0.5  # for a child to leave by itself once its channel is closed
 
@@ -133,7 +135,8 @@ class Keeper:
         self.pid, self.pidfd = 0, -1
 
     def _on_exit(self) -> None:
-        with contextlib.suppress(BlockingIOError, Malformed):  # its last words may still be in the channel
+        # Its last words may still be in the channel
+        with contextlib.suppress(BlockingIOError, Malformed):
             while self.channel and (record := self.channel.receive(wait=False)) is not None:
                 self._handle(record)
         self._hang_up()
@@ -165,7 +168,9 @@ class Keeper:
             self._handle(record)
 
     def _handle(self, record: Record) -> None:
-        """Serve one record of the relay's, which may have been taken over: what isn't in the table ends it."""
+        """Serve one record of the relay's, which may have been taken over: what isn't in the table
+        ends it.
+        """
         handler = _REQUESTS.get(record.kind)
         if handler is None or record.fds:
             close_all(record.fds)
@@ -194,15 +199,17 @@ class Keeper:
         self.upward.note(record.small, record.detail, record.index, record.text)
 
     def _ask(self, record: Record) -> None:
-        """Fill a pool: TCP_NODELAY is set here, since a pooled socket has no listener to inherit it from."""
+        """Fill a pool: TCP_NODELAY is set here, since a pooled socket has no listener to inherit it
+        from.
+        """
         family, number = record.small, record.detail
         if family not in self.plan.families or not 0 < number <= POOL_SIZE:
             self._cut_off(f"{number} sockets of family {family} are not to be had")
             return
         made: list[int] = []
         try:
-            for _ in range(number):
-                made.append(open_socket(family))
+            for _ in range(number):  # those made before an error count
+                made.append(open_socket(family))  # noqa: PERF401
         except OSError as error:
             self.upward.note(Note.SOCKETS, error.errno or 0, 0, b"")
         if not made:

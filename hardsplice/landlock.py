@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Landlock: no file, TCP only to the ports that are targets, no abstract socket and no signal outside.
+"""Landlock: no file, TCP only to the ports that are targets, no abstract socket and no signal
+outside.
 
-A ruleset is a descriptor. It is made during set-up, when ports may still be added to it, and a process later puts itself
-under it with one call. Each layer only takes away. Kernels differ in what they can restrict, by ABI version:
-1 (Linux 5.13) files; 4 (6.7) TCP; 6 (6.12) abstract UNIX sockets and signals.
+A ruleset is a descriptor. It is made during set-up, when ports may still be added to it, and a
+process later puts itself under it with one call. Each layer only takes away. Kernels differ in what
+they can restrict, by ABI version: 1 (Linux 5.13) files; 4 (6.7) TCP; 6 (6.12) abstract UNIX sockets
+and signals.
 """
 
 from __future__ import annotations
@@ -63,7 +65,9 @@ def abi() -> int:
 
 
 def ruleset(version: int, ports: Iterable[int]) -> int | None:
-    """A ruleset's descriptor that grants nothing but TCP connections to ``ports``; None where there is no Landlock."""
+    """A ruleset's descriptor that grants nothing but TCP connections to ``ports``; None where there
+    is no Landlock.
+    """
     if version < 1:
         return None
     handled = rights(version)

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The kernel's calls that Python's standard library does not have: the only module that uses ctypes.
+"""The kernel's calls that Python's standard library does not have: the only module that uses
+ctypes.
 
 Each wrapper carries its call's own name and does nothing but call it. There are two conventions:
 
-- *hot* calls, made for every connection (``accept4``, ``connect``, ``shutdown``, ``recv``, ``send``), return the
-  kernel's own kind of answer: a result, or the negated errno. "Not now" is an everyday answer there,
-  and an exception for it would cost more than the call (CPython formats the message of each OSError).
+- *hot* calls, made for every connection (``accept4``, ``connect``, ``shutdown``, ``recv``,
+``send``), return the
+  kernel's own kind of answer: a result, or the negated errno. "Not now" is an everyday answer
+  there, and an exception for it would cost more than the call (CPython formats the message of each
+  OSError).
 - all the others raise OSError, like the functions of ``os``.
 
-Constants that Python has are taken from Python. The rest are given with the header they come from; where
-architectures differ there is a table.
+Constants that Python has are taken from Python. The rest are given with the header they come from;
+where architectures differ there is a table.
 """
 
 from __future__ import annotations
@@ -38,7 +41,8 @@ CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 
-# linux/nsfs.h: _IO(0xb7, n). PowerPC writes "no argument" into the direction bits, the others write nothing.
+# linux/nsfs.h: _IO(0xb7, n). PowerPC writes "no argument" into the direction bits, the others write
+# nothing.
 _IO = 0x20000000 if MACHINE.startswith("ppc") else 0
 NS_GET_USERNS = _IO | 0xB701
 NS_GET_NSTYPE = _IO | 0xB703
@@ -71,7 +75,9 @@ IN_MOVED_FROM = 0x40
 
 
 class SockFprog(ctypes.Structure):
-    """struct sock_fprog of linux/filter.h: a classic BPF program, its length counted in instructions."""
+    """struct sock_fprog of linux/filter.h: a classic BPF program, its length counted in
+    instructions.
+    """
 
     _fields_ = (("len", ctypes.c_ushort), ("filter", c_void_p))
 
@@ -82,7 +88,7 @@ def _raise(*names: object) -> NoReturn:
     raise OSError(code, os.strerror(code), *names)
 
 
-# --- hot calls: a result or the negated errno ---------------------------------------------------------------
+# --- hot calls: a result or the negated errno -----------------------------------------------------
 
 _accept4 = _libc.accept4
 _accept4.argtypes = (c_int, c_void_p, c_void_p, c_int)
@@ -119,7 +125,7 @@ _ONE = struct.pack("i", 1)
 
 
 def accept4(listener: int) -> int:
-    """Accept one connection, non-blocking and close-on-exec: its descriptor, or the negated errno."""
+    """Accept a connection, non-blocking and close-on-exec: its descriptor, or the negated errno."""
     _peer_length.value = 28
     fd: int = _accept4(listener, _peer_ref, _peer_length_ref, _ACCEPT_FLAGS)
     return fd if fd >= 0 else -_errno()
@@ -132,19 +138,24 @@ def accepted_from_ipv4() -> bool:
 
 
 def connect(fd: int, sockaddr: bytes) -> int:
-    """Start a connection: 0 when it stands, -EINPROGRESS while it is under way, or the negated errno."""
+    """Start a connection: 0 when it stands, -EINPROGRESS while it is under way, or the negated
+    errno.
+    """
     if _connect(fd, sockaddr, len(sockaddr)) == 0:
         return 0
     return -_errno()
 
 
 def connected(fd: int) -> int:
-    """How a connect(2) that was under way goes on: 0 when the connection stands, -EINPROGRESS when that isn't known yet,
-    -ECONNRESET when it stood and has been reset since, else the negated errno of the refusal."""
+    """How a connect(2) that was under way goes on: 0 when the connection stands, -EINPROGRESS when
+    that isn't known yet, -ECONNRESET when it stood and has been reset since, else the negated errno
+    of the refusal.
+    """
     _peer_length.value = len(_peer)
     if _getpeername(fd, _peer_ref, _peer_length_ref) == 0:
         return 0
-    # ENOTCONN: in SYN_SENT, or closed again. The kernel's tcp_reset tells a refusal (ECONNREFUSED) from a reset.
+    # ENOTCONN: in SYN_SENT, or closed again. The kernel's tcp_reset tells a refusal (ECONNREFUSED)
+    # from a reset.
     _option_length.value = 4
     if _getsockopt(fd, socket.SOL_SOCKET, socket.SO_ERROR, _option_ref, _option_length_ref) != 0:
         return -_errno()
@@ -159,13 +170,15 @@ def shutdown(fd: int, how: int) -> int:
 
 
 def abort(fd: int) -> int:
-    """Make the coming close of ``fd`` a reset (SO_LINGER on, 0 seconds): 0, or the negated errno."""
+    """Make the coming close of ``fd`` a reset (SO_LINGER, 0 seconds): 0, or the negated errno."""
     done = _setsockopt(fd, socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO, len(_LINGER_ZERO))
     return 0 if done == 0 else -_errno()
 
 
 def keep_urgent_inline(fd: int) -> int:
-    """Leave the urgent byte in the stream for an ordinary receive (SO_OOBINLINE): 0, or the negated errno."""
+    """Leave the urgent byte in the stream for an ordinary receive (SO_OOBINLINE): 0, or the negated
+    errno.
+    """
     done = _setsockopt(fd, socket.SOL_SOCKET, socket.SO_OOBINLINE, _ONE, len(_ONE))
     return 0 if done == 0 else -_errno()
 
@@ -180,7 +193,9 @@ _one_byte_ref = ctypes.addressof(_one_byte)
 
 
 def receive_byte(fd: int, flags: int) -> bytes | int:
-    """One byte; b"" at end of file; or the negated errno. One byte is all that the relay's filter lets it look at."""
+    """One byte; b"" at end of file; or the negated errno. One byte is all that the relay's filter
+    lets it look at.
+    """
     count: int = _recv(fd, _one_byte_ref, 1, flags)
     return _one_byte.raw[:count] if count >= 0 else -_errno()
 
@@ -192,7 +207,9 @@ def send_byte(fd: int, byte: bytes, flags: int) -> int:
 
 
 def sockaddr(address: IPv4Address | IPv6Address, port: int, scope: int = 0) -> bytes:
-    """struct sockaddr_in or sockaddr_in6 for ``address`` and ``port``; ``scope`` is an interface's index."""
+    """struct sockaddr_in or sockaddr_in6 for ``address`` and ``port``; ``scope`` is an interface's
+    index.
+    """
     if address.version == 4:
         return _FAMILY.pack(socket.AF_INET) + struct.pack("!H", port) + address.packed + bytes(8)
     return (
@@ -203,9 +220,10 @@ def sockaddr(address: IPv4Address | IPv6Address, port: int, scope: int = 0) -> b
     )
 
 
-# --- set-up calls: they raise OSError -----------------------------------------------------------------------
+# --- set-up calls: they raise OSError -------------------------------------------------------------
 
-_python = ctypes.PyDLL(None, use_errno=True)  # calls through it hold the interpreter's lock, as a fork must
+# Calls through it hold the interpreter's lock, as a fork must
+_python = ctypes.PyDLL(None, use_errno=True)
 _python.PyOS_BeforeFork.restype = None
 _python.PyOS_AfterFork_Child.restype = None
 _python.PyOS_AfterFork_Parent.restype = None
@@ -214,7 +232,8 @@ _python.PyOS_AfterFork_Parent.restype = None
 def fork() -> int:
     """fork(2) for a process that is locked down: 0 in the child.
 
-    ``os.fork`` of Python 3.12 and later looks into /proc for threads, to warn of them; there is no /proc any more.
+    ``os.fork`` of Python 3.12 and later looks into /proc for threads, to warn of them; there is no
+    /proc any more.
     """
     _python.PyOS_BeforeFork()
     pid: int = _python.fork()
@@ -310,14 +329,18 @@ _LANDLOCK_RULE_NET_PORT = 2
 
 def landlock_abi() -> int:
     """The version of Landlock; OSError when there is none."""
-    version: int = _syscall(_LANDLOCK_CREATE_RULESET, None, c_size_t(0), _LANDLOCK_CREATE_RULESET_VERSION)
+    version: int = _syscall(
+        _LANDLOCK_CREATE_RULESET, None, c_size_t(0), _LANDLOCK_CREATE_RULESET_VERSION
+    )
     if version < 0:
         _raise()
     return version
 
 
 def landlock_create_ruleset(fs: int, net: int, scoped: int) -> int:
-    """A ruleset that handles these rights. Attributes that are 0 at the end are left out, for older kernels."""
+    """A ruleset that handles these rights. Attributes that are 0 at the end are left out, for older
+    kernels.
+    """
     words = [fs, net, scoped]
     while len(words) > 1 and words[-1] == 0:
         words.pop()
@@ -347,11 +370,14 @@ _SIGSET_BYTES = 128  # glibc's sigset_t; musl's is as large
 
 
 def signalfd(signals: Iterable[int]) -> int:
-    """A descriptor that yields ``signals`` (blocked already) as struct signalfd_siginfo, non-blocking."""
+    """A descriptor that yields ``signals`` (blocked already) as struct signalfd_siginfo,
+    non-blocking.
+    """
     bits = 0
     for number in signals:
         bits |= 1 << (number - 1)
-    # A sigset_t is an array of native longs: on big-endian machines the words are swapped inside, not among themselves.
+    # A sigset_t is an array of native longs: on big-endian machines the words are swapped inside,
+    # not among themselves.
     mask = b"".join(
         struct.pack("@L", (bits >> shift) & (2 ** (8 * struct.calcsize("@L")) - 1))
         for shift in range(0, 64, 8 * struct.calcsize("@L"))
@@ -381,7 +407,9 @@ def inotify(directory: str, mask: int) -> int:
 
 
 def inotify_names(records: bytes) -> list[str]:
-    """The names in a read from an inotify descriptor: struct inotify_event, each followed by its padded name."""
+    """The names in a read from an inotify descriptor: struct inotify_event, each followed by its
+    padded name.
+    """
     names, at = [], 0
     while at + 16 <= len(records):
         length = struct.unpack_from("=I", records, at + 12)[0]

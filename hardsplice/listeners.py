@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Listening sockets, and the plan of where a listener's connections go.
 
-An accepted socket inherits what its listener has: TCP_NODELAY and keepalive are set here once, and cost nothing per connection.
-SO_SNDBUF and SO_RCVBUF are left alone, since setting them turns the kernel's autotuning off.
+An accepted socket inherits what its listener has: TCP_NODELAY and keepalive are set here once, and
+cost nothing per connection. SO_SNDBUF and SO_RCVBUF are left alone, since setting them turns the
+kernel's autotuning off.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ Plan = tuple[tuple[int, bytes], ...]
 
 
 def usable_families(versions: Sequence[int]) -> tuple[int, ...]:
-    """Indexes into FAMILIES of those in ``versions`` (4, 6) of which this namespace's kernel makes sockets."""
+    """Indexes into FAMILIES of those in ``versions`` (4, 6) of which this namespace's kernel makes
+    sockets.
+    """
     usable = []
     for index, family in enumerate(FAMILIES):
         if (4, 6)[index] not in versions:
@@ -81,7 +84,8 @@ def open_listener(forward: Forward, families: Sequence[int]) -> int:
 def open_listeners(
     forwards: Sequence[Forward], families: Sequence[int], place: str
 ) -> list[tuple[int, int]]:
-    """Open all of ``forwards``, in ``place`` ("on the host" or so): (index, descriptor) of each that is open.
+    """Open all of ``forwards``, in ``place`` ("on the host" or so): (index, descriptor) of each
+    that is open.
 
     One that is required and can't be had closes all of them again and raises Failure.
     """
@@ -101,15 +105,18 @@ def _cannot_listen(forward: Forward, place: str, error: OSError) -> Failure:
     hint = None
     if error.errno == errno.EACCES and forward.port < 1024:
         hint = (
-            "ports below 1024 are root's unless net.ipv4.ip_unprivileged_port_start says otherwise: "
-            f"use a higher port, or, as root, sysctl net.ipv4.ip_unprivileged_port_start={forward.port}"
+            "ports below 1024 are root's unless net.ipv4.ip_unprivileged_port_start says otherwise:"
+            " use a higher port, or, as root,"
+            f" sysctl net.ipv4.ip_unprivileged_port_start={forward.port}"
         )
     elif error.errno == errno.EADDRINUSE:
         hint = f"find who listens there with: ss -ltnp 'sport = :{forward.port}'"
     elif error.errno == errno.EADDRNOTAVAIL:
         hint = f"no interface {place} has that address: see ip address"
     elif error.errno in (errno.EMFILE, errno.ENFILE):
-        hint = "each port takes a descriptor: raise the limit with ulimit -n, or forward fewer ports"
+        hint = (
+            "each port takes a descriptor: raise the limit with ulimit -n, or forward fewer ports"
+        )
     elif error.errno == errno.ENODEV:
         hint = f"no interface {place} has that name: see ip link"
     return Failure("listen on", f"{describe(forward)} {place}", reason_of(error), hint)
@@ -118,8 +125,8 @@ def _cannot_listen(forward: Forward, place: str, error: OSError) -> Failure:
 def plans(forward: Forward, families: Sequence[int]) -> tuple[Plan, Plan]:
     """What to try, in order, for an IPv4 client and for an IPv6 client.
 
-    Without a target address that is the loopback address of the client's family, then the other one.
-    ``families`` are those that the targets' namespace has.
+    Without a target address that is the loopback address of the client's family, then the other
+    one. ``families`` are those that the targets' namespace has.
     """
     if forward.target is not None:
         family = IPV4 if forward.target.version == 4 else IPV6

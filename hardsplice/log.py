@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Lines for people: where they go, which are wanted, and how many of a kind there may be.
 
-Only the host monitor writes them. The others send records, and their text is shown with everything unprintable
-escaped, so that a taken-over relay can't play with somebody's terminal.
+Only the host monitor writes them. The others send records, and their text is shown with everything
+unprintable escaped, so that a taken-over relay can't play with somebody's terminal.
 """
 
 from __future__ import annotations
@@ -49,8 +49,10 @@ def printable(text: str) -> str:
 
 
 class Log:
-    """Where lines go. It is descriptor 2 always, so that the policy can name it; what is behind it may be
-    standard error as it was inherited, a file with a limited size, or a socket connected to syslog."""
+    """Where lines go. It is descriptor 2 always, so that the policy can name it; what is behind it
+    may be standard error as it was inherited, a file with a limited size, or a socket connected to
+    syslog.
+    """
 
     def __init__(self, level: Level) -> None:
         self.level = level
@@ -66,7 +68,9 @@ class Log:
         self._written = os.fstat(fd).st_size
 
     def to_syslog(self) -> None:
-        """Write to syslog once set-up is over, or nowhere where there is none: the background has no terminal."""
+        """Write to syslog once set-up is over, or nowhere where there is none: the background has
+        no terminal.
+        """
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         try:
             connection.connect("/dev/log")
@@ -78,7 +82,9 @@ class Log:
 
     @property
     def file_limit(self) -> int:
-        """The largest file, in bytes, that this process still needs to write; -1 for any (RLIM_INFINITY)."""
+        """The largest file, in bytes, that this process still needs to write; -1 for any
+        (RLIM_INFINITY).
+        """
         if self._limit:
             return self._limit
         return -1 if stat.S_ISREG(os.fstat(2).st_mode) else 0
@@ -91,7 +97,9 @@ class Log:
             self._next = None
 
     def line(self, level: Level, text: str) -> None:
-        """Write one line, if lines of this level are wanted. Never raises: a full disk must not stop the relay."""
+        """Write one line, if lines of this level are wanted. Never raises: a full disk must not
+        stop the relay.
+        """
         if level > self.level:
             return
         lead = "hardsplice"

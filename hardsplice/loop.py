@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The monitors' event loop: descriptors with callbacks, and timers. It sleeps until one of them has something."""
+"""The monitors' event loop: descriptors with callbacks, and timers. It sleeps until one of them has
+something.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The two monitors. Each lives in one namespace, keeps the relay that connects there, and never touches a connection.
+"""The two monitors. Each lives in one namespace, keeps the relay that connects there, and never
+touches a connection.
 
-The target monitor passes what its relay reports up to the host monitor, which alone talks to people. Each learns of the
-other's end by end of file, and then ends too: hardsplice is never half alive.
+The target monitor passes what its relay reports up to the host monitor, which alone talks to
+people. Each learns of the other's end by end of file, and then ends too: hardsplice is never half
+alive.
 """
 
 from __future__ import annotations
@@ -14,17 +16,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from hardsplice import container, linux
-from hardsplice.channel import Channel, Kind, Malformed, Note, Record, close_all
+from hardsplice.channel import Channel, Kind, Malformed, Record, close_all
 from hardsplice.errors import Failure
 from hardsplice.keeper import STOP_SECONDS, Keeper, describe_status, wait_for
 from hardsplice.listeners import describe
 from hardsplice.log import Level, Log
 from hardsplice.loop import Loop
 from hardsplice.namespaces import Target
+from hardsplice.notes import in_words
 from hardsplice.ports import Forward
 from hardsplice.relay import main as relay
 
-# What is passed on to COMMAND when it is sent to hardsplice; without a COMMAND the first two end hardsplice.
+# What is passed on to COMMAND when it is sent to hardsplice; without a COMMAND the first two end
+# hardsplice.
 ENDING = (signal.SIGTERM, signal.SIGINT)
 PASSED_ON = (*ENDING, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -77,7 +81,9 @@ def relay_lost(direction: str, reason: str) -> bytes:
 
 
 def failure_of(text: bytes) -> Failure:
-    """The Failure that a FATAL record carries: verb, object, reason and perhaps a next step, one a line."""
+    """The Failure that a FATAL record carries: verb, object, reason and perhaps a next step, one a
+    line.
+    """
     parts = text.decode(errors="replace").split("\n", 3)
     if len(parts) < 3:
         return Failure("go on", "serving", parts[0] or "no reason was given")
@@ -118,7 +124,9 @@ class Host:
 
 
 class HostMonitor:
-    """The process that was started; keeps the outbound relay, watches the namespace, writes the log."""
+    """The process that was started; keeps the outbound relay, watches the namespace, writes the
+    log.
+    """
 
     def __init__(self, host: Host, on_ready: Callable[[Sequence[str]], None]) -> None:
         self.host = host
@@ -126,7 +134,9 @@ class HostMonitor:
         self.on_ready = on_ready
         self.loop = Loop()
         self.keeper = Keeper(host.plan, self.loop, self) if host.plan else None
-        self.waiting = {name for name, part in (("target", host.monitor), ("relay", host.plan)) if part}
+        self.waiting = {
+            name for name, part in (("target", host.monitor), ("relay", host.plan)) if part
+        }
         self.failure: Failure | None = None
 
     def run(self) -> int:
@@ -163,11 +173,12 @@ class HostMonitor:
             self.host.monitor = None
         inside = self.host.container
         if inside:
-            inside.channel.close()  # end of file makes PID 1 leave, and the kernel ends the rest in there
+            # End of file makes PID 1 leave, and the kernel ends the rest in there
+            inside.channel.close()
             wait_for(inside.init, inside.pidfd, STOP_SECONDS)
             self.host.container = None
 
-    # --- getting ready --------------------------------------------------------------------------------------
+    # --- getting ready ----------------------------------------------------------------------------
 
     def _arrived(self, who: str) -> None:
         self.waiting.discard(who)
@@ -190,7 +201,7 @@ class HostMonitor:
             self.failure = failure
         self.loop.stop(1)
 
-    # --- what happens ---------------------------------------------------------------------------------------
+    # --- what happens -----------------------------------------------------------------------------
 
     def _on_signal(self) -> None:
         number, code = linux.siginfo(os.read(self.host.signals, linux.SIGNALFD_SIGINFO))
@@ -210,7 +221,8 @@ class HostMonitor:
             self.loop.add(target.watch, lambda: self._on_directory(target))
 
     def _on_directory(self, target: Target) -> None:
-        assert target.watch is not None and target.path is not None
+        assert target.watch is not None
+        assert target.path is not None
         with contextlib.suppress(BlockingIOError):
             if os.path.basename(target.path) in linux.inotify_names(os.read(target.watch, 4096)):
                 self._target_gone(target)
@@ -235,7 +247,9 @@ class HostMonitor:
             self._on_record(record)
 
     def _on_record(self, record: Record) -> None:
-        """The target monitor may have been taken over: it can say these three things, and no descriptor beside them."""
+        """The target monitor may have been taken over: it can say these three things, and no
+        descriptor beside them.
+        """
         if record.fds or record.kind not in (Kind.READY, Kind.FATAL, Kind.NOTE):
             close_all(record.fds)
             self._fail(Failure("trust", "the target monitor", f"record of kind {record.kind}"))
@@ -271,7 +285,9 @@ class HostMonitor:
             self.loop.stop(exit_status(record.detail))
 
     def _on_init_exit(self) -> None:
-        """PID 1 is gone, and all of the PID namespace with it; it said how COMMAND ended, or was killed itself."""
+        """PID 1 is gone, and all of the PID namespace with it; it said how COMMAND ended, or was
+        killed itself.
+        """
         assert self.host.container is not None
         inside = self.host.container
         with contextlib.suppress(BlockingIOError, Malformed):
@@ -283,7 +299,7 @@ class HostMonitor:
         self.host.container = None
         self.loop.stop(exit_status(os.waitpid(inside.init, 0)[1]))
 
-    # --- words ----------------------------------------------------------------------------------------------
+    # --- words ------------------------------------------------------------------------------------
 
     def note(self, kind: int, detail: int, index: int, text: bytes) -> None:
         """The outbound relay, or its keeper, has something for the log."""
@@ -291,21 +307,7 @@ class HostMonitor:
 
     def _tell(self, direction: str, forwards: Sequence[Forward], record: Record) -> None:
         where = describe(forwards[record.index]) if record.index < len(forwards) else "a port"
-        reason = os.strerror(record.detail) if record.detail else ""
-        text = record.text.decode(errors="replace")
-        level, line = {
-            Note.REFUSED: (Level.INFO, f"{direction}, {where}: cannot reach the target: {reason}"),
-            Note.TIMED_OUT: (Level.WARNING, f"{direction}, {where}: the target does not answer"),
-            Note.ACCEPT: (Level.WARNING, f"{direction}: cannot accept for now: {reason}"),
-            Note.DESCRIPTORS: (
-                Level.WARNING,
-                f"{direction}: all {record.detail} descriptors are in use: new connections wait; "
-                "raise the limit with ulimit -n",
-            ),
-            Note.ERROR: (Level.ERROR, f"{direction}, {where}: a flow was reset: {text} {reason}"),
-            Note.RESTARTED: (Level.WARNING, f"{direction}: the relay was started again: {text}"),
-            Note.SOCKETS: (Level.WARNING, f"{direction}: cannot open sockets for now: {reason}"),
-        }.get(record.small, (Level.WARNING, f"{direction}: note {record.small}"))  # type: ignore[call-overload]
+        level, line = in_words(direction, where, record.small, record.detail, record.text)
         self.log.limited(level, (direction, record.small), line)
 
 

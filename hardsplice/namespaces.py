@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The target's namespaces: finding them, joining them, and noticing when they go.
 
-A namespace is held by descriptors that are opened before anything else changes. A process that joins a user namespace
-loses its capabilities in the old one, so host ports are bound before, and the join itself happens in a process
-of its own, the target monitor.
+A namespace is held by descriptors that are opened before anything else changes. A process that
+joins a user namespace loses its capabilities in the old one, so host ports are bound before, and
+the join itself happens in a process of its own, the target monitor.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ _PROC_NS = re.compile(r"/proc/(\d+)/(?:task/\d+/)?ns/net")
 
 USERNS_HINT = (
     "user namespaces may be switched off here: see the sysctls user.max_user_namespaces, "
-    "kernel.unprivileged_userns_clone (Debian) and kernel.apparmor_restrict_unprivileged_userns (Ubuntu)"
+    "kernel.unprivileged_userns_clone (Debian) and "
+    "kernel.apparmor_restrict_unprivileged_userns (Ubuntu)"
 )
 
 
@@ -34,8 +35,9 @@ USERNS_HINT = (
 class Target:
     """The namespaces to serve, as open descriptors.
 
-    ``user`` is None when the network namespace belongs to our own user namespace. ``process`` is a pidfd whose
-    end is the end of the namespaces' purpose; ``watch`` an inotify descriptor on the directory that holds ``path``.
+    ``user`` is None when the network namespace belongs to our own user namespace. ``process`` is a
+    pidfd whose end is the end of the namespaces' purpose; ``watch`` an inotify descriptor on the
+    directory that holds ``path``.
     """
 
     name: str
@@ -84,7 +86,9 @@ def _owner(net: int, object_name: str) -> int | None:
 
 
 def _foreign(user: int) -> int | None:
-    """A user namespace's descriptor, or None (and closed) when it is our own, which can't be joined."""
+    """A user namespace's descriptor, or None (and closed) when it is our own, which can't be
+    joined.
+    """
     if same_namespace(user, "/proc/self/ns/user"):
         os.close(user)
         return None
@@ -112,7 +116,9 @@ def open_process(pid: int, *, netns_only: bool) -> Target:
 
 
 def open_path(path: str, userns: str | None, *, netns_only: bool) -> Target:
-    """The network namespace at ``path``, with the user namespace at ``userns`` or else the one that owns it."""
+    """The network namespace at ``path``, with the user namespace at ``userns`` or else the one that
+    owns it.
+    """
     name = f"namespace {quote(path)}"
     of_process = _PROC_NS.fullmatch(path)
     process = watch = real = None
@@ -140,7 +146,9 @@ def _refuse_own(net: int, name: str, why: str) -> None:
 
 
 def join(target: Target) -> None:
-    """Move this process into the target's namespaces: the user namespace first, for the rights to the other."""
+    """Move this process into the target's namespaces: the user namespace first, for the rights to
+    the other.
+    """
     try:
         if target.user is not None:
             linux.setns(target.user, linux.CLONE_NEWUSER)
@@ -148,7 +156,7 @@ def join(target: Target) -> None:
     except OSError as error:
         hint = None
         if error.errno == errno.EPERM:
-            hint = "only the owner of a user namespace, or root, may join it: run hardsplice as that user"
+            hint = "only the owner of a user namespace, or root, may join it: run as that user"
         raise Failure("join", target.name, reason_of(error), hint) from error
 
 

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A tripwire inside the interpreter: a relay that imports, opens, compiles or creates sockets says so and ends.
+"""A tripwire inside the interpreter: a relay that imports, opens, compiles or creates sockets says
+so and ends.
 
-It is no wall. Whoever can run machine code in the process goes around it, and then meets the filter. But code that was
-led astray in Python ends here, with a message that names what it tried, where SIGSYS would name nothing.
+It is no wall. Whoever can run machine code in the process goes around it, and then meets the
+filter. But code that was led astray in Python ends here, with a message that names what it tried,
+where SIGSYS would name nothing.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ def is_forbidden(event: str) -> bool:
 
 
 def seal(tell: Callable[[str], None]) -> None:
-    """From now on a forbidden event ends the process, after ``tell`` was told which. It can't be undone."""
+    """From now on a forbidden event ends the process, after ``tell`` was told which. It can't be
+    undone.
+    """
 
     def hook(event: str, arguments: tuple[object, ...]) -> None:
         if is_forbidden(event):

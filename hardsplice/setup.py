@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""From a parsed command line to a running, locked-down tree of processes: the stages, in the order that is the security argument.
+"""From a parsed command line to a running, locked-down tree of processes: the stages, in the order
+that is the security argument.
 
     parse    nothing privileged, nothing opened (cli.py)
     open     descriptors of namespaces, log, PID file; listeners on the host
     compile  the seccomp programs, so that nobody needs libseccomp later
     probe    how large pipes may be
-    enter    a COMMAND's namespaces are made; the target monitor is forked, joins, binds its listeners and hands them over
+    enter    COMMAND's namespaces are made; the target monitor is forked, joins the target's,
+             binds its listeners and hands them over
     isolate  each monitor gives up all that it has (isolate.py), with its filter last
     fork     each monitor forks its relay, which gives up the rest
     ready    and only now that is said
@@ -33,8 +35,17 @@ from hardsplice import container, isolate, landlock, linux, listeners, namespace
 from hardsplice.channel import Channel, Kind, Record, close_all
 from hardsplice.cli import Mode, Options, Verbosity
 from hardsplice.errors import Failure, reason_of
+from hardsplice.isolate import Lockdown
 from hardsplice.log import Level, Log
-from hardsplice.monitor import PASSED_ON, Child, Host, HostMonitor, TargetMonitor, failure_of, text_of
+from hardsplice.monitor import (
+    PASSED_ON,
+    Child,
+    Host,
+    HostMonitor,
+    TargetMonitor,
+    failure_of,
+    text_of,
+)
 from hardsplice.ports import Forward
 from hardsplice.relay import main as relay
 from hardsplice.relay.kernel import Kernel
@@ -62,7 +73,9 @@ class Programs:
 
 
 class PidFile:
-    """A PID file: made early, so that a bad path is an early error; written last; removed if set-up fails."""
+    """A PID file: made early, so that a bad path is an early error; written last; removed if set-up
+    fails.
+    """
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -116,7 +129,7 @@ class Setup:
     def _stage(self, name: str) -> None:
         self.say(f"[{1000 * (time.monotonic() - self.began):6.1f} ms] stage {name}")
 
-    # --- stages ---------------------------------------------------------------------------------------------
+    # --- stages -----------------------------------------------------------------------------------
 
     def run(self) -> int:
         """All stages, then serve; the exit status. Failure leaves nothing behind."""
@@ -241,7 +254,9 @@ class Setup:
             signals=self.signals,
             monitor=self.monitor,
             container=self.container,
-            plan=self._plan("outbound", self.target_listeners, options.outbound, self.host_families),
+            plan=self._plan(
+                "outbound", self.target_listeners, options.outbound, self.host_families
+            ),
         )
 
     def _plan(
@@ -301,9 +316,13 @@ class Setup:
         self.missing = lockdown.missing
         lockdown.run([isolate.filter_step(self.programs.monitor)])
 
-    def _lockdown(self, forwards: Sequence[Forward], say: Callable[[str], None]) -> isolate.Lockdown:
-        """A lock-down whose Landlock ruleset, at its fixed descriptor, allows the targets of ``forwards``."""
-        lockdown = isolate.Lockdown(strict=self.options.sandbox == "strict", say=say)
+    def _lockdown(
+        self, forwards: Sequence[Forward], say: Callable[[str], None]
+    ) -> Lockdown:
+        """A lock-down whose Landlock ruleset, at its fixed descriptor, allows the targets of
+        ``forwards``.
+        """
+        lockdown = Lockdown(strict=self.options.sandbox == "strict", say=say)
         lacks = landlock.missing(self.landlock_abi)
         if lacks and lockdown.strict:
             raise Failure("lock down", lacks[0], "this kernel lacks it")
@@ -318,7 +337,8 @@ class Setup:
         for what in dict.fromkeys((*self.missing, *missing)):
             self.log.line(Level.WARNING, f"this kernel could not: {what}")
         self._stage("ready")
-        self.log.line(Level.DEBUG, f"ready in {1000 * (time.monotonic() - self.began):.0f} ms")
+        took = f"ready in {1000 * (time.monotonic() - self.began):.0f} ms"
+        self.log.line(Level.DEBUG, took)
         if self.ready_fd is not None:
             with contextlib.suppress(OSError):
                 os.write(isolate.READY_FD, b"\n")
@@ -327,12 +347,14 @@ class Setup:
             with contextlib.suppress(OSError):
                 os.write(isolate.NOTIFY_FD, b"READY=1\n")
         if self.launcher:
-            self.launcher.send(Record(Kind.READY))
+            self.launcher.send(Record(Kind.READY, text=took.encode()))
             self.launcher.close()
             self.launcher = None
 
     def undo(self) -> None:
-        """Set-up failed: let go of all that it made. After lock-down a file can't be removed any more."""
+        """Set-up failed: let go of all that it made. After lock-down a file can't be removed any
+        more.
+        """
         if self.pid_file and not self.locked:
             self.pid_file.remove()
         for child in (self.monitor, self.container):
@@ -345,7 +367,7 @@ class Setup:
             with contextlib.suppress(OSError):
                 os.waitpid(pid, 0)
 
-    # --- the target monitor ---------------------------------------------------------------------------------
+    # --- the target monitor -----------------------------------------------------------------------
 
     def _target_monitor(self, channel: Channel, parent: int) -> NoReturn:
         """The forked process: join, bind, lock down, serve. It never returns."""
@@ -354,7 +376,7 @@ class Setup:
             status = self._live_in_target(channel, parent)
         except Failure as failure:
             channel.send(Record(Kind.FATAL, text=text_of(failure)))
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - a forked process must not return
             unforeseen = Failure("run", "the target monitor", f"{type(error).__name__}: {error}")
             channel.send(Record(Kind.FATAL, text=text_of(unforeseen)))
         os._exit(status)
@@ -399,7 +421,9 @@ class Setup:
 
 
 def _runas(options: Options) -> RunAs | None:
-    """Whom hardsplice's own processes become: what was asked for, or nobody when started as the real root."""
+    """Whom hardsplice's own processes become: what was asked for, or nobody when started as the
+    real root.
+    """
     if options.runas is not None:
         return options.runas
     return NOBODY if os.geteuid() == 0 and namespaces.owns_all_ids() else None

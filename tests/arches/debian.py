@@ -30,8 +30,8 @@ _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _MIRROR = "http://deb.debian.org/debian/"
 _TOOLS = ("apt-get", "apt-cache", "dpkg-deb", "tar")
 _PATIENCE = 600  # seconds for one step that uses the network
-_RECIPE = 1  # to be raised when what is unpacked, or how, changes
-# Since Debian 12 these are links into usr, and dpkg-deb would make folders of them.
+_RECIPE = 2  # to be raised when what is unpacked, or how, changes
+# Since Debian 12 these are links into usr; older packages have files in them.
 _MERGED = ("bin", "lib", "lib64", "sbin")
 _PYTHON = ("python3", "python3-prctl", "libseccomp2", "libc-bin")
 
@@ -70,7 +70,7 @@ def python_tree(release: Release) -> Path:
             (folder / "usr" / name).mkdir(parents=True)
             (folder / name).symlink_to(f"usr/{name}")
         for package in _download(release, _PYTHON):
-            _run(["dpkg-deb", "--extract", package, folder])
+            _extract(package, folder)
         for name in ("dev", "proc", "root", "run", "srv", "sys", "tmp"):
             (folder / name).mkdir(exist_ok=True)
         for name in ("doc", "locale", "man", "zoneinfo"):
@@ -87,24 +87,23 @@ def kernel(release: Release, package: str) -> Path:
 
     def unpack(folder: Path) -> None:
         (archive,) = _download(release, [_newest(release, package)], alone=True)
-        with subprocess.Popen(
-            ["dpkg-deb", "--fsys-tarfile", archive], stdout=subprocess.PIPE
-        ) as stream:
-            _run(
-                [
-                    "tar",
-                    "-x",
-                    "-C",
-                    folder,
-                    "--wildcards",
-                    "--strip-components=2",
-                    "./boot/vmlinu*",
-                ],
-                stdin=stream.stdout,
-            )
+        _extract(archive, folder, "--wildcards", "--strip-components=2", "./boot/vmlinu*")
 
     folder = _kept(f"kernel-{release}-{package}", package, unpack)
     return next(folder.glob("vmlinu*"))
+
+
+def _extract(package: Path, folder: Path, *options: str) -> None:
+    """What is in a package; folders of the tree that are links stay links."""
+    with subprocess.Popen(
+        ["dpkg-deb", "--fsys-tarfile", package], stdout=subprocess.PIPE
+    ) as archive:
+        _run(
+            ["tar", "-x", "-C", folder, "--keep-directory-symlink", *options],
+            stdin=archive.stdout,
+        )
+    if archive.returncode != 0:
+        raise Unavailable(f"dpkg-deb failed on {package.name}")
 
 
 def _kept(name: str, contents: str, unpack: Callable[[Path], None]) -> Path:

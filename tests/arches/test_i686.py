@@ -22,8 +22,8 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module", params=["bookworm", "trixie"])
-def outcome(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    """The guest's run."""
+def tree(request: pytest.FixtureRequest) -> Path:
+    """An i386 Python."""
     release = debian.Release(request.param, "i386")
     if platform.machine() != "x86_64":
         pytest.skip(f"a kernel for {platform.machine()} runs no i386 programs")
@@ -33,12 +33,7 @@ def outcome(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         pytest.skip(f"no Python of {release} to be had: {reason}")
     if not _runs(tree / "lib/ld-linux.so.2"):
         pytest.skip("this kernel runs no i386 programs: IA32 emulation is off")
-    sources = folder.stage(tmp_path_factory.mktemp("sources", numbered=True))
-    began = time.monotonic()
-    report, console = folder.run(tree, sources, "i686")
-    outcome = Outcome(f"i686 ({release})", "i686", report, console, time.monotonic() - began)
-    tell(request, outcome)
-    return outcome
+    return tree
 
 
 def _runs(loader: Path) -> bool:
@@ -48,6 +43,19 @@ def _runs(loader: Path) -> bool:
     except OSError:
         return False
     return done.returncode == 0
+
+
+@pytest.fixture(scope="module")
+def outcome(
+    request: pytest.FixtureRequest, tree: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Outcome:
+    """The guest's run."""
+    sources = folder.stage(tmp_path_factory.mktemp("sources"))
+    began = time.monotonic()
+    report, console = folder.run(tree, sources, "i686")
+    outcome = Outcome(tree.name, "i686", report, console, time.monotonic() - began)
+    tell(request, outcome)
+    return outcome
 
 
 def test_the_guest_gets_to_its_end(outcome: Outcome) -> None:
@@ -60,3 +68,14 @@ def test_connections_work_end_to_end_under_the_filters(outcome: Outcome) -> None
 
 def test_forbidden_calls_end_in_sigsys_and_work_without_a_filter(outcome: Outcome) -> None:
     outcome.forbidden_calls()
+
+
+def test_a_policy_that_lacks_a_call_is_found_out(tree: Path, tmp_path: Path) -> None:
+    sources = folder.stage(tmp_path / "sources")
+    policy = sources / "policy/relay.toml"
+    whole = policy.read_text()
+    policy.write_text(whole.replace('    "call == SYS_SHUTDOWN",\n', ""))
+    assert policy.read_text() != whole
+    report, _ = folder.run(tree, sources, "i686")
+    assert "inbound IPv4: client finishes first" in report.failed
+    assert "inbound IPv4: echo" in report.passed

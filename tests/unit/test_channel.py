@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Records between processes: what is said arrives whole, and what is nonsense ends nobody but its sender."""
+"""Records between processes: they arrive whole, and nonsense harms nobody but its sender."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from hardsplice.channel import (
     decode,
     encode,
 )
+from tests.support.descriptors import open_descriptors
 
 Pair = tuple[Channel, Channel]
 HEADER = 12  # bytes
@@ -39,19 +40,14 @@ records = st.builds(
 )
 
 
-def open_files() -> set[str]:
-    # The listing's own descriptor is gone by the time it is looked at.
-    return {fd for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")}
-
-
 @pytest.fixture
 def pair() -> Iterator[Pair]:
-    before = open_files()
+    before = open_descriptors()
     ends = Channel.pair()
     yield ends
     for end in ends:
         end.close()
-    assert open_files() == before, "a descriptor has leaked"
+    assert open_descriptors() == before, "a descriptor has leaked"
 
 
 def raw(channel: Channel, packet: bytes, fds: list[int] | None = None) -> None:
@@ -138,17 +134,22 @@ def test_as_many_descriptors_as_are_allowed_arrive(pair: Pair) -> None:
 
 @pytest.mark.parametrize(
     "packet",
-    [b"", b"short", bytes(HEADER) + b"a text that nobody announced", bytes(HEADER + TEXT_LIMIT + 1)],
+    [
+        b"",
+        b"short",
+        bytes(HEADER) + b"a text that nobody announced",
+        bytes(HEADER + TEXT_LIMIT + 1),
+    ],
     ids=["empty", "short", "unannounced text", "too long"],
 )
 def test_what_comes_beside_nonsense_is_closed(pair: Pair, packet: bytes) -> None:
     """Whoever can make a receiver keep descriptors can starve it of them."""
     null = os.open(os.devnull, os.O_RDONLY)
-    before = open_files()
+    before = open_descriptors()
     raw(pair[0], packet, [null] * 5)
     with pytest.raises(Malformed):
         pair[1].receive()
-    assert open_files() == before
+    assert open_descriptors() == before
     os.close(null)
 
 

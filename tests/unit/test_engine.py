@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The engine on a kernel to play with: each trap of splicing TCP, sprung on purpose.
 
-Every `settle` also checks that the loop does not spin, that epoll is asked for what the rules say, that
-no descriptor has leaked, and that a pipe in the pool holds no byte (tests/support/fake_relay.py).
+Every `settle` also checks that the loop does not spin, that epoll is asked for what the rules say,
+that no descriptor has leaked, and that a pipe in the pool holds no byte (support/fake_relay.py).
 """
 
 from __future__ import annotations
@@ -231,7 +231,7 @@ def test_a_sink_that_takes_a_little_at_a_time_gets_each_byte_once(buffer: int) -
     while server.inbox:
         server.read(1 + buffer // 3)
         relay.settle()
-    assert (server.received, server.saw) == (TEXT[:MUCH], "fin")
+    assert (bytes(server.received), server.saw) == (TEXT[:MUCH], "fin")
     assert relay.counted("bytes_to_target") == MUCH
 
 
@@ -375,7 +375,7 @@ def test_what_came_before_a_reset_is_delivered_before_it(side: int, size: int) -
     while reader.inbox:
         reader.read(7)
         relay.wait(0.2)
-    assert (reader.received, reader.saw) == (TEXT[:size], "reset")
+    assert (bytes(reader.received), reader.saw) == (TEXT[:size], "reset")
     relay.check_idle()
 
 
@@ -391,7 +391,7 @@ def test_a_reset_waits_for_bytes_in_a_pipe(side: int) -> None:
     while reader.inbox:
         reader.read(20)
         relay.wait(0.2)
-    assert (reader.received, reader.saw) == (TEXT[:MUCH], "reset")
+    assert (bytes(reader.received), reader.saw) == (TEXT[:MUCH], "reset")
     relay.check_idle()
 
 
@@ -472,7 +472,7 @@ def test_the_other_loopback_is_tried_when_the_first_refuses(how: str, ipv4: bool
 @pytest.mark.parametrize("single", [False, True])
 @pytest.mark.parametrize("how", ["refuse", "refuse at once", "pend"])
 def test_a_refusal_is_a_reset_to_the_client_and_leaks_nothing(how: str, single: bool) -> None:
-    """R5 and trap 12: the accepted socket and each pooled one are closed; check_idle counts them."""
+    """R5 and trap 12: the accepted socket and each pooled one are closed; they are counted."""
     relay = Relay()
     relay.kernel.behaviour.update({FOUR: how, SIX: how, ONE: how})
     client = relay.kernel.dial(relay.single if single else relay.dual)

@@ -227,7 +227,7 @@ def test_at_the_limit_clients_wait_their_turn_and_all_are_served(descriptors: in
 
 
 def test_accepting_resumes_when_a_pipe_gives_descriptors_back() -> None:
-    """No flow ends, only a blocked one drains; whoever waits in the backlog must not wait for more."""
+    """No flow ends, blocked ones drain: whoever waits in the backlog must not wait for more."""
     relay = Relay(FakeKernel(descriptors=40), pool=2, spare=0)
     while relay.engine.accepting:
         relay.connect()
@@ -364,7 +364,7 @@ def test_without_a_pipe_a_direction_sleeps_until_another_gives_one_back(side: in
     assert relay.settle() == 1
     drain(relay, readers)
     for reader in readers:
-        assert (reader.received, reader.saw) == (TEXT[:MUCH], "fin")
+        assert (bytes(reader.received), reader.saw) == (TEXT[:MUCH], "fin")
         reader.finish()
     relay.settle()
     relay.check_idle()

@@ -11,6 +11,7 @@ import pytest
 
 from hardsplice.relay.kernel import Kernel
 from hardsplice.relay.pipes import MAX_PIPE_SIZE, MIN_PIPE_SIZE, PipePool, probe_size
+from tests.support.descriptors import open_descriptors
 from tests.support.fake_kernel import FakeKernel, ReadEnd
 
 KIB = 1024
@@ -95,9 +96,9 @@ def test_a_probe_that_breaks_leaves_nothing_open() -> None:
 def test_the_real_kernel_gives_what_the_probe_found() -> None:
     """Found by the same rules, and set on the same number of pipes; the machine's limits decide."""
     kernel = Kernel()
-    open_before = set(os.listdir("/proc/self/fd"))
+    open_before = open_descriptors()
     size = probe_size(kernel, 4)
-    assert set(os.listdir("/proc/self/fd")) == open_before
+    assert open_descriptors() == open_before
     assert MIN_PIPE_SIZE <= size <= MAX_PIPE_SIZE
     read, write = kernel.open_pipe()
     try:
@@ -200,5 +201,3 @@ def test_a_pool_is_trimmed_from_its_cold_end() -> None:
     assert pool.spare == [warmest]
     pool.trim(0)
     assert kernel.table == {}
-
-

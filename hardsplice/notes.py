@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A relay's notes in words. Relays send numbers; what a person reads is made here, by the host
+monitor, from what a relay may have made up: a number without a meaning is shown as that number.
+"""
+
+from __future__ import annotations
+
+import os
+
+from hardsplice.channel import Note
+from hardsplice.log import Level
+
+_WORDS: dict[int, tuple[Level, str]] = {
+    Note.REFUSED: (Level.INFO, "{direction}, {where}: cannot reach the target: {reason}"),
+    Note.TIMED_OUT: (Level.WARNING, "{direction}, {where}: the target does not answer"),
+    Note.ACCEPT: (Level.WARNING, "{direction}: cannot accept for now: {reason}"),
+    Note.DESCRIPTORS: (
+        Level.WARNING,
+        "{direction}: all {detail} descriptors are in use, so new ones wait: raise ulimit -n",
+    ),
+    Note.ERROR: (Level.ERROR, "{direction}, {where}: a flow was reset: {text} {reason}"),
+    Note.RESTARTED: (Level.WARNING, "{direction}: the relay was started again: {text}"),
+    Note.SOCKETS: (Level.WARNING, "{direction}: cannot open sockets for now: {reason}"),
+}
+_UNKNOWN = (Level.WARNING, "{direction}: a note without a meaning")
+
+
+def in_words(direction: str, where: str, kind: int, detail: int, text: bytes) -> tuple[Level, str]:
+    """How much a note matters, and its line. ``detail`` is an errno or a number, by kind."""
+    level, line = _WORDS.get(kind, _UNKNOWN)
+    return level, line.format(
+        direction=direction,
+        where=where,
+        detail=detail,
+        reason=os.strerror(detail) if detail else "",
+        text=text.decode(errors="replace"),
+    )

@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Listening sockets as they really come out, and where their connections are to go."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from pathlib import Path
+
+import pytest
+
+from hardsplice import linux
+from hardsplice.channel import close_all
+from hardsplice.errors import Failure
+from hardsplice.listeners import (
+    describe,
+    for_relay,
+    open_listener,
+    open_listeners,
+    plans,
+    usable_families,
+)
+from hardsplice.ports import Forward
+from hardsplice.relay.sockets import IPV4, IPV6
+from tests.support.descriptors import open_descriptors
+
+BOTH = (IPV4, IPV6)
+IN_4 = (IPV4, linux.sockaddr(IPv4Address("127.0.0.1"), 80))
+IN_6 = (IPV6, linux.sockaddr(IPv6Address("::1"), 80))
+
+
+def forward(
+    address: str | None = "127.0.0.1",
+    port: int = 0,
+    target: str | None = None,
+    *,
+    interface: str | None = None,
+    required: bool = True,
+) -> Forward:
+    listen = ip_address(address) if address else None
+    return Forward(listen, interface, port, ip_address(target) if target else None, 80, required)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_open() -> Iterator[None]:
+    before = open_descriptors()
+    yield
+    assert open_descriptors() == before
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port that nobody listens on, over either family."""
+    with socket.socket(socket.AF_INET6) as probe:
+        probe.bind(("::", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def opened(one: Forward, families: tuple[int, ...] = BOTH) -> socket.socket:
+    return socket.socket(fileno=open_listener(one, families))
+
+
+def reaches(address: str, port: int) -> bool:
+    try:
+        socket.create_connection((address, port), timeout=5).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
+# --- plans ---
+
+
+@pytest.mark.parametrize(
+    ("listen", "families", "of_ipv4", "of_ipv6"),
+    [
+        (None, BOTH, (IN_4, IN_6), (IN_6, IN_4)),
+        (None, (IPV4,), (IN_4,), (IN_4,)),
+        (None, (IPV6,), (IN_6,), (IN_6,)),
+        ("0.0.0.0", BOTH, (IN_4, IN_6), (IN_4, IN_6)),
+        ("::1", BOTH, (IN_6, IN_4), (IN_6, IN_4)),
+        ("::1", (IPV4,), (IN_4,), (IN_4,)),
+        ("127.0.0.1", (IPV6,), (IN_6,), (IN_6,)),
+    ],
+)
+def test_the_loopback_of_the_clients_family_is_tried_first(
+    listen: str | None,
+    families: tuple[int, ...],
+    of_ipv4: tuple[tuple[int, bytes], ...],
+    of_ipv6: tuple[tuple[int, bytes], ...],
+) -> None:
+    assert plans(forward(listen), families) == (of_ipv4, of_ipv6)
+
+
+@pytest.mark.parametrize("listen", [None, "127.0.0.1", "::1"])
+@pytest.mark.parametrize("target", ["10.0.0.5", "fd00::5"])
+def test_a_target_address_is_the_only_one(listen: str | None, target: str) -> None:
+    address = ip_address(target)
+    only = ((IPV4 if address.version == 4 else IPV6, linux.sockaddr(address, 80)),)
+    assert plans(forward(listen, target=target), BOTH) == (only, only)
+
+
+def test_where_the_family_does_not_matter_the_plans_are_one_object() -> None:
+    """The engine asks for the client's family only where they are two."""
+    for one in (forward("127.0.0.1"), forward("::1"), forward(None, target="10.0.0.5")):
+        first, second = plans(one, BOTH)
+        assert first is second
+    first, second = plans(forward(None), BOTH)
+    assert first is not second
+
+
+def test_a_relay_gets_the_listeners_that_are_open_under_their_own_numbers() -> None:
+    forwards = [forward(), forward("::1"), forward(target="10.0.0.5")]
+    made = for_relay([(0, 11), (2, 12)], forwards, BOTH)
+    assert [(one.fd, one.index) for one in made] == [(11, 0), (12, 2)]
+    assert (made[1].plan_ipv4, made[1].plan_ipv6) == plans(forwards[2], BOTH)
+
+
+# --- listeners ---
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1", None])
+def test_options_are_set_where_connections_inherit_them(address: str | None) -> None:
+    with opened(forward(address)) as listener:
+        assert not os.get_blocking(listener.fileno())
+        assert not listener.get_inheritable()
+        client = socket.create_connection(
+            ("127.0.0.1" if address is None else address, listener.getsockname()[1]), timeout=5
+        )
+        listener.setblocking(True)
+        with client, listener.accept()[0] as accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+            assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+
+
+def test_without_an_address_one_socket_serves_both_families(free_port: int) -> None:
+    with opened(forward(None, free_port)):
+        assert reaches("127.0.0.1", free_port)
+        assert reaches("::1", free_port)
+
+
+@pytest.mark.parametrize(
+    ("address", "families", "of_ipv4", "of_ipv6"),
+    [
+        (None, (IPV4,), True, False),
+        (None, (IPV6,), False, True),
+        ("0.0.0.0", BOTH, True, False),
+        ("::", BOTH, False, True),
+        ("127.0.0.1", BOTH, True, False),
+        ("::1", BOTH, False, True),
+    ],
+)
+def test_one_family_is_one_family(
+    address: str | None, families: tuple[int, ...], of_ipv4: bool, of_ipv6: bool, free_port: int
+) -> None:
+    with opened(forward(address, free_port), families):
+        assert reaches("127.0.0.1", free_port) == of_ipv4
+        assert reaches("::1", free_port) == of_ipv6
+
+
+def test_the_backlog_is_the_systems_largest() -> None:
+    """A burst that finds a short one waits for SYN to be sent again, a second later."""
+    with opened(forward()) as listener:
+        most = int(Path("/proc/sys/net/core/somaxconn").read_text())
+        info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+        # A listener's tcpi_sacked (linux/tcp.h) is its backlog: tcp_get_info().
+        assert struct.unpack_from("=I", info, 8 + 5 * 4)[0] == most
+
+
+def test_an_interface_is_listened_on_alone(free_port: int) -> None:
+    with opened(forward("127.0.0.1", free_port, interface="lo")) as listener:
+        name = listener.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16)
+        assert name.rstrip(b"\0") == b"lo"
+        assert reaches("127.0.0.1", free_port)
+
+
+# --- errors ---
+
+
+def fails(forwards: list[Forward]) -> Failure:
+    with pytest.raises(Failure) as caught:
+        open_listeners(forwards, BOTH, "on the host")
+    return caught.value
+
+
+def test_all_are_opened_in_order() -> None:
+    made = open_listeners([forward(), forward("::1"), forward(None)], BOTH, "on the host")
+    assert [index for index, _ in made] == [0, 1, 2]
+    close_all([fd for _, fd in made])
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1", None])
+def test_a_port_in_use_opens_none_of_all(address: str | None, free_port: int) -> None:
+    with opened(forward(address, free_port)):
+        failure = fails([forward(), forward("::1"), forward(address, free_port)])
+        assert failure.reason == os.strerror(errno.EADDRINUSE)
+        assert f"port {free_port} on the host" in str(failure)
+        assert failure.hint is not None
+        assert f"sport = :{free_port}" in failure.hint
+
+
+def test_a_port_in_use_that_nobody_asked_for_by_number_is_left_out(free_port: int) -> None:
+    with opened(forward(None, free_port)):
+        wanted = [forward(None, free_port, required=False), forward()]
+        made = open_listeners(wanted, BOTH, "on the host")
+        assert [index for index, _ in made] == [1]
+        close_all([made[0][1]])
+
+
+@pytest.mark.parametrize("required", [True, False])
+def test_an_address_that_nobody_has_is_an_error_always(required: bool) -> None:
+    failure = fails([forward(), forward("192.0.2.1", required=required)])
+    assert failure.reason == os.strerror(errno.EADDRNOTAVAIL)
+    assert failure.hint is not None
+    assert "ip address" in failure.hint
+
+
+def test_an_interface_that_is_not_there_is_named() -> None:
+    failure = fails([forward(interface="nosuch0")])
+    assert "127.0.0.1%nosuch0 port 0" in str(failure)
+    assert failure.hint is not None
+    assert "ip link" in failure.hint
+
+
+def without(call: str, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a method of sockets fail."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(socket.socket, call, refuse, raising=True)
+
+
+@pytest.mark.parametrize("call", ["setsockopt", "bind", "listen"])
+def test_a_listener_that_fails_half_way_is_closed(
+    call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without(call, errno.ENOBUFS, monkeypatch)
+    assert fails([forward()]).reason == os.strerror(errno.ENOBUFS)
+
+
+@pytest.mark.parametrize(
+    ("code", "port", "words"),
+    [
+        (errno.EACCES, 80, "net.ipv4.ip_unprivileged_port_start=80"),
+        (errno.EMFILE, 8080, "ulimit -n"),
+        (errno.ENFILE, 8080, "ulimit -n"),
+    ],
+)
+def test_the_next_step_is_named(
+    code: int, port: int, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without("bind", code, monkeypatch)
+    hint = fails([forward(port=port)]).hint
+    assert hint is not None
+    assert words in hint
+
+
+@pytest.mark.parametrize(
+    ("one", "name"),
+    [
+        (forward(None, 80), "port 80"),
+        (forward("127.0.0.1", 80), "127.0.0.1 port 80"),
+        (forward("::1", 80, interface="eth0"), "::1%eth0 port 80"),
+        (forward(None, 80, interface="eth0"), "%eth0 port 80"),
+    ],
+)
+def test_a_listener_has_a_name(one: Forward, name: str) -> None:
+    assert describe(one) == name
+
+
+# --- families ---
+
+
+def test_only_families_that_are_wanted_and_there_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert usable_families((4,)) == (IPV4,)
+    assert set(usable_families((4, 6))) >= {IPV4}
+    real = socket.socket
+    codes = [errno.EAFNOSUPPORT, errno.EAFNOSUPPORT, errno.EMFILE]
+
+    def without_ipv6(family: int, kind: int) -> socket.socket:
+        if family == socket.AF_INET6:
+            raise OSError(codes.pop(0), "no")
+        return real(family, kind)
+
+    monkeypatch.setattr(socket, "socket", without_ipv6)
+    assert usable_families((4, 6)) == (IPV4,)
+    assert usable_families((6,)) == ()
+    with pytest.raises(OSError, match="no"):
+        usable_families((4, 6))

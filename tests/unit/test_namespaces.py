@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Namespaces: noticing that a name goes, and the ID maps of a new one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hardsplice import linux
+from hardsplice.errors import Failure
+from hardsplice.namespaces import (
+    open_path,
+    open_process,
+    owns_all_ids,
+    same_namespace,
+    write_id_maps,
+)
+from tests.support.descriptors import open_descriptors
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_open() -> Iterator[None]:
+    before = open_descriptors()
+    yield
+    assert open_descriptors() == before
+
+
+# --- inotify ---
+
+file_names = st.binary(min_size=1, max_size=60).filter(lambda name: not {0, 47} & set(name))
+
+
+@given(st.lists(st.tuples(file_names, st.integers(0, 40)), max_size=8))
+def test_names_are_read_from_records_however_they_are_padded(
+    events: list[tuple[bytes, int]],
+) -> None:
+    records = b""
+    for name, padding in events:
+        field = name + bytes(1 + padding)
+        records += struct.pack("=iIII", 1, linux.IN_DELETE, 0, len(field)) + field
+    assert linux.inotify_names(records) == [os.fsdecode(name) for name, _ in events]
+
+
+def test_an_event_without_a_name_has_an_empty_one() -> None:
+    """IN_Q_OVERFLOW, and what happens to the directory itself."""
+    record = struct.pack("=iIII", -1, 0x4000, 0, 0)
+    assert linux.inotify_names(record * 2) == ["", ""]
+
+
+def test_the_kernel_tells_what_was_removed_and_what_was_moved_away(tmp_path: Path) -> None:
+    for name in ("short", "a" * 200, "kept", "moved", "späte\udcff"):
+        (tmp_path / name).touch()
+    (tmp_path / "elsewhere").mkdir()
+    watch = linux.inotify(str(tmp_path), linux.IN_DELETE | linux.IN_MOVED_FROM)
+    assert not os.get_inheritable(watch)
+    with pytest.raises(BlockingIOError):
+        os.read(watch, 4096)
+    (tmp_path / "new").touch()
+    (tmp_path / "short").unlink()
+    (tmp_path / ("a" * 200)).unlink()
+    (tmp_path / "moved").rename(tmp_path / "elsewhere" / "moved")
+    (tmp_path / "späte\udcff").unlink()
+    names = linux.inotify_names(os.read(watch, 4096))
+    assert names == ["short", "a" * 200, "moved", "späte\udcff"]
+    os.close(watch)
+
+
+def test_a_directory_that_is_not_there_leaves_no_descriptor() -> None:
+    with pytest.raises(FileNotFoundError):
+        linux.inotify("/nonexistent", linux.IN_DELETE)
+
+
+# --- ID maps ---
+
+
+@contextmanager
+def in_new_user_namespace() -> Iterator[int]:
+    """A child in a user namespace of its own, whose maps nobody has written yet."""
+    asked, told = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            linux.unshare(linux.CLONE_NEWUSER)
+            os.write(told, b"+")
+            os.closerange(told, told + 1)
+            os.execvp("sleep", ["sleep", "1000"])
+        except OSError as error:
+            os.write(told, str(error.errno).encode())
+        finally:
+            os._exit(1)
+    os.close(told)
+    try:
+        answer = os.read(asked, 100)
+        if answer != b"+":
+            pytest.skip(f"no user namespaces here: {os.strerror(int(answer or b'0'))}")
+        yield pid
+    finally:
+        os.close(asked)
+        os.kill(pid, 9)
+        os.waitpid(pid, 0)
+
+
+def read_proc(pid: int, name: str) -> list[str]:
+    return Path(f"/proc/{pid}/{name}").read_text().split()
+
+
+@pytest.mark.parametrize("deny", [True, False])
+def test_id_maps_are_written_as_given(deny: bool) -> None:
+    if not deny and os.geteuid() != 0:
+        pytest.skip("needs root: others must deny setgroups")
+    uid, gid = os.geteuid(), os.getegid()
+    with in_new_user_namespace() as pid:
+        write_id_maps(pid, f"0 {uid} 1", f"7 {gid} 1", deny_setgroups=deny)
+        assert read_proc(pid, "uid_map") == ["0", str(uid), "1"]
+        assert read_proc(pid, "gid_map") == ["7", str(gid), "1"]
+        assert read_proc(pid, "setgroups") == ["deny" if deny else "allow"]
+
+
+def test_an_id_map_that_the_kernel_refuses_is_an_error() -> None:
+    with in_new_user_namespace() as pid:
+        with pytest.raises(OSError, match=os.strerror(errno.EINVAL)):
+            write_id_maps(pid, "nonsense", "0 0 1", deny_setgroups=True)
+        assert read_proc(pid, "gid_map") == [], "nothing after it was written"
+
+
+def test_whether_all_ids_are_ours_is_read_from_the_map() -> None:
+    of_all = Path("/proc/self/uid_map").read_text().split() == ["0", "0", str(2**32 - 1)]
+    assert owns_all_ids() == of_all
+
+
+# --- refusals, after which the program ends and closes what it had opened ---
+
+
+@pytest.fixture
+def program_ends() -> Iterator[None]:
+    before = open_descriptors()
+    yield
+    for fd in open_descriptors() - before:
+        os.close(fd)
+
+
+@pytest.mark.usefixtures("program_ends")
+def test_ones_own_namespace_is_no_target() -> None:
+    with pytest.raises(Failure, match="hardsplice runs in") as caught:
+        open_path("/proc/self/ns/net", None, netns_only=True)
+    assert caught.value.hint is not None
+
+
+@pytest.mark.usefixtures("program_ends")
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("/run/netns/nosuch-namespace", os.strerror(errno.ENOENT)),
+        ("/etc/passwd", "not a network namespace"),
+        ("/proc/self/ns/user", "not a network namespace"),
+    ],
+)
+def test_what_is_no_network_namespace_is_said(path: str, reason: str) -> None:
+    with pytest.raises(Failure, match=reason):
+        open_path(path, None, netns_only=True)
+
+
+def test_a_process_that_is_gone_is_said() -> None:
+    pid = os.posix_spawnp("true", ["true"], os.environ)
+    os.waitpid(pid, 0)
+    with pytest.raises(Failure, match="no such process"):
+        open_process(pid, netns_only=False)
+
+
+def test_namespaces_are_compared_by_what_they_are() -> None:
+    net = os.open("/proc/self/ns/net", os.O_RDONLY)
+    assert same_namespace(net, f"/proc/{os.getpid()}/ns/net")
+    assert not same_namespace(net, "/proc/self/ns/user")
+    os.close(net)
