@@ -11,10 +11,13 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from hardsplice import cli
 from hardsplice.errors import Failure
+
+if TYPE_CHECKING:
+    from hardsplice.channel import Channel, Record
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = cli.parse_args(sys.argv[1:] if argv is None else argv)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         if options.foreground:
-            _serve(options, began)
+            _serve(options, _start_auditor(options) if options.audit else None, began)
         return _launch(options, began)
     except Failure as failure:
         return _say(failure)
@@ -47,7 +50,41 @@ def _unforeseen(error: BaseException) -> Failure:
     return Failure("go on", "serving", f"{type(error).__name__}{where}: {error}")
 
 
-def _serve(options: cli.Options, began: float) -> NoReturn:
+def _start_auditor(options: cli.Options) -> Channel:
+    """A process beside us that looks at /proc once we are ready, which we can't any more by then.
+
+    It is nobody's child to wait for: its parent ends at once.
+    """
+    from hardsplice.channel import Channel
+
+    ours, theirs = Channel.pair()
+    between = os.fork()
+    if between == 0:
+        if os.fork() == 0:
+            theirs.close()
+            record = ours.receive()
+            if record is not None:
+                _audit(options, record)
+        os._exit(0)
+    ours.close()
+    os.waitpid(between, 0)
+    return theirs
+
+
+def _audit(options: cli.Options, record: Record) -> None:
+    """Print what --audit shows: to standard output, unless that is COMMAND's."""
+    from hardsplice import audit
+
+    lacking = record.text.decode().split("\n")[1:]
+    try:
+        text = audit.report(record.detail, lacking, options.audit or "table")
+    except (FileNotFoundError, ProcessLookupError):
+        _say(Failure("audit", f"process {record.detail}", "it has ended already"))
+        return
+    os.write(2 if options.mode is cli.Mode.COMMAND else 1, text.encode() + b"\n")
+
+
+def _serve(options: cli.Options, launcher: Channel | None, began: float) -> NoReturn:
     """Set up and serve in this process. After lock-down the interpreter's own way out is closed, so
     leave by os._exit.
     """
@@ -55,7 +92,7 @@ def _serve(options: cli.Options, began: float) -> NoReturn:
 
     status = 1
     try:
-        status = Setup(options, None, began).run()
+        status = Setup(options, launcher, began).run()
     except Failure as failure:
         _say(failure)
     except BaseException as error:  # noqa: BLE001 - the last resort: one line, and no traceback
@@ -86,7 +123,9 @@ def _launch(options: cli.Options, began: float) -> int:
     record = ours.receive()
     if record is not None and record.kind == Kind.READY:
         if options.verbosity >= cli.Verbosity.DEBUG:
-            os.write(2, b"hardsplice: " + record.text + b"\n")
+            os.write(2, b"hardsplice: " + record.text.partition(b"\n")[0] + b"\n")
+        if options.audit:
+            _audit(options, record)
         return 0
     if options.pid_file is not None and not had_pid_file:
         with contextlib.suppress(OSError):

@@ -87,6 +87,8 @@ class Options:
     sandbox: values.Sandbox
     #: A descriptor that is told when all is ready.
     ready_fd: int | None
+    #: In which form to show every process and its sandbox once all is ready, if at all.
+    audit: values.Audit | None
 
 
 def parse_args(
@@ -135,6 +137,7 @@ def parse_args(
         runas=given.runas,
         sandbox=given.sandbox,
         ready_fd=given.ready_fd,
+        audit=given.audit,
     )
 
 
@@ -290,6 +293,8 @@ def build_parser() -> Parser:
         default="best-effort",
         help="best-effort (default), or strict: all or nothing",
     )
+    flag("--audit", **_audit("table"), help="when ready, show what each process may do")
+    flag("--audit-json", **_audit("json"), help="the same as JSON (or --audit=json)")
 
     parser.section("Messages")
     flag("-q", "--quiet", help="errors only")
@@ -306,6 +311,10 @@ def build_parser() -> Parser:
     return parser
 
 
+def _audit(form: values.Audit) -> dict[str, Any]:
+    return {"dest": "audit", "action": "store_const", "const": form}
+
+
 def _cut(argv: Sequence[str], parser: Parser) -> tuple[list[str], list[str]]:
     """The options, each as one `--name` or `--name=value`, and the words after them."""
     spelling = {}
@@ -319,8 +328,11 @@ def _cut(argv: Sequence[str], parser: Parser) -> tuple[list[str], list[str]]:
                 long.append(name[2:] + "=" * takes_value)
             else:
                 short += name[1:] + ":" * takes_value
+    # getopt has no optional values. What is COMMAND's stays as it was typed.
+    words = ["--audit-json" if word == "--audit=json" else word for word in argv]
     try:
-        pairs, rest = getopt.getopt(list(argv), short, long)
+        pairs, rest = getopt.getopt(words, short, long)
+        rest = list(argv[len(argv) - len(rest) :])
     except getopt.GetoptError as error:
         typed = f"--{error.opt}"
         meant = [name for name in spelling if name.startswith(typed)]

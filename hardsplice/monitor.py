@@ -128,10 +128,13 @@ class HostMonitor:
     log.
     """
 
-    def __init__(self, host: Host, on_ready: Callable[[Sequence[str]], None]) -> None:
+    def __init__(
+        self, host: Host, on_ready: Callable[[Sequence[str]], None], on_locked: Callable[[], None]
+    ) -> None:
         self.host = host
         self.log = host.log
         self.on_ready = on_ready
+        self.on_locked = on_locked  # once COMMAND's PID 1 has locked itself down too
         self.loop = Loop()
         self.keeper = Keeper(host.plan, self.loop, self) if host.plan else None
         self.waiting = {
@@ -187,6 +190,8 @@ class HostMonitor:
         self.on_ready(self.host.missing)
         if self.host.container:
             self.host.container.channel.send(Record(Kind.GO))
+        else:
+            self.on_locked()
 
     def relay_ready(self) -> None:
         """The outbound relay serves."""
@@ -281,6 +286,8 @@ class HostMonitor:
             self.loop.remove(self.host.container.channel.fileno())
         elif record.kind == Kind.FATAL:
             self._fail(failure_of(record.text))
+        elif record.kind == Kind.READY:
+            self.on_locked()
         elif record.kind == Kind.EXITED:
             self.loop.stop(exit_status(record.detail))
 

@@ -142,7 +142,7 @@ class Setup:
             if self.pid_file:
                 self.pid_file.write()
             self.isolate()
-            return HostMonitor(host, self.ready).run()
+            return HostMonitor(host, self.ready, self.tell_launcher).run()
         except BaseException:
             self.undo()
             raise
@@ -316,9 +316,7 @@ class Setup:
         self.missing = lockdown.missing
         lockdown.run([isolate.filter_step(self.programs.monitor)])
 
-    def _lockdown(
-        self, forwards: Sequence[Forward], say: Callable[[str], None]
-    ) -> Lockdown:
+    def _lockdown(self, forwards: Sequence[Forward], say: Callable[[str], None]) -> Lockdown:
         """A lock-down whose Landlock ruleset, at its fixed descriptor, allows the targets of
         ``forwards``.
         """
@@ -334,11 +332,12 @@ class Setup:
 
     def ready(self, missing: Sequence[str]) -> None:
         """All is bound and locked down: say so, to whoever asked to be told."""
-        for what in dict.fromkeys((*self.missing, *missing)):
+        self.missing = list(dict.fromkeys((*self.missing, *missing)))
+        for what in self.missing:
             self.log.line(Level.WARNING, f"this kernel could not: {what}")
         self._stage("ready")
-        took = f"ready in {1000 * (time.monotonic() - self.began):.0f} ms"
-        self.log.line(Level.DEBUG, took)
+        self.took = f"ready in {1000 * (time.monotonic() - self.began):.0f} ms"
+        self.log.line(Level.DEBUG, self.took)
         if self.ready_fd is not None:
             with contextlib.suppress(OSError):
                 os.write(isolate.READY_FD, b"\n")
@@ -346,8 +345,12 @@ class Setup:
         if self.notify is not None:
             with contextlib.suppress(OSError):
                 os.write(isolate.NOTIFY_FD, b"READY=1\n")
+
+    def tell_launcher(self) -> None:
+        """Let the process that waits in front of us go: it exits, or prints what --audit shows."""
         if self.launcher:
-            self.launcher.send(Record(Kind.READY, text=took.encode()))
+            text = "\n".join([self.took, *self.missing])
+            self.launcher.send(Record(Kind.READY, detail=os.getpid(), text=text.encode()))
             self.launcher.close()
             self.launcher = None
 

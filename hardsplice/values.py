@@ -17,9 +17,21 @@ from hardsplice.errors import Failure, quote
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["RunAs", "Sandbox", "descriptor", "netns", "number", "path", "runas", "sandbox", "size"]
+__all__ = [
+    "Audit",
+    "RunAs",
+    "Sandbox",
+    "descriptor",
+    "netns",
+    "number",
+    "path",
+    "runas",
+    "sandbox",
+    "size",
+]
 
 Sandbox = Literal["best-effort", "strict"]
+Audit = Literal["table", "json"]
 
 _SANDBOXES: tuple[Sandbox, ...] = ("best-effort", "strict")
 _LAST_ID = 2**32 - 2  # the last one, (uid_t)-1, means "leave as it is" to setresuid(2)

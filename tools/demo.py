@@ -27,23 +27,15 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hardsplice import audit
 from hardsplice.syscalls import CAPABILITIES
-from tools import launch, proctree
+from tools import launch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 PATIENCE = 15.0  # seconds that anything may take before the demonstration has failed
 PAGE_SIZE = 1 << 20
-
-# The processes of hardsplice by the names that they give themselves, and each one's policy.
-ROLES = {
-    "hs-host": "monitor",
-    "hs-target": "monitor",
-    "hs-init": "init",
-    "hs-relay-in": "relay",
-    "hs-relay-out": "relay",
-}
 
 # Run inside the server's namespaces: what is there, and how far one gets from there.
 PROBE = """
@@ -140,7 +132,7 @@ def show_transfer(report: Report, port: int, page: bytes) -> None:
     )
 
 
-def show_isolation(report: Report, server: proctree.Process) -> None:
+def show_isolation(report: Report, server: audit.Process) -> None:
     """Look at the world from inside the server's namespaces, and at the same from the host."""
     report.title("Inside the server's namespaces")
     with socket.create_server(("127.0.0.1", 0)) as other:
@@ -169,10 +161,10 @@ def show_isolation(report: Report, server: proctree.Process) -> None:
     )
 
 
-def show_processes(report: Report, processes: list[proctree.Process]) -> None:
+def show_processes(report: Report, processes: list[audit.Process]) -> None:
     """Lay out the process tree, and check each process of hardsplice's own."""
     report.title("Processes, as /proc has them")
-    for line in proctree.tables(processes):
+    for line in audit.tables(processes):
         print(f"  {line}".rstrip())
     print()
     own = [process for process in processes if process.is_own]
@@ -193,7 +185,9 @@ def show_processes(report: Report, processes: list[proctree.Process]) -> None:
 
 def kept_capabilities(comm: str) -> list[str]:
     """What the policy of a process's role lets it keep."""
-    policy = tomllib.loads((launch.CHECKOUT / "policy" / f"{ROLES[comm]}.toml").read_text())
+    policy = tomllib.loads(
+        (launch.CHECKOUT / "policy" / f"{audit.ROLES[comm][0]}.toml").read_text()
+    )
     names: list[str] = policy["capabilities"]
     return names
 
@@ -201,7 +195,7 @@ def kept_capabilities(comm: str) -> list[str]:
 def show_end(
     report: Report,
     program: subprocess.Popen[bytes],
-    processes: list[proctree.Process],
+    processes: list[audit.Process],
     port: int,
 ) -> None:
     """Ask hardsplice to end, and look for what it may have left behind."""
@@ -215,8 +209,8 @@ def show_end(
     report.check(f"it ended with status {status}", status in (0, 128 + signal.SIGTERM))
     report.check(
         "no process is left",
-        eventually(lambda: not any(map(proctree.is_alive, processes)), 2),
-        [f"{process.comm} ({process.pid})" for process in processes if proctree.is_alive(process)],
+        eventually(lambda: not any(map(audit.is_alive, processes)), 2),
+        [f"{process.comm} ({process.pid})" for process in processes if audit.is_alive(process)],
     )
     with socket.socket() as client:
         refused = client.connect_ex(("127.0.0.1", port)) != 0
@@ -248,7 +242,7 @@ def demonstrate(report: Report, folder: Path) -> None:
             stdout=output,
             stderr=output,
         )
-    processes: list[proctree.Process] = []
+    processes: list[audit.Process] = []
     try:
         ready = eventually(lambda: program.poll() is not None or answers(port))
         waited = 1000 * (time.monotonic() - started)
@@ -256,7 +250,7 @@ def demonstrate(report: Report, folder: Path) -> None:
         if not report.check(f"the server answers after {waited:.0f} ms", answered):
             print(messages.read_text(errors="replace"), end="")
             return
-        processes = proctree.snapshot(program.pid)
+        processes = launch.snapshot(program.pid)
         show_transfer(report, port, page)
         commands = [process for process in processes if not process.is_own]
         if report.check("the server is one of hardsplice's descendants", bool(commands)):
@@ -267,7 +261,7 @@ def demonstrate(report: Report, folder: Path) -> None:
         end_processes(program, processes)
 
 
-def end_processes(program: subprocess.Popen[bytes], processes: list[proctree.Process]) -> None:
+def end_processes(program: subprocess.Popen[bytes], processes: list[audit.Process]) -> None:
     """Whatever went wrong: leave nothing behind."""
     if program.poll() is None:
         program.terminate()
@@ -276,7 +270,7 @@ def end_processes(program: subprocess.Popen[bytes], processes: list[proctree.Pro
         except subprocess.TimeoutExpired:
             program.kill()
             program.wait()
-    for process in filter(proctree.is_alive, processes):
+    for process in filter(audit.is_alive, processes):
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGKILL)
 

@@ -73,7 +73,12 @@ GRACE_LIMIT = 0.1  # seconds between two looks, at the most
 GRACE_PATIENCE = 0.5  # seconds that a reset waits for a peer that takes nothing
 SHORT_SECONDS = 1.0  # until what could not be had (a file, a pipe, a socket) is tried for again
 
-_NOT_OURS = (-errno.EAGAIN, -errno.ECONNABORTED, -errno.EINTR, -errno.EPROTO)  # the client went away, or none was there
+_NOT_OURS = (
+    -errno.EAGAIN,
+    -errno.ECONNABORTED,
+    -errno.EINTR,
+    -errno.EPROTO,
+)  # the client went away, or none was there
 # What a socket says when its connection is dead. Any other error is about the call, not about the peer.
 _DEAD = (
     errno.ECONNRESET,
@@ -125,7 +130,9 @@ class Grace:
 
     look: float  # when to look next
     wait: float  # seconds from the last look to that
-    untaken: tuple[int, int]  # bytes on their way to the other side at the last look: in the pipe, in the kernel
+    untaken: tuple[
+        int, int
+    ]  # bytes on their way to the other side at the last look: in the pipe, in the kernel
 
 
 class Monitor(Protocol):
@@ -163,13 +170,17 @@ class Engine:
         self.epoll = kernel.epoll()
         self.flows: dict[int, Flow] = {}  # by either descriptor
         self.connecting: dict[Flow, None] = {}  # in the order of their deadlines
-        self.unplaced: deque[Flow] = deque()  # flows that wait for a pooled socket for their next attempt
+        self.unplaced: deque[Flow] = (
+            deque()
+        )  # flows that wait for a pooled socket for their next attempt
         self.starved: deque[tuple[Flow, int]] = deque()  # directions that wait for a pipe
         self.grace: dict[Flow, Grace] = {}  # resets that wait for the other side
         self.warm: Pipe | None = pipes.take()
         self.other_descriptors = other_descriptors  # listeners, epoll, channel, standard streams
         self.accepting = False
-        self.short_until = 0.0  # the whole system is short of files: accept nothing before this time
+        self.short_until = (
+            0.0  # the whole system is short of files: accept nothing before this time
+        )
         self.families = families
 
     # --- the loop -------------------------------------------------------------------------------------------
@@ -262,7 +273,9 @@ class Engine:
 
     def _reconsider_accepting(self) -> None:
         """Watch the listeners while there is a pooled socket of each family and a descriptor to spare."""
-        possible = not self.short_until and all(self.pools[family].ready for family in self.families)
+        possible = not self.short_until and all(
+            self.pools[family].ready for family in self.families
+        )
         if possible:
             slack = 0 if self.accepting else max(4, self.limits.reserve // 4)
             possible = self._free() > self.limits.reserve + slack or (
@@ -290,7 +303,9 @@ class Engine:
             free = self._free()
             room = free - self.limits.reserve
             if not pool.ready and (self.unplaced or not self.flows):
-                room = max(room, min(1, free))  # nothing would ever end: the reserve is for this, too
+                room = max(
+                    room, min(1, free)
+                )  # nothing would ever end: the reserve is for this, too
             number = min(pool.want(), room)
             if number > 0:
                 pool.asked = number
@@ -578,7 +593,9 @@ class Engine:
         source, sink = flow.fd[direction], flow.fd[1 - direction]
         done = self.kernel.send_byte(sink, byte, socket.MSG_OOB)
         if done == -errno.EAGAIN:
-            step(flow, direction, Step.BLOCK)  # no pipe, nothing held: tried again when there is room
+            step(
+                flow, direction, Step.BLOCK
+            )  # no pipe, nothing held: tried again when there is room
         elif -done in _DEAD:
             self._fail(flow, 1 - direction)
         elif done < 0:

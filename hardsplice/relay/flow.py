@@ -117,9 +117,7 @@ class Flow:
         "watched",
     )
 
-    def __init__(
-        self, client: int, plan: tuple[tuple[int, bytes], ...], listener: int = 0
-    ) -> None:
+    def __init__(self, client: int, plan: tuple[tuple[int, bytes], ...], listener: int = 0) -> None:
         self.fd = [client, -1]
         self.state = [PAUSED, PAUSED]
         self.held = [0, 0]  # bytes in the direction's pipe

@@ -23,7 +23,9 @@ COUNTERS = (
     "bytes_to_target",
     "bytes_to_client",
 )
-ACCEPTED, CONNECTED, CLOSED, RESET, REFUSED, TIMED_OUT, ERRORS, URGENT, BLOCKED, STARVED, PAUSED = range(11)
+ACCEPTED, CONNECTED, CLOSED, RESET, REFUSED, TIMED_OUT, ERRORS, URGENT, BLOCKED, STARVED, PAUSED = (
+    range(11)
+)
 BYTES = 11  # index of bytes_to_target; the other direction's follows
 
 

@@ -69,7 +69,7 @@ _hardsplice() {
                     -t --tcp-ports -T --tcp-ns -4 --ipv4-only -6 --ipv6-only
                     --netns --userns --netns-only --no-netns-quit
                     -f --foreground -P --pid --ready-fd --runas
-                    --sandbox
+                    --sandbox --audit --audit-json
                     -q --quiet -d --debug --trace -l --log-file --log-size
                     --splice-only --host-lo-to-ns-lo -h --help --version' -- "$cur")
             elif [[ $cur =~ ^[0-9]+$ ]]; then

@@ -9,7 +9,7 @@ function __hardsplice_command
     set -e tokens[1]
     set -l options t/tcp-ports=+ T/tcp-ns=+ 4/ipv4-only 6/ipv6-only
     set -a options netns= userns= netns-only no-netns-quit
-    set -a options f/foreground P/pid= ready-fd= runas= sandbox=
+    set -a options f/foreground P/pid= ready-fd= runas= sandbox= audit audit-json
     set -a options q/quiet d/debug trace l/log-file= log-size=
     set -a options splice-only host-lo-to-ns-lo h/help version
     argparse --stop-nonopt $options -- $tokens 2>/dev/null
@@ -51,6 +51,8 @@ $option -s P -l pid -r -F -d 'Write the PID to a file'
 $option -l ready-fd -x -d 'Write to a descriptor when ready'
 $option -l runas -x -a '(__fish_complete_users)' -d 'As root, change to this user'
 $option -l sandbox -x -a 'best-effort strict' -d 'Where the kernel lacks a layer'
+$option -l audit -d 'When ready, show what each process may do'
+$option -l audit-json -d 'The same as JSON'
 $option -s q -l quiet -d 'Errors only'
 $option -s d -l debug -d 'Say what is done'
 $option -l trace -d 'And every connection'

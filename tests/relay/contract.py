@@ -48,13 +48,13 @@ from tests.support.stream import (
 Case = Callable[[Lane], None]
 Side = Literal["client", "server"]
 CASES: dict[str, Case] = {}
-WATCHING: set[str] = set()
-"""Cases that watch the forwarder for a second or more; the others take milliseconds."""
+LONG: set[str] = set()
+"""Cases that take a second or more; the others take milliseconds."""
 SMALL_BUFFER = 256 * KIB
 SIDES: tuple[Side, Side] = ("client", "server")
 
 
-def case(run: Callable[..., None], *values: object, name: str = "", watches: bool = False) -> None:
+def case(run: Callable[..., None], *values: object, name: str = "", long: bool = False) -> None:
     """Enter `run`, with these arguments after the lane, into CASES."""
     label = name or "-".join([run.__name__, *map(str, values)])
     if label in CASES:
@@ -64,8 +64,8 @@ def case(run: Callable[..., None], *values: object, name: str = "", watches: boo
         run(lane, *values)
 
     CASES[label] = update_wrapper(bound, run)
-    if watches:
-        WATCHING.add(label)
+    if long:
+        LONG.add(label)
 
 
 def sides(
@@ -132,7 +132,7 @@ def _read_to_end(sock: socket.socket, stream: Stream, size: int, slow: bool) -> 
         expect_end(sock, stream, size)
 
 
-def late_data_after_servers_fin(lane: Lane, first: Side) -> None:
+def late_data_after_fin(lane: Lane, first: Side) -> None:
     """One side finishes at once; the other then sends much, and finishes; the first reads slowly.
 
     The socket towards the second side is now shut both ways while its bytes are still under way:
@@ -244,14 +244,14 @@ for size in (1, 1000, 200_000):
 for order, size, pace in itertools.product(
     ("client", "server", "both"), (0, 1, 100, 64 * KIB, MIB + 1, 20 * MIB), ("fast", "slow")
 ):
-    case(half_close, order, size, pace)
+    case(half_close, order, size, pace, long=size > 2 * MIB and pace == "slow")
 for side in SIDES:
-    case(late_data_after_servers_fin, side, name=f"late_data_after_fin_of-{side}")
-    case(fin_behind_blocked_data, side)
+    case(late_data_after_fin, side, long=True)
+    case(fin_behind_blocked_data, side, long=True)
     case(tiny_segments, side, 5000)
     for size in (0, 100, 3 * MIB):
         case(close_after_sending, side, size)
-case(full_both_ways, watches=True)
+case(full_both_ways, long=True)
 case(interleaved)
 case(request_response)
 
@@ -548,8 +548,8 @@ def idle(lane: Lane, state: str) -> None:
 
 
 for side in SIDES:
-    case(stopped_peer, side, "continued", watches=True)
-    case(stopped_peer, side, "killed", watches=True)
+    case(stopped_peer, side, "continued", long=True)
+    case(stopped_peer, side, "killed", long=True)
 for state in (
     "fresh",
     "used",
@@ -559,7 +559,7 @@ for state in (
     "finished and blocked",
     "finished both ways and blocked",
 ):
-    case(idle, state, watches=True)
+    case(idle, state, long=True)
 
 
 # --- afterwards ---

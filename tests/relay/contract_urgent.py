@@ -254,9 +254,9 @@ for side in SIDES:
     for mode in MODES:
         for name in SCRIPTS:
             case(urgent, side, name, mode)
-        case(urgent_while_blocked, side, mode, watches=True)
-        case(urgent_into_backlog, side, mode, watches=True)
-    case(urgent_untaken, side, "alone", watches=True)
-    case(urgent_untaken, side, "middle", watches=True)
+        case(urgent_while_blocked, side, mode, long=True)
+        case(urgent_into_backlog, side, mode, long=True)
+    case(urgent_untaken, side, "alone", long=True)
+    case(urgent_untaken, side, "middle", long=True)
 for mode in MODES:
     case(urgent_early, mode)

@@ -44,8 +44,8 @@ class Setup:
 
     def relay_of(self, lane: Lane) -> int:
         """The relay that serves the lane: the one that lives where the lane's server does."""
-        wanted = "self" if lane is self.outbound else lane.ends.tables[1]
-        here = procfs.namespace(os.getpid() if wanted == "self" else int(wanted), "net")
+        inside = int(self.inbound.ends.server_table)
+        here = procfs.namespace(inside if lane is self.inbound else os.getpid(), "net")
         return next(pid for pid in self.instance.relays() if procfs.namespace(pid, "net") == here)
 
 
@@ -61,13 +61,13 @@ def setup(identity: Identity, launch: Launch) -> Iterator[Callable[[], Setup]]:
                 identity, "-f", "-t", f"127.0.0.1/{port}:80", "-T", f"127.0.0.1/81:{port + 1}",
                 str(namespace.pid),
             ).wait_ready()  # fmt: skip
-            tables, inside = ("self", str(namespace.pid)), namespace.socket
+            table, inside = str(namespace.pid), namespace.socket
             family = socket.AF_INET
             lanes = [
                 Lane(ends, instance.processes)
                 for ends in (
-                    Ends(family, port, 80, server_side=inside, tables=tables),
-                    Ends(family, 81, port + 1, client_side=inside, tables=tables),
+                    Ends(family, port, 80, server_side=inside, server_table=table),
+                    Ends(family, 81, port + 1, client_side=inside, client_table=table),
                 )
             ]
             for lane in lanes:

@@ -52,7 +52,7 @@ def _lane(fault: str) -> Iterator[Lane]:
              str(first + 1)],
             pass_fds=[listener.fileno()],
         )  # fmt: skip
-    lane = Lane(Ends(socket.AF_INET, first, first + 1), lambda: [proxy.pid], patience=4.0)
+    lane = Lane(Ends(socket.AF_INET, first, first + 1), lambda: [proxy.pid], patience=2.5)
     try:
         with contextlib.closing(lane):
             yield lane

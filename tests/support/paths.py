@@ -58,8 +58,9 @@ class Ends:
     client_side: SocketMaker = _here
     server_side: SocketMaker = _here
     spliced: bool = True
-    tables: tuple[str, ...] = ("self",)
-    """Processes under /proc whose namespaces hold the connections."""
+    client_table: str = "self"
+    server_table: str = "self"
+    """Processes under /proc in whose network namespaces clients and servers are."""
 
 
 class Lane:
@@ -140,9 +141,11 @@ class Lane:
     def stays_unread(self, sock: socket.socket, within: float = 0.1) -> bool:
         """Whether what `sock` sent remains in the receive queue of the socket that it talks to."""
         ports = sock.getpeername()[1], sock.getsockname()[1]
+        is_client = ports[0] == self.ends.entry
+        table = self.ends.client_table if is_client else self.ends.server_table
         deadline = time.monotonic() + within
         while time.monotonic() < deadline:
-            if not any(procfs.unread(table, *ports) for table in self.ends.tables):
+            if not procfs.unread(table, *ports):
                 return False
         return True
 
@@ -219,14 +222,13 @@ class Service:
     def lane(self, family: socket.AddressFamily, *, inbound: bool) -> Iterator[Lane]:
         instance = self.instance()
         number = next(self._lanes) % LANES
-        tables = ("self", str(self.namespace.pid))
-        inside = self.namespace.socket
+        inside, table = self.namespace.socket, str(self.namespace.pid)
         if inbound:
             entry, exit_ = self._inward + number, _TARGETS + number
-            ends = Ends(family, entry, exit_, server_side=inside, tables=tables)
+            ends = Ends(family, entry, exit_, server_side=inside, server_table=table)
         else:
             entry, exit_ = _INSIDE + number, self._outward + number
-            ends = Ends(family, entry, exit_, client_side=inside, tables=tables)
+            ends = Ends(family, entry, exit_, client_side=inside, client_table=table)
         before = instance.processes()
         with contextlib.closing(Lane(ends, instance.processes)) as lane:
             yield lane

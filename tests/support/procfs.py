@@ -8,6 +8,7 @@ of one process raise ProcessLookupError then, readers of many leave it out.
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -117,12 +118,11 @@ def namespace(pid: int, kind: str) -> str:
 
 def unread(process: str, local: int, remote: int) -> int:
     """Bytes in the receive queue of the TCP socket with these ports, in the process's namespace."""
+    # The fields are: local address, remote address, state, send queue:receive queue.
+    pattern = re.compile(rf":{local:04X} [0-9A-F]+:{remote:04X} \w\w \w+:(\w+) ")
     for table in ("tcp", "tcp6"):
-        for line in _read(process, f"net/{table}").splitlines()[1:]:
-            fields = line.split()
-            ports = [int(field.rpartition(":")[2], 16) for field in fields[1:3]]
-            if ports == [local, remote]:
-                return int(fields[4].partition(":")[2], 16)
+        if found := pattern.search(_read(process, f"net/{table}")):
+            return int(found[1], 16)
     return 0
 
 
@@ -161,7 +161,7 @@ def usage(family: Iterable[int], window: float) -> Usage:
     return Usage(ticks, max((after[pid][1] - before[pid][1] for pid in family), default=0))
 
 
-def settle(family: Iterable[int], within: float = 3.0) -> None:
+def settle(family: Iterable[int], within: float = 2.0) -> None:
     """Wait until the processes sleep through 100 ms, or until `within` is over.
 
     What just happened on a connection may still be under way; a process that never settles is

@@ -76,6 +76,7 @@ def test_nothing_given_runs_the_shell_with_no_ports() -> None:
         runas=None,
         sandbox="best-effort",
         ready_fd=None,
+        audit=None,
     )
 
 
@@ -433,3 +434,16 @@ def test_importing_the_command_line_is_light() -> None:
         "hardsplice.spec",
         "hardsplice.values",
     }
+
+
+@pytest.mark.parametrize(
+    ("words", "form"),
+    [(["--audit"], "table"), (["--audit=json"], "json"), (["--audit-json"], "json"), ([], None)],
+)
+def test_audit_has_two_forms(words: list[str], form: str | None) -> None:
+    assert parse_args([*words, "true"]).audit == form
+
+
+def test_audit_among_the_words_of_command_is_left_alone() -> None:
+    command = ("prog", "--audit=json", "--audit")
+    assert parse_args(["--", *command]).command == command

@@ -5,8 +5,9 @@ Nothing here is taken from hardsplice itself: what a process says about itself i
 evidence, what the kernel says is. proc(5) describes every field.
 
 hardsplice's processes are not dumpable, so that their namespaces and descriptors are hidden from
-everybody but root, their own user included (ptrace(2), "Ptrace access mode checking"). `snapshot`
-therefore asks sudo where that works without a question; what stays hidden is None.
+everybody but root, their own user included (ptrace(2), "Ptrace access mode checking"). What is
+hidden is None, and said to be. Of Landlock and MDWE /proc shows nothing to anybody: of these,
+`--audit` repeats what lock-down reported.
 """
 
 from __future__ import annotations
@@ -14,16 +15,21 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
-import os
-import shutil
-import subprocess
 import sys
 import textwrap
 from itertools import zip_longest
 from pathlib import Path
 
 PROC = Path("/proc")
-NAMESPACES = ("net", "user", "pid", "mnt")
+NAMESPACES = ("net", "user", "pid", "mnt", "ipc", "uts")
+# What the processes are called, their policy, and what that comes to.
+ROLES = {
+    "hs-host": ("monitor", "keeps the outbound relay; makes TCP sockets here; writes the log"),
+    "hs-target": ("monitor", "keeps the inbound relay; makes TCP sockets in the namespace"),
+    "hs-init": ("init", "reaps COMMAND's processes and passes signals on to it"),
+    "hs-relay-in": ("relay", "accepts on its listeners, connects to the targets, moves bytes"),
+    "hs-relay-out": ("relay", "accepts on its listeners, connects to the targets, moves bytes"),
+}
 # The kernel's order in /proc/PID/status.
 CAPABILITY_SETS = ("Inh", "Prm", "Eff", "Bnd", "Amb")
 WIDTH = 98  # columns; the demonstration indents by two
@@ -38,6 +44,7 @@ class Process:
     depth: int
     comm: str
     uid: int
+    gid: int
     capabilities: dict[str, int]
     no_new_privs: int
     seccomp: int
@@ -48,7 +55,12 @@ class Process:
     @property
     def is_own(self) -> bool:
         """Whether this is hardsplice itself, rather than the command that it runs."""
-        return self.comm.startswith("hs-")
+        return self.comm in ROLES
+
+    @property
+    def may(self) -> str:
+        """What it may do, in a line."""
+        return ROLES[self.comm][1] if self.is_own else "whatever its user may: it is not ours"
 
     def faults(self, kept: int) -> list[str]:
         """What is missing from the lock-down that every process of hardsplice owes: nothing.
@@ -89,19 +101,6 @@ def host_namespaces() -> dict[str, int]:
     return {name: (PROC / "self" / "ns" / name).stat().st_ino for name in NAMESPACES}
 
 
-def snapshot(root: int) -> list[Process]:
-    """The process `root` and all its descendants, parents before children, as root sees them.
-
-    Raises FileNotFoundError or ProcessLookupError where `root` is gone.
-    """
-    if os.geteuid() != 0 and shutil.which("sudo"):
-        command = ["sudo", "-n", sys.executable, "-m", "tools.proctree", str(root)]
-        seen = subprocess.run(command, capture_output=True, text=True, check=False)
-        if seen.returncode == 0:
-            return [Process(**fields) for fields in json.loads(seen.stdout)]
-    return read_tree(root)
-
-
 def read_tree(root: int) -> list[Process]:
     """The process `root` and all its descendants, with what this user may see of them."""
     children: dict[int, list[int]] = collections.defaultdict(list)
@@ -131,6 +130,7 @@ def read_process(pid: int, depth: int) -> Process:
         depth=depth,
         comm=status["Name"],
         uid=int(status["Uid"].split()[1]),
+        gid=int(status["Gid"].split()[1]),
         capabilities={name: int(status[f"Cap{name}"], 16) for name in CAPABILITY_SETS},
         no_new_privs=int(status["NoNewPrivs"]),
         seccomp=int(status["Seccomp"]),
@@ -176,16 +176,16 @@ def descriptor_kind(target: str) -> str:
 
 
 def tables(processes: list[Process]) -> list[str]:
-    """Two tables, at most WIDTH columns wide: where each process lives, and what it may do."""
+    """Tables, at most WIDTH columns wide: where each process lives, what it holds, what it may."""
     host = host_namespaces()
     names = [("  " * process.depth + process.comm)[:18] for process in processes]
-    lines = [f"{'process':18} {'pid':>8} {'uid':>6}" + "".join(f"  {n:12}" for n in NAMESPACES)]
+    lines = [f"{'process':18} {'pid':>8} {'uid':>6}" + "".join(f"  {n:9}" for n in NAMESPACES)]
     for name, process in zip(names, processes, strict=True):
         cells = [describe_namespace(process, kind, host[kind]) for kind in NAMESPACES]
         lines.append(
-            f"{name:18} {process.pid:8} {process.uid:6}" + "".join(f"  {c:12}" for c in cells)
+            f"{name:18} {process.pid:8} {process.uid:6}" + "".join(f"  {c:9}" for c in cells)
         )
-    lines += ["* differs from the host's", ""]
+    lines += ["the last digits of each namespace's number; * differs from yours", ""]
 
     heads = "".join(f"{head.lower():>6}" for head in CAPABILITY_SETS)
     lines.append(f"{'':18} capabilities in each set         no new   seccomp")
@@ -198,11 +198,28 @@ def tables(processes: list[Process]) -> list[str]:
 
     lines += ["", f"{'process':20}open descriptors"]
     for name, process in zip(names, processes, strict=True):
-        kinds = textwrap.wrap(describe_descriptors(process), WIDTH - 20)
-        lines += [f"{left:20}{right}" for left, right in zip_longest([name], kinds, fillvalue="")]
+        lines += _wrapped(name, describe_descriptors(process))
+    lines += ["", f"{'process':20}may"]
+    for name, process in zip(names, processes, strict=True):
+        lines += _wrapped(name, process.may)
     if any(process.namespaces is None for process in processes):
         lines.append("hidden: the process is not dumpable, and only root may look")
     return [line.rstrip() for line in lines]
+
+
+def _wrapped(name: str, text: str) -> list[str]:
+    parts = textwrap.wrap(text, WIDTH - 20)
+    return [f"{left:20}{right}" for left, right in zip_longest([name], parts, fillvalue="")]
+
+
+def report(root: int, lacking: list[str], form: str) -> str:
+    """What --audit prints for the tree below ``root``: form "table" or "json"."""
+    processes = read_tree(root)
+    if form == "json":
+        tree = [dataclasses.asdict(one) | {"may": one.may} for one in processes]
+        return json.dumps({"processes": tree, "lacking": lacking}, indent=2)
+    said = [f"not in force, since this kernel lacks it: {layer}" for layer in lacking]
+    return "\n".join([*tables(processes), "", *(said or ["Landlock and MDWE: in force"])])
 
 
 def describe_namespace(process: Process, kind: str, host: int) -> str:
@@ -210,7 +227,7 @@ def describe_namespace(process: Process, kind: str, host: int) -> str:
     if process.namespaces is None:
         return "hidden"
     number = process.namespaces[kind]
-    return f"{number}{'' if number == host else '*'}"
+    return f"{number % 100000:05}{'' if number == host else '*'}"
 
 
 def describe_descriptors(process: Process) -> str:

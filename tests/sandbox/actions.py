@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a process that was taken over does while it serves, when the test says go.
+
+Some of it is abuse of the channel to the process above; some is an accident of its own, such as an error that
+nobody foresees.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import gc
+import socket
+import struct
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from hardsplice import linux
+from hardsplice.channel import FDS_LIMIT, TEXT_LIMIT, Kind, Note, Record, encode
+from tests.sandbox.job import Board
+
+FLOOD = 400  # records
+_SCM_MAX_FD = 253  # net/scm.h
+
+_modules: set[str] = set()
+
+
+def remember() -> None:
+    """The filter is in force: from now on nothing may be imported."""
+    _modules.clear()
+    _modules.update(sys.modules)
+
+
+# --- abuse of a channel -----------------------------------------------------------------------------
+
+
+def post(sock: socket.socket, packet: bytes, fds: list[int] | None = None) -> bool:
+    """Send one packet as it is; False when the other end is gone or takes no more."""
+    beside = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    try:
+        sock.sendmsg((packet,), beside, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+    except OSError as error:
+        return error.errno == errno.EINVAL  # more descriptors than the kernel passes on
+    return True
+
+
+def _record(kind: int, small: int = 0, detail: int = 0, text: bytes = b"", index: int = 0) -> bytes:
+    return encode(Record(kind, small, index, detail, text))
+
+
+def _flood(packet: bytes, fds: int = 0) -> Callable[[socket.socket], None]:
+    def abuse(sock: socket.socket) -> None:
+        for _ in range(FLOOD):
+            if not post(sock, packet, [sock.fileno()] * fds):
+                break
+
+    return abuse
+
+
+def _one(packet: bytes, fds: int = 0) -> Callable[[socket.socket], None]:
+    def abuse(sock: socket.socket) -> None:
+        post(sock, packet, [sock.fileno()] * fds)
+
+    return abuse
+
+
+_LONG = _record(Kind.NOTE, Note.ERROR, text=b"x" * TEXT_LIMIT)
+_ASK = _record(Kind.ASK, 0, 32)
+
+# Records that no relay sends: its monitor must end it.
+FORBIDDEN: dict[str, Callable[[socket.socket], None]] = {
+    "a record without a byte": _one(b""),
+    "a record of one byte": _one(b"\1"),
+    "a record that is cut short": _one(_LONG[:-1]),
+    "a record with more than it says": _one(_LONG + b"x"),
+    "a record far too long": _one(_LONG + bytes(100_000)),
+    "a flood of nonsense": _flood(b"\xff" * 64),
+    "an unknown kind": _one(_record(200)),
+    **{
+        f"a record of kind {kind.name}": _one(_record(kind))
+        for kind in (
+            Kind.LISTENERS,
+            Kind.BOUND,
+            Kind.SOCKETS,
+            Kind.NAMESPACES,
+            Kind.GO,
+            Kind.SIGNAL,
+            Kind.EXITED,
+        )
+    },
+    "too many sockets": _one(_record(Kind.ASK, 0, 33)),
+    "no sockets": _one(_record(Kind.ASK, 0, 0)),
+    "less than no sockets": _one(_record(Kind.ASK, 0, -1)),
+    "sockets of no family": _one(_record(Kind.ASK, 7, 1)),
+    "a note that is the monitor's own": _one(_record(Kind.NOTE, Note.RESTARTED, text=b"forged")),
+    "a descriptor beside a note": _one(_record(Kind.NOTE, Note.ERROR), 1),
+    "a descriptor beside a request": _one(_ASK, 1),
+    "a descriptor beside READY": _one(_record(Kind.READY), 1),
+    "a descriptor beside nonsense": _one(b"\xff" * 64, 1),
+    "a descriptor beside no byte": _one(b"", 1),
+    "a descriptor beside a record far too long": _one(_LONG + bytes(1000), 1),
+    "as many descriptors as are taken": _one(_record(Kind.NOTE, Note.ERROR), FDS_LIMIT),
+    "more descriptors than are taken": _one(_record(Kind.NOTE, Note.ERROR), _SCM_MAX_FD),
+    "a flood of descriptors": _flood(_record(Kind.NOTE, Note.ERROR), _SCM_MAX_FD),
+}
+
+# Records that a relay may send, though not like this: whatever comes of it, all goes on.
+TOLERATED: dict[str, Callable[[socket.socket], None]] = {
+    "READY again and again": _flood(_record(Kind.READY)),
+    "a flood of notes": _flood(_LONG),
+    "a note with wild numbers": _one(
+        _record(Kind.NOTE, 255, -(1 << 31), b"\x1b[2J\n\xff\0", (1 << 32) - 1)
+    ),
+    "a refusal of errno 2**31-1": _one(_record(Kind.NOTE, Note.REFUSED, (1 << 31) - 1)),
+    "last words that aren't": _one(_record(Kind.FATAL, text=b"verb\nobject\nreason\nhint\nmore")),
+    "a flood of requests": _flood(_ASK),
+}
+
+
+def _lingering(sock: socket.socket, engine: Any) -> None:
+    """Have the receiver close a socket that takes its time: unsent data, SO_LINGER, and the last descriptor of it."""
+    flow = next(iter(engine.flows.values()))
+    target = flow.fd[1]
+    linger = struct.pack("ii", 1, 60)
+    # Through the C library: what the interpreter's tripwire would say to it plays no part.
+    if linux._setsockopt(target, socket.SOL_SOCKET, socket.SO_LINGER, linger, len(linger)) != 0:
+        raise OSError("SO_LINGER")
+    post(sock, _record(Kind.NOTE, Note.ERROR), [target])
+    engine.kernel.close(target)
+
+
+# --- accidents --------------------------------------------------------------------------------------
+
+
+def _unforeseen(_: Any) -> None:
+    raise ZeroDivisionError("nobody foresaw this: \u20ac")
+
+
+def _no_memory(_: Any) -> None:
+    bytearray(1 << 60)
+
+
+def _too_deep(subject: Any) -> None:
+    _too_deep(subject)
+
+
+def _use_memory(_: Any) -> None:
+    """Arenas come and go, large blocks grow, the collector runs, errors are put into words."""
+    heap = [[number] for number in range(300_000)]
+    loop: list[Any] = []
+    loop.append(loop)
+    del heap, loop
+    gc.collect()
+    blocks = [bytearray(size) for size in (1 << 12, 1 << 17, 1 << 22, 1 << 25)]
+    for block in blocks:
+        block.extend(bytes(len(block)))
+    del blocks
+    gc.collect()
+    for code in range(1, 134):
+        str(OSError(code, "")), repr(OSError(code))
+    for text in ("\u00e4\u20ac".encode().decode(), f"{1 / 3:.50f}", str(10**400)):
+        text.casefold()
+    time.monotonic()
+
+
+ACCIDENTS: dict[str, Callable[[Any], None]] = {
+    "unforeseen": _unforeseen,
+    "memory": _no_memory,
+    "recursion": _too_deep,
+}
+
+
+def act(name: str, subject: Any, board: Board) -> None:
+    """Do it. ``subject`` is what the function belongs to that the process was about to call."""
+    if name in ACCIDENTS:
+        ACCIDENTS[name](subject)
+        return
+    if name == "use memory":
+        _use_memory(subject)
+    elif name != "modules":
+        _abuse(name, subject, board)
+        return
+    board.text = "imported: " + " ".join(sorted(set(sys.modules) - _modules))
+
+
+def _abuse(name: str, subject: Any, board: Board) -> None:
+    if hasattr(subject, "epoll"):  # a relay's engine
+        sock = subject.monitor.channel.socket
+    else:
+        sock = (subject.parent if hasattr(subject, "parent") else subject).socket
+    if name == "lingering":
+        _lingering(sock, subject)
+    else:
+        {**FORBIDDEN, **TOLERATED}[name](sock)
+    board.text = name
+    if hasattr(subject, "epoll") and name not in TOLERATED:
+        while True:  # it does not leave by itself
+            subject.epoll.poll(0.05, 1)

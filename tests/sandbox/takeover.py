@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The real product, with one of its processes taken over. For tests; no part of an installed package.
+
+This runs hardsplice.__main__.main after it has put itself in front of a few of the product's functions. In
+the process that the job names, code given by the test runs at the moment when the process's filter has just
+been installed, with everything that lock-down did before in force:
+
+- *attempts* (attempts.py) run each in a process of its own, since most end it. A monitor and PID 1 are forked once
+  for each right before their filter, which the fork then installs. Relays are forked by their monitor, which is locked
+  down by then, in the way that it forks every relay, and go all the way to their filter.
+- an *action* (actions.py) runs in the process itself while it serves, when the test says go.
+
+A job can be *bare*: then no step of lock-down is taken, which shows what an attempt does without the sandbox.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any, NoReturn
+
+from hardsplice import container, isolate, keeper, linux, monitor, seal, seccomp
+from hardsplice.__main__ import main
+from hardsplice.channel import Channel, Kind, Record
+from hardsplice.policyfile import Policy, Rule
+from hardsplice.relay import engine
+from hardsplice.relay import main as relay
+from tests.sandbox import actions, attempts
+from tests.sandbox.job import BEGAN, BROKEN, DONE, Board, Job
+
+PATIENCE = 3.0  # seconds that an attempt may take
+
+job = Job.load()
+board = Board(job.board)
+scene = attempts.Scene(job)
+started = os.getpid()
+
+_set_seccomp_filter = linux.set_seccomp_filter
+_keep_descriptors = isolate.keep_descriptors
+_relay_main = relay.main
+_start = keeper.Keeper.start
+_load_policy = seccomp.load_policy
+
+
+def key(rule: Rule) -> str:
+    """What a rule is called in a job's `drop`."""
+    return f"{rule.role}: {rule.call} {rule.condition()}".strip()
+
+
+class Here:
+    """What this process is. Each fork has its own, as it has all else."""
+
+    role = ""
+    attempt: int | None = None  # which one this process was made for
+
+
+here = Here()
+
+
+# --- attempts -------------------------------------------------------------------------------------
+
+
+def attempt_now(index: int) -> NoReturn:
+    """Make the attempt, tell, and end."""
+    board.put(index, BEGAN)
+    try:
+        result = attempts.make(job.attempts[index], scene)
+    except BaseException as error:
+        board.text = f"{job.attempts[index]}: {type(error).__name__}: {error}"
+        board.put(index, BROKEN)
+    else:
+        board.put(index, DONE, result)
+    os._exit(0)
+
+
+def wait(index: int, pid: int) -> None:
+    """How the process of an attempt ended; one that hangs is ended."""
+    pidfd = os.pidfd_open(pid)
+    board.put_status(index, keeper.wait_for(pid, pidfd, PATIENCE))
+    os.close(pidfd)
+
+
+def install(program: bytes) -> None:
+    """In the place of linux.set_seccomp_filter: every role's last step."""
+    if here.role.startswith("relay"):
+        if not job.bare:
+            _set_seccomp_filter(program)
+        if here.attempt is not None:
+            attempt_now(here.attempt)
+        actions.remember()
+        return
+    if here.role != "init":
+        here.role = "host" if os.getpid() == started else "target"
+    if here.role == job.role:
+        for index in range(len(job.attempts)):
+            pid = linux.fork()
+            if pid == 0:
+                signal.setitimer(signal.ITIMER_REAL, PATIENCE / 2)
+                if not job.bare:
+                    _set_seccomp_filter(program)
+                attempt_now(index)
+            wait(index, pid)
+    if not job.bare:
+        _set_seccomp_filter(program)
+    actions.remember()
+
+
+def start_relays(self: keeper.Keeper) -> None:
+    """In the place of Keeper.start: first a relay for each attempt, then the one that serves."""
+    direction = {"inbound": "relay-in", "outbound": "relay-out"}[self.plan.direction]
+    mine = direction == job.role and not self.was_ready
+    for index in range(len(job.attempts) if mine else 0):
+        ours, theirs = Channel.pair()
+        parent = os.getpid()
+        pid = linux.fork()
+        if pid == 0:
+            here.attempt = index
+            relay.main(self.plan, theirs, parent)
+        theirs.close()
+        for family in self.plan.families:
+            fds = tuple(keeper.open_socket(family) for _ in range(2))
+            ours.send(Record(Kind.SOCKETS, family, fds=fds))
+            for fd in fds:
+                os.close(fd)
+        wait(index, pid)
+        ours.close()
+    _start(self)
+
+
+def relay_main(plan: relay.Plan, channel: Channel, parent: int) -> NoReturn:
+    """In the place of relay.main: remember what this process is."""
+    here.role = "relay-in" if plan.direction == "inbound" else "relay-out"
+    scene.channel, scene.parent = channel, parent
+    scene.listeners = tuple(one.fd for one in plan.listeners)
+    _relay_main(plan, channel, parent)
+
+
+def only_the_filter(self: isolate.Lockdown, steps: Iterable[isolate.Step]) -> None:
+    """In the place of Lockdown.run for a bare job: the filter's step is where attempts are made."""
+    for step in steps:
+        if step.describe == isolate.filter_step(b"").describe:
+            step.execute()
+
+
+# --- actions --------------------------------------------------------------------------------------
+
+
+def before(owner: Any, name: str, *roles: str) -> None:
+    """Have the process act, when it is told to go, before it calls a function of the product's."""
+    original = getattr(owner, name)
+
+    def acting(*arguments: Any, **named: Any) -> Any:
+        if here.role in roles and board.go and here.role == job.role and job.action:
+            board.go = False
+            actions.act(job.action, arguments[0], board)
+        return original(*arguments, **named)
+
+    setattr(owner, name, acting)
+
+
+def inits_own(steps: Callable[..., list[isolate.Step]]) -> Callable[..., list[isolate.Step]]:
+    """Remember that this process is PID 1 of a COMMAND."""
+
+    def noting(*arguments: Any) -> list[isolate.Step]:
+        here.role = "init"
+        return steps(*arguments)
+
+    return noting
+
+
+# --- all of it ------------------------------------------------------------------------------------
+
+
+def keep(fds: Iterable[int]) -> None:
+    """In the place of isolate.keep_descriptors, for a job with props."""
+    _keep_descriptors((*fds, *scene.props.values()))
+
+
+def reduced(role: str) -> Policy:
+    """In the place of seccomp.load_policy: without the rules, or the ways of a rule, that a job drops."""
+    policy = _load_policy(role)
+    rules = []
+    for rule in policy.rules:
+        ways = tuple(way for way in rule.when if key(replace(rule, when=(way,))) not in job.drop)
+        if key(rule) not in job.drop and (ways or not rule.when):
+            rules.append(replace(rule, when=ways))
+    return replace(policy, rules=tuple(rules))
+
+
+def take_over() -> None:
+    """Put all of this in its places."""
+    linux.set_seccomp_filter = install
+    keeper.Keeper.start = start_relays  # type: ignore[method-assign]
+    relay.main = relay_main
+    isolate.init_steps = inits_own(isolate.init_steps)
+    if job.bare:
+        isolate.Lockdown.run = only_the_filter  # type: ignore[method-assign]
+        seal.seal = lambda tell: None
+    if job.props:
+        scene.gather()
+        isolate.keep_descriptors = keep
+    if job.drop:
+        seccomp.load_policy = reduced
+    if job.helper:
+        scene.helper = ctypes.CDLL(job.helper, use_errno=True)
+    before(engine.Engine, "turn", "relay-in", "relay-out")
+    before(monitor.TargetMonitor, "note", "target")
+    before(monitor.HostMonitor, "_tell", "host")
+    before(container, "_reap", "init")
+
+
+if __name__ == "__main__":
+    take_over()
+    sys.exit(main())
