@@ -28,8 +28,10 @@ demo: ready-run ## the main job, seen at work with its sandbox
 test: lint ## every check that fits an everyday run
 	@$(bin)/python -m pytest $(ARGS)
 
-test-i686: ready-test ## as i386 programs on this kernel (root; part of test)
+test-i686: ready-test ## as i386 programs on this kernel, the relay's whole contract too (root)
 	@$(bin)/python -m pytest tests/arches/test_i686.py $(ARGS)
+	@launcher=$$($(bin)/python -m tests.arches.launcher) && \
+		$(bin)/python -m pytest tests/relay -k root --hardsplice $$launcher $(ARGS)
 
 test-arches: ready-test ## on other architectures' kernels, under qemu
 	@$(bin)/python -m pytest -m arches tests/arches $(ARGS)

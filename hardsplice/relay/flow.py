@@ -1,31 +1,36 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a flow may do next: its states as tables, and the decisions that follow from them. No input or output here.
+"""What a flow may do next: its states as tables, and the decisions that follow from them. No input
+or output here.
 
 Theory of operation
 -------------------
-A flow is one accepted connection and the one made for it. It has two *sides*, CLIENT (accepted) and TARGET (connected),
-and two *directions*, each named by the side that it reads: direction CLIENT moves bytes from the client to
-the target. For a direction d, the *source* is side d and the *sink* is side 1 - d.
+A flow is one accepted connection and the one made for it. It has two *sides*, CLIENT (accepted) and
+TARGET (connected), and two *directions*, each named by the side that it reads: direction CLIENT
+moves bytes from the client to the target. For a direction d, the *source* is side d and the *sink*
+is side 1 - d.
 
 Each direction is in one state:
 
-    PAUSED      nothing is watched; the engine resumes it (target not connected yet, or no pipe was to be had)
+    PAUSED      nothing is watched; the engine resumes it (target not connected yet, or no pipe)
     CONNECTING  the target's handshake is under way: the sink is watched for being writable
     OPEN        the direction holds no byte: its source is watched for input
     BLOCKED     the sink takes no more: the bytes wait in a pipe and the sink is watched for room
     FINISHED    nothing moves any more: end of file was passed on, or the sink is gone
 
-Two rules keep it simple. Bytes are read only when the direction holds none, so end of file is never met with
-bytes still in hand: FIN can be passed on at once and never overtakes data. And what epoll is asked for is a function of
-the two directions that touch a side, `watch` below; nobody remembers to add or remove an event.
+Two rules keep it simple. Bytes are read only when the direction holds none, so end of file is never
+met with bytes still in hand: FIN can be passed on at once and never overtakes data. And what epoll
+is asked for is a function of the two directions that touch a side, `watch` below; nobody remembers
+to add or remove an event.
 
-A side *fails* when the kernel reports an error on it, as a rule a reset. Nothing can be written to it any more, so the
-direction into it is FINISHED, whatever it held. But what it sent before it failed is still in its receive queue:
-the direction out of it goes on until it is empty, and only then is the other side reset. After an error was
-reported once, the kernel answers further reads with end of file, so a failed side's end never counts as a clean one.
+A side *fails* when the kernel reports an error on it, as a rule a reset. Nothing can be written to
+it any more, so the direction into it is FINISHED, whatever it held. But what it sent before it
+failed is still in its receive queue: the direction out of it goes on until it is empty, and only
+then is the other side reset. After an error was reported once, the kernel answers further reads
+with end of file, so a failed side's end never counts as a clean one.
 
-The kernel reports EPOLLHUP and EPOLLERR unasked and for as long as they hold. A side for which there is nothing
-to do but which reports them is *muted*: taken out of epoll until there is something to do.
+The kernel reports EPOLLHUP and EPOLLERR unasked and for as long as they hold. A side for which
+there is nothing to do but which reports them is *muted*: taken out of epoll until there is
+something to do.
 """
 
 from __future__ import annotations
@@ -63,14 +68,14 @@ class Step(IntEnum):
     ABANDON = 6  # the sink is gone: what is held can't be delivered
 
 
-# A pair that is not here is a mistake in the engine, and says so with a KeyError, which ends that flow only.
+# A pair that is not here is a mistake in the engine, and says so with a KeyError, which ends that
+# flow only.
 NEXT: dict[tuple[int, Step], int] = {
     (PAUSED, Step.CONNECT): CONNECTING,
     (PAUSED, Step.RESUME): OPEN,
     (PAUSED, Step.ABANDON): FINISHED,
     (CONNECTING, Step.CONNECT): CONNECTING,
     (CONNECTING, Step.RESUME): OPEN,
-    (CONNECTING, Step.STARVE): PAUSED,
     (OPEN, Step.STARVE): PAUSED,
     (OPEN, Step.BLOCK): BLOCKED,
     (OPEN, Step.END): FINISHED,
@@ -96,7 +101,8 @@ class Verdict(IntEnum):
 
 
 class Flow:
-    """One connection's state. Lists are indexed by side, or by direction, which is the number of its source.
+    """One connection's state. Lists are indexed by side, or by direction, which is the number of
+    its source.
 
     The engine owns it; nothing in it refers back to it, so it is freed when the engine forgets it,
     without the garbage collector.
@@ -155,15 +161,17 @@ def end_of_source(flow: Flow, direction: int) -> Verdict:
 
 
 def side_failed(flow: Flow, side: int) -> bool:
-    """Note that ``side`` failed. True when nothing of it remains to be delivered and the flow is to be reset."""
+    """Note that ``side`` failed. True when nothing of it remains to be delivered and the flow is to
+    be reset.
+    """
     flow.failed[side] = True
     step(flow, 1 - side, Step.ABANDON)
     return flow.state[side] == FINISHED
 
 
 def diagram() -> str:
-    """The transition table as Graphviz text: README.md shows it, and a test keeps the two the same."""
-    lines = ["digraph direction {"]
+    """The transition table as a Mermaid diagram: README.md shows it, a test keeps it current."""
+    lines = ["stateDiagram-v2", "    [*] --> PAUSED"]
     for (state, what), after in NEXT.items():
-        lines.append(f'    {STATE_NAMES[state]} -> {STATE_NAMES[after]} [label="{what.name}"];')
-    return "\n".join([*lines, "}"])
+        lines.append(f"    {STATE_NAMES[state]} --> {STATE_NAMES[after]}: {what.name}")
+    return "\n".join([*lines, "    FINISHED --> [*]"])

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The seam between the engine and the kernel: every call that a relay makes for a connection, under one roof.
+"""The seam between the engine and the kernel: every call that a relay makes for a connection, under
+one roof.
 
-The engine takes a Kernel; tests hand it another one that follows a script or plays faults which no real kernel
-can be made to play on demand. The methods are the plain functions themselves, so the seam costs no call.
+The engine takes a Kernel; tests hand it another one that follows a script or plays faults which no
+real kernel can be made to play on demand. The methods are the plain functions themselves, so the
+seam costs no call.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ def resize_pipe(fd: int, size: int) -> int:
 
 
 def unsent(fd: int) -> int:
-    """Bytes that the peer has not acknowledged yet (SIOCOUTQ, which shares its number with TIOCOUTQ); 0 if unknown."""
+    """Bytes that the peer has not acknowledged yet (SIOCOUTQ, which shares its number with
+    TIOCOUTQ); 0 if unknown.
+    """
     try:
         answer: bytes = fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(4))
     except OSError:

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A relay's life: from the fork out of a monitor that has locked itself down, to its own filter, to the loop.
+"""A relay's life: from the fork out of a monitor that has locked itself down, to its own filter, to
+the loop.
 
-It never returns to its caller. Errors go to the monitor as records, in words formed from what is loaded already, and the
-process leaves by os._exit: the interpreter's own way out would import modules and open files.
+It never returns to its caller. Errors go to the monitor as records, in words formed from what is
+loaded already, and the process leaves by os._exit: the interpreter's own way out would import
+modules and open files.
 """
 
 from __future__ import annotations
@@ -20,13 +22,14 @@ import prctl
 from hardsplice import isolate, seal
 from hardsplice.channel import Channel, Kind, Malformed, Note, Record, close_all
 from hardsplice.errors import Failure
-from hardsplice.relay.engine import Engine, Limits, Listener
+from hardsplice.relay.engine import Engine, Listener
 from hardsplice.relay.kernel import Kernel
 from hardsplice.relay.pipes import POOL_SIZE as PIPES
 from hardsplice.relay.pipes import PipePool
 from hardsplice.relay.sockets import IPV4, IPV6, SocketPool
 from hardsplice.relay.sockets import POOL_SIZE as SOCKETS
 from hardsplice.relay.stats import Stats
+from hardsplice.relay.table import Limits, Resources
 
 NOTE_SECONDS = 1.0  # between two notes of one kind
 FLOWS_MIN = 4  # with fewer descriptors than these need, a relay is of no use
@@ -68,7 +71,7 @@ class ToMonitor:
 
 
 def fixed_use(listeners: Sized) -> int:
-    """Descriptors that a relay holds whether or not it has flows: the fixed ones, listeners, epoll."""
+    """Descriptors that a relay holds even without flows: the fixed ones, listeners, epoll."""
     return len(isolate.FIXED_FDS) + len(listeners) + 1
 
 
@@ -89,7 +92,7 @@ def main(plan: Plan, channel: Channel, monitor: int) -> NoReturn:
     """Become the relay. ``monitor`` is the process that forked us, and we end with it."""
     try:
         os._exit(_live(plan, channel, monitor))
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - a forked process must not return
         text = str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}"
         _tell(channel, text)
         os._exit(1)
@@ -118,18 +121,17 @@ def _live(plan: Plan, channel: Channel, monitor: int) -> int:
     sockets, spare = pool_sizes(descriptors, other)
     pipes = PipePool(kernel, plan.pipe_size, spare)
     pipes.fill()
-    pools = (SocketPool(IPV4, sockets), SocketPool(IPV6, sockets))
-    engine = Engine(
-        kernel,
-        ToMonitor(channel, kernel),
-        plan.listeners,
-        Limits(descriptors),
-        pipes,
-        pools,
-        plan.families,
-        plan.stats.count,
-        other,
+    resources = Resources(
+        kernel=kernel,
+        monitor=ToMonitor(channel, kernel),
+        limits=Limits(descriptors),
+        pipes=pipes,
+        pools=(SocketPool(IPV4, sockets), SocketPool(IPV6, sockets)),
+        families=plan.families,
+        counters=plan.stats.count,
+        other_descriptors=other,
     )
+    engine = Engine(resources, plan.listeners)
     engine.epoll.register(isolate.CHANNEL_FD, 1)
 
     def on_channel() -> None:

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The pool of pipes that flows borrow, and the probe for how large a pipe may be.
 
-Pipes are leased, not owned: a direction that has passed on what it read holds no pipe, and the next one
-uses the same pipe, still warm in the cache. Only a direction whose sink blocked keeps its pipe, with
-the bytes in it. A pipe that isn't known to be empty never comes back: it would carry one client's
-bytes into another's stream. It is closed, and a new one takes its place when one is needed.
+Pipes are leased, not owned: a direction that has passed on what it read holds no pipe, and the next
+one uses the same pipe, still warm in the cache. Only a direction whose sink blocked keeps its pipe,
+with the bytes in it. A pipe that isn't known to be empty never comes back: it would carry one
+client's bytes into another's stream. It is closed, and a new one takes its place when one is
+needed.
 """
 
 from __future__ import annotations
@@ -28,15 +29,17 @@ class Pipe:
 
 
 def probe_size(kernel: Kernel, count: int = POOL_SIZE) -> int:
-    """The largest size, from MAX_PIPE_SIZE down by halves, that ``count`` pipes can have at once; in bytes.
+    """The largest size, from MAX_PIPE_SIZE down by halves, that ``count`` pipes can have at once;
+    in bytes.
 
-    Where even small pipes can't be had in that number (few descriptors, or the user's allowance spent),
-    the answer is MIN_PIPE_SIZE: pipes then keep the size they are born with. Nothing stays open.
+    Where even small pipes can't be had in that number (few descriptors, or the user's allowance
+    spent), the answer is MIN_PIPE_SIZE: pipes then keep the size they are born with. Nothing stays
+    open.
     """
     opened: list[tuple[int, int]] = []
     try:
         for _ in range(count):
-            opened.append(kernel.open_pipe())
+            opened.append(kernel.open_pipe())  # noqa: PERF401 - those before an error count
     except OSError:
         pass  # fewer pipes then share the probe: descriptors, not memory, are short
     try:
@@ -71,7 +74,7 @@ class PipePool:
             self.spare.append(pipe)
 
     def take(self) -> Pipe | None:
-        """An empty pipe, or None when the kernel has no more: then wait for one to be given back."""
+        """An empty pipe; None when the kernel has no more: then wait for one to be given back."""
         return self.spare.pop() if self.spare else self._new()
 
     def give(self, pipe: Pipe) -> None:

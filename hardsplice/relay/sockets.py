@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The namespace pools: sockets that the monitor opened in advance, by address family.
 
-A relay can't create a socket. It asks its monitor when half of a pool is used, and while a pool is empty
-it accepts nothing; the backlog waits in the kernel.
+A relay can't create a socket. It asks its monitor when half of a pool is used, and while a pool is
+empty it accepts nothing; the backlog waits in the kernel.
 
-The oldest socket is used first. The monitor closes its own copies right after it sent a batch, but a
-connection whose copy is still open elsewhere would not end when the relay closes it; a batch that waits
-behind another one gives the monitor all the time it needs.
+The oldest socket is used first. The monitor closes its own copies right after it sent a batch, but
+a connection whose copy is still open elsewhere would not end when the relay closes it; a batch that
+waits behind another one gives the monitor all the time it needs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ class SocketPool:
         self.asked = 0  # sockets that the monitor owes
 
     def want(self) -> int:
-        """How many to ask the monitor for now: none until half are used, and none while it owes some."""
+        """How many to ask the monitor for now: none until half are used, and none while it owes
+        some.
+        """
         if self.asked or 2 * len(self.ready) > self.size:
             return 0
         return self.size - len(self.ready)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Counters in anonymous shared memory: a relay writes them, its monitor reads them, and neither asks the kernel.
+"""Counters in anonymous shared memory: a relay writes them, its monitor reads them, and neither
+asks the kernel.
 
 The monitor makes the memory before it forks the relay, so the counts outlive a relay that died.
 """

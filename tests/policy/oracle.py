@@ -81,7 +81,7 @@ _POSITION = {
     "sendto": {"size": 2, "flags": 3, "addr": 4},
     "setsockopt": {"level": 1, "optname": 2},
     "shutdown": {"how": 1},
-    "socket": {"domain": 0, "type": 1},
+    "socket": {"domain": 0, "type": 1, "protocol": 2},
     "socketcall": {"call": 0},
     "socketpair": {"domain": 0, "type": 1},
     "splice": {"flags": 5},

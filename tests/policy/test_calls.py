@@ -108,6 +108,9 @@ def all_but(module: str, *names: str) -> Part:
 PARTS = {
     "relay": (
         all_but("relay/engine"),
+        all_but("relay/connecting"),
+        all_but("relay/moving"),
+        all_but("relay/table"),
         all_but("relay/pipes"),
         all_but("relay/kernel"),
         all_but("relay/sockets"),
@@ -123,6 +126,9 @@ PARTS = {
     "monitor": (
         all_but("relay/main"),
         all_but("relay/engine"),
+        all_but("relay/connecting"),
+        all_but("relay/moving"),
+        all_but("relay/table"),
         all_but("relay/pipes"),
         all_but("channel"),
         all_but("keeper"),

@@ -184,19 +184,19 @@ class Flow:
 
     def _write(self, direction: int) -> None:
         if self.held[direction]:
+            if self.fault == "fin-overtakes" and self._fin_is_there(direction):
+                self.held[direction], self.at_end[direction] = b"", True
+                return
             try:
                 sent = self.sides[1 - direction].send(self.held[direction])
             except BlockingIOError:
                 return
             self.held[direction] = self.held[direction][sent:]
-            if self.fault == "fin-overtakes" and self.held[direction]:
-                self._look_for_fin(direction)
 
-    def _look_for_fin(self, direction: int) -> None:
+    def _fin_is_there(self, direction: int) -> bool:
         poller = select.poll()
         poller.register(self.sides[direction], select.POLLRDHUP)
-        if poller.poll(0):
-            self.held[direction], self.at_end[direction] = b"", True
+        return bool(poller.poll(0))
 
     def _pass_on_end(self, direction: int) -> bool:
         if self.at_end[direction] and not self.held[direction] and not self.passed_on[direction]:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The contract over every way there is: plain TCP first, as its oracle, then through hardsplice.
 
-All ways run all the cases but the long ones, which watch for idleness or move much; they look at the
-same engine whatever the way, so two ways, which differ in everything, run them.
+All ways run all the cases but the long ones, which watch for idleness or move much; they look at
+the same engine whatever the way, so two ways, which differ in everything, run them.
 """
 
 from __future__ import annotations

@@ -37,6 +37,7 @@ RESTART = 0.2  # seconds from a relay's death to the next connection's first ans
 class Setup:
     """An instance with a lane each way."""
 
+    namespace: Namespace
     instance: Instance
     inbound: Lane
     outbound: Lane
@@ -44,8 +45,8 @@ class Setup:
 
     def relay_of(self, lane: Lane) -> int:
         """The relay that serves the lane: the one that lives where the lane's server does."""
-        inside = int(self.inbound.ends.server_table)
-        here = procfs.namespace(inside if lane is self.inbound else os.getpid(), "net")
+        pid = self.namespace.pid if lane is self.inbound else os.getpid()
+        here = procfs.namespace(pid, "net")
         return next(pid for pid in self.instance.relays() if procfs.namespace(pid, "net") == here)
 
 
@@ -61,19 +62,19 @@ def setup(identity: Identity, launch: Launch) -> Iterator[Callable[[], Setup]]:
                 identity, "-f", "-t", f"127.0.0.1/{port}:80", "-T", f"127.0.0.1/81:{port + 1}",
                 str(namespace.pid),
             ).wait_ready()  # fmt: skip
-            table, inside = str(namespace.pid), namespace.socket
+            inside = namespace.socket
             family = socket.AF_INET
             lanes = [
                 Lane(ends, instance.processes)
                 for ends in (
-                    Ends(family, port, 80, server_side=inside, server_table=table),
-                    Ends(family, 81, port + 1, client_side=inside, client_table=table),
+                    Ends(family, port, 80, server_side=inside),
+                    Ends(family, 81, port + 1, client_side=inside),
                 )
             ]
             for lane in lanes:
                 stack.callback(lane.close)
                 lane.listen()
-            return Setup(instance, lanes[0], lanes[1], port)
+            return Setup(namespace, instance, lanes[0], lanes[1], port)
 
         yield make
 

@@ -24,7 +24,7 @@ assert contract_urgent.SCRIPTS  # importing it entered its cases
 CAUGHT_BY = {
     "end-at-hangup": "fin_behind_blocked_data-server",
     "end-at-fin": "half_close-client-100-fast",
-    "fin-overtakes": "half_close-client-20971520-slow",
+    "fin-overtakes": "fin_behind_blocked_data-client",
     "urgent-lost": "urgent-client-middle-inline",
     "urgent-spins": "urgent_untaken-client-alone",
     "reset-as-fin": "reset_fresh-client",

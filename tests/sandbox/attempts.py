@@ -77,7 +77,8 @@ X32 = 0x40000000  # __X32_SYSCALL_BIT
 
 _room = ctypes.create_string_buffer(1 << 16)
 _used = 0
-PAGES = ctypes.addressof(ctypes.c_char.from_buffer(mmap.mmap(-1, 4 * mmap.PAGESIZE)))
+_pages = mmap.mmap(-1, 4 * mmap.PAGESIZE)
+PAGES = ctypes.addressof(ctypes.c_char.from_buffer(_pages))
 
 
 def place(contents: bytes) -> int:
@@ -107,8 +108,6 @@ _ARGUMENTS = longs(_PROGRAM, 0)
 _NOTHING = longs(0, 0, 0, 0, 0, 0, 0, 0)
 _ZEROS = place(bytes(256))
 _LIMIT = longs(1024, 1024)
-_ABSTRACT = place(struct.pack("=H", socket.AF_UNIX) + b"\0hardsplice tests")
-_ABSTRACT_LENGTH = 2 + 17
 _LINGER = place(struct.pack("ii", 0, 0))
 _PATHS = {
     text: place(text.encode()) for text in ("/", "/proc", "/proc/self/mem", "/etc/passwd", "etc/passwd", "x", "")
@@ -248,7 +247,7 @@ def _files() -> list[Row]:
         _simple("unlink", path["/"], bare=REACHES),
         _simple("mknodat", _AT_FDCWD, path[""], 0, 0, bare=REACHES),
         _simple("chdir", path["/"]),
-        _simple("chroot", path["/"]),
+        _simple("chroot", path["/"], bare=REACHES),
         _simple("mount", 0, path[""], 0, 0, 0, bare=REACHES),
         _simple("umount2", path[""], 0, bare=REACHES),
         _simple("pivot_root", path[""], path[""], bare=REACHES),
@@ -281,7 +280,7 @@ def _programs() -> list[Row]:
             lambda _: call("clone", 0x01200000 | signal_number, 0, 0, _ZEROS, 0),
             roles=("relay-in", "relay-out", "init"),
         ),
-        _simple("getpid"),
+        Row("getpid", lambda _: call("getpid"), roles=(*RELAYS, "init")),
         _simple("setuid", 0, bare=REACHES),
         _simple("setresuid", 0, 0, 0, bare=REACHES),
         _simple("setgroups", 0, 0, bare=REACHES),
@@ -307,7 +306,7 @@ def _others() -> list[Row]:
 
     outside = "a process outside"
     return [
-        Row("ptrace of the monitor", lambda s: call("ptrace", 16, s.parent, 0, 0), RELAYS),
+        Row("ptrace of the monitor", lambda s: call("ptrace", 0x4206, s.parent, 0, 0), RELAYS),
         Row(
             "process_vm_readv of the monitor",
             parent("process_vm_readv", _IOVEC, 1, longs(PAGES, 8), 1, 0),
@@ -334,6 +333,7 @@ def _others() -> list[Row]:
         Row(
             f"pidfd_send_signal to {outside}",
             lambda s: call("pidfd_send_signal", s.props["victim"], 0, 0, 0),
+            bare=REACHES,
         ),
         Row(
             f"SIGKILL to {outside}, by the one signal call that a monitor has",
@@ -452,11 +452,17 @@ def _sockets() -> list[Row]:
     def listen(scene: Scene) -> int:
         return call("listen", scene.pooled(), 1)
 
-    def abstract(prop: str) -> Callable[[Scene], int]:
-        return lambda s: call("connect", s.props[prop], _ABSTRACT, _ABSTRACT_LENGTH)
+    def local(scene: Scene, kind: str) -> bytes:
+        """struct sockaddr_un of an abstract socket that a process outside serves."""
+        return struct.pack("=H", socket.AF_UNIX) + f"\0{scene.job.abstract}-{kind}".encode()
+
+    def abstract(scene: Scene) -> int:
+        address = local(scene, "stream")
+        return call("connect", scene.props["stream"], place(address), len(address))
 
     def abstract_datagram(scene: Scene) -> int:
-        message = longs(_ABSTRACT, _ABSTRACT_LENGTH, _IOVEC, 1, 0, 0, 0)
+        address = local(scene, "datagram")
+        message = longs(place(address), len(address), _IOVEC, 1, 0, 0, 0)
         return call("sendmsg", scene.props["datagram"], message, socket.MSG_NOSIGNAL)
 
     refused = dict.fromkeys(SERVING, "EACCES")
@@ -488,14 +494,13 @@ def _sockets() -> list[Row]:
         Row("listen", listen, roles=SERVING),
         Row(
             "connect to an abstract socket",
-            abstract("stream"),
+            abstract,
             elsewhere=dict.fromkeys(SERVING, "EPERM"),  # Landlock's scope
         ),
         Row(
             "a message to an abstract socket",
             abstract_datagram,
             elsewhere=dict.fromkeys(MONITORS, "EPERM"),
-            bare=REACHES,
         ),
         Row(
             "another option",

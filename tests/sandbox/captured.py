@@ -151,13 +151,21 @@ class Surroundings:
         self.program, self.identity = program, identity
         self.inward, self.outward, self.other = (free_ports(3) + n for n in range(3))
 
-    def _servers(self, stack: contextlib.ExitStack, namespace: Namespace) -> None:
+    def _servers(self, stack: contextlib.ExitStack, namespace: Namespace) -> str:
+        """Open what attempts are to reach or not; the name of the abstract sockets."""
+        name = f"hardsplice-tests-{os.getpid()}"
+        for kind, number in (("stream", socket.SOCK_STREAM), ("datagram", socket.SOCK_DGRAM)):
+            local = stack.enter_context(socket.socket(socket.AF_UNIX, number))
+            local.bind(f"\0{name}-{kind}")
+            if number == socket.SOCK_STREAM:
+                local.listen(128)
         for port in (self.outward, self.other):
             stack.enter_context(socket.create_server(("127.0.0.1", port)))
         for port in (80, 81):
             server = stack.enter_context(namespace.socket(socket.AF_INET))
             server.bind(("127.0.0.1", port))
             server.listen()
+        return name
 
     def attempt(
         self, role: str, attempts: Sequence[str], *, bare: bool, clients: int = 0, helper: bool = False
@@ -169,8 +177,10 @@ class Surroundings:
         ports = {"target": 80, "other": 81} if inside else {"target": self.outward, "other": self.other}
         with contextlib.ExitStack() as stack:
             stack.callback(board.close)
+            namespace = stack.enter_context(Namespace(self.identity))
             job = Job(
                 board=path,
+                abstract=self._servers(stack, namespace),
                 role=role,
                 attempts=tuple(attempts),
                 bare=bare,
@@ -179,8 +189,6 @@ class Surroundings:
                 victim=stack.enter_context(victim(self.identity)),
                 helper=self.program.helper() if helper else "",
             )
-            namespace = stack.enter_context(Namespace(self.identity))
-            self._servers(stack, namespace)
             arguments = ["-f"]
             if role == "init":
                 arguments += ["--", "sleep", "1000"]

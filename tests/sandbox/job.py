@@ -37,6 +37,7 @@ class Job:
     helper: str = ""  # a shared library for calls by another convention
     victim: int = 0  # a process that has nothing to do with hardsplice
     ports: dict[str, int] = field(default_factory=dict)  # of this role's namespace: "target", "other"
+    abstract: str = ""  # the name of abstract sockets that somebody outside serves
     props: bool = False  # keep some descriptors that no process of hardsplice would have
 
     def dump(self) -> str:

@@ -99,7 +99,9 @@ def install(program: bytes) -> None:
         for index in range(len(job.attempts)):
             pid = linux.fork()
             if pid == 0:
-                signal.setitimer(signal.ITIMER_REAL, PATIENCE / 2)
+                # Without the filter some numbers just wait, as pause(2) does; that is an answer, too.
+                waits = job.bare and not job.attempts[index].startswith("row:")
+                signal.setitimer(signal.ITIMER_REAL, 0.2 if waits else PATIENCE / 2)
                 if not job.bare:
                     _set_seccomp_filter(program)
                 attempt_now(index)

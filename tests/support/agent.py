@@ -5,7 +5,8 @@ It is started as `unshare ... python3 -c <this text> FD` and needs nothing but t
 so that any user may run it wherever the tests' own files are readable or not. A socket belongs for
 good to the namespace in which it was created, so the test process can bind, listen, connect and
 accept with it from outside. Protocol on the socket FD: one byte "4" or "6" asks for a TCP socket of
-that family, which comes back over SCM_RIGHTS; end of file ends the agent and so the namespace.
+that family, "d" for one of sock_diag(7); it comes back over SCM_RIGHTS. End of file ends the agent
+and so the namespace.
 """
 
 import fcntl
@@ -27,9 +28,13 @@ def loopback_up() -> None:
 def serve(channel: socket.socket) -> None:
     """Make sockets until the test process hangs up."""
     channel.send(b"up")
+    kinds = {
+        b"4": (socket.AF_INET, socket.SOCK_STREAM, 0),
+        b"6": (socket.AF_INET6, socket.SOCK_STREAM, 0),
+        b"d": (socket.AF_NETLINK, socket.SOCK_DGRAM, 4),  # NETLINK_SOCK_DIAG, linux/netlink.h
+    }
     while request := channel.recv(1):
-        family = socket.AF_INET if request == b"4" else socket.AF_INET6
-        with socket.socket(family, socket.SOCK_STREAM) as made:
+        with socket.socket(*kinds[request]) as made:
             socket.send_fds(channel, [b"s"], [made.fileno()])
 
 

@@ -88,7 +88,14 @@ class Namespace:
 
     def socket(self, family: socket.AddressFamily) -> socket.socket:
         """A TCP socket that belongs to this namespace."""
-        self._channel.send(b"4" if family == socket.AF_INET else b"6")
+        return self._made(b"4" if family == socket.AF_INET else b"6")
+
+    def asker(self) -> socket.socket:
+        """A socket to ask about TCP sockets of this namespace with; see diag.py."""
+        return self._made(b"d")
+
+    def _made(self, request: bytes) -> socket.socket:
+        self._channel.send(request)
         _, (descriptor,), _, _ = socket.recv_fds(self._channel, 1, 1)
         return socket.socket(fileno=descriptor)
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from tests.support import procfs
+from tests.support import diag, procfs
 from tests.support.netns import Identity, Namespace
 from tests.support.product import Instance, Program, free_ports
 from tests.support.stream import PATIENCE, Violation, close_all
@@ -38,6 +38,7 @@ _TARGETS = 30_000  # the first port of servers in the namespace
 _INSIDE = 20_000  # the first port of listeners in the namespace
 
 SocketMaker = Callable[[socket.AddressFamily], socket.socket]
+AskerMaker = Callable[[], socket.socket]
 
 
 def _here(family: socket.AddressFamily) -> socket.socket:
@@ -58,9 +59,8 @@ class Ends:
     client_side: SocketMaker = _here
     server_side: SocketMaker = _here
     spliced: bool = True
-    client_table: str = "self"
-    server_table: str = "self"
-    """Processes under /proc in whose network namespaces clients and servers are."""
+    client_asker: AskerMaker = diag.asker
+    server_asker: AskerMaker = diag.asker
 
 
 class Lane:
@@ -140,13 +140,12 @@ class Lane:
 
     def stays_unread(self, sock: socket.socket, within: float = 0.1) -> bool:
         """Whether what `sock` sent remains in the receive queue of the socket that it talks to."""
-        ports = sock.getpeername()[1], sock.getsockname()[1]
-        is_client = ports[0] == self.ends.entry
-        table = self.ends.client_table if is_client else self.ends.server_table
+        is_client = sock.getpeername()[1] == self.ends.entry
         deadline = time.monotonic() + within
-        while time.monotonic() < deadline:
-            if not procfs.unread(table, *ports):
-                return False
+        with (self.ends.client_asker if is_client else self.ends.server_asker)() as asker:
+            while time.monotonic() < deadline:
+                if not diag.unread_by_peer(asker, sock):
+                    return False
         return True
 
     def forget(self, sock: socket.socket) -> None:
@@ -222,13 +221,13 @@ class Service:
     def lane(self, family: socket.AddressFamily, *, inbound: bool) -> Iterator[Lane]:
         instance = self.instance()
         number = next(self._lanes) % LANES
-        inside, table = self.namespace.socket, str(self.namespace.pid)
+        inside, asker = self.namespace.socket, self.namespace.asker
         if inbound:
             entry, exit_ = self._inward + number, _TARGETS + number
-            ends = Ends(family, entry, exit_, server_side=inside, server_table=table)
+            ends = Ends(family, entry, exit_, server_side=inside, server_asker=asker)
         else:
             entry, exit_ = _INSIDE + number, self._outward + number
-            ends = Ends(family, entry, exit_, client_side=inside, client_table=table)
+            ends = Ends(family, entry, exit_, client_side=inside, client_asker=asker)
         before = instance.processes()
         with contextlib.closing(Lane(ends, instance.processes)) as lane:
             yield lane

@@ -8,7 +8,6 @@ of one process raise ProcessLookupError then, readers of many leave it out.
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -114,16 +113,6 @@ def descriptors(pid: int) -> dict[int, str]:
 def namespace(pid: int, kind: str) -> str:
     """The identity of a namespace ("net", "user", "pid", "mnt", "ipc", "uts") of the process."""
     return os.readlink(f"/proc/{pid}/ns/{kind}")
-
-
-def unread(process: str, local: int, remote: int) -> int:
-    """Bytes in the receive queue of the TCP socket with these ports, in the process's namespace."""
-    # The fields are: local address, remote address, state, send queue:receive queue.
-    pattern = re.compile(rf":{local:04X} [0-9A-F]+:{remote:04X} \w\w \w+:(\w+) ")
-    for table in ("tcp", "tcp6"):
-        if found := pattern.search(_read(process, f"net/{table}")):
-            return int(found[1], 16)
-    return 0
 
 
 def resident(pid: int) -> int:

@@ -12,8 +12,9 @@ import errno
 import pytest
 
 from hardsplice.channel import Note
-from hardsplice.relay.engine import GRACE_PATIENCE, ROUNDS_A_TURN
 from hardsplice.relay.flow import CLIENT, TARGET
+from hardsplice.relay.moving import ROUNDS_A_TURN
+from hardsplice.relay.table import GRACE_PATIENCE
 from tests.support.fake_kernel import FakeKernel
 from tests.support.fake_relay import FOUR, ONE, SIX, Relay
 from tests.support.fake_tcp import HUP, Peer
@@ -341,6 +342,31 @@ def test_a_reset_behind_urgent_data_is_passed_on(side: int) -> None:
     relay.settle()
     assert reader.saw == "reset"
     assert b"before!after".startswith(reader.got)
+    relay.check_idle()
+
+
+@pytest.mark.parametrize("first", [CLIENT, TARGET])
+def test_a_hup_that_is_older_than_the_wish_for_urgent_data_ends_nothing(first: int) -> None:
+    """Both have an event in one batch; that of the sink unblocks what the source's is about."""
+    relay = Relay(FakeKernel(send_buffer=4, window=4))
+    client, server = relay.connect()
+    server.finish()
+    relay.settle()
+    client.send(TEXT[:12])
+    client.send_urgent(b"!")
+    relay.settle()
+    assert server.got == TEXT[:4]
+    server.read(4)
+    relay.settle()
+    client.finish()  # the client's socket is shut both ways
+    server.read(4)
+    fds = relay.pairs[0].flow.fd
+    relay.epoll.masks = {fd: relay.epoll.masks[fd] for fd in (fds[first], fds[1 - first])}
+    relay.epoll.masks.update(dict.fromkeys(relay.engine.listeners, 1))
+    assert len(relay.epoll.ready()) == 2
+    relay.settle()
+    read_all(relay, server)
+    assert (bytes(server.received), server.saw, server.marks) == (TEXT[:12] + b"!", "fin", [12])
     relay.check_idle()
 
 

@@ -11,7 +11,7 @@ import errno
 import pytest
 
 from hardsplice.channel import Note
-from hardsplice.relay.engine import SHORT_SECONDS
+from hardsplice.relay.connecting import SHORT_SECONDS
 from hardsplice.relay.flow import CLIENT, TARGET
 from tests.support.fake_kernel import FakeKernel
 from tests.support.fake_relay import FOUR, ONE, SIX, Relay

@@ -48,7 +48,7 @@ LEGAL = {
     "PAUSED": {"CONNECT": "CONNECTING", "RESUME": "OPEN", "ABANDON": "FINISHED"},
     "CONNECTING": {"CONNECT": "CONNECTING", "RESUME": "OPEN"},
     "OPEN": {"STARVE": "PAUSED", "BLOCK": "BLOCKED", "END": "FINISHED", "ABANDON": "FINISHED"},
-    "BLOCKED": {"DRAIN": "OPEN", "ABANDON": "FINISHED"},
+    "BLOCKED": {"BLOCK": "BLOCKED", "DRAIN": "OPEN", "ABANDON": "FINISHED"},
     "FINISHED": {"ABANDON": "FINISHED"},
 }
 
@@ -218,9 +218,8 @@ def test_the_event_bits_are_the_kernels(name: str) -> None:
 
 def test_the_diagram_shows_each_transition_once() -> None:
     lines = diagram().splitlines()
-    assert lines[0] == "digraph direction {"
-    assert lines[-1] == "}"
-    assert len(set(lines[1:-1])) == len(NEXT)
+    assert lines[:2] == ["stateDiagram-v2", f"    [*] --> {STATE_NAMES[PAUSED]}"]
+    assert lines[-1] == f"    {STATE_NAMES[FINISHED]} --> [*]"
+    assert len(lines[2:-1]) == len(set(lines)) - 3 == len(NEXT)
     for (state, what), after in NEXT.items():
-        edge = f'    {STATE_NAMES[state]} -> {STATE_NAMES[after]} [label="{what.name}"];'
-        assert edge in lines
+        assert f"    {STATE_NAMES[state]} --> {STATE_NAMES[after]}: {what.name}" in lines

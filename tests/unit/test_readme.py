@@ -9,7 +9,7 @@ README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_diagram_of_a_direction_is_the_transition_table() -> None:
-    assert f"```dot\n{flow.diagram()}\n```" in README
+    assert f"```mermaid\n{flow.diagram()}\n```" in README
 
 
 def test_every_module_has_its_place_in_the_map_of_the_house() -> None:

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A program that is this checkout's hardsplice under a foreign Python: for `pytest --hardsplice`.
+
+Other than the guests, it runs among the host's own files and namespaces, so that whatever tests
+start hardsplice can start it. `python -m tests.arches.launcher [SUITE]` makes it and
+tells its path.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+from tests.arches import debian, folder
+
+# A folder with a __main__.py is a program to Python, and first on its path.
+_MAIN = """\
+import sys
+from hardsplice.__main__ import main
+sys.exit(main())
+"""
+# The loader is named, since the program's own name for it leads to the host's, if to any. Nothing
+# is said by environment variables, which a COMMAND would inherit.
+_SCRIPT = """\
+#!/bin/sh
+exec {tree}/lib/ld-linux.so.2 --library-path {tree}/lib/i386-linux-gnu \\
+    {tree}/usr/bin/python3 -I {sources} "$@"
+"""
+
+
+def make(release: debian.Release) -> Path:
+    """The launcher's path. Raises debian.Unavailable."""
+    tree = debian.python_tree(release)
+    place = debian.cache_folder() / f"hardsplice-{release}"
+    shutil.rmtree(place, ignore_errors=True)
+    sources = folder.stage(place / "hardsplice")
+    (sources / "__main__.py").write_text(_MAIN)
+    launcher = place / "run"
+    launcher.write_text(_SCRIPT.format(tree=tree, sources=sources))
+    launcher.chmod(0o755)
+    return launcher
+
+
+if __name__ == "__main__":
+    print(make(debian.Release(sys.argv[1] if len(sys.argv) > 1 else "bookworm", "i386")))

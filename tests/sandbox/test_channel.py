@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A process that was taken over abuses its channel: whoever listens there must come to no harm.
+
+The one above a relay ends it, holds none of the descriptors that it was sent, and starts a clean one. What comes
+from the target monitor or from PID 1 of a COMMAND may end hardsplice, but with a line that says why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from tests.sandbox import actions
+from tests.sandbox.captured import Captured, end
+from tests.sandbox.job import VARIABLE, Board, Job
+from tests.support import procfs
+from tests.support.netns import Identity, Namespace
+from tests.support.product import Instance, free_ports
+from tests.support.stream import PATIENCE, eventually
+
+pytestmark = pytest.mark.usefixtures("nothing_left_behind")
+
+
+@pytest.fixture(scope="module")
+def captured() -> Iterator[Captured]:
+    program = Captured()
+    yield program
+    program.close()
+
+
+class Running:
+    """A product that serves both directions, one process of which waits for the word."""
+
+    def __init__(self, instance: Instance, board: Board, port: int, servers: list[socket.socket]) -> None:
+        self.instance, self.board, self.port = instance, board, port
+        self.inside, self.host = servers
+
+    def connection(self) -> tuple[socket.socket, socket.socket]:
+        """Through the inbound relay."""
+        client = socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
+        self.inside.settimeout(PATIENCE)
+        return client, self.inside.accept()[0]
+
+    def exchange(self) -> None:
+        """A connection works."""
+        client, server = self.connection()
+        with client, server:
+            client.sendall(b"there")
+            assert server.recv(5) == b"there"
+            server.sendall(b"back")
+            assert client.recv(4) == b"back"
+
+    def poke(self) -> None:
+        """Make the relay's loop turn."""
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
+            pass
+
+    def go(self) -> None:
+        """Say the word, and wait until the process has acted."""
+        self.board.go = True
+
+        def acted() -> bool:
+            self.poke()
+            return bool(self.board.text) or self.instance.process.poll() is not None
+
+        eventually(acted, "the process did not act")
+
+
+@contextlib.contextmanager
+def running(
+    captured: Captured, identity: Identity, role: str, action: str, *more: str,
+    descriptors: int | None = None,
+) -> Iterator[Running]:  # fmt: skip
+    """The product with a process that will act."""
+    board, path = captured.board()
+    port = free_ports(2)
+    job = Job(board=path, role=role, action=action)
+    with contextlib.ExitStack() as stack:
+        stack.callback(board.close)
+        namespace = stack.enter_context(Namespace(identity))
+        inside = stack.enter_context(namespace.socket(socket.AF_INET))
+        inside.bind(("127.0.0.1", 80))
+        inside.listen()
+        host = stack.enter_context(socket.create_server(("127.0.0.1", port + 1)))
+        arguments = ["-f", *more, "-t", f"127.0.0.1/{port}:80", "-T", f"127.0.0.1/82:{port + 1}"]
+        arguments += ["-t", f"127.0.0.1/{port + 2}:79", str(namespace.pid)]  # nobody listens at 79
+        instance = Instance(
+            captured, identity, arguments, environment={VARIABLE: job.dump()}, descriptors=descriptors
+        )
+        stack.callback(end, instance)
+        instance.wait_ready()
+        yield Running(instance, board, port, [inside, host])
+
+
+def monitors(instance: Instance) -> dict[int, list[str]]:
+    """What the processes that keep relays hold, by pid: kinds of descriptors."""
+    family = [pid for pid in instance.processes() if pid not in instance.relays()]
+    return {
+        pid: sorted(target.partition(":[")[0] for target in procfs.descriptors(pid).values())
+        for pid in family
+    }
+
+
+@pytest.mark.parametrize("action", actions.FORBIDDEN)
+def test_a_relay_that_breaks_the_protocol_is_replaced(captured: Captured, action: str) -> None:
+    identity = Identity("root" if os.geteuid() == 0 else "user")
+    with running(captured, identity, "relay-in", action) as product:
+        product.exchange()
+        before, relays = monitors(product.instance), product.instance.relays()
+        product.go()
+        eventually(
+            lambda: len(set(product.instance.relays()) - set(relays)) == 1
+            and len(product.instance.relays()) == 2,
+            lambda: f"the relay was not replaced; {product.instance.messages()}",
+            within=3,
+        )
+        while product.inside.fileno() >= 0:  # what the relay had accepted last
+            product.inside.settimeout(0)
+            try:
+                product.inside.accept()[0].close()
+            except BlockingIOError:
+                break
+        product.exchange()
+        assert monitors(product.instance) == before
+        assert "the relay was started again" in product.instance.messages()
+        product.instance.stop()
+
+
+@pytest.mark.parametrize("action", actions.TOLERATED)
+def test_a_relay_that_talks_too_much_harms_nobody(captured: Captured, identity: Identity, action: str) -> None:
+    with running(captured, identity, "relay-in", action) as product:
+        before = product.instance.processes()
+        product.go()
+        held = monitors(product.instance)
+        assert set(held) <= set(before)
+        eventually(lambda: max(map(len, monitors(product.instance).values())) < 40, "descriptors stay")
+        assert "\x1b" not in product.instance.messages()
+        assert product.instance.process.poll() is None
+        product.instance.stop()
+
+
+@pytest.mark.parametrize("action", [*actions.FORBIDDEN, *actions.TOLERATED])
+def test_each_abuse_reaches_whoever_does_not_look(action: str) -> None:
+    """A receiver that takes anything gets the very records: they are what their names say."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        {**actions.FORBIDDEN, **actions.TOLERATED}[action](theirs)
+        packet, fds, _, _ = socket.recv_fds(ours, 1 << 20, 253)
+        for fd in fds:
+            os.close(fd)
+        assert packet or "no byte" in action or "without a byte" in action
+        assert bool(fds) == ("descriptor" in action)
