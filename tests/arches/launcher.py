@@ -42,5 +42,14 @@ def make(release: debian.Release) -> Path:
     return launcher
 
 
+def _main() -> str | None:
+    suite = sys.argv[1] if len(sys.argv) > 1 else "bookworm"
+    try:
+        print(make(debian.Release(suite, "i386")))
+    except debian.Unavailable as reason:
+        return f"cannot make an i386 hardsplice: {reason}"
+    return None
+
+
 if __name__ == "__main__":
-    print(make(debian.Release(sys.argv[1] if len(sys.argv) > 1 else "bookworm", "i386")))
+    sys.exit(_main())

@@ -190,11 +190,11 @@ def _abuse(name: str, subject: Any, board: Board) -> None:
         sock = subject.monitor.channel.socket
     else:
         sock = (subject.parent if hasattr(subject, "parent") else subject).socket
+    board.text = name  # first: what it does may be the end of it
     if name == "lingering":
         _lingering(sock, subject)
     else:
         {**FORBIDDEN, **TOLERATED}[name](sock)
-    board.text = name
     if hasattr(subject, "epoll") and name not in TOLERATED:
         while True:  # it does not leave by itself
             subject.epoll.poll(0.05, 1)

@@ -67,7 +67,7 @@ class Running:
             self.poke()
             return bool(self.board.text) or self.instance.process.poll() is not None
 
-        eventually(acted, "the process did not act")
+        eventually(acted, lambda: f"it did not act; {self.instance.messages()}", within=3)
 
 
 @contextlib.contextmanager

@@ -135,7 +135,9 @@ class Relay:
             before = self.kernel.progress
             self.turn()
             turns += 1
-            if self.epoll.blocked and not (self.generous and self.monitor.asked):
+            # A turn that slept may have made work for the next one: pipes for directions that waited.
+            asleep = self.epoll.blocked and not self.epoll.ready()
+            if asleep and not (self.generous and self.monitor.asked):
                 self.check()
                 return turns
             idle = 0 if self.kernel.progress != before else idle + 1
