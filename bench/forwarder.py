@@ -26,8 +26,10 @@ _numbers = itertools.count()
 class Forwarder:
     """A forwarder and the bed that it leads to; use it as a context."""
 
-    def __init__(self, kit: Kit, peer: Peer, owner: Identity) -> None:
-        """Start it, and wait until it answers with the bytes of the right namespace."""
+    def __init__(self, kit: Kit, peer: Peer, wanted: Identity) -> None:
+        """Start it, as the wanted user if it can be, and wait until it answers with the bytes of
+        the right namespace."""
+        owner = peer.owner(wanted)
         self.peer = peer
         self.kit = kit
         self.port = free_ports()

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Who is compared, and how each is started: with what its own documentation recommends for the job.
 
-The job is the same for all: 127.0.0.1:PORT of this namespace leads to 127.0.0.1:80 of a bed's. Each has one
-core, where the run is pinned; each may open as many files as it likes; none logs connections; each
-that can be told how deep to queue is told the most. Whoever finds a better setting for
-a peer should put it here: the benchmark is worth something only as long as its losers agree with it.
+The job is the same for all: 127.0.0.1:PORT of this namespace leads to 127.0.0.1:80 of a bed's. Each
+runs as the same ordinary user where it can, has one core where the run is pinned, may open as many
+files as any other, and logs no connections; each that can be told how deep to queue is told the
+most. Whoever finds a better setting for a peer should put it here: the benchmark is worth something
+only as long as its losers agree with it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import re
 import resource
 import shutil
+import stat
 import subprocess
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -23,9 +25,12 @@ from bench.load import Bed, Kit, on
 from tests.support.netns import Identity, clean_environment
 from tests.support.product import Program
 
+LISTENER = "{listener}"
 BACKLOG = 4096
 MOST_CONNECTIONS = 20_000
 ENOUGH_FILES = 65_536
+TUN = Path("/dev/net/tun")
+THIS_USER = Identity("root" if os.geteuid() == 0 else "user")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +58,11 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """How to start a forwarder. `listener`: pass a listening socket, by its number."""
+    """How to start a forwarder: words for its user, and `before` them, words for who measures."""
 
     words: list[str]
     environment: dict[str, str] = field(default_factory=dict)
+    before: list[str] = field(default_factory=list)
 
 
 class Peer(ABC):
@@ -64,6 +70,7 @@ class Peer(ABC):
 
     name: str
     program: str
+    wants_root = False
     wants_listener = False  # a socket listening on the port, whose number replaces LISTENER
     brings_own_bed = False  # makes its own namespace and runs the server in it
 
@@ -72,27 +79,30 @@ class Peer(ABC):
         self.label = f"{self.name}.{label}" if label else self.name
         self.path = shutil.which(program or self.program, path=_search_path()) or ""
 
-    def obstacle(self, owner: Identity) -> str:
-        """Why this can't be measured here, for this owner; empty if it can."""
+    def owner(self, wanted: Identity) -> Identity:
+        """Who it runs as, where `wanted` is who it should."""
+        return THIS_USER if self.wants_root else wanted
+
+    def obstacle(self, wanted: Identity) -> str:
+        """Why this can't be measured here; empty if it can."""
         if not self.path:
             return f"{self.program} is not installed"
-        return self._refuses(owner)
+        if self.wants_root and os.geteuid() != 0:
+            return "it needs root"
+        return self._obstacle(self.owner(wanted))
 
-    def _refuses(self, owner: Identity) -> str:
+    def _obstacle(self, owner: Identity) -> str:
         del owner
         return ""
 
     @abstractmethod
     def command(self, place: Place) -> Command:
-        """How to start it there, as the place's owner (who is not yet part of the words)."""
+        """How to start it there."""
 
     def version(self) -> str:
         """The program's own word."""
         said = _output([self.path, "--version"])
         return next((line.strip() for line in said.splitlines() if re.search(r"\d", line)), "?")
-
-
-LISTENER = "{listener}"
 
 
 def _search_path() -> str:
@@ -146,6 +156,30 @@ class Hardsplice(Peer):
         return done.stdout.strip() or "?"
 
 
+def _may_open_tun(owner: Identity) -> bool:
+    words = owner.wrap(["test", "-w", str(TUN)])
+    return subprocess.run(words, check=False).returncode == 0
+
+
+def _open_tun(place: Place) -> Path:
+    """A device node like TUN that everybody may open; needs root."""
+    node = place.file("tun")
+    if not node.exists():
+        os.mknod(node, stat.S_IFCHR | 0o666, TUN.stat().st_rdev)
+        node.chmod(0o666)
+    return node
+
+
+def _showing(ours: Path, *theirs: Path) -> list[str]:
+    """Words before a command that show it `ours` in the place of other files; needs root.
+
+    The mount namespace that this takes ends with the command; nobody else sees anything of it.
+    """
+    mounts = " && ".join(f'mount --bind "$0" {path}' for path in theirs)
+    script = f'{mounts} && exec "$@"'
+    return ["unshare", "-m", "--propagation", "private", "bash", "-c", script, str(ours)]
+
+
 def _target(place: Place) -> list[str]:
     """What hardsplice and pasta are told about the namespace: in the same words."""
     if place.bed.path is not None:
@@ -155,17 +189,29 @@ def _target(place: Place) -> list[str]:
 
 class Pasta(Peer):
     """passt's namespace half. TCP from loopback to loopback takes its spliced path, without the tap
-    device; UDP and the other direction are off."""
+    device, though it has one; UDP and the other direction are off."""
 
     name = "pasta"
     program = "pasta"
 
+    def _obstacle(self, owner: Identity) -> str:
+        if self._splices_only() or _may_open_tun(owner) or os.geteuid() == 0:
+            return ""
+        return f"{owner.name} may not open {TUN}"
+
+    def _splices_only(self) -> bool:
+        return "--splice-only" in _output([self.path, "--help"])
+
     def command(self, place: Place) -> Command:
         spec = f"127.0.0.1/{place.port}:{place.bed.port}"
-        nothing_else = ["-T", "none", "-u", "none", "-U", "none"]
-        if "--splice-only" in _output([self.path, "--help"]):
-            nothing_else.append("--splice-only")
-        return Command([self.path, "-f", "-q", "-t", spec, *nothing_else, *_target(place)])
+        words = [self.path, "-f", "-q", "-t", spec, "-T", "none", "-u", "none", "-U", "none"]
+        if place.owner.is_root:
+            words += ["--runas", "0:0"]  # as its default, nobody, it could not join
+        if self._splices_only():
+            return Command([*words, "--splice-only", *_target(place)])
+        # On most systems everybody may open it. Where not, show this one process another node.
+        before = [] if _may_open_tun(place.owner) else _showing(_open_tun(place), TUN)
+        return Command([*words, *_target(place)], before=before)
 
     def version(self) -> str:
         packaged = _output(["dpkg-query", "-W", "-f", "passt ${Version}", "passt"])
@@ -179,16 +225,16 @@ class Haproxy(Peer):
 
     name = "haproxy"
     program = "haproxy"
-
-    def _refuses(self, owner: Identity) -> str:
-        return "" if owner.is_root else "its option namespace needs root"
+    wants_root = True  # for setns(2)
 
     def command(self, place: Place) -> Command:
         settings = place.file("haproxy.cfg")
+        # It wants two files a connection, and half a file for pipes, or it doesn't start.
+        most = min(MOST_CONNECTIONS, (most_files() - 64) * 2 // 5)
         settings.write_text(f"""\
 global
     nbthread 1
-    maxconn {MOST_CONNECTIONS}
+    maxconn {most}
     tune.pipesize 1048576
 defaults
     mode tcp
@@ -253,21 +299,27 @@ class Socat(Peer):
 
 class Rootlesskit(Peer):
     """The builtin port driver that rootless Docker uses; slirp4netns is its network, which the
-    forwarded connections don't touch. It makes its own namespace, so the server is its command."""
+    forwarded connections don't touch. It makes its own namespace, so the server is its command.
+
+    An ordinary user needs a range of subordinate IDs and a login; the benchmark's has neither, so
+    root runs it, with a range of its own. It makes a user namespace all the same."""
 
     name = "rootlesskit"
     program = "rootlesskit"
     brings_own_bed = True
 
-    def _refuses(self, owner: Identity) -> str:
+    def owner(self, wanted: Identity) -> Identity:
+        del wanted
+        return THIS_USER
+
+    def _obstacle(self, owner: Identity) -> str:
         for needed in ("slirp4netns", "newuidmap"):
             if not shutil.which(needed, path=_search_path()):
                 return f"{needed} is not installed"
-        if not Path("/dev/net/tun").exists():
-            return "there is no /dev/net/tun for slirp4netns"
-        if os.geteuid() != 0 and not _has_subordinate_ids():
+        if not _may_open_tun(owner):
+            return f"{owner.name} may not open {TUN}"
+        if not owner.is_root and not _has_subordinate_ids():
             return "this user has no range in /etc/subuid"
-        del owner
         return ""
 
     def command(self, place: Place) -> Command:
@@ -278,20 +330,12 @@ class Rootlesskit(Peer):
             *place.kit.server(place.bed.shared, place.bed.port),
         ]  # fmt: skip
         environment = {"XDG_RUNTIME_DIR": str(state.parent), "HOME": str(state.parent)}
-        if os.geteuid() != 0:
+        if not place.owner.is_root:
             return Command(words, environment)
-        return Command([*self._with_ids(place), *words], environment)
-
-    @staticmethod
-    def _with_ids(place: Place) -> list[str]:
-        """Root may have no subordinate IDs either: show it a file that grants some, in a mount
-        namespace that ends with the command."""
         ranges = place.file("subid")
         ranges.write_text("root:100000:65536\n")
-        show = (
-            'mount --bind "$1" /etc/subuid && mount --bind "$1" /etc/subgid && shift && exec "$@"'
-        )
-        return ["unshare", "-m", "--propagation", "private", "bash", "-c", show, "ids", str(ranges)]
+        files = Path("/etc/subuid"), Path("/etc/subgid")
+        return Command(words, environment, before=_showing(ranges, *files))
 
 
 def _has_subordinate_ids() -> bool:
@@ -317,12 +361,13 @@ def environment_for(command: Command) -> dict[str, str]:
 def start_words(place: Place, command: Command, listener: int | None) -> list[str]:
     """All words: processors, open files and user first, then the command's own."""
     words = [str(listener) if word == LISTENER else word for word in command.words]
-    files = ["prlimit", f"--nofile={_most_files()}"]
-    return [*on(place.kit.pinning.forwarder), *files, *place.owner.wrap(words)]
+    files = ["prlimit", f"--nofile={most_files()}"]
+    before = [*on(place.kit.pinning.forwarder), *files, *command.before]
+    return [*before, *place.owner.wrap(words)]
 
 
 @functools.cache
-def _most_files() -> int:
+def most_files() -> int:
     """How many files a forwarder may open: ENOUGH_FILES, or what this machine lets us allow."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     raised = ["prlimit", f"--nofile={ENOUGH_FILES}", "true"]

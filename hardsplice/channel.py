@@ -11,6 +11,7 @@ receiver.
 from __future__ import annotations
 
 import array
+import errno
 import os
 import socket
 import struct
@@ -128,7 +129,11 @@ class Channel:
         flags = socket.MSG_NOSIGNAL | (0 if wait else socket.MSG_DONTWAIT)
         try:
             self.socket.sendmsg((encode(record),), beside, flags)
-        except (BlockingIOError, BrokenPipeError, ConnectionError):
+        except (BlockingIOError, ConnectionError):
+            return False
+        except OSError as error:
+            if error.errno != errno.ETOOMANYREFS:  # too many descriptors of this user are in flight
+                raise
             return False
         return True
 

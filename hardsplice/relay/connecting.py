@@ -29,6 +29,7 @@ from hardsplice.relay.flow import (
 from hardsplice.relay.moving import Mover
 from hardsplice.relay.table import Resources
 
+EDGE_SLOTS = 128  # with smaller pipes, few reads show that there is no more: level-triggered, then
 SHORT_SECONDS = 1.0  # until what could not be had (a file, a pipe, a socket) is tried for again
 
 
@@ -77,6 +78,8 @@ class Connector(Mover):
         """
         self.counters[count.CONNECTED] += 1
         flow.plan = ()
+        if self.warm is None or self.warm.slots < EDGE_SLOTS:
+            flow.edge = [False, False]
         step(flow, CLIENT, Step.RESUME)
         step(flow, TARGET, Step.RESUME)
         if code == 0:
@@ -130,6 +133,5 @@ class Connector(Mover):
                 # Nothing would ever end otherwise: the reserve is for this, too.
                 room = max(room, min(1, free))
             number = min(pool.want(), room)
-            if number > 0:
+            if number > 0 and self.monitor.ask_sockets(family, number):
                 pool.asked = number
-                self.monitor.ask_sockets(family, number)

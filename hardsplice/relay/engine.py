@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The relay's loop: it does what flow.py decides, with as few system calls as it can.
 
-*Level-triggered.* epoll repeats what is still true, so no read is needed just to see EAGAIN: after
-a short read the loop goes back to epoll. That makes a round trip six calls: for each direction one
-wait, one splice in, one splice out.
+*No read just to see EAGAIN.* After a short read the loop goes back to epoll; flow.py says how no
+input is missed by that. It makes a round trip six calls: for each direction one wait, one splice
+in, one splice out.
 
 *Descriptors in one batch.* A descriptor closed while a batch of events is handled could be handed
 out again in the same batch, and a stale event would hit the wrong flow. New descriptors for flows

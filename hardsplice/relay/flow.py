@@ -28,6 +28,12 @@ failed is still in its receive queue: the direction out of it goes on until it i
 then is the other side reset. After an error was reported once, the kernel answers further reads
 with end of file, so a failed side's end never counts as a clean one.
 
+A source is watched *edge*-triggered at first: its end of file, once read, is then not reported
+again and again, which saves a system call in each short connection. An edge-triggered source must
+be read until it is known to be empty. Where one read does not show that, it is watched
+level-triggered from then on. A change of the mask makes epoll look again, so no edge is missed
+while a direction is paused or blocked.
+
 The kernel reports EPOLLHUP and EPOLLERR unasked and for as long as they hold. A side for which
 there is nothing to do but which reports them is *muted*: taken out of epoll until there is
 something to do.
@@ -45,6 +51,7 @@ EPOLLOUT = 0x004
 EPOLLERR = 0x008
 EPOLLHUP = 0x010
 EPOLLRDHUP = 0x2000
+EPOLLET = 1 << 31
 
 CLIENT, TARGET = 0, 1
 SIDES = (CLIENT, TARGET)
@@ -80,7 +87,6 @@ NEXT: dict[tuple[int, Step], int] = {
     (OPEN, Step.BLOCK): BLOCKED,
     (OPEN, Step.END): FINISHED,
     (OPEN, Step.ABANDON): FINISHED,
-    (BLOCKED, Step.BLOCK): BLOCKED,
     (BLOCKED, Step.DRAIN): OPEN,
     (BLOCKED, Step.ABANDON): FINISHED,
     (FINISHED, Step.ABANDON): FINISHED,
@@ -111,6 +117,7 @@ class Flow:
     __slots__ = (
         "attempt",
         "deadline",
+        "edge",
         "failed",
         "fd",
         "held",
@@ -129,6 +136,7 @@ class Flow:
         self.held = [0, 0]  # bytes in the direction's pipe
         self.pipe: list[Any] = [None, None]  # the pipe that a blocked direction keeps
         self.watched = [UNWATCHED, UNWATCHED]  # the mask that epoll has
+        self.edge = [True, True]  # input is reported once, when it comes, as far as that is enough
         self.muted = [False, False]
         self.failed = [False, False]
         self.urgent_hidden = [False, False]  # EPOLLPRI is left out until more input comes
@@ -146,6 +154,8 @@ def step(flow: Flow, direction: int, what: Step) -> None:
 def watch(flow: Flow, side: int) -> int:
     """The epoll mask that ``side`` needs now, or UNWATCHED."""
     mask = SOURCE_WATCH[flow.state[side]] | SINK_WATCH[flow.state[1 - side]]
+    if flow.edge[side] and mask in (INPUT, 0) and flow.state[side] in (OPEN, FINISHED):
+        return INPUT | EPOLLET
     if flow.urgent_hidden[side]:
         mask &= ~EPOLLPRI
     if mask == 0 and flow.muted[side]:
@@ -165,6 +175,7 @@ def side_failed(flow: Flow, side: int) -> bool:
     be reset.
     """
     flow.failed[side] = True
+    flow.edge[1 - side] = False  # the other side may go on sending: it is nothing to wake up for
     step(flow, 1 - side, Step.ABANDON)
     return flow.state[side] == FINISHED
 

@@ -57,9 +57,9 @@ class ToMonitor:
         self.kernel = kernel
         self.last: dict[Note, float] = {}
 
-    def ask_sockets(self, family: int, number: int) -> None:
+    def ask_sockets(self, family: int, number: int) -> bool:
         """Ask for sockets of one family."""
-        self.channel.send(Record(Kind.ASK, family, detail=number), wait=False)
+        return self.channel.send(Record(Kind.ASK, family, detail=number), wait=False)
 
     def note(self, kind: Note, detail: int, listener: int = 0, text: str = "") -> None:
         """Report something; of each kind once in NOTE_SECONDS, the counters have them all."""

@@ -7,6 +7,9 @@ after each turn. When a sink takes less than was read, the pipe goes to that dir
 all, and another becomes the warm one. A pipe from which an error kept bytes is closed. So no byte
 of one flow can reach another.
 
+*What a short read shows.* That the receive queue was empty, unless the pipe ran out of slots: each
+takes at least a byte, so a read of fewer bytes than the pipe has slots does show it.
+
 *What end of file is.* splice(2) returns 0 at the end of the stream, but also in front of an urgent
 byte when FIN has arrived behind it (tcp_read_sock stops at the mark, and a socket that is done
 reports 0). So a 0 counts only when the event that led to the read said that the peer has finished
@@ -111,7 +114,16 @@ class Mover(FlowTable):
                 self._block(flow, direction, pipe, got - sent)
                 return
             if got < pipe.size and not finished:
+                if got >= pipe.slots and flow.edge[direction]:
+                    self._level(flow, direction)
                 return
+        self._level(flow, direction)
+
+    def _level(self, flow: Flow, direction: int) -> None:
+        """There may be more: let epoll repeat that from now on. (It says so at once, if it is so.)"""
+        if flow.edge[direction]:
+            flow.edge[direction] = False
+            self._sync(flow)
 
     def _block(self, flow: Flow, direction: int, pipe: Pipe, held: int) -> None:
         """The sink took too little: the direction keeps the warm pipe with the rest."""
@@ -198,6 +210,7 @@ class Mover(FlowTable):
         kernel = self.kernel
         source = flow.fd[direction]
         kernel.keep_urgent_inline(source)
+        flow.edge[direction] = False  # there is more behind the mark
         self._move(flow, direction, False)
         if flow.fd[CLIENT] < 0 or flow.state[direction] != OPEN:
             return  # blocked before the mark: epoll announces the urgent byte again after that

@@ -10,6 +10,8 @@ needed.
 
 from __future__ import annotations
 
+import mmap
+
 from hardsplice.relay.kernel import Kernel
 
 MAX_PIPE_SIZE = 8 * 1024 * 1024  # bytes; what the probe starts from
@@ -18,14 +20,15 @@ POOL_SIZE = 32  # clean pipes kept ready
 
 
 class Pipe:
-    """One pipe: two descriptors and its capacity in bytes."""
+    """One pipe: two descriptors, and its capacity in bytes and in slots, each for a segment."""
 
-    __slots__ = ("read", "size", "write")
+    __slots__ = ("read", "size", "slots", "write")
 
     def __init__(self, read: int, write: int, size: int) -> None:
         self.read = read
         self.write = write
         self.size = size
+        self.slots = size // mmap.PAGESIZE
 
 
 def probe_size(kernel: Kernel, count: int = POOL_SIZE) -> int:

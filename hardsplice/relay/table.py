@@ -63,8 +63,8 @@ class Grace:
 class Monitor(Protocol):
     """What the engine says to its monitor; it never waits for an answer."""
 
-    def ask_sockets(self, family: int, number: int) -> None:
-        """Ask for sockets of FAMILIES[family]."""
+    def ask_sockets(self, family: int, number: int) -> bool:
+        """Ask for sockets of FAMILIES[family]; False when the monitor can't hear it now."""
 
     def note(self, kind: Note, detail: int, listener: int = 0, text: str = "") -> None:
         """Report something worth a line in the log; ``detail`` is an errno or a number."""

@@ -127,6 +127,8 @@ def _lingering(sock: socket.socket, engine: Any) -> None:
     # Through the C library: what the interpreter's tripwire would say to it plays no part.
     if linux._setsockopt(target, socket.SOL_SOCKET, socket.SO_LINGER, linger, len(linger)) != 0:
         raise OSError("SO_LINGER")
+    for _ in range(50):  # something to do for the receiver until the descriptor here is closed
+        post(sock, _record(Kind.NOTE, Note.REFUSED))
     post(sock, _record(Kind.NOTE, Note.ERROR), [target])
     engine.kernel.close(target)
 

@@ -110,7 +110,8 @@ _ZEROS = place(bytes(256))
 _LIMIT = longs(1024, 1024)
 _LINGER = place(struct.pack("ii", 0, 0))
 _PATHS = {
-    text: place(text.encode()) for text in ("/", "/proc", "/proc/self/mem", "/etc/passwd", "etc/passwd", "x", "")
+    text: place(text.encode())
+    for text in ("/", "/proc", "/proc/self/mem", "/etc/passwd", "etc/passwd", "x", "")
 }
 
 
@@ -272,7 +273,9 @@ def _programs() -> list[Row]:
             bare=REACHES,
         ),
         _simple("fork"),
-        _simple("clone", linux.CLONE_NEWUSER | signal_number, 0, 0, 0, 0, as_="clone, user namespace"),
+        _simple(
+            "clone", linux.CLONE_NEWUSER | signal_number, 0, 0, 0, 0, as_="clone, user namespace"
+        ),
         _simple("clone", signal_number, 0, 0, 0, 0, as_="clone, other flags"),
         _simple("clone3", longs(0, 0, 0, 0, signal_number, 0, 0, 0), 64),
         Row(
@@ -328,7 +331,11 @@ def _others() -> list[Row]:
             bare=REACHES,
         ),
         Row(f"tkill {outside}", victim("tkill", 0), bare=REACHES),
-        Row(f"tgkill {outside}", lambda s: call("tgkill", s.job.victim, s.job.victim, 0), bare=REACHES),
+        Row(
+            f"tgkill {outside}",
+            lambda s: call("tgkill", s.job.victim, s.job.victim, 0),
+            bare=REACHES,
+        ),
         Row(f"rt_sigqueueinfo to {outside}", victim("rt_sigqueueinfo", 0, _ZEROS), bare=REACHES),
         Row(
             f"pidfd_send_signal to {outside}",
@@ -342,14 +349,25 @@ def _others() -> list[Row]:
             elsewhere=dict.fromkeys(MONITORS, "EPERM"),  # Landlock's scope
         ),
         Row(
-            f"prlimit64 of {outside}", victim("prlimit64", 7, 0, _ZEROS), roles=SERVING, bare=REACHES
+            f"prlimit64 of {outside}",
+            victim("prlimit64", 7, 0, _ZEROS),
+            roles=SERVING,
+            bare=REACHES,
         ),
-        Row(f"ptrace of {outside}", lambda s: call("ptrace", 0x4206, s.job.victim, 0, 0), bare=REACHES),
-        Row(f"sched_setaffinity of {outside}", victim("sched_setaffinity", 8, _ZEROS), bare=REACHES),
+        Row(
+            f"ptrace of {outside}",
+            lambda s: call("ptrace", 0x4206, s.job.victim, 0, 0),
+            bare=REACHES,
+        ),
+        Row(
+            f"sched_setaffinity of {outside}", victim("sched_setaffinity", 8, _ZEROS), bare=REACHES
+        ),
         Row("pidfd_getfd", lambda s: call("pidfd_getfd", s.props["victim"], 0, 0), bare=REACHES),
         Row("kcmp", lambda s: call("kcmp", s.job.victim, s.job.victim, 0, 0, 0), bare=REACHES),
         Row(
-            "setns to the host", lambda s: call("setns", s.props["net"], linux.CLONE_NEWNET), bare=REACHES
+            "setns to the host",
+            lambda s: call("setns", s.props["net"], linux.CLONE_NEWNET),
+            bare=REACHES,
         ),
         *(
             _simple("unshare", flag, as_=f"unshare {name}", bare=REACHES)
@@ -403,7 +421,9 @@ def _memory() -> list[Row]:
         return attached
 
     return [
-        _simple("mmap", 0, mmap.PAGESIZE, _RWX, _ANONYMOUS, -1, 0, as_="mmap, writable and executable"),
+        _simple(
+            "mmap", 0, mmap.PAGESIZE, _RWX, _ANONYMOUS, -1, 0, as_="mmap, writable and executable"
+        ),
         _simple("mmap", 0, mmap.PAGESIZE, _RX, _ANONYMOUS, -1, 0, as_="mmap, executable"),
         Row(
             "mmap of a file, executable",
@@ -473,14 +493,18 @@ def _sockets() -> list[Row]:
             for name, kind in (("stream", socket.SOCK_STREAM), ("raw", socket.SOCK_RAW))
         ),
         *(
-            _simple("socket", socket.AF_INET, _POOLED, protocol, as_=f"socket, {name}", bare=REACHES)
+            _simple(
+                "socket", socket.AF_INET, _POOLED, protocol, as_=f"socket, {name}", bare=REACHES
+            )
             for name, protocol in (
                 ("MPTCP, on which Landlock has no say", _IPPROTO_MPTCP),
                 ("SCTP", 132),
                 ("SMC", 256),
             )
         ),
-        _simple("socketpair", socket.AF_UNIX, socket.SOCK_STREAM, 0, _ZEROS, as_="socketpair, stream"),
+        _simple(
+            "socketpair", socket.AF_UNIX, socket.SOCK_STREAM, 0, _ZEROS, as_="socketpair, stream"
+        ),
         Row(
             "connect to a target port",
             connect("target"),
@@ -504,7 +528,9 @@ def _sockets() -> list[Row]:
         ),
         Row(
             "another option",
-            lambda s: call("setsockopt", s.pooled(), socket.SOL_SOCKET, socket.SO_KEEPALIVE, _IOVEC, 4),
+            lambda s: call(
+                "setsockopt", s.pooled(), socket.SOL_SOCKET, socket.SO_KEEPALIVE, _IOVEC, 4
+            ),
             roles=SERVING,
         ),
     ]
@@ -525,7 +551,9 @@ def _payload() -> list[Row]:
         "write": lambda fd: call("write", fd, _BUFFER, 8),
         "write one byte": lambda fd: call("write", fd, _BUFFER, 1),
         "writev": lambda fd: call("writev", fd, _IOVEC, 1),
-        "sendto, two bytes": lambda fd: call("sendto", fd, _BUFFER, 2, socket.MSG_OOB | socket.MSG_NOSIGNAL, 0, 0),
+        "sendto, two bytes": lambda fd: call(
+            "sendto", fd, _BUFFER, 2, socket.MSG_OOB | socket.MSG_NOSIGNAL, 0, 0
+        ),
         "sendto, one byte that isn't urgent": lambda fd: call(
             "sendto", fd, _BUFFER, 1, socket.MSG_NOSIGNAL, 0, 0
         ),

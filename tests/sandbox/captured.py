@@ -62,7 +62,9 @@ class Captured(Program):
     def _find(self, identity: Identity) -> tuple[list[str], dict[str, str]]:
         launcher = str(self.stage() / "tests" / "sandbox" / "takeover.py")
         environment = clean_environment({"PYTHONPATH": str(self.stage())})
-        for interpreter in (self.interpreter,) if self.interpreter else (sys.executable, "/usr/bin/python3"):
+        for interpreter in (
+            (self.interpreter,) if self.interpreter else (sys.executable, "/usr/bin/python3")
+        ):
             if can_run(interpreter, identity, environment):
                 return [interpreter, launcher], environment
         pytest.skip(f"{identity.name} can run no Python with what hardsplice needs")
@@ -92,7 +94,9 @@ class Captured(Program):
 
 def can_run(interpreter: str, identity: Identity, environment: dict[str, str]) -> bool:
     """Whether this interpreter has what hardsplice needs."""
-    probe = "import sys; assert sys.version_info >= (3, 11); import hardsplice.setup, prctl, pyseccomp"
+    probe = (
+        "import sys; assert sys.version_info >= (3, 11); import hardsplice.setup, prctl, pyseccomp"
+    )
     with contextlib.suppress(OSError):
         return (
             subprocess.run(
@@ -168,13 +172,21 @@ class Surroundings:
         return name
 
     def attempt(
-        self, role: str, attempts: Sequence[str], *, bare: bool, clients: int = 0, helper: bool = False
+        self,
+        role: str,
+        attempts: Sequence[str],
+        *,
+        bare: bool,
+        clients: int = 0,
+        helper: bool = False,
     ) -> list[Outcome]:
         """Make the attempts as a process of that role; what came of each."""
         assert role in ROLES
         board, path = self.program.board()
         inside = role in ("relay-in", "target")
-        ports = {"target": 80, "other": 81} if inside else {"target": self.outward, "other": self.other}
+        ports = (
+            {"target": 80, "other": 81} if inside else {"target": self.outward, "other": self.other}
+        )
         with contextlib.ExitStack() as stack:
             stack.callback(board.close)
             namespace = stack.enter_context(Namespace(self.identity))
@@ -203,7 +215,9 @@ class Surroundings:
                 self.program, self.identity, arguments, environment={VARIABLE: job.dump()}
             )
             stack.callback(end, instance)
-            if role == "init":  # it makes its attempts after COMMAND was started, and so after ready
+            if (
+                role == "init"
+            ):  # it makes its attempts after COMMAND was started, and so after ready
                 _wait_for_all(board, len(attempts), instance)
             else:
                 instance.wait_ready()

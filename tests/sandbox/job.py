@@ -30,13 +30,17 @@ class Job:
 
     board: str  # the file behind the board
     role: str = ""  # which process is taken over; none
-    attempts: tuple[str, ...] = ()  # each in a process of its own: "row:NAME", or "native:N", "x32:N", "int80:N"
+    attempts: tuple[
+        str, ...
+    ] = ()  # each in a process of its own: "row:NAME", or "native:N", "x32:N", "int80:N"
     action: str = ""  # what the process does when the board says go, instead of its work
     bare: bool = False  # without any step of lock-down
     drop: tuple[str, ...] = ()  # rules that the policies are to lack, by their keys
     helper: str = ""  # a shared library for calls by another convention
     victim: int = 0  # a process that has nothing to do with hardsplice
-    ports: dict[str, int] = field(default_factory=dict)  # of this role's namespace: "target", "other"
+    ports: dict[str, int] = field(
+        default_factory=dict
+    )  # of this role's namespace: "target", "other"
     abstract: str = ""  # the name of abstract sockets that somebody outside serves
     props: bool = False  # keep some descriptors that no process of hardsplice would have
 

@@ -35,7 +35,9 @@ def captured() -> Iterator[Captured]:
 class Running:
     """A product that serves both directions, one process of which waits for the word."""
 
-    def __init__(self, instance: Instance, board: Board, port: int, servers: list[socket.socket]) -> None:
+    def __init__(
+        self, instance: Instance, board: Board, port: int, servers: list[socket.socket]
+    ) -> None:
         self.instance, self.board, self.port = instance, board, port
         self.inside, self.host = servers
 
@@ -55,9 +57,13 @@ class Running:
             assert client.recv(4) == b"back"
 
     def poke(self) -> None:
-        """Make the relay's loop turn."""
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
-            pass
+        """Make the relay's loop turn, and have it report a refusal."""
+        for port in (self.port, self.port + 2):
+            with (
+                contextlib.suppress(OSError),
+                socket.create_connection(("127.0.0.1", port), timeout=1),
+            ):
+                pass
 
     def go(self) -> None:
         """Say the word, and wait until the process has acted."""
@@ -77,7 +83,7 @@ def running(
 ) -> Iterator[Running]:  # fmt: skip
     """The product with a process that will act."""
     board, path = captured.board()
-    port = free_ports(2)
+    port = free_ports(3)
     job = Job(board=path, role=role, action=action)
     with contextlib.ExitStack() as stack:
         stack.callback(board.close)
@@ -89,7 +95,11 @@ def running(
         arguments = ["-f", *more, "-t", f"127.0.0.1/{port}:80", "-T", f"127.0.0.1/82:{port + 1}"]
         arguments += ["-t", f"127.0.0.1/{port + 2}:79", str(namespace.pid)]  # nobody listens at 79
         instance = Instance(
-            captured, identity, arguments, environment={VARIABLE: job.dump()}, descriptors=descriptors
+            captured,
+            identity,
+            arguments,
+            environment={VARIABLE: job.dump()},
+            descriptors=descriptors,
         )
         stack.callback(end, instance)
         instance.wait_ready()
@@ -113,8 +123,10 @@ def test_a_relay_that_breaks_the_protocol_is_replaced(captured: Captured, action
         before, relays = monitors(product.instance), product.instance.relays()
         product.go()
         eventually(
-            lambda: len(set(product.instance.relays()) - set(relays)) == 1
-            and len(product.instance.relays()) == 2,
+            lambda: (
+                len(set(product.instance.relays()) - set(relays)) == 1
+                and len(product.instance.relays()) == 2
+            ),
             lambda: f"the relay was not replaced; {product.instance.messages()}",
             within=3,
         )
@@ -131,16 +143,128 @@ def test_a_relay_that_breaks_the_protocol_is_replaced(captured: Captured, action
 
 
 @pytest.mark.parametrize("action", actions.TOLERATED)
-def test_a_relay_that_talks_too_much_harms_nobody(captured: Captured, identity: Identity, action: str) -> None:
+def test_a_relay_that_talks_too_much_harms_nobody(captured: Captured, action: str) -> None:
+    identity = Identity("root" if os.geteuid() == 0 else "user")
     with running(captured, identity, "relay-in", action) as product:
         before = product.instance.processes()
         product.go()
         held = monitors(product.instance)
         assert set(held) <= set(before)
-        eventually(lambda: max(map(len, monitors(product.instance).values())) < 40, "descriptors stay")
+        eventually(
+            lambda: max(map(len, monitors(product.instance).values())) < 40, "descriptors stay"
+        )
         assert "\x1b" not in product.instance.messages()
         assert product.instance.process.poll() is None
         product.instance.stop()
+
+
+def test_sockets_that_are_asked_for_and_not_fetched(captured: Captured, identity: Identity) -> None:
+    """Descriptors under way in a channel count as their sender's user's, up to its RLIMIT_NOFILE (unix(7))."""
+    with running(captured, identity, "relay-in", "a flood of requests", descriptors=256) as product:
+        before = product.instance.processes()
+        product.go()
+        eventually(
+            lambda: product.instance.process.poll() is not None or settled(product.instance),
+            "it does not settle",
+            within=3,
+        )
+        assert product.instance.process.poll() is None, product.instance.messages()
+        assert set(monitors(product.instance)) <= set(before)
+        product.instance.stop()
+
+
+def settled(instance: Instance) -> bool:
+    """Whether its processes sleep."""
+    with contextlib.suppress(ProcessLookupError):
+        return procfs.usage(instance.processes(), 0.1) == procfs.Usage(0, 0)
+    return False
+
+
+def test_a_socket_that_lingers_does_not_hold_the_monitor_up(
+    captured: Captured, identity: Identity
+) -> None:
+    """Whoever closes the last descriptor of a socket with SO_LINGER waits until its bytes are gone."""
+    with running(captured, identity, "relay-in", "lingering") as product:
+        client, server = product.connection()
+        with client, server:
+            client.settimeout(0.1)
+            with contextlib.suppress(TimeoutError):
+                while True:  # until nothing more fits between the two
+                    client.send(bytes(1 << 16))
+            product.go()
+            eventually(
+                lambda: "the relay was started again" in product.instance.messages(),
+                lambda: f"the monitor is held up; {product.instance.messages()}",
+                within=3,
+            )
+        product.instance.stop()
+
+
+# What is said to the host monitor, by those that it trusts a little: a selection.
+_UPWARD = [
+    *(action for action in actions.FORBIDDEN if "byte" in action or "descriptor" in action),
+    "a record that is cut short",
+    "a record far too long",
+    "an unknown kind",
+    "a record of kind EXITED",
+    *actions.TOLERATED,
+]
+
+
+def ended_well(instance: Instance, family: list[int]) -> None:
+    """It ended with a line that says why, not with an error that nobody foresaw, and nothing is left."""
+    said = instance.messages()
+    assert said.startswith("hardsplice: ")
+    assert "Error in " not in said
+    assert "Malformed" not in said
+    eventually(lambda: not any(map(procfs.alive, family)), "processes remain", within=3)
+
+
+@pytest.mark.parametrize("action", _UPWARD)
+def test_what_init_says(captured: Captured, action: str) -> None:
+    """PID 1 lives beside COMMAND. It may end hardsplice, but leaves nothing in the host monitor's hands."""
+    board, path = captured.board()
+    identity = Identity("root" if os.geteuid() == 0 else "user")
+    job = Job(board=path, role="init", action=action)
+    board.go = True  # it acts as soon as it is locked down
+    instance = Instance(
+        captured, identity, ["-f", "--", "sleep", "1000"], environment={VARIABLE: job.dump()}
+    )
+    with contextlib.ExitStack() as stack:
+        stack.callback(board.close)
+        stack.callback(end, instance)
+        eventually(lambda: board.text, lambda: f"it did not act; {instance.messages()}", within=3)
+        eventually(
+            lambda: instance.process.poll() is not None or settled(instance), "no rest", within=3
+        )
+        if instance.process.poll() is None:
+            assert len(procfs.descriptors(instance.pid)) < 16
+            instance.process.terminate()
+            assert instance.wait(3) == 128 + 15
+        elif action != "a record of kind EXITED":
+            ended_well(instance, [])
+
+
+@pytest.mark.parametrize("action", _UPWARD)
+def test_what_the_target_monitor_says(captured: Captured, action: str) -> None:
+    """It ends hardsplice, with a line and status 1, or does nothing; the host monitor itself never stumbles."""
+    identity = Identity("root" if os.geteuid() == 0 else "user")
+    with running(captured, identity, "target", action) as product:
+        before = monitors(product.instance)[product.instance.pid]
+        family = product.instance.processes()
+        product.go()
+        eventually(
+            lambda: product.instance.process.poll() is not None or settled(product.instance),
+            "it does not settle",
+            within=3,
+        )
+        status = product.instance.process.poll()
+        if status is None:
+            assert monitors(product.instance)[product.instance.pid] == before
+            product.instance.stop()
+        else:
+            assert status == 1
+            ended_well(product.instance, family)
 
 
 @pytest.mark.parametrize("action", [*actions.FORBIDDEN, *actions.TOLERATED])

@@ -135,7 +135,9 @@ def test_every_number_of_another_convention_kills(
     assert killed(captured, role, kind, numbers, bare=False) == set(numbers)
 
 
-@pytest.mark.parametrize(("kind", "numbers"), [("native", NATIVE), ("x32", NATIVE), ("int80", INT80)])
+@pytest.mark.parametrize(
+    ("kind", "numbers"), [("native", NATIVE), ("x32", NATIVE), ("int80", INT80)]
+)
 def test_without_the_sandbox_no_number_kills(captured: Captured, kind: str, numbers: range) -> None:
     """Made by PID 1 of a COMMAND, whose namespaces keep the machine safe from what -1 may do."""
     assert killed(captured, "init", kind, numbers, bare=True) == set()
@@ -144,7 +146,9 @@ def test_without_the_sandbox_no_number_kills(captured: Captured, kind: str, numb
 def test_int_0x80_reaches_the_kernel_as_another_call(captured: Captured) -> None:
     """Number 20 is getpid there and writev here: the helper does what it is there for."""
     identity = Identity("root" if os.geteuid() == 0 else "user")
-    (outcome,) = Surroundings(captured, identity).attempt("host", ["int80:20"], bare=True, helper=True)
+    (outcome,) = Surroundings(captured, identity).attempt(
+        "host", ["int80:20"], bare=True, helper=True
+    )
     if outcome.result == -errno.ENOSYS:
         pytest.skip("this kernel has no IA32 emulation")
     assert outcome.result > 0

@@ -19,7 +19,7 @@ from collections import deque
 from typing import TypeVar, cast
 
 from hardsplice.relay.kernel import Kernel
-from tests.support.fake_tcp import ERR, HUP, Listening, Peer, Sock, error
+from tests.support.fake_tcp import ERR, ET, HUP, Listening, Peer, Sock, error
 
 PAGE = 16  # bytes in a slot of a pipe
 FIRST = 3  # the first descriptor handed out
@@ -51,11 +51,12 @@ class WriteEnd:
 
 
 class FakeEpoll:
-    """Level-triggered, and fair: whoever was reported goes to the end of the line."""
+    """Level- or edge-triggered, and fair: whoever was reported goes to the end of the line."""
 
     def __init__(self, kernel: FakeKernel) -> None:
         self.kernel = kernel
         self.masks: dict[int, int] = {}
+        self.told: dict[int, object] = {}  # the last edge that was reported, by descriptor
         self.blocked = False  # the last wait found nothing and had time to spend
         self.timeout = -1.0
         self.changes = 0
@@ -72,6 +73,7 @@ class FakeEpoll:
         self.kernel.fail("epoll_ctl")
         assert isinstance(self.kernel.table.get(fd), Sock | Listening), f"{fd} is nothing to watch"
         self.masks[fd] = mask
+        self.told.pop(fd, None)  # a change makes epoll look again
         self.changes += 1
 
     def unregister(self, fd: int) -> None:
@@ -86,6 +88,8 @@ class FakeEpoll:
             thing = self.kernel.table[fd]
             assert isinstance(thing, Sock | Listening)
             events = thing.events() & (mask | ERR | HUP)
+            if mask & ET and isinstance(thing, Sock) and self.told.get(fd) == thing.edge:
+                continue
             if events:
                 found.append((fd, events))
         return found
@@ -94,6 +98,9 @@ class FakeEpoll:
         found = self.ready()[:most]
         for fd, _ in found:
             self.masks[fd] = self.masks.pop(fd)
+            thing = self.kernel.table[fd]
+            if isinstance(thing, Sock):
+                self.told[fd] = thing.edge
         self.blocked = not found and timeout != 0
         self.timeout = timeout
         return found

@@ -30,9 +30,10 @@ class FakeMonitor:
     asked: list[tuple[int, int]] = field(default_factory=list)
     notes: list[tuple[Note, int, int, str]] = field(default_factory=list)
 
-    def ask_sockets(self, family: int, number: int) -> None:
+    def ask_sockets(self, family: int, number: int) -> bool:
         assert number > 0
         self.asked.append((family, number))
+        return True
 
     def note(self, kind: Note, detail: int, listener: int = 0, text: str = "") -> None:
         self.notes.append((kind, detail, listener, text))
@@ -135,7 +136,7 @@ class Relay:
             before = self.kernel.progress
             self.turn()
             turns += 1
-            # A turn that slept may have made work for the next one: pipes for directions that waited.
+            # A turn that slept may have made work for the next: pipes for those that waited.
             asleep = self.epoll.blocked and not self.epoll.ready()
             if asleep and not (self.generous and self.monitor.asked):
                 self.check()

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 IN, PRI, OUT = select.EPOLLIN, select.EPOLLPRI, select.EPOLLOUT
 ERR, HUP, RDHUP = select.EPOLLERR, select.EPOLLHUP, select.EPOLLRDHUP
+ET = select.EPOLLET
 
 
 def error(code: int) -> OSError:
@@ -70,6 +71,11 @@ class Sock:
     @property
     def room(self) -> int:
         return max(0, self.buffer - len(self.unacknowledged))
+
+    @property
+    def edge(self) -> tuple[object, ...]:
+        """Changes whenever the kernel would wake those who wait for input."""
+        return self.arrived, self.fin, self.state, self.error, self.urgent, self.urgent_here
 
     def events(self) -> int:
         """tcp_poll()."""

@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from socket import socket as Socket  # noqa: N812 - a method has its name
 
 from tests.support.stream import PATIENCE
 
@@ -86,18 +87,18 @@ class Namespace:
     def user_path(self) -> str:
         return f"/proc/{self.pid}/ns/user"
 
-    def socket(self, family: socket.AddressFamily) -> socket.socket:
+    def socket(self, family: socket.AddressFamily) -> Socket:
         """A TCP socket that belongs to this namespace."""
         return self._made(b"4" if family == socket.AF_INET else b"6")
 
-    def asker(self) -> socket.socket:
+    def asker(self) -> Socket:
         """A socket to ask about TCP sockets of this namespace with; see diag.py."""
         return self._made(b"d")
 
-    def _made(self, request: bytes) -> socket.socket:
+    def _made(self, request: bytes) -> Socket:
         self._channel.send(request)
         _, (descriptor,), _, _ = socket.recv_fds(self._channel, 1, 1)
-        return socket.socket(fileno=descriptor)
+        return Socket(fileno=descriptor)
 
     def kill(self) -> None:
         """End the namespace's only process."""

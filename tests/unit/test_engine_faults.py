@@ -99,7 +99,7 @@ def test_any_other_error_ends_that_flow_with_a_reset_both_ways(
     else:
         relay.kernel.inject(call, fault)
     if call == "epoll_ctl" and not blocked:
-        client.finish()
+        client.send(TEXT[:40])  # more than a read of one byte a slot: watched by level from now on
     relay.settle()
     for _ in range(20):
         server.read(60)

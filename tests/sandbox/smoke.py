@@ -1,0 +1,291 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The smoke run: short, and all that hardsplice does once it is locked down happens in it.
+
+There are three: serving a namespace (`serve`), a COMMAND (`command`), and starting in the background
+(`background`). Each ends with hardsplice's own end. What must be true in between is asserted; a process that its filter
+kills is told apart from any other failure (`Killed`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tests.sandbox.captured import Captured, end
+from tests.sandbox.job import VARIABLE, Job
+from tests.support import procfs
+from tests.support.netns import Identity, Namespace
+from tests.support.product import Instance, free_ports
+from tests.support.stream import Violation, eventually, reset
+
+SHORT = 1.5  # seconds that a step may take; after that something is wrong
+LOG_SIZE = 16384
+
+
+class Killed(Exception):
+    """A process was ended by SIGSYS; the text says what is known of it."""
+
+
+class Smoke:
+    """One run's surroundings: a namespace, a folder, and the product."""
+
+    def __init__(
+        self, program: Captured, identity: Identity, namespace: Namespace, folder: Path,
+        environment: dict[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        self.program, self.identity, self.namespace = program, identity, namespace
+        self.log, self.pid_file = folder / "log", folder / "pid"
+        self.notify = folder / "notify"
+        self.environment = environment or {}
+
+    # --- what is known -----------------------------------------------------------------------------
+
+    def told(self, instance: Instance) -> str:
+        """Everything that it has told so far."""
+        log = self.log.read_text(errors="replace") if self.log.exists() else ""
+        return instance.messages() + log
+
+    def killed(self, instance: Instance) -> str:
+        """Whether SIGSYS ended a process, as its parent says."""
+        status = instance.process.poll()
+        if status in (-signal.SIGSYS, 128 + signal.SIGSYS):
+            return f"status {status}"
+        return next((line for line in self.told(instance).splitlines() if "SIGSYS" in line), "")
+
+    @contextlib.contextmanager
+    def judged(self, instance: Instance) -> Iterator[None]:
+        """Turn whatever goes wrong into Killed where that is the reason."""
+        try:
+            yield
+        except (OSError, AssertionError) as error:
+            with contextlib.suppress(Violation):
+                raise Killed(eventually(lambda: self.killed(instance), "", within=SHORT)) from error
+            raise AssertionError(f"{error!r}; {self.told(instance)}") from error
+        if told := self.killed(instance):
+            raise Killed(told)
+
+    def start(self, job: Job, *arguments: str, **more: str) -> Instance:
+        """The product."""
+        environment = {**self.environment, VARIABLE: job.dump(), **more}
+        return Instance(self.program, self.identity, list(arguments), environment=environment)
+
+    # --- serving a namespace -----------------------------------------------------------------------
+
+    def serve(self, job: Job, use: Callable[[Instance], None] | None = None) -> None:
+        """Both directions with everything that happens to connections, and to relays."""
+        with contextlib.ExitStack() as stack:
+            port = free_ports(3)
+            inside = stack.enter_context(self.namespace.socket(socket.AF_INET))
+            inside.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            inside.bind(("127.0.0.1", 80))
+            inside.listen()
+            inside.settimeout(SHORT)
+            outside = stack.enter_context(socket.create_server(("127.0.0.1", port + 2)))
+            outside.settimeout(SHORT)
+            notify = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+            self.notify.unlink(missing_ok=True)
+            notify.bind(str(self.notify))
+            self.notify.chmod(0o777)
+            notify.settimeout(SHORT)
+            self.log.write_bytes(b"-" * (LOG_SIZE - 1) + b"\n")  # the next line is one too many
+            self.log.chmod(0o666)
+            instance = self.start(
+                job, "-f", "-l", str(self.log), "--log-size", str(LOG_SIZE),
+                "-t", f"127.0.0.1/{port}:80", "-t", f"127.0.0.1/{port + 1}:79",
+                "-T", f"127.0.0.1/82:{port + 2}", str(self.namespace.pid),
+                NOTIFY_SOCKET=str(self.notify),
+            )  # fmt: skip
+            stack.callback(end, instance)
+            with self.judged(instance):
+                instance.wait_ready()
+                notified = notify.recv(100)
+                assert notified.startswith(b"READY=1")
+            steps = [
+                lambda: exchange(self.connect(port), inside),
+                lambda: exchange(self.inside_out(), outside),
+                lambda: urgent(self.connect(port), inside),
+                lambda: refused(self.connect(port + 1)),
+                lambda: blocked(self.connect(port), inside),
+                lambda: broken(self.connect(port), inside),
+                lambda: self.refill(port, inside),
+                lambda: self.replace_relay(instance),
+                lambda: exchange(self.connect(port), inside),
+            ]
+            for step in steps:
+                with self.judged(instance):
+                    step()
+            if use:
+                use(instance)
+            with self.judged(instance):
+                for pid in instance.relays():  # so that it does not leave by itself
+                    os.kill(pid, signal.SIGSTOP)
+                instance.process.terminate()
+                assert instance.wait(2 * SHORT) == 0
+                assert self.log.stat().st_size < LOG_SIZE, "the log was not started over"
+
+    def connect(self, port: int) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", port), timeout=SHORT)
+
+    def inside_out(self) -> socket.socket:
+        """A client in the namespace."""
+        client = self.namespace.socket(socket.AF_INET)
+        client.settimeout(SHORT)
+        client.connect(("127.0.0.1", 82))
+        return client
+
+    def refill(self, port: int, server: socket.socket) -> None:
+        """More connections than a pool has sockets."""
+        for _ in range(40):
+            exchange(self.connect(port), server)
+
+    def replace_relay(self, instance: Instance) -> None:
+        """A relay dies, and another takes its place."""
+        before = instance.relays()
+        os.kill(before[0], signal.SIGKILL)
+        eventually(
+            lambda: len(instance.relays()) == len(before) and before[0] not in instance.relays(),
+            "the relay was not replaced",
+            within=SHORT,
+        )
+        eventually(lambda: "started again" in self.told(instance), "no word of it", within=SHORT)
+
+    # --- COMMAND -----------------------------------------------------------------------------------
+
+    def command(self, job: Job, use: Callable[[Instance], None] | None = None) -> None:
+        """A COMMAND that is sent a signal, has orphans to be reaped, and ends with a status of its own."""
+        script = "trap 'exit 7' USR1; (sleep 0.05 &); echo up; while :; do sleep 0.05; done"
+        read, write = os.pipe()
+        with open(read, "rb", buffering=0) as output, contextlib.ExitStack() as stack:
+            environment = {**self.environment, VARIABLE: job.dump()}
+            arguments = ["-f", "-t", f"127.0.0.1/{free_ports()}:80", "--", "/bin/sh", "-c", script]
+            try:
+                instance = Instance(
+                    self.program, self.identity, arguments, stdout=write, environment=environment
+                )
+            finally:
+                os.close(write)
+            stack.callback(end, instance)
+            with self.judged(instance):
+                instance.wait_ready()
+                assert output.read(2) == b"up"
+                eventually(lambda: is_locked(instance), "PID 1 is not locked down", within=SHORT)
+                if use:
+                    use(instance)
+                instance.process.send_signal(signal.SIGUSR1)
+                assert instance.wait(2 * SHORT) == 7
+
+    # --- the background ----------------------------------------------------------------------------
+
+    def background(self, job: Job) -> None:
+        """Start in the background, and end by a signal."""
+        self.pid_file.unlink(missing_ok=True)
+        argv, base = self.program.argv(self.identity)
+        port = free_ports()
+        subprocess.run(
+            [*argv, "-P", str(self.pid_file), "-t", f"127.0.0.1/{port}:80", str(self.namespace.pid)],
+            env={**base, **self.environment, VARIABLE: job.dump()},
+            cwd="/", check=True, capture_output=True, timeout=5, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        pid = int(self.pid_file.read_text())
+        family = procfs.tree(pid)
+        if family:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        try:
+            _, status = os.waitpid(pid, 0)  # the tests are its subreaper
+        finally:
+            eventually(lambda: not any(map(procfs.alive, family)), "processes remain", within=3)
+        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGSYS:
+            raise Killed("the process in the background")
+        assert status == 0, status
+
+
+def is_locked(instance: Instance) -> bool:
+    """Whether PID 1 of the COMMAND has its filter."""
+    return any(
+        procfs.status(pid)["Name"] == "hs-init" and procfs.status(pid)["Seccomp"] == "2"
+        for pid in instance.processes()
+    )
+
+
+# --- connections ----------------------------------------------------------------------------------
+
+
+def exchange(client: socket.socket, listener: socket.socket) -> None:
+    """Bytes both ways, then a half-close, then the other one."""
+    with client:
+        server = listener.accept()[0]
+        with server:
+            server.settimeout(SHORT)
+            client.sendall(b"there")
+            assert server.recv(5) == b"there"
+            client.shutdown(socket.SHUT_WR)
+            assert server.recv(1) == b""
+            server.sendall(b"back")
+            assert client.recv(4) == b"back"
+        assert client.recv(1) == b""
+
+
+def urgent(client: socket.socket, listener: socket.socket) -> None:
+    """An urgent byte with others before and after it."""
+    with client:
+        server = listener.accept()[0]
+        with server:
+            server.settimeout(SHORT)
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+            client.send(b"before")
+            client.send(b"!", socket.MSG_OOB)
+            client.send(b"after")
+            client.shutdown(socket.SHUT_WR)
+            got = b""
+            while piece := server.recv(100):
+                got += piece
+            assert got == b"before!after", got
+
+
+def refused(client: socket.socket) -> None:
+    """Nobody listens at the target: a reset."""
+    with client, contextlib.suppress(ConnectionResetError):
+        assert client.recv(1) != b"", "a clean end"
+
+
+def blocked(client: socket.socket, listener: socket.socket) -> None:
+    """A server that reads late: the bytes wait in a pipe."""
+    with client:
+        server = listener.accept()[0]
+        with server:
+            sent = fill(client)
+            server.settimeout(SHORT)
+            client.settimeout(SHORT)
+            client.shutdown(socket.SHUT_WR)
+            got = 0
+            while piece := server.recv(1 << 20):
+                got += len(piece)
+            assert got == sent, (got, sent)
+
+
+def broken(client: socket.socket, listener: socket.socket) -> None:
+    """A reset from a client whose bytes the server has not taken."""
+    server = listener.accept()[0]
+    with server:
+        fill(client)
+        reset(client)
+        server.settimeout(SHORT)
+        with contextlib.suppress(ConnectionResetError):
+            while server.recv(1 << 20):
+                pass
+
+
+def fill(client: socket.socket) -> int:
+    """Send until nothing more fits; how much did."""
+    sent = 0
+    client.settimeout(0.05)
+    with contextlib.suppress(TimeoutError):
+        while sent < 1 << 26:
+            sent += client.send(bytes(1 << 18))
+    return sent
