@@ -14,6 +14,10 @@ import os
 import struct
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hardsplice.policyfile import Rule
 
 VARIABLE = "HARDSPLICE_TAKEOVER"
 """The environment variable with the job."""
@@ -22,6 +26,11 @@ ROLES = ("relay-in", "relay-out", "target", "host", "init")
 
 SILENT, BEGAN, DONE, BROKEN = range(4)
 """How far an attempt came; BROKEN is one that could not be made."""
+
+
+def key(rule: Rule) -> str:
+    """What a rule, or one way of it, is called in a job's `drop`."""
+    return f"{rule.role}: {rule.call} {rule.condition()}".strip()
 
 
 @dataclass(frozen=True)
@@ -35,7 +44,7 @@ class Job:
     ] = ()  # each in a process of its own: "row:NAME", or "native:N", "x32:N", "int80:N"
     action: str = ""  # what the process does when the board says go, instead of its work
     bare: bool = False  # without any step of lock-down
-    drop: tuple[str, ...] = ()  # rules that the policies are to lack, by their keys
+    drop: tuple[str, ...] = ()  # rules that the policies are to lack, each as `key` has it
     helper: str = ""  # a shared library for calls by another convention
     victim: int = 0  # a process that has nothing to do with hardsplice
     ports: dict[str, int] = field(

@@ -26,11 +26,11 @@ from typing import Any, NoReturn
 from hardsplice import container, isolate, keeper, linux, monitor, seal, seccomp
 from hardsplice.__main__ import main
 from hardsplice.channel import Channel, Kind, Record
-from hardsplice.policyfile import Policy, Rule
+from hardsplice.policyfile import Policy
 from hardsplice.relay import engine
 from hardsplice.relay import main as relay
 from tests.sandbox import actions, attempts
-from tests.sandbox.job import BEGAN, BROKEN, DONE, Board, Job
+from tests.sandbox.job import BEGAN, BROKEN, DONE, Board, Job, key
 
 PATIENCE = 3.0  # seconds that an attempt may take
 
@@ -44,11 +44,6 @@ _keep_descriptors = isolate.keep_descriptors
 _relay_main = relay.main
 _start = keeper.Keeper.start
 _load_policy = seccomp.load_policy
-
-
-def key(rule: Rule) -> str:
-    """What a rule is called in a job's `drop`."""
-    return f"{rule.role}: {rule.call} {rule.condition()}".strip()
 
 
 class Here:
@@ -183,12 +178,16 @@ def keep(fds: Iterable[int]) -> None:
 
 
 def reduced(role: str) -> Policy:
-    """In the place of seccomp.load_policy: without the rules, or the ways of a rule, that a job drops."""
+    """In the place of seccomp.load_policy: without the rules, or the ways of a rule, that a job drops.
+
+    A rule is dropped for its own role: a monitor that lacked what its relay needs would prove nothing of the relay.
+    """
     policy = _load_policy(role)
     rules = []
     for rule in policy.rules:
-        ways = tuple(way for way in rule.when if key(replace(rule, when=(way,))) not in job.drop)
-        if key(rule) not in job.drop and (ways or not rule.when):
+        drop = job.drop if rule.role == role else ()
+        ways = tuple(way for way in rule.when if key(replace(rule, when=(way,))) not in drop)
+        if key(rule) not in drop and (ways or not rule.when):
             rules.append(replace(rule, when=ways))
     return replace(policy, rules=tuple(rules))
 

@@ -8,8 +8,6 @@ import os
 import queue
 import re
 import shutil
-import subprocess
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -17,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from hardsplice.policyfile import OUTSIDE, Rule
+from hardsplice.policyfile import OUTSIDE
 from hardsplice.seccomp import ROLES, load_policy, native_arch
 from tests.sandbox.captured import Captured, folder_for
-from tests.sandbox.job import Job
+from tests.sandbox.job import Job, key
 from tests.sandbox.smoke import Killed, Smoke
 from tests.support.netns import Identity, Namespace
 
@@ -35,11 +33,6 @@ def captured() -> Iterator[Captured]:
     program = Captured()
     yield program
     program.close()
-
-
-def key(rule: Rule) -> str:
-    """As takeover.py has it."""
-    return f"{rule.role}: {rule.call} {rule.condition()}".strip()
 
 
 def ways() -> list[str]:
@@ -59,6 +52,8 @@ def ways() -> list[str]:
 def run_for(way: str) -> Callable[[Smoke, Job], None]:
     """The smoke run in which it is needed."""
     if way.startswith("init: "):
+        return Smoke.command
+    if way == "monitor: sendmsg flags == MSG_NOSIGNAL":  # to PID 1
         return Smoke.command
     if way == "monitor: close fd == CHANNEL":
         return Smoke.background
@@ -88,15 +83,19 @@ class Bench:
     def without(self, way: str) -> str:
         """What comes of a run without it: who was killed, or why that isn't shown."""
         smoke = self.free.get()
+        said = ""
         try:
-            run_for(way)(smoke, Job(board=self.board, drop=(way,)))
-        except Killed as killed:
-            return f"killed: {killed}"
-        except BaseException as error:
-            return f"not shown: {type(error).__name__}: {error}"
+            for _ in range(2):  # a run that fails for another reason, on a busy machine, is made again
+                try:
+                    run_for(way)(smoke, Job(board=self.board, drop=(way,)))
+                    return "not shown: nothing was missing"
+                except Killed as killed:
+                    return f"killed: {killed}"
+                except Exception as error:
+                    said = f"not shown: {type(error).__name__}: {error}"
         finally:
             self.free.put(smoke)
-        return "not shown: nothing was missing"
+        return said
 
 
 @pytest.fixture
@@ -120,7 +119,79 @@ def test_without_any_rule_somebody_is_killed(bench: Bench) -> None:
         found = dict(zip(ways(), pool.map(bench.without, ways()), strict=True))
     assert len(found) > 50
     superfluous = {way: said for way, said in found.items() if not said.startswith("killed: ")}
-    assert superfluous == {}
+    assert not superfluous, "\n".join(f"{way}: {said}" for way, said in superfluous.items())
 
 
-assert re and shutil and subprocess and threading and Path
+# --- the calls that are made, and the rules -----------------------------------------------------------
+
+_CALL = re.compile(r"(\d+) +(<\.\.\. )?(\w+)(?:\(| resumed>)(.*)")
+
+
+class Traced(Captured):
+    """The product under strace."""
+
+    def __init__(self, output: Path) -> None:
+        super().__init__()
+        self.output = output
+
+    def argv(self, identity: Identity) -> tuple[list[str], dict[str, str]]:
+        argv, environment = super().argv(identity)
+        return ["strace", "-D", "-f", "-qq", "-o", str(self.output), *argv], environment
+
+
+def calls_after_lock_down(trace: str) -> dict[str, set[str]]:
+    """The calls that each role made once its filter was in force, from strace's output.
+
+    A relay is forked by a monitor that has its filter: until a relay has its own, it counts as its monitor.
+    """
+    lines: dict[int, list[tuple[str, str, bool]]] = {}
+    for line in trace.splitlines():
+        if match := _CALL.match(line):
+            lines.setdefault(int(match[1]), []).append((match[3], match[4], bool(match[2])))
+    made: dict[str, set[str]] = {role: set() for role in ROLES}
+
+    def follow(pid: int, role: str) -> None:
+        after = {"": "monitor", "monitor": "relay"}  # what installing a filter makes of a process
+        for call, rest, resumed in lines.pop(pid, []):
+            if role and not resumed:
+                made[role].add(call)
+            if call == "prctl" and rest.startswith('PR_SET_NAME, "hs-init"'):
+                after[""] = "init"
+            elif call == "prctl" and rest.startswith("PR_SET_SECCOMP, SECCOMP_MODE_FILTER"):
+                role = after.get(role, role)
+            elif call in ("clone", "clone3", "fork", "vfork"):
+                child = rest.rpartition("= ")[2]
+                if child.isdigit():
+                    follow(int(child), role)
+
+    follow(next(iter(lines)), "")
+    return made
+
+
+def test_every_call_is_made_and_every_call_made_is_allowed(tmp_path: Path) -> None:
+    """Both ways. What is allowed and was never seen is the C library's or the interpreter's, with its source."""
+    if shutil.which("strace") is None:
+        pytest.skip("there is no strace")
+    if os.geteuid() != 0:
+        pytest.skip("strace of processes that change their user needs root")
+    made: dict[str, set[str]] = {role: set() for role in ROLES}
+    with Namespace(Identity("root")) as namespace, folder_for(Identity("root")) as folder:
+        for run in (Smoke.serve, Smoke.command, Smoke.background):
+            program = Traced(folder / "trace")
+            with contextlib.closing(program):
+                run(Smoke(program, Identity("root"), namespace, folder), Job(board=program.board()[1]))
+            for role, calls in calls_after_lock_down(program.output.read_text()).items():
+                made[role] |= calls
+    for role in ROLES:
+        rules = load_policy(role).rules_for(native_arch())
+        assert made[role] <= {rule.call for rule in rules}
+        unseen = {rule.call for rule in rules} - made[role]
+        ours = {
+            rule.call
+            for rule in rules
+            if rule.call in unseen
+            and not any(name in OUTSIDE for name in rule.where)
+            and rule.role == role  # what a monitor includes for its relays it need not do itself
+        }
+        assert ours == set(), role
+        print(f"{role}: allowed and not seen: {' '.join(sorted(unseen))}")

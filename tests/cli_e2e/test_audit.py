@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""--audit shows each process as /proc has it, once all is locked down."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hardsplice import audit
+from tests.support.netns import Identity, Namespace
+from tests.support.product import Instance, Program, free_ports, run
+from tests.support.stream import eventually
+
+Launch = Callable[..., Instance]
+pytestmark = pytest.mark.usefixtures("nothing_left_behind")
+
+
+def status_of(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def test_both_directions_in_the_background(
+    namespace: Namespace, identity: Identity, program: Program
+) -> None:
+    """The numbers are compared with /proc, read by this test while all of it runs."""
+    port = free_ports()
+    pid_file = Path("/tmp") / f"hardsplice-test-audit-{os.getpid()}"
+    ports = ("-t", f"127.0.0.1/{port}:80", "-T", "127.0.0.1/9090")
+    done = run(program, identity, "--audit=json", "-P", str(pid_file), *ports, str(namespace.pid))
+    try:
+        assert done.returncode == 0, done.stderr
+        seen: dict[str, Any] = json.loads(done.stdout)
+        host = int(pid_file.read_text(encoding="ascii"))
+        by_name = {process["comm"]: process for process in seen["processes"]}
+        assert set(by_name) == {"hs-host", "hs-target", "hs-relay-in", "hs-relay-out"}
+        assert by_name["hs-host"]["pid"] == host
+        for process in seen["processes"]:
+            status = status_of(process["pid"])
+            assert process["seccomp"] == int(status["Seccomp"]) == 2
+            assert process["no_new_privs"] == int(status["NoNewPrivs"]) == 1
+            for name, bits in process["capabilities"].items():
+                assert bits == int(status[f"Cap{name}"], 16) == 0, (process["comm"], name)
+            assert process["may"] == audit.ROLES[process["comm"]][1]
+        if identity.is_root:
+            inbound, outbound = by_name["hs-relay-in"], by_name["hs-relay-out"]
+            assert inbound["namespaces"]["net"] != outbound["namespaces"]["net"]
+            assert outbound["namespaces"]["net"] == os.stat("/proc/self/ns/net").st_ino
+        else:
+            assert all(process["descriptors"] is None for process in seen["processes"])
+    finally:
+        if pid_file.exists():
+            host = int(pid_file.read_text(encoding="ascii"))
+            pidfd = os.pidfd_open(host)
+            os.kill(host, 15)
+            os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+            os.close(pidfd)
+            pid_file.unlink()
+
+
+def test_with_a_command_it_goes_to_standard_error(identity: Identity, launch: Launch) -> None:
+    """Standard output is COMMAND's; PID 1 has locked itself down before it is looked at."""
+    port = free_ports()
+    kept, ours = os.pipe()
+    spec = f"127.0.0.1/{port}:80"
+    instance = launch(identity, "--audit", "-t", spec, "--", "cat", stdin=kept).wait_ready()
+    os.close(kept)
+    eventually(lambda: "in force" in instance.messages(), "the audit is printed")
+    rows = [line.split() for line in instance.messages().splitlines() if "hs-init" in line]
+    capabilities = next(row for row in rows if row[1] == "0")
+    assert capabilities[1:6] == ["0", "1", "1", "0", "0"], "CAP_KILL, as its policy says"
+    assert capabilities[6:8] == ["1", "2"], "no new privileges, and a filter"
+    os.close(ours)
+    assert instance.wait() == 0

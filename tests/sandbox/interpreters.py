@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The Pythons of this machine that can run hardsplice: the sandbox has to fit each of them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+VARIABLE = "HARDSPLICE_TEST_PYTHONS"
+"""More of them, separated by colons."""
+
+_PROBE = """
+import sys
+assert sys.version_info >= (3, 11)
+import prctl, pyseccomp
+print("%d.%d" % sys.version_info[:2])
+"""
+
+
+def candidates() -> list[str]:
+    """Programs that may be one: named in the environment, on PATH, or pyenv's."""
+    named = [path for path in os.environ.get(VARIABLE, "").split(":") if path]
+    folders = [Path(folder) for folder in os.get_exec_path() if folder]
+    folders += sorted(Path.home().glob(".pyenv/versions/*/bin"))
+    found = [str(path) for folder in folders for path in sorted(folder.glob("python3*"))]
+    return [sys.executable, *named, *found, "/usr/bin/python3"]
+
+
+@cache
+def found(source: str) -> Mapping[str, str]:
+    """One of each version, by version; ``source`` is a folder with pyseccomp for those that lack it."""
+    by_version: dict[str, str] = {}
+    tried: set[str] = set()
+    for path in candidates():
+        if path in tried or not os.access(path, os.X_OK):
+            continue
+        tried.add(path)
+        environment = {**os.environ, "PYTHONPATH": source}
+        try:
+            probe = subprocess.run(
+                [path, "-c", _PROBE], env=environment, cwd="/",
+                capture_output=True, text=True, check=False, timeout=20,
+            )  # fmt: skip
+        except OSError:
+            continue
+        if probe.returncode == 0:
+            by_version.setdefault(probe.stdout.strip(), path)
+    return by_version

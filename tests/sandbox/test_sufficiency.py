@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""No rule is missing: whatever befalls a process at lock-down, it is never SIGSYS that ends it.
+
+The smoke run (smoke.py), with every allocator that CPython has and every Python of this machine; and accidents, signals and
+heavy use of memory in each role.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.sandbox import interpreters
+from tests.sandbox.captured import Captured, end, folder_for
+from tests.sandbox.job import VARIABLE, Board, Job
+from tests.sandbox.smoke import Smoke, is_locked
+from tests.sandbox.test_channel import Running, running
+from tests.support import procfs
+from tests.support.netns import Identity, Namespace
+from tests.support.product import Instance
+from tests.support.stream import eventually
+
+pytestmark = pytest.mark.usefixtures("nothing_left_behind")
+VERSIONS = ("3.11", "3.12", "3.13", "3.14")
+
+
+@pytest.fixture(scope="module")
+def captured() -> Iterator[Captured]:
+    program = Captured()
+    yield program
+    program.close()
+
+
+def somebody() -> Identity:
+    """Whoever runs the tests."""
+    return Identity("root" if os.geteuid() == 0 else "user")
+
+
+# --- the smoke run --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("version", "allocator"),
+    [
+        pytest.param(version, allocator, marks=() if everyday else pytest.mark.soak)
+        for number, version in enumerate(VERSIONS)
+        for everyday, allocator in ((number % 2 == 0, "malloc"), (number % 2 == 1, "debug"), (False, "pymalloc"))
+    ],
+)
+def test_the_smoke_run(captured: Captured, version: str, allocator: str) -> None:
+    path = interpreters.found(str(captured.stage())).get(version)
+    if path is None:
+        pytest.skip(f"no Python {version} with python-prctl here ({interpreters.VARIABLE} can name one)")
+    program = Captured(path)
+    with (
+        contextlib.closing(program),
+        Namespace(somebody()) as namespace,
+        folder_for(somebody()) as folder,
+    ):
+        smoke = Smoke(program, somebody(), namespace, folder, {"PYTHONMALLOC": allocator})
+        board, file = program.board()
+        with contextlib.closing(board):
+            smoke.serve(
+                Job(board=file, role="relay-out", action="use memory"),
+                lambda instance: use_memory(board, namespace),
+            )
+            smoke.command(Job(board=file))
+
+
+def use_memory(board: Board, namespace: Namespace) -> None:
+    """Have the outbound relay use a lot of memory."""
+    board.go = True
+    with namespace.socket(socket.AF_INET) as client:
+        client.connect(("127.0.0.1", 82))
+        told = eventually(lambda: board.text, "it did not act", within=5)
+    assert told == "imported: "
+
+
+@pytest.mark.parametrize("allocator", ["pymalloc", "malloc"])
+@pytest.mark.parametrize("role", ["relay-in", "target", "host"])
+def test_memory_and_imports(
+    captured: Captured, monkeypatch: pytest.MonkeyPatch, role: str, allocator: str
+) -> None:
+    """Memory comes and goes in every role, errors are put into words, and no module is imported for it."""
+    monkeypatch.setenv("PYTHONMALLOC", allocator)
+    with running(captured, somebody(), role, "use memory") as product:
+        family = product.instance.processes()
+        product.go()
+        assert product.board.text == "imported: "
+        assert product.instance.processes() == family
+        product.instance.stop()
+
+
+# --- accidents ------------------------------------------------------------------------------------
+
+_NAMES = {"unforeseen": "ZeroDivisionError", "memory": "MemoryError", "recursion": "RecursionError"}
+
+
+def go_quietly(product: Running) -> None:
+    """Say the word to a process that does not tell what it did."""
+    product.board.go = True
+
+    def acted() -> bool:
+        product.poke()
+        return not product.board.go
+
+    eventually(acted, "it did not act", within=3)
+
+
+@pytest.mark.parametrize("accident", _NAMES)
+def test_an_error_in_a_relay(captured: Captured, accident: str) -> None:
+    """It is named, and another relay takes over."""
+    with running(captured, somebody(), "relay-in", accident) as product:
+        go_quietly(product)
+        instance = product.instance
+        eventually(lambda: "started again" in instance.messages(), "no word of it", within=3)
+        assert _NAMES[accident] in instance.messages()
+        assert "SIGSYS" not in instance.messages()
+        product.exchange()
+        instance.stop()
+
+
+@pytest.mark.parametrize("accident", _NAMES)
+@pytest.mark.parametrize("role", ["target", "host"])
+def test_an_error_in_a_monitor(captured: Captured, role: str, accident: str) -> None:
+    """One line, status 1, and nothing is left."""
+    with running(captured, somebody(), role, accident) as product:
+        family = product.instance.processes()
+        go_quietly(product)
+        assert product.instance.wait(3) == 1
+        said = [line for line in product.instance.messages().splitlines() if "Error" in line]
+        assert len(said) == 1
+        assert said[0].startswith("hardsplice: cannot ")
+        assert _NAMES[accident] in said[0]
+        eventually(lambda: not any(map(procfs.alive, family)), "processes remain", within=3)
+
+
+@pytest.mark.parametrize("accident", _NAMES)
+def test_an_error_in_pid_1(captured: Captured, accident: str) -> None:
+    board, path = captured.board()
+    board.go = True
+    job = Job(board=path, role="init", action=accident)
+    instance = Instance(
+        captured, somebody(), ["-f", "--", "sleep", "1000"], environment={VARIABLE: job.dump()}
+    )
+    with contextlib.ExitStack() as stack:
+        stack.callback(board.close)
+        stack.callback(end, instance)
+        assert instance.wait(5) == 1
+        assert _NAMES[accident] in instance.messages()
+        assert instance.messages().startswith("hardsplice: ")
+
+
+# --- signals --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def product(captured: Captured, identity: Identity) -> Iterator[Running]:
+    """One that nobody takes over."""
+    with running(captured, identity, "", "") as made:
+        made.exchange()
+        yield made
+
+
+def roles(product: Running) -> dict[str, int]:
+    """Its processes by name."""
+    return {procfs.status(pid)["Name"]: pid for pid in product.instance.processes()}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
+def test_a_signal_to_a_relay(product: Running, number: signal.Signals) -> None:
+    """It ends by that signal, and is replaced."""
+    os.kill(roles(product)["hs-relay-in"], number)
+    instance = product.instance
+    eventually(lambda: "started again" in instance.messages(), "no word of it", within=3)
+    assert f"killed by {number.name}" in instance.messages()
+    product.exchange()
+    instance.stop()
+
+
+def test_sigpipe_is_nothing_to_anybody(product: Running) -> None:
+    before = roles(product)
+    for pid in before.values():
+        os.kill(pid, signal.SIGPIPE)
+    product.exchange()
+    assert roles(product) == before
+    product.instance.stop()
+
+
+def test_stopped_and_continued(product: Running) -> None:
+    """In the middle of every wait: restart_syscall, where the kernel wants it."""
+    before = roles(product)
+    for pid in before.values():
+        os.kill(pid, signal.SIGSTOP)
+    for pid in before.values():
+        eventually(lambda: procfs.stat(pid)[0] == "T", "it goes on", within=2)
+        os.kill(pid, signal.SIGCONT)
+    product.exchange()
+    assert roles(product) == before
+    product.instance.stop()
+
+
+def test_a_signal_to_the_target_monitor(product: Running) -> None:
+    family = product.instance.processes()
+    os.kill(roles(product)["hs-target"], signal.SIGTERM)
+    assert product.instance.wait(3) == 1
+    assert "cannot keep the target monitor running: it was killed by SIGTERM" in product.instance.messages()
+    eventually(lambda: not any(map(procfs.alive, family)), "processes remain", within=3)
+
+
+def test_signals_to_pid_1_and_what_stops_it(captured: Captured, identity: Identity) -> None:
+    """From outside it is stopped and goes on; what it has no handler for the kernel spares it."""
+    board, path = captured.board()
+    job = Job(board=path)
+    command = ["-f", "--", "/bin/sh", "-c", "trap 'exit 5' TERM; while :; do sleep 0.05; done"]
+    instance = Instance(captured, identity, command, environment={VARIABLE: job.dump()})
+    with contextlib.ExitStack() as stack:
+        stack.callback(board.close)
+        stack.callback(end, instance)
+        eventually(lambda: is_locked(instance), "PID 1 is not locked down", within=5)
+        (pid,) = [one for one in instance.processes() if procfs.status(one)["Name"] == "hs-init"]
+        for number in (signal.SIGUSR1, signal.SIGPIPE, signal.SIGINT, signal.SIGSTOP):
+            os.kill(pid, number)
+        eventually(lambda: procfs.stat(pid)[0] == "T", "it goes on", within=2)
+        os.kill(pid, signal.SIGCONT)
+        time.sleep(0.1)  # there is nothing to be seen of a signal that does nothing
+        if instance.process.poll() is None:
+            instance.process.terminate()
+        assert instance.wait(3) in (5, 128 + signal.SIGINT, 1), instance.messages()
+        assert "SIGSYS" not in instance.messages()
+
+
+# --- what is there after lock-down ------------------------------------------------------------------
+
+
+def test_no_memory_is_writable_and_executable(product: Running) -> None:
+    """The tests' own maps show that the check can fail: ctypes made none, but its text is executable."""
+    for name, pid in roles(product).items():
+        rights = {line.split()[1][:3] for line in Path(f"/proc/{pid}/maps").read_text().splitlines()}
+        assert "r-x" in rights
+        assert not [one for one in rights if "w" in one and "x" in one], name
+
+
+def test_the_list_of_descriptors(product: Running) -> None:
+    """What each role may hold, exactly; the numbers that a policy names are what it says they are."""
+    kinds: dict[str, Callable[[int, str], bool]] = {
+        "hs-relay": lambda fd, what: what.startswith(("socket:", "pipe:", "anon_inode:[eventpoll]"))
+        or (fd < 3 and what == "/dev/null"),
+        "hs-host": lambda fd, what: what.startswith(("socket:", "anon_inode:"))
+        or (fd in (0, 1, 3) and what == "/dev/null")
+        or fd == 2,
+        "hs-target": lambda fd, what: what.startswith(("socket:", "anon_inode:"))
+        or (fd < 3 and what == "/dev/null"),
+    }
+    for name, pid in roles(product).items():
+        allowed = next(rule for prefix, rule in kinds.items() if name.startswith(prefix))
+        extra = {
+            fd: what for fd, what in procfs.descriptors(pid).items() if not allowed(fd, what)
+        }
+        assert extra == {}, name
+        if not name.startswith("hs-host"):
+            assert procfs.descriptors(pid)[3].startswith("socket:")
+
+
+# --- the last words -----------------------------------------------------------------------------------
+
+
+def test_the_last_words_with_a_full_log(captured: Captured) -> None:
+    """A log that has its size takes the reason for the end all the same."""
+    with folder_for(somebody()) as folder:
+        log = folder / "log"
+        log.write_bytes(b"-" * 4095 + b"\n")
+        log.chmod(0o666)
+        more = ("-l", str(log), "--log-size", "4096")
+        with running(captured, somebody(), "host", "unforeseen", *more) as product:
+            go_quietly(product)
+            assert product.instance.wait(3) == 1
+        assert "ZeroDivisionError" in log.read_text(errors="replace")
+
