@@ -31,6 +31,7 @@
 #include <net/if.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -424,11 +425,16 @@ static int open_connection(void)
 	return fd;
 }
 
-/* Over loopback a handshake is done when connect() returns, so a first send need not wait. */
+/* Over loopback a handshake is done when connect() returns, so a first send need not wait; unless
+ * the listener's queue is full and the handshake is tried again. */
 static void send_all(int fd, size_t size)
 {
 	ssize_t sent = send(fd, buffer, size, MSG_NOSIGNAL);
 
+	if (sent < 0 && errno == EAGAIN) {
+		poll(&(struct pollfd){ .fd = fd, .events = POLLOUT }, 1, PATIENCE * 1000);
+		sent = send(fd, buffer, size, MSG_NOSIGNAL);
+	}
 	if (sent < 0)
 		fail("send");
 	if ((size_t)sent != size) {

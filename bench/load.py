@@ -46,10 +46,13 @@ class Pinning:
     server: tuple[int, ...] = ()
 
     @classmethod
-    def of_this_machine(cls) -> Pinning:
-        """The forwarder alone on one core; the client and the server share another, or have two."""
+    def named(cls, name: str) -> Pinning:
+        """ "apart": the forwarder alone on a core, the client and the server on another, or two;
+        "one": all on one; "any": wherever the kernel thinks best."""
         usable = _one_of_each_core()
-        if len(usable) < 2:
+        if name == "one":
+            return cls(*[(usable[0],)] * 3)
+        if name == "any" or len(usable) < 2:
             return cls()
         return cls((usable[0],), (usable[1],), (usable[2 if len(usable) > 2 else 1],))
 

@@ -214,9 +214,11 @@ class Pasta(Peer):
         return Command([*words, *_target(place)], before=before)
 
     def version(self) -> str:
-        packaged = _output(["dpkg-query", "-W", "-f", "passt ${Version}", "passt"])
-        said = super().version()
-        return packaged.strip() if "unknown" in said or said == "?" else said
+        said = _output([self.path, "--version"]).split("\n")[0]
+        if "unknown" not in said:
+            return said
+        # Debian's says nothing of itself.
+        return _output(["dpkg-query", "-W", "-f", "passt ${Version}", "passt"]).strip() or said
 
 
 class Haproxy(Peer):

@@ -107,8 +107,8 @@ def _ratio(spread: dict[str, float] | None) -> str:
     return f"{spread['median']:.2f} ({spread['min']:.2f}-{spread['max']:.2f})"
 
 
-# Each goal: row, the number, whose to compare with, and how the ratio's median must be. "best" is the peer
-# with the highest rate in that row; None compares the number itself.
+# Each goal: row, the number, whose to compare with, and how the ratio's median must be. "best" is
+# the peer with the highest rate in that row; None compares the number itself.
 GOALS: tuple[tuple[str, str, str | None, str, float], ...] = (
     *(
         goal

@@ -1,21 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What is measured: each row is one kind of work, and how to do it once with one forwarder.
 
-A row returns plain numbers by name. Every measurement has a forwarder of its own, which is the only
-one on the machine while it lasts, so that none has another's pipes counted against its allowance, or
-its memory shared with it.
+A row returns plain numbers by name. Every measurement has a forwarder of its own, the only one on
+the machine while it lasts, so that none has another's pipes counted against its allowance, or its
+memory shared with it.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from bench.forwarder import Forwarder
 from bench.load import LoadError
-from bench.usage import cpu_seconds, counted_calls, holding
+from bench.usage import counted_calls, cpu_seconds, holding
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -65,7 +64,8 @@ class Load(Row):
     scale: float = 1.0  # operations as the client counts them in one `unit`
     per: str = ""  # what CPU time and system calls are counted for,
     portion: float = 1.0  # in operations as the client counts them
-    traced: tuple[int, int] = (0, 0)  # two lengths, in operations; calls are those of the difference
+    traced: int = 0  # operations for which system calls are counted, after
+    settled: int = 0  # so many, where connections stand: opening and closing them doesn't count
 
     def measure(self, forwarder: Forwarder, timing: Timing) -> Numbers:
         family, servers = forwarder.processes(), forwarder.servers()
@@ -85,22 +85,19 @@ class Load(Row):
         return numbers
 
     def calls(self, forwarder: Forwarder) -> dict[str, float]:
-        totals = [
-            counted_calls(forwarder.processes(), self._work(forwarder, length))
-            for length in self.traced
-        ]
-        portions = (self.traced[1] - self.traced[0]) / self.portion
+        total = self._counted(forwarder, self.settled + self.traced)
+        spare = self._counted(forwarder, self.settled) if self.settled else {}
         each = {
-            name: (totals[1].get(name, 0) - totals[0].get(name, 0)) / portions
-            for name in {*totals[0], *totals[1]}
+            name: (number - spare.get(name, 0)) * self.portion / self.traced
+            for name, number in total.items()
         }
-        return {name: round(number, 3) for name, number in each.items() if abs(number) >= 0.001}
+        return {name: round(number, 3) for name, number in each.items() if number >= 0.001}
 
-    def _work(self, forwarder: Forwarder, operations: int) -> Callable[[], None]:
+    def _counted(self, forwarder: Forwarder, operations: int) -> dict[str, int]:
         def work() -> None:
             self._run(forwarder, ["--operations", str(operations)])
 
-        return work
+        return counted_calls(forwarder.processes, work)
 
     def _run(self, forwarder: Forwarder, options: list[str]) -> dict[str, Any]:
         kit, shared = forwarder.kit, forwarder.bed.shared
@@ -160,7 +157,7 @@ def _bulk(connections: int, direction: str, **more: Any) -> Load:
         scale=GIB,
         per="MiB",
         portion=MIB,
-        traced=(64 * MIB, 320 * MIB),
+        traced=256 * MIB,
         **more,
     )
 
@@ -172,7 +169,8 @@ def _ping_pong(size: int, label: str, at_once: int) -> Load:
         mode="rounds",
         options=("--size", str(size), "--connections", str(at_once)),
         per="round trip",
-        traced=(500, 2500),
+        traced=2000,
+        settled=200,
     )
 
 
@@ -183,7 +181,7 @@ def _visits(at_once: int) -> Load:
         mode="visits",
         options=("--connections", str(at_once)),
         per="connection",
-        traced=(200, 1200) if at_once == 1 else (500, 2500),
+        traced=1000 if at_once == 1 else 2000,
     )
 
 

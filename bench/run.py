@@ -40,22 +40,34 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="bench.run", description=__doc__.split("\n\n")[0])
     add = parser.add_argument
-    add("--quick", action="store_true", help="3 rounds of 0.3 s: to see that it works, not how fast")
+    add("--quick", action="store_true", help="3 rounds of 0.3 s: that it works, not how fast")
     add("--rounds", type=int, help="interleaved rounds (7)")
     add("--seconds", type=float, help="seconds of each measurement (1)")
     add("--rows", nargs="+", metavar="PATTERN", default=["*"], help="rows by name, * as in a shell")
     add("--peers", nargs="+", metavar="NAME", help="only these; hardsplice is always there")
-    add("--add", nargs="+", metavar="PEER.LABEL=PROGRAM", default=[],
-        help="one more of a kind, another build of it; PEER=PROGRAM replaces the usual one")  # fmt: skip
+    add(
+        "--add",
+        nargs="+",
+        metavar="PEER.LABEL=PROGRAM",
+        default=[],
+        help="one more of a kind, another build of it; PEER=PROGRAM replaces the usual one",
+    )
     add("--as", dest="user", choices=["user", "root"], help="who runs the forwarders (user)")
-    add("--no-pin", action="store_true", help="let everything run on every processor")
+    add(
+        "--cores",
+        choices=["apart", "one", "any"],
+        default="apart",
+        help="forwarder and load on cores of their own (apart), all on one, or wherever",
+    )
     add("--no-strace", action="store_true", help="leave the pass out that counts system calls")
     add("--json", type=Path, metavar="FILE", help="where to write (bench/results/TIME.json)")
     add("--list", action="store_true", help="rows, and peers that are here; measure nothing")
     return parser.parse_args(arguments)
 
 
-def chosen_peers(options: argparse.Namespace, wanted: Identity) -> tuple[list[Peer], dict[str, str]]:
+def chosen_peers(
+    options: argparse.Namespace, wanted: Identity
+) -> tuple[list[Peer], dict[str, str]]:
     """The peers to measure, and why others are not."""
     programs = dict(entry.partition("=")[::2] for entry in options.add)
     labels = [*KINDS, *(label for label in programs if label not in KINDS)]
@@ -97,6 +109,7 @@ class Run:
                 "rounds": self.rounds,
                 "seconds": self.timing.seconds,
                 "warmup": self.timing.warmup,
+                "cores": options.cores,
                 "processors": {
                     side: list(getattr(kit.pinning, side))
                     for side in ("forwarder", "client", "server")
@@ -217,7 +230,7 @@ def main() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        with Kit(Pinning() if options.no_pin else Pinning.of_this_machine()) as kit:
+        with Kit(Pinning.named(options.cores)) as kit:
             run = Run(options, kit)
             say(describe(run))
             if not options.list:

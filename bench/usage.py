@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a forwarder costs: CPU time, memory, descriptors, pipes and system calls of its process tree.
+"""What a forwarder costs: CPU time, memory, descriptors, pipes, system calls of its tree.
 
 All of it is the kernel's own account, read from /proc, or, for system calls, strace(1)'s.
 """
@@ -107,13 +107,25 @@ class TraceError(Exception):
     """strace is not there, or may not trace."""
 
 
-def counted_calls(pids: list[int], work: Callable[[], None]) -> dict[str, int]:
+def counted_calls(
+    processes: Callable[[], list[int]], work: Callable[[], None]
+) -> dict[str, int]:
     """System calls, by name, that these processes and what they fork make during `work`."""
     with tempfile.TemporaryDirectory(prefix="hardsplice-strace-") as folder:
         summary, messages = Path(folder) / "summary", Path(folder) / "messages"
-        with _attached(pids, summary, messages):
+        with _attached(_settled(processes), summary, messages):
             work()
         return parse_summary(summary.read_text())
+
+
+def _settled(processes: Callable[[], list[int]]) -> list[int]:
+    """The processes once none comes or goes any more: strace gives up at one that it misses."""
+    deadline = time.monotonic() + ATTACH_SECONDS
+    family, before = processes(), list[int]()
+    while family != before and time.monotonic() < deadline:
+        time.sleep(0.2)
+        family, before = processes(), family
+    return family
 
 
 @contextlib.contextmanager

@@ -51,6 +51,8 @@ class Note(IntEnum):
     ERROR = 5
     RESTARTED = 6
     SOCKETS = 7
+    OPENED = 8  # with --trace: a flow's target was reached
+    ENDED = 9  # with --trace: a flow is over; detail is 0 after FIN both ways, 1 after a reset
 
 
 class Malformed(Exception):  # noqa: N818 - what is raised is the record

@@ -53,6 +53,22 @@ class Container:
     channel: Channel
 
 
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What to make."""
+
+    command: tuple[str, ...]
+    user: RunAs | None  # whom hardsplice's own processes become
+    program: bytes  # PID 1's filter
+    last_capability: int
+    new_user: bool  # a user namespace too, in which COMMAND is root
+
+    @property
+    def namespaces(self) -> int:
+        """The flags to unshare with."""
+        return ALL_NAMESPACES if self.new_user else ALL_NAMESPACES & ~linux.CLONE_NEWUSER
+
+
 def id_maps(user: RunAs | None) -> tuple[str, str, bool]:
     """Maps for uid and gid, and whether setgroups must be denied: the caller, or ``user``, is root
     inside.
@@ -66,12 +82,8 @@ def id_maps(user: RunAs | None) -> tuple[str, str, bool]:
     return f"0 {uid} 1\n{user.uid} {user.uid} 1", f"0 {gid} 1\n{user.gid} {user.gid} 1", False
 
 
-def create(
-    command: Sequence[str], user: RunAs | None, program: bytes, last_capability: int
-) -> Container:
-    """Make the namespaces and their PID 1, which waits for GO to run ``command``. ``program`` is
-    PID 1's filter.
-    """
+def create(recipe: Recipe) -> Container:
+    """Make the namespaces and their PID 1, which waits for GO to run COMMAND."""
     prctl.set_child_subreaper(1)
     ours, theirs = Channel.pair()
     sync_ours, sync_theirs = Channel.pair()
@@ -79,12 +91,14 @@ def create(
     if maker == 0:
         ours.close()
         sync_ours.close()
-        _make(theirs, sync_theirs, command, program, last_capability)
+        _make(theirs, sync_theirs, recipe)
     theirs.close()
     sync_theirs.close()
     try:
         _expect(sync_ours)
-        namespaces.write_id_maps(maker, *id_maps(user)[:2], deny_setgroups=id_maps(user)[2])
+        if recipe.new_user:
+            uids, gids, deny_setgroups = id_maps(recipe.user)
+            namespaces.write_id_maps(maker, uids, gids, deny_setgroups=deny_setgroups)
         sync_ours.send(Record(Kind.GO))
         init = _expect(sync_ours).detail
         os.waitpid(maker, 0)
@@ -99,7 +113,8 @@ def create(
         if maker:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(maker, 0)
-    return Container(namespaces.open_process(init, netns_only=False), init, pidfd, ours)
+    target = namespaces.open_process(init, netns_only=not recipe.new_user)
+    return Container(target, init, pidfd, ours)
 
 
 def _expect(channel: Channel) -> Record:
@@ -116,13 +131,11 @@ def _expect(channel: Channel) -> Record:
     return record
 
 
-def _make(
-    channel: Channel, sync: Channel, command: Sequence[str], program: bytes, last_capability: int
-) -> NoReturn:
+def _make(channel: Channel, sync: Channel, recipe: Recipe) -> NoReturn:
     """The maker: unshare, have the maps written from outside, fork PID 1, end."""
     try:
         try:
-            linux.unshare(ALL_NAMESPACES)
+            linux.unshare(recipe.namespaces)
         except OSError as error:
             hint = namespaces.USERNS_HINT
             sync.send(Record(Kind.FATAL, text=f"{reason_of(error)}\n{hint}".encode()))
@@ -130,13 +143,13 @@ def _make(
         sync.send(Record(Kind.READY))
         if sync.receive() is None:
             os._exit(1)
-        # Root inside, before anything is forked: until the maps stood we were nobody here.
-        os.setresgid(0, 0, 0)
-        os.setresuid(0, 0, 0)
+        if recipe.new_user:  # root inside: until the maps stood we were nobody here
+            os.setresgid(0, 0, 0)
+            os.setresuid(0, 0, 0)
         init = os.fork()
         if init == 0:
             sync.close()
-            _init(channel, command, program, last_capability)
+            _init(channel, recipe)
         sync.send(Record(Kind.READY, detail=init))
         os._exit(0)
     except BaseException as error:  # noqa: BLE001 - a forked process must not return
@@ -145,13 +158,9 @@ def _make(
         os._exit(1)
 
 
-def _init(
-    channel: Channel, command: Sequence[str], program: bytes, last_capability: int
-) -> NoReturn:
+def _init(channel: Channel, recipe: Recipe) -> NoReturn:
     """PID 1: prepare the namespaces, wait for GO, run COMMAND, lock down, serve until it ends."""
     try:
-        # Not traced from its first moment in here; the monitor, its own user's, opens what it needs
-        # at once below.
         if channel.receive() is None:
             os._exit(1)
         prctl.set_name("hs-init")
@@ -164,16 +173,17 @@ def _init(
         channel.send(Record(Kind.NAMESPACES))
         if channel.receive() is None:
             os._exit(1)
-        pid = _run(channel, command)
+        prctl.set_dumpable(0)  # before COMMAND, which is the same user, could trace us
+        pid = _run(channel, recipe.command)
         channel.move_to(isolate.CHANNEL_FD)
         signals = linux.signalfd((signal.SIGCHLD,))
         isolate.null_standard_streams((0, 1, 2))
         isolate.keep_descriptors((*isolate.FIXED_FDS, signals))
         lockdown = isolate.Lockdown(strict=False, say=lambda _: None)
-        lockdown.run(isolate.init_steps((CAP_KILL,), last_capability))
+        lockdown.run(isolate.init_steps((CAP_KILL,), recipe.last_capability))
         # The parent is in another PID namespace: EOF tells of an earlier end
         prctl.set_pdeathsig(signal.SIGKILL)
-        lockdown.run([isolate.filter_step(program)])
+        lockdown.run([isolate.filter_step(recipe.program)])
         channel.send(Record(Kind.READY))
         os._exit(_reap(channel, signals, pid))
     except BaseException as error:  # noqa: BLE001 - a forked process must not return

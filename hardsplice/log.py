@@ -14,16 +14,18 @@ import stat
 import time
 from enum import IntEnum
 
+_DAEMON = 3  # syslog's facility
 LINES_A_SECOND = 1.0  # of one kind
 
 
 class Level(IntEnum):
-    """The numbers are syslog's (RFC 5424)."""
+    """The numbers are syslog's (RFC 5424), but for TRACE, which goes there as DEBUG."""
 
     ERROR = 3
     WARNING = 4
     INFO = 6
     DEBUG = 7
+    TRACE = 8
 
 
 class Limiter:
@@ -104,7 +106,8 @@ class Log:
             return
         lead = "hardsplice"
         if self._syslog:
-            lead = f"<{3 << 3 | level}>hardsplice[{os.getpid()}]"  # facility 3, daemon
+            priority = _DAEMON << 3 | min(level, Level.DEBUG)
+            lead = f"<{priority}>hardsplice[{os.getpid()}]"
         end = "" if self._syslog else "\n"
         with contextlib.suppress(OSError):
             self._write(f"{lead}: {printable(text)}{end}".encode(errors="backslashreplace"))

@@ -315,7 +315,10 @@ class HostMonitor:
     def _tell(self, direction: str, forwards: Sequence[Forward], record: Record) -> None:
         where = describe(forwards[record.index]) if record.index < len(forwards) else "a port"
         level, line = in_words(direction, where, record.small, record.detail, record.text)
-        self.log.limited(level, (direction, record.small), line)
+        if level is Level.TRACE:
+            self.log.line(level, line)  # each of them was asked for
+        else:
+            self.log.limited(level, (direction, record.small), line)
 
 
 def exit_status(status: int) -> int:

@@ -20,6 +20,8 @@ _WORDS: dict[int, tuple[Level, str]] = {
     ),
     Note.ERROR: (Level.ERROR, "{direction}, {where}: a flow was reset: {text} {reason}"),
     Note.RESTARTED: (Level.WARNING, "{direction}: the relay was started again: {text}"),
+    Note.OPENED: (Level.TRACE, "{direction}, {where}: connected"),
+    Note.ENDED: (Level.TRACE, "{direction}, {where}: over{reset}"),
     Note.SOCKETS: (Level.WARNING, "{direction}: cannot open sockets for now: {reason}"),
 }
 _UNKNOWN = (Level.WARNING, "{direction}: a note without a meaning")
@@ -34,4 +36,5 @@ def in_words(direction: str, where: str, kind: int, detail: int, text: bytes) ->
         detail=detail,
         reason=os.strerror(detail) if detail else "",
         text=text.decode(errors="replace"),
+        reset=", by a reset" if detail else "",
     )

@@ -59,7 +59,7 @@ LEVELS = {
     Verbosity.QUIET: Level.ERROR,
     Verbosity.NORMAL: Level.INFO,
     Verbosity.DEBUG: Level.DEBUG,
-    Verbosity.TRACE: Level.DEBUG,
+    Verbosity.TRACE: Level.TRACE,
 }
 
 
@@ -211,7 +211,13 @@ class Setup:
         if options.mode is Mode.COMMAND:
             command = options.command or (os.environ.get("SHELL") or "/bin/sh",)
             self.container = container.create(
-                command, self.user, self.programs.init, self.last_capability
+                container.Recipe(
+                    command=command,
+                    user=self.user,
+                    program=self.programs.init,
+                    last_capability=self.last_capability,
+                    new_user=not options.netns_only,
+                )
             )
             self.target = self.container.target
         if not (options.inbound or options.outbound):
@@ -278,6 +284,7 @@ class Setup:
             pipe_size=self.pipe_size,
             filter=self.programs.relay,
             stats=Stats(),
+            trace=self.options.verbosity >= Verbosity.TRACE,
             has_ruleset=self.landlock_abi > 0,
             strict=self.options.sandbox == "strict",
         )
@@ -428,6 +435,9 @@ def _runas(options: Options) -> RunAs | None:
     real root.
     """
     if options.runas is not None:
+        if os.geteuid() not in (0, options.runas.uid):
+            hint = "leave --runas out, or start hardsplice as root"
+            raise Failure("become", f"user {options.runas.uid}", "only root may", hint)
         return options.runas
     return NOBODY if os.geteuid() == 0 and namespaces.owns_all_ids() else None
 

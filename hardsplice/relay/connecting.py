@@ -77,6 +77,8 @@ class Connector(Mover):
         it sent remains).
         """
         self.counters[count.CONNECTED] += 1
+        if self.trace:
+            self.monitor.trace(Note.OPENED, flow.listener)
         flow.plan = ()
         if self.warm is None or self.warm.slots < EDGE_SLOTS:
             flow.edge = [False, False]

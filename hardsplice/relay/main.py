@@ -45,6 +45,7 @@ class Plan:
     pipe_size: int  # bytes
     filter: bytes  # the relay's seccomp program
     stats: Stats
+    trace: bool  # whether the monitor wants to hear of every flow
     has_ruleset: bool  # whether there is a Landlock ruleset at isolate.RULESET_FD
     strict: bool
 
@@ -67,6 +68,10 @@ class ToMonitor:
         if now - self.last.get(kind, -NOTE_SECONDS) < NOTE_SECONDS:
             return
         self.last[kind] = now
+        self.trace(kind, listener, detail, text)
+
+    def trace(self, kind: Note, listener: int, detail: int = 0, text: str = "") -> None:
+        """Report something each time, as far as the channel takes it."""
         self.channel.send(Record(Kind.NOTE, kind, listener, detail, text.encode()), wait=False)
 
 
@@ -130,6 +135,7 @@ def _live(plan: Plan, channel: Channel, monitor: int) -> int:
         families=plan.families,
         counters=plan.stats.count,
         other_descriptors=other,
+        trace=plan.trace,
     )
     engine = Engine(resources, plan.listeners)
     engine.epoll.register(isolate.CHANNEL_FD, 1)

@@ -120,7 +120,7 @@ class Mover(FlowTable):
         self._level(flow, direction)
 
     def _level(self, flow: Flow, direction: int) -> None:
-        """There may be more: let epoll repeat that from now on. (It says so at once, if it is so.)"""
+        """There may be more: let epoll repeat that from now on, beginning at once."""
         if flow.edge[direction]:
             flow.edge[direction] = False
             self._sync(flow)

@@ -66,6 +66,9 @@ class Monitor(Protocol):
     def ask_sockets(self, family: int, number: int) -> bool:
         """Ask for sockets of FAMILIES[family]; False when the monitor can't hear it now."""
 
+    def trace(self, kind: Note, listener: int, detail: int = 0) -> None:
+        """Report each flow, where that was asked for."""
+
     def note(self, kind: Note, detail: int, listener: int = 0, text: str = "") -> None:
         """Report something worth a line in the log; ``detail`` is an errno or a number."""
 
@@ -82,6 +85,7 @@ class Resources:
     families: tuple[int, ...]  # those that targets have
     counters: memoryview
     other_descriptors: int  # listeners, epoll, channel, standard streams
+    trace: bool = False  # report every flow to the monitor
 
 
 class FlowTable:
@@ -96,6 +100,7 @@ class FlowTable:
         self.families = resources.families
         self.counters = resources.counters
         self.other_descriptors = resources.other_descriptors
+        self.trace = resources.trace
         self.epoll = self.kernel.epoll()
         self.flows: dict[int, Flow] = {}  # by either descriptor
         self.connecting: dict[Flow, None] = {}  # in the order of their deadlines
@@ -206,6 +211,8 @@ class FlowTable:
                 self.kernel.abort(fd)
             self.kernel.close(fd)
         flow.state[CLIENT] = flow.state[TARGET] = FINISHED
+        if self.trace:
+            self.monitor.trace(Note.ENDED, flow.listener, 1 if abort else 0)
 
 
 def _well(flow: Flow) -> int | None:

@@ -381,3 +381,28 @@ def test_help_and_version(program: Program) -> None:
     helped = run(program, mine, "--help")
     assert (helped.returncode, helped.stderr) == (0, "")
     assert "--tcp-ports" in helped.stdout
+
+
+@pytest.mark.root
+def test_command_without_a_user_namespace(program: Program) -> None:
+    """--netns-only: root in the namespaces as outside, the network its own."""
+    owner = "stat -Lc %i /proc/self/ns/user; stat -Lc %i /proc/self/ns/net"
+    done = run(program, Identity("root"), "--netns-only", "--", "sh", "-c", owner)
+    assert done.returncode == 0, done.stderr
+    user, net = map(int, done.stdout.split())
+    assert user == os.stat("/proc/self/ns/user").st_ino
+    assert net != os.stat("/proc/self/ns/net").st_ino
+
+
+def test_trace_tells_of_each_connection(
+    namespace: Namespace, identity: Identity, launch: Launch
+) -> None:
+    port = free_ports()
+    spec = f"127.0.0.1/{port}:80"
+    instance = launch(identity, "-f", "--trace", "-t", spec, str(namespace.pid)).wait_ready()
+    for _ in range(3):
+        _passes(namespace, port)
+    line = f"hardsplice: inbound, 127.0.0.1 port {port}: "
+    eventually(lambda: instance.messages().count(f"{line}over\n") == 3, "three ends are told")
+    assert instance.messages().count(f"{line}connected\n") == 3
+    instance.stop()

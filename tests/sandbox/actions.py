@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What a process that was taken over does while it serves, when the test says go.
 
-Some of it is abuse of the channel to the process above; some is an accident of its own, such as an error that
-nobody foresees.
+Some of it is abuse of the channel to the process above; some is an accident of its own, such as
+an error that nobody foresees.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def remember() -> None:
     _modules.update(sys.modules)
 
 
-# --- abuse of a channel -----------------------------------------------------------------------------
+# --- abuse of a channel ---------------------------------------------------------------------------
 
 
 def post(sock: socket.socket, packet: bytes, fds: list[int] | None = None) -> bool:
@@ -120,7 +120,9 @@ TOLERATED: dict[str, Callable[[socket.socket], None]] = {
 
 
 def _lingering(sock: socket.socket, engine: Any) -> None:
-    """Have the receiver close a socket that takes its time: unsent data, SO_LINGER, and the last descriptor of it."""
+    """Have the receiver close a socket that takes its time: unsent data, SO_LINGER, and the last
+    descriptor of it.
+    """
     flow = next(iter(engine.flows.values()))
     target = flow.fd[1]
     linger = struct.pack("ii", 1, 60)
@@ -133,7 +135,7 @@ def _lingering(sock: socket.socket, engine: Any) -> None:
     engine.kernel.close(target)
 
 
-# --- accidents --------------------------------------------------------------------------------------
+# --- accidents ------------------------------------------------------------------------------------
 
 
 def _unforeseen(_: Any) -> None:

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Ways out of the sandbox, one row each: what is tried, by which process, and what comes of it.
 
-Each is tried by system calls made directly, as machine code in a process that was taken over would make them:
-neither the C library's choice of calls nor the tripwire in the interpreter (hardsplice.seal) takes part.
+Each is tried by system calls made directly, as machine code in a process that was taken over
+would make them: neither the C library's choice of calls nor the tripwire in the interpreter
+(hardsplice.seal) takes part.
 
-`SIGSYS`, which is what a row expects unless it says otherwise, means that the filter killed the process; a name of
-errno, that the call got through the filter and another layer refused it; WORKS, that it succeeded. Beside it stands what
-the same attempt does without the sandbox: it WORKS, or at least REACHES the kernel, for calls whose success would harm the
-machine, or that some kernels refuse for reasons of their own.
+`SIGSYS`, which is what a row expects unless it says otherwise, means that the filter killed the
+process; a name of errno, that the call got through the filter and another layer refused it;
+WORKS, that it succeeded. Beside it stands what the same attempt does without the sandbox: it
+WORKS, or at least REACHES the kernel, for calls whose success would harm the machine, or that
+some kernels refuse for reasons of their own.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import termios
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address
 
 from hardsplice import keeper, linux
 from hardsplice.channel import Channel
@@ -33,7 +36,7 @@ SIGSYS, WORKS, REACHES = "SIGSYS", "works", "reaches"
 RELAYS = ("relay-in", "relay-out")
 MONITORS = ("target", "host")
 SERVING = (*RELAYS, *MONITORS)
-LOOPBACK = linux.IPv4Address("127.0.0.1")
+LOOPBACK = IPv4Address("127.0.0.1")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -47,33 +50,36 @@ _POOLED = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 
 # asm/unistd_64.h of x86_64; other architectures' kernels have their say in tests/arches.
 NUMBERS: Mapping[str, int] = {
-    "read": 0, "write": 1, "open": 2, "close": 3, "stat": 4, "mmap": 9, "mprotect": 10, "pread64": 17,
-    "readv": 19, "writev": 20, "pipe": 22, "shmget": 29, "shmat": 30, "dup": 32, "dup2": 33,
-    "getpid": 39, "sendfile": 40, "socket": 41, "connect": 42, "accept": 43, "sendto": 44, "recvfrom": 45,
-    "sendmsg": 46, "recvmsg": 47, "shutdown": 48, "bind": 49, "listen": 50, "socketpair": 53,
-    "setsockopt": 54, "getsockopt": 55, "clone": 56, "fork": 57, "vfork": 58, "execve": 59, "kill": 62,
-    "fcntl": 72, "chdir": 80, "readlink": 89, "mkdir": 83, "unlink": 87, "chmod": 90, "ptrace": 101,
-    "setuid": 105, "capset": 126, "rt_sigqueueinfo": 129, "personality": 135, "prctl": 157,
-    "arch_prctl": 158, "chroot": 161, "mount": 165, "umount2": 166, "swapon": 167, "reboot": 169,
-    "sethostname": 170, "iopl": 172, "init_module": 175, "quotactl": 179, "tkill": 200,
-    "sched_setaffinity": 203, "io_setup": 206, "epoll_create": 213, "tgkill": 234, "kexec_load": 246,
-    "add_key": 248, "request_key": 249, "keyctl": 250, "inotify_init1": 294, "openat": 257,
-    "mkdirat": 258, "mknodat": 259, "newfstatat": 262, "unshare": 272, "splice": 275, "tee": 276, "vmsplice": 278,
-    "signalfd4": 289, "timerfd_create": 283, "eventfd2": 290, "epoll_create1": 291, "dup3": 292,
-    "pipe2": 293, "preadv": 295, "rt_tgsigqueueinfo": 297, "perf_event_open": 298, "recvmmsg": 299,
-    "fanotify_init": 300, "prlimit64": 302, "name_to_handle_at": 303, "open_by_handle_at": 304,
-    "sendmmsg": 307, "setns": 308, "process_vm_readv": 310, "process_vm_writev": 311, "kcmp": 312,
-    "finit_module": 313, "seccomp": 317, "memfd_create": 319, "bpf": 321, "execveat": 322,
-    "userfaultfd": 323, "copy_file_range": 326, "pkey_mprotect": 329, "io_uring_setup": 425,
-    "io_uring_enter": 426, "io_uring_register": 427, "open_tree": 428, "move_mount": 429, "fsopen": 430,
-    "pidfd_send_signal": 424, "pidfd_open": 434, "clone3": 435, "openat2": 437, "pidfd_getfd": 438,
-    "process_madvise": 440, "landlock_create_ruleset": 444, "memfd_secret": 447, "ioctl": 16,
-    "accept4": 288, "pivot_root": 155, "setresuid": 117, "modify_ldt": 154, "getrandom": 318, "setgroups": 116,
+    "read": 0, "write": 1, "open": 2, "close": 3, "stat": 4, "mmap": 9, "mprotect": 10,
+    "pread64": 17, "readv": 19, "writev": 20, "pipe": 22, "shmget": 29, "shmat": 30, "dup": 32,
+    "dup2": 33, "getpid": 39, "sendfile": 40, "socket": 41, "connect": 42, "accept": 43,
+    "sendto": 44, "recvfrom": 45, "sendmsg": 46, "recvmsg": 47, "shutdown": 48, "bind": 49,
+    "listen": 50, "socketpair": 53, "setsockopt": 54, "getsockopt": 55, "clone": 56, "fork": 57,
+    "vfork": 58, "execve": 59, "kill": 62, "fcntl": 72, "chdir": 80, "readlink": 89,
+    "mkdir": 83, "unlink": 87, "chmod": 90, "ptrace": 101, "setuid": 105, "capset": 126,
+    "rt_sigqueueinfo": 129, "personality": 135, "prctl": 157, "arch_prctl": 158, "chroot": 161,
+    "mount": 165, "umount2": 166, "swapon": 167, "reboot": 169, "sethostname": 170, "iopl": 172,
+    "init_module": 175, "quotactl": 179, "tkill": 200, "sched_setaffinity": 203,
+    "io_setup": 206, "epoll_create": 213, "tgkill": 234, "kexec_load": 246, "add_key": 248,
+    "request_key": 249, "keyctl": 250, "inotify_init1": 294, "openat": 257, "mkdirat": 258,
+    "mknodat": 259, "newfstatat": 262, "unshare": 272, "splice": 275, "tee": 276,
+    "vmsplice": 278, "signalfd4": 289, "timerfd_create": 283, "eventfd2": 290,
+    "epoll_create1": 291, "dup3": 292, "pipe2": 293, "preadv": 295, "rt_tgsigqueueinfo": 297,
+    "perf_event_open": 298, "recvmmsg": 299, "fanotify_init": 300, "prlimit64": 302,
+    "name_to_handle_at": 303, "open_by_handle_at": 304, "sendmmsg": 307, "setns": 308,
+    "process_vm_readv": 310, "process_vm_writev": 311, "kcmp": 312, "finit_module": 313,
+    "seccomp": 317, "memfd_create": 319, "bpf": 321, "execveat": 322, "userfaultfd": 323,
+    "copy_file_range": 326, "pkey_mprotect": 329, "io_uring_setup": 425, "io_uring_enter": 426,
+    "io_uring_register": 427, "open_tree": 428, "move_mount": 429, "fsopen": 430,
+    "pidfd_send_signal": 424, "pidfd_open": 434, "clone3": 435, "openat2": 437,
+    "pidfd_getfd": 438, "process_madvise": 440, "landlock_create_ruleset": 444,
+    "memfd_secret": 447, "ioctl": 16, "accept4": 288, "pivot_root": 155, "setresuid": 117,
+    "modify_ldt": 154, "getrandom": 318, "setgroups": 116,
 }  # fmt: skip
 X32 = 0x40000000  # __X32_SYSCALL_BIT
 
 
-# --- memory that attempts use: made while this module is imported ------------------------------------
+# --- memory that attempts use: made while this module is imported ---------------------------------
 
 _room = ctypes.create_string_buffer(1 << 16)
 _used = 0

@@ -149,7 +149,9 @@ class Clients(threading.Thread):
 
 
 class Surroundings:
-    """What attempts need: a namespace with servers, servers on the host, and hardsplice between them."""
+    """What attempts need: a namespace with servers, servers on the host, and hardsplice between
+    them.
+    """
 
     def __init__(self, program: Captured, identity: Identity) -> None:
         self.program, self.identity = program, identity

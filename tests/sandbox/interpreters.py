@@ -32,7 +32,9 @@ def candidates() -> list[str]:
 
 @cache
 def found(source: str) -> Mapping[str, str]:
-    """One of each version, by version; ``source`` is a folder with pyseccomp for those that lack it."""
+    """One of each version, by version; ``source`` is a folder with pyseccomp for those that lack
+    it.
+    """
     by_version: dict[str, str] = {}
     tried: set[str] = set()
     for path in candidates():

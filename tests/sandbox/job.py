@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What a test and the launcher in `takeover.py` tell each other.
 
-The test's orders are a `Job`, in the environment. The answers come over a `Board`, a page of shared memory: a
-process that is locked down can write there without asking the kernel for anything, so that the way in which
-a result is reported takes no part in it.
+The test's orders are a `Job`, in the environment. The answers come over a `Board`, a page of
+shared memory: a process that is locked down can write there without asking the kernel for
+anything, so that the way in which a result is reported takes no part in it.
 """
 
 from __future__ import annotations

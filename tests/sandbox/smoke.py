@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The smoke run: short, and all that hardsplice does once it is locked down happens in it.
 
-There are three: serving a namespace (`serve`), a COMMAND (`command`), and starting in the background
-(`background`). Each ends with hardsplice's own end. What must be true in between is asserted; a process that its filter
-kills is told apart from any other failure (`Killed`).
+There are three: serving a namespace (`serve`), a COMMAND (`command`), and starting in the
+background (`background`). Each ends with hardsplice's own end. What must be true in between is
+asserted; a process that its filter kills is told apart from any other failure (`Killed`).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Smoke:
         self.notify = folder / "notify"
         self.environment = environment or {}
 
-    # --- what is known -----------------------------------------------------------------------------
+    # --- what is known ----------------------------------------------------------------------------
 
     def told(self, instance: Instance) -> str:
         """Everything that it has told so far."""
@@ -74,7 +74,7 @@ class Smoke:
         environment = {**self.environment, VARIABLE: job.dump(), **more}
         return Instance(self.program, self.identity, list(arguments), environment=environment)
 
-    # --- serving a namespace -----------------------------------------------------------------------
+    # --- serving a namespace ----------------------------------------------------------------------
 
     def serve(self, job: Job, use: Callable[[Instance], None] | None = None) -> None:
         """Both directions with everything that happens to connections, and to relays."""
@@ -106,7 +106,7 @@ class Smoke:
                 instance.wait_ready()
                 notified = notify.recv(100)
                 assert notified.startswith(b"READY=1")
-            steps = [
+            steps: list[Callable[[], None]] = [
                 lambda: exchange(self.connect(port), inside),
                 lambda: exchange(self.inside_out(), outside),
                 lambda: urgent(self.connect(port), inside),
@@ -146,8 +146,9 @@ class Smoke:
             exchange(self.connect(port), server)
 
     def crowd(self, instance: Instance, port: int, listener: socket.socket) -> None:
-        """Clients that read nothing, so many that their bytes need more pipes than are kept ready, and
-        larger ones than the user's allowance has room for (pipe-user-pages-soft: 64 of 1 MiB)."""
+        """Clients that read nothing, so many that their bytes need more pipes than are kept
+        ready, and larger ones than the user's allowance has room for (pipe-user-pages-soft: 64 of
+        1 MiB)."""
         with contextlib.ExitStack() as stack:
             for _ in range(70):
                 client = stack.enter_context(socket.socket())
@@ -178,10 +179,12 @@ class Smoke:
         )
         eventually(lambda: "started again" in self.told(instance), "no word of it", within=SHORT)
 
-    # --- COMMAND -----------------------------------------------------------------------------------
+    # --- COMMAND ----------------------------------------------------------------------------------
 
     def command(self, job: Job, use: Callable[[Instance], None] | None = None) -> None:
-        """A COMMAND that is sent a signal, has orphans to be reaped, and ends with a status of its own."""
+        """A COMMAND that is sent a signal, has orphans to be reaped, and ends with a status of
+        its own.
+        """
         script = "trap 'exit 7' USR1; (sleep 0.05 &); echo up; while :; do sleep 0.05; done"
         read, write = os.pipe()
         with open(read, "rb", buffering=0) as output, contextlib.ExitStack() as stack:
@@ -203,7 +206,7 @@ class Smoke:
                 instance.process.send_signal(signal.SIGUSR1)
                 assert instance.wait(2 * SHORT) == 7
 
-    # --- the background ----------------------------------------------------------------------------
+    # --- the background ---------------------------------------------------------------------------
 
     def background(self, job: Job) -> None:
         """Start in the background, and end by a signal."""
@@ -211,10 +214,10 @@ class Smoke:
         argv, base = self.program.argv(self.identity)
         port = free_ports()
         subprocess.run(
-            [*argv, "-P", str(self.pid_file), "-t", f"127.0.0.1/{port}:80", str(self.namespace.pid)],
-            env={**base, **self.environment, VARIABLE: job.dump()},
-            cwd="/", check=True, timeout=5, stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            [*argv, "-P", str(self.pid_file), "-t", f"127.0.0.1/{port}:80",
+            str(self.namespace.pid)], env={**base, **self.environment, VARIABLE: job.dump()},
+            cwd="/", check=True, timeout=5, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )  # fmt: skip
         pid = int(self.pid_file.read_text())
         family = procfs.tree(pid)

@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The real product, with one of its processes taken over. For tests; no part of an installed package.
+"""The real product, with one of its processes taken over. For tests; no part of an installed
+package.
 
-This runs hardsplice.__main__.main after it has put itself in front of a few of the product's functions. In
-the process that the job names, code given by the test runs at the moment when the process's filter has just
-been installed, with everything that lock-down did before in force:
+This runs hardsplice.__main__.main after it has put itself in front of a few of the product's
+functions. In the process that the job names, code given by the test runs at the moment when the
+process's filter has just been installed, with everything that lock-down did before in force:
 
-- *attempts* (attempts.py) run each in a process of its own, since most end it. A monitor and PID 1 are forked once
-  for each right before their filter, which the fork then installs. Relays are forked by their monitor, which is locked
-  down by then, in the way that it forks every relay, and go all the way to their filter.
+- *attempts* (attempts.py) run each in a process of its own, since most end it. A monitor and PID
+  1 are forked once for each right before their filter, which the fork then installs. Relays are
+  forked by their monitor, which is locked down by then, in the way that it forks every relay, and
+  go all the way to their filter.
 - an *action* (actions.py) runs in the process itself while it serves, when the test says go.
 
-A job can be *bare*: then no step of lock-down is taken, which shows what an attempt does without the sandbox.
+A job can be *bare*: then no step of lock-down is taken, which shows what an attempt does without
+the sandbox.
 """
 
 from __future__ import annotations
@@ -23,9 +26,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, NoReturn
 
-from hardsplice import container, isolate, keeper, linux, monitor, seal, seccomp
+from hardsplice import container, isolate, keeper, linux, seal, seccomp
 from hardsplice.__main__ import main
 from hardsplice.channel import Channel, Kind, Record
+from hardsplice.monitor import HostMonitor, TargetMonitor
 from hardsplice.policyfile import Policy
 from hardsplice.relay import engine
 from hardsplice.relay import main as relay
@@ -94,7 +98,8 @@ def install(program: bytes) -> None:
         for index in range(len(job.attempts)):
             pid = linux.fork()
             if pid == 0:
-                # Without the filter some numbers just wait, as pause(2) does; that is an answer, too.
+                # Without the filter some numbers just wait, as pause(2) does; that is an answer,
+                # too.
                 waits = job.bare and not job.attempts[index].startswith("row:")
                 signal.setitimer(signal.ITIMER_REAL, 0.2 if waits else PATIENCE / 2)
                 if not job.bare:
@@ -128,12 +133,12 @@ def start_relays(self: keeper.Keeper) -> None:
     _start(self)
 
 
-def relay_main(plan: relay.Plan, channel: Channel, parent: int) -> NoReturn:
+def relay_main(plan: relay.Plan, channel: Channel, monitor: int) -> NoReturn:
     """In the place of relay.main: remember what this process is."""
     here.role = "relay-in" if plan.direction == "inbound" else "relay-out"
-    scene.channel, scene.parent = channel, parent
+    scene.channel, scene.parent = channel, monitor
     scene.listeners = tuple(one.fd for one in plan.listeners)
-    _relay_main(plan, channel, parent)
+    _relay_main(plan, channel, monitor)
 
 
 def only_the_filter(self: isolate.Lockdown, steps: Iterable[isolate.Step]) -> None:
@@ -172,15 +177,17 @@ def inits_own(steps: Callable[..., list[isolate.Step]]) -> Callable[..., list[is
 # --- all of it ------------------------------------------------------------------------------------
 
 
-def keep(fds: Iterable[int]) -> None:
+def keep_more(keep: Iterable[int]) -> None:
     """In the place of isolate.keep_descriptors, for a job with props."""
-    _keep_descriptors((*fds, *scene.props.values()))
+    _keep_descriptors((*keep, *scene.props.values()))
 
 
 def reduced(role: str) -> Policy:
-    """In the place of seccomp.load_policy: without the rules, or the ways of a rule, that a job drops.
+    """In the place of seccomp.load_policy: without the rules, or the ways of a rule, that a job
+    drops.
 
-    A rule is dropped for its own role: a monitor that lacked what its relay needs would prove nothing of the relay.
+    A rule is dropped for its own role: a monitor that lacked what its relay needs would prove
+    nothing of the relay.
     """
     policy = _load_policy(role)
     rules = []
@@ -203,14 +210,14 @@ def take_over() -> None:
         seal.seal = lambda tell: None
     if job.props:
         scene.gather()
-        isolate.keep_descriptors = keep
+        isolate.keep_descriptors = keep_more
     if job.drop:
         seccomp.load_policy = reduced
     if job.helper:
         scene.helper = ctypes.CDLL(job.helper, use_errno=True)
     before(engine.Engine, "turn", "relay-in", "relay-out")
-    before(monitor.TargetMonitor, "note", "target")
-    before(monitor.HostMonitor, "_tell", "host")
+    before(TargetMonitor, "note", "target")
+    before(HostMonitor, "_tell", "host")
     before(container, "_reap", "init")
 
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""No way out: attempts of attempts.py by each process of the real product at lock-down, and without it."""
+"""No way out: attempts of attempts.py by each process of the real product at lock-down, and
+without it.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,9 @@ pytestmark = [
     pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers are x86_64's"),
 ]
 NATIVE, INT80 = range(601), range(470)
-# uretprobe and uprobe: the kernel lets these past every filter, for the trampolines that it writes itself into
-# probed processes, and whoever else makes them gets SIGILL (arch/x86/kernel/uprobes.c; Linux 6.11 and 6.18).
+# uretprobe and uprobe: the kernel lets these past every filter, for the trampolines that it
+# writes itself into probed processes, and whoever else makes them gets SIGILL
+# (arch/x86/kernel/uprobes.c; Linux 6.11 and 6.18).
 UNFILTERED = {335, 336}
 
 
@@ -88,7 +91,9 @@ MACHINE_X86_64 = 0xC000003E  # AUDIT_ARCH_X86_64
 
 
 def allowed_numbers(role: str) -> set[int]:
-    """The calls that the filters of a role let through with every argument -1, and that its policy names."""
+    """The calls that the filters of a role let through with every argument -1, and that its
+    policy names.
+    """
     allowed = set(NATIVE)
     for name in ("monitor", "relay") if role.startswith("relay") else (role,):
         policy = "monitor" if name in ("target", "host") else name
@@ -120,7 +125,9 @@ def killed(captured: Captured, role: str, kind: str, numbers: range, *, bare: bo
 
 @pytest.mark.parametrize("role", ["relay-in", "host", "init"])
 def test_every_other_number_kills(captured: Captured, role: str) -> None:
-    """All arguments are -1, which does nothing in the few calls that a policy lets through like this."""
+    """All arguments are -1, which does nothing in the few calls that a policy lets through like
+    this.
+    """
     allowed = allowed_numbers(role)
     assert 0 < len(allowed) < 60
     assert killed(captured, role, "native", NATIVE, bare=False) == set(NATIVE) - allowed

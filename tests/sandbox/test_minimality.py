@@ -36,7 +36,9 @@ def captured() -> Iterator[Captured]:
 
 
 def ways() -> list[str]:
-    """All that hardsplice's own functions are allowed: each rule, and each way of a rule with several."""
+    """All that hardsplice's own functions are allowed: each rule, and each way of a rule with
+    several.
+    """
     found = []
     for role in ROLES:
         for rule in load_policy(role).rules_for(native_arch()):
@@ -61,7 +63,9 @@ def run_for(way: str) -> Callable[[Smoke, Job], None]:
 
 
 @contextlib.contextmanager
-def smokes(captured: Captured, identity: Identity, number: int) -> Iterator[queue.SimpleQueue[Smoke]]:
+def smokes(
+    captured: Captured, identity: Identity, number: int
+) -> Iterator[queue.SimpleQueue[Smoke]]:
     """So many surroundings for runs, to be taken and put back."""
     free: queue.SimpleQueue[Smoke] = queue.SimpleQueue()
     with contextlib.ExitStack() as stack:
@@ -85,7 +89,9 @@ class Bench:
         smoke = self.free.get()
         said = ""
         try:
-            for _ in range(2):  # a run that fails for another reason, on a busy machine, is made again
+            for _ in range(
+                2
+            ):  # a run that fails for another reason, on a busy machine, is made again
                 try:
                     run_for(way)(smoke, Job(board=self.board, drop=(way,)))
                     return "not shown: nothing was missing"
@@ -122,7 +128,7 @@ def test_without_any_rule_somebody_is_killed(bench: Bench) -> None:
     assert not superfluous, "\n".join(f"{way}: {said}" for way, said in superfluous.items())
 
 
-# --- the calls that are made, and the rules -----------------------------------------------------------
+# --- the calls that are made, and the rules -------------------------------------------------------
 
 _CALL = re.compile(r"(\d+) +(<\.\.\. )?(\w+)(?:\(| resumed>)(.*)")
 
@@ -142,7 +148,8 @@ class Traced(Captured):
 def calls_after_lock_down(trace: str) -> dict[str, set[str]]:
     """The calls that each role made once its filter was in force, from strace's output.
 
-    A relay is forked by a monitor that has its filter: until a relay has its own, it counts as its monitor.
+    A relay is forked by a monitor that has its filter: until a relay has its own, it counts as
+    its monitor.
     """
     lines: dict[int, list[tuple[str, str, bool]]] = {}
     for line in trace.splitlines():
@@ -169,7 +176,9 @@ def calls_after_lock_down(trace: str) -> dict[str, set[str]]:
 
 
 def test_every_call_is_made_and_every_call_made_is_allowed(tmp_path: Path) -> None:
-    """Both ways. What is allowed and was never seen is the C library's or the interpreter's, with its source."""
+    """Both ways. What is allowed and was never seen is the C library's or the interpreter's, with
+    its source.
+    """
     if shutil.which("strace") is None:
         pytest.skip("there is no strace")
     if os.geteuid() != 0:
@@ -179,7 +188,10 @@ def test_every_call_is_made_and_every_call_made_is_allowed(tmp_path: Path) -> No
         for run in (Smoke.serve, Smoke.command, Smoke.background):
             program = Traced(folder / "trace")
             with contextlib.closing(program):
-                run(Smoke(program, Identity("root"), namespace, folder), Job(board=program.board()[1]))
+                run(
+                    Smoke(program, Identity("root"), namespace, folder),
+                    Job(board=program.board()[1]),
+                )
             for role, calls in calls_after_lock_down(program.output.read_text()).items():
                 made[role] |= calls
     for role in ROLES:

@@ -35,6 +35,9 @@ class FakeMonitor:
         self.asked.append((family, number))
         return True
 
+    def trace(self, kind: Note, listener: int, detail: int = 0) -> None:
+        self.notes.append((kind, detail, listener, ""))
+
     def note(self, kind: Note, detail: int, listener: int = 0, text: str = "") -> None:
         self.notes.append((kind, detail, listener, text))
 

@@ -610,3 +610,38 @@ def test_after_any_abnormal_end_the_next_flow_carries_only_its_own_bytes(ends: s
         relay.settle()
         assert (server.got, client.got) == (b"mine", b"yours")
         finish_both(relay, client, server)
+
+
+# --- a reset behind a sink that takes nothing ---
+
+
+@sides
+def test_a_reset_behind_a_full_path_is_passed_on_to_a_peer_that_reads_nothing(side: int) -> None:
+    """Direct TCP tells at once; a blocked direction must not keep the other side in the dark."""
+    relay = Relay(FakeKernel(send_buffer=4, window=4))
+    sender, reader = pick(relay.connect(), side)
+    sender.send(TEXT[:200])
+    relay.settle()
+    sender.reset()
+    relay.settle()
+    assert reader.saw == "open", "what came before the reset has its chance first"
+    relay.wait(2 * GRACE_PATIENCE)
+    assert reader.saw == "reset"
+    relay.check_idle()
+
+
+@sides
+def test_a_reset_waits_for_a_peer_that_goes_on_reading(side: int) -> None:
+    relay = Relay(FakeKernel(send_buffer=4, window=4))
+    sender, reader = pick(relay.connect(), side)
+    sender.send(TEXT[:40])
+    relay.settle()
+    sender.reset()
+    relay.settle()
+    while reader.saw == "open":
+        before = len(reader.got)
+        reader.read(3)
+        relay.wait(GRACE_PATIENCE / 2)
+        assert len(reader.got) > before or reader.saw == "reset"
+    assert bytes(reader.got) == TEXT[:40]
+    relay.check_idle()

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The budgets of system calls and descriptors, which are what makes this engine fast.
+
+strace(1) counts every call of every process, monitors included, from start to end. The same run is
+done twice, with a short and with a long load; the difference is the load's alone. A count doesn't
+depend on how fast the machine is, so unlike a time it may fail a build.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench.load import Bed, Kit, LoadError
+from bench.usage import parse_summary
+from tests.support import procfs
+from tests.support.netns import Identity
+from tests.support.product import Instance, Program, free_ports
+from tests.support.stream import eventually
+
+pytestmark = pytest.mark.usefixtures("nothing_left_behind")
+
+IDLE = 200
+ENOUGH_FILES = 4096
+
+
+class Traced(Program):
+    """The same hardsplice, under strace from its first call on."""
+
+    def __init__(self, program: Program, summary: Path) -> None:
+        super().__init__()
+        self._program = program
+        self._summary = summary
+
+    def argv(self, identity: Identity) -> tuple[list[str], dict[str, str]]:
+        words, environment = self._program.argv(identity)
+        before = len(identity.wrap([]))
+        strace = ["strace", "-f", "-c", "-o", str(self._summary), "--"]
+        return [*words[:before], *strace, *words[before:]], environment
+
+
+@pytest.fixture(scope="module")
+def kit() -> Iterator[Kit]:
+    try:
+        with Kit() as made:
+            yield made
+    except LoadError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def bed(kit: Kit, identity: Identity) -> Iterator[Bed]:
+    made = Bed(kit, f"budget-{identity.name}", identity)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def may_trace(identity: Identity) -> None:
+    """Skip where strace can't do its work."""
+    if shutil.which("strace") is None:
+        pytest.skip("strace is not installed")
+    probe = identity.wrap(["strace", "-f", "-c", "-o", "/dev/null", "true"])
+    done = subprocess.run(probe, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"{identity.name} may not trace here: {done.stderr.strip()}")
+
+
+def calls_of(
+    program: Program, bed: Bed, folder: Path, mode: str, operations: int, *options: str
+) -> int:
+    """Every system call of a run that carries so many operations."""
+    summary = folder / f"{mode}-{operations}"
+    port = free_ports()
+    spec = f"127.0.0.1/{port}:{bed.port}"
+    arguments = ["-f", "-q", "-t", spec, *_namespace(bed)]
+    instance = Instance(Traced(program, summary), bed.owner, arguments)
+    try:
+        instance.wait_ready()
+        done = bed.kit.measure(mode, port, bed.shared, "--operations", str(operations), *options)
+        assert done["operations"] == operations
+        (child,) = (pid for pid in procfs.tree(instance.pid) if _parent(pid) == instance.pid)
+        os.kill(child, signal.SIGTERM)
+        assert instance.wait() == 0, instance.messages()
+    finally:
+        instance.discard()
+    return sum(parse_summary(summary.read_text()).values())
+
+
+def _namespace(bed: Bed) -> list[str]:
+    return ["--netns", str(bed.path)] if bed.path else [str(bed.pid)]
+
+
+def _parent(pid: int) -> int:
+    return int(procfs.stat(pid)[1])
+
+
+@pytest.mark.parametrize(
+    ("at_once", "rounds", "budget"), [(1, 1000, 22), (32, 2000, 18)], ids=["sequential", "32-at-once"]
+)
+@pytest.mark.usefixtures("may_trace")
+def test_a_connection_costs_no_more_calls_than_its_budget(
+    program: Program,
+    bed: Bed,
+    user_directory: Path,
+    at_once: int,
+    rounds: int,
+    budget: int,
+) -> None:
+    options = ("--connections", str(at_once))
+    short = calls_of(program, bed, user_directory, "visits", 100, *options)
+    long = calls_of(program, bed, user_directory, "visits", 100 + rounds, *options)
+    assert (long - short) / rounds <= budget
+
+
+@pytest.mark.usefixtures("may_trace")
+def test_a_round_trip_costs_no_more_calls_than_its_budget(
+    program: Program, bed: Bed, user_directory: Path
+) -> None:
+    rounds, budget = 2000, 6
+    short = calls_of(program, bed, user_directory, "rounds", 100, "--size", "1")
+    long = calls_of(program, bed, user_directory, "rounds", 100 + rounds, "--size", "1")
+    # Two runs differ by a few calls that are the allocator's or a signal's; one more call
+    # in each round would be 2,000.
+    assert long - short <= rounds * budget + rounds // 100
+
+
+def test_an_idle_connection_costs_two_descriptors(program: Program, bed: Bed) -> None:
+    port = free_ports()
+    arguments = ["-f", "-q", "-t", f"127.0.0.1/{port}:{bed.port}", *_namespace(bed)]
+    instance = Instance(program, bed.owner, arguments, descriptors=ENOUGH_FILES)
+    try:
+        instance.wait_ready()
+        # One connection first: what the first one makes for all that follow is not counted.
+        with bed.kit.idle(port, bed.shared, 1) as opened:
+            assert opened == 1
+        eventually(lambda: not _connections(bed), "the server still holds a connection")
+        before = _descriptors(instance)
+        with bed.kit.idle(port, bed.shared, IDLE) as opened:
+            assert opened == IDLE
+            # Sockets waiting in the pool are used up and asked for anew: the pool's size is the
+            # most by which two counts may differ for that.
+            grown = _descriptors(instance) - before
+            assert 2 * IDLE - POOL <= grown <= 2 * IDLE + POOL
+    finally:
+        instance.stop()
