@@ -17,7 +17,7 @@ export VENV PYTHON
 bin := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-i686 test-arches lint soak wheel clean ready-run ready-test
+.PHONY: help demo test test-i686 test-arches lint soak bench bench-peers wheel clean ready-run ready-test
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -42,6 +42,12 @@ lint: ready-test ## ruff and mypy
 
 soak: ready-test ## tens of thousands of connections, for minutes
 	@$(bin)/python -m pytest -m soak $(ARGS)
+
+bench: ready-test ## hardsplice and its peers side by side (ARGS=--quick, ARGS=--help)
+	@$(bin)/python -m bench.run $(ARGS)
+
+bench-peers: ## install what the benchmark compares with, and say what
+	@bench/install-peers.sh
 
 wheel: ready-test ## build dist/*.whl and dist/*.tar.gz
 	@$(bin)/python -m hatchling build

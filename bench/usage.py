@@ -107,9 +107,7 @@ class TraceError(Exception):
     """strace is not there, or may not trace."""
 
 
-def counted_calls(
-    processes: Callable[[], list[int]], work: Callable[[], None]
-) -> dict[str, int]:
+def counted_calls(processes: Callable[[], list[int]], work: Callable[[], None]) -> dict[str, int]:
     """System calls, by name, that these processes and what they fork make during `work`."""
     with tempfile.TemporaryDirectory(prefix="hardsplice-strace-") as folder:
         summary, messages = Path(folder) / "summary", Path(folder) / "messages"
