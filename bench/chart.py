@@ -3,7 +3,7 @@
 
 A panel for each kind of work, a bar for each forwarder, hardsplice's in colour. The SVG is written
 by hand: text, rectangles, and two sets of colours, of which the viewer's scheme, light or dark,
-chooses one.
+chooses one. The page is painted, since around the picture another scheme may be in force.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ NAMES = {"systemd-socket-proxyd": "socket-proxyd", "direct": "no forwarder"}
 LEFT_OUT = ("direct",)
 
 STYLE = """
+  .page { fill: #ffffff; }
   text { font: 12.5px system-ui, -apple-system, "Segoe UI", sans-serif; fill: #1f2328; }
   .title { font-size: 17px; font-weight: 600; }
   .head { font-size: 13.5px; font-weight: 600; }
@@ -40,6 +41,7 @@ STYLE = """
   .bar { fill: #8c959f; }
   .bar.ours { fill: #0969da; }
   @media (prefers-color-scheme: dark) {
+    .page { fill: #0d1117; }
     text { fill: #e6edf3; }
     .quiet { fill: #8d96a0; }
     .track { fill: #21262d; }
@@ -67,7 +69,7 @@ PANELS = (
     Panel("idle-1000", "Memory with 1,000 idle connections", "MiB", "pss_mib", less_is_better=True),
     Panel("ping-pong-1b-1", "Ping-pong, 1 connection", "round trips/s"),
     Panel("ping-pong-1b-32", "Ping-pong, 32 connections", "round trips/s"),
-    Panel("connect-1", "Short connections, one after the other", "connections/s"),
+    Panel("connect-1", "Short connections, in sequence", "connections/s"),
     Panel("connect-32", "Short connections, 32 at once", "connections/s"),
 )
 
@@ -145,7 +147,8 @@ def svg(result: dict[str, Any]) -> str:
         top += HEAD + max(len(bars) for _, bars in pair) * PITCH + FOOT
     size = f'viewBox="0 0 {WIDTH} {top}" width="{WIDTH}" height="{top}"'
     opening = f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">'
-    return "\n".join([opening, f"<style>{STYLE}</style>", *lines, "</svg>\n"])
+    page = f'<rect class="page" width="{WIDTH}" height="{top}" rx="8"/>'
+    return "\n".join([opening, f"<style>{STYLE}</style>", page, *lines, "</svg>\n"])
 
 
 def main() -> None:

@@ -99,6 +99,9 @@ class Peer(ABC):
     def command(self, place: Place) -> Command:
         """How to start it there."""
 
+    def close(self) -> None:  # noqa: B027 - most have nothing
+        """Remove what was made in order to run it."""
+
     def version(self) -> str:
         """The program's own word."""
         said = _output([self.path, "--version"])
@@ -140,13 +143,26 @@ class Hardsplice(Peer):
         """`program` is an installed hardsplice to measure instead of the checkout."""
         super().__init__(label)
         self._program = Program(program or None)
+        self._compiled: set[str] = set()
 
     def command(self, place: Place) -> Command:
         # Program puts the owner's words in front, which whoever starts the command does too.
         words, environment = self._program.argv(place.owner)
         words = words[len(place.owner.wrap([])) :]
+        self._compile(words, environment.get("PYTHONPATH", ""))
         spec = f"127.0.0.1/{place.port}:{place.bed.port}"
         return Command([*words, "-f", "-q", "-t", spec, *_target(place)], environment)
+
+    def _compile(self, words: list[str], source: str) -> None:
+        """An installed package has its bytecode; so has what is measured, though its user may not
+        be allowed to write it."""
+        if source and source not in self._compiled:
+            package = str(Path(source) / "hardsplice")
+            subprocess.run([words[0], "-m", "compileall", "-q", package], check=False, umask=0o022)
+            self._compiled.add(source)
+
+    def close(self) -> None:
+        self._program.close()
 
     def version(self) -> str:
         words, environment = self._program.argv(Identity("this"))

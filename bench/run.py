@@ -128,6 +128,7 @@ class Run:
 
     def all_rows(self) -> None:
         """Measure everything and say how each row went."""
+        self.write()  # better to fail now than after the first row
         for number, row in enumerate(self.rows, 1):
             result = self._row(row, f"[{number}/{len(self.rows)}] {row.name}")
             self.record["rows"].append(result)
@@ -186,6 +187,11 @@ class Run:
                 if calls:
                     result["peers"][peer.label]["calls"] = calls
 
+    def close(self) -> None:
+        """Leave nothing behind."""
+        for peer in self.peers:
+            peer.close()
+
     def write(self) -> Path:
         """Keep what there is so far."""
         name = self.record["machine"]["time"].replace(":", "").replace("-", "")
@@ -232,11 +238,14 @@ def main() -> None:
     try:
         with Kit(Pinning.named(options.cores)) as kit:
             run = Run(options, kit)
-            say(describe(run))
-            if not options.list:
-                run.all_rows()
-                say(f"\nwritten to {run.write()}")
-    except (LoadError, pytest.skip.Exception) as error:
+            try:
+                say(describe(run))
+                if not options.list:
+                    run.all_rows()
+                    say(f"\nwritten to {run.write()}")
+            finally:
+                run.close()
+    except (LoadError, PermissionError, pytest.skip.Exception) as error:
         raise SystemExit(f"bench: {error}") from None
     except KeyboardInterrupt:
         raise SystemExit("bench: stopped; finished rows are written") from None

@@ -90,35 +90,28 @@ def _serve(options: cli.Options, launcher: Channel | None, began: float) -> NoRe
     """
     from hardsplice.setup import Setup
 
+    setup = Setup(options, launcher, began)
     status = 1
     try:
-        status = Setup(options, launcher, began).run()
+        status = setup.run()
     except Failure as failure:
-        _say(failure)
+        setup.report(failure)
     except BaseException as error:  # noqa: BLE001 - the last resort: one line, and no traceback
-        _say(_unforeseen(error))
+        setup.report(_unforeseen(error))
     os._exit(status)
 
 
 def _launch(options: cli.Options, began: float) -> int:
     """Start a process in the background; wait until it is ready, or has failed, and say which."""
-    from hardsplice.channel import Channel, Kind, Record
-    from hardsplice.monitor import failure_of, text_of
-    from hardsplice.setup import Setup
+    from hardsplice.channel import Channel, Kind
+    from hardsplice.monitor import failure_of
 
     had_pid_file = options.pid_file is not None and os.path.lexists(options.pid_file)
     ours, theirs = Channel.pair()
     if os.fork() == 0:
         ours.close()
         os.setsid()
-        status = 1
-        try:
-            status = Setup(options, theirs, began).run()
-        except Failure as failure:
-            theirs.send(Record(Kind.FATAL, text=text_of(failure)))
-        except BaseException as error:  # noqa: BLE001 - as above
-            theirs.send(Record(Kind.FATAL, text=text_of(_unforeseen(error))))
-        os._exit(status)
+        _serve(options, theirs, began)
     theirs.close()
     record = ours.receive()
     if record is not None and record.kind == Kind.READY:

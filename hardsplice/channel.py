@@ -11,6 +11,7 @@ receiver.
 from __future__ import annotations
 
 import array
+import contextlib
 import errno
 import os
 import socket
@@ -19,9 +20,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 
+from hardsplice import linux
+
 _HEADER = struct.Struct("=BBHiI")
 TEXT_LIMIT = 2048  # bytes of text in a record
-FDS_LIMIT = 128  # descriptors beside a record; the kernel's own limit is 253 (SCM_MAX_FD)
+# All descriptors that one record can carry (SCM_MAX_FD, include/net/scm.h): what doesn't fit would
+# be closed by the kernel in our name, and closing can take long (see discard).
+FDS_LIMIT = 253
 _ANCILLARY = socket.CMSG_SPACE(FDS_LIMIT * 4)
 
 
@@ -161,8 +166,30 @@ class Channel:
                 raise Malformed("a record is too long")
             return decode(packet, tuple(fds))
         except Malformed:
-            close_all(fds)
+            discard(fds)
             raise
+
+    def drain(self) -> None:
+        """Get rid of what is still to be received, before closing: nobody will look at it."""
+        with contextlib.suppress(BlockingIOError, OSError):
+            while True:
+                with contextlib.suppress(Malformed):
+                    record = self.receive(wait=False)
+                    if record is None:
+                        return
+                    discard(record.fds)
+
+
+def discard(fds: Iterable[int]) -> None:
+    """Close descriptors that somebody hostile may have sent.
+
+    Closing the last descriptor of a socket waits for its linger time, so that is made zero first;
+    what is no socket has none.
+    """
+    taken = tuple(fds)
+    for fd in taken:
+        linux.abort(fd)
+    close_all(taken)
 
 
 def close_all(fds: Iterable[int]) -> None:

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from hardsplice import linux
-from hardsplice.channel import Channel, Kind, Malformed, Note, Record, close_all
+from hardsplice.channel import Channel, Kind, Malformed, Note, Record, close_all, discard
 from hardsplice.loop import Loop
 from hardsplice.relay import main as relay
 from hardsplice.relay.sockets import FAMILIES, POOL_SIZE
@@ -102,6 +102,7 @@ class Keeper:
         self.pidfd = -1
         self.was_ready = False
         self.last_words = ""
+        self.is_cut_off = False
 
     def start(self) -> None:
         """Fork a relay."""
@@ -113,6 +114,7 @@ class Keeper:
         theirs.close()
         self.pid, self.pidfd, self.channel = pid, os.pidfd_open(pid), ours
         self.last_words = ""
+        self.is_cut_off = False
         self.loop.add(ours.fileno(), self._on_channel)
         self.loop.add(self.pidfd, self._on_exit)
 
@@ -126,6 +128,7 @@ class Keeper:
     def _hang_up(self) -> None:
         if self.channel is not None:
             self.loop.remove(self.channel.fileno())
+            self.channel.drain()
             self.channel.close()
             self.channel = None
 
@@ -135,10 +138,7 @@ class Keeper:
         self.pid, self.pidfd = 0, -1
 
     def _on_exit(self) -> None:
-        # Its last words may still be in the channel
-        with contextlib.suppress(BlockingIOError, Malformed):
-            while self.channel and (record := self.channel.receive(wait=False)) is not None:
-                self._handle(record)
+        self._hear_out()
         self._hang_up()
         status = os.waitpid(self.pid, 0)[1]
         self._forget()
@@ -153,6 +153,15 @@ class Keeper:
         self.upward.note(Note.RESTARTED, 0, 0, reason.encode())
         self.loop.after(delay, self.start)
 
+    def _hear_out(self) -> None:
+        """The relay has ended: its last words may be in the channel, or things to get rid of."""
+        if self.channel is None:
+            return
+        with contextlib.suppress(BlockingIOError, Malformed):
+            while not self.is_cut_off and (record := self.channel.receive(wait=False)) is not None:
+                self._handle(record)
+        self.channel.drain()
+
     def _on_channel(self) -> None:
         assert self.channel is not None
         try:
@@ -163,7 +172,8 @@ class Keeper:
             self._cut_off(str(error))
             return
         if record is None:
-            self._hang_up()  # that it ended comes by the pidfd
+            # It has ended, as a rule, and the pidfd says so next. An empty record looks the same.
+            self._kill()
         else:
             self._handle(record)
 
@@ -173,7 +183,7 @@ class Keeper:
         """
         handler = _REQUESTS.get(record.kind)
         if handler is None or record.fds:
-            close_all(record.fds)
+            discard(record.fds)
             self._cut_off(f"a record of kind {record.kind} is not a relay's to send")
         else:
             handler(self, record)
@@ -181,7 +191,14 @@ class Keeper:
     def _cut_off(self, why: str) -> None:
         """The relay breaks the protocol: end it. Its successor starts clean."""
         self.last_words = f"it was ended, since it broke the protocol: {why}"
-        self._hang_up()
+        self._kill()
+
+    def _kill(self) -> None:
+        """End the relay and hear no more of it. What is left in the channel is met at its exit."""
+        if self.channel is None or self.is_cut_off:
+            return
+        self.is_cut_off = True
+        self.loop.remove(self.channel.fileno())
         signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
     def _ready(self, _: Record) -> None:

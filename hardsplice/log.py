@@ -60,14 +60,15 @@ class Log:
         self.level = level
         self.limiter = Limiter()
         self._next: int | None = None  # what becomes descriptor 2 when set-up is over
+        self._next_limit = 0
         self._limit = 0  # bytes after which a file starts over; 0 for no limit
         self._written = 0
+        self._next_is_syslog = False
         self._syslog = False
 
     def to_file(self, fd: int, limit: int) -> None:
         """Write to a file once set-up is over, starting over when it has ``limit`` bytes."""
-        self._next, self._limit = fd, limit
-        self._written = os.fstat(fd).st_size
+        self._next, self._next_limit = fd, limit
 
     def to_syslog(self) -> None:
         """Write to syslog once set-up is over, or nowhere where there is none: the background has
@@ -80,19 +81,22 @@ class Log:
             connection.close()
             self._next = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
             return
-        self._next, self._syslog = connection.detach(), True
+        self._next, self._next_is_syslog = connection.detach(), True
 
     @property
     def file_limit(self) -> int:
         """The largest file, in bytes, that this process still needs to write; -1 for any
         (RLIM_INFINITY).
         """
-        if self._limit:
-            return self._limit
+        if self._next_limit:
+            return self._next_limit
         return -1 if stat.S_ISREG(os.fstat(2).st_mode) else 0
 
     def settle(self) -> None:
         """Set-up is over: from now on descriptor 2 is what was chosen."""
+        self._limit, self._syslog = self._next_limit, self._next_is_syslog
+        if self._limit:
+            self._written = os.fstat(self._next or 2).st_size
         if self._next is not None:
             os.dup2(self._next, 2)
             os.close(self._next)

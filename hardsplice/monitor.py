@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from hardsplice import container, linux
-from hardsplice.channel import Channel, Kind, Malformed, Record, close_all
+from hardsplice.channel import Channel, Kind, Malformed, Record, discard
 from hardsplice.errors import Failure
 from hardsplice.keeper import STOP_SECONDS, Keeper, describe_status, wait_for
 from hardsplice.listeners import describe
@@ -71,7 +71,7 @@ class TargetMonitor:
         with contextlib.suppress(BlockingIOError, Malformed):
             record = self.parent.receive(wait=False)
             if record is not None:
-                close_all(record.fds)
+                discard(record.fds)
             self.loop.stop(0)
 
 
@@ -141,6 +141,7 @@ class HostMonitor:
             name for name, part in (("target", host.monitor), ("relay", host.plan)) if part
         }
         self.failure: Failure | None = None
+        self.announced = False
 
     def run(self) -> int:
         """Serve until told to end; the exit status. Failure when something can't go on."""
@@ -171,12 +172,14 @@ class HostMonitor:
             self.keeper.stop()
         monitor = self.host.monitor
         if monitor:
+            monitor.channel.drain()
             monitor.channel.close()
             wait_for(monitor.pid, monitor.pidfd, 2 * STOP_SECONDS)
             self.host.monitor = None
         inside = self.host.container
         if inside:
             # End of file makes PID 1 leave, and the kernel ends the rest in there
+            inside.channel.drain()
             inside.channel.close()
             wait_for(inside.init, inside.pidfd, STOP_SECONDS)
             self.host.container = None
@@ -185,8 +188,9 @@ class HostMonitor:
 
     def _arrived(self, who: str) -> None:
         self.waiting.discard(who)
-        if self.waiting:
+        if self.waiting or self.announced:  # whoever says it twice says nothing new
             return
+        self.announced = True
         self.on_ready(self.host.missing)
         if self.host.container:
             self.host.container.channel.send(Record(Kind.GO))
@@ -256,7 +260,7 @@ class HostMonitor:
         descriptor beside them.
         """
         if record.fds or record.kind not in (Kind.READY, Kind.FATAL, Kind.NOTE):
-            close_all(record.fds)
+            discard(record.fds)
             self._fail(Failure("trust", "the target monitor", f"record of kind {record.kind}"))
         elif record.kind == Kind.READY:
             missing = [line for line in record.text.decode(errors="replace").split("\n") if line]
@@ -273,6 +277,7 @@ class HostMonitor:
         with contextlib.suppress(BlockingIOError, Malformed):  # its last words
             while self.failure is None and (record := monitor.channel.receive(wait=False)):
                 self._on_record(record)
+        monitor.channel.drain()
         self.host.monitor = None
         self.loop.remove(monitor.channel.fileno())
         self.loop.remove(monitor.pidfd)
@@ -281,9 +286,18 @@ class HostMonitor:
 
     def _on_init(self) -> None:
         assert self.host.container is not None
-        record = self.host.container.channel.receive()
+        try:
+            record = self.host.container.channel.receive(wait=False)
+        except BlockingIOError:
+            return
+        except Malformed as error:
+            self._fail(Failure("trust", "PID 1 of COMMAND", str(error)))
+            return
         if record is None:
             self.loop.remove(self.host.container.channel.fileno())
+        elif record.fds:
+            discard(record.fds)
+            self._fail(Failure("trust", "PID 1 of COMMAND", "it sends descriptors"))
         elif record.kind == Kind.FATAL:
             self._fail(failure_of(record.text))
         elif record.kind == Kind.READY:
@@ -303,6 +317,8 @@ class HostMonitor:
                     self.loop.stop(exit_status(record.detail))
                 elif record.kind == Kind.FATAL:
                     self._fail(failure_of(record.text))
+                discard(record.fds)
+        inside.channel.drain()
         self.host.container = None
         self.loop.stop(exit_status(os.waitpid(inside.init, 0)[1]))
 

@@ -147,6 +147,15 @@ class Setup:
             self.undo()
             raise
 
+    def report(self, failure: Failure) -> None:
+        """Say what went wrong: to the launcher while it waits in front of us, else in the log."""
+        if self.launcher and not self.options.foreground:
+            self.launcher.send(Record(Kind.FATAL, text=text_of(failure)))
+            return
+        for text in (str(failure), failure.hint):
+            if text:
+                self.log.line(Level.ERROR, text)
+
     def open(self) -> None:
         """Open what needs the rights and the file system that this process is about to lose."""
         self._stage("open")

@@ -37,17 +37,19 @@ RESTART = 0.2  # seconds from a relay's death to the next connection's first ans
 class Setup:
     """An instance with a lane each way."""
 
-    namespace: Namespace
     instance: Instance
     inbound: Lane
     outbound: Lane
     port: int
 
     def relay_of(self, lane: Lane) -> int:
-        """The relay that serves the lane: the one that lives where the lane's server does."""
-        pid = self.namespace.pid if lane is self.inbound else os.getpid()
-        here = procfs.namespace(pid, "net")
-        return next(pid for pid in self.instance.relays() if procfs.namespace(pid, "net") == here)
+        """The relay that serves the lane: a child of the monitor that lives where it does."""
+        return next(pid for pid in self.instance.relays() if self.serves(pid, lane))
+
+    def serves(self, relay: int, lane: Lane) -> bool:
+        """The process that was started is the host's monitor, and the parent of the outbound relay."""
+        parent = int(procfs.stat(relay)[1])
+        return (parent == self.instance.pid) == (lane is self.outbound)
 
 
 @pytest.fixture
@@ -74,7 +76,7 @@ def setup(identity: Identity, launch: Launch) -> Iterator[Callable[[], Setup]]:
             for lane in lanes:
                 stack.callback(lane.close)
                 lane.listen()
-            return Setup(namespace, instance, lanes[0], lanes[1], port)
+            return Setup(instance, lanes[0], lanes[1], port)
 
         yield make
 
@@ -141,17 +143,16 @@ def test_a_crash_loop_ends_with_an_error(setup: Callable[[], Setup], direction: 
     """Killed as soon as it is there, again and again: one clear line, status 1, nothing left."""
     made = setup()
     lane = getattr(made, direction)
-    here = procfs.namespace(made.relay_of(lane), "net")
     deadline = time.monotonic() + 90
     family = set(made.instance.processes())
+    monitors = family - set(made.instance.relays())  # one whose relay is dead is a leaf, too
     while made.instance.process.poll() is None:
         if time.monotonic() > deadline:
             raise Violation("hardsplice still restarts its relay after 90 s")
         family |= set(made.instance.processes())
-        for pid in procfs.leaves(made.instance.processes()):
-            with contextlib.suppress(ProcessLookupError, FileNotFoundError, StopIteration):
-                # A monitor whose relay is dead has no children either: it is older than relays.
-                if procfs.namespace(pid, "net") == here and pid > max(_monitors(made)):
+        for pid in set(made.instance.relays()) - monitors:
+            with contextlib.suppress(ProcessLookupError):
+                if made.serves(pid, lane):
                     os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
     assert made.instance.wait() == 1
@@ -159,11 +160,6 @@ def test_a_crash_loop_ends_with_an_error(setup: Callable[[], Setup], direction: 
     assert last.startswith("hardsplice: cannot "), made.instance.messages()
     eventually(lambda: not any(map(procfs.alive, family)), "processes remain", within=3)
     assert can_bind("127.0.0.1", made.port)
-
-
-def _monitors(made: Setup) -> list[int]:
-    """The process that was started, and its child that is the other namespace's monitor."""
-    return procfs.tree(made.instance.pid)[:2]
 
 
 @pytest.mark.parametrize("which", ["host monitor", "target monitor"])

@@ -233,7 +233,7 @@ def _wait_for_all(board: Board, number: int, instance: Instance) -> None:
     from tests.support.stream import eventually
 
     eventually(
-        lambda: board.get(number - 1).state or instance.process.poll() is not None,
+        lambda: board.get(number).state or instance.process.poll() is not None,
         lambda: f"the attempts were not made; {instance.messages()}",
     )
 

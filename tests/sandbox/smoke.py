@@ -9,6 +9,7 @@ asserted; a process that its filter kills is told apart from any other failure (
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -27,6 +28,9 @@ SHORT = 1.5  # seconds that a step may take; after that something is wrong
 LOG_SIZE = 16384
 
 
+_users = itertools.count(60_001 + os.getpid() % 3000)
+
+
 class Killed(Exception):
     """A process was ended by SIGSYS; the text says what is known of it."""
 
@@ -42,6 +46,9 @@ class Smoke:
         self.log, self.pid_file = folder / "log", folder / "pid"
         self.notify = folder / "notify"
         self.environment = environment or {}
+        # A user that nobody else is: what users may have of pipes is counted for each.
+        user = next(_users)
+        self.runas = ["--runas", f"{user}:{user}"] if identity.is_root else []
 
     # --- what is known ----------------------------------------------------------------------------
 
@@ -96,7 +103,7 @@ class Smoke:
             self.log.write_bytes(b"-" * (LOG_SIZE - 151) + b"\n")
             self.log.chmod(0o666)
             instance = self.start(
-                job, "-f", "-l", str(self.log), "--log-size", str(LOG_SIZE),
+                job, "-f", *self.runas, "-l", str(self.log), "--log-size", str(LOG_SIZE),
                 "-t", f"127.0.0.1/{port}:80", "-t", f"127.0.0.1/{port + 1}:79",
                 "-T", f"127.0.0.1/82:{port + 2}", str(self.namespace.pid),
                 NOTIFY_SOCKET=str(self.notify),

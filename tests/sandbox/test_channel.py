@@ -11,10 +11,9 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import pytest
-from _pytest.mark import ParameterSet
 
 from tests.sandbox import actions
 from tests.sandbox.captured import Captured, end
@@ -32,16 +31,6 @@ def captured() -> Iterator[Captured]:
     program = Captured()
     yield program
     program.close()
-
-
-def known(actions_: Iterable[str], missing: dict[str, str]) -> list[ParameterSet | str]:
-    """Parameters, with those marked that hardsplice does not stand yet."""
-    return [
-        pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=missing[name]))
-        if name in missing
-        else name
-        for name in actions_
-    ]
 
 
 class Running:
@@ -134,10 +123,7 @@ def monitors(instance: Instance) -> dict[int, list[str]]:
 
 @pytest.mark.parametrize(
     "action",
-    known(
-        actions.FORBIDDEN,
-        {"a record without a byte": "taken for a hang-up: the relay is neither ended nor replaced"},
-    ),
+    actions.FORBIDDEN,
 )
 def test_a_relay_that_breaks_the_protocol_is_replaced(captured: Captured, action: str) -> None:
     identity = Identity("root" if os.geteuid() == 0 else "user")
@@ -199,7 +185,6 @@ def settled(instance: Instance) -> bool:
     return False
 
 
-@pytest.mark.xfail(strict=True, reason="close(2) waits for the linger time")
 def test_a_socket_that_lingers_does_not_hold_the_monitor_up(
     captured: Captured, identity: Identity
 ) -> None:
@@ -251,23 +236,9 @@ def ended_well(instance: Instance, family: list[int]) -> None:
     eventually(lambda: not any(map(procfs.alive, family)), "processes remain", within=3)
 
 
-_MALFORMED = "Malformed is not caught"
-_KEPT = "descriptors beside a record are not closed"
-
-
 @pytest.mark.parametrize(
     "action",
-    known(
-        _UPWARD,
-        {
-            "a record of one byte": _MALFORMED,
-            "a descriptor beside nonsense": _MALFORMED,
-            "a record that is cut short": _MALFORMED,
-            "a record far too long": _MALFORMED,
-            "more descriptors than are taken": _KEPT,
-            "a flood of descriptors": _KEPT,
-        },
-    ),
+    _UPWARD,
 )
 def test_what_init_says(captured: Captured, action: str) -> None:
     """PID 1 lives beside COMMAND. It may end hardsplice, but leaves nothing in the host monitor's
@@ -297,9 +268,7 @@ def test_what_init_says(captured: Captured, action: str) -> None:
 
 @pytest.mark.parametrize(
     "action",
-    known(
-        _UPWARD, {"READY again and again": "Setup.ready runs again, and closes what it has closed"}
-    ),
+    _UPWARD,
 )
 def test_what_the_target_monitor_says(captured: Captured, action: str) -> None:
     """It ends hardsplice, with a line and status 1, or does nothing; the host monitor itself

@@ -301,9 +301,6 @@ def test_the_list_of_descriptors(product: Running) -> None:
 # --- the last words -------------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the line meets RLIMIT_FSIZE: nobody starts the log over for it"
-)
 def test_the_last_words_with_a_full_log(captured: Captured) -> None:
     """A log that has its size takes the reason for the end all the same."""
     with folder_for(somebody()) as folder:
