@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.load import Bed, Kit, on
-from tests.support.netns import Identity, clean_environment
+from tests.support.netns import Identity, clean_environment, ordinary_user
 from tests.support.product import Program
 
 LISTENER = "{listener}"
@@ -150,8 +150,11 @@ class Hardsplice(Peer):
         words, environment = self._program.argv(place.owner)
         words = words[len(place.owner.wrap([])) :]
         self._compile(words, environment.get("PYTHONPATH", ""))
+        # Started by root it becomes nobody, who may have used up a user's allowance of pipes.
+        user = ordinary_user().uid if place.owner.is_root else None
+        runas = ["--runas", f"{user}:{user}"] if user else []
         spec = f"127.0.0.1/{place.port}:{place.bed.port}"
-        return Command([*words, "-f", "-q", "-t", spec, *_target(place)], environment)
+        return Command([*words, "-f", "-q", "-t", spec, *runas, *_target(place)], environment)
 
     def _compile(self, words: list[str], source: str) -> None:
         """An installed package has its bytecode; so has what is measured, though its user may not

@@ -18,7 +18,6 @@ Everything up to isolate may fail with a message and leaves nothing behind.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import gc
 import os
 import resource
@@ -31,7 +30,16 @@ from typing import NoReturn
 
 import prctl
 
-from hardsplice import container, isolate, landlock, linux, listeners, namespaces, seccomp
+from hardsplice import (
+    container,
+    descriptors,
+    isolate,
+    landlock,
+    linux,
+    listeners,
+    namespaces,
+    seccomp,
+)
 from hardsplice.channel import Channel, Kind, Record, close_all
 from hardsplice.cli import Mode, Options, Verbosity
 from hardsplice.errors import Failure, reason_of
@@ -46,6 +54,7 @@ from hardsplice.monitor import (
     failure_of,
     text_of,
 )
+from hardsplice.pidfile import PidFile
 from hardsplice.ports import Forward
 from hardsplice.relay import main as relay
 from hardsplice.relay.kernel import Kernel
@@ -70,35 +79,6 @@ class Programs:
     monitor: bytes
     relay: bytes
     init: bytes
-
-
-class PidFile:
-    """A PID file: made early, so that a bad path is an early error; written last; removed if set-up
-    fails.
-    """
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-            self.existed = os.path.lexists(path)
-            self.fd = os.open(path, flags, 0o644)
-        except OSError as error:
-            raise Failure("write", f"PID file {path}", reason_of(error)) from error
-
-    def write(self) -> None:
-        """Write our PID."""
-        try:
-            os.ftruncate(self.fd, 0)
-            os.write(self.fd, f"{os.getpid()}\n".encode())
-        except OSError as error:
-            raise Failure("write", f"PID file {self.path}", reason_of(error)) from error
-
-    def remove(self) -> None:
-        """Remove what we made."""
-        if not self.existed:
-            with contextlib.suppress(OSError):
-                os.unlink(self.path)
 
 
 class Setup:
@@ -160,12 +140,12 @@ class Setup:
         """Open what needs the rights and the file system that this process is about to lose."""
         self._stage("open")
         options = self.options
-        _raise_descriptor_limit()
+        descriptors.raise_limit()
         if options.ready_fd is not None:
-            self.ready_fd = _above_fixed(options.ready_fd)
+            self.ready_fd = descriptors.above_fixed(options.ready_fd)
         if self.launcher:
             self.launcher.move_to(isolate.CHANNEL_FD)
-        _reserve_fixed()
+        descriptors.reserve_fixed()
         self.last_capability = isolate.read_last_capability()
         self.landlock_abi = landlock.abi()
         if options.mode is Mode.PID:
@@ -305,10 +285,10 @@ class Setup:
         prctl.set_name("hs-host")
         keep = [self.signals]
         if self.ready_fd is not None:
-            _move(self.ready_fd, isolate.READY_FD)
+            descriptors.move(self.ready_fd, isolate.READY_FD)
             keep.append(isolate.READY_FD)
         if self.notify is not None:
-            _move(self.notify, isolate.NOTIFY_FD)
+            descriptors.move(self.notify, isolate.NOTIFY_FD)
             keep.append(isolate.NOTIFY_FD)
         for part in (self.monitor, self.container):
             if part:
@@ -343,7 +323,7 @@ class Setup:
         lockdown.missing += lacks
         ruleset = landlock.ruleset(self.landlock_abi, {one.target_port for one in forwards})
         if ruleset is not None:
-            _move(ruleset, isolate.RULESET_FD)
+            descriptors.move(ruleset, isolate.RULESET_FD)
         return lockdown
 
     def ready(self, missing: Sequence[str]) -> None:
@@ -461,32 +441,6 @@ def _is_mapped(user: RunAs) -> bool:
     return True
 
 
-def _raise_descriptor_limit() -> None:
-    """Take all descriptors that the hard limit allows."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _above_fixed(fd: int) -> int:
-    """A copy of the --ready-fd where no fixed descriptor will be."""
-    try:
-        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, isolate.LAST_FIXED_FD + 1)
-    except OSError as error:
-        raise Failure("use", f"--ready-fd {fd}", reason_of(error)) from error
-
-
-def _reserve_fixed() -> None:
-    """Fill the fixed numbers that are free, so that nothing opened from now on gets one of them."""
-    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    for fd in range(isolate.LAST_FIXED_FD + 1):
-        try:
-            os.fstat(fd)
-        except OSError:
-            os.dup2(null, fd, inheritable=False)
-    if null > isolate.LAST_FIXED_FD:
-        os.close(null)
-
-
 def _connect_notify() -> int | None:
     """A socket connected to the service manager's (sd_notify), if there is one."""
     path = os.environ.get("NOTIFY_SOCKET", "")
@@ -498,9 +452,3 @@ def _connect_notify() -> int | None:
     except OSError as error:
         raise Failure("reach", f"the service manager at {path}", reason_of(error)) from error
     return end.detach()
-
-
-def _move(fd: int, to: int) -> None:
-    if fd != to:
-        os.dup2(fd, to, inheritable=False)
-        os.close(fd)

@@ -47,7 +47,7 @@ class Setup:
         return next(pid for pid in self.instance.relays() if self.serves(pid, lane))
 
     def serves(self, relay: int, lane: Lane) -> bool:
-        """The process that was started is the host's monitor, and the parent of the outbound relay."""
+        """The process that was started is the host's monitor, the parent of the outbound relay."""
         parent = int(procfs.stat(relay)[1])
         return (parent == self.instance.pid) == (lane is self.outbound)
 

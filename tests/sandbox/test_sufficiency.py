@@ -258,6 +258,7 @@ def test_signals_to_pid_1_and_what_stops_it(captured: Captured, identity: Identi
 # --- what is there after lock-down ----------------------------------------------------------------
 
 
+@pytest.mark.root  # nobody else may look into processes that aren't dumpable
 def test_no_memory_is_writable_and_executable(product: Running) -> None:
     """A page of the tests' own shows that the check can fail."""
 
@@ -272,6 +273,7 @@ def test_no_memory_is_writable_and_executable(product: Running) -> None:
         assert both(pid) == [], name
 
 
+@pytest.mark.root  # nobody else may look into processes that aren't dumpable
 def test_the_list_of_descriptors(product: Running) -> None:
     """What each role may hold, exactly; the numbers that a policy names are what it says they
     are.
