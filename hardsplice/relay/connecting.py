@@ -29,7 +29,6 @@ from hardsplice.relay.flow import (
 from hardsplice.relay.moving import Mover
 from hardsplice.relay.table import Resources
 
-EDGE_SLOTS = 128  # with smaller pipes, few reads show that there is no more: level-triggered, then
 SHORT_SECONDS = 1.0  # until what could not be had (a file, a pipe, a socket) is tried for again
 
 
@@ -80,7 +79,7 @@ class Connector(Mover):
         if self.trace:
             self.monitor.trace(Note.OPENED, flow.listener)
         flow.plan = ()
-        if self.warm is None or self.warm.slots < EDGE_SLOTS:
+        if self.warm is None or self.warm.slots < self.limits.edge_slots:
             flow.edge = [False, False]
         step(flow, CLIENT, Step.RESUME)
         step(flow, TARGET, Step.RESUME)

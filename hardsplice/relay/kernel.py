@@ -10,6 +10,7 @@ seam costs no call.
 from __future__ import annotations
 
 import fcntl
+import mmap
 import os
 import select
 import struct
@@ -51,7 +52,9 @@ def unsent(fd: int) -> int:
 
 
 class Kernel:
-    """The real calls."""
+    """The real calls, and the size of a page, which is what a slot of a pipe holds at the most."""
+
+    page_size = mmap.PAGESIZE
 
     accept: Callable[[int], int] = staticmethod(linux.accept4)
     from_ipv4: Callable[[], bool] = staticmethod(linux.accepted_from_ipv4)

@@ -10,8 +10,6 @@ needed.
 
 from __future__ import annotations
 
-import mmap
-
 from hardsplice.relay.kernel import Kernel
 
 MAX_PIPE_SIZE = 8 * 1024 * 1024  # bytes; what the probe starts from
@@ -24,11 +22,11 @@ class Pipe:
 
     __slots__ = ("read", "size", "slots", "write")
 
-    def __init__(self, read: int, write: int, size: int) -> None:
+    def __init__(self, read: int, write: int, size: int, slots: int) -> None:
         self.read = read
         self.write = write
         self.size = size
-        self.slots = size // mmap.PAGESIZE
+        self.slots = slots
 
 
 def probe_size(kernel: Kernel, count: int = POOL_SIZE) -> int:
@@ -104,4 +102,5 @@ class PipePool:
         except OSError:
             return None
         self.open += 1
-        return Pipe(read, write, self.kernel.resize_pipe(read, self.size))
+        size = self.kernel.resize_pipe(read, self.size)
+        return Pipe(read, write, size, size // self.kernel.page_size)

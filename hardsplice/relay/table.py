@@ -43,6 +43,9 @@ class Limits:
     connect_seconds: float = 10.0
     descriptor_pressure: int = 30
     flow_pressure: int = 30
+    # Slots that a pipe has at least where sources begin edge-triggered: with fewer, too few reads
+    # show that there is no more.
+    edge_slots: int = 128
 
     @property
     def reserve(self) -> int:

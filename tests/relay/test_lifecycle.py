@@ -223,7 +223,7 @@ KINDS = (
 def test_every_process_is_locked_down(
     namespace: Namespace, identity: Identity, launch: Launch, state: str
 ) -> None:
-    """From /proc: a filter more than the tests have, no new privileges, no capability in any set."""
+    """From /proc: a filter more than the tests have, no new privileges, no capability at all."""
     inherited = int(procfs.status(os.getpid())["Seccomp_filters"])  # of a container, for example
     port = free_ports()
     spec = ("-t", f"127.0.0.1/{port}:80", "-T", f"127.0.0.1/81:{port}")

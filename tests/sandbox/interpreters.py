@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -25,8 +26,12 @@ def candidates() -> list[str]:
     """Programs that may be one: named in the environment, on PATH, or pyenv's."""
     named = [path for path in os.environ.get(VARIABLE, "").split(":") if path]
     folders = [Path(folder) for folder in os.get_exec_path() if folder]
-    folders += sorted(Path.home().glob(".pyenv/versions/*/bin"))
-    found = [str(path) for folder in folders for path in sorted(folder.glob("python3*"))]
+    with contextlib.suppress(OSError):
+        folders += sorted(Path.home().glob(".pyenv/versions/*/bin"))
+    found: list[str] = []
+    for folder in folders:
+        with contextlib.suppress(OSError):  # somebody else's
+            found += map(str, sorted(folder.glob("python3*")))
     return [sys.executable, *named, *found, "/usr/bin/python3"]
 
 

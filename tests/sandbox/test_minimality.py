@@ -176,7 +176,7 @@ def calls_after_lock_down(trace: str) -> dict[str, set[str]]:
     return made
 
 
-def test_every_call_is_made_and_every_call_made_is_allowed(tmp_path: Path) -> None:
+def test_every_call_is_made_and_every_call_made_is_allowed() -> None:
     """Both ways. What is allowed and was never seen is the C library's or the interpreter's, with
     its source.
     """

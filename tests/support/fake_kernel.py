@@ -109,6 +109,8 @@ class FakeEpoll:
 class FakeKernel(Kernel):
     """The seam's other side, and the knobs of the world."""
 
+    page_size = PAGE
+
     def __init__(
         self,
         *,

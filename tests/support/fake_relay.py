@@ -79,6 +79,7 @@ class Relay:
         pool: int = 4,
         spare: int = 2,
         generous: bool = True,
+        edge_slots: int = 2,
     ) -> None:
         self.kernel = kernel = kernel or FakeKernel()
         self.monitor = FakeMonitor()
@@ -95,7 +96,7 @@ class Relay:
         resources = Resources(
             kernel,
             self.monitor,
-            Limits(kernel.limit),
+            Limits(kernel.limit, edge_slots=edge_slots),
             self.pipes,
             self.pools,
             (0, 1),

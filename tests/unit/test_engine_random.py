@@ -59,14 +59,22 @@ class Anything(RuleBasedStateMachine):
         slots=st.integers(1, 5),
         pool=st.integers(1, 5),
         spare=st.integers(0, 3),
+        edge_slots=st.sampled_from([0, 4, 100]),
     )
     def begin(
-        self, descriptors: int, send_buffer: int, window: int, slots: int, pool: int, spare: int
+        self,
+        descriptors: int,
+        send_buffer: int,
+        window: int,
+        slots: int,
+        pool: int,
+        spare: int,
+        edge_slots: int,
     ) -> None:
         kernel = FakeKernel(
             descriptors=descriptors, send_buffer=send_buffer, window=window, pipe_slots=slots
         )
-        self.relay = Relay(kernel, pool=pool, spare=spare)
+        self.relay = Relay(kernel, pool=pool, spare=spare, edge_slots=edge_slots)
         self.kernel = kernel
         self.clients: list[Peer] = []
 
