@@ -27,11 +27,14 @@ from hardsplice.errors import Failure, reason_of
 from hardsplice.policyfile import Alternatives, Comparison, Policy, parse_policy, resolve
 from hardsplice.syscalls import ARCHITECTURES, DIRECT_LACKING, SOCKETCALL, Architecture
 
-__all__ = ["ROLES", "compile_policy", "load_policy", "native_arch", "policy_directory"]
+__all__ = ["ROLES", "answers", "compile_policy", "load_policy", "native_arch", "policy_directory"]
 
 ROLES = ("relay", "monitor", "init")
 
 _LIBSECCOMP = "libseccomp.so.2"
+# linux/seccomp.h, linux/bpf_common.h: what a filter may answer, and the instruction that answers.
+_ALLOW, _KILL_PROCESS = 0x7FFF0000, 0x80000000
+_BPF_RET_K = 0x06
 _BINARY_TREE = 2  # SCMP_FLTATR_CTL_OPTIMIZE: logarithmic instead of linear, libseccomp 2.5
 
 
@@ -88,8 +91,21 @@ def compile_policy(policy: Policy, arch: str) -> bytes:
     except OSError as error:
         reason = f"libseccomp: {reason_of(error)}"
     else:
-        return _guard(allowed, target) + program
+        whole = _guard(allowed, target) + program
+        if answers(whole, target.byte_order) <= {_ALLOW, _KILL_PROCESS}:
+            return whole
+        reason = "libseccomp wrote an answer that is neither to allow nor to kill"
     raise Failure("compile", f"the policy {policy.role} for {arch}", reason) from None
+
+
+def answers(program: bytes, byte_order: str) -> set[int]:
+    """All that a filter can answer.
+
+    libseccomp 2.5 writes the default action in the wrong byte order where a filter for a big-endian
+    machine, made on a little-endian one, needs long jumps; the kernel would read that as an error.
+    """
+    layout = ">HBBI" if byte_order == "big" else "<HBBI"
+    return {k for code, _, _, k in struct.iter_unpack(layout, program) if code == _BPF_RET_K}
 
 
 class _UnsupportedError(Exception):

@@ -16,7 +16,7 @@ from functools import cache
 
 import pytest
 
-from hardsplice.seccomp import compile_policy, load_policy
+from hardsplice.seccomp import answers, compile_policy, load_policy
 from tests.policy import oracle
 from tests.policy.bpf import ALLOW, KILL_PROCESS, Call, Filter
 
@@ -229,3 +229,19 @@ def test_socketcall_lets_the_needed_calls_through_and_no_other(role: str, arch: 
             if asked.answer(Call(SOCKETCALL, oracle.AUDIT[arch], (subcall, *rest))) == ALLOW
         }
         assert passed == (set() if arch == "ppc64le" else SUBCALLS[role])
+
+
+@everyone
+@pytest.mark.parametrize("arch", oracle.ARCHES)
+def test_a_filter_answers_yes_or_kills_and_nothing_else(role: str, arch: str) -> None:
+    program = compile_policy(load_policy(role), arch)
+    assert answers(program, oracle.BYTE_ORDER[arch]) == {ALLOW, KILL_PROCESS}
+
+
+def test_an_answer_in_the_wrong_byte_order_is_noticed() -> None:
+    """As libseccomp has been seen to write the default action for s390x."""
+    program = compile_policy(load_policy("relay"), "s390x")
+    kill = struct.pack(">HBBI", 6, 0, 0, KILL_PROCESS)
+    assert kill in program
+    broken = program.replace(kill, struct.pack(">HBBI", 6, 0, 0, 0x80))
+    assert answers(broken, "big") == {ALLOW, 0x80}
