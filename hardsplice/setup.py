@@ -39,6 +39,7 @@ from hardsplice import (
     listeners,
     namespaces,
     seccomp,
+    users,
 )
 from hardsplice.channel import Channel, Kind, Record, close_all
 from hardsplice.cli import Mode, Options, Verbosity
@@ -62,7 +63,6 @@ from hardsplice.relay.pipes import probe_size
 from hardsplice.relay.stats import Stats
 from hardsplice.values import RunAs
 
-NOBODY = RunAs(65534, 65534)
 HANDED_AT_ONCE = 100  # listeners beside one record
 LEVELS = {
     Verbosity.QUIET: Level.ERROR,
@@ -89,7 +89,7 @@ class Setup:
         self.launcher = launcher
         self.began = began
         self.log = Log(LEVELS[options.verbosity])
-        self.user = _runas(options)
+        self.user = users.own_user(options.runas)
         self.target: namespaces.Target | None = None
         self.pid_file: PidFile | None = None
         self.container: container.Container | None = None
@@ -402,7 +402,7 @@ class Setup:
         listening = (fd for _, fd in self.host_listeners)
         isolate.keep_descriptors((*isolate.FIXED_FDS, isolate.RULESET_FD, *listening))
         user = self.user
-        if user is not None and not _is_mapped(user):
+        if user is not None and not users.is_mapped(user):
             user = RunAs(0, 0)  # in the target's user namespace: whoever owns it
         lockdown = self._lockdown(options.inbound, lambda _: None)
         lockdown.run(
@@ -417,28 +417,6 @@ class Setup:
         isolate.die_with(parent)
         lockdown.run([isolate.filter_step(self.programs.monitor)])
         return TargetMonitor(channel, plan, lockdown.missing).run()
-
-
-def _runas(options: Options) -> RunAs | None:
-    """Whom hardsplice's own processes become: what was asked for, or nobody when started as the
-    real root.
-    """
-    if options.runas is not None:
-        if os.geteuid() not in (0, options.runas.uid):
-            hint = "leave --runas out, or start hardsplice as root"
-            raise Failure("become", f"user {options.runas.uid}", "only root may", hint)
-        return options.runas
-    return NOBODY if os.geteuid() == 0 and namespaces.owns_all_ids() else None
-
-
-def _is_mapped(user: RunAs) -> bool:
-    """Whether this user namespace knows both ids."""
-    for path, wanted in (("/proc/self/uid_map", user.uid), ("/proc/self/gid_map", user.gid)):
-        with open(path, encoding="ascii") as lines:
-            ranges = [tuple(map(int, line.split())) for line in lines]
-        if not any(first <= wanted < first + count for first, _, count in ranges):
-            return False
-    return True
 
 
 def _connect_notify() -> int | None:

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Whom hardsplice's own processes run as."""
+
+from __future__ import annotations
+
+import os
+
+from hardsplice import namespaces
+from hardsplice.errors import Failure
+from hardsplice.values import RunAs
+
+NOBODY = RunAs(65534, 65534)
+
+
+def own_user(asked: RunAs | None) -> RunAs | None:
+    """Whom hardsplice's own processes become: what was asked for, or nobody when started as the
+    real root.
+    """
+    if asked is not None:
+        if os.geteuid() not in (0, asked.uid):
+            hint = "leave --runas out, or start hardsplice as root"
+            raise Failure("become", f"user {asked.uid}", "only root may", hint)
+        return asked
+    return NOBODY if os.geteuid() == 0 and namespaces.owns_all_ids() else None
+
+
+def is_mapped(user: RunAs) -> bool:
+    """Whether this user namespace knows both ids."""
+    for path, wanted in (("/proc/self/uid_map", user.uid), ("/proc/self/gid_map", user.gid)):
+        with open(path, encoding="ascii") as lines:
+            ranges = [tuple(map(int, line.split())) for line in lines]
+        if not any(first <= wanted < first + count for first, _, count in ranges):
+            return False
+    return True
