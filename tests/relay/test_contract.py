@@ -8,10 +8,11 @@ the same engine whatever the way, so two ways, which differ in everything, run t
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import ModuleType
 
 import pytest
 
-from tests.relay import contract, contract_urgent
+from tests.relay import contract, contract_breaks, contract_urgent
 from tests.support.paths import DIRECT, SPLICED, Path
 
 _ALL = ("direct-ipv4", "inbound-ipv4-root", "outbound-ipv6-user")
@@ -34,6 +35,7 @@ def test_contract(ways: Callable[[str], Path], way: str, name: str) -> None:
         contract.successors(lane)
 
 
-def test_urgent_cases_are_part_of_it() -> None:
-    """They enter themselves when their module is imported."""
-    assert sum(name.startswith("urgent") for name in contract.CASES) > len(contract_urgent.SCRIPTS)
+@pytest.mark.parametrize("part", [contract, contract_breaks, contract_urgent])
+def test_each_part_has_entered_its_cases(part: ModuleType) -> None:
+    """Which they do when they are imported."""
+    assert part.__name__ in {run.__module__ for run in contract.CASES.values()}

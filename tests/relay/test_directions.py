@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.relay import contract
+from tests.relay import contract, contract_breaks
 from tests.support import procfs
 from tests.support.netns import Identity, Namespace
 from tests.support.paths import SPLICED, Lane, Path, loopback
@@ -266,7 +266,7 @@ def test_a_missing_server_is_only_its_own_clients_matter(ways: Ways) -> None:
     with path.lane() as missing, path.lane() as present:
         present.listen()
         for _ in range(50):
-            contract.CASES["refused-0"](missing)
+            contract_breaks.refused(missing, 0)
             client, server = present.pair()
             stream = Stream()
             send(client, stream, 100)

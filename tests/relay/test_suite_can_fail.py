@@ -14,12 +14,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.relay import contract, contract_urgent, faulty_proxy
+from tests.relay import contract, contract_breaks, contract_urgent, faulty_proxy
 from tests.support.paths import Ends, Lane
 from tests.support.product import free_ports
 from tests.support.stream import Violation
 
-assert contract_urgent.SCRIPTS  # importing it entered its cases
+PARTS = (contract, contract_breaks, contract_urgent)  # each enters its cases when imported
 
 CAUGHT_BY = {
     "end-at-hangup": "fin_behind_blocked_data-server",
@@ -79,4 +79,5 @@ def test_a_right_forwarder_is_not(name: str) -> None:
 
 
 def test_every_fault_is_tried() -> None:
+    assert set(CAUGHT_BY.values()) <= set(contract.CASES), PARTS
     assert set(CAUGHT_BY) == set(faulty_proxy.FAULTS) - {"none"}
