@@ -4,9 +4,9 @@
 Three processes take part. A *maker* unshares all namespaces at once and forks PID 1 of the new PID
 namespace; then it ends, and PID 1 becomes the host monitor's child, which is why that one is a
 subreaper. PID 1 sets up the namespaces from inside (its own /proc, lo) and waits; the target
-monitor joins through it as it would join any process. Once all is ready and locked down, PID 1
-forks COMMAND, gives up what it has itself, and from then on reaps, passes on signals, and ends with
-COMMAND.
+monitor joins through it as it would join any process. Once that side is locked down, PID 1 forks
+COMMAND, which waits, and gives up what it has itself. Only then is hardsplice ready, and COMMAND
+runs. From then on PID 1 reaps, passes on signals, and ends with COMMAND.
 
 PID 1 is not COMMAND itself, since the kernel spares a PID 1 all signals that it has no handler for:
 Ctrl-C would not end `hardsplice sleep 100`. COMMAND sees PID 1, but can't trace it: that is not
@@ -201,25 +201,21 @@ def _prepare() -> None:
 
 
 def _run(channel: Channel, command: Sequence[str]) -> int:
-    """Fork COMMAND; its pid. When it can't be run, say so upward and end."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
-    failed_read, failed_write = os.pipe2(os.O_CLOEXEC)
+    """Fork COMMAND, which waits for SIGCONT; its pid. It says itself when it can't be run."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGCONT})
     pid = os.fork()
     if pid == 0:
         for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)
+        signal.sigwait({signal.SIGCONT})
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         try:
             os.execvp(command[0], list(command))
         except OSError as error:
-            os.write(failed_write, _reason_not_run(command[0], error).encode())
+            reason = _reason_not_run(command[0], error)
+            parts = (b"run", os.fsencode(command[0]), reason.encode())
+            channel.send(Record(Kind.FATAL, text=b"\n".join(parts)))
             os._exit(127)
-    os.close(failed_write)
-    reason = os.read(failed_read, 1024)
-    os.close(failed_read)
-    if reason:
-        channel.send(Record(Kind.FATAL, text=b"run\n" + os.fsencode(command[0]) + b"\n" + reason))
-        os._exit(1)
     return pid
 
 
@@ -244,9 +240,9 @@ def _reap(channel: Channel, signals: int, pid: int) -> int:
             record = channel.receive()
             if record is None:
                 return 1  # the host monitor is gone: the kernel ends all processes in here with us
-            if record.kind == Kind.SIGNAL:
+            if record.kind in (Kind.SIGNAL, Kind.GO):
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, record.detail)
+                    os.kill(pid, record.detail or signal.SIGCONT)
         if signals in ready:
             os.read(signals, linux.SIGNALFD_SIGINFO)
             while True:

@@ -128,13 +128,10 @@ class HostMonitor:
     log.
     """
 
-    def __init__(
-        self, host: Host, on_ready: Callable[[Sequence[str]], None], on_locked: Callable[[], None]
-    ) -> None:
+    def __init__(self, host: Host, on_ready: Callable[[Sequence[str]], None]) -> None:
         self.host = host
         self.log = host.log
         self.on_ready = on_ready
-        self.on_locked = on_locked  # once COMMAND's PID 1 has locked itself down too
         self.loop = Loop()
         self.keeper = Keeper(host.plan, self.loop, self) if host.plan else None
         self.waiting = {
@@ -142,6 +139,7 @@ class HostMonitor:
         }
         self.failure: Failure | None = None
         self.announced = False
+        self.is_init_told = False
 
     def run(self) -> int:
         """Serve until told to end; the exit status. Failure when something can't go on."""
@@ -188,14 +186,18 @@ class HostMonitor:
 
     def _arrived(self, who: str) -> None:
         self.waiting.discard(who)
+        inside = self.host.container
         if self.waiting or self.announced:  # whoever says it twice says nothing new
+            return
+        if inside and not self.is_init_told:
+            self.is_init_told = True
+            self.waiting.add("init")
+            inside.channel.send(Record(Kind.GO))  # fork COMMAND, and lock down
             return
         self.announced = True
         self.on_ready(self.host.missing)
-        if self.host.container:
-            self.host.container.channel.send(Record(Kind.GO))
-        else:
-            self.on_locked()
+        if inside:
+            inside.channel.send(Record(Kind.GO))  # let COMMAND run
 
     def relay_ready(self) -> None:
         """The outbound relay serves."""
@@ -301,7 +303,7 @@ class HostMonitor:
         elif record.kind == Kind.FATAL:
             self._fail(failure_of(record.text))
         elif record.kind == Kind.READY:
-            self.on_locked()
+            self._arrived("init")
         elif record.kind == Kind.EXITED:
             self.loop.stop(exit_status(record.detail))
 

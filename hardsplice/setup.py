@@ -122,7 +122,7 @@ class Setup:
             if self.pid_file:
                 self.pid_file.write()
             self.isolate()
-            return HostMonitor(host, self.ready, self.tell_launcher).run()
+            return HostMonitor(host, self.ready).run()
         except BaseException:
             self.undo()
             raise
@@ -332,8 +332,8 @@ class Setup:
         for what in self.missing:
             self.log.line(Level.WARNING, f"this kernel could not: {what}")
         self._stage("ready")
-        self.took = f"ready in {1000 * (time.monotonic() - self.began):.0f} ms"
-        self.log.line(Level.DEBUG, self.took)
+        took = f"ready in {1000 * (time.monotonic() - self.began):.0f} ms"
+        self.log.line(Level.DEBUG, took)
         if self.ready_fd is not None:
             with contextlib.suppress(OSError):
                 os.write(isolate.READY_FD, b"\n")
@@ -341,11 +341,8 @@ class Setup:
         if self.notify is not None:
             with contextlib.suppress(OSError):
                 os.write(isolate.NOTIFY_FD, b"READY=1\n")
-
-    def tell_launcher(self) -> None:
-        """Let the process that waits in front of us go: it exits, or prints what --audit shows."""
-        if self.launcher:
-            text = "\n".join([self.took, *self.missing])
+        if self.launcher:  # it exits now, or prints what --audit shows
+            text = "\n".join([took, *self.missing])
             self.launcher.send(Record(Kind.READY, detail=os.getpid(), text=text.encode()))
             self.launcher.close()
             self.launcher = None

@@ -361,16 +361,12 @@ def test_the_commands_keepers_are_locked_down(identity: Identity, launch: Launch
         for name in ("hs-host", "hs-target", "hs-relay-in", "hs-relay-out")
     }
 
-    def locked_down() -> bool:
-        (init,) = states() - expected or {()}
-        return (
-            states() > expected
-            and init[:3] == ("hs-init", "2", "1")
-            and {int(caps, 16) for caps in init[3:]} <= {0, 1 << 5}
-        )
-
-    # PID 1 starts COMMAND when all the others are ready, and then locks itself down.
-    eventually(locked_down, lambda: f"{sorted(states())}", within=3)
+    # Ready is said when PID 1 has locked itself down too, and not before.
+    found = states()
+    (init,) = found - expected
+    assert found > expected
+    assert init[:3] == ("hs-init", "2", "1")
+    assert {int(caps, 16) for caps in init[3:]} <= {0, 1 << 5}
     instance.process.terminate()
     instance.wait()
 
