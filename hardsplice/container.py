@@ -207,6 +207,7 @@ def _run(channel: Channel, command: Sequence[str]) -> int:
     if pid == 0:
         for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)
+        prctl.set_name("hs-command")  # until it is COMMAND: none of those that stay
         signal.sigwait({signal.SIGCONT})
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         try:
