@@ -203,11 +203,11 @@ def _prepare() -> None:
 def _run(channel: Channel, command: Sequence[str]) -> int:
     """Fork COMMAND, which waits for SIGCONT; its pid. It says itself when it can't be run."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGCONT})
+    prctl.set_name("hs-command")  # what COMMAND is called until it runs: none of those that stay
     pid = os.fork()
     if pid == 0:
         for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)
-        prctl.set_name("hs-command")  # until it is COMMAND: none of those that stay
         signal.sigwait({signal.SIGCONT})
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         try:
@@ -217,6 +217,7 @@ def _run(channel: Channel, command: Sequence[str]) -> int:
             parts = (b"run", os.fsencode(command[0]), reason.encode())
             channel.send(Record(Kind.FATAL, text=b"\n".join(parts)))
             os._exit(127)
+    prctl.set_name("hs-init")
     return pid
 
 
