@@ -89,14 +89,13 @@ class Setup:
         self.launcher = launcher
         self.began = began
         self.log = Log(LEVELS[options.verbosity])
-        self.user = users.own_user(options.runas)
+        self.user: RunAs | None = None
         self.target: namespaces.Target | None = None
         self.pid_file: PidFile | None = None
         self.container: container.Container | None = None
         self.monitor: Child | None = None
         self.host_listeners: list[tuple[int, int]] = []
         self.target_listeners: list[tuple[int, int]] = []
-        self.target_families: tuple[int, ...] = ()
         self.pipe_size = 0
         self.ready_fd: int | None = None
         self.notify: int | None = None
@@ -140,6 +139,7 @@ class Setup:
         """Open what needs the rights and the file system that this process is about to lose."""
         self._stage("open")
         options = self.options
+        self.user = users.own_user(options.runas)
         descriptors.raise_limit()
         if options.ready_fd is not None:
             self.ready_fd = descriptors.above_fixed(options.ready_fd)
