@@ -18,7 +18,7 @@ import socket
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import IntEnum, unique
 
 from hardsplice import linux
 
@@ -30,6 +30,7 @@ FDS_LIMIT = 253
 _ANCILLARY = socket.CMSG_SPACE(FDS_LIMIT * 4)
 
 
+@unique
 class Kind(IntEnum):
     """What a record is about, and who may say it."""
 
@@ -44,6 +45,18 @@ class Kind(IntEnum):
     GO = 9  # host monitor to PID 1: start the command
     SIGNAL = 10  # host monitor to PID 1: pass on signal number detail
     EXITED = 11  # PID 1 to host monitor: the command's wait status is detail
+    YIELD = 12  # relay to monitor: it stops accepting, so that others must
+    LOOK = 13  # monitor to relay: clients may wait, of whom another was told
+    # Listeners that come and go (exchange.py, relay/orders.py); index is the port's number.
+    OPEN = 14  # host monitor to target monitor: listen; text is the forward
+    OPENED = 15  # its answer: the listener, or an errno in detail
+    SERVE = 16  # host monitor to target monitor to relay: a listener
+    SERVED = 17  # the target monitor's answer; detail as above
+    CLOSE = 18  # host monitor to target monitor to relay: end a listener; small: and its flows
+    CLOSED = 19  # the target monitor's answer
+    FLOW = 20  # relay to monitor to host monitor: a flow ended; small = how, text = its row
+    PING = 21  # host monitor to target monitor, monitor to relay: do you go on?
+    PONG = 22  # the answer
 
 
 class Note(IntEnum):
@@ -117,6 +130,11 @@ class Channel:
     def close(self) -> None:
         """Hang up; the other end sees end of file."""
         self.socket.close()
+
+    def finish(self) -> None:
+        """Say that no more will be sent: the other end sees end of file, and is still heard."""
+        with contextlib.suppress(OSError):  # it has gone already
+            self.socket.shutdown(socket.SHUT_WR)
 
     def move_to(self, fd: int) -> None:
         """Give the channel a fixed descriptor number, which policies name."""

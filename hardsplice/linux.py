@@ -5,10 +5,9 @@ ctypes.
 Each wrapper carries its call's own name and does nothing but call it. There are two conventions:
 
 - *hot* calls, made for every connection (``accept4``, ``connect``, ``shutdown``, ``recv``,
-``send``), return the
-  kernel's own kind of answer: a result, or the negated errno. "Not now" is an everyday answer
-  there, and an exception for it would cost more than the call (CPython formats the message of each
-  OSError).
+  ``send``), return the kernel's own kind of answer: a result, or the negated errno. "Not now" is an
+  everyday answer there, and an exception for it would cost more than the call (CPython formats the
+  message of each OSError).
 - all the others raise OSError, like the functions of ``os``.
 
 Constants that Python has are taken from Python. The rest are given with the header they come from;
@@ -62,7 +61,6 @@ MS_RDONLY = 1
 MS_NOSUID = 2
 MS_NODEV = 4
 MS_NOEXEC = 8
-MS_REMOUNT = 32
 MS_BIND = 4096
 MS_REC = 16384
 MS_PRIVATE = 1 << 18
@@ -70,7 +68,6 @@ MNT_DETACH = 2
 
 # linux/inotify.h
 IN_DELETE = 0x200
-IN_DELETE_SELF = 0x400
 IN_MOVED_FROM = 0x40
 
 
@@ -135,6 +132,11 @@ def accepted_from_ipv4() -> bool:
     """Whether the peer of the last ``accept4`` came by IPv4, be it mapped into IPv6."""
     raw = _peer.raw
     return _FAMILY.unpack_from(raw)[0] == socket.AF_INET or raw[8:20] == _MAPPED
+
+
+def accepted_from() -> tuple[bytes, int]:
+    """Address and port of the peer of the last ``accept4``, as ``endpoint`` has them."""
+    return endpoint(_peer.raw)
 
 
 def connect(fd: int, sockaddr: bytes) -> int:
@@ -206,6 +208,39 @@ def send_byte(fd: int, byte: bytes, flags: int) -> int:
     return count if count >= 0 else -_errno()
 
 
+_UCRED = struct.Struct("=iII")  # struct ucred: pid, uid, gid
+_credentials = ctypes.create_string_buffer(_UCRED.size)
+_cookie = ctypes.c_uint64()
+_SO_NETNS_COOKIE = 71  # asm-generic/socket.h
+
+
+def send(fd: int, data: bytes) -> int:
+    """Send what the socket takes now: how many bytes that was, or the negated errno."""
+    count: int = _send(fd, data, len(data), socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+    return count if count >= 0 else -_errno()
+
+
+def peer_user(fd: int) -> int:
+    """The effective user id with which the peer of a UNIX stream socket connected, as it is in our
+    own user namespace; -1 when there is none.
+    """
+    _option_length.value = _UCRED.size
+    where = ctypes.addressof(_credentials)
+    if _getsockopt(fd, socket.SOL_SOCKET, socket.SO_PEERCRED, where, _option_length_ref) != 0:
+        return -1
+    uid: int = _UCRED.unpack(_credentials.raw)[1]
+    return uid
+
+
+def namespace_cookie(fd: int) -> int | None:
+    """A number for the network namespace that a socket belongs to; None before Linux 5.14."""
+    _option_length.value = ctypes.sizeof(_cookie)
+    where = ctypes.addressof(_cookie)
+    if _getsockopt(fd, socket.SOL_SOCKET, _SO_NETNS_COOKIE, where, _option_length_ref) != 0:
+        return None
+    return _cookie.value
+
+
 def sockaddr(address: IPv4Address | IPv6Address, port: int, scope: int = 0) -> bytes:
     """struct sockaddr_in or sockaddr_in6 for ``address`` and ``port``; ``scope`` is an interface's
     index.
@@ -220,7 +255,36 @@ def sockaddr(address: IPv4Address | IPv6Address, port: int, scope: int = 0) -> b
     )
 
 
-# --- set-up calls: they raise OSError -------------------------------------------------------------
+def endpoint(sockaddr: bytes) -> tuple[bytes, int]:
+    """Address and port in a struct sockaddr_in or sockaddr_in6: the address packed as IPv6, where
+    IPv4 is mapped.
+    """
+    family, port = _FAMILY.unpack_from(sockaddr)[0], int.from_bytes(sockaddr[2:4], "big")
+    return (_MAPPED + sockaddr[4:8] if family == socket.AF_INET else sockaddr[8:24]), port
+
+
+# --- calls that raise OSError ---------------------------------------------------------------------
+
+_socket = _libc.socket
+_socket.argtypes = (c_int, c_int, c_int)
+_SOCKET_TYPE = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+
+
+def stream_socket(family: int) -> int:
+    """A bare TCP socket, non-blocking and close-on-exec. One is made for every connection, and a
+    socket object takes longer to make than the socket.
+    """
+    fd: int = _socket(family, _SOCKET_TYPE, 0)
+    if fd < 0:
+        _raise()
+    return fd
+
+
+def set_nodelay(fd: int) -> None:
+    """Send small segments at once (TCP_NODELAY)."""
+    if _setsockopt(fd, socket.IPPROTO_TCP, socket.TCP_NODELAY, _ONE, len(_ONE)) != 0:
+        _raise()
+
 
 # Calls through it hold the interpreter's lock, as a fork must
 _python = ctypes.PyDLL(None, use_errno=True)

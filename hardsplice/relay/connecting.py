@@ -14,6 +14,7 @@ import errno
 from collections import deque
 
 from hardsplice.channel import Note
+from hardsplice.flowtable import End
 from hardsplice.relay import stats as count
 from hardsplice.relay.flow import (
     CLIENT,
@@ -26,6 +27,8 @@ from hardsplice.relay.flow import (
     Step,
     step,
 )
+from hardsplice.relay.habits import Eagerness
+from hardsplice.relay.ledger import end_of_attempt
 from hardsplice.relay.moving import Mover
 from hardsplice.relay.table import Resources
 
@@ -38,6 +41,7 @@ class Connector(Mover):
     def __init__(self, resources: Resources) -> None:
         super().__init__(resources)
         self.unplaced: deque[Flow] = deque()  # flows that wait for a socket for their next attempt
+        self.eagerness = Eagerness()
         self.short_until = 0.0  # something is short: ask for nothing, accept nothing before then
 
     def _try_connect(self, flow: Flow) -> None:
@@ -78,13 +82,20 @@ class Connector(Mover):
         self.counters[count.CONNECTED] += 1
         if self.trace:
             self.monitor.trace(Note.OPENED, flow.listener)
+        if self.ledger is not None:
+            self.ledger.connected(flow)
         flow.plan = ()
         if self.warm is None or self.warm.slots < self.limits.edge_slots:
             flow.edge = [False, False]
         step(flow, CLIENT, Step.RESUME)
         step(flow, TARGET, Step.RESUME)
         if code == 0:
-            self._sync(flow)
+            if self.eagerness.expects():
+                before = self.counters[flow.tally]
+                self._move(flow, CLIENT, False)
+                self.eagerness.learn(right=self.counters[flow.tally] != before)
+            if flow.fd[CLIENT] >= 0:
+                self._sync(flow)
         else:
             self._fail(flow, TARGET)
 
@@ -100,13 +111,13 @@ class Connector(Mover):
     def _refused(self, flow: Flow, code: int) -> None:
         self.counters[count.REFUSED] += 1
         self.monitor.note(Note.REFUSED, code, flow.listener)
-        self._end(flow, abort=SIDES)
+        self._end(flow, abort=SIDES, end=end_of_attempt(code))
 
     def _on_connecting(self, flow: Flow, side: int, events: int) -> None:
         if side == CLIENT:
             if events & (EPOLLERR | EPOLLHUP):
                 self.counters[count.RESET] += 1
-                self._end(flow, abort=SIDES)
+                self._end(flow, abort=SIDES, end=End.CLIENT_RESET)
             return
         code = self.kernel.connected(flow.fd[TARGET])
         if code == -errno.EINPROGRESS:

@@ -11,6 +11,16 @@ come only from listeners and from the monitor, and those are served last.
 
 *Room.* The relay accepts while there is a socket in each pool and a descriptor to spare; else it
 stops watching its listeners, and clients wait in the kernel's backlog.
+
+*Sharing listeners.* With several relays a listener is watched with EPOLLEXCLUSIVE: a new connection
+wakes the first in its queue of relays that is asleep, and is put before those that are awake, too
+(ep_poll_callback, fs/eventpoll.c). Three things follow. The event is level-triggered, so a relay
+that accepts one connection a turn is told again until the backlog is empty: of several that wait
+none is forgotten. The queue does not turn by itself, and one relay would get all connections that
+come while it sleeps; so whoever accepted goes to its end, by leaving epoll and entering it again.
+And whoever was woken may be the only one who knows: if it stops accepting it says so, and the
+others look again, which is the same leaving and entering, since epoll looks at what it is asked to
+watch.
 """
 
 from __future__ import annotations
@@ -20,6 +30,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from hardsplice.channel import Note
+from hardsplice.flowtable import End
 from hardsplice.relay import stats as count
 from hardsplice.relay.connecting import SHORT_SECONDS, Connector
 from hardsplice.relay.flow import (
@@ -38,9 +49,11 @@ from hardsplice.relay.flow import (
     TARGET,
     Flow,
 )
+from hardsplice.relay.habits import Burst
 from hardsplice.relay.table import Resources
 
 EVENTS_A_WAIT = 128
+EPOLLEXCLUSIVE = 1 << 28  # linux/eventpoll.h
 
 # The client went away before it was accepted, or none was there.
 _NOT_OURS = (errno.EAGAIN, errno.ECONNABORTED, errno.EINTR, errno.EPROTO)
@@ -70,10 +83,21 @@ class Engine(Connector):
     events.
     """
 
-    def __init__(self, resources: Resources, listeners: Sequence[Listener]) -> None:
+    def __init__(
+        self, resources: Resources, listeners: Sequence[Listener], *, shared: bool = False
+    ) -> None:
+        """``shared``: other relays watch the same listeners."""
         super().__init__(resources)
+        self.shared = shared
+        self.listen_mask = EPOLLIN | EPOLLEXCLUSIVE if shared else EPOLLIN
         self.listeners = {listener.fd: listener for listener in listeners}
         self.accepting = False
+        self.turns = 0
+        self.burst = Burst()
+        # With so many descriptors in use there is room left whatever the pools hold.
+        promised = sum(self.pools[family].size for family in self.families)
+        spare = self.limits.descriptors - self.limits.reserve
+        self.comfortable = spare - promised - 1
 
     def run(self, others: Mapping[int, Callable[[], None]]) -> None:
         """Serve until the process is told to end."""
@@ -84,21 +108,26 @@ class Engine(Connector):
         """Wait once and handle what came. ``others`` maps descriptors that are not ours to
         callables.
         """
+        self.turns += 1
         late: list[int] = []
-        flows = self.flows
+        find, move = self.flows.get, self._move
         for fd, events in self.epoll.poll(self._timeout(), EVENTS_A_WAIT):
-            flow = flows.get(fd)
+            flow = find(fd)
             if flow is None:
                 late.append(fd)
                 continue
+            side = TARGET if fd == flow.fd[TARGET] else CLIENT
             try:
-                self._handle(flow, TARGET if fd == flow.fd[TARGET] else CLIENT, events)
+                if events == EPOLLIN and flow.state[side] == OPEN and not flow.urgent_hidden[side]:
+                    move(flow, side, False)  # the common case
+                else:
+                    self._handle(flow, side, events)
             except Exception as error:  # noqa: BLE001 - R8: it ends that flow only
                 self._break(flow, error)
         for fd in late:
             listener = self.listeners.get(fd)
             if listener is not None:
-                self._accept(listener)
+                self._accept_some(listener)
             elif fd in others:
                 others[fd]()
         if self.connecting or self.grace or self.short_until:
@@ -109,6 +138,8 @@ class Engine(Connector):
             # Whatever made room, a flow that ended or a pipe that was closed, it was in this turn.
             self._ask()
             self._reconsider_accepting()
+        if self.gauges is not None:
+            self._tell(self.gauges)
 
     def add_sockets(self, family: int, fds: Sequence[int]) -> None:
         """Put sockets that the monitor sent into their pool."""
@@ -131,25 +162,87 @@ class Engine(Connector):
 
     # --- accepting -------------------------------------------------------------------------------
 
-    def _accept(self, listener: Listener) -> None:
+    def _accept_some(self, listener: Listener) -> None:
+        limit = self.burst.begin(self.turns)
+        accepted = 0
+        while accepted < limit and self._accept(listener):
+            accepted += 1
+        self.burst.end(accepted)
+        is_there = self.listeners.get(listener.fd) is listener  # it may have been shut down
+        if self.shared and accepted and self.accepting and is_there:
+            self._go_to_the_end(listener.fd)
+
+    def _accept(self, listener: Listener) -> bool:
+        """Accept one; False when there was none, or none may be accepted now."""
         if not self.accepting:
-            return
+            return False
         fd = self.kernel.accept(listener.fd)
         if fd < 0:
-            self._cannot_accept(-fd)
-            return
+            self._cannot_accept(listener, -fd)
+            return False
         self.counters[count.ACCEPTED] += 1
         plan = listener.plan_ipv6
         if plan is not listener.plan_ipv4 and self.kernel.from_ipv4():
             plan = listener.plan_ipv4
         flow = Flow(fd, plan, listener.index)
         self.flows[fd] = flow
+        if self.ledger is not None:
+            self.ledger.opened(flow, self.kernel.accepted_from())
         self._guarded(flow, self._try_connect)
-        self._ask()
-        self._reconsider_accepting()
+        used = self.other_descriptors + len(self.flows) + 2 * self.pipes.open
+        if used > self.comfortable or any(self.pools[one].is_low for one in self.families):
+            self._ask()
+            self._reconsider_accepting()
+        return True
 
-    def _cannot_accept(self, code: int) -> None:
+    # --- listeners that come and go --------------------------------------------------------------
+
+    def add_listener(self, listener: Listener) -> None:
+        """Accept on one more."""
+        self.listeners[listener.fd] = listener
+        self.other_descriptors += 1
+        if self.accepting:
+            self.epoll.register(listener.fd, self.listen_mask)
+
+    def remove_listener(self, index: int, *, reset_flows: bool) -> None:
+        """Accept no more on the listener that the monitor knows by ``index``; its flows go on, or
+        are reset.
+        """
+        for listener in self.listeners.values():
+            if listener.index == index:
+                self._close_listener(listener)
+                break
+        if reset_flows:
+            for flow in dict.fromkeys(self.flows.values()):
+                if flow.listener == index:
+                    self.counters[count.RESET] += 1
+                    self._end(flow, abort=SIDES, end=End.REMOVED)
+
+    def _close_listener(self, listener: Listener) -> None:
+        del self.listeners[listener.fd]
+        self.other_descriptors -= 1
+        if self.accepting:
+            self.epoll.unregister(listener.fd)
+        self.kernel.close(listener.fd)
+
+    # --- sharing listeners -----------------------------------------------------------------------
+
+    def look_again(self) -> None:
+        """Another relay has stopped accepting: clients may wait of whom only it was told."""
+        if self.accepting:
+            for fd in self.listeners:
+                self._go_to_the_end(fd)
+
+    def _go_to_the_end(self, fd: int) -> None:
+        """Be the last of the relays that the next client of a listener would wake."""
+        self.epoll.unregister(fd)
+        self.epoll.register(fd, self.listen_mask)
+
+    def _cannot_accept(self, listener: Listener, code: int) -> None:
         if code in _NOT_OURS:
+            return
+        if code == errno.EINVAL:  # it was shut down, of which we are told next
+            self._close_listener(listener)
             return
         self.monitor.note(Note.ACCEPT, code)
         self.short_until = self.kernel.now() + SHORT_SECONDS
@@ -176,17 +269,16 @@ class Engine(Connector):
             self.counters[count.PAUSED] += 1
         for fd in self.listeners:
             if possible:
-                self.epoll.register(fd, EPOLLIN)
+                self.epoll.register(fd, self.listen_mask)
             else:
                 self.epoll.unregister(fd)
+        if self.shared and not possible:
+            self.monitor.yield_listeners()
 
     # --- events ----------------------------------------------------------------------------------
 
     def _handle(self, flow: Flow, side: int, events: int) -> None:
         state = flow.state
-        if events == EPOLLIN and state[side] == OPEN and not flow.urgent_hidden[side]:
-            self._move(flow, side, False)  # the common case
-            return
         if flow.plan:
             self._on_connecting(flow, side, events)
             return
@@ -208,12 +300,13 @@ class Engine(Connector):
         self._sync(flow)
 
     def _read(self, flow: Flow, side: int, events: int) -> None:
+        finished = bool(events & _FINISHED_HINT)
         if events & EPOLLPRI or flow.urgent_hidden[side]:
-            self._move_urgent(flow, side, bool(events & _FINISHED_HINT))
+            self._move_urgent(flow, side, finished)
+            if flow.fd[CLIENT] >= 0:
+                self._sync(flow)
         else:
-            self._move(flow, side, bool(events & _FINISHED_HINT))
-        if flow.fd[CLIENT] >= 0:
-            self._sync(flow)
+            self._move(flow, side, finished)  # what it changes, it brings to epoll
 
     # --- time ------------------------------------------------------------------------------------
 
@@ -240,7 +333,7 @@ class Engine(Connector):
                 break
             self.counters[count.TIMED_OUT] += 1
             self.monitor.note(Note.TIMED_OUT, errno.ETIMEDOUT, flow.listener)
-            self._end(flow, abort=SIDES)
+            self._end(flow, abort=SIDES, end=End.TIMEOUT)
         for flow, grace in list(self.grace.items()):
             if grace.look <= now:
                 self._look_at_grace(flow, grace, now)

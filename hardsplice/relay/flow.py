@@ -126,6 +126,7 @@ class Flow:
         "pipe",
         "plan",
         "state",
+        "tally",
         "urgent_hidden",
         "watched",
     )
@@ -142,6 +143,8 @@ class Flow:
         self.urgent_hidden = [False, False]  # EPOLLPRI is left out until more input comes
         self.plan = plan  # (family, sockaddr) of each target to try, in order
         self.listener = listener  # the index that the monitor knows the listener by
+        # The counter of bytes to the target; that of bytes to the client follows it.
+        self.tally = 0
         self.attempt = 0  # index into plan
         self.deadline = 0.0  # of the connect, or of a reset's grace; CLOCK_MONOTONIC seconds
 
@@ -151,11 +154,30 @@ def step(flow: Flow, direction: int, what: Step) -> None:
     flow.state[direction] = NEXT[flow.state[direction], what]
 
 
+def _level_mask(state: int, other: int) -> int:
+    return SOURCE_WATCH[state] | SINK_WATCH[other]
+
+
+def _edge_mask(state: int, other: int) -> int:
+    """Where only input is asked for, or nothing more after it, an edge-triggered source keeps the
+    mask that it has.
+    """
+    mask = _level_mask(state, other)
+    return INPUT | EPOLLET if mask in (INPUT, 0) and state in (OPEN, FINISHED) else mask
+
+
+# What a side is watched for, by whether it is edge-triggered, the state of the direction out of
+# it, and that of the direction into it: worked out once, for it is asked several times a flow.
+WATCH = tuple(
+    tuple(tuple(mask(state, other) for other in STATES) for state in STATES)
+    for mask in (_level_mask, _edge_mask)
+)
+
+
 def watch(flow: Flow, side: int) -> int:
     """The epoll mask that ``side`` needs now, or UNWATCHED."""
-    mask = SOURCE_WATCH[flow.state[side]] | SINK_WATCH[flow.state[1 - side]]
-    if flow.edge[side] and mask in (INPUT, 0) and flow.state[side] in (OPEN, FINISHED):
-        return INPUT | EPOLLET
+    state = flow.state
+    mask = WATCH[flow.edge[side]][state[side]][state[1 - side]]
     if flow.urgent_hidden[side]:
         mask &= ~EPOLLPRI
     if mask == 0 and flow.muted[side]:

@@ -58,6 +58,7 @@ class Kernel:
 
     accept: Callable[[int], int] = staticmethod(linux.accept4)
     from_ipv4: Callable[[], bool] = staticmethod(linux.accepted_from_ipv4)
+    accepted_from: Callable[[], tuple[bytes, int]] = staticmethod(linux.accepted_from)
     connect: Callable[[int, bytes], int] = staticmethod(linux.connect)
     connected: Callable[[int], int] = staticmethod(linux.connected)
     shutdown: Callable[[int, int], int] = staticmethod(linux.shutdown)

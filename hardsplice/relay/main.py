@@ -13,7 +13,7 @@ import contextlib
 import os
 import resource
 import signal
-from collections.abc import Sequence, Sized
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -22,8 +22,11 @@ import prctl
 from hardsplice import isolate, seal
 from hardsplice.channel import Channel, Kind, Malformed, Note, Record, close_all
 from hardsplice.errors import Failure
+from hardsplice.flowtable import End
+from hardsplice.relay import orders
 from hardsplice.relay.engine import Engine, Listener
 from hardsplice.relay.kernel import Kernel
+from hardsplice.relay.ledger import ledger_of
 from hardsplice.relay.pipes import POOL_SIZE as PIPES
 from hardsplice.relay.pipes import PipePool
 from hardsplice.relay.sockets import IPV4, IPV6, SocketPool
@@ -33,6 +36,8 @@ from hardsplice.relay.table import Limits, Resources
 
 NOTE_SECONDS = 1.0  # between two notes of one kind
 FLOWS_MIN = 4  # with fewer descriptors than these need, a relay is of no use
+# What each of many relays keeps ready at the least, if it has the descriptors.
+SOCKETS_MIN, PIPES_MIN = 8, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +45,14 @@ class Plan:
     """All that a relay is told, by inheritance."""
 
     direction: str  # "inbound" or "outbound"
+    workers: int  # relays that share the listeners, this one included
     listeners: tuple[Listener, ...]
     families: tuple[int, ...]  # of the targets, as indexes into sockets.FAMILIES
     pipe_size: int  # bytes
     filter: bytes  # the relay's seccomp program
     stats: Stats
     trace: bool  # whether the monitor wants to hear of every flow
+    log_flows: bool  # whether it wants to hear of the end of every flow
     has_ruleset: bool  # whether there is a Landlock ruleset at isolate.RULESET_FD
     strict: bool
 
@@ -62,6 +69,14 @@ class ToMonitor:
         """Ask for sockets of one family."""
         return self.channel.send(Record(Kind.ASK, family, detail=number), wait=False)
 
+    def answer(self) -> None:
+        """Say that this relay goes on."""
+        self.channel.send(Record(Kind.PONG), wait=False)
+
+    def yield_listeners(self) -> None:
+        """Say that this relay stops accepting."""
+        self.channel.send(Record(Kind.YIELD), wait=False)
+
     def note(self, kind: Note, detail: int, listener: int = 0, text: str = "") -> None:
         """Report something; of each kind once in NOTE_SECONDS, the counters have them all."""
         now = self.kernel.now()
@@ -74,23 +89,30 @@ class ToMonitor:
         """Report something each time, as far as the channel takes it."""
         self.channel.send(Record(Kind.NOTE, kind, listener, detail, text.encode()), wait=False)
 
+    def flow_ended(self, end: End, row: bytes) -> bool:
+        """Report the end of a flow; False when the channel has no room for it."""
+        return self.channel.send(Record(Kind.FLOW, end, text=row), wait=False)
 
-def fixed_use(listeners: Sized) -> int:
-    """Descriptors that a relay holds even without flows: the fixed ones, listeners, epoll."""
-    return len(isolate.FIXED_FDS) + len(listeners) + 1
+
+def fixed_use(listeners: int) -> int:
+    """Descriptors that a relay with so many listeners holds even without flows."""
+    return len(isolate.FIXED_FDS) + listeners + 1  # and epoll's
 
 
-def pool_sizes(descriptors: int, other: int) -> tuple[int, int]:
+def pool_sizes(descriptors: int, other: int, workers: int) -> tuple[int, int]:
     """Sockets of each family, and clean pipes, to keep ready with this many descriptors in all.
 
-    Failure when what is left would not serve even FLOWS_MIN flows.
+    The descriptors are a relay's own. Pipe memory is the user's, so that the relays of a direction
+    share the pipes that one of them would keep; and they share the sockets, as far as a pool is
+    still worth a request. Failure when what is left would not serve even FLOWS_MIN flows.
     """
     free = descriptors - other
     if free < Limits(descriptors).reserve + 2 * 2 + 2 * 2 + 2 * FLOWS_MIN:
         hint = "raise the limit with ulimit -n, or forward fewer ports"
         raise Failure("run", "a relay", f"{descriptors} descriptors are too few", hint)
     share = max(2, free // 12)
-    return min(SOCKETS, share), min(PIPES, share)
+    sockets = max(SOCKETS // workers, SOCKETS_MIN)
+    return min(sockets, share), min(max(PIPES // workers, PIPES_MIN), share)
 
 
 def main(plan: Plan, channel: Channel, monitor: int) -> NoReturn:
@@ -121,14 +143,16 @@ def _live(plan: Plan, channel: Channel, monitor: int) -> int:
         os.setsid()  # away from the terminal that the host monitor still has
 
     kernel = Kernel()
-    other = fixed_use(plan.listeners)
+    other = fixed_use(len(plan.listeners))
     descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    sockets, spare = pool_sizes(descriptors, other)
+    sockets, spare = pool_sizes(descriptors, other, plan.workers)
     pipes = PipePool(kernel, plan.pipe_size, spare)
     pipes.fill()
+    to_monitor = ToMonitor(channel, kernel)
+    report = to_monitor.flow_ended if plan.log_flows else None
     resources = Resources(
         kernel=kernel,
-        monitor=ToMonitor(channel, kernel),
+        monitor=to_monitor,
         limits=Limits(descriptors),
         pipes=pipes,
         pools=(SocketPool(IPV4, sockets), SocketPool(IPV6, sockets)),
@@ -136,8 +160,10 @@ def _live(plan: Plan, channel: Channel, monitor: int) -> int:
         counters=plan.stats.count,
         other_descriptors=other,
         trace=plan.trace,
+        gauges=plan.stats.gauges() if plan.stats.flows is not None else None,
+        ledger=ledger_of(plan.stats, kernel.now, report),
     )
-    engine = Engine(resources, plan.listeners)
+    engine = Engine(resources, plan.listeners, shared=plan.workers > 1)
     engine.epoll.register(isolate.CHANNEL_FD, 1)
 
     def on_channel() -> None:
@@ -168,12 +194,51 @@ def _serve_channel(channel: Channel, engine: Engine) -> None:
         os._exit(1)
     if record is None:
         os._exit(0)  # the monitor hung up: that is how a relay is told to leave
-    if record.kind == Kind.SOCKETS and record.small in engine.families:
-        engine.add_sockets(record.small, record.fds)
-    else:
-        _refuse(record.fds)
+    handler = _ORDERS.get(record.kind)
+    try:
+        if handler is None:
+            raise Malformed(f"an order of kind {record.kind}")
+        handler(engine, record)
+    except Malformed:
+        close_all(record.fds)
+        os._exit(1)
 
 
-def _refuse(fds: Sequence[int]) -> None:
-    close_all(fds)
-    os._exit(1)
+def _add_sockets(engine: Engine, record: Record) -> None:
+    if record.small not in engine.families:
+        raise Malformed("sockets of a family that no target has")
+    engine.add_sockets(record.small, record.fds)
+
+
+def _add_listener(engine: Engine, record: Record) -> None:
+    engine.add_listener(orders.listener_of(record))
+
+
+def _remove_listener(engine: Engine, record: Record) -> None:
+    _without_descriptors(record)
+    engine.remove_listener(record.index, reset_flows=bool(record.small))
+
+
+def _look(engine: Engine, record: Record) -> None:
+    _without_descriptors(record)
+    engine.look_again()
+
+
+def _ping(engine: Engine, record: Record) -> None:
+    _without_descriptors(record)
+    engine.monitor.answer()
+
+
+def _without_descriptors(record: Record) -> None:
+    if record.fds:
+        raise Malformed("descriptors beside an order that has none")
+
+
+# What a monitor may tell its relay. There is nothing else.
+_ORDERS: dict[int, Callable[[Engine, Record], None]] = {
+    Kind.SOCKETS: _add_sockets,
+    Kind.SERVE: _add_listener,
+    Kind.CLOSE: _remove_listener,
+    Kind.LOOK: _look,
+    Kind.PING: _ping,
+}

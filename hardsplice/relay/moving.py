@@ -29,6 +29,7 @@ from collections import deque
 from collections.abc import Callable
 
 from hardsplice.channel import Note
+from hardsplice.flowtable import End
 from hardsplice.relay import stats as count
 from hardsplice.relay.flow import (
     BLOCKED,
@@ -50,6 +51,7 @@ from hardsplice.relay.pipes import Pipe
 from hardsplice.relay.table import FlowTable, Resources
 
 ROUNDS_A_TURN = 16  # splices in and out that a flow may make before others have their turn
+_ROUNDS = range(ROUNDS_A_TURN)
 
 # What a peer, or the way to it, can make a call on its socket answer. Anything else is our mistake.
 _DEAD = (
@@ -69,6 +71,7 @@ class Mover(FlowTable):
 
     def __init__(self, resources: Resources) -> None:
         super().__init__(resources)
+        self.splice = self.kernel.splice
         self.warm: Pipe | None = self.pipes.take()
         self.starved: deque[tuple[Flow, int]] = deque()  # directions that wait for a pipe
 
@@ -76,9 +79,9 @@ class Mover(FlowTable):
         """Move what the source has, as far as the sink takes it; ``finished`` says that a 0 is end
         of file.
         """
-        splice = self.kernel.splice
+        splice = self.splice
         source, sink = flow.fd[direction], flow.fd[1 - direction]
-        for _ in range(ROUNDS_A_TURN):
+        for _ in _ROUNDS:
             pipe = self.warm
             if pipe is None:
                 pipe = self.warm = self.pipes.take()
@@ -109,7 +112,7 @@ class Mover(FlowTable):
                 self._replace_warm()
                 self._fail(flow, 1 - direction)
                 return
-            self.counters[count.BYTES + direction] += sent
+            self.counters[flow.tally + direction] += sent
             if sent < got:
                 self._block(flow, direction, pipe, got - sent)
                 return
@@ -153,7 +156,7 @@ class Mover(FlowTable):
                     self._fail(flow, 1 - direction)
                     return
                 flow.held[direction] -= sent
-                self.counters[count.BYTES + direction] += sent
+                self.counters[flow.tally + direction] += sent
             flow.pipe[direction] = None
             self._give_back(pipe)
         step(flow, direction, Step.DRAIN)
@@ -248,7 +251,7 @@ class Mover(FlowTable):
         else:
             self.kernel.receive_byte(source, 0)
             self.counters[count.URGENT] += 1
-            self.counters[count.BYTES + direction] += 1
+            self.counters[flow.tally + direction] += 1
 
     # --- ends of a direction ---------------------------------------------------------------------
 
@@ -261,10 +264,12 @@ class Mover(FlowTable):
         step(flow, direction, Step.END)
         if verdict is Verdict.CLOSE:
             self.counters[count.CLOSED] += 1
-            self._end(flow, abort=())
+            self._end(flow, abort=(), end=End.FIN)
         elif self.kernel.shutdown(flow.fd[1 - direction], socket.SHUT_WR) < 0:
             self._fail(flow, 1 - direction)
         else:
+            if self.ledger is not None:
+                self.ledger.half_closed(flow)
             self._sync(flow)
 
     def _fail(self, flow: Flow, side: int) -> bool:
@@ -294,7 +299,7 @@ class Mover(FlowTable):
         """An error that no rule foresees: reset this flow, say so, go on with the others."""
         self.counters[count.ERRORS] += 1
         self._replace_warm()  # what it holds isn't known any more
-        self._end(flow, abort=SIDES)
+        self._end(flow, abort=SIDES, end=End.ERROR)
         code = getattr(error, "errno", None) or 0
         self.monitor.note(Note.ERROR, code, flow.listener, _where(error))
 

@@ -56,12 +56,27 @@ def probe_size(kernel: Kernel, count: int = POOL_SIZE) -> int:
                 kernel.close(fd)
 
 
+def size_of_next(opened: int, size: int, keep: int) -> int:
+    """Bytes for one more pipe, where ``opened`` are open and a pool holds ``keep`` of ``size``.
+
+    Pipes beyond the pool's own are wanted where many flows block at once. With all of them at
+    1 MiB, 64 pipes would be an ordinary user's whole allowance, and the kernel would give the next
+    ones a page or two; shrinking by steps, it lasts for 384 of them.
+    """
+    if opened < keep:
+        return size
+    for times, divisor in ((2, 4), (4, 8)):
+        if opened < times * keep:
+            return max(size // divisor, MIN_PIPE_SIZE)
+    return max(size // 16, MIN_PIPE_SIZE)
+
+
 class PipePool:
     """Clean pipes, last used first."""
 
     def __init__(self, kernel: Kernel, size: int, keep: int) -> None:
         self.kernel = kernel
-        self.size = size  # bytes to ask for
+        self.size = size  # bytes to ask for, for those that the pool keeps
         self.keep = keep  # clean pipes to hold on to
         self.spare: list[Pipe] = []
         self.open = 0  # pipes in being, in the pool or on lease
@@ -101,6 +116,7 @@ class PipePool:
             read, write = self.kernel.open_pipe()
         except OSError:
             return None
+        wanted = size_of_next(self.open, self.size, self.keep)
         self.open += 1
-        size = self.kernel.resize_pipe(read, self.size)
+        size = self.kernel.resize_pipe(read, wanted)
         return Pipe(read, write, size, size // self.kernel.page_size)

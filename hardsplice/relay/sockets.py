@@ -30,10 +30,13 @@ class SocketPool:
         self.ready: deque[int] = deque()
         self.asked = 0  # sockets that the monitor owes
 
+    @property
+    def is_low(self) -> bool:
+        """Whether half are used."""
+        return 2 * len(self.ready) <= self.size
+
     def want(self) -> int:
         """How many to ask the monitor for now: none until half are used, and none while it owes
         some.
         """
-        if self.asked or 2 * len(self.ready) > self.size:
-            return 0
-        return self.size - len(self.ready)
+        return self.size - len(self.ready) if self.is_low and not self.asked else 0

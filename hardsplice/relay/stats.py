@@ -1,15 +1,25 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Counters in anonymous shared memory: a relay writes them, its monitor reads them, and neither
-asks the kernel.
+"""Counters in anonymous shared memory: a relay writes them, monitors read them, and neither asks
+the kernel.
 
 The monitor makes the memory before it forks the relay, so the counts outlive a relay that died.
+Where flows are to be seen one by one, the flow table (flowtable.py) follows the counters in the
+same memory, and so bytes are counted in the same way with and without it: each flow has the index
+of the two words in which its bytes are counted, its own row's or, without a table, the relay's.
 """
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import mmap
+from dataclasses import dataclass
+
+from hardsplice.flowtable import WORDS_A_ROW, FlowTable
 
 COUNTERS = (
+    "bytes_to_target",
+    "bytes_to_client",
     "accepted",  # connections taken from a listener
     "connected",  # of these, targets reached
     "closed",  # flows that ended with FIN both ways
@@ -21,22 +31,97 @@ COUNTERS = (
     "blocked",  # times a sink took less than was read
     "starved",  # times a direction waited for a pipe
     "paused",  # times accepting was suspended (no socket, or no descriptor to spare)
-    "bytes_to_target",
-    "bytes_to_client",
+    "unlisted",  # flows for which the flow table had no row
+    "unlogged",  # ends of flows that the relay's monitor had no time to hear of
+    # The last ones are not the relay's to count.
+    "unpassed",  # the same between the two monitors
+    "restarts",  # times that the relay died and was replaced
+    "denied_calls",  # of these, for a system call, or what seal.py forbids
+    "denied_records",  # of these, for a record that it may not send
 )
-ACCEPTED, CONNECTED, CLOSED, RESET, REFUSED, TIMED_OUT, ERRORS, URGENT, BLOCKED, STARVED, PAUSED = (
-    range(11)
+BYTES = 0  # index of bytes_to_target; the other direction's follows
+(
+    ACCEPTED,
+    CONNECTED,
+    CLOSED,
+    RESET,
+    REFUSED,
+    TIMED_OUT,
+    ERRORS,
+    URGENT,
+    BLOCKED,
+    STARVED,
+    PAUSED,
+    UNLISTED,
+    UNLOGGED,
+    UNPASSED,
+    RESTARTS,
+    DENIED_CALLS,
+    DENIED_RECORDS,
+) = range(2, len(COUNTERS))
+
+# Upper bounds, in seconds, of the histogram of how long clients wait from being accepted until the
+# target is reached. On loopback that takes some 0.1 ms; a lost SYN is sent again after a second.
+LATENCY_BOUNDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.01, 0.1, 1.0, 10.0)
+_LATENCY = len(COUNTERS)  # the histogram's first word; the last but one is for what is above
+_LATENCY_SUM = _LATENCY + len(LATENCY_BOUNDS) + 1  # nanoseconds
+
+# What a relay uses at the moment; told at the end of each turn where there is a flow table.
+GAUGES = (
+    "pipes_open",  # in the pool or lent
+    "pipes_free",  # in the pool
+    "sockets_ipv4",  # in the pool
+    "sockets_ipv6",
+    "descriptors",  # in use or promised
+    "descriptors_limit",
 )
-BYTES = 11  # index of bytes_to_target; the other direction's follows
+_GAUGES = _LATENCY_SUM + 1
+_FIXED_WORDS = _GAUGES + len(GAUGES)
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """The histogram, as Prometheus has them: each count includes those before it."""
+
+    counts: tuple[int, ...]  # up to each of LATENCY_BOUNDS, then all
+    seconds: float  # of all of them together
 
 
 class Stats:
-    """An array of 64-bit counters, shared with the processes forked after it was made."""
+    """An array of 64-bit words, shared with the processes forked after it was made."""
 
-    def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, 8 * len(COUNTERS))
+    def __init__(self, rows: int = 0) -> None:
+        """``rows`` is the number of flows that the flow table has room for; without any there is
+        none.
+        """
+        words = _FIXED_WORDS + (FlowTable.HEAD_WORDS + rows * WORDS_A_ROW if rows else 0)
+        # What is never written takes no memory.
+        self._memory = mmap.mmap(-1, 8 * words)
         self.count = memoryview(self._memory).cast("Q")
+        self.flows = FlowTable(self.count, _FIXED_WORDS) if rows else None
 
     def snapshot(self) -> dict[str, int]:
-        """Every counter by name."""
-        return dict(zip(COUNTERS, self.count, strict=True))
+        """Every counter by name; bytes include those of flows that are still there."""
+        counts = dict(zip(COUNTERS, self.count, strict=False))
+        if self.flows is not None:
+            counts.update(zip(COUNTERS, self.flows.bytes_with(self.count[:2]), strict=False))
+        return counts
+
+    def gauges(self) -> memoryview:
+        """The words of GAUGES, for the relay to write."""
+        return self.count[_GAUGES:_FIXED_WORDS]
+
+    def in_use(self) -> dict[str, int]:
+        """Every gauge by name."""
+        return dict(zip(GAUGES, self.gauges(), strict=True))
+
+    def connect_latency(self) -> Latency:
+        """How long clients waited for their targets; only counted where there is a flow table."""
+        counts = itertools.accumulate(self.count[_LATENCY:_LATENCY_SUM])
+        return Latency(tuple(counts), self.count[_LATENCY_SUM] / 1e9)
+
+
+def count_latency(words: memoryview, seconds: float) -> None:
+    """Add one connection to the histogram."""
+    words[_LATENCY + bisect.bisect_left(LATENCY_BOUNDS, seconds)] += 1
+    words[_LATENCY_SUM] += max(0, int(seconds * 1e9))

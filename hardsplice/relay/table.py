@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from hardsplice.channel import Note
+from hardsplice.flowtable import End
 from hardsplice.relay import stats as count
 from hardsplice.relay.flow import (
     CLIENT,
@@ -26,6 +27,7 @@ from hardsplice.relay.flow import (
     watch,
 )
 from hardsplice.relay.kernel import Kernel
+from hardsplice.relay.ledger import Ledger
 from hardsplice.relay.pipes import PipePool
 from hardsplice.relay.sockets import SocketPool
 
@@ -69,6 +71,12 @@ class Monitor(Protocol):
     def ask_sockets(self, family: int, number: int) -> bool:
         """Ask for sockets of FAMILIES[family]; False when the monitor can't hear it now."""
 
+    def answer(self) -> None:
+        """Say that this relay goes on, as it was asked."""
+
+    def yield_listeners(self) -> None:
+        """Say that this relay stops accepting: others that share its listeners have to look."""
+
     def trace(self, kind: Note, listener: int, detail: int = 0) -> None:
         """Report each flow, where that was asked for."""
 
@@ -89,6 +97,8 @@ class Resources:
     counters: memoryview
     other_descriptors: int  # listeners, epoll, channel, standard streams
     trace: bool = False  # report every flow to the monitor
+    ledger: Ledger | None = None  # where flows are to be seen one by one
+    gauges: memoryview | None = None  # where it is told what is in use (stats.GAUGES)
 
 
 class FlowTable:
@@ -104,6 +114,10 @@ class FlowTable:
         self.counters = resources.counters
         self.other_descriptors = resources.other_descriptors
         self.trace = resources.trace
+        self.ledger = resources.ledger
+        self.gauges = resources.gauges
+        if self.gauges is not None:
+            self.gauges[5] = self.limits.descriptors
         self.epoll = self.kernel.epoll()
         self.flows: dict[int, Flow] = {}  # by either descriptor
         self.connecting: dict[Flow, None] = {}  # in the order of their deadlines
@@ -116,6 +130,14 @@ class FlowTable:
             pool = self.pools[family]
             used += len(pool.ready) + pool.asked
         return self.limits.descriptors - used
+
+    def _tell(self, gauges: memoryview) -> None:
+        """Tell monitors what is in use."""
+        gauges[0] = self.pipes.open
+        gauges[1] = len(self.pipes.spare)
+        for pool in self.pools:
+            gauges[2 + pool.family] = len(pool.ready)
+        gauges[4] = max(0, self.limits.descriptors - self._free())
 
     def _sync(self, flow: Flow) -> None:
         """Bring what epoll watches to what flow.py asks for."""
@@ -196,14 +218,18 @@ class FlowTable:
             flow.held[direction] = 0
             self.pipes.discard(pipe)
 
-    def _end(self, flow: Flow, abort: Sequence[int]) -> None:
+    def _end(self, flow: Flow, abort: Sequence[int], end: End | None = None) -> None:
         """Close both sides, those in ``abort`` with a reset. Everything that the flow holds is let
-        go.
+        go. ``end`` is for the ledger; None says that a side failed.
         """
-        self.connecting.pop(flow, None)
-        self.grace.pop(flow, None)
+        if self.connecting:
+            self.connecting.pop(flow, None)
+        if self.grace:
+            self.grace.pop(flow, None)
+        close = self.kernel.close
         for side in SIDES:
-            self._drop_pipe(flow, side)
+            if flow.pipe[side] is not None:
+                self._drop_pipe(flow, side)
             fd = flow.fd[side]
             if fd < 0:
                 continue
@@ -212,8 +238,10 @@ class FlowTable:
             del self.flows[fd]
             if side in abort:
                 self.kernel.abort(fd)
-            self.kernel.close(fd)
+            close(fd)
         flow.state[CLIENT] = flow.state[TARGET] = FINISHED
+        if self.ledger is not None:
+            self.ledger.closed(flow, end)
         if self.trace:
             self.monitor.trace(Note.ENDED, flow.listener, 1 if abort else 0)
 

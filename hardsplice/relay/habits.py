@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Two habits that a relay takes on from its clients, each to spare a system call where a guess is
+right. No input or output here.
+
+A wrong guess costs a call that says "not now", so each is given up quickly and taken on slowly.
+"""
+
+from __future__ import annotations
+
+BURST_MAX = 16  # connections to accept before the others have their turn
+SURE = 3  # right guesses that are remembered; a wrong one takes two of them away
+GUESS_AGAIN = 64  # connections until what was given up is tried again
+
+
+class Burst:
+    """How many connections to accept at once: one, unless they keep coming turn after turn."""
+
+    __slots__ = ("_last", "size")
+
+    def __init__(self) -> None:
+        self.size = 1
+        self._last = 0
+
+    def begin(self, turn: int) -> int:
+        """How many to accept in this turn, at the most."""
+        if turn - self._last > 1:
+            self.size = 1
+        self._last = turn
+        return self.size
+
+    def end(self, accepted: int) -> None:
+        """So many were there."""
+        if accepted == self.size:
+            self.size = min(2 * self.size, BURST_MAX)
+        else:
+            self.size = max(1, accepted)
+
+
+class Eagerness:
+    """Whether clients have sent something by the time that their target is connected: reading at
+    once then spares an event, and with one connection at a time a wait.
+    """
+
+    __slots__ = ("_sure", "_until")
+
+    def __init__(self) -> None:
+        self._sure = SURE
+        self._until = 0
+
+    def expects(self) -> bool:
+        """Whether to read now. Asked once a connection."""
+        if self._sure:
+            return True
+        self._until -= 1
+        return self._until < 0
+
+    def learn(self, *, right: bool) -> None:
+        """Whether there was something, when it was expected."""
+        if right:
+            self._sure = min(self._sure + 1, SURE)
+            return
+        self._sure = max(self._sure - 2, 0)
+        if not self._sure:
+            self._until = GUESS_AGAIN
