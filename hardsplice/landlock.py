@@ -64,15 +64,21 @@ def abi() -> int:
         raise
 
 
-def ruleset(version: int, ports: Iterable[int]) -> int | None:
-    """A ruleset's descriptor that grants nothing but TCP connections to ``ports``; None where there
-    is no Landlock.
+def ruleset(
+    version: int, connect: Iterable[int] | None, bind: Iterable[int] | None = ()
+) -> int | None:
+    """A ruleset's descriptor that grants nothing but TCP connections to the ports ``connect``, and
+    binding to the ports ``bind``; either is not restricted where it is None. None where there is no
+    Landlock.
     """
     if version < 1:
         return None
     handled = rights(version)
-    fd = linux.landlock_create_ruleset(handled.fs, handled.net, handled.scoped)
-    if handled.net:
-        for port in sorted(set(ports)):
-            linux.landlock_add_port(fd, _NET_CONNECT_TCP, port)
+    granted = {_NET_CONNECT_TCP: connect, _NET_BIND_TCP: bind}
+    net = handled.net & sum(access for access, ports in granted.items() if ports is not None)
+    fd = linux.landlock_create_ruleset(handled.fs, net, handled.scoped)
+    for access, ports in granted.items():
+        for port in sorted(set(ports or ())):
+            if net & access:
+                linux.landlock_add_port(fd, access, port)
     return fd

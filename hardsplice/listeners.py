@@ -9,18 +9,22 @@ kernel's autotuning off.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import socket
-from collections.abc import Sequence
+import struct
+from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address, IPv6Address
 
 from hardsplice import linux
 from hardsplice.channel import close_all
 from hardsplice.errors import Failure, reason_of
-from hardsplice.ports import Forward
+from hardsplice.ports import Address, Forward
 from hardsplice.relay.engine import Listener
 from hardsplice.relay.sockets import FAMILIES, IPV4, IPV6
 
+_SIOCGIFINDEX = 0x8933  # linux/sockios.h
+_IFREQ = struct.Struct("16si20x")  # linux/if.h: a name, and here the index
 BACKLOG = 65535  # the kernel cuts this to net.core.somaxconn
 LOOPBACK_IPV4 = IPv4Address("127.0.0.1")
 LOOPBACK_IPV6 = IPv6Address("::1")
@@ -56,23 +60,19 @@ def describe(forward: Forward) -> str:
 
 def open_listener(forward: Forward, families: Sequence[int]) -> int:
     """Bind and listen; the descriptor, or OSError."""
-    address = forward.address
-    if address is None:
-        address = IPv6Address("::") if IPV6 in families else IPv4Address("0.0.0.0")
+    address, dual = bound_address(forward, families)
     is_ipv6 = address.version == 6
     kind = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
     with socket.socket(FAMILIES[IPV6 if is_ipv6 else IPV4], kind) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        listener_options(listener)
         if is_ipv6:
-            dual = forward.address is None and IPV4 in families
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if dual else 1)
         scope = 0
         if forward.interface:
             name = os.fsencode(forward.interface) + b"\0"
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, name)
-            scope = socket.if_nametoindex(forward.interface)
+            scope = _interface_index(listener, name)
         if is_ipv6:
             listener.bind((str(address), forward.port, 0, scope if address.is_link_local else 0))
         else:
@@ -81,27 +81,71 @@ def open_listener(forward: Forward, families: Sequence[int]) -> int:
         return listener.detach()
 
 
+def bound_address(forward: Forward, families: Sequence[int]) -> tuple[Address, bool]:
+    """The address that a forward's listener is bound to, and whether it takes both families."""
+    if forward.address is not None:
+        return forward.address, False
+    if IPV6 in families:
+        return IPv6Address("::"), IPV4 in families
+    return IPv4Address("0.0.0.0"), False
+
+
+def listener_options(listener: socket.socket) -> None:
+    """Set what accepted sockets inherit."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def _interface_index(any_socket: socket.socket, name: bytes) -> int:
+    """The index of an interface. if_nametoindex(3) would make a socket of its own for it."""
+    answer = fcntl.ioctl(any_socket, _SIOCGIFINDEX, _IFREQ.pack(name, 0))
+    index: int = _IFREQ.unpack(answer)[1]
+    return index
+
+
+def is_listener(fd: int, port: int) -> bool:
+    """Whether ``fd`` is a TCP socket that listens on ``port``, as somebody says who may lie."""
+    try:
+        claimed = socket.socket(socket.AF_INET6, socket.SOCK_STREAM, 0, fileno=fd)
+    except OSError:
+        return False  # no socket at all
+    try:
+        return (
+            claimed.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN) in FAMILIES
+            and claimed.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL) == socket.IPPROTO_TCP
+            and claimed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
+            and claimed.getsockname()[1] == port
+        )
+    finally:
+        claimed.detach()
+
+
 def open_listeners(
-    forwards: Sequence[Forward], families: Sequence[int], place: str
+    forwards: Sequence[Forward],
+    families: Sequence[int],
+    place: str,
+    kept: Callable[[Forward], int | None] = lambda _: None,
 ) -> list[tuple[int, int]]:
     """Open all of ``forwards``, in ``place`` ("on the host" or so): (index, descriptor) of each
-    that is open.
+    that is open. ``kept`` has the descriptors of some that are open already.
 
     One that is required and can't be had closes all of them again and raises Failure.
     """
     opened: list[tuple[int, int]] = []
     for index, forward in enumerate(forwards):
         try:
-            opened.append((index, open_listener(forward, families)))
+            fd = kept(forward)
+            opened.append((index, open_listener(forward, families) if fd is None else fd))
         except OSError as error:
             if not forward.required and error.errno in (errno.EADDRINUSE, errno.EACCES):
                 continue
             close_all([fd for _, fd in opened])
-            raise _cannot_listen(forward, place, error) from error
+            raise cannot_listen(forward, place, error) from error
     return opened
 
 
-def _cannot_listen(forward: Forward, place: str, error: OSError) -> Failure:
+def cannot_listen(forward: Forward, place: str, error: OSError) -> Failure:
+    """The Failure for an error of ``open_listener``, with a next step where there is one."""
     hint = None
     if error.errno == errno.EACCES and forward.port < 1024:
         hint = (
@@ -145,7 +189,30 @@ def plans(forward: Forward, families: Sequence[int]) -> tuple[Plan, Plan]:
 
 
 def for_relay(
-    opened: Sequence[tuple[int, int]], forwards: Sequence[Forward], families: Sequence[int]
+    opened: Sequence[tuple[int, int]],
+    forwards: Sequence[Forward],
+    families: Sequence[int],
+    first: int = 0,
 ) -> tuple[Listener, ...]:
-    """The open listeners with their plans, as the engine wants them."""
-    return tuple(Listener(fd, *plans(forwards[index], families), index) for index, fd in opened)
+    """The open listeners with their plans, as the engine wants them. The engine knows the one at
+    index 0 of ``forwards`` as ``first``.
+    """
+    return tuple(
+        Listener(fd, *plans(forwards[index], families), first + index) for index, fd in opened
+    )
+
+
+def listener_for(index: int, fd: int, forward: Forward, families: Sequence[int]) -> Listener:
+    """A listener with its plans; Failure when the target is of a family that is not among
+    ``families``, for which there would be no sockets.
+    """
+    made = Listener(fd, *plans(forward, families), index)
+    if any(family not in families for family, _ in (*made.plan_ipv4, *made.plan_ipv6)):
+        raise no_family(forward, "there")
+    return made
+
+
+def no_family(forward: Forward, place: str) -> Failure:
+    """The Failure for a target of a family that its namespace doesn't have."""
+    version = forward.target.version if forward.target else 4
+    return Failure("connect to", f"{forward.target}", f"there is no IPv{version} {place}")

@@ -16,12 +16,34 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 from hardsplice.errors import Failure, quote
-from hardsplice.spec import ALL, ANYWHERE, LAST_PORT, Address, Entry, Listen, Refusal, Spec, read
+from hardsplice.spec import (
+    ALL,
+    ANYWHERE,
+    LAST_PORT,
+    Address,
+    Entry,
+    Inherited,
+    Listen,
+    Refusal,
+    Spec,
+    read,
+    read_inherited,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-__all__ = ["Address", "Forward", "parse"]
+__all__ = [
+    "Address",
+    "Auto",
+    "Forward",
+    "Layout",
+    "lay_out",
+    "overlap",
+    "parse",
+    "parse_inherited",
+    "single",
+]
 
 _WILDCARDS: dict[int, Address] = {4: IPv4Address("0.0.0.0"), 6: IPv6Address("::")}
 _LOOPBACKS: dict[int, Address] = {4: IPv4Address("127.0.0.1"), 6: IPv6Address("::1")}
@@ -42,6 +64,40 @@ class Forward:
     required: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Auto:
+    """Ports that are forwarded while somebody listens on their targets."""
+
+    address: Address | None
+    interface: str | None
+    target: Address | None
+    #: Runs of listening ports, and what their targets' numbers differ by.
+    runs: tuple[tuple[range, int], ...]
+
+    def forwards(self, target_port: int) -> Iterator[Forward]:
+        """What is to be listened on while somebody listens on this port of the other namespace."""
+        for run, shift in self.runs:
+            port = target_port - shift
+            if port in run:
+                yield Forward(self.address, self.interface, port, self.target, target_port, False)
+
+    def listening_ports(self) -> set[int]:
+        """All ports that may come to be listened on."""
+        return {port for run, _ in self.runs for port in run}
+
+    def target_ports(self) -> set[int]:
+        """All ports that may come to be connected to."""
+        return {port + shift for run, shift in self.runs for port in run}
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What all SPECs of one option ask for together."""
+
+    forwards: list[Forward]
+    autos: list[Auto]
+
+
 def parse(
     specs: Sequence[str],
     *,
@@ -49,6 +105,21 @@ def parse(
     option: str,
     families: Sequence[int] = (4, 6),
 ) -> list[Forward]:
+    """As `lay_out`, for SPECs that name their ports: `auto` is a Failure."""
+    layout = lay_out(specs, ephemeral=ephemeral, option=option, families=families)
+    if layout.autos:
+        reason = "'auto' can't be asked for here; name the ports"
+        raise Failure("parse", option, reason)
+    return layout.forwards
+
+
+def lay_out(
+    specs: Sequence[str],
+    *,
+    ephemeral: tuple[int, int],
+    option: str,
+    families: Sequence[int] = (4, 6),
+) -> Layout:
     """The listeners that all SPECs of one option ask for together.
 
     `ephemeral` is the first and the last port that the kernel hands out by itself, which are in
@@ -63,7 +134,7 @@ def parse(
         if other is not None:
             reason = "'none' means no ports at all; leave out one of the two"
             raise Failure("combine", f"{option} none with {option} {quote(other)}", reason)
-        return []
+        return Layout([], [])
     parsed = []
     for text in specs:
         try:
@@ -78,8 +149,58 @@ def parse(
         raise Failure("parse", option, str(refusal)) from None
 
 
+def single(
+    listen: Listen,
+    port: int,
+    target: Address | None,
+    target_port: int,
+    *,
+    versions: Sequence[int],
+    families: Sequence[int],
+) -> Forward:
+    """The listener that somebody asks for by itself, at run time.
+
+    `versions` are those of IP that it is to have, `families` those in use. Raises Refusal.
+    """
+    _check_addresses((listen.address, target), families)
+    if listen.address is not None and listen.address.version not in versions:
+        raise Refusal(f"'{listen.address}' is not IPv{versions[0]}")
+    listen = _narrow(listen, versions)
+    if target is None and len(families) == 1:
+        target = _LOOPBACKS[families[0]]
+    return Forward(listen.address, listen.interface, port, target, target_port, True)
+
+
+def parse_inherited(
+    specs: Sequence[str], *, option: str, families: Sequence[int] = (4, 6)
+) -> list[Inherited]:
+    """What the SPECs of an option ask for that take passed listeners. Raises Failure."""
+    read_ones = []
+    for text in specs:
+        try:
+            one = read_inherited(text)
+            _check_addresses((one.target,), families)
+        except Refusal as refusal:
+            raise Failure("parse", f"{option} {quote(text)}", str(refusal)) from None
+        read_ones.append(one)
+    named = [name for one in read_ones for name in one.names]
+    twice = next((name for name in named if named.count(name) > 1), None)
+    if twice is not None:
+        reason = "two of them want it; leave out one"
+        raise Failure("combine", f"{option} inherit:{twice} with itself", reason)
+    if sum(not one.names for one in read_ones) > 1:
+        reason = "each takes all that no other one names; leave out all but one"
+        raise Failure("combine", f"several {option} inherit without a name", reason)
+    return read_ones
+
+
 def _check_families(spec: Spec, families: Sequence[int]) -> None:
-    for address in (spec.listen.address, *(entry.target for entry in spec.entries)):
+    addresses = (spec.listen.address, *(entry.target for entry in spec.entries))
+    _check_addresses(addresses, families)
+
+
+def _check_addresses(addresses: Iterable[Address | None], families: Sequence[int]) -> None:
+    for address in addresses:
         if address is not None and address.version not in families:
             raise Refusal(
                 f"'{address}' is IPv{address.version}, which -{families[0]} rules out; "
@@ -89,12 +210,13 @@ def _check_families(spec: Spec, families: Sequence[int]) -> None:
 
 def _lay_together(
     specs: Sequence[Spec], ephemeral: tuple[int, int], families: Sequence[int]
-) -> list[Forward]:
+) -> Layout:
     excluded = {port for spec in specs for ports in spec.excluded for port in ports}
     groups: dict[Listen, list[Entry]] = {}
+    watched: dict[Listen, list[Entry]] = {}
     for spec in specs:
         listen = _narrow(spec.listen, families)
-        group = groups.setdefault(listen, [])
+        group = (watched if spec.auto else groups).setdefault(listen, [])
         entries = spec.entries or ((ALL,) if _stands_alone(spec, specs, families) else ())
         group += entries
     everything = [
@@ -109,9 +231,43 @@ def _lay_together(
         _add_all(table, listen, group, everything, loopback)
         tables[listen] = table
     for one, other in combinations(tables, 2):
-        if _overlap(one, other):
+        if overlap(one, other):
             _settle(one, tables[one], other, tables[other])
-    return [forward for table in tables.values() for _, forward in sorted(table.items())]
+    return Layout(
+        [forward for table in tables.values() for _, forward in sorted(table.items())],
+        [
+            _watch(listen, group, excluded, everything, loopback)
+            for listen, group in watched.items()
+        ],
+    )
+
+
+def _watch(
+    listen: Listen,
+    group: Sequence[Entry],
+    excluded: set[int],
+    everything: Sequence[int],
+    loopback: Address | None,
+) -> Auto:
+    """What `auto` comes to at one listening address."""
+    targets = {}
+    if any(entry.ports is None for entry in group):
+        targets = dict(zip(everything, everything, strict=True))
+    for port, forward in _named(listen, group, excluded, loopback).items():
+        targets[port] = forward.target_port
+    return Auto(listen.address, listen.interface, loopback, _runs(targets))
+
+
+def _runs(targets: Mapping[int, int]) -> tuple[tuple[range, int], ...]:
+    """Ports and their targets' ports as runs with one shift each."""
+    firsts = [port for port in sorted(targets) if targets.get(port - 1) != targets[port] - 1]
+    runs = []
+    for first in firsts:
+        last, shift = first, targets[first] - first
+        while targets.get(last + 1) == last + 1 + shift:
+            last += 1
+        runs.append((range(first, last + 1), shift))
+    return tuple(runs)
 
 
 def _narrow(listen: Listen, families: Sequence[int]) -> Listen:
@@ -185,7 +341,7 @@ def _add_all(
             table[port] = Forward(listen.address, listen.interface, port, target, port, False)
 
 
-def _overlap(one: Listen, other: Listen) -> bool:
+def overlap(one: Listen | Forward, other: Listen | Forward) -> bool:
     """Whether the kernel refuses to bind one port on both (inet_csk_bind_conflict)."""
     if None not in (one.interface, other.interface) and one.interface != other.interface:
         return False

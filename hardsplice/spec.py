@@ -1,16 +1,23 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The grammar of a SPEC, the value of -t and -T: reads one of them by itself.
 
-    spec    := "none" | "auto" | [listen "/"] ports | listen "/"
+    spec    := "none" | [listen "/"] ports | listen "/"
     listen  := ADDR | ADDR "%" IFACE | "%" IFACE            (IPv6 may stand in brackets)
     ports   := entry { "," entry }
-    entry   := range [ ":" target ] | "~" range | "all" [ ":" ADDR ]
+    entry   := range [ ":" target ] | "~" range | "all" [ ":" ADDR ] | "auto"
     range   := PORT | PORT "-" PORT
     target  := [ ADDR "/" ] range | ADDR                    (a mapped range has the same length)
+
+or, for listeners that a service manager passes (IPv6 in brackets here):
+
+    spec    := "inherit" { ":" NAME } ":" [ ADDR "/" ] PORT
 
 The grammar has one ambiguity: in `2001:db8::1/80` the first number may be a port and the rest its
 target. What stands before the first slash is the listening address whenever it can be one; an
 IPv6 target with a port is written in brackets, as in `2001:[db8::1]/80`.
+
+`auto` says of its whole SPEC that it holds while somebody listens on the target; without a range
+it means all.
 
 What several SPECs mean together, `none` included, is the business of `ports`. Pure: no I/O.
 """
@@ -18,12 +25,28 @@ What several SPECs mean together, `none` included, is the business of `ports`. P
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from hardsplice.errors import quote
 
-__all__ = ["ALL", "ANYWHERE", "LAST_PORT", "Address", "Entry", "Listen", "Refusal", "Spec", "read"]
+__all__ = [
+    "ALL",
+    "ANYWHERE",
+    "LAST_PORT",
+    "Address",
+    "Entry",
+    "Inherited",
+    "Listen",
+    "Refusal",
+    "Spec",
+    "is_inherited",
+    "read",
+    "read_inherited",
+    "read_listen",
+    "read_target",
+]
 
 Address = IPv4Address | IPv6Address
 
@@ -65,6 +88,16 @@ class Spec:
     listen: Listen
     entries: tuple[Entry, ...]
     excluded: tuple[range, ...]
+    auto: bool = False  # only while somebody listens on the target
+
+
+@dataclass(frozen=True, slots=True)
+class Inherited:
+    """A SPEC of its own kind: listeners that the service manager passes."""
+
+    names: tuple[str, ...]  # none: all that no other SPEC names
+    target: Address | None
+    port: int
 
 
 class Refusal(Exception):  # noqa: N818 - a Failure in the making
@@ -81,20 +114,59 @@ def read(text: str) -> Spec:
         raise Refusal("it is empty; write the ports, or none")
     if any(char.isspace() for char in text):
         raise Refusal("there is a space in it; write ports separated by commas alone")
-    if text == "auto":
-        raise Refusal("'auto' is not available yet; name the ports, or write all")
     head, ports = _split(text)
-    listen = ANYWHERE if head is None else _read_listen(head)
+    listen = ANYWHERE if head is None else read_listen(head)
     if head is not None and not ports:
         return Spec(listen, (ALL,), ())
     entries = []
     excluded = []
+    auto = False
     for part in ports.split(","):
-        if part.startswith("~"):
+        if part == "auto":
+            auto = True
+        elif part.startswith("~"):
             excluded.append(_read_exclusion(part))
         else:
             entries.append(_read_entry(part))
+    if auto:
+        _check_targets(entries)
+        return Spec(listen, tuple(entries) or (ALL,), tuple(excluded), auto=True)
     return Spec(listen, tuple(entries), tuple(excluded))
+
+
+def is_inherited(text: str) -> bool:
+    """Whether a SPEC is one for `read_inherited`."""
+    return text.partition(":")[0] == "inherit"
+
+
+def read_inherited(text: str) -> Inherited:
+    """The meaning of a SPEC that begins with `inherit`. Raises Refusal."""
+    if any(char.isspace() for char in text):
+        raise Refusal("there is a space in it; write inherit:NAME:PORT")
+    head, slash, numbers = text.rpartition("/")
+    if slash and head.endswith("]"):
+        names, bracket, host = head.rpartition("[")
+        names, host = names.removesuffix(":"), bracket + host
+    elif slash:
+        names, _, host = head.rpartition(":")
+    else:
+        names, _, numbers = text.rpartition(":")
+        host = None
+    first, *given = names.split(":")
+    if first != "inherit":
+        raise Refusal("it has no target; write inherit:PORT or inherit:NAME:PORT")
+    if not all(given):
+        raise Refusal("there is an empty name; write inherit:NAME:PORT, or inherit:PORT for all")
+    target = None if host is None else read_target(host, text)
+    return Inherited(tuple(given), target, _read_port(numbers, numbers))
+
+
+def _check_targets(entries: Iterable[Entry]) -> None:
+    """Only of the other namespace is it known what is listened on."""
+    for entry in entries:
+        if entry.target is not None:
+            reason = f"'{entry.target}' is a target that auto can't watch"
+            raise Refusal(f"{reason}; leave out the address, or auto")
 
 
 def _split(text: str) -> tuple[str | None, str]:
@@ -104,13 +176,14 @@ def _split(text: str) -> tuple[str | None, str]:
         return None, text
     if _MAPPING.match(head.rpartition(",")[2]):
         try:
-            _read_listen(head)
+            read_listen(head)
         except Refusal:
             return None, text  # the slash is that of a target
     return head, ports
 
 
-def _read_listen(text: str) -> Listen:
+def read_listen(text: str) -> Listen:
+    """What stands before the slash of a SPEC. Raises Refusal."""
     if not text:
         raise Refusal("nothing stands before '/'; write an address or %INTERFACE there")
     if text.startswith("[") and "%" in text and text.endswith("]"):
@@ -166,8 +239,8 @@ def _read_address(text: str) -> Address:
 def _read_entry(text: str) -> Entry:
     if not text:
         raise Refusal("there is an empty entry; write one port or range between commas")
-    if text in ("none", "auto"):
-        raise Refusal(f"{quote(text)} stands alone; leave out the rest, or {text}")
+    if text == "none":
+        raise Refusal("'none' stands alone; leave out the rest, or none")
     left, colon, right = text.partition(":")
     if left == "all":
         return _read_all(text, right) if colon else ALL
@@ -180,8 +253,8 @@ def _read_entry(text: str) -> Entry:
         return Entry(ports, None, 0)
     host, slash, numbers = right.rpartition("/")
     if not slash and not _RANGE.fullmatch(right):
-        return Entry(ports, _read_target(right, text), 0)
-    target = _read_target(host, text) if slash else None
+        return Entry(ports, read_target(right, text), 0)
+    target = read_target(host, text) if slash else None
     onto = _read_range(numbers)
     if len(onto) != len(ports):
         raise Refusal(_unequal(text, left, ports, onto, f"{host}/" if slash else ""))
@@ -200,10 +273,11 @@ def _unequal(text: str, left: str, ports: range, onto: range, host: str) -> str:
 def _read_all(text: str, target: str) -> Entry:
     if _RANGE.fullmatch(target) or "/" in target:
         raise Refusal(f"{quote(text)}: 'all' keeps each port's number; write all:ADDRESS or all")
-    return Entry(None, _read_target(target, text), 0)
+    return Entry(None, read_target(target, text), 0)
 
 
-def _read_target(text: str, entry: str) -> Address:
+def read_target(text: str, entry: str) -> Address:
+    """An address to connect to, which is part of ``entry``. Raises Refusal."""
     if not text:
         raise Refusal(f"{quote(entry)} has no target; write a port or an address after ':'")
     address = _read_address(text)

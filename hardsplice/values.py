@@ -8,6 +8,7 @@ what is wrong with the value and what to write instead.
 from __future__ import annotations
 
 import grp
+import os
 import pwd
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -19,23 +20,29 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Audit",
+    "LogFormat",
     "RunAs",
     "Sandbox",
     "descriptor",
+    "log_format",
     "netns",
     "number",
     "path",
     "runas",
     "sandbox",
     "size",
+    "workers",
 ]
 
 Sandbox = Literal["best-effort", "strict"]
 Audit = Literal["table", "json"]
+LogFormat = Literal["text", "json"]
 
 _SANDBOXES: tuple[Sandbox, ...] = ("best-effort", "strict")
+_LOG_FORMATS: tuple[LogFormat, ...] = ("text", "json")
 _LAST_ID = 2**32 - 2  # the last one, (uid_t)-1, means "leave as it is" to setresuid(2)
 _LAST_FD = 2**31 - 1
+WORKERS_MAX = 64
 _LOG_SIZE_MIN = 4096
 _LOG_SIZE_LIMIT = 2**63  # off_t
 _SIZE_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
@@ -84,6 +91,17 @@ def descriptor(text: str) -> int:
     return value
 
 
+def workers(text: str) -> int:
+    """The value of --workers; `auto` is one for each processor that this process may use."""
+    if text == "auto":
+        return min(len(os.sched_getaffinity(0)), WORKERS_MAX)
+    value = number(text, 1, WORKERS_MAX)
+    if value is None:
+        reason = f"it is not a number of relays; write 1 to {WORKERS_MAX}, or auto"
+        raise Failure("parse", f"--workers {quote(text)}", reason)
+    return value
+
+
 def sandbox(text: str) -> Sandbox:
     """The value of --sandbox."""
     for mode in _SANDBOXES:
@@ -91,6 +109,15 @@ def sandbox(text: str) -> Sandbox:
             return mode
     reason = f"there is no such mode; write {' or '.join(_SANDBOXES)}"
     raise Failure("parse", f"--sandbox {quote(text)}", reason)
+
+
+def log_format(text: str) -> LogFormat:
+    """The value of --log-format."""
+    for form in _LOG_FORMATS:
+        if text == form:
+            return form
+    reason = f"there is no such format; write {' or '.join(_LOG_FORMATS)}"
+    raise Failure("parse", f"--log-format {quote(text)}", reason)
 
 
 def size(text: str) -> int:
