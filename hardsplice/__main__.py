@@ -104,15 +104,20 @@ def _serve(options: cli.Options, launcher: Channel | None, began: float) -> NoRe
 def _launch(options: cli.Options, began: float) -> int:
     """Start a process in the background; wait until it is ready, or has failed, and say which."""
     from hardsplice.channel import Channel, Kind
-    from hardsplice.monitor import failure_of
+    from hardsplice.errors import failure_of
+    from hardsplice.service import Notifier, manager_of
 
     had_pid_file = options.pid_file is not None and os.path.lexists(options.pid_file)
+    notifier = Notifier(manager_of(os.environ, os.getpid()).notify)
     ours, theirs = Channel.pair()
-    if os.fork() == 0:
+    child = os.fork()
+    if child == 0:
         ours.close()
         os.setsid()
         _serve(options, theirs, began)
     theirs.close()
+    # The one that the service manager started is about to end; it takes the word of no other one.
+    notifier.say(f"MAINPID={child}")
     record = ours.receive()
     if record is not None and record.kind == Kind.READY:
         if options.verbosity >= cli.Verbosity.DEBUG:
@@ -123,6 +128,10 @@ def _launch(options: cli.Options, began: float) -> int:
     if options.pid_file is not None and not had_pid_file:
         with contextlib.suppress(OSError):
             os.unlink(options.pid_file)  # a process that has locked itself down can't
+    if options.control is not None:
+        from hardsplice.control.socketfile import remove_if_stale
+
+        remove_if_stale(options.control)
     if record is not None:
         return _say(failure_of(record.text))
     return _say(Failure("start", "hardsplice", "its process ended early"))

@@ -20,9 +20,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from hardsplice import __version__, ports, values
 from hardsplice.errors import Failure, quote
+from hardsplice.spec import Inherited, is_inherited
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from hardsplice.forwarding import Direction
 
 __all__ = [
     "Mode",
@@ -39,6 +42,7 @@ _EPHEMERAL_PATH = "/proc/sys/net/ipv4/ip_local_port_range"
 _EPHEMERAL_DEFAULT = (32768, 60999)  # net/ipv4/af_inet.c, inet_init_net()
 _LAST_PID = 2**22  # PID_MAX_LIMIT, include/linux/threads.h
 _LOG_SIZE = 1 << 20
+_BOTH: frozenset[Direction] = frozenset(("inbound", "outbound"))
 
 
 class Mode(enum.Enum):
@@ -74,21 +78,49 @@ class Options:
     inbound: tuple[ports.Forward, ...]
     #: Listeners in the namespace, for servers on the host (-T).
     outbound: tuple[ports.Forward, ...]
+    #: Listeners on the host that the service manager passes (-t inherit).
+    inherited: tuple[Inherited, ...]
+    #: What is forwarded while it is listened on (-t auto, -T auto).
+    inbound_auto: tuple[ports.Auto, ...]
+    outbound_auto: tuple[ports.Auto, ...]
+    #: The directions in which any port may be asked for at run time.
+    any_port: frozenset[Direction]
     #: The versions of IP in use: (4, 6), (4,) or (6,).
     families: tuple[int, ...]
+    #: Relays a direction.
+    workers: int
     #: Whether to stay in the foreground, by -f or because there is a COMMAND.
     foreground: bool
     verbosity: Verbosity
     log_file: str | None
     #: Bytes.
     log_size: int
+    log_format: values.LogFormat
+    #: Whether to write a line for each flow that ends.
+    log_flows: bool
     pid_file: str | None
+    #: Where the control socket is to be, if there is to be one.
+    control: str | None
     runas: values.RunAs | None
     sandbox: values.Sandbox
     #: A descriptor that is told when all is ready.
     ready_fd: int | None
     #: In which form to show every process and its sandbox once all is ready, if at all.
     audit: values.Audit | None
+
+    def forwards(self, direction: Direction) -> tuple[ports.Forward, ...]:
+        """The listeners of a direction."""
+        return self.inbound if direction == "inbound" else self.outbound
+
+    def auto(self, direction: Direction) -> tuple[ports.Auto, ...]:
+        """What a direction forwards while it is listened on."""
+        return self.inbound_auto if direction == "inbound" else self.outbound_auto
+
+    @property
+    def dynamic(self) -> frozenset[Direction]:
+        """The directions whose ports may change at run time."""
+        directions: tuple[Direction, ...] = ("inbound", "outbound")
+        return self.any_port.union(one for one in directions if self.auto(one))
 
 
 def parse_args(
@@ -113,10 +145,17 @@ def parse_args(
     if given.inbound or given.outbound:
         ranges = (ephemeral or read_ephemeral_range)()
 
-    def forwards(specs: Sequence[str], option: str) -> tuple[ports.Forward, ...]:
+    def laid_out(specs: Sequence[str], option: str) -> ports.Layout:
         if ranges is None:
-            return ()
-        return tuple(ports.parse(specs, ephemeral=ranges, option=option, families=families))
+            return ports.Layout([], [])
+        if "none" not in specs:  # which says itself that it stands alone
+            specs = [text for text in specs if not is_inherited(text)]
+        return ports.lay_out(specs, ephemeral=ranges, option=option, families=families)
+
+    inbound, outbound = laid_out(given.inbound, "-t"), laid_out(given.outbound, "-T")
+    inherited = [text for text in given.inbound if is_inherited(text)]
+    for text in filter(is_inherited, given.outbound):
+        raise Failure("use", f"-T {quote(text)}", "listeners are passed on the host; write -t")
 
     return Options(
         mode=mode,
@@ -126,14 +165,22 @@ def parse_args(
         userns=given.userns,
         netns_only=given.netns_only,
         netns_quit=given.netns_quit,
-        inbound=forwards(given.inbound, "-t"),
-        outbound=forwards(given.outbound, "-T"),
+        inbound=tuple(inbound.forwards),
+        outbound=tuple(outbound.forwards),
+        inherited=tuple(ports.parse_inherited(inherited, option="-t", families=families)),
+        inbound_auto=tuple(inbound.autos),
+        outbound_auto=tuple(outbound.autos),
+        any_port=_BOTH if given.control is not None else frozenset(),
         families=families,
+        workers=given.workers,
         foreground=given.foreground or mode is Mode.COMMAND,
         verbosity=_verbosity(given),
         log_file=given.log_file,
         log_size=_LOG_SIZE if given.log_size is None else given.log_size,
+        log_format=given.log_format,
+        log_flows=given.log_flows,
         pid_file=given.pid_file,
+        control=given.control,
         runas=given.runas,
         sandbox=given.sandbox,
         ready_fd=given.ready_fd,
@@ -231,9 +278,10 @@ Join chosen TCP ports of a network namespace with ports of the host. It is a new
 one, in which COMMAND (by default the shell) runs, or one that exists."""
 
 _EPILOG = """\
-SPEC is none (the default), all, or ports, ranges and ~exclusions; an address to
-listen on may stand before them, and a target after each:
+SPEC is none (the default), all, auto (what is listened on over there), or ports
+and ~exclusions; before them may stand a listening address, after each a target:
   8080  80,443  8000-8009  8080:80  127.0.0.1/22  5432:10.0.0.5/5433  all,~22
+A service manager's listener NAME is taken by -t inherit:NAME:PORT.
 
 Examples:
   hardsplice -t 8080:80 -- ./server        its port 80 is the host's 8080
@@ -281,9 +329,22 @@ def build_parser() -> Parser:
         help="write the PID to FILE",
     )
     value(
+        "--control",
+        metavar="PATH",
+        type=values.path("--control"),
+        help="serve hardsplicectl and the like here",
+    )
+    value(
         "--ready-fd", metavar="N", type=values.descriptor, help="write to descriptor N when ready"
     )
     value("--runas", metavar="USER[:GROUP]", type=values.runas, help="as root: change to this user")
+    value(
+        "--workers",
+        metavar="N|auto",
+        type=values.workers,
+        default=1,
+        help="relays a direction (default 1); auto: one a CPU",
+    )
 
     parser.section("Security")
     value(
@@ -302,6 +363,14 @@ def build_parser() -> Parser:
     flag("--trace", help="and every connection")
     value("-l", "--log-file", metavar="PATH", type=values.path("--log-file"), help="log to a file")
     value("--log-size", metavar="SIZE", type=values.size, help="its largest size (default 1M)")
+    value(
+        "--log-format",
+        metavar="FORM",
+        type=values.log_format,
+        default="text",
+        help="text (default), or json",
+    )
+    flag("--log-flows", help="a line for each flow that ends")
 
     parser.section("Other")
     flag("--splice-only", action="store_const", const=None, help="accepted; always so")

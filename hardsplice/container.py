@@ -47,6 +47,7 @@ CAP_KILL = 5
 class Container:
     """A COMMAND's namespaces, before COMMAND runs."""
 
+    command: str  # its program's name
     target: namespaces.Target
     init: int  # PID 1, by its number here
     pidfd: int
@@ -114,7 +115,7 @@ def create(recipe: Recipe) -> Container:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(maker, 0)
     target = namespaces.open_process(init, netns_only=not recipe.new_user)
-    return Container(target, init, pidfd, ours)
+    return Container(recipe.command[0], target, init, pidfd, ours)
 
 
 def _expect(channel: Channel) -> Record:

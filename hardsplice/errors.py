@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["Failure", "quote", "reason_of"]
+__all__ = ["Failure", "failure_of", "printable", "quote", "reason_of", "relay_lost", "text_of"]
 
 _QUOTED_LIMIT = 64
 
@@ -33,12 +33,35 @@ class Failure(Exception):  # noqa: N818 - it is what messages call it
         self.hint = hint
 
     def __str__(self) -> str:
-        return _printable(f"cannot {self.verb} {self.object}: {self.reason}")
+        return printable(f"cannot {self.verb} {self.object}: {self.reason}")
 
-    def lines(self) -> tuple[str, ...]:
+    def lines(self, program: str = "hardsplice") -> tuple[str, ...]:
         """The lines that the top shows: the message, then the next step if there is one."""
-        texts = (str(self),) if self.hint is None else (str(self), _printable(self.hint))
-        return tuple(f"hardsplice: {text}" for text in texts)
+        texts = (str(self),) if self.hint is None else (str(self), printable(self.hint))
+        return tuple(f"{program}: {text}" for text in texts)
+
+
+def relay_lost(direction: str, reason: str) -> Failure:
+    """What both monitors end with when a relay of theirs can't be kept."""
+    return Failure("keep", f"the {direction} relay running", reason)
+
+
+def text_of(failure: Failure) -> bytes:
+    """A Failure as one process tells it another: verb, object, reason and perhaps a next step, one
+    a line.
+    """
+    parts = [failure.verb, failure.object, failure.reason]
+    if failure.hint:
+        parts.append(failure.hint)
+    return "\n".join(parts).encode(errors="replace")
+
+
+def failure_of(text: bytes) -> Failure:
+    """The Failure that was told, by whomever."""
+    parts = text.decode(errors="replace").split("\n", 3)
+    if len(parts) < 3:
+        return Failure("go on", "serving", parts[0] or "no reason was given")
+    return Failure(parts[0], parts[1], parts[2], parts[3] if len(parts) > 3 else None)
 
 
 def reason_of(error: OSError) -> str:
@@ -57,6 +80,7 @@ def quote(text: str) -> str:
     return f"'{text}'"
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """``text`` on one line, whatever is in it."""
     # repr() knows how to spell what doesn't print, undecodable bytes of argv included.
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

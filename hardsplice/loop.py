@@ -29,6 +29,10 @@ class Loop:
         self._epoll.register(fd, select.EPOLLIN)
         self._callbacks[fd] = callback
 
+    def modify(self, fd: int, events: int) -> None:
+        """Call back at other ``events``; with none, once the other end is gone."""
+        self._epoll.modify(fd, events)
+
     def remove(self, fd: int) -> None:
         """Forget ``fd``; call it before closing."""
         if self._callbacks.pop(fd, None) is not None:

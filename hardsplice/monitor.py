@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The two monitors. Each lives in one namespace, keeps the relay that connects there, and never
-touches a connection.
+"""The host monitor: the process that was started. Like the target monitor (target.py) it lives in
+one namespace, keeps the relays that connect there, and never touches a connection.
 
-The target monitor passes what its relay reports up to the host monitor, which alone talks to
-people. Each learns of the other's end by end of file, and then ends too: hardsplice is never half
-alive.
+It alone talks to people: the target monitor passes what its relays report up to it. Each learns of
+the other's end by end of file, and then ends too: hardsplice is never half alive.
 """
 
 from __future__ import annotations
@@ -14,88 +13,35 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from hardsplice import container, linux
 from hardsplice.channel import Channel, Kind, Malformed, Record, discard
-from hardsplice.errors import Failure
-from hardsplice.keeper import STOP_SECONDS, Keeper, describe_status, wait_for
+from hardsplice.crew import Crew
+from hardsplice.errors import Failure, failure_of, relay_lost
+from hardsplice.exchange import HostSide
+from hardsplice.flowlog import FlowLog, Traffic
+from hardsplice.flowtable import Nonsense
+from hardsplice.forwarding import Direction, Port, Ports
+from hardsplice.keeper import STOP_SECONDS, describe_status, hear, wait_for
 from hardsplice.listeners import describe
 from hardsplice.log import Level, Log
 from hardsplice.loop import Loop
 from hardsplice.namespaces import Target
 from hardsplice.notes import in_words
-from hardsplice.ports import Forward
 from hardsplice.relay import main as relay
+from hardsplice.service import Notifier, Watchdog
+from hardsplice.watch import Watch, Watched
 
+if TYPE_CHECKING:
+    from hardsplice.control.host import Control, HostWorld
+
+TOLD = (Kind.READY, Kind.FATAL, Kind.NOTE, Kind.FLOW, Kind.PONG)
+ANSWERS = (Kind.OPENED, Kind.SERVED, Kind.CLOSED)
 # What is passed on to COMMAND when it is sent to hardsplice; without a COMMAND the first two end
 # hardsplice.
 ENDING = (signal.SIGTERM, signal.SIGINT)
 PASSED_ON = (*ENDING, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
-
-
-class TargetMonitor:
-    """Lives in the target namespace; keeps the inbound relay."""
-
-    def __init__(self, parent: Channel, plan: relay.Plan | None, missing: Sequence[str]) -> None:
-        self.parent = parent
-        self.loop = Loop()
-        self.keeper = Keeper(plan, self.loop, self) if plan else None
-        self.missing = missing
-
-    def run(self) -> int:
-        """Serve until the host monitor hangs up; the exit status."""
-        self.loop.add(self.parent.fileno(), self._on_parent)
-        if self.keeper:
-            self.keeper.start()
-        else:
-            self.relay_ready()
-        status = self.loop.run()
-        if self.keeper:
-            self.keeper.stop()
-        return status
-
-    def relay_ready(self) -> None:
-        """The relay serves: say so upward, and what lock-down had to do without."""
-        self.parent.send(Record(Kind.READY, text="\n".join(self.missing).encode()))
-
-    def relay_lost(self, reason: str) -> None:
-        """Without its relay this monitor is of no use."""
-        self.parent.send(Record(Kind.FATAL, text=relay_lost("inbound", reason)))
-        self.loop.stop(1)
-
-    def note(self, kind: int, detail: int, index: int, text: bytes) -> None:
-        """Pass a note up; the host monitor makes words of it."""
-        self.parent.send(Record(Kind.NOTE, kind, index, detail, text), wait=False)
-
-    def _on_parent(self) -> None:
-        with contextlib.suppress(BlockingIOError, Malformed):
-            record = self.parent.receive(wait=False)
-            if record is not None:
-                discard(record.fds)
-            self.loop.stop(0)
-
-
-def relay_lost(direction: str, reason: str) -> bytes:
-    """The text of a FATAL record: verb, object, reason, one a line."""
-    return f"keep\nthe {direction} relay running\n{reason}".encode()
-
-
-def failure_of(text: bytes) -> Failure:
-    """The Failure that a FATAL record carries: verb, object, reason and perhaps a next step, one a
-    line.
-    """
-    parts = text.decode(errors="replace").split("\n", 3)
-    if len(parts) < 3:
-        return Failure("go on", "serving", parts[0] or "no reason was given")
-    return Failure(parts[0], parts[1], parts[2], parts[3] if len(parts) > 3 else None)
-
-
-def text_of(failure: Failure) -> bytes:
-    """A Failure as the text of a FATAL record."""
-    parts = [failure.verb, failure.object, failure.reason]
-    if failure.hint:
-        parts.append(failure.hint)
-    return "\n".join(parts).encode(errors="replace")
 
 
 @dataclass(slots=True)
@@ -114,17 +60,27 @@ class Host:
     log: Log
     target: Target | None
     quit_with_target: bool
-    inbound: Sequence[Forward]
-    outbound: Sequence[Forward]
+    ports: Sequence[Port]  # those that are listened on
+    first_free: int  # from this number on, none is a port's
+    dynamic: frozenset[Direction]  # those whose ports may change at run time
+    families: Sequence[int]  # of the host's namespace
+    check_room: Callable[[int], None]  # raises Failure where a relay can't have so many listeners
+    watched: dict[Direction, Watched]  # by -t auto and -T auto
+    versions: Sequence[int]  # of IP, in use
     signals: int  # signalfd
     monitor: Child | None  # the target monitor
     container: container.Container | None
-    plan: relay.Plan | None  # of the outbound relay
+    plans: Sequence[relay.Plan]  # of the outbound relays
+    traffic: Sequence[Traffic]  # each direction's counters and flow tables
+    log_flows: bool  # whether the end of each flow is written to the log
+    control: Control | None  # the control socket
+    notifier: Notifier
+    watchdog: float | None  # seconds within which the service manager wants to hear of us
     missing: list[str] = field(default_factory=list)
 
 
 class HostMonitor:
-    """The process that was started; keeps the outbound relay, watches the namespace, writes the
+    """The process that was started; keeps the outbound relays, watches the namespace, writes the
     log.
     """
 
@@ -133,13 +89,39 @@ class HostMonitor:
         self.log = host.log
         self.on_ready = on_ready
         self.loop = Loop()
-        self.keeper = Keeper(host.plan, self.loop, self) if host.plan else None
+        self.crew = Crew(host.plans, self.loop, self)
+        self.exchange = (
+            HostSide(host.monitor.channel, self.crew, host.families)
+            if host.dynamic and host.monitor
+            else None
+        )
+        self.registry = Ports(
+            host.ports, host.first_free, host.dynamic, self.exchange, host.check_room
+        )
+        self.watch = (
+            Watch(host.watched, host.versions, self.registry, self.loop, self._tell_of_port)
+            if host.watched
+            else None
+        )
         self.waiting = {
-            name for name, part in (("target", host.monitor), ("relay", host.plan)) if part
+            name for name, part in (("target", host.monitor), ("relays", host.plans)) if part
         }
+        self.flows = FlowLog(host.log, host.traffic, self._where) if host.log_flows else None
+        self.world: HostWorld | None = None  # what the control socket shows
+        self.watchdog = (
+            Watchdog(host.watchdog, host.notifier, self.loop.after, self._ask_alive)
+            if host.watchdog
+            else None
+        )
         self.failure: Failure | None = None
         self.announced = False
+        self.is_watching = False
         self.is_init_told = False
+
+    @property
+    def ports(self) -> Ports | None:
+        """The ports, where they may change at run time."""
+        return self.registry if self.exchange else None
 
     def run(self) -> int:
         """Serve until told to end; the exit status. Failure when something can't go on."""
@@ -153,8 +135,7 @@ class HostMonitor:
             self.loop.add(host.container.pidfd, self._on_init_exit)
         elif host.target and host.quit_with_target:
             self._watch(host.target)
-        if self.keeper:
-            self.keeper.start()
+        self.crew.start()
         self._arrived("")
         try:
             status = self.loop.run()
@@ -166,13 +147,14 @@ class HostMonitor:
 
     def close(self) -> None:
         """End what belongs to us, and wait until it has ended: no port is held after that."""
-        if self.keeper:
-            self.keeper.stop()
+        self.host.notifier.status(str(self.failure or "ending"), "STOPPING=1")
+        self.crew.stop()
         monitor = self.host.monitor
         if monitor:
+            monitor.channel.finish()
+            hear(monitor.channel, monitor.pidfd, 2 * STOP_SECONDS, self._hear_monitor)
             monitor.channel.drain()
-            monitor.channel.close()
-            wait_for(monitor.pid, monitor.pidfd, 2 * STOP_SECONDS)
+            wait_for(monitor.pid, monitor.pidfd, 0)
             self.host.monitor = None
         inside = self.host.container
         if inside:
@@ -181,12 +163,19 @@ class HostMonitor:
             inside.channel.close()
             wait_for(inside.init, inside.pidfd, STOP_SECONDS)
             self.host.container = None
+        if self.flows:
+            self.flows.finish()
 
     # --- getting ready ----------------------------------------------------------------------------
 
     def _arrived(self, who: str) -> None:
         self.waiting.discard(who)
         inside = self.host.container
+        if self.watch and not self.is_watching and not self.waiting:
+            self.is_watching = True
+            self.waiting.add("auto")
+            self.watch.start(lambda: self._arrived("auto"))
+            return
         if self.waiting or self.announced:  # whoever says it twice says nothing new
             return
         if inside and not self.is_init_told:
@@ -195,17 +184,26 @@ class HostMonitor:
             inside.channel.send(Record(Kind.GO))  # fork COMMAND, and lock down
             return
         self.announced = True
+        if self.host.control:
+            self.world = self.host.control.serve(self)
         self.on_ready(self.host.missing)
+        self._say_ready()
+        if self.watchdog:
+            self.watchdog.start()
         if inside:
             inside.channel.send(Record(Kind.GO))  # let COMMAND run
 
-    def relay_ready(self) -> None:
-        """The outbound relay serves."""
-        self._arrived("relay")
+    def _say_ready(self) -> None:
+        number = len(self.registry.list())
+        self.host.notifier.status(f"{number} port{'s' * (number != 1)} forwarded", "READY=1")
+
+    def relays_ready(self) -> None:
+        """The outbound relays serve."""
+        self._arrived("relays")
 
     def relay_lost(self, reason: str) -> None:
-        """The outbound relay can't be kept running: end."""
-        self._fail(failure_of(relay_lost("outbound", reason)))
+        """An outbound relay can't be kept running: end."""
+        self._fail(relay_lost("outbound", reason))
 
     def _fail(self, failure: Failure) -> None:
         if self.failure is None:
@@ -220,10 +218,37 @@ class HostMonitor:
             if number in ENDING:
                 self.log.line(Level.DEBUG, f"ending: {signal.Signals(number).name}")
                 self.loop.stop(0)
+            elif number == signal.SIGHUP and self.announced:
+                self.log.line(Level.DEBUG, "SIGHUP: there is nothing to read again")
+                self.host.notifier.reloading()
+                self._say_ready()
         elif self.waiting:
             self.loop.stop(128 + number)
         elif code != linux.SI_KERNEL:  # what the terminal sends reaches COMMAND by itself
             self.host.container.channel.send(Record(Kind.SIGNAL, detail=number))
+
+    # --- is all well? -----------------------------------------------------------------------------
+
+    def _ask_alive(self) -> set[str]:
+        """Ask everybody whether they go on: who was asked."""
+        asked = set()
+        if self.crew.keepers:
+            asked.add("relays")
+            self.crew.ask_alive()
+        if self.host.monitor:
+            asked.add("target")
+            self.host.monitor.channel.send(Record(Kind.PING), wait=False)
+        return asked
+
+    def _alive(self, who: str) -> None:
+        if self.watchdog:
+            self.watchdog.heard(who)
+
+    def relays_alive(self) -> None:
+        """The outbound relays go on."""
+        self._alive("relays")
+
+    # --- what others tell -------------------------------------------------------------------------
 
     def _watch(self, target: Target) -> None:
         if target.process is not None:
@@ -244,26 +269,41 @@ class HostMonitor:
 
     def _on_monitor(self) -> None:
         assert self.host.monitor is not None
-        channel = self.host.monitor.channel
+        if not self._hear_monitor():
+            # That it ended comes by the pidfd
+            self.loop.remove(self.host.monitor.channel.fileno())
+
+    def _hear_monitor(self) -> bool:
+        """Take one record of the target monitor; False when there will be none any more."""
+        assert self.host.monitor is not None
         try:
-            record = channel.receive(wait=False)
+            record = self.host.monitor.channel.receive(wait=False)
         except BlockingIOError:
-            return
+            return True
         except Malformed as error:
             self._fail(Failure("trust", "the target monitor", str(error)))
-            return
-        if record is None:
-            self.loop.remove(channel.fileno())  # that it ended comes by the pidfd
-        else:
+            return False
+        if record is not None:
             self._on_record(record)
+        return record is not None
 
     def _on_record(self, record: Record) -> None:
-        """The target monitor may have been taken over: it can say these three things, and no
-        descriptor beside them.
+        """The target monitor may have been taken over: it can say these five things, and no
+        descriptor beside them; and answer what it was asked.
         """
-        if record.fds or record.kind not in (Kind.READY, Kind.FATAL, Kind.NOTE):
+        if self.exchange and record.kind in ANSWERS:
+            try:
+                self.exchange.take(record)
+            except Malformed as error:
+                discard(record.fds)
+                self._fail(Failure("trust", "the target monitor", str(error)))
+        elif record.fds or record.kind not in TOLD:
             discard(record.fds)
             self._fail(Failure("trust", "the target monitor", f"record of kind {record.kind}"))
+        elif record.kind == Kind.PONG:
+            self._alive("target")
+        elif record.kind == Kind.FLOW:
+            self._on_flow(record)
         elif record.kind == Kind.READY:
             missing = [line for line in record.text.decode(errors="replace").split("\n") if line]
             self.host.missing += [line for line in missing if line not in self.host.missing]
@@ -271,7 +311,15 @@ class HostMonitor:
         elif record.kind == Kind.FATAL:
             self._fail(failure_of(record.text))
         else:
-            self._tell("inbound", self.host.inbound, record)
+            self._tell("inbound", record)
+
+    def _on_flow(self, record: Record) -> None:
+        try:
+            if self.flows is None:
+                raise Nonsense("nobody asked for the ends of flows")
+            self.flows.ended("inbound", record.small, record.text)
+        except Nonsense as error:
+            self._fail(Failure("trust", "the target monitor", str(error)))
 
     def _on_monitor_exit(self) -> None:
         monitor = self.host.monitor
@@ -326,12 +374,29 @@ class HostMonitor:
 
     # --- words ------------------------------------------------------------------------------------
 
-    def note(self, kind: int, detail: int, index: int, text: bytes) -> None:
-        """The outbound relay, or its keeper, has something for the log."""
-        self._tell("outbound", self.host.outbound, Record(Kind.NOTE, kind, index, detail, text))
+    def flow_ended(self, end: int, row: bytes) -> None:
+        """A flow of an outbound relay ended."""
+        if self.flows:
+            self.flows.ended("outbound", end, row)
 
-    def _tell(self, direction: str, forwards: Sequence[Forward], record: Record) -> None:
-        where = describe(forwards[record.index]) if record.index < len(forwards) else "a port"
+    def note(self, kind: int, detail: int, index: int, text: bytes) -> None:
+        """An outbound relay, or its keeper, has something for the log."""
+        self._tell("outbound", Record(Kind.NOTE, kind, index, detail, text))
+
+    def _tell_of_port(self, failure: Failure) -> None:
+        """A port that auto found can't be had. Nobody asked for it by name: it is said once, and
+        of many with the same reason at the same moment only the first.
+        """
+        self.log.limited(Level.INFO, ("auto", failure.reason), f"auto: {failure}")
+
+    def _where(self, direction: Direction, index: int) -> str:
+        """The port with this number as lines name it, where the number is not made up."""
+        port = self.registry.find(index)
+        known = port is not None and port.direction == direction
+        return describe(port.forward) if port and known else "a port"
+
+    def _tell(self, direction: Direction, record: Record) -> None:
+        where = self._where(direction, record.index)
         level, line = in_words(direction, where, record.small, record.detail, record.text)
         if level is Level.TRACE:
             self.log.line(level, line)  # each of them was asked for

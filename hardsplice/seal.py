@@ -30,6 +30,8 @@ FORBIDDEN_KINDS = (
     "signal.",
 )
 
+STATUS = 3  # with which a process ends that did what is forbidden
+
 
 def is_forbidden(event: str) -> bool:
     """Whether an audit event is one that a process which only moves bytes never causes."""
@@ -41,10 +43,16 @@ def seal(tell: Callable[[str], None]) -> None:
     undone.
     """
 
+    harmless: set[str] = set()  # events asked about before: the hook is called for every connection
+
     def hook(event: str, arguments: tuple[object, ...]) -> None:
-        if is_forbidden(event):
+        if event in harmless:
+            return
+        if not is_forbidden(event):
+            harmless.add(event)
+        else:
             what = arguments[0] if arguments else ""
             tell(f"sealed: {event} {what!s:.80}")
-            os._exit(3)
+            os._exit(STATUS)
 
     sys.addaudithook(hook)

@@ -27,9 +27,17 @@ from hardsplice.errors import Failure, reason_of
 from hardsplice.policyfile import Alternatives, Comparison, Policy, parse_policy, resolve
 from hardsplice.syscalls import ARCHITECTURES, DIRECT_LACKING, SOCKETCALL, Architecture
 
-__all__ = ["ROLES", "answers", "compile_policy", "load_policy", "native_arch", "policy_directory"]
+__all__ = [
+    "ROLES",
+    "answers",
+    "compile_policy",
+    "load_policy",
+    "native_arch",
+    "policy_directory",
+    "right_answers",
+]
 
-ROLES = ("relay", "monitor", "init")
+ROLES = ("relay", "monitor", "monitor-ports", "monitor-control", "init")
 
 _LIBSECCOMP = "libseccomp.so.2"
 # linux/seccomp.h, linux/bpf_common.h: what a filter may answer, and the instruction that answers.
@@ -91,7 +99,7 @@ def compile_policy(policy: Policy, arch: str) -> bytes:
     except OSError as error:
         reason = f"libseccomp: {reason_of(error)}"
     else:
-        whole = _guard(allowed, target) + program
+        whole = _guard(allowed, target) + right_answers(program, target.byte_order)
         if answers(whole, target.byte_order) <= {_ALLOW, _KILL_PROCESS}:
             return whole
         reason = "libseccomp wrote an answer that is neither to allow nor to kill"
@@ -99,13 +107,31 @@ def compile_policy(policy: Policy, arch: str) -> bytes:
 
 
 def answers(program: bytes, byte_order: str) -> set[int]:
-    """All that a filter can answer.
-
-    libseccomp 2.5 writes the default action in the wrong byte order where a filter for a big-endian
-    machine, made on a little-endian one, needs long jumps; the kernel would read that as an error.
-    """
-    layout = ">HBBI" if byte_order == "big" else "<HBBI"
+    """All that a filter can answer."""
+    layout = _layout(byte_order)
     return {k for code, _, _, k in struct.iter_unpack(layout, program) if code == _BPF_RET_K}
+
+
+def right_answers(program: bytes, byte_order: str) -> bytes:
+    """The program with each answer in its own byte order.
+
+    libseccomp 2.5 writes some in the other one where a filter for a big-endian machine, made on a
+    little-endian one, needs long jumps; the kernel would read them as errors. Its jumps are right.
+    """
+    layout = _layout(byte_order)
+    swapped = {
+        struct.unpack(">I", struct.pack("<I", answer))[0]: answer
+        for answer in (_ALLOW, _KILL_PROCESS)
+    }
+    return b"".join(
+        struct.pack(layout, code, yes, no, swapped.get(k, k) if code == _BPF_RET_K else k)
+        for code, yes, no, k in struct.iter_unpack(layout, program)
+    )
+
+
+def _layout(byte_order: str) -> str:
+    """struct sock_filter of linux/filter.h."""
+    return ">HBBI" if byte_order == "big" else "<HBBI"
 
 
 class _UnsupportedError(Exception):

@@ -9,7 +9,7 @@ that is the security argument.
     enter    COMMAND's namespaces are made; the target monitor is forked, joins the target's,
              binds its listeners and hands them over
     isolate  each monitor gives up all that it has (isolate.py), with its filter last
-    fork     each monitor forks its relay, which gives up the rest
+    fork     each monitor forks its relays, which give up the rest
     ready    and only now that is said
 
 Everything up to isolate may fail with a message and leaves nothing behind.
@@ -18,15 +18,15 @@ Everything up to isolate may fail with a message and leaves nothing behind.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gc
 import os
-import resource
 import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NoReturn
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import prctl
 
@@ -38,12 +38,18 @@ from hardsplice import (
     linux,
     listeners,
     namespaces,
+    reach,
     seccomp,
+    service,
+    sockdiag,
+    target,
     users,
 )
 from hardsplice.channel import Channel, Kind, Record, close_all
 from hardsplice.cli import Mode, Options, Verbosity
-from hardsplice.errors import Failure, reason_of
+from hardsplice.errors import Failure, failure_of, quote, reason_of, text_of
+from hardsplice.flowlog import Traffic
+from hardsplice.forwarding import DIRECTIONS, PLACES, Direction, Port
 from hardsplice.isolate import Lockdown
 from hardsplice.log import Level, Log
 from hardsplice.monitor import (
@@ -51,19 +57,21 @@ from hardsplice.monitor import (
     Child,
     Host,
     HostMonitor,
-    TargetMonitor,
-    failure_of,
-    text_of,
 )
+from hardsplice.passed import Passed, stored_name
 from hardsplice.pidfile import PidFile
+from hardsplice.plans import Planner
 from hardsplice.ports import Forward
-from hardsplice.relay import main as relay
 from hardsplice.relay.kernel import Kernel
 from hardsplice.relay.pipes import probe_size
-from hardsplice.relay.stats import Stats
+from hardsplice.service import Notifier
 from hardsplice.values import RunAs
+from hardsplice.watch import Watched
 
-HANDED_AT_ONCE = 100  # listeners beside one record
+if TYPE_CHECKING:
+    from hardsplice.control.host import Control
+    from hardsplice.control.socketfile import SocketFile
+
 LEVELS = {
     Verbosity.QUIET: Level.ERROR,
     Verbosity.NORMAL: Level.INFO,
@@ -76,7 +84,8 @@ LEVELS = {
 class Programs:
     """The compiled filters."""
 
-    monitor: bytes
+    host: bytes
+    target: bytes
     relay: bytes
     init: bytes
 
@@ -88,17 +97,22 @@ class Setup:
         self.options = options
         self.launcher = launcher
         self.began = began
-        self.log = Log(LEVELS[options.verbosity])
+        journal = os.environ.get("JOURNAL_STREAM", "")
+        self.log = Log(LEVELS[options.verbosity], options.log_format, journal)
         self.user: RunAs | None = None
         self.target: namespaces.Target | None = None
         self.pid_file: PidFile | None = None
+        self.control: SocketFile | None = None
         self.container: container.Container | None = None
         self.monitor: Child | None = None
         self.host_listeners: list[tuple[int, int]] = []
         self.target_listeners: list[tuple[int, int]] = []
+        self.passed_first = 0  # index of the first inbound forward whose listener was passed to us
+        self.ports: list[Port] = []
+        self.askers: dict[Direction, socket.socket] = {}
         self.pipe_size = 0
         self.ready_fd: int | None = None
-        self.notify: int | None = None
+        self.notifier = Notifier(None)
         self.locked = False  # lock-down has begun
 
     def say(self, text: str) -> None:
@@ -128,6 +142,7 @@ class Setup:
 
     def report(self, failure: Failure) -> None:
         """Say what went wrong: to the launcher while it waits in front of us, else in the log."""
+        self.notifier.status(str(failure))
         if self.launcher and not self.options.foreground:
             self.launcher.send(Record(Kind.FATAL, text=text_of(failure)))
             return
@@ -139,6 +154,12 @@ class Setup:
         """Open what needs the rights and the file system that this process is about to lose."""
         self._stage("open")
         options = self.options
+        # What the service manager says is for the process that it started.
+        self.manager = service.manager_of(
+            os.environ, os.getppid() if self.launcher else os.getpid()
+        )
+        service.forget(os.environ)
+        self.passed = Passed(self.manager.passed)
         self.user = users.own_user(options.runas)
         descriptors.raise_limit()
         if options.ready_fd is not None:
@@ -160,28 +181,59 @@ class Setup:
             self._open_log(options.log_file)
         elif not options.foreground:
             self.log.to_syslog()
-        self.notify = _connect_notify()
+        self.notifier = Notifier(self.manager.notify)
         if options.pid_file is not None:
             self.pid_file = PidFile(options.pid_file)
+        if options.control is not None:
+            from hardsplice.control.socketfile import SocketFile
+
+            self.control = SocketFile(options.control)
+        if options.outbound_auto:
+            self.askers["outbound"] = sockdiag.open_socket()
         self.host_families = listeners.usable_families(options.families)
         self.host_listeners = listeners.open_listeners(
-            options.inbound, self.host_families, "on the host"
+            options.inbound,
+            self.host_families,
+            PLACES["inbound"],
+            self.kept("inbound", self.host_families),
         )
+        inherited = self.passed.inherit(options.inherited)
+        self.passed_first = len(options.inbound)
+        self.host_listeners += enumerate((fd for _, fd in inherited), self.passed_first)
+        taken = (forward for forward, _ in inherited)
+        self.options = replace(options, inbound=(*options.inbound, *taken))
+        for name in self.passed.unclaimed():
+            text = f"listener {quote(name)} was passed, but no -t inherit takes it"
+            self.log.line(Level.WARNING, text)
+
+    def kept(
+        self, direction: Direction, families: Sequence[int]
+    ) -> Callable[[Forward], int | None]:
+        """What has the listeners of a direction that were kept while we were restarted."""
+        return lambda forward: self.passed.take(direction, forward, families)
 
     def _open_log(self, path: str) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
-            self.log.to_file(os.open(path, flags, 0o640), self.options.log_size)
+            fd = os.open(path, flags, 0o640)
+            # Two that keep one file to its size would cut each other's lines off.
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            reason = "another hardsplice writes it; give each its own"
+            raise Failure("write", f"log file {path}", reason) from None
         except OSError as error:
             raise Failure("write", f"log file {path}", reason_of(error)) from error
+        self.log.to_file(fd, self.options.log_size)
 
     def compile(self) -> None:
         """Compile the filters: libseccomp is needed in this process and now only."""
         self._stage("compile")
         arch = seccomp.native_arch()
+        target = "monitor-ports" if self.options.dynamic else "monitor"
+        host = "monitor-control" if self.control else target
         programs = [
             seccomp.compile_policy(seccomp.load_policy(role), arch)
-            for role in ("monitor", "relay", "init")
+            for role in (host, target, "relay", "init")
         ]
         self.programs = Programs(*programs)
 
@@ -195,6 +247,10 @@ class Setup:
         """Make COMMAND's namespaces if there is one, and send a monitor into the target's."""
         self._stage("enter")
         options = self.options
+        # Before any fork, so that the host monitor can read what the inbound relays write.
+        self.planner = Planner(
+            options, self.pipe_size, self.programs.relay, has_ruleset=self.landlock_abi > 0
+        )
         gc.collect()
         gc.freeze()
         if options.mode is Mode.COMMAND:
@@ -209,17 +265,21 @@ class Setup:
                 )
             )
             self.target = self.container.target
-        if not (options.inbound or options.outbound):
+        if not (options.inbound or options.outbound or options.dynamic):
+            self._keep_listeners()
             return
         ours, theirs = Channel.pair()
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
             ours.close()
-            self._target_monitor(theirs, parent)
+            target.main(self, theirs, parent)
         theirs.close()
         self.monitor = Child(pid, os.pidfd_open(pid), ours)
         self._receive_listeners(ours)
+        self.ports += self.planner.ports("inbound", self.host_listeners)
+        self.ports += self.planner.ports("outbound", self.target_listeners)
+        self._keep_listeners()
         close_all([fd for _, fd in self.host_listeners])  # the target monitor has them
         self.host_listeners = []
 
@@ -231,9 +291,28 @@ class Setup:
             if record.kind == Kind.FATAL:
                 raise failure_of(record.text)
             if record.kind == Kind.BOUND:
+                for fd in record.fds:
+                    self.askers["inbound"] = sockdiag.at(fd)
                 return
             indexes = [int(index) for index in record.text.split()]
             self.target_listeners += zip(indexes, record.fds, strict=True)
+
+    def _keep_listeners(self) -> None:
+        """Have the service manager keep the listeners that are ours, for when we are restarted, and
+        no other ones.
+        """
+        own = [(index, fd) for index, fd in self.host_listeners if index < self.passed_first]
+        opened: dict[Direction, list[tuple[int, int]]]
+        opened = {"inbound": own, "outbound": self.target_listeners}
+        current = [
+            (stored_name(direction, self.options.forwards(direction)[index]), fd)
+            for direction, listening in opened.items()
+            for index, fd in listening
+        ]
+        left_out = self.passed.hand_over(self.notifier, current, self.manager.keeps)
+        if left_out and self.manager.keeps:
+            text = f"the service manager does not keep {left_out} of {len(current)} listeners"
+            self.log.line(Level.WARNING, f"{text}: raise FileDescriptorStoreMax=")
 
     def gather(self) -> Host:
         """What the host monitor works with."""
@@ -244,38 +323,44 @@ class Setup:
             log=self.log,
             target=self.target,
             quit_with_target=options.netns_quit,
-            inbound=options.inbound,
-            outbound=options.outbound,
+            ports=self.ports,
+            first_free=self.planner.first("outbound") + len(options.outbound),
+            dynamic=options.dynamic,
+            families=self.host_families,
+            watched={
+                direction: Watched(options.auto(direction), asker)
+                for direction, asker in self.askers.items()
+            },
+            versions=options.families,
+            check_room=self.planner.check_room,
             signals=self.signals,
             monitor=self.monitor,
             container=self.container,
-            plan=self._plan(
-                "outbound", self.target_listeners, options.outbound, self.host_families
-            ),
+            plans=self.planner.relays("outbound", self.target_listeners, self.host_families),
+            traffic=[Traffic(one, self.planner.stats[one]) for one in DIRECTIONS],
+            log_flows=options.log_flows,
+            control=self._control(self.control) if self.control else None,
+            notifier=self.notifier,
+            watchdog=self.manager.watchdog,
         )
 
-    def _plan(
-        self,
-        direction: str,
-        opened: Sequence[tuple[int, int]],
-        forwards: Sequence[Forward],
-        families: Sequence[int],
-    ) -> relay.Plan | None:
-        if not opened:
-            return None
-        relay.pool_sizes(resource.getrlimit(resource.RLIMIT_NOFILE)[0], relay.fixed_use(opened))
-        made = listeners.for_relay(opened, forwards, families)
-        used = {family for one in made for family, _ in (*one.plan_ipv4, *one.plan_ipv6)}
-        return relay.Plan(
-            direction=direction,
-            listeners=made,
-            families=tuple(sorted(used)),
-            pipe_size=self.pipe_size,
-            filter=self.programs.relay,
-            stats=Stats(),
-            trace=self.options.verbosity >= Verbosity.TRACE,
-            has_ruleset=self.landlock_abi > 0,
-            strict=self.options.sandbox == "strict",
+    def _control(self, file: SocketFile) -> Control:
+        """What the control socket is served with. Nothing of it is imported where there is none."""
+        from hardsplice.control.host import Control
+        from hardsplice.control.server import Admission
+
+        options = self.options
+        assert self.target is not None
+        return Control(
+            listener=file.fileno(),
+            # Root's id means root where root started us; in a namespace of our own nobody has it.
+            admission=Admission(
+                frozenset({0, os.geteuid()}), linux.namespace_cookie(file.fileno())
+            ),
+            versions=options.families,
+            served=quote(self.container.command) if self.container else self.target.name,
+            served_pid=self.container.init if self.container else options.pid,
+            began=self.began,
         )
 
     def isolate(self) -> None:
@@ -287,19 +372,20 @@ class Setup:
         if self.ready_fd is not None:
             descriptors.move(self.ready_fd, isolate.READY_FD)
             keep.append(isolate.READY_FD)
-        if self.notify is not None:
-            descriptors.move(self.notify, isolate.NOTIFY_FD)
-            keep.append(isolate.NOTIFY_FD)
+        keep += self.notifier.settle()
         for part in (self.monitor, self.container):
             if part:
                 keep += [part.pidfd, part.channel.fileno()]
         if self.target:
             keep += [fd for fd in (self.target.process, self.target.watch) if fd is not None]
         keep += [fd for _, fd in self.target_listeners]
+        if self.control:
+            keep.append(self.control.fileno())
+        keep += [asker.fileno() for asker in self.askers.values()]
         isolate.null_standard_streams((0, 1))
         self.log.settle()
         isolate.keep_descriptors((*isolate.FIXED_FDS, isolate.RULESET_FD, *keep))
-        lockdown = self._lockdown(self.options.outbound, self.say)
+        lockdown = self.lockdown("outbound", self.say)
         lockdown.run(
             isolate.monitor_steps(
                 user=self.user,
@@ -310,18 +396,25 @@ class Setup:
             )
         )
         self.missing = lockdown.missing
-        lockdown.run([isolate.filter_step(self.programs.monitor)])
+        lockdown.run([isolate.filter_step(self.programs.host)])
 
-    def _lockdown(self, forwards: Sequence[Forward], say: Callable[[str], None]) -> Lockdown:
-        """A lock-down whose Landlock ruleset, at its fixed descriptor, allows the targets of
-        ``forwards``.
+    def lockdown(self, direction: Direction, say: Callable[[str], None]) -> Lockdown:
+        """The lock-down of the monitor that keeps the relays of ``direction``.
+
+        Its Landlock ruleset, at its fixed descriptor, allows connections to their targets, and
+        binding where the other direction's ports may change, whose listeners this monitor makes.
         """
         lockdown = Lockdown(strict=self.options.sandbox == "strict", say=say)
         lacks = landlock.missing(self.landlock_abi)
         if lacks and lockdown.strict:
             raise Failure("lock down", lacks[0], "this kernel lacks it")
         lockdown.missing += lacks
-        ruleset = landlock.ruleset(self.landlock_abi, {one.target_port for one in forwards})
+        (other,) = {*DIRECTIONS} - {direction}
+        ruleset = landlock.ruleset(
+            self.landlock_abi,
+            connect=reach.connected_to(self.options, direction),
+            bind=reach.listened_on(self.options, other),
+        )
         if ruleset is not None:
             descriptors.move(ruleset, isolate.RULESET_FD)
         return lockdown
@@ -338,9 +431,6 @@ class Setup:
             with contextlib.suppress(OSError):
                 os.write(isolate.READY_FD, b"\n")
             os.close(isolate.READY_FD)
-        if self.notify is not None:
-            with contextlib.suppress(OSError):
-                os.write(isolate.NOTIFY_FD, b"READY=1\n")
         if self.launcher:  # it exits now, or prints what --audit shows
             text = "\n".join([took, *self.missing])
             self.launcher.send(Record(Kind.READY, detail=os.getpid(), text=text.encode()))
@@ -353,6 +443,8 @@ class Setup:
         """
         if self.pid_file and not self.locked:
             self.pid_file.remove()
+        if self.control and not self.locked:
+            self.control.remove()
         for child in (self.monitor, self.container):
             if child is None:
                 continue
@@ -362,68 +454,3 @@ class Setup:
                 signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
             with contextlib.suppress(OSError):
                 os.waitpid(pid, 0)
-
-    # --- the target monitor -----------------------------------------------------------------------
-
-    def _target_monitor(self, channel: Channel, parent: int) -> NoReturn:
-        """The forked process: join, bind, lock down, serve. It never returns."""
-        status = 1
-        try:
-            status = self._live_in_target(channel, parent)
-        except Failure as failure:
-            channel.send(Record(Kind.FATAL, text=text_of(failure)))
-        except BaseException as error:  # noqa: BLE001 - a forked process must not return
-            unforeseen = Failure("run", "the target monitor", f"{type(error).__name__}: {error}")
-            channel.send(Record(Kind.FATAL, text=text_of(unforeseen)))
-        os._exit(status)
-
-    def _live_in_target(self, channel: Channel, parent: int) -> int:
-        options = self.options
-        assert self.target is not None
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.setsid()
-        prctl.set_name("hs-target")
-        namespaces.join(self.target)
-        families = listeners.usable_families(options.families)
-        bound = listeners.open_listeners(options.outbound, families, "in the namespace")
-        for start in range(0, len(bound), HANDED_AT_ONCE):
-            some = bound[start : start + HANDED_AT_ONCE]
-            text = " ".join(str(index) for index, _ in some).encode()
-            channel.send(Record(Kind.LISTENERS, text=text, fds=tuple(fd for _, fd in some)))
-        channel.send(Record(Kind.BOUND))
-        plan = self._plan("inbound", self.host_listeners, options.inbound, families)
-
-        channel.move_to(isolate.CHANNEL_FD)
-        isolate.null_standard_streams((0, 1, 2))
-        self.log.level = Level.ERROR
-        listening = (fd for _, fd in self.host_listeners)
-        isolate.keep_descriptors((*isolate.FIXED_FDS, isolate.RULESET_FD, *listening))
-        user = self.user
-        if user is not None and not users.is_mapped(user):
-            user = RunAs(0, 0)  # in the target's user namespace: whoever owns it
-        lockdown = self._lockdown(options.inbound, lambda _: None)
-        lockdown.run(
-            isolate.monitor_steps(
-                user=user,
-                new_user_namespace=False,
-                last_capability=self.last_capability,
-                file_limit=0,
-                ruleset=isolate.RULESET_FD if self.landlock_abi else None,
-            )
-        )
-        isolate.die_with(parent)
-        lockdown.run([isolate.filter_step(self.programs.monitor)])
-        return TargetMonitor(channel, plan, lockdown.missing).run()
-
-
-def _connect_notify() -> int | None:
-    """A socket connected to the service manager's (sd_notify), if there is one."""
-    path = os.environ.get("NOTIFY_SOCKET", "")
-    if not path.startswith(("/", "@")):
-        return None
-    end = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    try:
-        end.connect(path.replace("@", "\0", 1) if path[0] == "@" else path)
-    except OSError as error:
-        raise Failure("reach", f"the service manager at {path}", reason_of(error)) from error
-    return end.detach()

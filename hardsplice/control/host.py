@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The host monitor as a World: where what the control socket tells comes from.
+
+All of it is in this process's memory or in memory that relays share with it: to answer costs no
+relay anything, and no system call but the answer's own.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hardsplice import __version__
+from hardsplice.control.http import Request, Response
+from hardsplice.control.routes import dispatch
+from hardsplice.control.server import Admission, Server
+from hardsplice.control.world import RelayView, Snapshot, refusal
+from hardsplice.errors import Failure
+from hardsplice.flowtable import FlowRow
+from hardsplice.forwarding import Direction, Ports
+from hardsplice.log import Level
+from hardsplice.relay.stats import Stats
+
+if TYPE_CHECKING:
+    from hardsplice.monitor import HostMonitor
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """What set-up made for the control socket."""
+
+    listener: int
+    admission: Admission
+    versions: Sequence[int]  # of IP in use
+    served: str  # whose namespace it is, for people
+    served_pid: int | None
+    began: float  # when hardsplice was started, in CLOCK_MONOTONIC seconds
+
+    def serve(self, monitor: HostMonitor) -> HostWorld:
+        """Begin to serve, on the monitor's loop."""
+        world = HostWorld(monitor, self)
+        world.server.start()
+        return world
+
+
+class HostWorld:
+    """What routes ask."""
+
+    def __init__(self, monitor: HostMonitor, control: Control) -> None:
+        self.monitor = monitor
+        self.control = control
+        self.spelled: dict[int, str] = {}
+        self.server = Server(control.listener, control.admission, monitor.loop, self.handle)
+
+    @property
+    def ports(self) -> Ports:
+        """The ports that are forwarded."""
+        return self.monitor.registry
+
+    @property
+    def families(self) -> Sequence[int]:
+        """The versions of IP in use."""
+        return self.control.versions
+
+    def snapshot(self) -> Snapshot:
+        """What there is to be told of everything but single flows."""
+        monitor = self.monitor
+        return Snapshot(
+            version=__version__,
+            pid=os.getpid(),
+            served=self.control.served,
+            served_pid=self.control.served_pid,
+            uptime=time.monotonic() - self.control.began,
+            lacking=tuple(monitor.host.missing),
+            relays=[
+                _view(one.direction, number, stats)
+                for one in monitor.host.traffic
+                for number, stats in enumerate(one.stats)
+            ],
+            connections=len(self.server.connections),
+            refused=self.server.refused,
+        )
+
+    def flows(self) -> Iterator[tuple[Direction, FlowRow]]:
+        """The flows that there are, each with its direction."""
+        for one in self.monitor.host.traffic:
+            for stats in one.stats:
+                if stats.flows is not None:
+                    for row in stats.flows:
+                        yield one.direction, row
+
+    def handle(self, request: Request, respond: Callable[[Response], None]) -> None:
+        """Serve a request. An error of ours ends that request, not the monitor."""
+        try:
+            dispatch(request, self, respond)
+        except Exception as error:  # noqa: BLE001 - a client must not end a service, whatever it is
+            unforeseen = Failure("answer", "a request", f"{type(error).__name__}: {error}")
+            self.monitor.log.limited(Level.ERROR, "request", str(unforeseen))
+            respond(refusal(500, str(unforeseen)))
+
+
+def _view(direction: Direction, number: int, stats: Stats) -> RelayView:
+    return RelayView(
+        direction=direction,
+        number=number,
+        counters=stats.snapshot(),
+        gauges=stats.in_use(),
+        states=stats.flows.states() if stats.flows is not None else {},
+        latency=stats.connect_latency(),
+    )

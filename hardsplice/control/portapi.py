@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""RootlessKit's port API, so that its clients (rootlessctl, container engines) work as they are.
+
+Its words: the *parent* is the host, the *child* is the namespace. An inbound port listens at the
+parent's side and leads to the child's; an outbound port, which RootlessKit doesn't have, the other
+way round. It says so by "direction", and is shown only to who asks for it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from hardsplice import ports, spec
+from hardsplice.control.world import Call
+from hardsplice.errors import Failure
+from hardsplice.forwarding import DIRECTIONS, Direction, Port, Source
+
+API_VERSION = "1.1.0"  # of RootlessKit's, that this follows
+PROTOCOLS = {"tcp": (4, 6), "tcp4": (4,), "tcp6": (6,)}
+_KEYS = frozenset({"proto", "parentIP", "parentPort", "childIP", "childPort", "direction"})
+_ID_DIGITS = 9
+
+
+class _WrongError(Exception):
+    """What is wrong with a request."""
+
+
+def info(call: Call) -> None:
+    """Who serves, in RootlessKit's form."""
+    now = call.world.snapshot()
+    call.answer(
+        {
+            "apiVersion": API_VERSION,
+            "version": now.version,
+            "stateDir": "",
+            "childPID": now.served_pid or 0,
+            "networkDriver": {"driver": "none"},
+            "portDriver": {"driver": "hardsplice", "protos": list(PROTOCOLS)},
+        }
+    )
+
+
+def list_ports(call: Call) -> None:
+    """The ports of one direction, or of both."""
+    wanted = call.query.get("direction", "inbound")
+    present = call.world.ports.list()
+    spelled = call.world.spelled
+    for gone in spelled.keys() - {port.id for port in present}:
+        del spelled[gone]
+    shown = [
+        show(port, spelled.get(port.id, "tcp"))
+        for port in present
+        if wanted in ("all", port.direction)
+    ]
+    call.answer(shown)
+
+
+def add_port(call: Call) -> None:
+    """Add the port that the body describes."""
+    try:
+        protocol, direction, forward = read_spec(call.request.body, call.world.families)
+    except (_WrongError, spec.Refusal) as error:
+        call.refuse(400, f"cannot add a port: {error}")
+        return
+
+    def done(result: Port | Failure) -> None:
+        if isinstance(result, Failure):
+            call.refuse(400, str(result), result.hint)
+            return
+        if protocol != "tcp":
+            call.world.spelled[result.id] = protocol
+        call.answer(show(result, protocol), 201)
+
+    call.world.ports.add(direction, forward, Source.CONTROL, done)
+
+
+def remove_port(call: Call) -> None:
+    """Remove a port; its flows go on unless the query says otherwise."""
+    text = call.argument
+    if not (text.isascii() and text.isdigit() and len(text) <= _ID_DIGITS):
+        call.refuse(400, "cannot remove a port: that is not the number of one")
+        return
+    number = int(text)
+
+    def done(failure: Failure | None) -> None:
+        if failure is not None:
+            call.refuse(400, str(failure), failure.hint)
+            return
+        call.world.spelled.pop(number, None)
+        call.answer_empty()
+
+    call.world.ports.remove(number, reset_flows=call.query.get("flows") == "reset", done=done)
+
+
+def show(port: Port, protocol: str) -> dict[str, object]:
+    """A port as it is shown."""
+    return {
+        "id": port.id,
+        "spec": describe(port.direction, port.forward, protocol),
+        "direction": port.direction,
+        "source": port.source.value,
+    }
+
+
+def describe(direction: Direction, forward: ports.Forward, protocol: str) -> dict[str, object]:
+    """A forward in RootlessKit's words, which leave out an address where it is any."""
+    listening = str(forward.address or "")
+    if forward.interface is not None:
+        listening += f"%{forward.interface}"
+    ends = (listening, forward.port), (str(forward.target or ""), forward.target_port)
+    parent, child = ends if direction == "inbound" else ends[::-1]
+    described: dict[str, object] = {"proto": protocol}
+    for name, (address, number) in (("parent", parent), ("child", child)):
+        if address:
+            described[f"{name}IP"] = address
+        described[f"{name}Port"] = number
+    return described
+
+
+def read_spec(body: bytes, families: Sequence[int]) -> tuple[str, Direction, ports.Forward]:
+    """The protocol, the direction and the port that a body describes."""
+    try:
+        given = json.loads(body.decode("utf-8"))
+    except (ValueError, RecursionError):
+        raise _WrongError("the body is not JSON") from None
+    if not isinstance(given, dict):
+        raise _WrongError("the body is not an object")
+    for key in given.keys() - _KEYS:
+        raise _WrongError(f"there is no key {key[:40]!r}")
+    protocol = given.get("proto")
+    if not isinstance(protocol, str) or protocol not in PROTOCOLS:
+        raise _WrongError(f"proto is one of {', '.join(PROTOCOLS)}")
+    wanted = given.get("direction", "inbound")
+    direction = next((one for one in DIRECTIONS if one == wanted), None)
+    if direction is None:
+        raise _WrongError(f"direction is {' or '.join(DIRECTIONS)}")
+    parent = _text(given, "parentIP"), _port(given, "parentPort")
+    child = _text(given, "childIP"), _port(given, "childPort")
+    (listening, port), (target, target_port) = (
+        (parent, child) if direction == "inbound" else (child, parent)
+    )
+    versions = [version for version in PROTOCOLS[protocol] if version in families]
+    if not versions:
+        raise _WrongError(f"{protocol} is ruled out by -{families[0]}")
+    forward = ports.single(
+        spec.read_listen(listening) if listening else spec.ANYWHERE,
+        port,
+        spec.read_target(target, target) if target else None,
+        target_port,
+        versions=versions,
+        families=families,
+    )
+    return protocol, direction, forward
+
+
+def _text(given: dict[str, Any], key: str) -> str:
+    value = given.get(key)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise _WrongError(f"{key} is not a text")
+    return value
+
+
+def _port(given: dict[str, Any], key: str) -> int:
+    value = given.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= spec.LAST_PORT:
+        raise _WrongError(f"{key} is not a port's number, which is 1 to {spec.LAST_PORT}")
+    return value

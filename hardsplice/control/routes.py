@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which request goes where: a table of paths, methods and handlers, and what each takes besides.
+
+Paths are compared as they are sent: none of ours has a character that would be percent-encoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from hardsplice.control import portapi, report
+from hardsplice.control.http import Request, Response
+from hardsplice.control.world import Call, World, refusal
+
+Handler = Callable[[Call], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A handler, and the parameters of the query that it knows, each with its values."""
+
+    handler: Handler
+    query: Mapping[str, tuple[str, ...]]
+
+
+_DIRECTIONS = {"direction": ("inbound", "outbound", "all")}
+
+# {id} stands for one part of a path.
+ROUTES: dict[str, dict[str, Route]] = {
+    # RootlessKit's port API
+    "/v1/info": {"GET": Route(portapi.info, {})},
+    "/v1/ports": {
+        "GET": Route(portapi.list_ports, _DIRECTIONS),
+        "POST": Route(portapi.add_port, {}),
+    },
+    "/v1/ports/{id}": {"DELETE": Route(portapi.remove_port, {"flows": ("keep", "reset")})},
+    # our own
+    "/v1/status": {"GET": Route(report.status, {})},
+    "/v1/flows": {"GET": Route(report.flows, {})},
+    "/v1/audit": {"GET": Route(report.audit, {})},
+    "/metrics": {"GET": Route(report.metrics, {})},
+}
+
+
+def find(path: str) -> tuple[dict[str, Route], str] | None:
+    """The methods of a path and what stands for its {id}; None where there is no such path."""
+    if path in ROUTES and "{" not in path:
+        return ROUTES[path], ""
+    parent, _, last = path.rpartition("/")
+    methods = ROUTES.get(f"{parent}/{{id}}") if last else None
+    return None if methods is None else (methods, last)
+
+
+def read_query(text: str, known: Mapping[str, tuple[str, ...]]) -> dict[str, str] | str:
+    """A query's parameters by name, or what is wrong with it."""
+    found: dict[str, str] = {}
+    for part in text.split("&") if text else ():
+        name, _, value = part.partition("=")
+        if name not in known:
+            return f"there is no parameter {name[:40]!r} here"
+        if name in found or value not in known[name]:
+            return f"{name} is one of {', '.join(known[name])}"
+        found[name] = value
+    return found
+
+
+def dispatch(request: Request, world: World, respond: Callable[[Response], None]) -> None:
+    """Serve one request. ``respond`` is called once, now or later."""
+    found = find(request.path)
+    if found is None:
+        paths = ", ".join(ROUTES)
+        respond(refusal(404, f"there is nothing at this path; there are {paths}", close=False))
+        return
+    methods, argument = found
+    route = methods.get(request.method)
+    if route is None:
+        allow = ", ".join(methods)
+        respond(refusal(405, f"this path takes {allow}", close=False, allow=allow))
+        return
+    query = read_query(request.query, route.query)
+    if isinstance(query, str):
+        respond(refusal(400, query, close=False))
+        return
+    route.handler(Call(request, argument, query, world, respond))

@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Serves the control socket on the host monitor's loop: accepts, checks who it is, reads, writes.
+
+It never waits: sockets are non-blocking, and what a peer does not take is written when it does.
+Nor does it grow: CONNECTIONS at most are open, each holds one request and one answer, and no more
+is read before that answer is gone. A peer that takes its time is hung up on; where there is no room
+for a new one, the one that has been idle longest goes.
+
+*Who may.* The socket's mode keeps others out, and SO_PEERCRED is looked at besides. It gives ids as
+this process's own user namespace has them (from_kuid_munged). An ordinary user's monitor lives in a
+namespace that knows that one user; everybody else, root included, shows as the overflow id there
+and can't be told from others, so all of them are refused. A monitor that root started has no user
+namespace of its own, and sees every id as it is.
+
+*From where.* The accepted end of a UNIX connection belongs to the network namespace of whoever
+connected (unix_stream_connect, net/unix/af_unix.c), and SO_NETNS_COOKIE tells which that is. Only
+peers of the host's namespace are heard: a COMMAND runs as the same user and sees the same files,
+and must not open ports for itself.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from hardsplice import linux
+from hardsplice.control.http import (
+    CONTINUE,
+    Continue,
+    Parser,
+    Refusal,
+    Request,
+    Response,
+    encode,
+)
+from hardsplice.control.world import refusal
+from hardsplice.loop import Loop
+
+CONNECTIONS = 16
+ACCEPTED_A_TURN = 8
+CHUNK = 16 * 1024  # bytes read at once
+REQUEST_SECONDS = 10.0  # for a request to come, or an answer to be taken
+IDLE_SECONDS = 60.0  # between two requests
+LEAVE_SECONDS = 1.0  # for a peer to take note that it was refused
+LOOK_SECONDS = 1.0  # between two looks for peers that are late
+SHORT_SECONDS = 1.0  # until accepting is tried again when there was no descriptor
+
+# Nobody was there after all.
+_NOT_OURS = (errno.EAGAIN, errno.ECONNABORTED, errno.EINTR, errno.EPROTO)
+
+Respond = Callable[[Response], None]
+Handle = Callable[[Request, Respond], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """Who may talk to us."""
+
+    users: frozenset[int]  # effective ids, as this process sees them
+    namespace: int | None  # the network namespace's cookie; None where the kernel can't tell
+
+    def objection(self, user: int, namespace: int | None) -> str | None:
+        """Why a peer is refused, if it is."""
+        if user not in self.users:
+            return "this socket is for the user who started hardsplice: connect as that user"
+        if self.namespace is not None and namespace != self.namespace:
+            return "this socket is for the network namespace in which hardsplice was started"
+        return None
+
+
+class Connection:
+    """One peer: either a request of it is read, or an answer to it is written."""
+
+    __slots__ = (
+        "answering", "closing", "deadline", "fd", "leaving", "parser", "unwritten", "watched",
+    )  # fmt: skip
+
+    def __init__(self, fd: int, deadline: float) -> None:
+        self.fd = fd
+        self.parser = Parser()
+        self.deadline = deadline
+        self.watched = select.EPOLLIN
+        self.answering = False  # a request was handed on, or its answer is on its way
+        self.unwritten = b""  # what the peer has not taken of that answer
+        self.closing = False  # hang up once all is written
+        self.leaving = False  # ... but not before the peer had a chance to read it
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it can be closed without harm to a peer that keeps to the rules."""
+        return self.parser.is_idle and not self.answering
+
+
+class Server:
+    """The control socket and its connections."""
+
+    def __init__(self, listener: int, admission: Admission, loop: Loop, handle: Handle) -> None:
+        self.listener = listener
+        self.admission = admission
+        self.loop = loop
+        self.handle = handle
+        self.connections: dict[int, Connection] = {}  # the one that was heard longest ago first
+        self.refused = 0  # peers that were not admitted
+        self.listening = False
+        self.looking = False
+
+    def start(self) -> None:
+        """Begin to accept."""
+        self._listen()
+
+    # --- accepting --------------------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        if not self.listening:
+            self.listening = True
+            self.loop.add(self.listener, self._accept)
+
+    def _stop_listening(self) -> None:
+        self.listening = False
+        self.loop.remove(self.listener)
+
+    def _accept(self) -> None:
+        for _ in range(ACCEPTED_A_TURN):
+            leaves = self._spare() if len(self.connections) >= CONNECTIONS else None
+            if leaves is None and len(self.connections) >= CONNECTIONS:
+                self._stop_listening()  # until one is closed
+                return
+            fd = linux.accept4(self.listener)
+            if fd < 0:
+                if -fd not in _NOT_OURS:  # no descriptor, or no memory
+                    self._stop_listening()
+                    self.loop.after(SHORT_SECONDS, self._listen)
+                return
+            if leaves is not None:
+                self._close(leaves)
+            self._meet(fd)
+
+    def _spare(self) -> Connection | None:
+        """A connection that can go: one that was refused, else the one that is idle longest. So
+        those who are not heard can't push others out.
+        """
+        found = self.connections.values()
+        refused = (one for one in found if one.leaving)
+        return next(refused, None) or next((one for one in found if one.is_idle), None)
+
+    def _meet(self, fd: int) -> None:
+        connection = Connection(fd, time.monotonic() + REQUEST_SECONDS)
+        self.connections[fd] = connection
+        self.loop.add(fd, lambda: self._on_event(connection))
+        self._watch_clock()
+        objection = self.admission.objection(linux.peer_user(fd), linux.namespace_cookie(fd))
+        if objection is not None:
+            self.refused += 1
+            self._dismiss(connection, refusal(403, objection))
+
+    # --- a peer's turn ----------------------------------------------------------------------------
+
+    def _on_event(self, connection: Connection) -> None:
+        self.connections[connection.fd] = self.connections.pop(connection.fd)
+        if connection.unwritten:
+            self._write(connection)
+        elif not connection.watched:
+            self._close(connection)  # it hung up: nobody is left to answer
+        else:
+            self._read(connection)
+
+    def _read(self, connection: Connection) -> None:
+        try:
+            data = os.read(connection.fd, CHUNK)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._close(connection)
+            return
+        if connection.parser.is_idle:
+            connection.deadline = time.monotonic() + REQUEST_SECONDS
+        connection.parser.feed(data)
+        self._advance(connection)
+
+    def _advance(self, connection: Connection) -> None:
+        """Take the next thing that the parser has. One request a turn: others want theirs."""
+        if connection.fd < 0:
+            return
+        event = connection.parser.next()
+        if isinstance(event, Continue):
+            if linux.send(connection.fd, CONTINUE) != len(CONTINUE):
+                self._close(connection)  # it takes nothing, and yet it waits for that
+                return
+            event = connection.parser.next()
+        if isinstance(event, Request):
+            self._serve(connection, event)
+        elif isinstance(event, Refusal):
+            self._dismiss(connection, refusal(event.status, event.reason))
+        else:
+            self._watch(connection, select.EPOLLIN)
+
+    def _serve(self, connection: Connection, request: Request) -> None:
+        connection.answering = True
+        connection.closing = not request.keep_alive
+        connection.deadline = time.monotonic() + REQUEST_SECONDS
+        is_open = True
+
+        def respond(response: Response) -> None:
+            nonlocal is_open
+            if is_open and connection.fd >= 0:
+                is_open = False
+                self._answer(connection, response, with_body=request.method != "HEAD")
+
+        self.handle(request, respond)
+        if is_open:
+            self._watch(connection, 0)  # the answer comes later; nothing is read until then
+
+    def _answer(
+        self, connection: Connection, response: Response, *, with_body: bool = True
+    ) -> None:
+        connection.answering = True
+        connection.closing = connection.closing or response.close
+        response = replace(response, close=connection.closing)
+        connection.unwritten = encode(response, with_body=with_body)
+        self._write(connection)
+
+    def _write(self, connection: Connection) -> None:
+        sent = linux.send(connection.fd, connection.unwritten)
+        if sent >= 0:
+            connection.unwritten = connection.unwritten[sent:]
+        elif sent != -errno.EAGAIN:
+            self._close(connection)
+            return
+        if connection.unwritten:
+            self._watch(connection, select.EPOLLOUT)
+        elif connection.leaving:
+            self._leave(connection)
+        elif connection.closing:
+            self._close(connection)
+        else:
+            self._answered(connection)
+
+    def _dismiss(self, connection: Connection, response: Response) -> None:
+        """Answer a peer of which nothing more is heard."""
+        connection.leaving = True
+        self._answer(connection, response)
+
+    def _leave(self, connection: Connection) -> None:
+        """Wait a moment for the peer to hang up: if we did, what it is still sending would be an
+        error to it, and the answer be lost on it.
+        """
+        connection.deadline = time.monotonic() + LEAVE_SECONDS
+        linux.shutdown(connection.fd, socket.SHUT_WR)
+        self._watch(connection, 0)
+
+    def _answered(self, connection: Connection) -> None:
+        connection.answering = False
+        connection.deadline = time.monotonic() + IDLE_SECONDS
+        self._listen()  # there is one again that can make room
+        if connection.parser.is_idle:
+            self._watch(connection, select.EPOLLIN)
+            return
+        # It sent more already. What it holds goes first; until then nothing is read.
+        connection.deadline = time.monotonic() + REQUEST_SECONDS
+        self._watch(connection, 0)
+        self.loop.after(0, lambda: self._advance(connection))
+
+    def _watch(self, connection: Connection, events: int) -> None:
+        if connection.watched != events:
+            connection.watched = events
+            self.loop.modify(connection.fd, events)
+
+    # --- the end ----------------------------------------------------------------------------------
+
+    def _watch_clock(self) -> None:
+        """Look for late peers while there are any at all: an idle monitor sleeps."""
+        if self.connections and not self.looking:
+            self.looking = True
+            self.loop.after(LOOK_SECONDS, self._look)
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        for connection in [one for one in self.connections.values() if one.deadline <= now]:
+            self._close(connection)
+        self.looking = False
+        self._watch_clock()
+
+    def _close(self, connection: Connection) -> None:
+        fd, connection.fd = connection.fd, -1
+        connection.unwritten = b""
+        del self.connections[fd]
+        self.loop.remove(fd)
+        os.close(fd)
+        self._listen()

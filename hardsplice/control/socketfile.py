@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The control socket's place in the file system: made early, so that a bad path is an early error,
+and with a mode that lets nobody else connect from the first moment on.
+
+It stays when hardsplice ends, as the PID file does: a process that is locked down can't remove it.
+So the next start finds a socket that nobody listens on, and replaces it. To replace one that
+somebody does listen on would cut them off from their clients, and is refused; what is no socket at
+all is left alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+import stat
+import time
+from collections.abc import Iterator
+
+from hardsplice.errors import Failure, reason_of
+
+BACKLOG = 64  # clients that wait to be accepted
+LOCK_SECONDS = 1.0
+
+
+class SocketFile:
+    """A listening UNIX socket at a path."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        with _failures(path):
+            self.listener = socket.socket(
+                socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+            )
+            try:
+                # The file gets the mode that the socket has (unix_bind, net/unix/af_unix.c).
+                os.fchmod(self.listener.fileno(), 0o600)
+                with _locked(os.path.dirname(path) or "."):
+                    self._bind()
+                    self._made = _identity(path)
+                    self.listener.listen(BACKLOG)
+            except BaseException:
+                self.listener.close()
+                raise
+
+    def _bind(self) -> None:
+        try:
+            self.listener.bind(self.path)
+            return
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+        _remove_stale(self.path)
+        self.listener.bind(self.path)
+
+    def fileno(self) -> int:
+        """The descriptor."""
+        return self.listener.fileno()
+
+    def remove(self) -> None:
+        """Remove what was made, if it is still that which is there."""
+        with contextlib.suppress(OSError):
+            if _identity(self.path) == self._made:
+                os.unlink(self.path)
+
+
+def remove_if_stale(path: str) -> None:
+    """Remove the socket of a process that ended after it was locked down, and so could not."""
+    with contextlib.suppress(OSError, Failure), _locked(os.path.dirname(path) or "."):
+        _remove_stale(path)
+
+
+def _remove_stale(path: str) -> None:
+    """Remove a socket that nobody listens on. Failure when somebody does, or it is no socket."""
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            reason = "something else than a socket is there"
+            raise Failure("bind", f"control socket {path}", reason, "give another path, or move it")
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+        except BlockingIOError:
+            pass  # more clients wait there than it takes: it lives
+    reason = "another process listens there"
+    raise Failure("bind", f"control socket {path}", reason, "give each instance a path of its own")
+
+
+@contextlib.contextmanager
+def _locked(folder: str) -> Iterator[None]:
+    """Keep other instances out of ``folder`` meanwhile: what one of them has just bound looks stale
+    until it listens.
+
+    They are in there for a moment only. Who stays longer, in a folder such as /tmp, is up to no
+    good, and not waited for.
+    """
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+        yield
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def _failures(path: str) -> Iterator[None]:
+    try:
+        yield
+    except BlockingIOError as error:
+        reason = "another process works on its folder"
+        raise Failure("bind", f"control socket {path}", reason, "try again") from error
+    except OSError as error:
+        hint = "a socket's path has 107 bytes at most" if error.errno is None else None
+        raise Failure("bind", f"control socket {path}", reason_of(error), hint) from error
+
+
+def _identity(path: str) -> tuple[int, int]:
+    found = os.lstat(path)
+    return found.st_dev, found.st_ino

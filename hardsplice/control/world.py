@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a request can learn and change: the host monitor as the control socket sees it.
+
+Routes know these types only, so that they are tested without a process; `host` fills them in.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from hardsplice.control.http import Request, Response
+from hardsplice.flowtable import FlowRow
+from hardsplice.forwarding import Direction, Ports
+from hardsplice.relay.stats import Latency
+
+
+@dataclass(frozen=True, slots=True)
+class RelayView:
+    """One relay as its shared memory has it now."""
+
+    direction: Direction
+    number: int  # among those of its direction
+    counters: Mapping[str, int]  # relay/stats.py, COUNTERS
+    gauges: Mapping[str, int]  # relay/stats.py, GAUGES
+    states: Mapping[str, int]  # flows by the names of flowtable.State
+    latency: Latency
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """hardsplice at one moment."""
+
+    version: str
+    pid: int  # of the host monitor
+    served: str  # whose namespace it is, for people
+    served_pid: int | None  # where it is a process's
+    uptime: float  # seconds
+    lacking: Sequence[str]  # layers of the sandbox that the kernel does not have
+    relays: Sequence[RelayView]
+    connections: int  # to the control socket
+    refused: int  # peers of the control socket who were not heard
+
+
+class World(Protocol):
+    """The host monitor."""
+
+    #: How a port's protocol was spelled, by its id, where that was not simply tcp.
+    spelled: dict[int, str]
+
+    @property
+    def ports(self) -> Ports:
+        """The ports that are forwarded."""
+
+    @property
+    def families(self) -> Sequence[int]:
+        """The versions of IP in use."""
+
+    def snapshot(self) -> Snapshot:
+        """What there is to be told of everything but single flows."""
+
+    def flows(self) -> Iterator[tuple[Direction, FlowRow]]:
+        """The flows that there are, each with its direction."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request on its way to its answer."""
+
+    request: Request
+    argument: str  # what stands for {...} in the route's path
+    query: Mapping[str, str]
+    world: World
+    respond: Callable[[Response], None]
+
+    def answer(self, value: object, status: int = 200) -> None:
+        """Answer with a JSON text."""
+        self.respond(Response(status, json.dumps(value).encode()))
+
+    def answer_empty(self) -> None:
+        """Answer that it is done."""
+        self.respond(Response(200))
+
+    def refuse(self, status: int, message: str, hint: str | None = None) -> None:
+        """Answer with an error; the connection goes on."""
+        self.respond(refusal(status, message, hint, close=False))
+
+
+def refusal(
+    status: int, message: str, hint: str | None = None, *, close: bool = True, allow: str = ""
+) -> Response:
+    """An error in the form that RootlessKit's clients know, with the next step where there is
+    one.
+    """
+    body = {"message": message} if hint is None else {"message": message, "hint": hint}
+    return Response(status, json.dumps(body).encode(), close=close, allow=allow)

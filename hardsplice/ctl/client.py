@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A running hardsplice, asked over its control socket."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import http.client
+import json
+import os
+import socket
+import struct
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from hardsplice.errors import Failure, reason_of
+
+SECONDS = 15  # for an answer; hardsplice itself gives up sooner
+FILE_NAME = "hardsplice.sock"
+
+
+def default_path(environment: Mapping[str, str] = os.environ) -> str:
+    """Where the control socket is, if nobody says otherwise."""
+    path = environment.get("HARDSPLICE_CONTROL")
+    if path:
+        return path
+    return os.path.join(environment.get("XDG_RUNTIME_DIR") or "/run", FILE_NAME)
+
+
+class Refused(Exception):  # noqa: N818 - it is what happened
+    """hardsplice answers with an error: its message, and perhaps the next step."""
+
+    def __init__(self, message: str, hint: str | None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class _Connection(http.client.HTTPConnection):
+    """HTTP over a UNIX socket."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("hardsplice", timeout=SECONDS)
+        self._path = path
+
+    def connect(self) -> None:
+        """Connect; as root, in the name of the socket's owner."""
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        # A socket with Python's own kind of timeout would not wait for room in the backlog.
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", SECONDS, 0))
+        with _as_owner(self._path):
+            self.sock.connect(self._path)
+        self.sock.settimeout(SECONDS)
+
+
+@contextlib.contextmanager
+def _as_owner(path: str) -> Iterator[None]:
+    """Have the owner's user id for a moment, where we may take it.
+
+    An ordinary user's hardsplice lives in a user namespace that knows that one user only. It can't
+    tell root from anybody else, and so refuses both (hardsplice/control/server.py).
+    """
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(os.stat(path).st_uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+class Client:
+    """One connection, for as many requests as are to be made."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._connection = _Connection(path)
+
+    def close(self) -> None:
+        """Hang up."""
+        self._connection.close()
+
+    def text(self, path: str) -> str:
+        """What a GET gives, as it is."""
+        return self._ask("GET", path, None).decode(errors="replace")
+
+    def get(self, path: str) -> Any:
+        """What a GET gives, from JSON."""
+        return self._json(self._ask("GET", path, None))
+
+    def add(self, spec: Mapping[str, object]) -> dict[str, Any]:
+        """Add a port; what it has become."""
+        added = self._json(self._ask("POST", "/v1/ports", json.dumps(spec).encode()))
+        if not isinstance(added, dict):
+            raise self._nonsense()
+        return added
+
+    def remove(self, number: int, *, reset_flows: bool) -> None:
+        """Remove a port."""
+        query = "?flows=reset" if reset_flows else ""
+        self._ask("DELETE", f"/v1/ports/{number}{query}", None)
+
+    def _ask(self, method: str, path: str, body: bytes | None) -> bytes:
+        try:
+            self._connection.request(method, path, body)
+            response = self._connection.getresponse()
+            data = response.read()
+        except OSError as error:
+            self.close()
+            raise self._unreachable(error) from error
+        except http.client.HTTPException as error:
+            self.close()
+            raise self._nonsense() from error
+        if response.status >= 300:
+            said = self._json(data)
+            if not isinstance(said, dict):
+                raise self._nonsense()
+            raise Refused(str(said.get("message")), said.get("hint"))
+        return data
+
+    def _json(self, data: bytes) -> Any:
+        try:
+            return json.loads(data)
+        except ValueError as error:
+            raise self._nonsense() from error
+
+    def _nonsense(self) -> Failure:
+        return Failure("understand", f"control socket {self.path}", "what answers is no hardsplice")
+
+    def _unreachable(self, error: OSError) -> Failure:
+        hint = None
+        reason = reason_of(error)
+        if isinstance(error, TimeoutError | BlockingIOError):
+            reason = "no answer in time"
+        elif error.errno in (errno.ENOENT, errno.ECONNREFUSED):
+            hint = "start hardsplice with --control PATH, and name the same PATH with --socket"
+        elif error.errno in (errno.EACCES, errno.EPERM):
+            hint = "it is for the user who started hardsplice: run this as that user, or as root"
+        return Failure("reach", f"control socket {self.path}", reason, hint)

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Listeners that the service manager passes to us: by socket activation, or back from its store.
+
+Those of a socket unit are taken by -t inherit. Those that we had it keep while we are restarted
+come back under names that say which forward they are; one whose forward is still asked for is taken
+up instead of bound anew, so that a client that came in between waits in its backlog and isn't
+refused.
+
+Whatever is passed is looked at: it has to be a TCP socket that listens, in the namespace where it
+is expected.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from collections.abc import Iterable, Sequence
+from ipaddress import IPv6Address, ip_address
+
+from hardsplice import isolate, linux
+from hardsplice.errors import Failure, quote, reason_of
+from hardsplice.listeners import bound_address, is_listener, listener_options
+from hardsplice.ports import Forward
+from hardsplice.relay.sockets import FAMILIES
+from hardsplice.service import Notifier
+from hardsplice.spec import Address, Inherited
+
+STORED = "hardsplice/"  # what the names of listeners begin with that we had kept
+_NAME_SIZE = 16  # IFNAMSIZ
+
+
+def stored_name(direction: str, forward: Forward) -> str:
+    """The name under which a listener is kept: printable ASCII without a colon, and another one for
+    each listener (FDNAME in sd_pid_notify_with_fds(3)).
+    """
+    address = "*" if forward.address is None else str(forward.address).replace(":", "_")
+    plain = "".join(
+        char if char.isascii() and (char.isalnum() or char in "-.") else f"={ord(char):x}="
+        for char in forward.interface or ""
+    )
+    interface = f"%{plain}" if plain else ""
+    return f"{STORED}{direction}/{address}{interface}/{forward.port}"
+
+
+class Passed:
+    """Descriptors that were passed, each by its name, until somebody takes it."""
+
+    def __init__(self, passed: Iterable[tuple[str, int]]) -> None:
+        """Take them out of the way of the fixed numbers, and of COMMAND."""
+        self._left: list[tuple[str, int]] = []
+        for name, fd in passed:
+            try:
+                moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, isolate.LAST_FIXED_FD + 1)
+            except OSError as error:
+                raise Failure("take", f"listener {quote(name)}", reason_of(error)) from error
+            os.close(fd)
+            self._left.append((name, moved))
+        self._stored = [(name, fd) for name, fd in self._left if name.startswith(STORED)]
+
+    def inherit(self, asked: Sequence[Inherited]) -> list[tuple[Forward, int]]:
+        """What -t inherit asks for: those with names first, then the one that takes all others.
+        Failure where there is none.
+        """
+        taken = []
+        for one in sorted(asked, key=lambda one: not one.names):
+            for name in one.names or (None,):
+                found = [
+                    item
+                    for item in self._left
+                    if not item[0].startswith(STORED) and name in (None, item[0])
+                ]
+                if not found:
+                    raise self._none_passed(name)
+                for item in found:
+                    self._left.remove(item)
+                    taken.append((_forward_of(*item, one), item[1]))
+        return taken
+
+    def _none_passed(self, name: str | None) -> Failure:
+        names = ", ".join(quote(name) for name, _ in self._left if not name.startswith(STORED))
+        hint = f"these are left to take: {names}" if names else "start it by a socket unit"
+        what = "a listener" if name is None else f"listener {quote(name)}"
+        return Failure("take", what, "the service manager passed none", hint)
+
+    def take(self, direction: str, forward: Forward, families: Sequence[int]) -> int | None:
+        """The listener of a forward as it was kept, if it is there and is what it should be."""
+        name = stored_name(direction, forward)
+        for item in self._left:
+            if item[0] == name and _is(item[1], forward, families):
+                self._left.remove(item)
+                return item[1]
+        return None
+
+    def unclaimed(self) -> list[str]:
+        """The names of those of socket units that nobody took."""
+        return [name for name, _ in self._left if not name.startswith(STORED)]
+
+    def hand_over(self, notifier: Notifier, current: Sequence[tuple[str, int]], room: int) -> int:
+        """Have the service manager keep the listeners that there are now, as far as it has room,
+        and no other ones; how many it has no room for.
+        """
+        drop, keep = to_drop_and_keep(self._stored, current[:room])
+        for name in drop:
+            notifier.drop(name)
+        for name, fd in keep:
+            notifier.keep(name, fd)
+        return max(0, len(current) - room)
+
+
+def to_drop_and_keep(
+    stored: Sequence[tuple[str, int]], current: Sequence[tuple[str, int]]
+) -> tuple[list[str], list[tuple[str, int]]]:
+    """What the service manager should keep no longer, and what it should keep from now on."""
+    kept, used = ({_identity(fd) for _, fd in some} for some in (stored, current))
+    drop = [name for name, fd in stored if _identity(fd) not in used]
+    return drop, [(name, fd) for name, fd in current if _identity(fd) not in kept]
+
+
+def _identity(fd: int) -> tuple[int, int]:
+    """The same for two descriptors of one socket."""
+    found = os.fstat(fd)
+    return found.st_dev, found.st_ino
+
+
+def _forward_of(name: str, fd: int, asked: Inherited) -> Forward:
+    """A listener that was passed, as a forward; Failure when it can't be one."""
+    try:
+        listener = socket.socket(fileno=fd)
+    except OSError as error:
+        raise _refusal(name, f"it is no socket: {reason_of(error)}") from None
+    try:
+        _check(name, listener)
+        listener_options(listener)
+        listener.setblocking(False)
+        host, port = listener.getsockname()[:2]
+        return Forward(
+            address=_address(listener, host.partition("%")[0]),
+            interface=_interface(listener) or None,
+            port=port,
+            target=asked.target,
+            target_port=asked.port,
+            required=True,
+        )
+    finally:
+        listener.detach()
+
+
+def _check(name: str, listener: socket.socket) -> None:
+    # Neither MPTCP, say, whose connections Landlock does not confine.
+    if listener.family not in FAMILIES or listener.proto != socket.IPPROTO_TCP:
+        raise _refusal(name, "it is no TCP socket")
+    if listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) != 1:
+        raise _refusal(name, "it does not listen")
+    if not _is_here(listener):
+        raise _refusal(name, "it belongs to another network namespace than the host's")
+
+
+def _refusal(name: str, reason: str) -> Failure:
+    return Failure("take", f"listener {quote(name)}", reason)
+
+
+def _is(fd: int, forward: Forward, families: Sequence[int]) -> bool:
+    """Whether a listener is the one that would be opened for ``forward``."""
+    if not is_listener(fd, forward.port):
+        return False
+    listener = socket.socket(fileno=fd)
+    try:
+        address, dual = bound_address(forward, families)
+        host = listener.getsockname()[0]
+        return (
+            _is_here(listener)
+            and ip_address(host.partition("%")[0]) == address
+            and (address.version == 4 or _is_dual(listener) == dual)
+            and _interface(listener) == (forward.interface or "")
+        )
+    finally:
+        listener.detach()
+
+
+def _is_dual(listener: socket.socket) -> bool:
+    return listener.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 0
+
+
+def _address(listener: socket.socket, host: str) -> Address | None:
+    """Where it listens, as in a Forward: None is every address of both families."""
+    address = ip_address(host)
+    if isinstance(address, IPv6Address):
+        if address.is_unspecified and _is_dual(listener):
+            return None
+        return address.ipv4_mapped or address
+    return address
+
+
+def _interface(listener: socket.socket) -> str:
+    raw = listener.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, _NAME_SIZE)
+    return os.fsdecode(raw.partition(b"\0")[0])
+
+
+def _is_here(listener: socket.socket) -> bool:
+    """Whether a socket belongs to this process's network namespace. Before Linux 5.14 the service
+    manager's word has to do.
+    """
+    with socket.socket(listener.family, socket.SOCK_STREAM) as ours:
+        here = linux.namespace_cookie(ours.fileno())
+    return here is None or here == linux.namespace_cookie(listener.fileno())

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The target monitor: the process in the namespace that is served. It keeps the relays that connect
+there, and passes what they report up to the host monitor, without which it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NoReturn
+
+import prctl
+
+from hardsplice import isolate, listeners, namespaces, sockdiag, users
+from hardsplice.channel import Channel, Kind, Malformed, Record, discard
+from hardsplice.crew import Crew
+from hardsplice.errors import Failure, relay_lost, text_of
+from hardsplice.exchange import TargetSide
+from hardsplice.forwarding import PLACES
+from hardsplice.log import Level
+from hardsplice.loop import Loop
+from hardsplice.relay import main as relay
+from hardsplice.relay.stats import UNPASSED
+from hardsplice.values import RunAs
+
+if TYPE_CHECKING:
+    from hardsplice.setup import Setup
+
+HANDED_AT_ONCE = 100  # listeners beside one record
+
+
+class TargetMonitor:
+    """Lives in the target namespace; keeps the inbound relays."""
+
+    def __init__(
+        self,
+        parent: Channel,
+        plans: Sequence[relay.Plan],
+        missing: Sequence[str],
+        families: Sequence[int] | None = None,
+    ) -> None:
+        """``families`` are the namespace's, where ports may change at run time."""
+        self.parent = parent
+        self.loop = Loop()
+        self.crew = Crew(plans, self.loop, self)
+        self.missing = missing
+        self.requests = None if families is None else TargetSide(parent, self.crew, families)
+
+    def run(self) -> int:
+        """Serve until the host monitor hangs up; the exit status."""
+        self.loop.add(self.parent.fileno(), self._on_parent)
+        if self.crew.keepers:
+            self.crew.start()
+        else:
+            self.relays_ready()
+        status = self.loop.run()
+        self.crew.stop()
+        return status
+
+    def relays_ready(self) -> None:
+        """The relays serve: say so upward, and what lock-down had to do without."""
+        self.parent.send(Record(Kind.READY, text="\n".join(self.missing).encode()))
+
+    def relays_alive(self) -> None:
+        """This monitor goes on, and so do its relays."""
+        self.parent.send(Record(Kind.PONG), wait=False)
+
+    def relay_lost(self, reason: str) -> None:
+        """Without its relays this monitor is of no use."""
+        self.parent.send(Record(Kind.FATAL, text=text_of(relay_lost("inbound", reason))))
+        self.loop.stop(1)
+
+    def note(self, kind: int, detail: int, index: int, text: bytes) -> None:
+        """Pass a note up; the host monitor makes words of it."""
+        self.parent.send(Record(Kind.NOTE, kind, index, detail, text), wait=False)
+
+    def flow_ended(self, end: int, row: bytes) -> None:
+        """Pass a flow's end up, or count it where the host monitor does not keep up."""
+        if not self.parent.send(Record(Kind.FLOW, end, text=row), wait=False):
+            self.crew.keepers[0].plan.stats.count[UNPASSED] += 1
+
+    def _on_parent(self) -> None:
+        """End with the host monitor; or do what it asks for, where it may ask for something."""
+        with contextlib.suppress(BlockingIOError):
+            try:
+                record = self.parent.receive(wait=False)
+            except Malformed:
+                record = None
+            if record is None or not self._serve(record):
+                self.loop.stop(0)
+
+    def _serve(self, record: Record) -> bool:
+        try:
+            if record.kind == Kind.PING and not record.fds:
+                self.crew.ask_alive()
+                if not self.crew.keepers:
+                    self.relays_alive()
+            elif self.requests is None:
+                raise Malformed("nothing is to be asked for")
+            else:
+                self.requests.take(record)
+        except Malformed:
+            discard(record.fds)
+            return False
+        return True
+
+
+def main(setup: Setup, channel: Channel, parent: int) -> NoReturn:
+    """The life of the forked process, whose ``parent`` is the host monitor: join, bind, lock down,
+    serve.
+    """
+    status = 1
+    try:
+        status = _live(setup, channel, parent)
+    except Failure as failure:
+        channel.send(Record(Kind.FATAL, text=text_of(failure)))
+    except BaseException as error:  # noqa: BLE001 - a forked process must not return
+        unforeseen = Failure("run", "the target monitor", f"{type(error).__name__}: {error}")
+        channel.send(Record(Kind.FATAL, text=text_of(unforeseen)))
+    os._exit(status)
+
+
+def _live(setup: Setup, channel: Channel, parent: int) -> int:
+    options = setup.options
+    assert setup.target is not None
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.setsid()
+    prctl.set_name("hs-target")
+    namespaces.join(setup.target)
+    families = listeners.usable_families(options.families)
+    bound = listeners.open_listeners(
+        options.outbound, families, PLACES["outbound"], setup.kept("outbound", families)
+    )
+    for start in range(0, len(bound), HANDED_AT_ONCE):
+        some = bound[start : start + HANDED_AT_ONCE]
+        text = " ".join(str(index) for index, _ in some).encode()
+        channel.send(Record(Kind.LISTENERS, text=text, fds=tuple(fd for _, fd in some)))
+    with contextlib.ExitStack() as stack:
+        asker = stack.enter_context(sockdiag.open_socket()) if options.inbound_auto else None
+        channel.send(Record(Kind.BOUND, fds=(asker.fileno(),) if asker else ()))
+    plans = setup.planner.relays("inbound", setup.host_listeners, families)
+
+    channel.move_to(isolate.CHANNEL_FD)
+    isolate.null_standard_streams((0, 1, 2))
+    setup.log.level = Level.ERROR
+    listening = (fd for _, fd in setup.host_listeners)
+    isolate.keep_descriptors((*isolate.FIXED_FDS, isolate.RULESET_FD, *listening))
+    user = setup.user
+    if user is not None and not users.is_mapped(user):
+        user = RunAs(0, 0)  # in the target's user namespace: whoever owns it
+    lockdown = setup.lockdown("inbound", lambda _: None)
+    lockdown.run(
+        isolate.monitor_steps(
+            user=user,
+            new_user_namespace=False,
+            last_capability=setup.last_capability,
+            file_limit=0,
+            ruleset=isolate.RULESET_FD if setup.landlock_abi else None,
+        )
+    )
+    isolate.die_with(parent)
+    lockdown.run([isolate.filter_step(setup.programs.target)])
+    asked = families if options.dynamic else None
+    return TargetMonitor(channel, plans, lockdown.missing, asked).run()
