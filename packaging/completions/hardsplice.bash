@@ -21,8 +21,9 @@ _hardsplice() {
                 i=$((i + 1))
                 break
                 ;;
-            --tcp-ports | --tcp-ns | --netns | --userns | --pid | --ready-fd | --runas | \
-                --sandbox | --log-file | --log-size)
+            --tcp-ports | --tcp-ns | --netns | --userns | --pid | --control | --ready-fd | --runas | \
+                --workers | --sandbox | --log-file | --log-size | \
+                --log-format)
                 pending=$word
                 ;;
             --*) ;;
@@ -47,7 +48,7 @@ _hardsplice() {
 
     case $pending in
         -t | --tcp-ports | -T | --tcp-ns)
-            mapfile -t COMPREPLY < <(compgen -W 'none all' -- "$cur")
+            mapfile -t COMPREPLY < <(compgen -W 'none all auto' -- "$cur")
             ;;
         --netns)
             compopt -o filenames 2>/dev/null
@@ -56,21 +57,24 @@ _hardsplice() {
                 compgen -f -- "$cur"
             )
             ;;
-        --userns | -P | --pid | -l | --log-file)
+        --userns | -P | --pid | --control | -l | --log-file)
             compopt -o filenames 2>/dev/null
             mapfile -t COMPREPLY < <(compgen -f -- "$cur")
             ;;
         --runas) mapfile -t COMPREPLY < <(compgen -u -- "$cur") ;;
+        --workers) mapfile -t COMPREPLY < <(compgen -W 'auto 1 2 4 8' -- "$cur") ;;
         --sandbox) mapfile -t COMPREPLY < <(compgen -W 'best-effort strict' -- "$cur") ;;
+        --log-format) mapfile -t COMPREPLY < <(compgen -W 'text json' -- "$cur") ;;
         --ready-fd | --log-size) ;;
         *)
             if [[ $cur == -* ]] && ((i == COMP_CWORD)) && [[ ${COMP_WORDS[i - 1]} != -- ]]; then
                 mapfile -t COMPREPLY < <(compgen -W '
                     -t --tcp-ports -T --tcp-ns -4 --ipv4-only -6 --ipv6-only
                     --netns --userns --netns-only --no-netns-quit
-                    -f --foreground -P --pid --ready-fd --runas
+                    -f --foreground -P --pid --control --ready-fd --runas --workers
                     --sandbox --audit --audit-json
                     -q --quiet -d --debug --trace -l --log-file --log-size
+                    --log-format --log-flows
                     --splice-only --host-lo-to-ns-lo -h --help --version' -- "$cur")
             elif [[ $cur =~ ^[0-9]+$ ]]; then
                 mapfile -t COMPREPLY < <(cd /proc && compgen -G "$cur*")

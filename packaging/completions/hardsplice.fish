@@ -9,8 +9,9 @@ function __hardsplice_command
     set -e tokens[1]
     set -l options t/tcp-ports=+ T/tcp-ns=+ 4/ipv4-only 6/ipv6-only
     set -a options netns= userns= netns-only no-netns-quit
-    set -a options f/foreground P/pid= ready-fd= runas= sandbox= audit audit-json
-    set -a options q/quiet d/debug trace l/log-file= log-size=
+    set -a options f/foreground P/pid= control= ready-fd= runas= workers=
+    set -a options sandbox= audit audit-json
+    set -a options q/quiet d/debug trace l/log-file= log-size= log-format= log-flows
     set -a options splice-only host-lo-to-ns-lo h/help version
     argparse --stop-nonopt $options -- $tokens 2>/dev/null
     and test -n "$argv"
@@ -38,8 +39,8 @@ end
 complete -c hardsplice -x -a '(__hardsplice_complete_command)'
 
 set -l option complete -c hardsplice -n __hardsplice_options
-$option -s t -l tcp-ports -x -a 'none all' -d 'Host ports, to the namespace'
-$option -s T -l tcp-ns -x -a 'none all' -d 'Namespace ports, to the host'
+$option -s t -l tcp-ports -x -a 'none all auto' -d 'Host ports, to the namespace'
+$option -s T -l tcp-ns -x -a 'none all auto' -d 'Namespace ports, to the host'
 $option -s 4 -l ipv4-only -d 'Use IPv4 only'
 $option -s 6 -l ipv6-only -d 'Use IPv6 only'
 $option -l netns -x -a '(__hardsplice_netns)' -d 'Join a network namespace'
@@ -48,8 +49,10 @@ $option -l netns-only -d 'Neither create nor join a user namespace'
 $option -l no-netns-quit -d 'Outlive the namespace'
 $option -s f -l foreground -d 'Stay in the foreground'
 $option -s P -l pid -r -F -d 'Write the PID to a file'
+$option -l control -r -F -d 'Serve hardsplicectl and the like here'
 $option -l ready-fd -x -d 'Write to a descriptor when ready'
 $option -l runas -x -a '(__fish_complete_users)' -d 'As root, change to this user'
+$option -l workers -x -a 'auto 1 2 4 8' -d 'Relays a direction'
 $option -l sandbox -x -a 'best-effort strict' -d 'Where the kernel lacks a layer'
 $option -l audit -d 'When ready, show what each process may do'
 $option -l audit-json -d 'The same as JSON'
@@ -58,6 +61,8 @@ $option -s d -l debug -d 'Say what is done'
 $option -l trace -d 'And every connection'
 $option -s l -l log-file -r -F -d 'Log to a file'
 $option -l log-size -x -d 'Largest size of the log'
+$option -l log-format -x -a 'text json' -d 'Form of the lines'
+$option -l log-flows -d 'A line for each flow that ends'
 $option -l splice-only -d 'Accepted, always so'
 $option -l host-lo-to-ns-lo -d 'Accepted, always so'
 $option -s h -l help -d 'Show a summary of the options'
