@@ -9,6 +9,7 @@ memory shared with it.
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +37,7 @@ class Timing:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Row(ABC):
     """One line of the comparison."""
 
     name: str
@@ -44,9 +45,9 @@ class Row:
     ordinary_only: bool = False  # leave out who can't run as an ordinary user
     once: bool = False  # what doesn't depend on the machine's mood needs no rounds
 
+    @abstractmethod
     def measure(self, forwarder: Forwarder, timing: Timing) -> Numbers:
         """Do the work once."""
-        raise NotImplementedError
 
     def calls(self, forwarder: Forwarder) -> dict[str, float]:
         """System calls for each operation, by name; empty where the row has no such thing."""
