@@ -74,6 +74,8 @@ need_tools() {
     need util-linux has_command nsenter
     [[ $profile == test ]] || return 0
     need iproute2 has_command ip
+    need rootlesskit has_command rootlessctl
+    need curl has_command curl
     need procps has_command ps
     need strace has_command strace
     need groff-base has_command groff

@@ -44,7 +44,8 @@ abc 80- -80 0 65536 99999999999999999999 0-10 90-80 80:90-91 80-90:1-5 1-3:4-7 8
 1.2.3/80 256.0.0.1/80 [::1/80 ::1]/80 [::g]/80 :::/80 host/80 127.0.0.1//80
 %/80 %a/b/80 %interfacenameistoolong/80
 80:host/80 80:1.2.3.4/ 80:1.2.3.4/0 80:[::1]/80-81 80:1.2.3.4/5/6
-all:80 all:host all:1.2.3.4/80 none,80 80,none none:80 127.0.0.1/none auto 80,auto
+all:80 all:host all:1.2.3.4/80 none,80 80,none none:80 127.0.0.1/none
+auto:80 ~auto 80:auto all:1.2.3.4,auto
 """
 BAD_SPECS = [spec for line in _BAD_SPECS.splitlines() for spec in line.split()]
 BAD_SPECS += ["", " ", "80 81", "80\n", "80\x7f", "\uff18\uff10"]  # the last: 80 in wide digits
@@ -54,7 +55,7 @@ BAD_SPECS += ["", " ", "80 81", "80\n", "80\x7f", "\uff18\uff10"]  # the last: 8
     ("option", "spec"),
     [
         *(("-t", spec) for spec in BAD_SPECS),
-        *(("-T", spec) for spec in ["abc", "80:90-91", "auto", ""]),
+        *(("-T", spec) for spec in ["abc", "80:90-91", "auto,auto:1", ""]),
     ],
 )
 def test_bad_port_specs(program: Program, option: str, spec: str) -> None:
@@ -72,6 +73,7 @@ def test_bad_port_specs(program: Program, option: str, spec: str) -> None:
         ["-q", "-d"],
         ["--log-size", "lots"],
         ["--log-size=-1"],
+        ["--log-format", "xml"],
         ["--sandbox", "none"],
         ["--ready-fd", "x"],
         ["--ready-fd", "-1"],

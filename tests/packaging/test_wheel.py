@@ -111,6 +111,11 @@ def test_the_installed_command_says_its_version_from_anywhere(
     assert run(installed / "hardsplice", "--version", cwd=tmp_path) == f"hardsplice {__version__}\n"
 
 
+def test_the_installed_hardsplicectl_says_its_version_too(installed: Path, tmp_path: Path) -> None:
+    said = run(installed / "hardsplicectl", "--version", cwd=tmp_path)
+    assert said == f"hardsplicectl {__version__}\n"
+
+
 def test_the_installed_package_is_the_one_that_runs(installed: Path, tmp_path: Path) -> None:
     code = "import hardsplice; print(hardsplice.__file__)"
     found = Path(run(installed / "python", "-c", code, cwd=tmp_path).strip())

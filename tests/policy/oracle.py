@@ -27,7 +27,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 POLICY = ROOT / "policy"
 ARCHES = ("x86_64", "i686", "arm64", "armhf", "ppc64le", "s390x", "riscv64")
-ROLES = ("relay", "monitor", "init")
+ROLES = ("relay", "monitor", "monitor-ports", "monitor-control", "init")
 
 # linux/audit.h: the ELF machine, with bits for 64-bit and little-endian
 AUDIT = {
@@ -46,6 +46,7 @@ BYTE_ORDER = {arch: "big" if arch == "s390x" else "little" for arch in ARCHES}
 _POSITION = {
     "_llseek": {"fd": 0},
     "accept4": {"flags": 3},
+    "bind": {"addrlen": 2},
     "clone": {"flags": 0},
     "close": {"fd": 0},
     "close_range": {"flags": 2},
@@ -61,6 +62,7 @@ _POSITION = {
     "ioctl": {"op": 1},
     "kill": {"pid": 0, "sig": 1},
     "landlock_restrict_self": {"ruleset_fd": 0, "flags": 1},
+    "listen": {"backlog": 1},
     "lseek": {"fd": 0},
     "madvise": {"advice": 2},
     "mmap": {"prot": 2},
@@ -69,6 +71,7 @@ _POSITION = {
     "pidfd_send_signal": {"sig": 1},
     "pipe2": {"flags": 1},
     "prctl": {"option": 0, "arg2": 1},
+    "pread64": {"fd": 0},
     "prlimit64": {"pid": 0, "resource": 1},
     "read": {"fd": 0, "count": 2},
     "recv": {"size": 2, "flags": 3},
@@ -104,8 +107,12 @@ _LITERAL = {
     "PR_SET_SECCOMP": 22,
     "SECCOMP_MODE_FILTER": 2,
     "SIOCATMARK": 0x8905,
+    "SO_NETNS_COOKIE": 71,
     "SYS_SOCKET": 1,
+    "SIOCGIFINDEX": 0x8933,
+    "SYS_BIND": 2,
     "SYS_CONNECT": 3,
+    "SYS_LISTEN": 4,
     "SYS_GETSOCKNAME": 6,
     "SYS_GETPEERNAME": 7,
     "SYS_SOCKETPAIR": 8,
@@ -119,6 +126,7 @@ _LITERAL = {
     "SYS_ACCEPT4": 18,
 }
 _BY_ARCHITECTURE = {
+    "SO_PEERCRED": {arch: 21 if arch == "ppc64le" else 17 for arch in ARCHES},
     "TIOCOUTQ": {arch: 0x40047473 if arch == "ppc64le" else 0x5411 for arch in ARCHES},
     "FIONBIO": {arch: 0x8004667E if arch == "ppc64le" else 0x5421 for arch in ARCHES},
 }

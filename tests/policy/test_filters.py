@@ -16,7 +16,7 @@ from functools import cache
 
 import pytest
 
-from hardsplice.seccomp import answers, compile_policy, load_policy
+from hardsplice.seccomp import answers, compile_policy, load_policy, right_answers
 from tests.policy import oracle
 from tests.policy.bpf import ALLOW, KILL_PROCESS, Call, Filter
 
@@ -213,6 +213,8 @@ RELAY_SUBCALLS = {3, 7, 9, 10, 13, 14, 15, 16, 17, 18}
 SUBCALLS = {
     "relay": RELAY_SUBCALLS,
     "monitor": RELAY_SUBCALLS | {1, 6, 8},
+    "monitor-ports": RELAY_SUBCALLS | {1, 2, 4, 6, 8},
+    "monitor-control": RELAY_SUBCALLS | {1, 2, 4, 6, 8},
     "init": {16, 17},
 }
 
@@ -238,10 +240,11 @@ def test_a_filter_answers_yes_or_kills_and_nothing_else(role: str, arch: str) ->
     assert answers(program, oracle.BYTE_ORDER[arch]) == {ALLOW, KILL_PROCESS}
 
 
-def test_an_answer_in_the_wrong_byte_order_is_noticed() -> None:
-    """As libseccomp has been seen to write the default action for s390x."""
+def test_an_answer_in_the_wrong_byte_order_is_noticed_and_put_right() -> None:
+    """As libseccomp has been seen to write them for s390x, in programs with long jumps."""
     program = compile_policy(load_policy("relay"), "s390x")
     kill = struct.pack(">HBBI", 6, 0, 0, KILL_PROCESS)
     assert kill in program
     broken = program.replace(kill, struct.pack(">HBBI", 6, 0, 0, 0x80))
     assert answers(broken, "big") == {ALLOW, 0x80}
+    assert right_answers(broken, "big") == right_answers(program, "big") == program

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The smoke run: short, and all that hardsplice does once it is locked down happens in it.
 
-There are three: serving a namespace (`serve`), a COMMAND (`command`), and starting in the
-background (`background`). Each ends with hardsplice's own end. What must be true in between is
-asserted; a process that its filter kills is told apart from any other failure (`Killed`).
+There are five: serving a namespace (`serve`), ports that change (`ports`), the control socket
+(`control`), a COMMAND (`command`), and starting in the background (`background`). Each ends with
+hardsplice's own end. What must be true in between is asserted; a process that its filter kills is
+told apart from any other failure (`Killed`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import signal
 import socket
@@ -45,6 +47,7 @@ class Smoke:
         self.program, self.identity, self.namespace = program, identity, namespace
         self.log, self.pid_file = folder / "log", folder / "pid"
         self.notify = folder / "notify"
+        self.socket = folder / "control"
         self.environment = environment or {}
         # A user that nobody else is: what users may have of pipes is counted for each.
         user = next(_users)
@@ -117,7 +120,7 @@ class Smoke:
                 lambda: exchange(self.connect(port), inside),
                 lambda: exchange(self.inside_out(), outside),
                 lambda: urgent(self.connect(port), inside),
-                lambda: refused(self.connect(port + 1)),
+                lambda: refused(lambda: self.connect(port + 1)),
                 lambda: blocked(self.connect(port), inside),
                 lambda: broken(self.connect(port), inside),
                 lambda: self.refill(port, inside),
@@ -187,6 +190,87 @@ class Smoke:
         )
         eventually(lambda: "started again" in self.told(instance), "no word of it", within=SHORT)
 
+    # --- ports that change ------------------------------------------------------------------------
+
+    def ports(self, job: Job) -> None:
+        """Servers in the namespace and on the host come and go, which auto follows: at an IPv4
+        address, and at an interface.
+        """
+        first = free_ports(3)
+        instance = self.start(
+            job, "-f", *self.runas, "-t", f"127.0.0.1/auto,{first}", "-t", f"%lo/auto,{first + 1}",
+            "-T", f"127.0.0.1/auto,{first + 2}", str(self.namespace.pid),
+        )  # fmt: skip
+        with contextlib.ExitStack() as stack:
+            stack.callback(end, instance)
+            with self.judged(instance):
+                instance.wait_ready()
+            sides = [(self.namespace, None), (self.namespace, None), (None, self.namespace)]
+            for number, (servers, clients) in enumerate(sides):
+                with self.judged(instance):
+                    self.follow(first + number, servers, clients)
+            with self.judged(instance):
+                instance.process.terminate()
+                assert instance.wait(2 * SHORT) == 0
+
+    def follow(self, port: int, servers: Namespace | None, clients: Namespace | None) -> None:
+        """A server comes, is reached, and goes."""
+
+        def connected() -> socket.socket | None:
+            made = clients.socket(socket.AF_INET) if clients else socket.socket()
+            made.settimeout(SHORT)
+            try:
+                made.connect(("127.0.0.1", port))
+            except ConnectionError:
+                made.close()
+                return None
+            return made
+
+        with servers.socket(socket.AF_INET) if servers else socket.socket() as server:
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            server.bind(("127.0.0.1", port))
+            server.listen()
+            server.settimeout(SHORT)
+            exchange(eventually(connected, "it is not forwarded", within=SHORT), server)
+
+        def is_closed() -> bool:
+            made = connected()
+            if made is not None:
+                made.close()
+            return made is None
+
+        eventually(is_closed, "it is forwarded still", within=SHORT)
+
+    # --- the control socket -----------------------------------------------------------------------
+
+    def control(self, job: Job) -> None:
+        """Requests of all kinds, and a port that comes and goes."""
+        instance = self.start(
+            job, "-f", *self.runas, "--control", str(self.socket), str(self.namespace.pid)
+        )
+        first = free_ports(2)
+        inbound = {"proto": "tcp", "parentIP": "127.0.0.1", "parentPort": first, "childPort": 80}
+        outbound = {"proto": "tcp", "direction": "outbound", "parentPort": first, "childPort": 8080}
+        with contextlib.ExitStack() as stack:
+            stack.callback(end, instance)
+            with self.judged(instance):
+                instance.wait_ready()
+            for method, path, body, status in (
+                ("GET", "/v1/status", None, 200),
+                ("GET", "/metrics", None, 200),
+                ("POST", "/v1/ports", inbound, 201),
+                ("POST", "/v1/ports", outbound, 201),
+                ("POST", "/v1/ports", outbound, 400),
+                ("DELETE", "/v1/ports/1", None, 200),
+                ("DELETE", "/v1/ports/2?flows=reset", None, 200),
+                ("GET", "/nowhere", None, 404),
+            ):
+                with self.judged(instance):
+                    assert ask(self.socket, method, path, body) == status, path
+            with self.judged(instance):
+                instance.process.terminate()
+                assert instance.wait(2 * SHORT) == 0
+
     # --- COMMAND ----------------------------------------------------------------------------------
 
     def command(self, job: Job, use: Callable[[Instance], None] | None = None) -> None:
@@ -249,6 +333,19 @@ def is_locked(instance: Instance) -> bool:
     )
 
 
+def ask(path: Path, method: str, target: str, body: object) -> int:
+    """The status with which a request is answered over the control socket."""
+    data = b"" if body is None else json.dumps(body).encode()
+    head = f"{method} {target} HTTP/1.1\r\nHost: a\r\nContent-Length: {len(data)}\r\n\r\n"
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(SHORT)
+        client.connect(str(path))
+        client.sendall(head.encode() + data)
+        answer = client.recv(1 << 16)
+        assert answer, "no answer"
+        return int(answer.split()[1])
+
+
 # --- connections ----------------------------------------------------------------------------------
 
 
@@ -284,9 +381,9 @@ def urgent(client: socket.socket, listener: socket.socket) -> None:
             assert got == b"before!after", got
 
 
-def refused(client: socket.socket) -> None:
-    """Nobody listens at the target: a reset."""
-    with client, contextlib.suppress(ConnectionResetError):
+def refused(connect: Callable[[], socket.socket]) -> None:
+    """Nobody listens at the target: a reset, which may come before connect(2) has returned."""
+    with contextlib.suppress(ConnectionResetError), connect() as client:
         assert client.recv(1) != b"", "a clean end"
 
 

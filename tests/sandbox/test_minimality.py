@@ -55,6 +55,10 @@ def run_for(way: str) -> Callable[[Smoke, Job], None]:
     """The smoke run in which it is needed."""
     if way.startswith("init: "):
         return Smoke.command
+    if way.startswith("monitor-ports: "):
+        return Smoke.ports
+    if way.startswith("monitor-control: "):
+        return Smoke.control
     if way == "monitor: sendmsg flags == MSG_NOSIGNAL":  # to PID 1
         return Smoke.command
     if way == "monitor: close fd == CHANNEL":
@@ -115,6 +119,8 @@ def test_with_all_rules_the_smoke_runs_pass(bench: Bench) -> None:
     """Otherwise what follows would prove nothing."""
     smoke, job = bench.free.get(), Job(board=bench.board)
     smoke.serve(job)
+    smoke.ports(job)
+    smoke.control(job)
     smoke.command(job)
     smoke.background(job)
     bench.free.put(smoke)
@@ -146,8 +152,9 @@ class Traced(Captured):
         return ["strace", "-D", "-f", "-qq", "-o", str(self.output), *argv], environment
 
 
-def calls_after_lock_down(trace: str) -> dict[str, set[str]]:
-    """The calls that each role made once its filter was in force, from strace's output.
+def calls_after_lock_down(trace: str, monitor: str) -> dict[str, set[str]]:
+    """The calls that each role made once its filter was in force, from strace's output; the role of
+    monitors is ``monitor``.
 
     A relay is forked by a monitor that has its filter: until a relay has its own, it counts as
     its monitor.
@@ -159,7 +166,7 @@ def calls_after_lock_down(trace: str) -> dict[str, set[str]]:
     made: dict[str, set[str]] = {role: set() for role in ROLES}
 
     def follow(pid: int, role: str) -> None:
-        after = {"": "monitor", "monitor": "relay"}  # what installing a filter makes of a process
+        after = {"": monitor, monitor: "relay"}  # what installing a filter makes of a process
         for call, rest, resumed in lines.pop(pid, []):
             if role and not resumed:
                 made[role].add(call)
@@ -186,14 +193,16 @@ def test_every_call_is_made_and_every_call_made_is_allowed() -> None:
         pytest.skip("strace of processes that change their user needs root")
     made: dict[str, set[str]] = {role: set() for role in ROLES}
     with Namespace(Identity("root")) as namespace, folder_for(Identity("root")) as folder:
-        for run in (Smoke.serve, Smoke.command, Smoke.background):
+        roles = {Smoke.ports: "monitor-ports", Smoke.control: "monitor-control"}
+        for run in (Smoke.serve, Smoke.ports, Smoke.control, Smoke.command, Smoke.background):
             program = Traced(folder / "trace")
             with contextlib.closing(program):
                 run(
                     Smoke(program, Identity("root"), namespace, folder),
                     Job(board=program.board()[1]),
                 )
-            for role, calls in calls_after_lock_down(program.output.read_text()).items():
+            traced = program.output.read_text()
+            for role, calls in calls_after_lock_down(traced, roles.get(run, "monitor")).items():
                 made[role] |= calls
     for role in ROLES:
         rules = load_policy(role).rules_for(native_arch())

@@ -16,13 +16,16 @@ import os
 import select
 import socket
 from collections import deque
+from ipaddress import IPv4Address
 from typing import TypeVar, cast
 
+from hardsplice import linux
 from hardsplice.relay.kernel import Kernel
 from tests.support.fake_tcp import ERR, ET, HUP, Listening, Peer, Sock, error
 
 PAGE = 16  # bytes in a slot of a pipe
 FIRST = 3  # the first descriptor handed out
+CLIENT = (IPv4Address("192.0.2.7"), 40000)  # where every client comes from
 
 Thing = TypeVar("Thing")
 
@@ -242,6 +245,9 @@ class FakeKernel(Kernel):
 
     def from_ipv4(self) -> bool:
         return self._ipv4
+
+    def accepted_from(self) -> tuple[bytes, int]:
+        return linux.endpoint(linux.sockaddr(*CLIENT))
 
     def connect(self, fd: int, address: bytes) -> int:
         """As over loopback: EINPROGRESS first, the outcome to whoever asks after it."""

@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
-import array
 from dataclasses import dataclass, field
 from typing import cast
 
 from hardsplice.channel import Note
-from hardsplice.relay.engine import Engine, Listener
-from hardsplice.relay.flow import SIDES, UNWATCHED, Flow, watch
+from hardsplice.flowtable import End, Ended, read_record
+from hardsplice.relay.engine import EPOLLEXCLUSIVE, Engine, Listener
+from hardsplice.relay.flow import EPOLLIN, SIDES, UNWATCHED, Flow, watch
+from hardsplice.relay.ledger import ledger_of
 from hardsplice.relay.pipes import PipePool
 from hardsplice.relay.sockets import SocketPool
-from hardsplice.relay.stats import COUNTERS
+from hardsplice.relay.stats import Stats
 from hardsplice.relay.table import Limits, Resources
 from tests.support.fake_kernel import FakeEpoll, FakeKernel, ReadEnd, WriteEnd
 from tests.support.fake_tcp import Listening, Peer, Sock
@@ -29,11 +30,19 @@ class FakeMonitor:
 
     asked: list[tuple[int, int]] = field(default_factory=list)
     notes: list[tuple[Note, int, int, str]] = field(default_factory=list)
+    asked_alive: int = 0
+    yields: int = 0
 
     def ask_sockets(self, family: int, number: int) -> bool:
         assert number > 0
         self.asked.append((family, number))
         return True
+
+    def yield_listeners(self) -> None:
+        self.yields += 1
+
+    def answer(self) -> None:
+        self.asked_alive += 1
 
     def trace(self, kind: Note, listener: int, detail: int = 0) -> None:
         self.notes.append((kind, detail, listener, ""))
@@ -80,6 +89,8 @@ class Relay:
         spare: int = 2,
         generous: bool = True,
         edge_slots: int = 2,
+        shared: bool = False,
+        rows: int = 0,
     ) -> None:
         self.kernel = kernel = kernel or FakeKernel()
         self.monitor = FakeMonitor()
@@ -92,7 +103,8 @@ class Relay:
         self.pipes = PipePool(kernel, kernel.pipe_slots * 16, spare)
         self.pipes.fill()
         self.pools = (SocketPool(0, pool), SocketPool(1, pool))
-        self.counters = array.array("Q", [0] * len(COUNTERS))
+        self.stats = Stats(rows)
+        self.ends: list[Ended] = []
         resources = Resources(
             kernel,
             self.monitor,
@@ -100,10 +112,12 @@ class Relay:
             self.pipes,
             self.pools,
             (0, 1),
-            memoryview(self.counters),
+            self.stats.count,
             3 + len(listeners) + 1,
+            gauges=self.stats.gauges() if rows else None,
+            ledger=ledger_of(self.stats, kernel.now, self._ended),
         )
-        self.engine = _Engine(resources, listeners)
+        self.engine = _Engine(resources, listeners, shared=shared)
         self.pairs: list[Pair] = []
         self.engine.pairs = self.pairs
         self.epoll = cast(FakeEpoll, self.engine.epoll)
@@ -111,7 +125,11 @@ class Relay:
         self.settle()
 
     def counted(self, name: str) -> int:
-        return self.counters[COUNTERS.index(name)]
+        return self.stats.snapshot()[name]
+
+    def _ended(self, end: End, row: bytes) -> bool:
+        self.ends.append(read_record(end, row))
+        return True
 
     def serve(self) -> None:
         """Give the relay the sockets that it asked for, as many as it has descriptors for."""
@@ -173,7 +191,8 @@ class Relay:
         """What holds whenever the loop is between two turns."""
         engine, kernel = self.engine, self.kernel
         flows = set(engine.flows.values())
-        wanted: dict[int, int] = dict.fromkeys(engine.listeners, 1) if engine.accepting else {}
+        mask = EPOLLIN | (EPOLLEXCLUSIVE if engine.shared else 0)
+        wanted = dict.fromkeys(engine.listeners, mask) if engine.accepting else {}
         leased = []
         for flow in flows:
             for side in SIDES:
@@ -195,10 +214,13 @@ class Relay:
         assert not any(self._slots(pipe.read) for pipe in clean), "a pipe is not clean"
         assert len(clean) + len(leased) == self.pipes.open == kernel.pipes_open
         assert kernel.count(ReadEnd) == kernel.count(WriteEnd) == self.pipes.open
-        assert kernel.count(Listening) == 2
+        assert kernel.count(Listening) == len(engine.listeners)
         pooled = sum(len(pool.ready) for pool in self.pools)
         assert kernel.count(Sock) == len(engine.flows) + pooled, "a socket has leaked"
         assert kernel.count(FakeEpoll) == 1
+        if self.stats.flows is not None:
+            listed = [flow for flow in flows if flow.tally]
+            assert len(list(self.stats.flows)) == len(listed) == len({one.tally for one in listed})
 
     def _slots(self, fd: int) -> list[bytearray]:
         end = self.kernel.table[fd]

@@ -89,6 +89,27 @@ class Program:
             shutil.rmtree(self._stage)
 
 
+class Launched(Program):
+    """hardsplice as a module of the tests starts it, which is copied to where it can be read."""
+
+    def __init__(self, module: str) -> None:
+        super().__init__()
+        self._module = module
+
+    def stage(self) -> Path:
+        """The folder with the package, and now also with the module."""
+        folder = super().stage()
+        copy = folder / Path(self._module).name
+        shutil.copy(self._module, copy)
+        copy.chmod(0o644)
+        return folder
+
+    def argv(self, identity: Identity) -> tuple[list[str], dict[str, str]]:
+        argv, environment = super().argv(identity)
+        launcher = self.stage() / Path(self._module).name
+        return [*argv[: argv.index("-m")], str(launcher)], environment
+
+
 class Instance:
     """One hardsplice in the foreground."""
 
@@ -153,7 +174,7 @@ class Instance:
 
     def processes(self) -> list[int]:
         """Its live processes, the one that was started first; COMMAND and its children left out."""
-        return [pid for pid in procfs.tree(self.pid) if "hardsplice" in _command(pid)]
+        return family(self.pid)
 
     def relays(self) -> list[int]:
         """Its relays: they have no children, while each monitor has a relay or another monitor.
@@ -207,6 +228,11 @@ class Instance:
         self.kill()
         self.messages()
         self._messages.close()
+
+
+def family(root: int) -> list[int]:
+    """The live processes of hardsplice that began with ``root``, that one first."""
+    return [pid for pid in procfs.tree(root) if "hardsplice" in _command(pid)]
 
 
 def limited(descriptors: int | None) -> list[str]:

@@ -67,11 +67,19 @@ def test_nothing_given_runs_the_shell_with_no_ports() -> None:
         netns_quit=True,
         inbound=(),
         outbound=(),
+        control=None,
+        inherited=(),
+        inbound_auto=(),
+        outbound_auto=(),
+        any_port=frozenset(),
         families=(4, 6),
+        workers=1,
         foreground=True,
         verbosity=Verbosity.NORMAL,
         log_file=None,
         log_size=1 << 20,
+        log_format="text",
+        log_flows=False,
         pid_file=None,
         runas=None,
         sandbox="best-effort",
@@ -84,6 +92,8 @@ def test_nothing_given_runs_the_shell_with_no_ports() -> None:
     ("argv", "field", "value"),
     [
         (["-4"], "families", (4,)),
+        (["--log-format", "json"], "log_format", "json"),
+        (["--log-flows"], "log_flows", True),
         (["--ipv6-only"], "families", (6,)),
         (["--netns", "/proc/1/ns/net"], "netns", "/proc/1/ns/net"),
         (["--netns", "./blue"], "netns", "./blue"),
@@ -104,6 +114,8 @@ def test_nothing_given_runs_the_shell_with_no_ports() -> None:
         (["-P", "-"], "pid_file", "-"),
         (["-P", "--weird"], "pid_file", "--weird"),
         (["-P", "first", "-P", "last"], "pid_file", "last"),
+        (["--workers", "2"], "workers", 2),
+        (["--workers=64"], "workers", 64),
         (["--sandbox=strict"], "sandbox", "strict"),
         (["--sandbox", "best-effort"], "sandbox", "best-effort"),
         (["--ready-fd", "3"], "ready_fd", 3),
@@ -139,6 +151,17 @@ def test_ports_are_parsed_for_each_direction() -> None:
     assert {5432} == {f.port for f in given_ports.outbound if f.required}
     assert not {22, 32768, 60999} & {f.port for f in given_ports.outbound}
     assert {21, 32767, 61000} <= {f.port for f in given_ports.outbound}
+
+
+def test_ports_change_at_run_time_only_where_that_is_asked_for() -> None:
+    assert parse("-t", "80", "-T", "all").dynamic == frozenset()
+    assert parse("-t", "auto").dynamic == {"inbound"}
+    assert parse("-T", "auto,~22", "-t", "80").dynamic == {"outbound"}
+    both = parse("-T", "auto,80-89", "-t", "auto")
+    assert both.dynamic == {"inbound", "outbound"}
+    assert both.outbound == both.inbound == ()
+    assert both.auto("outbound")[0].target_ports() == set(range(80, 90))
+    assert len(both.auto("inbound")) == 1
 
 
 def test_the_ephemeral_range_is_read_only_where_there_are_ports() -> None:
@@ -200,6 +223,7 @@ def test_long_options_can_be_shortened_while_unambiguous() -> None:
 
 def test_every_option_is_understood_in_every_spelling() -> None:
     values = {"SPEC": "none", "SIZE": "1M", "N": "5", "MODE": "strict", "USER[:GROUP]": "0:0"}
+    values |= {"N|auto": "auto", "FORM": "json"}
     for action in options():
         if action.dest in ("help", "version"):
             continue
@@ -284,7 +308,7 @@ def test_contradictions_are_refused_with_a_next_step(
         (["-t"], ["-t requires argument", "see hardsplice --help"]),
         (["--debug=3"], ["--debug must not have an argument", "see hardsplice --help"]),
         (["-t", "80-70"], ["parse -t '80-70'", "write 70-80"]),
-        (["-T", "auto"], ["parse -T 'auto'", "name the ports, or write all"]),
+        (["-T", "80:10.0.0.5,auto"], ["a target that auto can't watch", "leave out the address"]),
         (["-t=80"], ["parse -t '=80'", "is not a port"]),
         (["-4", "-t", "::1/80"], ["parse -t '::1/80'", "leave out -4"]),
         (["--netns", ""], ["parse --netns ''", "ip-netns(8)"]),
@@ -294,6 +318,10 @@ def test_contradictions_are_refused_with_a_next_step(
         (["-l", ""], ["use --log-file with nothing", "write one after it"]),
         (["--ready-fd", "-1"], ["parse --ready-fd '-1'", "write its number"]),
         (["--ready-fd", "x"], ["parse --ready-fd 'x'", "write its number"]),
+        *(
+            ([f"--workers={wrong}"], ["parse --workers", "1 to 64, or auto"])
+            for wrong in ("", "0", "65", "-1", "two")
+        ),
         (["--sandbox", "lax"], ["parse --sandbox 'lax'", "write best-effort or strict"]),
         (["-l", "x", "--log-size", "x"], ["parse --log-size 'x'", "k, M or G"]),
         (["-l", "x", "--log-size", ""], ["parse --log-size ''", "k, M or G"]),
@@ -335,6 +363,14 @@ def test_any_words_give_options_or_a_failure(argv: list[str]) -> None:
 
 
 # --runas
+
+
+@pytest.mark.parametrize(("processors", "workers"), [(1, 1), (3, 3), (64, 64), (500, 64)])
+def test_workers_auto_is_the_processors_that_may_be_used(
+    monkeypatch: pytest.MonkeyPatch, processors: int, workers: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(processors)))
+    assert parse("--workers", "auto").workers == workers
 
 
 def test_runas_takes_logins_and_numbers() -> None:

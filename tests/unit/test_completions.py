@@ -79,14 +79,14 @@ def test_bash_knows_which_options_take_a_value(name: str) -> None:
 
 
 def test_bash_knows_clusters_of_flags() -> None:
-    assert complete("-f4t", "") == ["none", "all"]
+    assert complete("-f4t", "") == ["none", "all", "auto"]
     assert set(complete("-f4t80", "-")) == OPTIONS
     assert set(complete("-f4", "-")) == OPTIONS
 
 
 def test_bash_completes_values() -> None:
     for name in ("-t", "--tcp-ports", "-T", "--tcp-ns"):
-        assert complete(name, "") == ["none", "all"]
+        assert complete(name, "") == ["none", "all", "auto"]
     assert complete("--sandbox", "s") == ["strict"]
     assert complete("--sandbox", "=", "s") == ["strict"]
     assert complete("--sandbox", "=") == ["best-effort", "strict"]
@@ -192,6 +192,6 @@ def test_fish_itself_offers_every_option_before_the_command_and_none_after() -> 
 
 
 def test_fish_itself_completes_values_and_commands() -> None:
-    assert sorted(fish("hardsplice -t ")) == ["all", "none"]
+    assert sorted(fish("hardsplice -t ")) == ["all", "auto", "none"]
     assert fish("hardsplice --sandbox=s") == ["--sandbox=strict"]
     assert "bash" in fish("hardsplice -t 80 bas")

@@ -52,10 +52,9 @@ def test_a_request_and_its_response_take_the_calls_that_the_budget_has() -> None
     relay = Relay(pool=8)
     relay.kernel.calls.clear()
     client = relay.kernel.dial(relay.dual)
-    relay.turn()
-    server = relay.pairs[0].server
     client.send(b"request")
     relay.turn()
+    server = relay.pairs[0].server
     server.send(b"response")
     server.finish()
     relay.turn()
@@ -68,7 +67,7 @@ def test_a_request_and_its_response_take_the_calls_that_the_budget_has() -> None
         [
             "accept",
             *("connect", "connected"),
-            *("epoll_ctl",) * 3,
+            *("epoll_ctl",) * 2,
             *("splice in", "splice out") * 2,
             *("splice in",) * 2,  # that found the ends
             "shutdown",
@@ -76,6 +75,33 @@ def test_a_request_and_its_response_take_the_calls_that_the_budget_has() -> None
         ]
     )
     relay.check_idle()
+
+
+def test_a_client_that_waits_for_the_server_to_speak_is_soon_not_read_too_early() -> None:
+    relay = Relay()
+    for number in range(6):
+        client = relay.kernel.dial(relay.dual)
+        relay.kernel.calls.clear()
+        relay.turn()
+        assert ("splice in" in relay.kernel.calls) == (number < 2)
+        server = relay.pairs[-1].server
+        server.send(b"welcome")
+        relay.settle()
+        client.send(b"thanks")
+        relay.settle()
+        assert (client.got, server.got) == (b"welcome", b"thanks")
+
+
+def test_connections_that_keep_coming_are_accepted_several_at_a_time() -> None:
+    relay = Relay(pool=32)
+    for _ in range(15):
+        relay.kernel.dial(relay.dual)
+    accepted = []
+    for _ in range(4):
+        relay.kernel.calls.clear()
+        relay.turn()
+        accepted.append(relay.kernel.calls.count("accept"))
+    assert accepted == [1, 2, 4, 8]
 
 
 @pytest.mark.parametrize("how", ["at once", "no delay", "pend"])

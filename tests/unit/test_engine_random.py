@@ -60,6 +60,7 @@ class Anything(RuleBasedStateMachine):
         pool=st.integers(1, 5),
         spare=st.integers(0, 3),
         edge_slots=st.sampled_from([0, 4, 100]),
+        rows=st.sampled_from([0, 2, 50]),
     )
     def begin(
         self,
@@ -70,11 +71,12 @@ class Anything(RuleBasedStateMachine):
         pool: int,
         spare: int,
         edge_slots: int,
+        rows: int,
     ) -> None:
         kernel = FakeKernel(
             descriptors=descriptors, send_buffer=send_buffer, window=window, pipe_slots=slots
         )
-        self.relay = Relay(kernel, pool=pool, spare=spare, edge_slots=edge_slots)
+        self.relay = Relay(kernel, pool=pool, spare=spare, edge_slots=edge_slots, rows=rows)
         self.kernel = kernel
         self.clients: list[Peer] = []
 

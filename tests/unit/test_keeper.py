@@ -7,26 +7,35 @@ import contextlib
 import os
 import signal
 import socket
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from types import SimpleNamespace
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
 
+from hardsplice import seal
 from hardsplice.channel import Channel, Kind, Note, Record, close_all
+from hardsplice.flowtable import RECORD_SIZE, End, read_record
 from hardsplice.keeper import (
+    DEAF_SECONDS,
     DEATHS_MAX,
     DELAYS,
+    TELL_SECONDS,
     WINDOW,
     Backoff,
     Keeper,
     describe_status,
+    is_denial,
     open_socket,
     wait_for,
 )
+from hardsplice.relay.engine import Listener
+from hardsplice.relay.main import Plan
 from hardsplice.relay.sockets import POOL_SIZE
+from hardsplice.relay.stats import Stats
 from tests.support.descriptors import open_descriptors
+from tests.support.fake_upward import Above, Timers
 
 # --- when to start again ---
 
@@ -86,6 +95,21 @@ def test_how_a_process_ended_in_words(status: int, words: str) -> None:
     assert describe_status(status) == words
 
 
+@pytest.mark.parametrize(
+    ("status", "denied"),
+    [
+        (0, False),
+        (signal.SIGKILL, False),
+        (signal.SIGSYS, True),
+        (signal.SIGSYS | 0x80, True),
+        (seal.STATUS << 8, True),
+        (1 << 8, False),
+    ],
+)
+def test_whether_it_tried_what_it_may_not(status: int, denied: bool) -> None:
+    assert is_denial(status) is denied
+
+
 def spawn(*command: str) -> int:
     return os.posix_spawnp(command[0], command, os.environ)
 
@@ -102,38 +126,6 @@ def test_a_child_that_does_not_leave_is_killed(leaves: bool) -> None:
 # --- what a relay may ask ---
 
 
-@dataclass
-class Above:
-    """Whom the keeper tells."""
-
-    said: list[Any] = field(default_factory=list)
-
-    def relay_ready(self) -> None:
-        self.said.append("ready")
-
-    def relay_lost(self, reason: str) -> None:
-        self.said.append(reason)
-
-    def note(self, kind: int, detail: int, index: int, text: bytes) -> None:
-        self.said.append((kind, detail, index, text))
-
-
-@dataclass
-class Timers:
-    """A loop that never runs."""
-
-    due: list[Any] = field(default_factory=list)
-
-    def add(self, *_: object) -> None:
-        pass
-
-    def remove(self, *_: object) -> None:
-        pass
-
-    def after(self, seconds: float, callback: object) -> None:
-        self.due.append((seconds, callback))
-
-
 Stand = tuple[Keeper, Above, Channel]
 
 
@@ -141,8 +133,20 @@ Stand = tuple[Keeper, Above, Channel]
 def stand() -> Iterator[Stand]:
     """A keeper whose relay is a process that does nothing, and the relay's end of the channel."""
     above = Above()
-    plan = SimpleNamespace(families=(0,))
-    keeper = Keeper(cast(Any, plan), cast(Any, Timers()), above)
+    plan = Plan(
+        direction="inbound",
+        workers=1,
+        listeners=(),
+        families=(0,),
+        pipe_size=4096,
+        filter=b"",
+        stats=Stats(8),
+        trace=False,
+        log_flows=True,
+        has_ruleset=False,
+        strict=False,
+    )
+    keeper = Keeper(plan, cast(Any, Timers()), above)
     pid = spawn("sleep", "1000")
     keeper.channel, theirs = Channel.pair()
     keeper.pid, keeper.pidfd = pid, os.pidfd_open(pid)
@@ -150,7 +154,8 @@ def stand() -> Iterator[Stand]:
     with contextlib.suppress(ProcessLookupError, ChildProcessError):
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-    os.close(keeper.pidfd)
+    if keeper.pidfd >= 0:
+        os.close(keeper.pidfd)
     if keeper.channel is not None:
         keeper.channel.close()
     theirs.close()
@@ -181,9 +186,12 @@ def test_a_relay_gets_the_sockets_that_it_asks_for(stand: Stand) -> None:
         Record(Kind.ASK, 200, detail=1),
         Record(Kind.NOTE, Note.RESTARTED),
         Record(Kind.NOTE, Note.SOCKETS),
+        Record(Kind.FLOW, End.FIN),
+        Record(Kind.FLOW, End.FIN, text=bytes(RECORD_SIZE)),
         Record(Kind.LISTENERS),
         Record(Kind.SOCKETS),
         Record(Kind.GO),
+        Record(Kind.LOOK),
         Record(0),
         Record(255),
     ],
@@ -199,6 +207,26 @@ def test_a_relay_that_asks_for_anything_else_is_ended(stand: Stand, record: Reco
     keeper._hear_out()
     assert above.said == [], "what it says after that is not heard"
     assert os.WTERMSIG(os.waitpid(keeper.pid, 0)[1]) == signal.SIGKILL
+
+
+@pytest.mark.parametrize("breach", [True, False])
+def test_a_relay_that_breaks_the_rules_is_counted_as_one(stand: Stand, breach: bool) -> None:
+    keeper, above, relay = stand
+    relay.send(Record(Kind.READY))
+    keeper._on_channel()
+    if breach:
+        relay.send(Record(Kind.GO))
+        keeper._on_channel()
+    else:
+        os.kill(keeper.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, keeper.pid, os.WEXITED | os.WNOWAIT)
+    keeper._on_exit()
+    counted = keeper.plan.stats.snapshot()
+    assert (counted["restarts"], counted["denied_records"]) == (1, int(breach))
+    assert counted["denied_calls"] == 0
+    kind, _, _, text = above.said[1]
+    assert kind == Note.RESTARTED
+    assert (b"protocol" in text) == breach
 
 
 def test_descriptors_from_a_relay_are_closed_and_end_it(stand: Stand) -> None:
@@ -225,9 +253,86 @@ def test_ready_is_told_once_and_notes_are_passed_on(stand: Stand) -> None:
     relay.send(Record(Kind.READY))
     relay.send(Record(Kind.READY))
     relay.send(Record(Kind.NOTE, Note.REFUSED, 5, 111, b"text"))
-    for _ in range(3):
+    relay.send(Record(Kind.YIELD))
+    for _ in range(4):
         keeper._on_channel()
-    assert above.said == ["ready", (Note.REFUSED, 111, 5, b"text")]
+    assert above.said == ["ready", (Note.REFUSED, 111, 5, b"text"), "yields"]
+
+
+def test_an_answer_is_passed_on_once_for_each_question(stand: Stand) -> None:
+    keeper, above, relay = stand
+    relay.send(Record(Kind.PONG))
+    keeper._on_channel()
+    assert above.said == [], "nobody has asked"
+    keeper.ask_alive()
+    asked = relay.receive(wait=False)
+    assert asked is not None
+    assert asked.kind == Kind.PING
+    for _ in range(2):
+        relay.send(Record(Kind.PONG))
+        keeper._on_channel()
+    assert above.said == ["alive"]
+
+
+def test_a_relay_that_was_being_replaced_answers_by_being_there(stand: Stand) -> None:
+    keeper, above, relay = stand
+    keeper.was_ready = True
+    assert keeper.channel is not None
+    keeper.is_cut_off = True
+    keeper.ask_alive()
+    keeper.is_cut_off = False
+    relay.send(Record(Kind.READY))
+    keeper._on_channel()
+    assert above.said == ["alive"]
+
+
+def flow(stats: Stats) -> int:
+    """A row in a relay's table: where it is."""
+    assert stats.flows is not None
+    at = stats.flows.positions()[0]
+    client, target = (bytes(15) + b"\1", 4000), (bytes(15) + b"\1", 80)
+    stats.flows.open(at, 3, client, target, time.monotonic())
+    stats.count[at] = 17
+    return at
+
+
+def test_a_flow_s_end_is_passed_on_as_it_is(stand: Stand) -> None:
+    keeper, above, relay = stand
+    stats = keeper.plan.stats
+    assert stats.flows is not None
+    row = stats.flows.close(flow(stats), stats.count, time.monotonic())
+    relay.send(Record(Kind.FLOW, End.TIMEOUT, text=row))
+    keeper._on_channel()
+    assert above.said == [(End.TIMEOUT, row)]
+
+
+def test_an_end_that_nobody_asked_for_is_a_breach(stand: Stand) -> None:
+    keeper, above, relay = stand
+    stats = keeper.plan.stats
+    assert stats.flows is not None
+    row = stats.flows.close(flow(stats), stats.count, time.monotonic())
+    keeper.plan = replace(keeper.plan, log_flows=False)
+    relay.send(Record(Kind.FLOW, End.FIN, text=row))
+    keeper._on_channel()
+    assert keeper.is_cut_off
+    assert above.said == []
+
+
+def test_flows_of_a_relay_that_was_killed_are_reported_and_their_bytes_are_kept(
+    stand: Stand,
+) -> None:
+    keeper, above, _ = stand
+    flow(keeper.plan.stats)
+    keeper.was_ready = True
+    os.kill(keeper.pid, signal.SIGKILL)
+    keeper._on_exit()
+    end, row = above.said[0]
+    assert read_record(end, row).end is End.RELAY_DIED
+    assert read_record(end, row).flow.bytes_to_target == 17
+    assert keeper.plan.stats.flows is not None
+    assert list(keeper.plan.stats.flows) == []
+    assert keeper.plan.stats.snapshot()["bytes_to_target"] == 17
+    assert keeper.plan.stats.snapshot()["restarts"] == 1
 
 
 @pytest.mark.parametrize("family", [0, 1])
@@ -236,3 +341,80 @@ def test_a_pooled_socket_is_ready_to_be_connected(family: int) -> None:
     assert not os.get_inheritable(fd)
     assert not os.get_blocking(fd)
     close_all([fd])
+
+
+# --- what a relay is told ---
+
+
+def listener(stand: Stand, index: int) -> Listener:
+    """A listener whose descriptor is some that is open."""
+    return Listener(stand[2].fileno(), (), (), index)
+
+
+def heard(relay: Channel) -> list[tuple[int, int]]:
+    """Kind and index of each record that the relay has been sent."""
+    found = []
+    with contextlib.suppress(BlockingIOError):
+        while record := relay.receive(wait=False):
+            found.append((record.kind, record.index))
+            close_all(record.fds)
+    return found
+
+
+def test_a_relay_and_its_successors_learn_of_listeners(stand: Stand) -> None:
+    keeper, _, relay = stand
+    for index in (3, 4):
+        keeper.add(listener(stand, index))
+    keeper.remove(3, reset_flows=False)
+    assert heard(relay) == [(Kind.SERVE, 3), (Kind.SERVE, 4), (Kind.CLOSE, 3)]
+    assert [one.index for one in keeper.plan.listeners] == [4]
+
+
+def test_what_a_full_channel_does_not_take_is_told_later_in_order(stand: Stand) -> None:
+    keeper, _, relay = stand
+    timers = cast(Timers, keeper.loop)
+    count = 0
+    while not keeper.untold:
+        count += 1
+        keeper.add(listener(stand, count))
+    keeper.add(listener(stand, count + 1))
+    keeper.remove(count, reset_flows=False)  # of which the relay has not heard
+    keeper.remove(1, reset_flows=True)
+    told = [(Kind.SERVE, index) for index in range(1, count)]
+    assert heard(relay) == told
+    ((seconds, again),) = timers.due
+    assert seconds == TELL_SECONDS
+    again()
+    assert heard(relay) == [(Kind.SERVE, count + 1), (Kind.CLOSE, 1)]
+    assert not keeper.untold
+
+
+def test_a_relay_that_does_not_read_is_ended(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its successor learns of all listeners at its start."""
+    keeper, _, _ = stand
+    timers = cast(Timers, keeper.loop)
+    while not keeper.untold:
+        keeper.add(listener(stand, len(keeper.plan.listeners)))
+    later = time.monotonic() + DEAF_SECONDS + 1
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    timers.due.pop()[1]()
+    assert keeper.is_cut_off
+    assert "does not read" in keeper.last_words
+    assert timers.due == []
+
+
+def test_sockets_that_a_full_channel_does_not_take_are_asked_for_again(stand: Stand) -> None:
+    """Otherwise the relay would wait for them for ever."""
+    keeper, _, relay = stand
+    timers = cast(Timers, keeper.loop)
+    while not keeper.untold:
+        keeper.add(listener(stand, len(keeper.plan.listeners)))
+    timers.due.clear()
+    before = open_descriptors()
+    relay.send(Record(Kind.ASK, 0, detail=2))
+    keeper._on_channel()
+    assert open_descriptors() == before
+    heard(relay)
+    ((_, again),) = timers.due
+    again()
+    assert [kind for kind, _ in heard(relay)] == [Kind.SOCKETS]

@@ -88,6 +88,9 @@ def test_the_sections_of_a_manual_are_there_and_in_order() -> None:
         "DESCRIPTION",
         "OPTIONS",
         "PORT SPECIFICATIONS",
+        "LOG",
+        "SERVICES",
+        "CONTROL SOCKET",
         "SIGNALS",
         "ENVIRONMENT",
         "FILES",
@@ -121,7 +124,7 @@ def test_the_grammar_is_that_of_the_module() -> None:
         lines = [line.strip() for line in text.splitlines() if ":=" in line]
         return [re.sub(r"   +\(.*", "", line) for line in lines]
 
-    assert len(grammar(SOURCE)) == 6
+    assert len(grammar(SOURCE)) == 7
     assert grammar(SOURCE) == grammar(spec.__doc__ or "")
 
 
@@ -136,7 +139,17 @@ def test_the_spec_examples_mean_what_they_say() -> None:
     counts["All but these two and the ephemeral ones."] = everything - 2
     counts["All but the ephemeral ones, on the loopback address only."] = everything
     seen = set()
+    autos = {
+        "Whatever is listened on over there, except ephemeral ports.": (everything, None),
+        "The same, from port 1024 on, ephemeral ports too, without one.": (65535 - 1024, None),
+        "The same for clients on this machine only.": (everything, "127.0.0.1"),
+    }
     for text, meaning in spec_examples():
+        if "auto" in text:
+            (auto,) = ports.lay_out([text], ephemeral=EPHEMERAL, option="-t").autos
+            address = str(auto.address) if auto.address else None
+            assert (len(auto.listening_ports()), address) == autos.pop(meaning), text
+            continue
         forwards = ports.parse([text], ephemeral=EPHEMERAL, option="-t")
         if meaning in counts:
             assert len(forwards) == counts[meaning], text
@@ -148,6 +161,7 @@ def test_the_spec_examples_mean_what_they_say() -> None:
         if len(numbers) > 1:
             assert first.target_port == numbers[1], text
     assert seen == set(counts)
+    assert autos == {}
     assert len(spec_examples()) >= 15
 
 

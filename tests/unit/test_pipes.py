@@ -10,7 +10,13 @@ import os
 import pytest
 
 from hardsplice.relay.kernel import Kernel
-from hardsplice.relay.pipes import MAX_PIPE_SIZE, MIN_PIPE_SIZE, PipePool, probe_size
+from hardsplice.relay.pipes import (
+    MAX_PIPE_SIZE,
+    MIN_PIPE_SIZE,
+    PipePool,
+    probe_size,
+    size_of_next,
+)
 from tests.support.descriptors import open_descriptors
 from tests.support.fake_kernel import FakeKernel, ReadEnd
 
@@ -201,3 +207,26 @@ def test_a_pool_is_trimmed_from_its_cold_end() -> None:
     assert pool.spare == [warmest]
     pool.trim(0)
     assert kernel.table == {}
+
+
+# --- many at once ---
+
+
+def test_an_ordinary_users_allowance_lasts_for_384_blocked_flows() -> None:
+    kernel = Allowance(each=1024 * KIB, soft=64 * 1024 * KIB, descriptors=1000)
+    pool = PipePool(kernel, probe_size(kernel), 32)
+    pool.fill()
+    taken = [pool.take() for _ in range(385)]
+    sizes = [pipe.size for pipe in taken if pipe]
+    assert min(sizes[:384]) == 64 * KIB
+    assert sizes[384] == 8 * KIB  # what the kernel gives to who has used up the allowance
+    assert sizes.count(1024 * KIB) == 32
+
+
+@pytest.mark.parametrize("keep", [2, 8, 32])
+@pytest.mark.parametrize("size", [MIN_PIPE_SIZE, BORN, MAX_PIPE_SIZE])
+def test_pipes_beyond_the_pools_own_get_smaller_and_never_too_small(size: int, keep: int) -> None:
+    sizes = [size_of_next(opened, size, keep) for opened in range(8 * keep)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[:keep] == [size] * keep
+    assert sizes[-1] == max(size // 16, MIN_PIPE_SIZE)

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hardsplice.errors import Failure
-from hardsplice.ports import Address, Forward, parse
+from hardsplice.ports import Address, Auto, Forward, Layout, lay_out, parse
 
 EPHEMERAL = (32768, 60999)
 NOT_EPHEMERAL = 65535 - (60999 - 32768 + 1)
@@ -207,8 +207,12 @@ def test_a_port_given_by_number_takes_it_from_an_overlapping_all(specs: tuple[st
     ("spec", "offending", "next_step"),
     [
         ("", "''", "write the ports, or none"),
-        ("auto", "'auto' is not available yet", "name the ports, or write all"),
-        ("80,auto", "'auto' stands alone", "leave out the rest"),
+        ("80:10.0.0.5,auto", "'10.0.0.5' is a target that auto can't watch", "leave out the"),
+        ("all:10.0.0.5,auto", "'10.0.0.5' is a target that auto can't watch", "leave out the"),
+        ("auto:81", "'auto' is not a port", "from 1 to 65535"),
+        ("~auto", "'auto' is not a port", "from 1 to 65535"),
+        ("80:auto", "'auto' is not an IP address", "names are not looked up"),
+        ("80:81,80:82,auto", "port 80 on every address would have two targets", "leave out one"),
         ("80,none", "'none' stands alone", "leave out the rest"),
         ("0", "'0' is not a port", "from 1 to 65535"),
         ("0-5", "'0' in '0-5' is not a port", "from 1 to 65535"),
@@ -266,7 +270,7 @@ def test_a_refusal_quotes_what_is_wrong_and_names_the_next_step(
     spec: str, offending: str, next_step: str
 ) -> None:
     message = refusal(spec)
-    assert message.startswith("cannot parse -t '")
+    assert message.startswith("cannot parse -t")
     assert offending in message
     assert next_step in message
     assert message.isprintable()
@@ -341,6 +345,104 @@ def test_every_port_at_once_is_quick() -> None:
     assert len(found) == 65535 - 4001 - 3
     # Quadratic work on 65,535 ports takes minutes; this takes about 0.2 s.
     assert took < 5
+
+
+# auto
+
+
+def autos(*specs: str, families: tuple[int, ...] = (4, 6)) -> list[Auto]:
+    return laid_out(*specs, families=families).autos
+
+
+def laid_out(*specs: str, families: tuple[int, ...] = (4, 6)) -> Layout:
+    return lay_out(specs, ephemeral=EPHEMERAL, option="-t", families=families)
+
+
+def pairs(auto: Auto) -> set[tuple[int, int]]:
+    return {(port, port + shift) for run, shift in auto.runs for port in run}
+
+
+def test_auto_alone_watches_all_but_the_ephemeral_ports() -> None:
+    (auto,) = autos("auto")
+    assert auto == Auto(None, None, None, ((range(1, 32768), 0), (range(61000, 65536), 0)))
+    assert autos("all,auto") == [auto]
+    assert laid_out("auto").forwards == []
+
+
+@pytest.mark.parametrize(
+    ("specs", "expected"),
+    [
+        (("auto,80-82",), {(80, 80), (81, 81), (82, 82)}),
+        (("80-82,auto,~81",), {(80, 80), (82, 82)}),
+        (("80-82,auto", "~81"), {(80, 80), (82, 82)}),
+        (("8080:80,auto",), {(8080, 80)}),
+        (("1000-1002:2000-2002,~1001,auto",), {(1000, 2000), (1002, 2002)}),
+        (("auto,40000",), {(40000, 40000)}),
+        (("auto,80", "auto,81"), {(80, 80), (81, 81)}),
+        (("auto,80,~80",), set()),
+    ],
+)
+def test_ranges_limit_auto(specs: tuple[str, ...], expected: set[tuple[int, int]]) -> None:
+    (auto,) = autos(*specs)
+    assert pairs(auto) == expected
+    assert auto.listening_ports() == {port for port, _ in expected}
+    assert auto.target_ports() == {target for _, target in expected}
+    for port, target in expected:
+        assert list(auto.forwards(target)) == [Forward(None, None, port, None, target, False)]
+
+
+def test_exclusions_narrow_auto_and_a_number_beside_it_has_its_own_target() -> None:
+    (auto,) = autos("auto,~22")
+    assert len(pairs(auto)) == NOT_EPHEMERAL - 1
+    assert list(auto.forwards(22)) == []
+    (auto,) = autos("auto,all,8080:80")
+    assert {(8080, 80), (80, 80)} <= pairs(auto)
+    assert (8080, 8080) not in pairs(auto)
+    assert [one.port for one in auto.forwards(80)] == [80, 8080]
+
+
+def test_each_listening_address_has_an_auto_of_its_own() -> None:
+    first, second, third = autos("127.0.0.1/auto", "::1/auto,80", "%lo/auto,81")
+    assert first.address == IPv4Address("127.0.0.1")
+    assert (second.address, pairs(second)) == (IPv6Address("::1"), {(80, 80)})
+    assert (third.interface, pairs(third)) == ("lo", {(81, 81)})
+
+
+def test_ports_and_auto_stand_beside_each_other() -> None:
+    layout = laid_out("8080:80", "auto", "~22")
+    assert [(one.port, one.target_port) for one in layout.forwards] == [(8080, 80)]
+    (auto,) = layout.autos
+    assert list(auto.forwards(22)) == []
+
+
+def test_one_family_narrows_auto() -> None:
+    (auto,) = autos("auto", families=(4,))
+    assert (str(auto.address), str(auto.target)) == ("0.0.0.0", "127.0.0.1")
+
+
+def test_none_and_auto_contradict_each_other() -> None:
+    assert "leave out one of the two" in refusal("none", "auto")
+
+
+def test_where_ports_have_to_be_named_auto_is_refused() -> None:
+    assert "'auto' can't be asked for here; name the ports" in refusal("auto")
+
+
+@given(
+    first=st.integers(1, 65000),
+    count=st.integers(1, 500),
+    shift=st.integers(-64000, 64000),
+    excluded=st.sets(st.integers(1, 65535), max_size=5),
+)
+def test_auto_and_the_same_ports_without_it_have_the_same_pairs(
+    first: int, count: int, shift: int, excluded: set[int]
+) -> None:
+    last = min(first + count - 1, 65535)
+    start = min(max(first + shift, 1), 65535 - (last - first))
+    spec = f"{first}-{last}:{start}-{start + last - first}"
+    spec += "".join(f",~{port}" for port in excluded)
+    (auto,) = autos(f"{spec},auto")
+    assert pairs(auto) == {(one.port, one.target_port) for one in forwards(spec)}
 
 
 # Properties

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Whom keepers and crews tell (keeper.Upward, crew.Upward), and a loop that never runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Above:
+    """Remembers what it was told."""
+
+    said: list[Any] = field(default_factory=list)
+
+    def relay_ready(self) -> None:
+        self.said.append("ready")
+
+    def relay_alive(self) -> None:
+        self.said.append("alive")
+
+    def relay_yields(self) -> None:
+        self.said.append("yields")
+
+    relays_ready, relays_alive = relay_ready, relay_alive
+
+    def relay_lost(self, reason: str) -> None:
+        self.said.append(reason)
+
+    def note(self, kind: int, detail: int, index: int, text: bytes) -> None:
+        self.said.append((kind, detail, index, text))
+
+    def flow_ended(self, end: int, row: bytes) -> None:
+        self.said.append((end, row))
+
+
+@dataclass
+class Timers:
+    """Remembers what is due, and when."""
+
+    due: list[Any] = field(default_factory=list)
+
+    def add(self, *_: object) -> None:
+        pass
+
+    def remove(self, *_: object) -> None:
+        pass
+
+    def after(self, seconds: float, callback: object) -> None:
+        self.due.append((seconds, callback))

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What makes and ends listeners for the registry of ports (forwarding.Worker), without any."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from hardsplice.errors import Failure
+from hardsplice.forwarding import Direction
+from hardsplice.ports import Forward
+
+
+@dataclass
+class FakeWorker:
+    """Does what it is told, unless a port is taken or all fails; at once, or, where there is a list
+    for that, when a test says so.
+    """
+
+    taken: set[int] = field(default_factory=set)
+    fails: Failure | None = None
+    done: list[tuple[str, int]] = field(default_factory=list)
+    reset: list[int] = field(default_factory=list)  # ports whose flows were reset
+    later: list[Callable[[], None]] | None = None
+
+    def add(
+        self,
+        index: int,
+        direction: Direction,
+        forward: Forward,
+        done: Callable[[Failure | None], None],
+    ) -> None:
+        def outcome() -> None:
+            if self.fails is not None:
+                done(self.fails)
+            elif forward.port in self.taken:
+                done(Failure("listen on", f"port {forward.port}", "in use"))
+            else:
+                self.done.append(("add", forward.port))
+                done(None)
+
+        self.do(outcome)
+
+    def remove(
+        self, index: int, direction: Direction, *, reset_flows: bool, done: Callable[[], None]
+    ) -> None:
+        self.done.append(("remove", index))
+        if reset_flows:
+            self.reset.append(index)
+        self.do(done)
+
+    def do(self, outcome: Callable[[], None]) -> None:
+        if self.later is None:
+            outcome()
+        else:
+            self.later.append(outcome)

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The host monitor as the control socket's routes see it: what it tells is what is in shared
+memory, and an error of ours costs one request.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from ipaddress import IPv4Address
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from hardsplice import linux
+from hardsplice.control import host
+from hardsplice.control.host import Control, HostWorld
+from hardsplice.control.http import Request, Response
+from hardsplice.control.server import Admission
+from hardsplice.flowlog import Traffic
+from hardsplice.forwarding import Ports
+from hardsplice.log import Level, Log
+from hardsplice.relay import stats as count
+from hardsplice.relay.stats import Stats
+
+
+@pytest.fixture
+def world() -> HostWorld:
+    """A monitor with one relay inbound and two outbound."""
+    traffic = [Traffic("inbound", [Stats(8)]), Traffic("outbound", [Stats(8), Stats(8)])]
+    monitor = SimpleNamespace(
+        host=SimpleNamespace(traffic=traffic, missing=["Landlock"]),
+        registry=Ports([], 1, frozenset(), None, lambda _: None),
+        log=Log(Level.ERROR, "text", ""),
+        loop=None,
+    )
+    control = Control(-1, Admission(frozenset(), None), (4, 6), "process 7", 7, time.monotonic())
+    return HostWorld(cast(Any, monitor), control)
+
+
+def ask(world: HostWorld, path: str) -> Response:
+    answers: list[Response] = []
+    world.handle(Request("GET", path, "", b"", True), answers.append)
+    (answer,) = answers
+    return answer
+
+
+def test_what_relays_wrote_is_told(world: HostWorld) -> None:
+    outbound = world.monitor.host.traffic[1].stats[1]
+    outbound.count[count.ACCEPTED] = 5
+    outbound.gauges()[0] = 9
+    assert outbound.flows is not None
+    at = outbound.flows.positions()[0]
+    client = linux.endpoint(linux.sockaddr(IPv4Address("192.0.2.1"), 40000))
+    outbound.flows.open(at, 3, client, client, time.monotonic())
+    (flow,) = json.loads(ask(world, "/v1/flows").body)["flows"]
+    assert (flow["direction"], flow["port"], flow["client"]) == ("outbound", 3, "192.0.2.1:40000")
+    now = world.snapshot()
+    assert [(relay.direction, relay.number) for relay in now.relays] == [
+        ("inbound", 0), ("outbound", 0), ("outbound", 1),
+    ]  # fmt: skip
+    assert now.relays[2].counters["accepted"] == 5
+    assert now.relays[2].gauges["pipes_open"] == 9
+    assert now.relays[2].states["connecting"] == 1
+    assert (now.pid, now.lacking, now.served_pid) == (os.getpid(), ("Landlock",), 7)
+
+
+@pytest.mark.parametrize("path", ["/v1/status", "/v1/flows", "/v1/audit", "/v1/info", "/metrics"])
+def test_every_route_has_an_answer(world: HostWorld, path: str) -> None:
+    assert ask(world, path).status == 200
+
+
+def test_an_error_of_ours_costs_one_request_and_is_logged(
+    world: HostWorld, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("by zero")
+
+    monkeypatch.setattr(host, "dispatch", fail)
+    answer = ask(world, "/v1/status")
+    assert (answer.status, answer.close) == (500, True)
+    said = "cannot answer a request: ZeroDivisionError: by zero"
+    assert json.loads(answer.body) == {"message": said}
+    assert capfd.readouterr().err == f"hardsplice: {said}\n"

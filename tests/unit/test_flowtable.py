@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The flow table: what a relay writes is what monitors read; what makes no sense hurts nobody."""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+import time
+from ipaddress import IPv4Address, IPv6Address
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from hardsplice import linux
+from hardsplice.flowtable import (
+    RECORD_SIZE,
+    WORDS_A_ROW,
+    End,
+    FlowRow,
+    FlowTable,
+    Nonsense,
+    State,
+    read_record,
+)
+from hardsplice.relay.stats import COUNTERS, LATENCY_BOUNDS, Stats, count_latency
+
+CLIENT = linux.endpoint(linux.sockaddr(IPv4Address("192.0.2.1"), 40000))
+TARGET = linux.endpoint(linux.sockaddr(IPv6Address("2001:db8::1"), 443))
+OTHER = linux.endpoint(linux.sockaddr(IPv4Address("127.0.0.1"), 80))
+
+
+def made(rows: int = 4) -> tuple[Stats, FlowTable]:
+    stats = Stats(rows)
+    assert stats.flows is not None
+    return stats, stats.flows
+
+
+def test_a_row_says_what_was_written() -> None:
+    stats, table = made()
+    at = table.positions()[1]
+    table.open(at, 7, CLIENT, OTHER, 12.5)
+    assert [row.state for row in table] == [State.CONNECTING]
+    table.aim(at, TARGET)
+    table.mark(at, State.ESTABLISHED)
+    stats.count[at], stats.count[at + 1] = 17, 2**63
+    assert list(table) == [
+        FlowRow(
+            listener=7,
+            client=(IPv4Address("192.0.2.1"), 40000),
+            target=(IPv6Address("2001:db8::1"), 443),
+            started=12.5,
+            bytes_to_target=17,
+            bytes_to_client=2**63,
+            state=State.ESTABLISHED,
+        )
+    ]
+
+
+def test_an_end_carries_the_row_and_the_time() -> None:
+    stats, table = made()
+    at = table.positions()[0]
+    table.open(at, 7, CLIENT, TARGET, 10.0)
+    stats.count[at] = 5
+    ended = read_record(End.CLIENT_RESET, table.close(at, stats.count, 12.5))
+    assert (ended.end, ended.seconds, ended.flow.bytes_to_target) == (End.CLIENT_RESET, 2.5, 5)
+    assert list(table) == []
+
+
+def test_bytes_are_counted_once_wherever_they_stand() -> None:
+    stats, table = made()
+    first, second = table.positions()[:2]
+    for at in (first, second):
+        table.open(at, 0, CLIENT, TARGET, 0.0)
+    stats.count[0] = 1
+    stats.count[first] = 10
+    stats.count[second + 1] = 100
+    before = stats.snapshot()
+    assert (before["bytes_to_target"], before["bytes_to_client"]) == (11, 100)
+    table.close(first, stats.count, 1.0)
+    table.close(second, stats.count, 1.0)
+    assert stats.snapshot() == before
+
+
+def test_what_a_dead_relay_left_is_closed_and_the_rows_are_free_again() -> None:
+    stats, table = made()
+    for at in table.positions():
+        table.open(at, 0, CLIENT, TARGET, 0.0)
+        stats.count[at] = 3
+    rows = table.close_all(stats.count, 1.0)
+    assert len(rows) == table.capacity
+    assert stats.snapshot()["bytes_to_target"] == 3 * table.capacity
+    assert list(table) == []
+    assert table.close_all(stats.count, 2.0) == []
+
+
+def test_a_process_forked_later_reads_what_another_one_writes() -> None:
+    stats, table = made()
+    ready, told = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        at = table.positions()[0]
+        table.open(at, 1, CLIENT, TARGET, time.monotonic())
+        stats.count[at] = 9
+        os.write(told, b"\n")
+        os._exit(0)
+    assert os.read(ready, 1) == b"\n"
+    os.waitpid(pid, 0)
+    os.close(ready)
+    os.close(told)
+    assert [row.bytes_to_target for row in table] == [9], "although the writer is gone"
+
+
+def test_without_a_table_there_is_no_memory_for_it() -> None:
+    assert Stats().flows is None
+    assert len(Stats(1).count) - len(Stats().count) == FlowTable.HEAD_WORDS + WORDS_A_ROW
+    assert set(Stats().snapshot()) == set(COUNTERS)
+
+
+# --- a hostile relay ---
+
+
+@given(st.binary(min_size=8 * (2 + 3 * WORDS_A_ROW), max_size=8 * (2 + 3 * WORDS_A_ROW)))
+@example(b"\xff" * 8 * (2 + 3 * WORDS_A_ROW))
+@example((struct.pack("=QQ", 1, 3) + struct.pack("=QQII", 2**64 - 1, 1, 2, 2)).ljust(232, b"\xff"))
+def test_whatever_stands_in_the_memory_monitors_can_live_with_it(noise: bytes) -> None:
+    stats, table = made(3)
+    first = len(stats.count) - len(noise) // 8
+    stats.count[first:] = memoryview(noise).cast("Q")
+    stats.count[0] = 2**64 - 1
+    for row in table:
+        assert math.isfinite(row.started)
+        assert row.state in (State.CONNECTING, State.ESTABLISHED, State.HALF_CLOSED)
+    stats.snapshot()
+    for record in table.close_all(stats.count, 1.0):
+        read_record(End.RELAY_DIED, record)
+    assert list(table) == []
+    at = table.positions()[0]
+    table.open(at, 0, CLIENT, TARGET, 0.0)
+    assert len(list(table)) == 1, "the next relay's table is in order"
+
+
+@given(st.integers(0, 255), st.binary(max_size=RECORD_SIZE + 1))
+def test_a_record_that_makes_no_sense_is_refused(end: int, text: bytes) -> None:
+    try:
+        ended = read_record(end, text)
+    except Nonsense:
+        return
+    assert math.isfinite(ended.seconds)
+    assert ended.seconds >= 0
+
+
+def test_each_part_of_a_record_is_looked_at() -> None:
+    stats, table = made()
+    at = table.positions()[0]
+    table.open(at, 0, CLIENT, TARGET, 0.0)
+    good = table.close(at, stats.count, 1.0)
+    assert read_record(End.FIN, good).end is End.FIN
+    bad_state = good[:16] + struct.pack("=I", 9) + good[20:]
+    free = good[:16] + struct.pack("=I", 0) + good[20:]
+    bad_start = good[:32] + struct.pack("=d", math.nan) + good[40:]
+    endless = good[:-8] + struct.pack("=d", math.inf)
+    for end, text in (
+        (99, good), (End.FIN, good[:-1]), (End.FIN, good + b"x"), (End.FIN, bad_state),
+        (End.FIN, free), (End.FIN, bad_start), (End.FIN, endless),
+    ):  # fmt: skip
+        with pytest.raises(Nonsense):
+            read_record(end, text)
+
+
+# --- the histogram ---
+
+
+def test_latencies_are_counted_up_to_each_bound_and_in_all() -> None:
+    stats = Stats(1)
+    for seconds in (0.0, LATENCY_BOUNDS[0], 0.0002, 5.0, 60.0):
+        count_latency(stats.count, seconds)
+    latency = stats.connect_latency()
+    assert latency.counts[:2] == (2, 3)
+    assert latency.counts[-2:] == (4, 5)
+    assert len(latency.counts) == len(LATENCY_BOUNDS) + 1
+    assert latency.seconds == pytest.approx(65.0003)
+
+
+def test_flows_are_counted_by_state() -> None:
+    stats = Stats(8)
+    assert stats.flows is not None
+    assert stats.flows.states() == {"connecting": 0, "established": 0, "half_closed": 0}
+    ends = (bytes(16), 1), (bytes(16), 2)
+    positions = list(stats.flows.positions())
+    for at, state in zip(positions, (State.CONNECTING, *[State.ESTABLISHED] * 2), strict=False):
+        stats.flows.open(at, 0, *ends, 1.0)
+        stats.flows.mark(at, state)
+    assert stats.flows.states() == {"connecting": 1, "established": 2, "half_closed": 0}
+    stats.flows.mark(positions[0], State.HALF_CLOSED)
+    stats.flows.close(positions[1], stats.count, 2.0)
+    assert stats.flows.states() == {"connecting": 0, "established": 1, "half_closed": 1}
+    stats.count[positions[2] + 2] = 77  # what a relay that was taken over may write
+    assert stats.flows.states() == {"connecting": 0, "established": 0, "half_closed": 1}

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The registry of ports: what may be asked for, and who is told what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+
+import pytest
+
+from hardsplice.errors import Failure
+from hardsplice.forwarding import Conflict, Direction, Port, Ports, Source
+from hardsplice.ports import Forward
+
+BOTH: frozenset[Direction] = frozenset(("inbound", "outbound"))
+
+
+def forward(port: int, address: str | None = None, *, interface: str | None = None) -> Forward:
+    return Forward(ip_address(address) if address else None, interface, port, None, 80, True)
+
+
+@dataclass
+class Worker:
+    """Writes down what it is to do; `answer` makes it done."""
+
+    asked: list[tuple[object, ...]] = field(default_factory=list)
+    pending: list[Callable[..., None]] = field(default_factory=list)
+
+    def add(
+        self,
+        index: int,
+        direction: Direction,
+        forward: Forward,
+        done: Callable[[Failure | None], None],
+    ) -> None:
+        self.asked.append(("add", index, direction, forward.port))
+        self.pending.append(done)
+
+    def remove(
+        self, index: int, direction: Direction, *, reset_flows: bool, done: Callable[[], None]
+    ) -> None:
+        self.asked.append(("remove", index, direction, reset_flows))
+        self.pending.append(done)
+
+    def answer(self, *outcome: Failure | None) -> None:
+        self.pending.pop(0)(*outcome)
+
+
+class Stand:
+    """A registry, its worker, and what was answered."""
+
+    def __init__(
+        self, ports: list[Port] | None = None, directions: frozenset[Direction] = BOTH
+    ) -> None:
+        self.worker = Worker()
+        self.room = 100
+        first_free = 1 + max((port.id for port in ports or []), default=0)
+        self.ports = Ports(ports or [], first_free, directions, self.worker, self.check_room)
+        self.told: list[object] = []
+
+    def check_room(self, listening: int) -> None:
+        if listening > self.room:
+            raise Failure("run", "a relay", "descriptors are too few")
+
+    def add(self, port: int, direction: Direction = "inbound", address: str | None = None) -> None:
+        self.ports.add(direction, forward(port, address), Source.CONTROL, self.told.append)
+
+    def remove(self, port_id: int, *, reset: bool = False) -> None:
+        self.ports.remove(port_id, reset_flows=reset, done=self.told.append)
+
+    def reason(self) -> str:
+        """Of the last answer, which is a Failure."""
+        failure = self.told[-1]
+        assert isinstance(failure, Failure)
+        return failure.reason
+
+
+def test_a_port_is_listed_once_it_is_listened_on() -> None:
+    stand = Stand()
+    stand.add(8080)
+    assert stand.told == list(stand.ports.list()) == []
+    stand.worker.answer(None)
+    port = Port(1, "inbound", forward(8080), Source.CONTROL)
+    assert stand.told == list(stand.ports.list()) == [port]
+    assert stand.ports.find(1) == port
+
+
+def test_one_that_can_not_be_listened_on_is_not_and_may_be_asked_for_again() -> None:
+    stand = Stand()
+    failure = Failure("listen on", "port 8080", "Address already in use")
+    for number in (1, 2):
+        stand.add(8080)
+        stand.worker.answer(failure)
+        assert stand.told == [failure] * number
+    assert list(stand.ports.list()) == []
+
+
+def test_the_same_port_again_is_a_conflict_even_before_it_is_listened_on() -> None:
+    stand = Stand()
+    stand.add(8080)
+    stand.add(8080)
+    assert isinstance(stand.told[0], Conflict)
+    assert stand.told[0].conflict == 1
+    assert "id 1" in stand.reason()
+    stand.worker.answer(None)
+    stand.add(8080)
+    assert isinstance(stand.told[-1], Conflict)
+
+
+def test_another_direction_address_or_interface_is_another_port() -> None:
+    stand = Stand()
+    stand.add(8080)
+    stand.add(8080, "outbound")
+    stand.add(8080, address="127.0.0.1")
+    stand.ports.add("inbound", forward(8080, interface="lo"), Source.AUTO, stand.told.append)
+    assert stand.told == []
+    assert [row[1] for row in stand.worker.asked] == [1, 2, 3, 4]
+
+
+def test_ports_of_options_are_there_from_the_start_and_numbers_go_on_after_them() -> None:
+    first = Port(3, "outbound", forward(80), Source.OPTION)
+    stand = Stand([first])
+    assert list(stand.ports.list()) == [first]
+    stand.add(80, "outbound")
+    assert isinstance(stand.told[0], Conflict)
+    stand.add(81, "outbound")
+    stand.worker.answer(None)
+    assert [port.id for port in stand.ports.list()] == [3, 4]
+
+
+def test_a_number_is_never_used_again() -> None:
+    stand = Stand()
+    seen = []
+    for _ in range(5):
+        stand.add(8080)
+        stand.worker.answer(None)
+        (port,) = stand.ports.list()
+        seen.append(port.id)
+        stand.remove(port.id)
+        stand.worker.answer()
+    assert seen == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("reset", [True, False])
+def test_removing_is_told_once_it_is_done_and_hides_the_port_at_once(reset: bool) -> None:
+    stand = Stand([Port(1, "inbound", forward(80), Source.OPTION)])
+    stand.remove(1, reset=reset)
+    assert list(stand.ports.list()) == stand.told == []
+    assert stand.worker.asked == [("remove", 1, "inbound", reset)]
+    stand.remove(1)
+    assert "no port with that id" in stand.reason()
+    stand.told.clear()
+    stand.worker.answer()
+    assert stand.told == [None]
+
+
+def test_a_port_that_is_being_removed_may_be_asked_for_again() -> None:
+    stand = Stand([Port(1, "inbound", forward(80), Source.OPTION)])
+    stand.remove(1)
+    stand.add(80)
+    assert stand.worker.asked[1:] == [("add", 2, "inbound", 80)]
+
+
+def test_directions_that_were_not_to_change_do_not() -> None:
+    ports = [Port(1, "outbound", forward(80), Source.OPTION)]
+    stand = Stand(ports, frozenset(("inbound",)))
+    stand.add(81, "outbound")
+    assert "were not to change" in stand.reason()
+    stand.remove(1)
+    assert "were not to change" in stand.reason()
+    assert stand.worker.asked == []
+    assert list(stand.ports.list()) == ports
+
+
+def test_there_are_no_more_ports_a_direction_than_relays_have_descriptors_for() -> None:
+    stand = Stand()
+    stand.room = 2
+    for port in (1, 2, 3):
+        stand.add(port)
+    assert stand.reason() == "descriptors are too few"
+    assert len(stand.worker.asked) == 2
+    stand.add(3, "outbound")
+    stand.worker.answer(Failure("listen on", "port 1", "no"))
+    stand.add(3)
+    assert len(stand.worker.asked) == 4

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Listeners that are passed: how -t inherit is written, and the names under which ours are kept."""
+
+from __future__ import annotations
+
+import os
+import socket
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hardsplice.channel import close_all
+from hardsplice.cli import parse_args
+from hardsplice.errors import Failure
+from hardsplice.listeners import open_listener
+from hardsplice.passed import Passed, stored_name, to_drop_and_keep
+from hardsplice.ports import Forward, parse_inherited
+from hardsplice.relay.sockets import IPV4, IPV6
+from hardsplice.spec import Inherited
+from tests.support.descriptors import open_descriptors
+
+V6 = IPv6Address("fd00::5")
+
+
+@pytest.mark.parametrize(
+    ("text", "meaning"),
+    [
+        ("inherit:80", Inherited((), None, 80)),
+        ("inherit:web:80", Inherited(("web",), None, 80)),
+        ("inherit:web:tls:443", Inherited(("web", "tls"), None, 443)),
+        ("inherit:10.0.0.5/80", Inherited((), IPv4Address("10.0.0.5"), 80)),
+        ("inherit:web:10.0.0.5/80", Inherited(("web",), IPv4Address("10.0.0.5"), 80)),
+        ("inherit:web:[fd00::5]/80", Inherited(("web",), V6, 80)),
+        ("inherit:[fd00::5]/80", Inherited((), V6, 80)),
+    ],
+)
+def test_how_it_is_written(text: str, meaning: Inherited) -> None:
+    assert parse_inherited([text], option="-t") == [meaning]
+    assert parse_args(["-t", text, "1"]).inherited == (meaning,)
+
+
+@pytest.mark.parametrize(
+    ("specs", "words"),
+    [
+        (["inherit"], "no target"),
+        (["inherit:"], "not a port"),
+        (["inherit:web"], "not a port"),
+        (["inherit::80"], "empty name"),
+        (["inherit:web:0"], "not a port"),
+        (["inherit:web:80-81"], "not a port"),
+        (["inherit:web:host/80"], "not an IP address"),
+        (["inherit:web:[fd00::5/80"], "empty name"),
+        (["inherit:web:0.0.0.0/80"], "not an address to connect to"),
+        (["inherit:web: 80"], "space"),
+        (["inherit:web:80", "inherit:web:81"], "two of them want it"),
+        (["inherit:80", "inherit:81"], "leave out all but one"),
+    ],
+)
+def test_what_is_refused(specs: list[str], words: str) -> None:
+    with pytest.raises(Failure, match=words):
+        parse_inherited(specs, option="-t")
+
+
+@given(st.text(alphabet="inherit:[]/.0123456789abcdf ", max_size=30))
+def test_any_text_is_one_or_a_failure(text: str) -> None:
+    try:
+        (one,) = parse_inherited([f"inherit{text}"], option="-t")
+    except Failure:
+        return
+    assert 1 <= one.port <= 65535
+    assert all(one.names)
+
+
+def test_it_stands_beside_ports_but_not_beside_none() -> None:
+    options = parse_args(["-t", "inherit:80", "-t", "8080", "1"])
+    assert [forward.port for forward in options.inbound] == [8080]
+    assert len(options.inherited) == 1
+    with pytest.raises(Failure, match="leave out one of the two"):
+        parse_args(["-t", "inherit:80", "-t", "none", "1"])
+    with pytest.raises(Failure, match="listeners are passed on the host"):
+        parse_args(["-T", "inherit:80", "1"])
+    with pytest.raises(Failure, match="rules out"):
+        parse_args(["-4", "-t", "inherit:[::1]/80", "1"])
+
+
+# --- names ---
+
+ADDRESSES = st.one_of(st.none(), st.ip_addresses(v=4), st.ip_addresses(v=6))
+FORWARDS = st.builds(
+    Forward,
+    address=ADDRESSES,
+    interface=st.one_of(st.none(), st.text(st.characters(exclude_characters="\0"), min_size=1)),
+    port=st.integers(1, 65535),
+    target=st.none(),
+    target_port=st.just(80),
+    required=st.just(True),
+)
+
+
+@given(FORWARDS, FORWARDS)
+def test_each_listener_has_a_name_of_its_own_that_a_service_manager_takes(
+    one: Forward, other: Forward
+) -> None:
+    names = [stored_name("inbound", one), stored_name("inbound", other)]
+    assert (names[0] == names[1]) == (
+        (one.address, one.interface, one.port) == (other.address, other.interface, other.port)
+    )
+    assert stored_name("outbound", one) != names[0]
+    for name in names:
+        assert name.isascii()
+        assert name.isprintable()
+        assert ":" not in name
+
+
+# --- taking ---
+
+
+def passed(*items: tuple[str, socket.socket]) -> Passed:
+    return Passed([(name, one.detach()) for name, one in items])
+
+
+def test_passed_descriptors_leave_the_fixed_numbers_and_are_not_inherited() -> None:
+    before = open_descriptors()
+    left = passed(("web", socket.create_server(("127.0.0.1", 0))))
+    assert left.unclaimed() == ["web"]
+    (fd,) = open_descriptors() - before
+    assert fd > 6
+    assert not os.get_inheritable(fd)
+    os.close(fd)
+
+
+@pytest.mark.parametrize(
+    ("families", "address"),
+    [
+        *(((IPV4, IPV6), one) for one in (None, "127.0.0.1", "0.0.0.0", "::1", "::")),
+        *(((IPV4,), one) for one in (None, "127.0.0.1", "0.0.0.0")),
+        *(((IPV6,), one) for one in (None, "::1", "::")),
+    ],
+)
+def test_a_listener_that_was_opened_for_a_forward_is_taken_for_it_and_for_no_other(
+    families: tuple[int, ...], address: str | None
+) -> None:
+    chosen = None if address is None else ip_address(address)
+    template = Forward(chosen, None, 0, None, 80, required=True)
+    fd = open_listener(template, families)
+    with socket.socket(fileno=os.dup(fd)) as one:
+        port = one.getsockname()[1]
+    forward = Forward(chosen, None, port, None, 80, required=True)
+    left = Passed([(stored_name("inbound", forward), fd)])
+    others = [
+        Forward(chosen, None, port % 65535 + 1, None, 80, required=True),
+        Forward(IPv4Address("127.0.0.9"), None, port, None, 80, required=True),
+    ]
+    for other in others:
+        assert left.take("inbound", other, families) is None
+    assert left.take("outbound", forward, families) is None
+    taken = left.take("inbound", forward, families)
+    assert taken is not None
+    assert left.take("inbound", forward, families) is None, "once"
+    close_all([taken])
+
+
+def test_one_that_listens_elsewhere_under_its_name_is_not_taken() -> None:
+    forward = Forward(IPv4Address("127.0.0.1"), None, 1, None, 80, required=True)
+    name = stored_name("inbound", forward)
+    for wrong in (
+        socket.create_server(("127.0.0.1", 0)),
+        socket.socket(),
+        socket.socket(type=socket.SOCK_DGRAM),
+    ):
+        left = passed((name, wrong))
+        assert left.take("inbound", forward, (IPV4, IPV6)) is None
+        close_all([fd for _, fd in left._stored])
+
+
+def test_what_is_kept_changes_by_as_little_as_possible() -> None:
+    a, b, c = (socket.create_server(("127.0.0.1", 0)) for _ in range(3))
+    again = os.dup(b.fileno())  # the same socket by another number
+    stored = [("a", a.fileno()), ("b", b.fileno())]
+    current = [("b", again), ("c", c.fileno())]
+    assert to_drop_and_keep(stored, current) == (["a"], [("c", c.fileno())])
+    for one in (a, b, c):
+        one.close()
+    os.close(again)
+
+
+def listening(family: int, address: str, *, dual: bool = False) -> socket.socket:
+    one = socket.socket(family)
+    if family == socket.AF_INET6:
+        one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not dual)
+    one.bind((address, 0))
+    one.listen()
+    return one
+
+
+@pytest.mark.parametrize(
+    ("family", "address", "dual", "meaning"),
+    [
+        (socket.AF_INET, "127.0.0.1", False, IPv4Address("127.0.0.1")),
+        (socket.AF_INET, "0.0.0.0", False, IPv4Address("0.0.0.0")),
+        (socket.AF_INET6, "::1", False, IPv6Address("::1")),
+        (socket.AF_INET6, "::", False, IPv6Address("::")),
+        (socket.AF_INET6, "::", True, None),
+        (socket.AF_INET6, "::ffff:127.0.0.1", True, IPv4Address("127.0.0.1")),
+    ],
+)
+def test_a_passed_listener_is_a_forward_of_where_it_listens(
+    family: int, address: str, dual: bool, meaning: object
+) -> None:
+    one = listening(family, address, dual=dual)
+    port = one.getsockname()[1]
+    left = passed(("web", one))
+    ((forward, fd),) = left.inherit([Inherited(("web",), None, 80)])
+    assert (forward.address, forward.port, forward.target_port) == (meaning, port, 80)
+    assert not os.get_blocking(fd)
+    with socket.socket(fileno=fd) as taken:
+        assert taken.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+        assert taken.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+    assert left.unclaimed() == []
+
+
+def test_several_of_one_name_are_taken_together_and_ours_never() -> None:
+    forward = Forward(IPv4Address("127.0.0.1"), None, 1, None, 80, required=True)
+    left = passed(
+        ("web", listening(socket.AF_INET, "127.0.0.1")),
+        (stored_name("inbound", forward), listening(socket.AF_INET, "127.0.0.1")),
+        ("web", listening(socket.AF_INET, "127.0.0.1")),
+        ("other", listening(socket.AF_INET, "127.0.0.1")),
+    )
+    rest, web = Inherited((), None, 81), Inherited(("web",), None, 80)
+    taken = left.inherit([rest, web])
+    assert [forward.target_port for forward, _ in taken] == [80, 80, 81]
+    close_all([fd for _, fd in (*taken, *left._stored)])

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a service manager's environment says, what it is told, and when the watchdog is fed."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hardsplice.errors import Failure
+from hardsplice.service import VARIABLES, Manager, Notifier, Watchdog, forget, manager_of
+
+NOTHING = Manager(None, None, 0, ())
+
+
+def test_without_a_service_manager_there_is_nothing() -> None:
+    assert manager_of({}, 7) == NOTHING
+    assert manager_of(dict.fromkeys(VARIABLES, ""), 7) == NOTHING
+
+
+def test_all_that_a_service_manager_says() -> None:
+    environment = {
+        "NOTIFY_SOCKET": "/run/notify",
+        "WATCHDOG_USEC": "1500000",
+        "WATCHDOG_PID": "7",
+        "LISTEN_PID": "7",
+        "LISTEN_FDS": "2",
+        "LISTEN_FDNAMES": "web:hardsplice/inbound/8080",
+        "FDSTORE": "64",
+    }
+    passed = (("web", 3), ("hardsplice/inbound/8080", 4))
+    assert manager_of(environment, 7) == Manager("/run/notify", 1.5, 64, passed)
+    assert manager_of(environment, 8) == Manager("/run/notify", None, 64, ()), "to somebody else"
+    del environment["WATCHDOG_PID"]
+    assert manager_of(environment, 8).watchdog == 1.5, "to whoever reads it"
+
+
+@pytest.mark.parametrize("names", ["", "one", "one:two:three"])
+def test_names_that_do_not_fit_are_none(names: str) -> None:
+    environment = {"LISTEN_PID": "7", "LISTEN_FDS": "2", "LISTEN_FDNAMES": names}
+    assert manager_of(environment, 7).passed == (("unknown", 3), ("unknown", 4))
+
+
+@given(st.sampled_from(VARIABLES), st.text(max_size=30))
+def test_nonsense_is_nothing(name: str, value: str) -> None:
+    """But a number of descriptors, which there would have to be."""
+    if name not in ("WATCHDOG_USEC", "FDSTORE", "NOTIFY_SOCKET"):
+        assert manager_of({"LISTEN_PID": "x", name: value}, 7) == NOTHING
+    manager_of({name: value}, 7)
+
+
+def test_only_sockets_of_the_file_system_and_abstract_ones_are_known() -> None:
+    for path, known in (("@name", True), ("/name", True), ("vsock:2:1", False), ("name", False)):
+        assert (manager_of({"NOTIFY_SOCKET": path}, 7).notify is not None) is known
+
+
+def test_what_is_for_us_alone_is_taken_out() -> None:
+    environment = {**dict.fromkeys(VARIABLES, "x"), "HOME": "/"}
+    forget(environment)
+    assert environment == {"HOME": "/"}
+
+
+# --- what it is told ---
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[socket.socket]:
+    """The service manager's socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
+        end.bind(str(tmp_path / "notify"))
+        end.setblocking(False)
+        yield end
+
+
+def notifier(manager: socket.socket) -> Notifier:
+    return Notifier(manager.getsockname())
+
+
+def test_assignments_are_lines_of_one_message(manager: socket.socket) -> None:
+    told = notifier(manager)
+    told.say("READY=1", "STATUS=x")
+    told.status("two\nlines\x1b", "STOPPING=1")
+    assert manager.recv(1000) == b"READY=1\nSTATUS=x"
+    assert manager.recv(1000) == b"STOPPING=1\nSTATUS=two\\nlines\\x1b"
+
+
+def test_a_reload_says_since_when(manager: socket.socket) -> None:
+    notifier(manager).reloading()
+    reloading, when = manager.recv(1000).decode().split("\n")
+    assert reloading == "RELOADING=1"
+    assert when.startswith("MONOTONIC_USEC=")
+    assert int(when.partition("=")[2]) > 0
+
+
+def test_descriptors_go_with_their_names(manager: socket.socket) -> None:
+    told = notifier(manager)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        told.keep("a name", listener.fileno())
+        text, (fd,), _, _ = socket.recv_fds(manager, 1000, 2)
+        with socket.socket(fileno=fd) as got:
+            assert got.getsockname() == listener.getsockname()
+    assert text == b"FDSTORE=1\nFDNAME=a name"
+    told.drop("a name")
+    assert manager.recv(1000) == b"FDSTOREREMOVE=1\nFDNAME=a name"
+
+
+def test_a_manager_that_is_not_there_is_an_error_at_start_only(
+    tmp_path: Path, manager: socket.socket
+) -> None:
+    with pytest.raises(Failure, match="cannot reach the service manager at "):
+        Notifier(str(tmp_path / "nobody"))
+    told = notifier(manager)
+    manager.close()
+    told.say("READY=1")
+
+
+def test_nobody_to_tell_is_no_error() -> None:
+    told = Notifier(None)
+    told.say("READY=1")
+    told.keep("name", 0)
+    told.drop("name")
+    assert told.settle() == ()
+
+
+# --- the watchdog ---
+
+
+class Time:
+    """Timers that a test lets run out."""
+
+    def __init__(self) -> None:
+        self.due: list[tuple[float, Callable[[], None]]] = []
+
+    def after(self, seconds: float, callback: Callable[[], None]) -> None:
+        self.due.append((seconds, callback))
+
+    def pass_by(self) -> None:
+        ((_, callback),) = self.due
+        self.due.clear()
+        callback()
+
+
+def fed(manager: socket.socket) -> int:
+    """How often the watchdog was fed."""
+    count = 0
+    while True:
+        try:
+            assert manager.recv(100) == b"WATCHDOG=1"
+        except BlockingIOError:
+            return count
+        count += 1
+
+
+def test_the_watchdog_is_fed_when_all_have_answered(manager: socket.socket) -> None:
+    time, asked = Time(), {"relays", "target"}
+    watchdog = Watchdog(3.0, notifier(manager), time.after, lambda: asked)
+    watchdog.start()
+    assert [seconds for seconds, _ in time.due] == [1.5]
+    watchdog.heard("relays")
+    watchdog.heard("relays")
+    assert fed(manager) == 0
+    watchdog.heard("target")
+    assert fed(manager) == 1
+    watchdog.heard("target")
+    assert fed(manager) == 0, "once a round"
+    time.pass_by()
+    watchdog.heard("target")
+    time.pass_by()
+    watchdog.heard("relays")
+    assert fed(manager) == 0, "each round asks everybody"
+    watchdog.heard("target")
+    assert fed(manager) == 1
+
+
+def test_where_nothing_depends_on_others_the_loop_is_what_counts(manager: socket.socket) -> None:
+    time = Time()
+    Watchdog(1.0, notifier(manager), time.after, set).start()
+    assert fed(manager) == 1
+    time.pass_by()
+    assert fed(manager) == 1
+
+
+def test_a_manager_that_does_not_read_holds_nobody_up(manager: socket.socket) -> None:
+    """In a process of its own, since the notifier takes a fixed number."""
+    pid = os.fork()
+    if pid == 0:
+        told = notifier(manager)
+        told.settle()
+        for _ in range(10_000):
+            told.say("WATCHDOG=1")
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
