@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path as FilePath
@@ -34,6 +35,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # Processes that outlive their parents become children of this one: they can be seen, waited
     # for and ended, and none can hide from `nothing_left_behind`.
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    # nohup(1) has SIGHUP ignored, which everything that we start would inherit.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -40,6 +40,8 @@ has_file() {
     return 1
 }
 
+system_python_has() { /usr/bin/python3 -c "import $1" 2>/dev/null; }
+
 # need PACKAGE TEST...: note the Debian package as missing unless the test holds.
 need() {
     local package=$1
@@ -81,6 +83,7 @@ need_tools() {
     need groff-base has_command groff
     need mandoc has_command mandoc
     need man-db has_command man
+    need python3-prctl system_python_has prctl # it is what a real systemd starts in tests/service
 }
 
 # What pip needs in order to fetch packages and to compile python-prctl, which has no wheels.
