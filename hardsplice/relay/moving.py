@@ -136,6 +136,7 @@ class Mover(FlowTable):
         flow.held[direction] = held
         self.warm = self.pipes.take()
         step(flow, direction, Step.BLOCK)
+        self._bound(flow, direction)
         self._sync(flow)
 
     def _drain(self, flow: Flow, direction: int) -> None:
@@ -192,6 +193,7 @@ class Mover(FlowTable):
         self.counters[count.STARVED] += 1
         step(flow, direction, Step.STARVE)
         self.starved.append((flow, direction))
+        self._bound(flow, direction)
         self._sync(flow)
 
     def _feed(self) -> None:
@@ -244,6 +246,7 @@ class Mover(FlowTable):
         done = self.kernel.send_byte(sink, byte, socket.MSG_OOB)
         if done == -errno.EAGAIN:
             step(flow, direction, Step.BLOCK)  # nothing is held: tried again when there is room
+            self._bound(flow, direction)
         elif -done in _DEAD:
             self._fail(flow, 1 - direction)
         elif done < 0:
@@ -282,11 +285,18 @@ class Mover(FlowTable):
         else:
             flow.muted[side] = True
         if flow.fd[CLIENT] >= 0:
-            other = 1 - side
-            if flow.state[side] in (BLOCKED, PAUSED) and not flow.failed[other]:
-                self._give_grace(flow, other)
+            if flow.state[side] in (BLOCKED, PAUSED):
+                self._bound(flow, side)
             self._sync(flow)
         return flow.fd[CLIENT] < 0 or flow.state[CLIENT] == flow.state[TARGET] == FINISHED
+
+    def _bound(self, flow: Flow, direction: int) -> None:
+        """A direction has to wait. Where its source has failed the sink must learn of that in the
+        end, even if it never takes what is in the way.
+        """
+        sink = 1 - direction
+        if flow.failed[direction] and not flow.failed[sink] and flow not in self.grace:
+            self._give_grace(flow, sink)
 
     def _guarded(self, flow: Flow, action: Callable[[Flow], None]) -> None:
         """Run ``action(flow)`` so that its failure ends this flow only (R8)."""

@@ -657,6 +657,22 @@ def test_a_reset_behind_a_full_path_is_passed_on_to_a_peer_that_reads_nothing(si
 
 
 @sides
+def test_a_reset_is_passed_on_where_the_path_fills_up_in_a_later_turn(side: int) -> None:
+    """What came before the reset takes several turns, and the peer takes only a part of it."""
+    kernel = FakeKernel()
+    relay = Relay(kernel)
+    sender, reader = pick(relay.connect(), side)
+    path = kernel.window + kernel.send_buffer
+    assert path > ROUNDS_A_TURN * kernel.pipe_slots, "the path takes more than one turn moves"
+    for _ in range(path + MUCH):
+        sender.send(b"x")  # a slot each
+    sender.reset()
+    relay.wait(2 * GRACE_PATIENCE)
+    assert reader.saw == "reset"
+    relay.check_idle()
+
+
+@sides
 def test_a_reset_waits_for_a_peer_that_goes_on_reading(side: int) -> None:
     relay = Relay(FakeKernel(send_buffer=4, window=4))
     sender, reader = pick(relay.connect(), side)
