@@ -23,7 +23,7 @@ import socket
 import struct
 import sys
 from collections.abc import Iterable
-from ctypes import c_char_p, c_int, c_long, c_size_t, c_ulong, c_void_p
+from ctypes import byref, c_char_p, c_int, c_long, c_size_t, c_ulong, c_void_p
 from ipaddress import IPv4Address, IPv6Address
 from typing import NoReturn
 
@@ -87,34 +87,29 @@ def _raise(*names: object) -> NoReturn:
 
 # --- hot calls: a result or the negated errno -----------------------------------------------------
 
+# Where all arguments are C ints, bytes and references made once, ctypes passes them on as they are.
+# With argtypes it would call a converter for each, which takes longer than some of these calls.
 _accept4 = _libc.accept4
-_accept4.argtypes = (c_int, c_void_p, c_void_p, c_int)
 _connect = _libc.connect
-_connect.argtypes = (c_int, c_char_p, c_int)
 _getpeername = _libc.getpeername
-_getpeername.argtypes = (c_int, c_void_p, c_void_p)
 _getsockopt = _libc.getsockopt
-_getsockopt.argtypes = (c_int, c_int, c_int, c_void_p, c_void_p)
 _shutdown = _libc.shutdown
-_shutdown.argtypes = (c_int, c_int)
 _setsockopt = _libc.setsockopt
-_setsockopt.argtypes = (c_int, c_int, c_int, c_char_p, c_int)
+_sockatmark = _libc.sockatmark
+
 _recv = _libc.recv
 _recv.argtypes = (c_int, c_void_p, c_size_t, c_int)
 _send = _libc.send
 _send.argtypes = (c_int, c_char_p, c_size_t, c_int)
-_sockatmark = _libc.sockatmark
-_sockatmark.argtypes = (c_int,)
 
 _ACCEPT_FLAGS = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 _peer = ctypes.create_string_buffer(28)  # sizeof(struct sockaddr_in6), the longest that TCP has
 _peer_length = c_int(28)
-_peer_ref = ctypes.addressof(_peer)
-_peer_length_ref = ctypes.addressof(_peer_length)
+_peer_ref, _peer_length_ref = byref(_peer), byref(_peer_length)
+_nobody_ref, _nobody_length_ref = byref(c_int()), byref(c_int(0))  # the address is not wanted
 _option = c_int()
 _option_length = c_int(4)
-_option_ref = ctypes.addressof(_option)
-_option_length_ref = ctypes.addressof(_option_length)
+_option_ref, _option_length_ref = byref(_option), byref(_option_length)
 _FAMILY = struct.Struct("=H")
 _MAPPED = bytes(10) + b"\xff\xff"  # ::ffff:0:0/96, an IPv4 client on a dual-stack listener
 _LINGER_ZERO = struct.pack("ii", 1, 0)
@@ -153,8 +148,7 @@ def connected(fd: int) -> int:
     that isn't known yet, -ECONNRESET when it stood and has been reset since, else the negated errno
     of the refusal.
     """
-    _peer_length.value = len(_peer)
-    if _getpeername(fd, _peer_ref, _peer_length_ref) == 0:
+    if _getpeername(fd, _nobody_ref, _nobody_length_ref) == 0:
         return 0
     # ENOTCONN: in SYN_SENT, or closed again. The kernel's tcp_reset tells a refusal (ECONNREFUSED)
     # from a reset.
@@ -191,7 +185,7 @@ def sockatmark(fd: int) -> bool:
 
 
 _one_byte = ctypes.create_string_buffer(1)
-_one_byte_ref = ctypes.addressof(_one_byte)
+_one_byte_ref = byref(_one_byte)
 
 
 def receive_byte(fd: int, flags: int) -> bytes | int:
@@ -225,7 +219,7 @@ def peer_user(fd: int) -> int:
     own user namespace; -1 when there is none.
     """
     _option_length.value = _UCRED.size
-    where = ctypes.addressof(_credentials)
+    where = byref(_credentials)
     if _getsockopt(fd, socket.SOL_SOCKET, socket.SO_PEERCRED, where, _option_length_ref) != 0:
         return -1
     uid: int = _UCRED.unpack(_credentials.raw)[1]
@@ -235,7 +229,7 @@ def peer_user(fd: int) -> int:
 def namespace_cookie(fd: int) -> int | None:
     """A number for the network namespace that a socket belongs to; None before Linux 5.14."""
     _option_length.value = ctypes.sizeof(_cookie)
-    where = ctypes.addressof(_cookie)
+    where = byref(_cookie)
     if _getsockopt(fd, socket.SOL_SOCKET, _SO_NETNS_COOKIE, where, _option_length_ref) != 0:
         return None
     return _cookie.value
@@ -266,7 +260,6 @@ def endpoint(sockaddr: bytes) -> tuple[bytes, int]:
 # --- calls that raise OSError ---------------------------------------------------------------------
 
 _socket = _libc.socket
-_socket.argtypes = (c_int, c_int, c_int)
 _SOCKET_TYPE = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
 
 

@@ -44,6 +44,10 @@ class Connector(Mover):
         self.eagerness = Eagerness()
         self.short_until = 0.0  # something is short: ask for nothing, accept nothing before then
 
+    def _fall_short(self) -> None:
+        self.short_until = self.kernel.now() + SHORT_SECONDS
+        self.restless = True
+
     def _try_connect(self, flow: Flow) -> None:
         """Connect to the next target of the plan, and the one after it when that is refused at
         once.
@@ -54,6 +58,7 @@ class Connector(Mover):
             ready = self.pools[family].ready
             if not ready:
                 self.unplaced.append(flow)
+                self.restless = True
                 self._sync(flow)
                 self._ask()
                 return
@@ -70,6 +75,7 @@ class Connector(Mover):
                 step(flow, CLIENT, Step.CONNECT)
                 flow.deadline = self.kernel.now() + self.limits.connect_seconds
                 self.connecting[flow] = None
+                self.restless = True
                 self._sync(flow)
                 return
             self._drop_target(flow)

@@ -111,7 +111,8 @@ class Engine(Connector):
         self.turns += 1
         late: list[int] = []
         find, move = self.flows.get, self._move
-        for fd, events in self.epoll.poll(self._timeout(), EVENTS_A_WAIT):
+        timeout = self._timeout() if self.restless else -1
+        for fd, events in self.epoll.poll(timeout, EVENTS_A_WAIT):
             flow = find(fd)
             if flow is None:
                 late.append(fd)
@@ -130,6 +131,11 @@ class Engine(Connector):
                 self._accept_some(listener)
             elif fd in others:
                 others[fd]()
+        if self.restless:
+            self._look_after()
+
+    def _look_after(self) -> None:
+        """What is to be done besides events, at the end of a turn."""
         if self.connecting or self.grace or self.short_until:
             self._look_at_clock()
         if self.starved:
@@ -140,6 +146,10 @@ class Engine(Connector):
             self._reconsider_accepting()
         if self.gauges is not None:
             self._tell(self.gauges)
+            return
+        self.restless = not self.accepting or bool(
+            self.connecting or self.grace or self.short_until or self.starved or self.unplaced
+        )
 
     def add_sockets(self, family: int, fds: Sequence[int]) -> None:
         """Put sockets that the monitor sent into their pool."""
@@ -147,7 +157,7 @@ class Engine(Connector):
         pool.ready.extend(fds)
         pool.asked = 0
         if not fds:  # there was no descriptor left to receive one: asking again at once would spin
-            self.short_until = self.kernel.now() + SHORT_SECONDS
+            self._fall_short()
         for _ in range(len(self.unplaced)):
             flow = self.unplaced.popleft()
             if flow.fd[CLIENT] >= 0:
@@ -190,10 +200,19 @@ class Engine(Connector):
             self.ledger.opened(flow, self.kernel.accepted_from())
         self._guarded(flow, self._try_connect)
         used = self.other_descriptors + len(self.flows) + 2 * self.pipes.open
-        if used > self.comfortable or any(self.pools[one].is_low for one in self.families):
+        if used > self.comfortable or self._is_low():
             self._ask()
             self._reconsider_accepting()
         return True
+
+    def _is_low(self) -> bool:
+        """Whether half of a pool is used. (A loop: any() with its generator takes thrice as long,
+        and this is asked for every connection.)
+        """
+        for family in self.families:  # noqa: SIM110
+            if self.pools[family].is_low:
+                return True
+        return False
 
     # --- listeners that come and go --------------------------------------------------------------
 
@@ -245,7 +264,7 @@ class Engine(Connector):
             self._close_listener(listener)
             return
         self.monitor.note(Note.ACCEPT, code)
-        self.short_until = self.kernel.now() + SHORT_SECONDS
+        self._fall_short()
         self._reconsider_accepting()
 
     def _reconsider_accepting(self) -> None:
@@ -266,6 +285,7 @@ class Engine(Connector):
             return
         self.accepting = possible
         if not possible:
+            self.restless = True
             self.counters[count.PAUSED] += 1
         for fd in self.listeners:
             if possible:

@@ -116,9 +116,11 @@ class Mover(FlowTable):
             if sent < got:
                 self._block(flow, direction, pipe, got - sent)
                 return
-            if got < pipe.size and not finished:
-                if got >= pipe.slots and flow.edge[direction]:
-                    self._level(flow, direction)
+            if got < pipe.slots:  # there was no more, unless perhaps the end of file
+                if not finished:
+                    return
+            elif got < pipe.size and not finished:
+                self._level(flow, direction)
                 return
         self._level(flow, direction)
 
@@ -193,6 +195,7 @@ class Mover(FlowTable):
         self.counters[count.STARVED] += 1
         step(flow, direction, Step.STARVE)
         self.starved.append((flow, direction))
+        self.restless = True
         self._bound(flow, direction)
         self._sync(flow)
 
@@ -273,7 +276,8 @@ class Mover(FlowTable):
         else:
             if self.ledger is not None:
                 self.ledger.half_closed(flow)
-            self._sync(flow)
+            if not flow.edge[direction]:  # an edge-triggered one is watched as before (flow.py)
+                self._sync(flow)
 
     def _fail(self, flow: Flow, side: int) -> bool:
         """``side`` was reset or is broken. True when that ended the flow."""

@@ -122,6 +122,8 @@ class FlowTable:
         self.flows: dict[int, Flow] = {}  # by either descriptor
         self.connecting: dict[Flow, None] = {}  # in the order of their deadlines
         self.grace: dict[Flow, Grace] = {}  # resets that wait for the other side
+        # Whether more than events is to be looked after: whoever makes it so says so here.
+        self.restless = True
 
     def _free(self) -> int:
         """Descriptors that are neither used nor promised."""
@@ -141,15 +143,16 @@ class FlowTable:
 
     def _sync(self, flow: Flow) -> None:
         """Bring what epoll watches to what flow.py asks for."""
+        watched = flow.watched
         for side in SIDES:
             fd = flow.fd[side]
             if fd < 0:
                 continue
             wanted = watch(flow, side)
-            now = flow.watched[side]
+            now = watched[side]
             if wanted == now:
                 continue
-            flow.watched[side] = wanted
+            watched[side] = wanted
             if now == UNWATCHED:
                 self.epoll.register(fd, wanted)
             elif wanted == UNWATCHED:
@@ -179,6 +182,7 @@ class FlowTable:
         now = self.kernel.now()
         flow.deadline = now + GRACE_PATIENCE
         self.grace[flow] = Grace(now + GRACE_FIRST, GRACE_FIRST, self._untaken(flow, well))
+        self.restless = True
 
     def _untaken(self, flow: Flow, well: int) -> tuple[int, int]:
         """Bytes on their way to side ``well``: in the pipe, and in the kernel's hands."""
