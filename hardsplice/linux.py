@@ -171,6 +171,15 @@ def abort(fd: int) -> int:
     return 0 if done == 0 else -_errno()
 
 
+def limit_unsent(fd: int, size: int) -> int:
+    """Have ``fd`` take no more while ``size`` bytes wait in the kernel to be sent
+    (TCP_NOTSENT_LOWAT): 0, or the negated errno.
+    """
+    value = struct.pack("i", size)
+    done = _setsockopt(fd, socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, value, len(value))
+    return 0 if done == 0 else -_errno()
+
+
 def keep_urgent_inline(fd: int) -> int:
     """Leave the urgent byte in the stream for an ordinary receive (SO_OOBINLINE): 0, or the negated
     errno.

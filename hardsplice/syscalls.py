@@ -198,6 +198,7 @@ _SAME_EVERYWHERE: Final = {
     "IPPROTO_IPV6": 41,
     "IPV6_V6ONLY": 26,
     "TCP_NODELAY": 1,
+    "TCP_NOTSENT_LOWAT": 25,
     # linux/fcntl.h, asm/fcntl.h, linux/pipe_fs_i.h, linux/splice.h
     "O_NONBLOCK": 0o4000,
     "O_CLOEXEC": 0o2000000,

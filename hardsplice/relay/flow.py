@@ -121,6 +121,7 @@ class Flow:
         "failed",
         "fd",
         "held",
+        "limited",
         "listener",
         "muted",
         "pipe",
@@ -140,6 +141,7 @@ class Flow:
         self.edge = [True, True]  # input is reported once, when it comes, as far as that is enough
         self.muted = [False, False]
         self.failed = [False, False]
+        self.limited = [False, False]  # how much may wait in the kernel to be sent there
         self.urgent_hidden = [False, False]  # EPOLLPRI is left out until more input comes
         self.plan = plan  # (family, sockaddr) of each target to try, in order
         self.listener = listener  # the index that the monitor knows the listener by

@@ -63,6 +63,7 @@ class Kernel:
     connected: Callable[[int], int] = staticmethod(linux.connected)
     shutdown: Callable[[int, int], int] = staticmethod(linux.shutdown)
     abort: Callable[[int], int] = staticmethod(linux.abort)
+    limit_unsent: Callable[[int, int], int] = staticmethod(linux.limit_unsent)
     keep_urgent_inline: Callable[[int], int] = staticmethod(linux.keep_urgent_inline)
     at_mark: Callable[[int], bool] = staticmethod(linux.sockatmark)
     receive_byte: Callable[[int, int], bytes | int] = staticmethod(linux.receive_byte)

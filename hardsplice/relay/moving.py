@@ -7,6 +7,11 @@ after each turn. When a sink takes less than was read, the pipe goes to that dir
 all, and another becomes the warm one. A pipe from which an error kept bytes is closed. So no byte
 of one flow can reach another.
 
+*Little in the way.* A sink that has blocked once gets a limit for what waits in the kernel to be
+sent there. By itself that queue grows to megabytes for each connection (tcp_wmem), which serves
+nobody: what the receiver gets has left every cache long before, and the memory that a slow receiver
+takes is ours. It is set that late because most connections never block.
+
 *What a short read shows.* That the receive queue was empty, unless the pipe ran out of slots: each
 takes at least a byte, so a read of fewer bytes than the pipe has slots does show it.
 
@@ -53,6 +58,10 @@ from hardsplice.relay.table import FlowTable, Resources
 ROUNDS_A_TURN = 16  # splices in and out that a flow may make before others have their turn
 _ROUNDS = range(ROUNDS_A_TURN)
 
+# Bytes that may wait to be sent to a sink: a share of UNSENT_ALL, between these two. So all of it
+# together fits into a processor's cache as long as it can (bench/README.md has the figures).
+UNSENT_ALL, UNSENT_MAX, UNSENT_MIN = 4 << 20, 512 << 10, 64 << 10
+
 # What a peer, or the way to it, can make a call on its socket answer. Anything else is our mistake.
 _DEAD = (
     errno.ECONNRESET,
@@ -64,6 +73,11 @@ _DEAD = (
     errno.EHOSTDOWN,
     errno.EHOSTUNREACH,
 )
+
+
+def unsent_limit(blocked: int) -> int:
+    """Bytes that may wait to be sent to a sink, where ``blocked`` directions wait for theirs."""
+    return max(UNSENT_MIN, min(UNSENT_MAX, UNSENT_ALL // max(blocked, 1)))
 
 
 class Mover(FlowTable):
@@ -138,6 +152,11 @@ class Mover(FlowTable):
         flow.held[direction] = held
         self.warm = self.pipes.take()
         step(flow, direction, Step.BLOCK)
+        sink = 1 - direction
+        if not flow.limited[sink]:
+            flow.limited[sink] = True
+            waiting = self.pipes.open - len(self.pipes.spare)
+            self.kernel.limit_unsent(flow.fd[sink], unsent_limit(waiting))
         self._bound(flow, direction)
         self._sync(flow)
 

@@ -142,6 +142,7 @@ PARTS = {
                 "shutdown",
                 "abort",
                 "keep_urgent_inline",
+                "limit_unsent",
             ),
             *("sockatmark", "receive_byte", "send_byte"),
         ),

@@ -70,6 +70,7 @@ try:
     os.splice(fd, write, 65536, flags=kernel.SPLICE_FLAGS)
 except BlockingIOError as error:
     assert str(error)
+assert linux.limit_unsent(pooled.fileno(), 65536) == 0
 assert linux.keep_urgent_inline(fd) == 0
 linux.sockatmark(fd)
 assert linux.receive_byte(fd, socket.MSG_PEEK | socket.MSG_DONTWAIT) < 0
@@ -120,6 +121,7 @@ FORBIDDEN = {
     "splice as a gift": "os.splice(stream.fileno(), pipe[1], 7, flags=8)",
     "shut reading down": "client.shutdown(socket.SHUT_RD)",
     "other option": "client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)",
+    "other option of TCP": "client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)",
     "ask for an option": "client.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE)",
     "non-blocking by ioctl": "client.setblocking(False)",
     "descriptor flags": "fcntl.fcntl(pipe[0], fcntl.F_GETFL)",

@@ -303,6 +303,14 @@ class FakeKernel(Kernel):
         self._get(fd, Sock).linger_zero = True
         return 0
 
+    def limit_unsent(self, fd: int, size: int) -> int:
+        """TCP_NOTSENT_LOWAT: from now on there is room for less, maybe for nothing."""
+        self.calls.append("limit_unsent")
+        assert size > 0
+        sock = self._get(fd, Sock)
+        sock.buffer = max(sock.buffer // 2, 4)
+        return 0
+
     def keep_urgent_inline(self, fd: int) -> int:
         self.calls.append("keep_urgent_inline")
         self._get(fd, Sock).inline = True

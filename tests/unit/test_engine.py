@@ -13,7 +13,7 @@ import pytest
 
 from hardsplice.channel import Note
 from hardsplice.relay.flow import CLIENT, TARGET
-from hardsplice.relay.moving import ROUNDS_A_TURN
+from hardsplice.relay.moving import ROUNDS_A_TURN, unsent_limit
 from hardsplice.relay.table import GRACE_PATIENCE
 from tests.support.fake_kernel import FakeKernel
 from tests.support.fake_relay import FOUR, ONE, SIX, Relay
@@ -201,6 +201,28 @@ def test_end_of_file_is_read_once_and_not_looked_at_again(side: int) -> None:
     assert other.saw == "fin"
     for _ in range(5):
         assert relay.settle() == 1, "RDHUP stays true, and must not wake anybody"
+
+
+@sides
+def test_what_may_wait_to_be_sent_is_limited_once_a_sink_has_blocked(side: int) -> None:
+    relay = Relay()
+    sender, reader = pick(relay.connect(), side)
+    sender.send(TEXT[:20])
+    relay.settle()
+    assert "limit_unsent" not in relay.kernel.calls, "most connections never block"
+    sender.send(TEXT * 2)
+    relay.settle()
+    for _ in range(5):
+        sender.send(TEXT)
+        relay.settle()
+        read_all(relay, reader)
+    assert relay.kernel.calls.count("limit_unsent") == 1
+    finish_both(relay, *pick((sender, reader), side))
+
+
+@pytest.mark.parametrize(("blocked", "limit"), [(0, 512), (8, 512), (9, 455), (64, 64), (999, 64)])
+def test_what_waits_to_be_sent_is_shared_out(blocked: int, limit: int) -> None:
+    assert unsent_limit(blocked) // 1024 == limit
 
 
 @sides

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -10,6 +11,7 @@ import os
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -26,6 +28,7 @@ from tests.support.stream import eventually
 
 _IP_FREEBIND, _IPV6_FREEBIND = 15, 78  # linux/in.h, linux/in6.h: bind to addresses nobody has
 _IN_TIME = 5.0  # seconds
+_TCPI_NOTSENT_BYTES = 144  # where it is in struct tcp_info (linux/tcp.h)
 
 Ends = tuple[socket.socket, socket.socket]
 
@@ -223,6 +226,19 @@ def test_one_byte_is_peeked_at_and_taken(ends: Ends) -> None:
     theirs.close()
     wait_for_events(ours, select.POLLIN)
     assert linux.receive_byte(ours.fileno(), 0) == b""
+
+
+def test_what_waits_to_be_sent_can_be_limited(ends: Ends) -> None:
+    ours, _ = ends
+    ours.setblocking(False)
+    assert linux.limit_unsent(ours.fileno(), 65536) == 0
+    with contextlib.suppress(BlockingIOError):
+        for _ in range(1000):
+            ours.send(bytes(10_000))
+    status = ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+    (unsent,) = struct.unpack_from("I", status, _TCPI_NOTSENT_BYTES)
+    assert 0 < unsent <= 65536 + 10_000
+    assert linux.limit_unsent(-1, 65536) == -errno.EBADF
 
 
 def test_one_byte_is_sent_as_urgent_data(ends: Ends) -> None:
