@@ -39,8 +39,12 @@ class Launcher:
         return [*self.prefix, self.python, *arguments]
 
     def works(self) -> bool:
-        """Whether this user can run this Python, and finds the program with all that it imports."""
-        probe = self.command("-c", "import hardsplice.__main__, prctl, pyseccomp")
+        """Whether this user can run this Python, and finds the program with all that it imports.
+
+        It runs itself once more: setpriv(1) still may look into folders that this user may not.
+        """
+        again = f"import os; os.execv({self.python!r}, [{self.python!r}, '-c', ''])"
+        probe = self.command("-c", f"import hardsplice.__main__, prctl, pyseccomp; {again}")
         return _succeeds(probe, self.environment)
 
 

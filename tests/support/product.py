@@ -29,7 +29,11 @@ from tests.support.netns import Identity, clean_environment
 from tests.support.stream import PATIENCE, Violation, eventually
 
 ROOT = Path(__file__).parents[2]
-_PROBE = "import hardsplice, prctl, pyseccomp"
+# It runs itself once more: setpriv(1) still may look into folders that its new user may not.
+_PROBE = """
+import hardsplice, prctl, pyseccomp, os, sys
+os.execv(sys.argv[1], [sys.argv[1], "-c", ""])
+"""
 
 
 class Program:
@@ -55,12 +59,13 @@ class Program:
         for interpreter, staged in (
             (sys.executable, False),
             (sys.executable, True),
+            (os.path.realpath(sys.executable), True),
             ("/usr/bin/python3", True),
         ):
             source = self.stage() if staged else ROOT
             environment = clean_environment({"PYTHONPATH": str(source)})
             probe = subprocess.run(
-                identity.wrap([interpreter, "-c", _PROBE]),
+                identity.wrap([interpreter, "-c", _PROBE, interpreter]),
                 env=environment, cwd="/", capture_output=True, text=True, check=False,
                 timeout=PATIENCE,
             )  # fmt: skip
@@ -70,16 +75,17 @@ class Program:
         pytest.skip(f"{identity.name} can run no Python with what hardsplice needs: {complaint}")
 
     def stage(self) -> Path:
-        """A copy of the package and of its pure-Python dependency that everybody can read."""
+        """A copy of the package and of what it depends on that everybody can read."""
         if self._stage is None:
             self._stage = Path(tempfile.mkdtemp(prefix="hardsplice-tests-"))
             self._stage.chmod(0o755)
             leave = shutil.ignore_patterns("__pycache__")
             for name in ("hardsplice", "policy"):
                 shutil.copytree(ROOT / name, self._stage / name, ignore=leave)
-            found = importlib.util.find_spec("pyseccomp")
-            if found and found.origin:
-                shutil.copy(found.origin, self._stage)
+            for module in ("pyseccomp", "prctl", "_prctl"):
+                found = importlib.util.find_spec(module)
+                if found and found.origin:
+                    shutil.copy(found.origin, self._stage)
             for path in [self._stage, *self._stage.rglob("*")]:
                 path.chmod(0o755 if path.is_dir() else 0o644)
         return self._stage
