@@ -11,7 +11,7 @@ import grp
 import os
 import pwd
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from hardsplice.errors import Failure, quote
 
@@ -38,6 +38,7 @@ Sandbox = Literal["best-effort", "strict"]
 Audit = Literal["table", "json"]
 LogFormat = Literal["text", "json"]
 
+_Word = TypeVar("_Word", bound=str)
 _SANDBOXES: tuple[Sandbox, ...] = ("best-effort", "strict")
 _LOG_FORMATS: tuple[LogFormat, ...] = ("text", "json")
 _LAST_ID = 2**32 - 2  # the last one, (uid_t)-1, means "leave as it is" to setresuid(2)
@@ -104,20 +105,20 @@ def workers(text: str) -> int:
 
 def sandbox(text: str) -> Sandbox:
     """The value of --sandbox."""
-    for mode in _SANDBOXES:
-        if text == mode:
-            return mode
-    reason = f"there is no such mode; write {' or '.join(_SANDBOXES)}"
-    raise Failure("parse", f"--sandbox {quote(text)}", reason)
+    return _one_of(_SANDBOXES, text, "--sandbox", "mode")
 
 
 def log_format(text: str) -> LogFormat:
     """The value of --log-format."""
-    for form in _LOG_FORMATS:
-        if text == form:
-            return form
-    reason = f"there is no such format; write {' or '.join(_LOG_FORMATS)}"
-    raise Failure("parse", f"--log-format {quote(text)}", reason)
+    return _one_of(_LOG_FORMATS, text, "--log-format", "format")
+
+
+def _one_of(words: tuple[_Word, ...], text: str, option: str, kind: str) -> _Word:
+    for word in words:
+        if text == word:
+            return word
+    reason = f"there is no such {kind}; write {' or '.join(words)}"
+    raise Failure("parse", f"{option} {quote(text)}", reason)
 
 
 def size(text: str) -> int:

@@ -39,13 +39,22 @@ class Launcher:
         return [*self.prefix, self.python, *arguments]
 
     def works(self) -> bool:
-        """Whether this user can run this Python, and finds the program with all that it imports.
+        """Whether this user can run this Python, and finds the program with all that it imports."""
+        return _succeeds([*self.prefix, *probe(self.python)], self.environment)
 
-        It runs itself once more: setpriv(1) still may look into folders that this user may not.
-        """
-        again = f"import os; os.execv({self.python!r}, [{self.python!r}, '-c', ''])"
-        probe = self.command("-c", f"import hardsplice.__main__, prctl, pyseccomp; {again}")
-        return _succeeds(probe, self.environment)
+
+def probe(python: str) -> list[str]:
+    """A command that succeeds for whoever can run this Python and finds the program with all that
+    it imports.
+
+    It runs itself once more: setpriv(1) still may look into folders that its new user may not.
+    """
+    code = (
+        "import os, sys; assert sys.version_info >= (3, 11); "
+        "import hardsplice.__main__, hardsplice.setup, prctl, pyseccomp; "
+        "os.execv(sys.argv[1], [sys.argv[1], '-c', ''])"
+    )
+    return [python, "-c", code, python]
 
 
 def ordinary_user(folder: Path) -> Launcher:
@@ -69,7 +78,10 @@ def ordinary_user(folder: Path) -> Launcher:
     in_place = Launcher(prefix, sys.executable, as_found, user)
     if in_place.works():
         return in_place
-    staged = environment | {"PYTHONPATH": str(stage(folder))}
+    program = folder / "program"
+    program.mkdir()
+    stage(program)
+    staged = environment | {"PYTHONPATH": str(program)}
     for python in (sys.executable, os.path.realpath(sys.executable)):
         launcher = Launcher(prefix, python, staged, user)
         if launcher.works():
@@ -77,10 +89,8 @@ def ordinary_user(folder: Path) -> Launcher:
     return dataclasses.replace(stay, user=f"root: others may not run {sys.executable}")
 
 
-def stage(folder: Path) -> Path:
+def stage(target: Path) -> None:
     """Copy the program, its policies and its two dependencies to where everybody can read them."""
-    target = folder / "program"
-    target.mkdir()
     ignore = shutil.ignore_patterns("__pycache__")
     for name in ("hardsplice", "policy"):
         shutil.copytree(CHECKOUT / name, target / name, ignore=ignore)
@@ -91,7 +101,6 @@ def stage(folder: Path) -> Path:
         shutil.copy(spec.origin, target)
     for path in (target, *target.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
-    return target
 
 
 def _succeeds(command: list[str], environment: dict[str, str]) -> bool:

@@ -21,6 +21,7 @@ from tests.sandbox.job import ROLES, VARIABLE, Board, Job, Outcome
 from tests.support.netns import Identity, Namespace, clean_environment
 from tests.support.product import ROOT, Instance, Program, free_ports
 from tests.support.stream import PATIENCE
+from tools.launch import probe
 
 NOBODY = 65534  # whom hardsplice's own processes become when root starts it
 HELPER_SOURCE = """
@@ -63,7 +64,9 @@ class Captured(Program):
         launcher = str(self.stage() / "tests" / "sandbox" / "takeover.py")
         environment = clean_environment({"PYTHONPATH": str(self.stage())})
         for interpreter in (
-            (self.interpreter,) if self.interpreter else (sys.executable, "/usr/bin/python3")
+            (self.interpreter,)
+            if self.interpreter
+            else (sys.executable, os.path.realpath(sys.executable), "/usr/bin/python3")
         ):
             if can_run(interpreter, identity, environment):
                 return [interpreter, launcher], environment
@@ -94,13 +97,10 @@ class Captured(Program):
 
 def can_run(interpreter: str, identity: Identity, environment: dict[str, str]) -> bool:
     """Whether this interpreter has what hardsplice needs."""
-    probe = (
-        "import sys; assert sys.version_info >= (3, 11); import hardsplice.setup, prctl, pyseccomp"
-    )
     with contextlib.suppress(OSError):
         return (
             subprocess.run(
-                identity.wrap([interpreter, "-c", probe]),
+                identity.wrap(probe(interpreter)),
                 env=environment, cwd="/", capture_output=True, check=False, timeout=PATIENCE,
             ).returncode
             == 0

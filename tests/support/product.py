@@ -10,7 +10,6 @@ happens to it, stopping it leaves no process behind.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import random
 import select
@@ -27,13 +26,9 @@ import pytest
 from tests.support import procfs
 from tests.support.netns import Identity, clean_environment
 from tests.support.stream import PATIENCE, Violation, eventually
+from tools.launch import probe, stage
 
 ROOT = Path(__file__).parents[2]
-# It runs itself once more: setpriv(1) still may look into folders that its new user may not.
-_PROBE = """
-import hardsplice, prctl, pyseccomp, os, sys
-os.execv(sys.argv[1], [sys.argv[1], "-c", ""])
-"""
 
 
 class Program:
@@ -64,30 +59,21 @@ class Program:
         ):
             source = self.stage() if staged else ROOT
             environment = clean_environment({"PYTHONPATH": str(source)})
-            probe = subprocess.run(
-                identity.wrap([interpreter, "-c", _PROBE, interpreter]),
+            done = subprocess.run(
+                identity.wrap(probe(interpreter)),
                 env=environment, cwd="/", capture_output=True, text=True, check=False,
                 timeout=PATIENCE,
             )  # fmt: skip
-            if probe.returncode == 0:
+            if done.returncode == 0:
                 return [interpreter, "-m", "hardsplice"], environment
-            complaint = (probe.stderr.strip() or f"status {probe.returncode}").splitlines()[-1]
+            complaint = (done.stderr.strip() or f"status {done.returncode}").splitlines()[-1]
         pytest.skip(f"{identity.name} can run no Python with what hardsplice needs: {complaint}")
 
     def stage(self) -> Path:
         """A copy of the package and of what it depends on that everybody can read."""
         if self._stage is None:
             self._stage = Path(tempfile.mkdtemp(prefix="hardsplice-tests-"))
-            self._stage.chmod(0o755)
-            leave = shutil.ignore_patterns("__pycache__")
-            for name in ("hardsplice", "policy"):
-                shutil.copytree(ROOT / name, self._stage / name, ignore=leave)
-            for module in ("pyseccomp", "prctl", "_prctl"):
-                found = importlib.util.find_spec(module)
-                if found and found.origin:
-                    shutil.copy(found.origin, self._stage)
-            for path in [self._stage, *self._stage.rglob("*")]:
-                path.chmod(0o755 if path.is_dir() else 0o644)
+            stage(self._stage)
         return self._stage
 
     def close(self) -> None:
