@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A line that ends a process when whoever holds its other end is gone, or lets go of it.
+
+It is a pipe that nobody ever writes to. The process that hangs on it has asked the kernel to be
+sent SIGKILL when something happens there (F_SETSIG and O_ASYNC, fcntl(2)), and all that can happen
+is that the last writer goes. The kernel sends that signal in the name of the process itself, so it
+arrives where the parent's own signal, or its PR_SET_PDEATHSIG, would not: across a change of user,
+out of a Landlock domain that scopes signals, and at a process that is stopped or hostile. There is
+one exception: PID 1 of a PID namespace ignores what isn't sent from outside of it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+
+_F_SETSIG = 10  # asm-generic/fcntl.h
+
+
+def pair() -> tuple[int, int]:
+    """Both ends, close-on-exec: what a process hangs on, and what holds it."""
+    return os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+
+def hang_on(fd: int) -> None:
+    """Have this process killed when the other end of ``fd`` is let go of; at once where that has
+    happened already.
+
+    The kernel looks at the user that a process had here, so it is asked again after a change of
+    user (sigio_perm, fs/fcntl.c).
+    """
+    fcntl.fcntl(fd, _F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
+    try:
+        if not os.read(fd, 1):
+            os._exit(1)
+    except BlockingIOError:
+        pass
