@@ -10,7 +10,6 @@ receiver.
 
 from __future__ import annotations
 
-import array
 import contextlib
 import errno
 import os
@@ -20,14 +19,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum, unique
 
-from hardsplice import linux
+from hardsplice import descriptors, socketcalls
+from hardsplice.scm import Messages
 
 _HEADER = struct.Struct("=BBHiI")
 TEXT_LIMIT = 2048  # bytes of text in a record
 # All descriptors that one record can carry (SCM_MAX_FD, include/net/scm.h): what doesn't fit would
 # be closed by the kernel in our name, and closing can take long (see discard).
 FDS_LIMIT = 253
-_ANCILLARY = socket.CMSG_SPACE(FDS_LIMIT * 4)
+# One at a time is sent or received in a process.
+_messages = Messages(_HEADER.size + TEXT_LIMIT, FDS_LIMIT)
 
 
 @unique
@@ -131,10 +132,13 @@ class Channel:
         """Hang up; the other end sees end of file."""
         self.socket.close()
 
+    def leave(self) -> None:
+        """Hang up, where the channel has a fixed number: that stays taken."""
+        descriptors.clear((self.socket.detach(),))
+
     def finish(self) -> None:
         """Say that no more will be sent: the other end sees end of file, and is still heard."""
-        with contextlib.suppress(OSError):  # it has gone already
-            self.socket.shutdown(socket.SHUT_WR)
+        socketcalls.shutdown(self.socket.fileno(), socket.SHUT_WR)
 
     def move_to(self, fd: int) -> None:
         """Give the channel a fixed descriptor number, which policies name."""
@@ -148,12 +152,9 @@ class Channel:
         """Send a record; False when the other end is gone, or, with ``wait`` off, has too much to
         read already.
         """
-        beside: list[tuple[int, int, array.array[int]]] = []
-        if record.fds:
-            beside.append((socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", record.fds)))
         flags = socket.MSG_NOSIGNAL | (0 if wait else socket.MSG_DONTWAIT)
         try:
-            self.socket.sendmsg((encode(record),), beside, flags)
+            _messages.sendmsg(self.socket.fileno(), encode(record), record.fds, flags)
         except (BlockingIOError, ConnectionError):
             return False
         except OSError as error:
@@ -168,21 +169,15 @@ class Channel:
         """
         flags = socket.MSG_CMSG_CLOEXEC | (0 if wait else socket.MSG_DONTWAIT)
         try:
-            packet, beside, what, _ = self.socket.recvmsg(
-                _HEADER.size + TEXT_LIMIT, _ANCILLARY, flags
-            )
+            packet, fds, what = _messages.recvmsg(self.socket.fileno(), flags)
         except ConnectionError:
             return None
-        fds = array.array("i")
-        for level, kind, data in beside:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
         if not packet and not fds:
             return None
         try:
             if what & socket.MSG_TRUNC:
                 raise Malformed("a record is too long")
-            return decode(packet, tuple(fds))
+            return decode(packet, fds)
         except Malformed:
             discard(fds)
             raise
@@ -199,15 +194,10 @@ class Channel:
 
 
 def discard(fds: Iterable[int]) -> None:
-    """Close descriptors that somebody hostile may have sent.
-
-    Closing the last descriptor of a socket waits for its linger time, so that is made zero first;
-    what is no socket has none.
+    """Close descriptors that somebody hostile may have sent. That doesn't wait: the filters let
+    nobody give a socket a linger time.
     """
-    taken = tuple(fds)
-    for fd in taken:
-        linux.abort(fd)
-    close_all(taken)
+    close_all(fds)
 
 
 def close_all(fds: Iterable[int]) -> None:

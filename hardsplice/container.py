@@ -26,8 +26,9 @@ from typing import NoReturn
 
 import prctl
 
-from hardsplice import isolate, linux, namespaces
+from hardsplice import descriptors, isolate, linux, namespaces
 from hardsplice.channel import Channel, Kind, Malformed, Record
+from hardsplice.descriptors import CHANNEL_FD, FIRST_LISTENER, SIGNALS_FD
 from hardsplice.errors import Failure, reason_of
 from hardsplice.values import RunAs
 
@@ -176,17 +177,18 @@ def _init(channel: Channel, recipe: Recipe) -> NoReturn:
             os._exit(1)
         prctl.set_dumpable(0)  # before COMMAND, which is the same user, could trace us
         pid = _run(channel, recipe.command)
-        channel.move_to(isolate.CHANNEL_FD)
+        channel.move_to(CHANNEL_FD)
         signals = linux.signalfd((signal.SIGCHLD,))
-        isolate.null_standard_streams((0, 1, 2))
-        isolate.keep_descriptors((*isolate.FIXED_FDS, signals))
+        descriptors.move(signals, SIGNALS_FD)
+        descriptors.null_standard_streams((0, 1, 2))
+        descriptors.keep((CHANNEL_FD, SIGNALS_FD), FIRST_LISTENER)
         lockdown = isolate.Lockdown(strict=False, say=lambda _: None)
         lockdown.run(isolate.init_steps((CAP_KILL,), recipe.last_capability))
         # The parent is in another PID namespace: EOF tells of an earlier end
         prctl.set_pdeathsig(signal.SIGKILL)
         lockdown.run([isolate.filter_step(recipe.program)])
         channel.send(Record(Kind.READY))
-        os._exit(_reap(channel, signals, pid))
+        os._exit(_reap(channel, SIGNALS_FD, pid))
     except BaseException as error:  # noqa: BLE001 - a forked process must not return
         with contextlib.suppress(Exception):
             channel.send(Record(Kind.FATAL, text=f"{type(error).__name__}: {error}".encode()))

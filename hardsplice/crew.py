@@ -15,7 +15,7 @@ import socket
 from collections.abc import Sequence
 from typing import Protocol
 
-from hardsplice import linux
+from hardsplice import socketcalls
 from hardsplice.keeper import Keeper
 from hardsplice.loop import Loop
 from hardsplice.relay import main as relay
@@ -86,7 +86,7 @@ class Crew:
         for keeper in self.keepers:
             keeper.remove(index, reset_flows=reset_flows)
         # At once, whenever the relays get to close theirs (inet_shutdown, net/ipv4/af_inet.c).
-        linux.shutdown(listener.fd, socket.SHUT_RDWR)
+        socketcalls.shutdown(listener.fd, socket.SHUT_RDWR)
         os.close(listener.fd)
 
     def relay_ready(self) -> None:

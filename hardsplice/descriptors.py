@@ -1,44 +1,122 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Descriptors during set-up: enough of them, and the fixed numbers kept free for their use."""
+"""Which descriptor has which number.
+
+The filters name numbers, so numbers have a meaning, and it is the same in every process. From 0 on
+come those with a name of their own; then listeners, each at its place for good; and from a number
+on that set-up works out (FLOWS in the policies) all that comes and goes: connections, pipes,
+sockets of the pools, channels. Each number below that one is taken from the start of set-up on, by
+what belongs there or by /dev/null, so that the kernel, which hands out the lowest number that is
+free, never gives it to anything else; and no policy lets a process close one.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import resource
+from collections.abc import Iterable, Sequence
 
-from hardsplice import isolate
 from hardsplice.errors import Failure, reason_of
 
+NULL_FD = 0  # standard input, which is /dev/null in every process that is locked down
+LOG_FD = 2  # the host monitor's messages; /dev/null elsewhere
+# A process's channel to its monitor; the host monitor's to the launcher, if there is one
+CHANNEL_FD = 3
+READY_FD = 4  # the host monitor's --ready-fd
+NOTIFY_FD = 5  # the host monitor's socket to the service manager
+RULESET_FD = 6  # the Landlock ruleset, kept by monitors for the relays that they start
+SIGNALS_FD = 7  # the host monitor's signalfd, and that of PID 1 of COMMAND
+WATCH_FD = 8  # the host monitor's inotify descriptor
+LIFELINE_FD = 9  # what the target monitor's life hangs on (lifeline.py)
+FIRST_LISTENER = 10
 
-def raise_limit() -> None:
-    """Take all descriptors that the hard limit allows."""
+# Places for listeners that come at run time: so many, or that part of all descriptors.
+LATE_MAX, LATE_SHARE = 4096, 8
+
+
+def raise_limit() -> int:
+    """Take all descriptors that the hard limit allows; how many that is."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
 
 
-def above_fixed(fd: int) -> int:
-    """A copy of the --ready-fd where no fixed descriptor will be."""
-    try:
-        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, isolate.LAST_FIXED_FD + 1)
-    except OSError as error:
-        raise Failure("use", f"--ready-fd {fd}", reason_of(error)) from error
+def first_flow(listeners: int, limit: int, *, is_dynamic: bool) -> int:
+    """The first number behind the places of so many listeners, and of those that may come at run
+    time where ports can change. ``limit`` is RLIMIT_NOFILE.
+    """
+    late = min(LATE_MAX, limit // LATE_SHARE) if is_dynamic else 0
+    return FIRST_LISTENER + listeners + late
 
 
-def reserve_fixed() -> None:
-    """Fill the fixed numbers that are free, so that nothing opened from now on gets one of them."""
+def reserve(first: int, ours: Sequence[int]) -> None:
+    """Take every number below ``first``. What is open there is closed, but for the standard streams
+    and ``ours``: a library may have left something there, or our caller.
+    """
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    for fd in range(isolate.LAST_FIXED_FD + 1):
-        try:
-            os.fstat(fd)
-        except OSError:
-            os.dup2(null, fd, inheritable=False)
-    if null > isolate.LAST_FIXED_FD:
-        os.close(null)
+    try:
+        for fd in range(first):
+            if fd != null and (not is_open(fd) or (fd > LOG_FD and fd not in ours)):
+                os.dup2(null, fd, inheritable=False)
+    except OSError as error:
+        what = f"{first - FIRST_LISTENER} listeners"
+        hint = "each takes a descriptor: raise the limit with ulimit -n, or forward fewer ports"
+        raise Failure("keep room for", what, reason_of(error), hint) from error
+    finally:
+        if null >= first:
+            os.close(null)
+
+
+def above(fd: int, first: int, what: str) -> int:
+    """A copy of a descriptor, at a number from ``first`` on."""
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, first)
+    except OSError as error:
+        raise Failure("use", what, reason_of(error)) from error
 
 
 def move(fd: int, to: int) -> None:
-    """Give an open descriptor another number."""
+    """Give an open descriptor a number below the first flow's."""
     if fd != to:
         os.dup2(fd, to, inheritable=False)
         os.close(fd)
+
+
+def clear(fds: Iterable[int]) -> None:
+    """Have /dev/null at these numbers, below the first flow's, instead of what is there."""
+    for fd in fds:
+        os.dup2(NULL_FD, fd, inheritable=False)
+
+
+def keep(wanted: Iterable[int], first: int) -> None:
+    """Close every descriptor but these: whatever was inherited is a way out. Below ``first``
+    /dev/null takes the place of what isn't wanted; it must be at NULL_FD.
+    """
+    wanted = set(wanted)
+    clear(fd for fd in range(first) if fd not in wanted and fd != NULL_FD)
+    edge = first
+    for fd in sorted(fd for fd in wanted if fd >= first):
+        if edge < fd:  # an empty range would mean all to close_range(2)
+            os.closerange(edge, fd)
+        edge = fd + 1
+    # The limit may have been lowered below descriptors that are open; fs.nr_open's default is
+    # 2**20.
+    os.closerange(edge, max(1 << 20, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+
+
+def null_standard_streams(streams: Sequence[int]) -> None:
+    """Put /dev/null where a terminal or a pipe to somebody else was."""
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for fd in streams:
+        os.dup2(null, fd, inheritable=False)
+    if null > 2:
+        os.close(null)
+
+
+def is_open(fd: int) -> bool:
+    """Whether there is such a descriptor."""
+    with contextlib.suppress(OSError):
+        os.fstat(fd)
+        return True
+    return False

@@ -40,7 +40,7 @@ _STATE_WORD = _STATE_OFFSET // 8  # a row whose word here is 0 is free
 _WORD_MASK = 2**64 - 1
 
 Endpoint = tuple[IPv4Address | IPv6Address, int]
-Packed = tuple[bytes, int]  # address and port, the address in 16 bytes (linux.endpoint)
+Packed = tuple[bytes, int]  # address and port, the address in 16 bytes (socketcalls.endpoint)
 
 
 def in_words(endpoint: Endpoint) -> str:

@@ -20,19 +20,10 @@ from dataclasses import dataclass
 
 import prctl
 
-from hardsplice import linux, namespaces
+from hardsplice import linux, namespaces, unotify
 from hardsplice.errors import Failure, reason_of
 from hardsplice.values import RunAs
 
-# Fixed descriptors, whose numbers the policies name.
-LOG_FD = 2  # the host monitor's messages; /dev/null elsewhere
-# A process's channel to its monitor; the host monitor's to the launcher, if there is one
-CHANNEL_FD = 3
-READY_FD = 4  # the host monitor's --ready-fd
-NOTIFY_FD = 5  # the host monitor's socket to the service manager
-RULESET_FD = 6  # the Landlock ruleset, kept by monitors for the relays that they start
-LAST_FIXED_FD = RULESET_FD
-FIXED_FDS = (0, 1, LOG_FD, CHANNEL_FD)
 _EMPTY_ROOT = "/proc"  # a folder that is there for sure, to mount the new root on
 _LAST_CAP = "/proc/sys/kernel/cap_last_cap"
 
@@ -64,27 +55,6 @@ class Lockdown:
                 if one.required or self.strict:
                     raise Failure("lock down", one.describe, reason_of(error)) from error
                 self.missing.append(one.describe)
-
-
-def keep_descriptors(keep: Iterable[int]) -> None:
-    """Close every descriptor but these: whatever was inherited is a way out."""
-    edge = 0
-    for fd in sorted(set(keep)):
-        if edge < fd:  # an empty range would mean all to close_range(2)
-            os.closerange(edge, fd)
-        edge = fd + 1
-    # The limit may have been lowered below descriptors that are open; fs.nr_open's default is
-    # 2**20.
-    os.closerange(edge, max(1 << 20, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-
-
-def null_standard_streams(streams: Sequence[int]) -> None:
-    """Put /dev/null where a terminal or a pipe to somebody else was."""
-    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    for fd in streams:
-        os.dup2(null, fd)
-    if null > 2:
-        os.close(null)
 
 
 def read_last_capability() -> int:
@@ -256,6 +226,13 @@ def init_steps(keep: Sequence[int], last_capability: int) -> list[Step]:
 def filter_step(program: bytes) -> Step:
     """The seccomp filter: always last."""
     return Step("install the system call filter", lambda: linux.set_seccomp_filter(program))
+
+
+def asking_filter_step(program: bytes, take: Callable[[int], None]) -> Step:
+    """The same for a filter that passes a call on to the monitor; ``take`` gets the descriptor from
+    which that is read.
+    """
+    return Step("install the system call filter", lambda: take(unotify.set_filter(program)))
 
 
 def die_with(parent: int) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
-from hardsplice import linux, seal
+from hardsplice import linux, seal, socketcalls
 from hardsplice.channel import Channel, Kind, Malformed, Note, Record, close_all, discard
 from hardsplice.flowtable import End, Nonsense, read_record
 from hardsplice.loop import Loop
@@ -179,7 +179,7 @@ class Keeper:
     def add(self, listener: Listener) -> None:
         """Have the relay, and each that takes its place, accept on one more listener."""
         self.plan = replace(self.plan, listeners=(*self.plan.listeners, listener))
-        self._tell(orders.serve(listener))
+        self._tell(orders.serve(listener, self.plan.book))
 
     def remove(self, index: int, *, reset_flows: bool) -> None:
         """Have no relay accept on that listener any more; the caller may close it after this."""
@@ -390,9 +390,9 @@ class Keeper:
 
 def open_socket(family: int) -> int:
     """A socket for a pool: not blocking, with options set; ``family`` is an index into FAMILIES."""
-    fd = linux.stream_socket(FAMILIES[family])
+    fd = socketcalls.stream_socket(FAMILIES[family])
     try:
-        linux.set_nodelay(fd)
+        socketcalls.set_nodelay(fd)
     except OSError:
         os.close(fd)
         raise

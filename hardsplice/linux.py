@@ -1,33 +1,25 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The kernel's calls that Python's standard library does not have: the only module that uses
-ctypes.
+"""The kernel's calls that Python's standard library does not have. Only this module,
+socketcalls.py, scm.py (sockets) and unotify.py (a call that a monitor serves) use ctypes.
 
-Each wrapper carries its call's own name and does nothing but call it. There are two conventions:
-
-- *hot* calls, made for every connection (``accept4``, ``connect``, ``shutdown``, ``recv``,
-  ``send``), return the kernel's own kind of answer: a result, or the negated errno. "Not now" is an
-  everyday answer there, and an exception for it would cost more than the call (CPython formats the
-  message of each OSError).
-- all the others raise OSError, like the functions of ``os``.
-
-Constants that Python has are taken from Python. The rest are given with the header they come from;
-where architectures differ there is a table.
+Each wrapper carries its call's own name, does nothing but call it, and raises OSError, like the
+functions of ``os``. Constants that Python has are taken from Python. The rest are given with the
+header they come from; where architectures differ there is a table.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import os
-import socket
 import struct
 import sys
 from collections.abc import Iterable
-from ctypes import byref, c_char_p, c_int, c_long, c_size_t, c_ulong, c_void_p
-from ipaddress import IPv4Address, IPv6Address
+from ctypes import c_char_p, c_int, c_long, c_size_t, c_ulong, c_void_p
 from typing import NoReturn
 
-_libc = ctypes.CDLL(None, use_errno=True)
+libc = ctypes.CDLL(None, use_errno=True)
 _errno = ctypes.get_errno
 
 MACHINE = os.uname().machine
@@ -79,214 +71,13 @@ class SockFprog(ctypes.Structure):
     _fields_ = (("len", ctypes.c_ushort), ("filter", c_void_p))
 
 
-def _raise(*names: object) -> NoReturn:
+def fail(*names: object) -> NoReturn:
     """Raise the OSError for the errno that the last call left."""
     code = _errno()
     raise OSError(code, os.strerror(code), *names)
 
 
-# --- hot calls: a result or the negated errno -----------------------------------------------------
-
-# Where all arguments are C ints, bytes and references made once, ctypes passes them on as they are.
-# With argtypes it would call a converter for each, which takes longer than some of these calls.
-_accept4 = _libc.accept4
-_connect = _libc.connect
-_getpeername = _libc.getpeername
-_getsockopt = _libc.getsockopt
-_shutdown = _libc.shutdown
-_setsockopt = _libc.setsockopt
-_sockatmark = _libc.sockatmark
-
-_recv = _libc.recv
-_recv.argtypes = (c_int, c_void_p, c_size_t, c_int)
-_send = _libc.send
-_send.argtypes = (c_int, c_char_p, c_size_t, c_int)
-
-_ACCEPT_FLAGS = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-_peer = ctypes.create_string_buffer(28)  # sizeof(struct sockaddr_in6), the longest that TCP has
-_peer_length = c_int(28)
-_peer_ref, _peer_length_ref = byref(_peer), byref(_peer_length)
-_nobody_ref, _nobody_length_ref = byref(c_int()), byref(c_int(0))  # the address is not wanted
-_option = c_int()
-_option_length = c_int(4)
-_option_ref, _option_length_ref = byref(_option), byref(_option_length)
-_FAMILY = struct.Struct("=H")
-_MAPPED = bytes(10) + b"\xff\xff"  # ::ffff:0:0/96, an IPv4 client on a dual-stack listener
-_LINGER_ZERO = struct.pack("ii", 1, 0)
-_ONE = struct.pack("i", 1)
-
-
-def accept4(listener: int) -> int:
-    """Accept a connection, non-blocking and close-on-exec: its descriptor, or the negated errno."""
-    _peer_length.value = 28
-    fd: int = _accept4(listener, _peer_ref, _peer_length_ref, _ACCEPT_FLAGS)
-    return fd if fd >= 0 else -_errno()
-
-
-def accepted_from_ipv4() -> bool:
-    """Whether the peer of the last ``accept4`` came by IPv4, be it mapped into IPv6."""
-    raw = _peer.raw
-    return _FAMILY.unpack_from(raw)[0] == socket.AF_INET or raw[8:20] == _MAPPED
-
-
-def accepted_from() -> tuple[bytes, int]:
-    """Address and port of the peer of the last ``accept4``, as ``endpoint`` has them."""
-    return endpoint(_peer.raw)
-
-
-def connect(fd: int, sockaddr: bytes) -> int:
-    """Start a connection: 0 when it stands, -EINPROGRESS while it is under way, or the negated
-    errno.
-    """
-    if _connect(fd, sockaddr, len(sockaddr)) == 0:
-        return 0
-    return -_errno()
-
-
-def connected(fd: int) -> int:
-    """How a connect(2) that was under way goes on: 0 when the connection stands, -EINPROGRESS when
-    that isn't known yet, -ECONNRESET when it stood and has been reset since, else the negated errno
-    of the refusal.
-    """
-    if _getpeername(fd, _nobody_ref, _nobody_length_ref) == 0:
-        return 0
-    # ENOTCONN: in SYN_SENT, or closed again. The kernel's tcp_reset tells a refusal (ECONNREFUSED)
-    # from a reset.
-    _option_length.value = 4
-    if _getsockopt(fd, socket.SOL_SOCKET, socket.SO_ERROR, _option_ref, _option_length_ref) != 0:
-        return -_errno()
-    if _option.value in (errno.ECONNRESET, errno.EPIPE):
-        return -errno.ECONNRESET
-    return -_option.value or -errno.EINPROGRESS
-
-
-def shutdown(fd: int, how: int) -> int:
-    """Shut one half of a connection: 0, or the negated errno."""
-    return 0 if _shutdown(fd, how) == 0 else -_errno()
-
-
-def abort(fd: int) -> int:
-    """Make the coming close of ``fd`` a reset (SO_LINGER, 0 seconds): 0, or the negated errno."""
-    done = _setsockopt(fd, socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO, len(_LINGER_ZERO))
-    return 0 if done == 0 else -_errno()
-
-
-def limit_unsent(fd: int, size: int) -> int:
-    """Have ``fd`` take no more while ``size`` bytes wait in the kernel to be sent
-    (TCP_NOTSENT_LOWAT): 0, or the negated errno.
-    """
-    value = struct.pack("i", size)
-    done = _setsockopt(fd, socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, value, len(value))
-    return 0 if done == 0 else -_errno()
-
-
-def keep_urgent_inline(fd: int) -> int:
-    """Leave the urgent byte in the stream for an ordinary receive (SO_OOBINLINE): 0, or the negated
-    errno.
-    """
-    done = _setsockopt(fd, socket.SOL_SOCKET, socket.SO_OOBINLINE, _ONE, len(_ONE))
-    return 0 if done == 0 else -_errno()
-
-
-def sockatmark(fd: int) -> bool:
-    """Whether the next byte to read from ``fd`` is the urgent one."""
-    return bool(_sockatmark(fd) == 1)
-
-
-_one_byte = ctypes.create_string_buffer(1)
-_one_byte_ref = byref(_one_byte)
-
-
-def receive_byte(fd: int, flags: int) -> bytes | int:
-    """One byte; b"" at end of file; or the negated errno. One byte is all that the relay's filter
-    lets it look at.
-    """
-    count: int = _recv(fd, _one_byte_ref, 1, flags)
-    return _one_byte.raw[:count] if count >= 0 else -_errno()
-
-
-def send_byte(fd: int, byte: bytes, flags: int) -> int:
-    """Send one byte: 1, or the negated errno."""
-    count: int = _send(fd, byte, 1, flags | socket.MSG_NOSIGNAL)
-    return count if count >= 0 else -_errno()
-
-
-_UCRED = struct.Struct("=iII")  # struct ucred: pid, uid, gid
-_credentials = ctypes.create_string_buffer(_UCRED.size)
-_cookie = ctypes.c_uint64()
-_SO_NETNS_COOKIE = 71  # asm-generic/socket.h
-
-
-def send(fd: int, data: bytes) -> int:
-    """Send what the socket takes now: how many bytes that was, or the negated errno."""
-    count: int = _send(fd, data, len(data), socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
-    return count if count >= 0 else -_errno()
-
-
-def peer_user(fd: int) -> int:
-    """The effective user id with which the peer of a UNIX stream socket connected, as it is in our
-    own user namespace; -1 when there is none.
-    """
-    _option_length.value = _UCRED.size
-    where = byref(_credentials)
-    if _getsockopt(fd, socket.SOL_SOCKET, socket.SO_PEERCRED, where, _option_length_ref) != 0:
-        return -1
-    uid: int = _UCRED.unpack(_credentials.raw)[1]
-    return uid
-
-
-def namespace_cookie(fd: int) -> int | None:
-    """A number for the network namespace that a socket belongs to; None before Linux 5.14."""
-    _option_length.value = ctypes.sizeof(_cookie)
-    where = byref(_cookie)
-    if _getsockopt(fd, socket.SOL_SOCKET, _SO_NETNS_COOKIE, where, _option_length_ref) != 0:
-        return None
-    return _cookie.value
-
-
-def sockaddr(address: IPv4Address | IPv6Address, port: int, scope: int = 0) -> bytes:
-    """struct sockaddr_in or sockaddr_in6 for ``address`` and ``port``; ``scope`` is an interface's
-    index.
-    """
-    if address.version == 4:
-        return _FAMILY.pack(socket.AF_INET) + struct.pack("!H", port) + address.packed + bytes(8)
-    return (
-        _FAMILY.pack(socket.AF_INET6)
-        + struct.pack("!HI", port, 0)
-        + address.packed
-        + struct.pack("=I", scope)
-    )
-
-
-def endpoint(sockaddr: bytes) -> tuple[bytes, int]:
-    """Address and port in a struct sockaddr_in or sockaddr_in6: the address packed as IPv6, where
-    IPv4 is mapped.
-    """
-    family, port = _FAMILY.unpack_from(sockaddr)[0], int.from_bytes(sockaddr[2:4], "big")
-    return (_MAPPED + sockaddr[4:8] if family == socket.AF_INET else sockaddr[8:24]), port
-
-
-# --- calls that raise OSError ---------------------------------------------------------------------
-
-_socket = _libc.socket
-_SOCKET_TYPE = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-
-
-def stream_socket(family: int) -> int:
-    """A bare TCP socket, non-blocking and close-on-exec. One is made for every connection, and a
-    socket object takes longer to make than the socket.
-    """
-    fd: int = _socket(family, _SOCKET_TYPE, 0)
-    if fd < 0:
-        _raise()
-    return fd
-
-
-def set_nodelay(fd: int) -> None:
-    """Send small segments at once (TCP_NODELAY)."""
-    if _setsockopt(fd, socket.IPPROTO_TCP, socket.TCP_NODELAY, _ONE, len(_ONE)) != 0:
-        _raise()
-
+# --- processes, namespaces, privileges ------------------------------------------------------------
 
 # Calls through it hold the interpreter's lock, as a fork must
 _python = ctypes.PyDLL(None, use_errno=True)
@@ -313,23 +104,23 @@ def fork() -> int:
     return pid
 
 
-_prctl = _libc.prctl
+_prctl = libc.prctl
 _prctl.argtypes = (c_int, c_ulong, c_ulong, c_ulong, c_ulong)
-_unshare = _libc.unshare
+_unshare = libc.unshare
 _unshare.argtypes = (c_int,)
-_setns = _libc.setns
+_setns = libc.setns
 _setns.argtypes = (c_int, c_int)
-_mount = _libc.mount
+_mount = libc.mount
 _mount.argtypes = (c_char_p, c_char_p, c_char_p, c_ulong, c_char_p)
-_umount2 = _libc.umount2
+_umount2 = libc.umount2
 _umount2.argtypes = (c_char_p, c_int)
-_signalfd = _libc.signalfd
+_signalfd = libc.signalfd
 _signalfd.argtypes = (c_int, c_char_p, c_int)
-_inotify_init1 = _libc.inotify_init1
+_inotify_init1 = libc.inotify_init1
 _inotify_init1.argtypes = (c_int,)
-_inotify_add_watch = _libc.inotify_add_watch
+_inotify_add_watch = libc.inotify_add_watch
 _inotify_add_watch.argtypes = (c_int, c_char_p, ctypes.c_uint32)
-_syscall = _libc.syscall
+_syscall = libc.syscall
 _syscall.restype = c_long
 
 
@@ -337,7 +128,7 @@ def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 
     """prctl(2) for the options that python-prctl lacks."""
     result: int = _prctl(option, arg2, arg3, arg4, arg5)
     if result < 0:
-        _raise()
+        fail()
     return result
 
 
@@ -351,13 +142,13 @@ def set_seccomp_filter(program: bytes) -> None:
 def unshare(flags: int) -> None:
     """unshare(2); ``os.unshare`` exists from Python 3.12 on only."""
     if _unshare(flags) != 0:
-        _raise()
+        fail()
 
 
 def setns(fd: int, kind: int) -> None:
     """setns(2); ``os.setns`` exists from Python 3.12 on only."""
     if _setns(fd, kind) != 0:
-        _raise()
+        fail()
 
 
 def mount(source: str, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
@@ -365,13 +156,13 @@ def mount(source: str, target: str, kind: str | None, flags: int, data: str | No
     kind_bytes = kind.encode() if kind is not None else None
     data_bytes = data.encode() if data is not None else None
     if _mount(os.fsencode(source), os.fsencode(target), kind_bytes, flags, data_bytes) != 0:
-        _raise(target)
+        fail(target)
 
 
 def umount2(target: str, flags: int) -> None:
     """umount2(2)."""
     if _umount2(os.fsencode(target), flags) != 0:
-        _raise(target)
+        fail(target)
 
 
 def pivot_root(new: str, old: str) -> None:
@@ -380,7 +171,7 @@ def pivot_root(new: str, old: str) -> None:
     if sys.maxsize < 2**32:
         number = _PIVOT_ROOT_32.get(MACHINE, number)
     if _syscall(number, os.fsencode(new), os.fsencode(old)) != 0:
-        _raise(new)
+        fail(new)
 
 
 # From each architecture's asm/unistd.h; a 32-bit program may run on a 64-bit machine's kernel.
@@ -399,7 +190,7 @@ def landlock_abi() -> int:
         _LANDLOCK_CREATE_RULESET, None, c_size_t(0), _LANDLOCK_CREATE_RULESET_VERSION
     )
     if version < 0:
-        _raise()
+        fail()
     return version
 
 
@@ -413,7 +204,7 @@ def landlock_create_ruleset(fs: int, net: int, scoped: int) -> int:
     attributes = struct.pack(f"={len(words)}Q", *words)
     fd: int = _syscall(_LANDLOCK_CREATE_RULESET, attributes, c_size_t(len(attributes)), 0)
     if fd < 0:
-        _raise()
+        fail()
     return fd
 
 
@@ -421,14 +212,55 @@ def landlock_add_port(ruleset: int, access: int, port: int) -> None:
     """Grant TCP access to a port."""
     rule = struct.pack("=QQ", access, port)
     if _syscall(_LANDLOCK_ADD_RULE, ruleset, _LANDLOCK_RULE_NET_PORT, rule, 0) != 0:
-        _raise()
+        fail()
 
 
 def landlock_restrict_self(ruleset: int) -> None:
     """Put this process, for good, under a ruleset; it needs no_new_privs."""
     if _syscall(_LANDLOCK_RESTRICT_SELF, ruleset, 0) != 0:
-        _raise()
+        fail()
 
+
+# --- memory ---------------------------------------------------------------------------------------
+
+MAP_FIXED_NOREPLACE = 0x100000  # linux/mman.h, Linux 4.17; before, the address is a hint
+MADV_DONTFORK = 10  # asm-generic/mman-common.h
+_MSEAL = 462  # Linux 6.10; the same on every architecture
+_mmap = libc.mmap
+_mmap.restype = c_void_p
+_mmap.argtypes = (c_void_p, c_size_t, c_int, c_int, c_int, c_long)
+_madvise = libc.madvise
+_madvise.argtypes = (c_void_p, c_size_t, c_int)
+
+
+def map_shared(
+    fd: int, size: int, protection: int, *, address: int | None = None, offset: int = 0
+) -> int:
+    """Map ``size`` bytes of a file, shared, and at ``address`` if there is one, where nothing may
+    be yet: where they are. ``protection`` is mmap.PROT_*.
+    """
+    flags = mmap.MAP_SHARED | (MAP_FIXED_NOREPLACE if address is not None else 0)
+    found: int | None = _mmap(address, size, protection, flags, fd, offset)
+    if found is None or found == c_void_p(-1).value:
+        fail()
+    if address is not None and found != address:
+        raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
+    return found
+
+
+def madvise(address: int, size: int, advice: int) -> None:
+    """madvise(2)."""
+    if _madvise(address, size, advice) != 0:
+        fail()
+
+
+def mseal(address: int, size: int) -> None:
+    """Keep a mapping as it is and where it is, for good (Linux 6.10, 64-bit)."""
+    if _syscall(c_long(_MSEAL), c_void_p(address), c_size_t(size), c_ulong(0)) != 0:
+        fail()
+
+
+# --- events ---------------------------------------------------------------------------------------
 
 SIGNALFD_SIGINFO = 128  # sizeof(struct signalfd_siginfo)
 SI_KERNEL = 0x80  # asm-generic/siginfo.h: sent by the kernel itself, the terminal's Ctrl-C for one
@@ -450,7 +282,7 @@ def signalfd(signals: Iterable[int]) -> int:
     )
     fd: int = _signalfd(-1, mask.ljust(_SIGSET_BYTES, b"\0"), os.O_NONBLOCK | os.O_CLOEXEC)
     if fd < 0:
-        _raise()
+        fail()
     return fd
 
 
@@ -464,7 +296,7 @@ def inotify(directory: str, mask: int) -> int:
     """A non-blocking inotify descriptor that watches one directory."""
     fd: int = _inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
     if fd < 0:
-        _raise()
+        fail()
     if _inotify_add_watch(fd, os.fsencode(directory), mask) < 0:
         code = _errno()
         os.close(fd)

@@ -4,32 +4,31 @@
 An accepted socket inherits what its listener has: TCP_NODELAY and keepalive are set here once, and
 cost nothing per connection. SO_SNDBUF and SO_RCVBUF are left alone, since setting them turns the
 kernel's autotuning off.
+
+All that a listener is made with, its address too, is written down first and then taken from there
+(socketcalls.py): after lock-down only the host monitor can write that, and a filter sees to it that
+nothing else is taken.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import socket
-import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address
 
-from hardsplice import linux
+from hardsplice import socketcalls
+from hardsplice.book import Place, Pointer
 from hardsplice.channel import close_all
 from hardsplice.errors import Failure, reason_of
 from hardsplice.ports import Address, Forward
 from hardsplice.relay.engine import Listener
 from hardsplice.relay.sockets import FAMILIES, IPV4, IPV6
 
-_SIOCGIFINDEX = 0x8933  # linux/sockios.h
-_IFREQ = struct.Struct("16si20x")  # linux/if.h: a name, and here the index
 BACKLOG = 65535  # the kernel cuts this to net.core.somaxconn
 LOOPBACK_IPV4 = IPv4Address("127.0.0.1")
 LOOPBACK_IPV6 = IPv6Address("::1")
-
-Plan = tuple[tuple[int, bytes], ...]
 
 
 def usable_families(versions: Sequence[int]) -> tuple[int, ...]:
@@ -58,27 +57,35 @@ def describe(forward: Forward) -> str:
     return f"{where} port {forward.port}".strip()
 
 
+def write_place(forward: Forward, families: Sequence[int]) -> None:
+    """Write down where a forward's listener is to be, for ``open_listener``. ``families`` are those
+    of the namespace that it will be made in.
+    """
+    address, _ = bound_address(forward, families)
+    device = os.fsencode(forward.interface) + b"\0" if forward.interface else b""
+    socketcalls.write_place(socketcalls.sockaddr(address, forward.port), device)
+
+
 def open_listener(forward: Forward, families: Sequence[int]) -> int:
-    """Bind and listen; the descriptor, or OSError."""
+    """Bind to the place that was written down, and listen; the descriptor, or OSError."""
     address, dual = bound_address(forward, families)
     is_ipv6 = address.version == 6
-    kind = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
-    with socket.socket(FAMILIES[IPV6 if is_ipv6 else IPV4], kind) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener_options(listener)
+    fd = socketcalls.stream_socket(FAMILIES[IPV6 if is_ipv6 else IPV4])
+    try:
+        socketcalls.set_reuse_address(fd)
+        socketcalls.set_keepalive(fd)
+        socketcalls.set_nodelay(fd)
         if is_ipv6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if dual else 1)
-        scope = 0
+            socketcalls.set_ipv6_only(fd, value=not dual)
         if forward.interface:
-            name = os.fsencode(forward.interface) + b"\0"
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, name)
-            scope = _interface_index(listener, name)
-        if is_ipv6:
-            listener.bind((str(address), forward.port, 0, scope if address.is_link_local else 0))
-        else:
-            listener.bind((str(address), forward.port))
-        listener.listen(BACKLOG)
-        return listener.detach()
+            # A link-local address has its scope by this: the index needn't be in the address.
+            socketcalls.bind_to_device(fd)
+        socketcalls.bind(fd, len(socketcalls.sockaddr(address, 1)))
+        socketcalls.listen(fd, BACKLOG)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
 
 
 def bound_address(forward: Forward, families: Sequence[int]) -> tuple[Address, bool]:
@@ -90,34 +97,41 @@ def bound_address(forward: Forward, families: Sequence[int]) -> tuple[Address, b
     return IPv4Address("0.0.0.0"), False
 
 
-def listener_options(listener: socket.socket) -> None:
-    """Set what accepted sockets inherit."""
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-
-def _interface_index(any_socket: socket.socket, name: bytes) -> int:
-    """The index of an interface. if_nametoindex(3) would make a socket of its own for it."""
-    answer = fcntl.ioctl(any_socket, _SIOCGIFINDEX, _IFREQ.pack(name, 0))
-    index: int = _IFREQ.unpack(answer)[1]
-    return index
-
-
 def is_listener(fd: int, port: int) -> bool:
     """Whether ``fd`` is a TCP socket that listens on ``port``, as somebody says who may lie."""
-    try:
-        claimed = socket.socket(socket.AF_INET6, socket.SOCK_STREAM, 0, fileno=fd)
-    except OSError:
-        return False  # no socket at all
-    try:
-        return (
-            claimed.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN) in FAMILIES
-            and claimed.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL) == socket.IPPROTO_TCP
-            and claimed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
-            and claimed.getsockname()[1] == port
-        )
-    finally:
-        claimed.detach()
+    domain = socketcalls.option(fd, socket.SOL_SOCKET, socket.SO_DOMAIN)
+    return (
+        domain in FAMILIES
+        and socketcalls.option(fd, socket.SOL_SOCKET, socket.SO_PROTOCOL) == socket.IPPROTO_TCP
+        and socketcalls.option(fd, socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
+        and socketcalls.local_port(fd) == port
+    )
+
+
+# What a listener has that ``open_listener`` made, and what would cut off or hold up those who are
+# accepted from it.
+_SOUND = (
+    (socket.SOL_SOCKET, socket.SO_ACCEPTCONN, 1),
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.SOL_SOCKET, socket.SO_LINGER, 0),
+    (socket.SOL_SOCKET, socket.SO_OOBINLINE, 0),
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+)
+
+
+def is_sound(fd: int) -> bool:
+    """Whether a listener still listens, with the options that it was made with."""
+    return all(socketcalls.option(fd, level, name) == value for level, name, value in _SOUND)
+
+
+def make_sound(listener: socket.socket) -> None:
+    """Give a listener that somebody else made, or kept, the options that ours have."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes(8))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 0)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 0)
+    listener.setblocking(False)
 
 
 def open_listeners(
@@ -135,7 +149,10 @@ def open_listeners(
     for index, forward in enumerate(forwards):
         try:
             fd = kept(forward)
-            opened.append((index, open_listener(forward, families) if fd is None else fd))
+            if fd is None:
+                write_place(forward, families)
+                fd = open_listener(forward, families)
+            opened.append((index, fd))
         except OSError as error:
             if not forward.required and error.errno in (errno.EADDRINUSE, errno.EACCES):
                 continue
@@ -166,50 +183,59 @@ def cannot_listen(forward: Forward, place: str, error: OSError) -> Failure:
     return Failure("listen on", f"{describe(forward)} {place}", reason_of(error), hint)
 
 
-def plans(forward: Forward, families: Sequence[int]) -> tuple[Plan, Plan]:
-    """What to try, in order, for an IPv4 client and for an IPv6 client.
-
-    Without a target address that is the loopback address of the client's family, then the other
-    one. ``families`` are those that the targets' namespace has.
+def targets(forward: Forward, families: Sequence[int]) -> dict[int, bytes]:
+    """The addresses to which connections of a forward may go, by index into FAMILIES; ``families``
+    are those in use.
     """
     if forward.target is not None:
         family = IPV4 if forward.target.version == 4 else IPV6
-        one: Plan = ((family, linux.sockaddr(forward.target, forward.target_port)),)
-        return one, one
-    by_family = {
-        IPV4: (IPV4, linux.sockaddr(LOOPBACK_IPV4, forward.target_port)),
-        IPV6: (IPV6, linux.sockaddr(LOOPBACK_IPV6, forward.target_port)),
+        return {family: socketcalls.sockaddr(forward.target, forward.target_port)}
+    loopbacks: dict[int, Address] = {IPV4: LOOPBACK_IPV4, IPV6: LOOPBACK_IPV6}
+    return {
+        family: socketcalls.sockaddr(loopbacks[family], forward.target_port) for family in families
     }
-    first4 = tuple(by_family[family] for family in (IPV4, IPV6) if family in families)
-    first6 = tuple(by_family[family] for family in (IPV6, IPV4) if family in families)
-    if forward.address is None:
-        return first4, first6
-    same = first4 if forward.address.version == 4 else first6
-    return same, same
 
 
-def for_relay(
-    opened: Sequence[tuple[int, int]],
-    forwards: Sequence[Forward],
-    families: Sequence[int],
-    first: int = 0,
-) -> tuple[Listener, ...]:
-    """The open listeners with their plans, as the engine wants them. The engine knows the one at
-    index 0 of ``forwards`` as ``first``.
-    """
-    return tuple(
-        Listener(fd, *plans(forwards[index], families), first + index) for index, fd in opened
-    )
+class Pointers:
+    """Makes plans of where connections go, in the namespace of the targets."""
 
+    def __init__(self, place: Place, families: Sequence[int]) -> None:
+        """``place`` is the address book's; ``families`` are those that the namespace has."""
+        self.place = place
+        self.families = families
 
-def listener_for(index: int, fd: int, forward: Forward, families: Sequence[int]) -> Listener:
-    """A listener with its plans; Failure when the target is of a family that is not among
-    ``families``, for which there would be no sockets.
-    """
-    made = Listener(fd, *plans(forward, families), index)
-    if any(family not in families for family, _ in (*made.plan_ipv4, *made.plan_ipv6)):
-        raise no_family(forward, "there")
-    return made
+    def plans(
+        self, forward: Forward, slots: Mapping[int, int]
+    ) -> tuple[tuple[Pointer, ...], tuple[Pointer, ...]]:
+        """What to try, in order, for an IPv4 client and for an IPv6 client. ``slots`` are those of
+        the forward's targets, by index into FAMILIES.
+
+        Without a target address that is the loopback address of the client's family, then the other
+        one.
+        """
+        pointers = {
+            family: Pointer(self.place, slots[family], family, sockaddr)
+            for family, sockaddr in targets(forward, self.families).items()
+            if family in slots
+        }
+        first4 = tuple(pointers[one] for one in (IPV4, IPV6) if one in pointers)
+        first6 = tuple(pointers[one] for one in (IPV6, IPV4) if one in pointers)
+        if forward.target is not None or forward.address is None:
+            return first4, first4 if forward.target is not None else first6
+        same = first4 if forward.address.version == 4 else first6
+        return same, same
+
+    def listener(
+        self, index: int, fd: int, forward: Forward, slots: Mapping[int, int]
+    ) -> Listener:
+        """A listener with its plans; Failure when the target is of a family that the namespace
+        doesn't have, for which there would be no sockets.
+        """
+        if forward.target is not None:
+            family = IPV4 if forward.target.version == 4 else IPV6
+            if family not in self.families:
+                raise no_family(forward, "there")
+        return Listener(fd, *self.plans(forward, slots), index)
 
 
 def no_family(forward: Forward, place: str) -> Failure:

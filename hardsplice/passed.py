@@ -12,15 +12,14 @@ is expected.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv6Address, ip_address
 
-from hardsplice import isolate, linux
+from hardsplice import descriptors, socketcalls
 from hardsplice.errors import Failure, quote, reason_of
-from hardsplice.listeners import bound_address, is_listener, listener_options
+from hardsplice.listeners import bound_address, is_listener, make_sound
 from hardsplice.ports import Forward
 from hardsplice.relay.sockets import FAMILIES
 from hardsplice.service import Notifier
@@ -46,14 +45,11 @@ def stored_name(direction: str, forward: Forward) -> str:
 class Passed:
     """Descriptors that were passed, each by its name, until somebody takes it."""
 
-    def __init__(self, passed: Iterable[tuple[str, int]]) -> None:
-        """Take them out of the way of the fixed numbers, and of COMMAND."""
+    def __init__(self, passed: Iterable[tuple[str, int]], first: int) -> None:
+        """Take them out of the way of the numbers below ``first``, and of COMMAND."""
         self._left: list[tuple[str, int]] = []
         for name, fd in passed:
-            try:
-                moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, isolate.LAST_FIXED_FD + 1)
-            except OSError as error:
-                raise Failure("take", f"listener {quote(name)}", reason_of(error)) from error
+            moved = descriptors.above(fd, first, f"listener {quote(name)}")
             os.close(fd)
             self._left.append((name, moved))
         self._stored = [(name, fd) for name, fd in self._left if name.startswith(STORED)]
@@ -89,6 +85,7 @@ class Passed:
         for item in self._left:
             if item[0] == name and _is(item[1], forward, families):
                 self._left.remove(item)
+                _restore(item[1])
                 return item[1]
         return None
 
@@ -106,6 +103,17 @@ class Passed:
         for name, fd in keep:
             notifier.keep(name, fd)
         return max(0, len(current) - room)
+
+
+def _restore(fd: int) -> None:
+    """Whoever had the listener before us may have changed its options, which are inherited by what
+    is accepted.
+    """
+    listener = socket.socket(fileno=fd)
+    try:
+        make_sound(listener)
+    finally:
+        listener.detach()
 
 
 def to_drop_and_keep(
@@ -131,8 +139,7 @@ def _forward_of(name: str, fd: int, asked: Inherited) -> Forward:
         raise _refusal(name, f"it is no socket: {reason_of(error)}") from None
     try:
         _check(name, listener)
-        listener_options(listener)
-        listener.setblocking(False)
+        make_sound(listener)
         host, port = listener.getsockname()[:2]
         return Forward(
             address=_address(listener, host.partition("%")[0]),
@@ -202,5 +209,5 @@ def _is_here(listener: socket.socket) -> bool:
     manager's word has to do.
     """
     with socket.socket(listener.family, socket.SOCK_STREAM) as ours:
-        here = linux.namespace_cookie(ours.fileno())
-    return here is None or here == linux.namespace_cookie(listener.fileno())
+        here = socketcalls.namespace_cookie(ours.fileno())
+    return here is None or here == socketcalls.namespace_cookie(listener.fileno())

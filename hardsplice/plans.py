@@ -1,19 +1,27 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What relays are told, worked out from the options and from what has been opened: their plans,
-their counters, and the numbers of the ports that they serve.
+their counters, the address books, and the numbers of the ports that they serve.
 """
 
 from __future__ import annotations
 
 import resource
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from hardsplice import flowtable, listeners
+from hardsplice.book import Book, Place, place_for
 from hardsplice.cli import Options, Verbosity
+from hardsplice.descriptors import FIRST_LISTENER
+from hardsplice.errors import Failure
 from hardsplice.forwarding import DIRECTIONS, Direction, Port, Source
 from hardsplice.relay import main as relay
+from hardsplice.relay.engine import Listener
+from hardsplice.relay.sockets import IPV4, IPV6
 from hardsplice.relay.stats import Stats
+
+ALL_FAMILIES = (IPV4, IPV6)
+TARGETS_A_PORT = 2  # at the most: the loopback addresses of both families
 
 
 class Planner:
@@ -22,15 +30,23 @@ class Planner:
     """
 
     def __init__(
-        self, options: Options, pipe_size: int, program: bytes, *, has_ruleset: bool
+        self,
+        options: Options,
+        pipe_size: int,
+        first_flow: int,
+        programs: Mapping[Direction, bytes],
+        *,
+        has_ruleset: bool,
     ) -> None:
-        """``pipe_size`` is in bytes, ``program`` the relays' filter; ``has_ruleset`` says that
-        there is one of Landlock.
+        """``pipe_size`` is in bytes, ``first_flow`` the first descriptor behind listeners,
+        ``programs`` are the relays' filters; ``has_ruleset`` says that there is one of Landlock.
         """
         self._options = options
         self._pipe_size = pipe_size
-        self._program = program
+        self._first_flow = first_flow
+        self._programs = programs
         self._has_ruleset = has_ruleset
+        self.books = books(options, first_flow)
         rows = _flow_rows(options)
         self.stats = {
             direction: tuple(Stats(rows) for _ in range(options.workers))
@@ -49,9 +65,12 @@ class Planner:
         ]
 
     def check_room(self, listening: int) -> None:
-        """Failure where a relay with so many listeners would have too few descriptors."""
-        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        relay.pool_sizes(descriptors, relay.fixed_use(listening), self._options.workers)
+        """Failure where there is no place for so many listeners."""
+        places = self._first_flow - FIRST_LISTENER
+        if listening > places:
+            reason = f"there are places for {places} listeners"
+            hint = "the number of descriptors decides: raise it with ulimit -n, and restart"
+            raise Failure("listen on", "one more port", reason, hint)
 
     def relays(
         self, direction: Direction, opened: Sequence[tuple[int, int]], families: Sequence[int]
@@ -65,11 +84,10 @@ class Planner:
         is_dynamic = direction in options.dynamic
         if not opened and not is_dynamic:
             return ()
-        self.check_room(len(opened))
-        made = listeners.for_relay(
-            opened, options.forwards(direction), families, self.first(direction)
-        )
-        used = {family for one in made for family, _ in (*one.plan_ipv4, *one.plan_ipv6)}
+        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        relay.pool_sizes(descriptors, relay.fixed_use(self._first_flow), options.workers)
+        made = tuple(self._listener(direction, index, fd, families) for index, fd in opened)
+        used = {target.family for one in made for target in (*one.plan_ipv4, *one.plan_ipv6)}
         if is_dynamic:
             used.update(families)
         plan = relay.Plan(
@@ -78,7 +96,10 @@ class Planner:
             listeners=made,
             families=tuple(sorted(used)),
             pipe_size=self._pipe_size,
-            filter=self._program,
+            first_flow=self._first_flow,
+            filter=self._programs[direction],
+            is_dynamic=is_dynamic,
+            book=self.books[direction].place,
             stats=self.stats[direction][0],
             trace=options.verbosity >= Verbosity.TRACE,
             log_flows=options.log_flows,
@@ -86,6 +107,48 @@ class Planner:
             strict=options.sandbox == "strict",
         )
         return tuple(replace(plan, stats=stats) for stats in self.stats[direction])
+
+
+    def _listener(
+        self, direction: Direction, index: int, fd: int, families: Sequence[int]
+    ) -> Listener:
+        """One of the first listeners, with its plans."""
+        forward, book = self._options.forwards(direction)[index], self.books[direction]
+        slots = {
+            family: book.slot(sockaddr)
+            for family, sockaddr in listeners.targets(forward, ALL_FAMILIES).items()
+        }
+        plans = listeners.Pointers(book.place, families).plans(forward, slots)
+        return Listener(fd, *plans, self.first(direction) + index)
+
+
+def books(options: Options, first_flow: int) -> dict[Direction, Book]:
+    """The address books of both directions, with room for what may come at run time."""
+    is_dynamic = bool(options.dynamic)
+    targets = {
+        direction: dict.fromkeys(
+            sockaddr
+            for forward in options.forwards(direction)
+            for sockaddr in listeners.targets(forward, ALL_FAMILIES).values()
+        )
+        for direction in DIRECTIONS
+    }
+    late = TARGETS_A_PORT * (first_flow - FIRST_LISTENER) if is_dynamic else 0
+    place = place_of_books(options, first_flow)
+    return {
+        direction: Book(
+            place, targets[direction], late if direction in options.dynamic else 0,
+            is_written=is_dynamic,
+        )
+        for direction in DIRECTIONS
+    }  # fmt: skip
+
+
+def place_of_books(options: Options, first_flow: int) -> Place:
+    """Where both address books are."""
+    listening = max(len(options.forwards(direction)) for direction in DIRECTIONS)
+    late = first_flow - FIRST_LISTENER if options.dynamic else 0
+    return place_for(TARGETS_A_PORT * (listening + late))
 
 
 def _flow_rows(options: Options) -> int:

@@ -21,10 +21,13 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from hardsplice.errors import Failure
-from hardsplice.policyfile import OUTSIDE, Comparison, Policy, resolve
+from hardsplice.descriptors import FIRST_LISTENER
+from hardsplice.errors import Failure, quote
+from hardsplice.policyfile import OUTSIDE
+from hardsplice.policymodel import Comparison, Policy, asked, resolve
 from hardsplice.seccomp import ROLES, compile_policy, load_policy, native_arch, policy_directory
 from hardsplice.syscalls import ARCHITECTURES, SOCKETCALL
+from hardsplice.values import number
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -41,7 +44,8 @@ def show(policy: Policy, arch: str) -> str:
     """Every rule with its reasons."""
     lines = [*_heading(policy, arch), ""]
     for rule in policy.rules_for(arch):
-        lines.append(f"{rule.call}: {rule.condition() or 'any arguments'}")
+        served = ", by the monitor" if rule.ask else ""
+        lines.append(f"{rule.call}: {rule.condition() or 'any arguments'}{served}")
         where = ", ".join(rule.where) + (f" ({rule.source})" if rule.source else "")
         for key, text in (("why", rule.why), ("where", where), ("risk", rule.risk)):
             if text:
@@ -71,8 +75,11 @@ def _heading(policy: Policy, arch: str) -> list[str]:
     facts = [policy.summary, "Everything else kills the process."]
     facts.append(f"Capabilities kept: {', '.join(policy.capabilities) or 'none'}.")
     if policy.descriptors:
-        fixed = ", ".join(f"{name} = {number}" for name, number in policy.descriptors.items())
+        fixed = ", ".join(f"{name} = {value}" for name, value in policy.descriptors.items())
         facts.append(f"Descriptors: {fixed}.")
+    if policy.addresses:
+        places = ", ".join(f"{name} = {value:#x}" for name, value in policy.addresses.items())
+        facts.append(f"Addresses: {places}.")
     if arch in policy.notes:
         facts.append(policy.notes[arch])
     body = textwrap.wrap(" ".join(facts), 96, initial_indent="# ", subsequent_indent="# ")
@@ -80,10 +87,17 @@ def _heading(policy: Policy, arch: str) -> list[str]:
 
 
 def oci(policy: Policy, arch: str) -> dict[str, Any]:
-    """The linux.seccomp object of the OCI runtime specification (config-linux.md)."""
+    """The linux.seccomp object of the OCI runtime specification (config-linux.md).
+
+    It has no word for the low half of an argument, none for two looks at one argument, and none for
+    a call that the monitor serves.
+    """
     free: list[str] = []
     entries: list[dict[str, Any]] = []
+    by_monitor = asked(policy, arch)
     for call, alternatives in sorted(resolve(policy, arch).items()):
+        if call in by_monitor:
+            continue
         if () in alternatives:
             free.append(call)
             continue
@@ -101,7 +115,8 @@ def oci(policy: Policy, arch: str) -> dict[str, Any]:
 
 def _oci_argument(item: Comparison) -> dict[str, Any]:
     if item.mask is None:
-        return {"index": item.index, "value": item.value, "op": "SCMP_CMP_EQ"}
+        operator = {"==": "SCMP_CMP_EQ", ">=": "SCMP_CMP_GE", "<": "SCMP_CMP_LT"}[item.operator]
+        return {"index": item.index, "value": item.value, "op": operator}
     # For this operator `value` is the mask, and `valueTwo` what is left of the argument.
     return {
         "index": item.index,
@@ -213,10 +228,23 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--role", choices=ROLES, required=name != "check")
         if name != "check":
             command.add_argument("--arch", choices=ARCHITECTURES, help="default: this machine's")
+            command.add_argument(
+                "--listeners",
+                metavar="N",
+                type=_listeners,
+                help="for so many listeners, behind which connections begin",
+            )
         if name == "export":
             formats = ("text", "bpf", "oci", "systemd")
             command.add_argument("--format", choices=formats, default="text")
     return parser
+
+
+def _listeners(text: str) -> int:
+    value = number(text, 0, 1 << 20)
+    if value is None:
+        raise Failure("use", f"--listeners {quote(text)}", "it is no number of listeners")
+    return value
 
 
 def _check_command(role: str | None) -> int:
@@ -234,6 +262,11 @@ def _export(policy: Policy, arch: str, form: str) -> None:
             raise Failure("write", "a binary", "standard output is a terminal", "redirect it")
         sys.stdout.buffer.write(compile_policy(policy, arch))
     elif form == "oci":
+        print(
+            "hardsplice: a runtime compares all 64 bits of a descriptor, of which the kernel takes"
+            " 32, so that this allows more than hardsplice's own filter",
+            file=sys.stderr,
+        )
         if arch in SOCKETCALL:
             print(
                 f"hardsplice: on {arch} the runtime's libseccomp lets socket calls through"
@@ -252,6 +285,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "check":
             return _check_command(options.role)
         policy = load_policy(options.role)
+        if options.listeners is not None:
+            policy = policy.settled({"FLOWS": FIRST_LISTENER + options.listeners})
         arch = options.arch or native_arch()
         if options.command == "show":
             print(show(policy, arch), end="")

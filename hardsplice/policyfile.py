@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The form of a policy file: parsing, checking, and resolving into numbers. No input or output.
+"""The form of a policy file: parsing and checking. No input or output.
 
 The form is described in policy/README.md. It is strict: an unknown key, an unknown constant, a rule
 without a reason or a condition that can't hold is an error that names the rule, so a policy that
@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import re
 import types
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from hardsplice.errors import Failure
-from hardsplice.syscalls import ARCHITECTURES, CAPABILITIES, CONSTANTS, RISKY, constant, parameters
+from hardsplice.policymodel import Condition, MistakeError, Operator, Policy, Rule, comparisons
+from hardsplice.syscalls import ARCHITECTURES, CAPABILITIES, CONSTANTS, RISKY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-__all__ = ["OUTSIDE", "Comparison", "Condition", "Policy", "Rule", "parse_policy", "resolve"]
+__all__ = ["OUTSIDE", "parse_policy"]
 
 # Who needs a call when no function of hardsplice does: the rule then names its `source`.
 OUTSIDE = ("libc", "interpreter")
@@ -29,75 +30,9 @@ _FUNCTION = re.compile(r"hardsplice(\.[A-Za-z_]\w*)+")
 _CALL = re.compile(r"[a-z_][a-z0-9_]*")
 _VALUE = r"[A-Z0-9_]+(?:\s*\|\s*[A-Z0-9_]+)*"
 _CONDITION = re.compile(
-    rf"(?P<parameter>[a-z_0-9]+)(?:\s*&\s*(?P<mask>{_VALUE}))?\s*==\s*(?P<value>{_VALUE})"
+    rf"(?P<parameter>[a-z_0-9]+)(?:\s*&\s*(?P<mask>{_VALUE})\s*(?===))?\s*"
+    rf"(?P<operator>==|>=|<)\s*(?P<value>{_VALUE})"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Condition:
-    """`parameter == value`, or with a mask `parameter & mask == value`; symbolic, as written."""
-
-    parameter: str
-    mask: tuple[str, ...]  # names joined by |; empty for all bits
-    value: tuple[str, ...]
-
-    def __str__(self) -> str:
-        mask = f" & {'|'.join(self.mask)}" if self.mask else ""
-        return f"{self.parameter}{mask} == {'|'.join(self.value)}"
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """One system call that a role may make, on some architectures, in one of some ways."""
-
-    call: str
-    when: tuple[tuple[Condition, ...], ...]  # alternatives; each holds when all its conditions do
-    why: str
-    where: tuple[str, ...]  # dotted names of functions, or OUTSIDE
-    source: str | None  # for OUTSIDE: what in there makes the call
-    risk: str | None
-    architectures: frozenset[str]
-    role: str  # the policy that the rule was written in
-
-    def condition(self) -> str:
-        """The conditions as text; empty when there are none."""
-        return " or ".join(" and ".join(map(str, alternative)) for alternative in self.when)
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """What one role may do."""
-
-    role: str
-    summary: str
-    capabilities: tuple[str, ...]  # kept after lock-down; as a rule none
-    descriptors: Mapping[str, int]  # file descriptors with a fixed number
-    include: tuple[str, ...]
-    notes: Mapping[str, str]  # by architecture: what a reader has to know
-    rules: tuple[Rule, ...]  # those of the included policies come last
-
-    def rules_for(self, arch: str) -> tuple[Rule, ...]:
-        """The rules that apply on an architecture."""
-        return tuple(rule for rule in self.rules if arch in rule.architectures)
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """A condition in numbers: `args[index] & mask == value`; no mask means all bits."""
-
-    index: int
-    mask: int | None
-    value: int
-
-
-Alternatives = tuple[tuple[Comparison, ...], ...]
-
-
-# --- parsing --------------------------------------------------------------------------------------
-
-
-class _MistakeError(Exception):
-    """Something in a policy is not as it should be; parse_policy adds which policy it is."""
 
 
 def parse_policy(text: str, role: str, read: Callable[[str], str]) -> Policy:
@@ -109,7 +44,7 @@ def parse_policy(text: str, role: str, read: Callable[[str], str]) -> Policy:
     others = [_parse_file(read(name), name) for name in own.include]
     try:
         return _join(own, others)
-    except _MistakeError as error:
+    except MistakeError as error:
         raise _failure(role, error) from None
 
 
@@ -124,19 +59,23 @@ def _parse_file(text: str, role: str) -> Policy:
 
     try:
         return _policy(tomllib.loads(text), role)
-    except (_MistakeError, tomllib.TOMLDecodeError) as error:
+    except (MistakeError, tomllib.TOMLDecodeError) as error:
         raise _failure(role, error) from None
 
 
 def _join(own: Policy, others: Sequence[Policy]) -> Policy:
-    descriptors = dict(own.descriptors)
+    descriptors, addresses = dict(own.descriptors), dict(own.addresses)
     for other in others:
         for name in other.include:
             if name not in own.include:
-                raise _MistakeError(f"include: {other.role}.toml needs {name}.toml: name it too")
-        for name, number in other.descriptors.items():
-            if descriptors.setdefault(name, number) != number:
-                raise _MistakeError(f"descriptors: {name} is {number} in {other.role}.toml")
+                raise MistakeError(f"include: {other.role}.toml needs {name}.toml: name it too")
+        for kind, ours, theirs in (
+            ("descriptors", descriptors, other.descriptors),
+            ("addresses", addresses, other.addresses),
+        ):
+            for name, number in theirs.items():
+                if ours.setdefault(name, number) != number:
+                    raise MistakeError(f"{kind}: {name} is {number} in {other.role}.toml")
         for rule in other.rules:
             _no_repetition(own.rules, rule)
     notes: dict[str, str] = {}
@@ -147,32 +86,39 @@ def _join(own: Policy, others: Sequence[Policy]) -> Policy:
         own,
         notes=types.MappingProxyType(notes),
         descriptors=types.MappingProxyType(descriptors),
+        addresses=types.MappingProxyType(addresses),
         rules=(*own.rules, *(rule for other in others for rule in other.rules)),
     )
 
 
 def _policy(table: dict[str, Any], role: str) -> Policy:
-    known = {"role", "summary", "capabilities", "descriptors", "include", "rule", *ARCHITECTURES}
+    known = {
+        *("role", "summary", "capabilities", "descriptors", "addresses", "include", "rule"),
+        *ARCHITECTURES,
+    }
     _no_others(table, known, "policy")
     if table.get("role") != role:
-        raise _MistakeError(f"role: should be {role!r}, the name of the file")
-    descriptors = dict(_descriptors(table))
-    rules = list(_rules(table, "rule", frozenset(ARCHITECTURES), role, descriptors))
+        raise MistakeError(f"role: should be {role!r}, the name of the file")
+    descriptors = dict(_numbers(table, "descriptors"))
+    addresses = dict(_numbers(table, "addresses"))
+    words = {**descriptors, **addresses}
+    rules = list(_rules(table, "rule", frozenset(ARCHITECTURES), role, words))
     notes = {}
     for arch in ARCHITECTURES:
         section = _table(table, arch)
         _no_others(section, {"note", "rule"}, f"[{arch}]")
         if "note" in section:
             notes[arch] = _text(section, "note", f"[{arch}]")
-        rules += _rules(section, f"{arch}.rule", frozenset({arch}), role, descriptors)
+        rules += _rules(section, f"{arch}.rule", frozenset({arch}), role, words)
     if not rules:
-        raise _MistakeError("there is no [[rule]]")
+        raise MistakeError("there is no [[rule]]")
     _no_duplicates(rules)
     return Policy(
         role=role,
         summary=_text(table, "summary", "policy"),
         capabilities=_capabilities(table),
         descriptors=types.MappingProxyType(descriptors),
+        addresses=types.MappingProxyType(addresses),
         include=_strings(table, "include"),
         notes=types.MappingProxyType(notes),
         rules=tuple(rules),
@@ -184,18 +130,18 @@ def _rules(
     title: str,
     architectures: frozenset[str],
     role: str,
-    descriptors: Mapping[str, int],
+    words: Mapping[str, int],
 ) -> Iterable[Rule]:
     entries = table.get("rule", [])
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise _MistakeError(f"rules are written as [[{title}]]")
+        raise MistakeError(f"rules are written as [[{title}]]")
     for number, entry in enumerate(entries, 1):
         place = f"[[{title}]] number {number}"
         call = _text(entry, "call", place)
         place += f" ({call})"
         if not _CALL.fullmatch(call):
-            raise _MistakeError(f"{place}: call: not the name of a system call")
-        known = {"call", "when", "why", "where", "source", "risk"}
+            raise MistakeError(f"{place}: call: not the name of a system call")
+        known = {"call", "when", "why", "where", "source", "risk", "ask"}
         _no_others(entry, known | ({"except"} if len(architectures) > 1 else set()), place)
         rule = Rule(
             call=call,
@@ -206,19 +152,27 @@ def _rules(
             risk=_text(entry, "risk", place) if "risk" in entry else None,
             architectures=architectures - _excepted(entry, place),
             role=role,
+            ask=_is_asked(entry, place),
         )
-        _check_rule(rule, descriptors, place)
+        _check_rule(rule, words, place)
         yield rule
 
 
-def _check_rule(rule: Rule, descriptors: Mapping[str, int], place: str) -> None:
+def _is_asked(entry: Mapping[str, Any], place: str) -> bool:
+    value = entry.get("ask", False)
+    if not isinstance(value, bool):
+        raise MistakeError(f"{place}: ask: neither true nor false")
+    return value
+
+
+def _check_rule(rule: Rule, words: Mapping[str, int], place: str) -> None:
     """What can be said about a rule without libseccomp."""
     if any(name in OUTSIDE for name in rule.where) != (rule.source is not None):
-        raise _MistakeError(
+        raise MistakeError(
             f"{place}: source: goes with where = {' or '.join(OUTSIDE)}, and only with it"
         )
     if rule.call in RISKY and rule.risk is None:
-        raise _MistakeError(
+        raise MistakeError(
             f"{place}: risk: missing; say what a taken-over process could do with {rule.call}"
         )
     if rule.call == "socketcall":
@@ -226,18 +180,18 @@ def _check_rule(rule: Rule, descriptors: Mapping[str, int], place: str) -> None:
             len(way) == 1 and way[0].parameter == "call" and not way[0].mask for way in rule.when
         ]
         if not named or not all(named):
-            raise _MistakeError(f"{place}: when: the call has to be named: `call == SYS_CONNECT`")
+            raise MistakeError(f"{place}: when: the call has to be named: `call == SYS_CONNECT`")
     for alternative in rule.when:
         for name in (name for item in alternative for name in (*item.mask, *item.value)):
-            if not (name.isdigit() or name in CONSTANTS or name in descriptors):
-                raise _MistakeError(
+            if not (name.isdigit() or name in CONSTANTS or name in words):
+                raise MistakeError(
                     f"{place}: when: unknown constant {name} (hardsplice/syscalls.py)"
                 )
         for arch in sorted(rule.architectures):
             try:
-                _comparisons(rule.call, alternative, descriptors, arch)
-            except _MistakeError as mistake:
-                raise _MistakeError(f"{place}: when: {mistake}") from None
+                comparisons(rule.call, alternative, words, arch)
+            except MistakeError as mistake:
+                raise MistakeError(f"{place}: when: {mistake}") from None
 
 
 def _alternative(text: str, place: str) -> tuple[Condition, ...]:
@@ -245,16 +199,17 @@ def _alternative(text: str, place: str) -> tuple[Condition, ...]:
     for part in re.split(r"\s+and\s+", text.strip()):
         match = _CONDITION.fullmatch(part)
         if match is None:
-            raise _MistakeError(
-                f"{place}: when: can't read {part!r}; write `parameter == A|B` or"
-                " `parameter & MASK == A`, joined with `and`"
+            raise MistakeError(
+                f"{place}: when: can't read {part!r}; write `parameter == A|B`,"
+                " `parameter & MASK == A`, `parameter >= A` or `parameter < A`, joined with `and`"
             )
         names = {
             key: re.split(r"\s*\|\s*", match[key]) if match[key] else []
             for key in ("mask", "value")
         }
+        operator = cast("Operator", match["operator"])
         conditions.append(
-            Condition(match["parameter"], tuple(names["mask"]), tuple(names["value"]))
+            Condition(match["parameter"], tuple(names["mask"]), operator, tuple(names["value"]))
         )
     return tuple(conditions)
 
@@ -262,10 +217,10 @@ def _alternative(text: str, place: str) -> tuple[Condition, ...]:
 def _where(entry: Mapping[str, Any], place: str) -> tuple[str, ...]:
     names = _strings(entry, "where", place)
     if not names:
-        raise _MistakeError(f"{place}: where: missing")
+        raise MistakeError(f"{place}: where: missing")
     for name in names:
         if name not in OUTSIDE and not _FUNCTION.fullmatch(name):
-            raise _MistakeError(
+            raise MistakeError(
                 f"{place}: where: {name!r} is neither {' nor '.join(OUTSIDE)}"
                 " nor the dotted name of a function"
             )
@@ -276,30 +231,32 @@ def _excepted(entry: Mapping[str, Any], place: str) -> frozenset[str]:
     names = _strings(entry, "except", place)
     for name in names:
         if name not in ARCHITECTURES:
-            raise _MistakeError(f"{place}: except: unknown architecture {name!r}")
+            raise MistakeError(f"{place}: except: unknown architecture {name!r}")
     if len(set(names)) in (0, len(ARCHITECTURES)) and "except" in entry:
-        raise _MistakeError(f"{place}: except: names none or all of the architectures")
+        raise MistakeError(f"{place}: except: names none or all of the architectures")
     return frozenset(names)
 
 
-def _descriptors(table: Mapping[str, Any]) -> Iterable[tuple[str, int]]:
-    for name, number in _table(table, "descriptors").items():
-        if not isinstance(number, int) or isinstance(number, bool) or number < 0:
-            raise _MistakeError(f"descriptors: {name} is not a descriptor's number")
+def _numbers(table: Mapping[str, Any], kind: str) -> Iterable[tuple[str, int]]:
+    """The words of the section ``kind``, each with its number."""
+    one = {"descriptors": "a descriptor", "addresses": "an address"}[kind]
+    for name, number in _table(table, kind).items():
+        if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < 1 << 64:
+            raise MistakeError(f"{kind}: {name} is not {one}'s number")
         if name in CONSTANTS or not re.fullmatch(r"[A-Z][A-Z0-9_]*", name):
-            raise _MistakeError(f"descriptors: {name} can't be the name of a descriptor")
+            raise MistakeError(f"{kind}: {name} can't be the name of {one}")
         yield name, number
 
 
 def _capabilities(table: Mapping[str, Any]) -> tuple[str, ...]:
     if "capabilities" not in table:
-        raise _MistakeError("capabilities: missing; write [] for none")
+        raise MistakeError("capabilities: missing; write [] for none")
     names = _strings(table, "capabilities")
     for name in names:
         if name not in CAPABILITIES:
-            raise _MistakeError(f"capabilities: unknown capability {name!r}")
+            raise MistakeError(f"capabilities: unknown capability {name!r}")
     if len(names) > 1:
-        raise _MistakeError("capabilities: a process may keep one at most")
+        raise MistakeError("capabilities: a process may keep one at most")
     return names
 
 
@@ -308,10 +265,10 @@ def _no_duplicates(rules: Sequence[Rule]) -> None:
     for index, rule in enumerate(rules):
         ways = set(map(frozenset, rule.when))
         if len(ways) < len(rule.when):
-            raise _MistakeError(f"the rule for {rule.call} has one condition twice")
+            raise MistakeError(f"the rule for {rule.call} has one condition twice")
         for other in rules[:index]:
             if not rule.when and other.call == rule.call and _overlap(rule, other):
-                raise _MistakeError(f"two rules for {rule.call}, one of them without a condition")
+                raise MistakeError(f"two rules for {rule.call}, one of them without a condition")
         _no_repetition(rules[:index], rule)
 
 
@@ -321,11 +278,11 @@ def _no_repetition(rules: Iterable[Rule], other: Rule) -> None:
         if rule.call != other.call or not _overlap(rule, other):
             continue
         if not other.when:
-            raise _MistakeError(
+            raise MistakeError(
                 f"two rules for {rule.call}, the one in {other.role}.toml without a condition"
             )
         if set(map(frozenset, rule.when)) & set(map(frozenset, other.when)):
-            raise _MistakeError(
+            raise MistakeError(
                 f"two rules for {rule.call} with the same condition ({other.role}.toml)"
             )
 
@@ -337,13 +294,13 @@ def _overlap(rule: Rule, other: Rule) -> bool:
 def _no_others(table: Mapping[str, Any], known: set[str], place: str) -> None:
     for key in table:
         if key not in known:
-            raise _MistakeError(f"{place}: unknown key {key!r}")
+            raise MistakeError(f"{place}: unknown key {key!r}")
 
 
 def _text(table: Mapping[str, Any], key: str, place: str) -> str:
     value = table.get(key)
     if not isinstance(value, str) or not value.strip():
-        raise _MistakeError(
+        raise MistakeError(
             f"{place}: {key}: missing" if value is None else f"{place}: {key}: not a text"
         )
     return " ".join(value.split())
@@ -352,7 +309,7 @@ def _text(table: Mapping[str, Any], key: str, place: str) -> str:
 def _table(table: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     value = table.get(key, {})
     if not isinstance(value, dict):
-        raise _MistakeError(f"{key}: not a table")
+        raise MistakeError(f"{key}: not a table")
     return value
 
 
@@ -361,56 +318,5 @@ def _strings(table: Mapping[str, Any], key: str, place: str = "policy") -> tuple
     value = table.get(key, [])
     values = [value] if isinstance(value, str) else value
     if not isinstance(values, list) or not all(isinstance(item, str) for item in values):
-        raise _MistakeError(f"{place}: {key}: neither a text nor a list of texts")
+        raise MistakeError(f"{place}: {key}: neither a text nor a list of texts")
     return tuple(values)
-
-
-# --- resolving ------------------------------------------------------------------------------------
-
-
-def resolve(policy: Policy, arch: str) -> dict[str, Alternatives]:
-    """What the policy allows on an architecture, in numbers: by call, the ways to make it.
-
-    A call that may be made in any way has one alternative without comparisons.
-    """
-    allowed: dict[str, Alternatives] = {}
-    for rule in policy.rules_for(arch):
-        ways: Alternatives = tuple(
-            _comparisons(rule.call, alternative, policy.descriptors, arch)
-            for alternative in rule.when or ((),)
-        )
-        together = (*allowed.get(rule.call, ()), *ways)
-        allowed[rule.call] = ((),) if () in together else tuple(dict.fromkeys(together))
-    return allowed
-
-
-def _comparisons(
-    call: str, alternative: Iterable[Condition], descriptors: Mapping[str, int], arch: str
-) -> tuple[Comparison, ...]:
-    names = parameters(call, arch)
-    comparisons: list[Comparison] = []
-    for condition in alternative:
-        if condition.parameter not in names:
-            has = f"has {', '.join(names)}" if names else "is not in hardsplice/syscalls.py"
-            raise _MistakeError(f"no parameter {condition.parameter}: {call} {has}")
-        index = names.index(condition.parameter)
-        value = _number(condition.value, descriptors, arch)
-        mask = _number(condition.mask, descriptors, arch) if condition.mask else None
-        if mask is not None and value & ~mask:
-            raise _MistakeError(f"`{condition}` can't hold: the value has bits that the mask lacks")
-        if any(other.index == index for other in comparisons):
-            raise _MistakeError(f"{condition.parameter} is compared twice")
-        comparisons.append(Comparison(index, mask, value))
-    return tuple(sorted(comparisons, key=lambda item: item.index))
-
-
-def _number(names: Iterable[str], descriptors: Mapping[str, int], arch: str) -> int:
-    number = 0
-    for name in names:
-        if name.isdigit():
-            number |= int(name)
-        elif name in descriptors:
-            number |= descriptors[name]
-        else:
-            number |= constant(name, arch)
-    return number

@@ -5,12 +5,8 @@ A policy says which system calls a role may make, with which arguments, why, and
 needs them; whatever it doesn't name kills the process. All of this happens during set-up, in the
 process that was started; the other processes get their filters as bytes.
 
-Compiling is libseccomp's work, with one thing put right. On i386, s390x and ppc64le socket calls
-have a second door, socketcall(2), whose first argument says which call is meant and whose second
-points to that call's own arguments. A rule "accept4 with these flags" becomes two in libseccomp:
-one for accept4, and one for socketcall that compares the flags with a register which the kernel
-ignores there. So a guard of our own goes before libseccomp's program: socketcall passes for the
-sub-calls that the policy names under `socketcall`, and for no other.
+Compiling is libseccomp's work, but for what it can't express and for the calls that are made most
+often: these are decided by a guard that goes before its program (guard.py).
 """
 
 from __future__ import annotations
@@ -23,9 +19,12 @@ import types
 from pathlib import Path
 from typing import Any
 
+from hardsplice import guard
 from hardsplice.errors import Failure, reason_of
-from hardsplice.policyfile import Alternatives, Comparison, Policy, parse_policy, resolve
-from hardsplice.syscalls import ARCHITECTURES, DIRECT_LACKING, SOCKETCALL, Architecture
+from hardsplice.guard import ALLOW, KILL_PROCESS
+from hardsplice.policyfile import parse_policy
+from hardsplice.policymodel import Alternatives, Comparison, Policy, asked, resolve
+from hardsplice.syscalls import ARCHITECTURES, SOCKETCALL, Architecture
 
 __all__ = [
     "ROLES",
@@ -37,12 +36,18 @@ __all__ = [
     "right_answers",
 ]
 
-ROLES = ("relay", "monitor", "monitor-ports", "monitor-control", "init")
+ROLES = (
+    "relay",
+    "relay-ports",
+    "monitor",
+    "monitor-ports",
+    "monitor-host",
+    "monitor-control",
+    "init",
+)
 
 _LIBSECCOMP = "libseccomp.so.2"
-# linux/seccomp.h, linux/bpf_common.h: what a filter may answer, and the instruction that answers.
-_ALLOW, _KILL_PROCESS = 0x7FFF0000, 0x80000000
-_BPF_RET_K = 0x06
+_BPF_RET_K = 0x06  # linux/bpf_common.h: the instruction that answers
 _BINARY_TREE = 2  # SCMP_FLTATR_CTL_OPTIMIZE: logarithmic instead of linear, libseccomp 2.5
 
 
@@ -90,18 +95,19 @@ def compile_policy(policy: Policy, arch: str) -> bytes:
     What the policy doesn't allow, another architecture's calls and x32 included, kills the process.
     """
     target = ARCHITECTURES[arch]
-    allowed = resolve(policy, arch)
+    allowed, by_monitor = resolve(policy, arch), asked(policy, arch)
     library = _library()
     try:
+        first = guard.build(allowed, by_monitor, _guarded(library, allowed, target), target)
         program = _compile(library, allowed, target)
     except _UnsupportedError as error:
         reason = str(error)
     except OSError as error:
         reason = f"libseccomp: {reason_of(error)}"
     else:
-        whole = _guard(allowed, target) + right_answers(program, target.byte_order)
-        if answers(whole, target.byte_order) <= {_ALLOW, _KILL_PROCESS}:
-            return whole
+        program = right_answers(program, target.byte_order)
+        if answers(program, target.byte_order) <= {ALLOW, KILL_PROCESS}:
+            return first + program
         reason = "libseccomp wrote an answer that is neither to allow nor to kill"
     raise Failure("compile", f"the policy {policy.role} for {arch}", reason) from None
 
@@ -121,7 +127,7 @@ def right_answers(program: bytes, byte_order: str) -> bytes:
     layout = _layout(byte_order)
     swapped = {
         struct.unpack(">I", struct.pack("<I", answer))[0]: answer
-        for answer in (_ALLOW, _KILL_PROCESS)
+        for answer in (ALLOW, KILL_PROCESS)
     }
     return b"".join(
         struct.pack(layout, code, yes, no, swapped.get(k, k) if code == _BPF_RET_K else k)
@@ -149,6 +155,8 @@ def _compile(library: Any, allowed: dict[str, Alternatives], target: Architectur
     with contextlib.suppress(OSError):
         rules.set_attr(library.Attr.CTL_OPTIMIZE, _BINARY_TREE)
     for call, alternatives in allowed.items():
+        if guard.serves(call, alternatives):
+            continue
         # libseccomp wants the native number, or its stand-in for a call that is not native.
         number = library.resolve_syscall(native, call)
         widened = _check_number(library.resolve_syscall(foreign, call), call, target)
@@ -181,27 +189,23 @@ def _check_number(number: int, call: str, target: Architecture) -> bool:
     if number == -1:
         raise _UnsupportedError(f"{call}: no system call that this libseccomp knows")
     widened = -200 < number <= -100 and target.name in SOCKETCALL
-    if not widened or call in DIRECT_LACKING[target.name]:
+    if not widened or guard.direct_number(call, target) is None:
         raise _UnsupportedError(f"{call}: {target.name} has no such system call")
     return True
 
 
-def _guard(allowed: dict[str, Alternatives], target: Architecture) -> bytes:
-    """BPF that kills on socketcall but for the sub-calls allowed, and else falls through."""
-    if target.name not in SOCKETCALL:
-        return b""
-    subcalls = sorted(way[0].value for way in allowed.get("socketcall", ()))
-    low_word = 16 + (4 if target.byte_order == "big" else 0)  # seccomp_data.args[0]
-    load, jump_if_equal, answer = 0x20, 0x15, 0x06  # BPF_LD|W|ABS, BPF_JMP|JEQ|K, BPF_RET|K
-    program = [
-        (load, 0, 0, 0),  # seccomp_data.nr
-        (jump_if_equal, 0, len(subcalls) + 2, SOCKETCALL[target.name]),
-        (load, 0, 0, low_word),
-        *((jump_if_equal, len(subcalls) - at, 0, sub) for at, sub in enumerate(subcalls)),
-        (answer, 0, 0, 0x80000000),  # SECCOMP_RET_KILL_PROCESS
-    ]
-    order = ">" if target.byte_order == "big" else "<"
-    return b"".join(struct.pack(f"{order}HBBI", *instruction) for instruction in program)
+def _guarded(
+    library: Any, allowed: dict[str, Alternatives], target: Architecture
+) -> dict[str, int]:
+    """The numbers of the calls that the guard serves."""
+    numbers = {}
+    for call, alternatives in allowed.items():
+        if guard.serves(call, alternatives):
+            number = library.resolve_syscall(getattr(library.Arch, target.token), call)
+            if _check_number(number, call, target):
+                number = guard.direct_number(call, target)
+            numbers[call] = number
+    return numbers
 
 
 def _library() -> Any:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, MutableMapping
 from dataclasses import dataclass
 
-from hardsplice import descriptors, isolate
+from hardsplice import descriptors
 from hardsplice.errors import Failure, printable, reason_of
 
 VARIABLES = (
@@ -116,8 +116,8 @@ class Notifier:
         """Set-up is over: take the number that the policy names. The descriptors to keep."""
         if self._fd is None:
             return ()
-        descriptors.move(self._fd, isolate.NOTIFY_FD)
-        self._fd = isolate.NOTIFY_FD
+        descriptors.move(self._fd, descriptors.NOTIFY_FD)
+        self._fd = descriptors.NOTIFY_FD
         os.set_blocking(self._fd, False)  # a manager that doesn't listen is none to wait for
         return (self._fd,)
 

@@ -42,10 +42,11 @@ from hardsplice import (
     seccomp,
     service,
     sockdiag,
+    socketcalls,
     target,
     users,
 )
-from hardsplice.channel import Channel, Kind, Record, close_all
+from hardsplice.channel import Channel, Kind, Record
 from hardsplice.cli import Mode, Options, Verbosity
 from hardsplice.errors import Failure, failure_of, quote, reason_of, text_of
 from hardsplice.flowlog import Traffic
@@ -60,7 +61,7 @@ from hardsplice.monitor import (
 )
 from hardsplice.passed import Passed, stored_name
 from hardsplice.pidfile import PidFile
-from hardsplice.plans import Planner
+from hardsplice.plans import Planner, place_of_books
 from hardsplice.ports import Forward
 from hardsplice.relay.kernel import Kernel
 from hardsplice.relay.pipes import probe_size
@@ -86,7 +87,7 @@ class Programs:
 
     host: bytes
     target: bytes
-    relay: bytes
+    relays: dict[Direction, bytes]
     init: bytes
 
 
@@ -105,7 +106,9 @@ class Setup:
         self.control: SocketFile | None = None
         self.container: container.Container | None = None
         self.monitor: Child | None = None
+        self.first_flow = 0  # the first descriptor behind the places of listeners
         self.host_listeners: list[tuple[int, int]] = []
+        self.inbound_copies: dict[int, int] = {}
         self.target_listeners: list[tuple[int, int]] = []
         self.passed_first = 0  # index of the first inbound forward whose listener was passed to us
         self.ports: list[Port] = []
@@ -159,14 +162,8 @@ class Setup:
             os.environ, os.getppid() if self.launcher else os.getpid()
         )
         service.forget(os.environ)
-        self.passed = Passed(self.manager.passed)
         self.user = users.own_user(options.runas)
-        descriptors.raise_limit()
-        if options.ready_fd is not None:
-            self.ready_fd = descriptors.above_fixed(options.ready_fd)
-        if self.launcher:
-            self.launcher.move_to(isolate.CHANNEL_FD)
-        descriptors.reserve_fixed()
+        self._number_descriptors()
         self.last_capability = isolate.read_last_capability()
         self.landlock_abi = landlock.abi()
         if options.mode is Mode.PID:
@@ -202,9 +199,39 @@ class Setup:
         self.host_listeners += enumerate((fd for _, fd in inherited), self.passed_first)
         taken = (forward for forward, _ in inherited)
         self.options = replace(options, inbound=(*options.inbound, *taken))
+        self.host_listeners = self.settle(self.host_listeners)
         for name in self.passed.unclaimed():
             text = f"listener {quote(name)} was passed, but no -t inherit takes it"
             self.log.line(Level.WARNING, text)
+
+    def _number_descriptors(self) -> None:
+        """From here on each number below the first flow's has its meaning, and whatever is opened
+        gets one above.
+        """
+        options = self.options
+        passed = self.manager.passed
+        listening = max(len(options.inbound) + len(passed), len(options.outbound))
+        self.first_flow = first = descriptors.first_flow(
+            listening, descriptors.raise_limit(), is_dynamic=bool(options.dynamic)
+        )
+        self.passed = Passed(passed, first)
+        if options.ready_fd is not None:
+            what = f"--ready-fd {options.ready_fd}"
+            self.ready_fd = descriptors.above(options.ready_fd, first, what)
+        if self.launcher:
+            self.launcher.move_to(descriptors.CHANNEL_FD)
+        descriptors.reserve(first, (descriptors.CHANNEL_FD,) if self.launcher else ())
+
+    def place(self, number: int) -> int:
+        """The descriptor of a direction's listener, counted from 0."""
+        return descriptors.FIRST_LISTENER + number
+
+    def settle(self, opened: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Put listeners in their places; (index of the forward, place) of each."""
+        placed = [(index, self.place(number)) for number, (index, _) in enumerate(opened)]
+        for (_, fd), (_, place) in zip(opened, placed, strict=True):
+            descriptors.move(fd, place)
+        return placed
 
     def kept(
         self, direction: Direction, families: Sequence[int]
@@ -229,13 +256,22 @@ class Setup:
         """Compile the filters: libseccomp is needed in this process and now only."""
         self._stage("compile")
         arch = seccomp.native_arch()
-        target = "monitor-ports" if self.options.dynamic else "monitor"
-        host = "monitor-control" if self.control else target
-        programs = [
-            seccomp.compile_policy(seccomp.load_policy(role), arch)
-            for role in (host, target, "relay", "init")
-        ]
-        self.programs = Programs(*programs)
+        dynamic = self.options.dynamic
+        place = place_of_books(self.options, self.first_flow)
+        words = {"FLOWS": self.first_flow, **place.words}
+        roles: dict[str, str] = {
+            "host": "monitor-control" if self.control else "monitor-host" if dynamic else "monitor",
+            "target": "monitor-ports" if dynamic else "monitor",
+            "init": "init",
+            **{one: "relay-ports" if one in dynamic else "relay" for one in DIRECTIONS},
+        }
+        compiled = {
+            role: seccomp.compile_policy(seccomp.load_policy(role).settled(words), arch)
+            for role in sorted(set(roles.values()))
+        }
+        programs = {name: compiled[role] for name, role in roles.items()}
+        relays = {one: programs[one] for one in DIRECTIONS}
+        self.programs = Programs(programs["host"], programs["target"], relays, programs["init"])
 
     def probe(self) -> None:
         """Find the pipe size."""
@@ -249,7 +285,11 @@ class Setup:
         options = self.options
         # Before any fork, so that the host monitor can read what the inbound relays write.
         self.planner = Planner(
-            options, self.pipe_size, self.programs.relay, has_ruleset=self.landlock_abi > 0
+            options,
+            self.pipe_size,
+            self.first_flow,
+            self.programs.relays,
+            has_ruleset=self.landlock_abi > 0,
         )
         gc.collect()
         gc.freeze()
@@ -280,7 +320,19 @@ class Setup:
         self.ports += self.planner.ports("inbound", self.host_listeners)
         self.ports += self.planner.ports("outbound", self.target_listeners)
         self._keep_listeners()
-        close_all([fd for _, fd in self.host_listeners])  # the target monitor has them
+        self._give_up_inbound()
+        self.target_listeners = self.settle(self.target_listeners)
+
+    def _give_up_inbound(self) -> None:
+        """The target monitor has the inbound listeners. Where ports may change one of each is kept:
+        it takes one to end them for good.
+        """
+        first = self.planner.first("inbound")
+        for index, place in self.host_listeners:
+            if self.options.dynamic:
+                copy = descriptors.above(place, self.first_flow, "a listener")
+                self.inbound_copies[first + index] = copy
+        descriptors.clear(place for _, place in self.host_listeners)
         self.host_listeners = []
 
     def _receive_listeners(self, channel: Channel) -> None:
@@ -318,7 +370,10 @@ class Setup:
         """What the host monitor works with."""
         options = self.options
         signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
-        self.signals = linux.signalfd(PASSED_ON)
+        descriptors.move(linux.signalfd(PASSED_ON), descriptors.SIGNALS_FD)
+        if self.target and self.target.watch is not None:
+            descriptors.move(self.target.watch, descriptors.WATCH_FD)
+            self.target = replace(self.target, watch=descriptors.WATCH_FD)
         return Host(
             log=self.log,
             target=self.target,
@@ -333,7 +388,7 @@ class Setup:
             },
             versions=options.families,
             check_room=self.planner.check_room,
-            signals=self.signals,
+            signals=descriptors.SIGNALS_FD,
             monitor=self.monitor,
             container=self.container,
             plans=self.planner.relays("outbound", self.target_listeners, self.host_families),
@@ -355,7 +410,7 @@ class Setup:
             listener=file.fileno(),
             # Root's id means root where root started us; in a namespace of our own nobody has it.
             admission=Admission(
-                frozenset({0, os.geteuid()}), linux.namespace_cookie(file.fileno())
+                frozenset({0, os.geteuid()}), socketcalls.namespace_cookie(file.fileno())
             ),
             versions=options.families,
             served=quote(self.container.command) if self.container else self.target.name,
@@ -368,10 +423,13 @@ class Setup:
         self._stage("isolate")
         self.locked = True
         prctl.set_name("hs-host")
-        keep = [self.signals]
+        self.planner.books["outbound"].open()
+        keep = [descriptors.LOG_FD, descriptors.SIGNALS_FD]
+        if self.launcher:
+            keep.append(descriptors.CHANNEL_FD)
         if self.ready_fd is not None:
-            descriptors.move(self.ready_fd, isolate.READY_FD)
-            keep.append(isolate.READY_FD)
+            descriptors.move(self.ready_fd, descriptors.READY_FD)
+            keep.append(descriptors.READY_FD)
         keep += self.notifier.settle()
         for part in (self.monitor, self.container):
             if part:
@@ -379,20 +437,21 @@ class Setup:
         if self.target:
             keep += [fd for fd in (self.target.process, self.target.watch) if fd is not None]
         keep += [fd for _, fd in self.target_listeners]
+        keep += self.inbound_copies.values()
         if self.control:
             keep.append(self.control.fileno())
         keep += [asker.fileno() for asker in self.askers.values()]
-        isolate.null_standard_streams((0, 1))
+        descriptors.null_standard_streams((0, 1))
         self.log.settle()
-        isolate.keep_descriptors((*isolate.FIXED_FDS, isolate.RULESET_FD, *keep))
         lockdown = self.lockdown("outbound", self.say)
+        descriptors.keep((descriptors.RULESET_FD, *keep), self.first_flow)
         lockdown.run(
             isolate.monitor_steps(
                 user=self.user,
                 new_user_namespace=os.geteuid() != 0 or not namespaces.owns_all_ids(),
                 last_capability=self.last_capability,
                 file_limit=self.log.file_limit,
-                ruleset=isolate.RULESET_FD if self.landlock_abi else None,
+                ruleset=descriptors.RULESET_FD if self.landlock_abi else None,
             )
         )
         self.missing = lockdown.missing
@@ -416,7 +475,7 @@ class Setup:
             bind=reach.listened_on(self.options, other),
         )
         if ruleset is not None:
-            descriptors.move(ruleset, isolate.RULESET_FD)
+            descriptors.move(ruleset, descriptors.RULESET_FD)
         return lockdown
 
     def ready(self, missing: Sequence[str]) -> None:
@@ -429,12 +488,12 @@ class Setup:
         self.log.line(Level.DEBUG, took)
         if self.ready_fd is not None:
             with contextlib.suppress(OSError):
-                os.write(isolate.READY_FD, b"\n")
-            os.close(isolate.READY_FD)
+                os.write(descriptors.READY_FD, b"\n")
+            descriptors.clear((descriptors.READY_FD,))
         if self.launcher:  # it exits now, or prints what --audit shows
             text = "\n".join([took, *self.missing])
             self.launcher.send(Record(Kind.READY, detail=os.getpid(), text=text.encode()))
-            self.launcher.close()
+            self.launcher.leave()
             self.launcher = None
 
     def undo(self) -> None:

@@ -17,7 +17,8 @@ __all__ = [
     "ARCHITECTURES",
     "CAPABILITIES",
     "CONSTANTS",
-    "DIRECT_LACKING",
+    "DIRECT",
+    "INTS",
     "PARAMETERS",
     "RISKY",
     "SOCKETCALL",
@@ -62,13 +63,24 @@ ARCHITECTURES: Final = {
 # there, and what it then checks is not what the kernel uses; see hardsplice.seccomp.
 SOCKETCALL: Final = {"i686": 102, "ppc64le": 102, "s390x": 102}
 
-# Socket calls that exist as sub-calls of socketcall only: arch/x86/entry/syscalls/syscall_32.tbl,
-# arch/s390/kernel/syscalls/syscall.tbl.
-DIRECT_LACKING: Final = {
-    "i686": frozenset({"accept", "recv", "send"}),
-    "ppc64le": frozenset[str](),
-    "s390x": frozenset({"accept", "recv", "send"}),
-}
+# The same calls by numbers of their own, from Linux 4.3 on: arch/x86/entry/syscalls/syscall_32.tbl,
+# and syscall.tbl in arch/s390/kernel/syscalls and arch/powerpc/kernel/syscalls. Those that are not
+# here exist as sub-calls only. (libseccomp answers with stand-ins for them.)
+_DIRECT_OF_TWO: Final = {
+    "socket": 359, "socketpair": 360, "bind": 361, "connect": 362, "listen": 363, "accept4": 364,
+    "getsockopt": 365, "setsockopt": 366, "getsockname": 367, "getpeername": 368, "sendto": 369,
+    "sendmsg": 370, "recvfrom": 371, "recvmsg": 372, "shutdown": 373,
+}  # fmt: skip
+DIRECT: Final = {
+    "i686": _DIRECT_OF_TWO,
+    "ppc64le": {
+        "socket": 326, "bind": 327, "connect": 328, "listen": 329, "accept": 330,
+        "getsockname": 331, "getpeername": 332, "socketpair": 333, "send": 334, "sendto": 335,
+        "recv": 336, "recvfrom": 337, "shutdown": 338, "setsockopt": 339, "getsockopt": 340,
+        "sendmsg": 341, "recvmsg": 342, "accept4": 344,
+    },
+    "s390x": _DIRECT_OF_TWO,
+}  # fmt: skip
 
 # The names of parameters, in order, as the manual pages give them. Only calls with a parameter that
 # holds a value: a pointer's target is out of a filter's reach.
@@ -82,6 +94,7 @@ PARAMETERS: Final = {
     "close": ("fd",),
     "close_range": ("first", "last", "flags"),
     "connect": ("fd", "addr", "addrlen"),
+    "dup2": ("oldfd", "newfd"),
     "dup3": ("oldfd", "newfd", "flags"),
     "epoll_create1": ("flags",),
     "epoll_ctl": ("epfd", "op", "fd", "event"),
@@ -101,6 +114,9 @@ PARAMETERS: Final = {
     "mmap": ("addr", "length", "prot", "flags", "fd", "offset"),
     "mmap2": ("addr", "length", "prot", "flags", "fd", "pgoffset"),
     "mprotect": ("addr", "length", "prot"),
+    "mremap": ("old_address", "old_size", "new_size", "flags", "new_address"),
+    "munmap": ("addr", "length"),
+    "pidfd_getfd": ("pidfd", "targetfd", "flags"),
     "pidfd_open": ("pid", "flags"),
     "pidfd_send_signal": ("pidfd", "sig", "info", "flags"),
     "pipe2": ("pipefd", "flags"),
@@ -130,6 +146,9 @@ PARAMETERS: Final = {
     "waitid": ("idtype", "id", "info", "options", "rusage"),
     "write": ("fd", "buf", "count"),
 }
+
+# Parameters of which the kernel takes the low 32 bits and no more.
+INTS: Final = frozenset({"fd", "oldfd", "newfd", "targetfd", "first"})
 
 _PARAMETERS_ELSEWHERE: Final = {
     # kernel/fork.c, CONFIG_CLONE_BACKWARDS2
@@ -165,6 +184,8 @@ _SAME_EVERYWHERE: Final = {
     "SO_LINGER": 13,
     "SO_NETNS_COOKIE": 71,
     "SO_BINDTODEVICE": 25,
+    "SO_ATTACH_FILTER": 26,
+    "SO_LOCK_FILTER": 44,
     "SO_ACCEPTCONN": 30,
     "SO_PROTOCOL": 38,
     "SO_DOMAIN": 39,
@@ -220,6 +241,9 @@ _SAME_EVERYWHERE: Final = {
     "SIOCGIFINDEX": 0x8933,
     # linux/mman.h, asm/mman.h
     "PROT_EXEC": 4,
+    "MAP_PRIVATE": 2,
+    "MAP_ANONYMOUS": 0x20,
+    "MREMAP_MAYMOVE": 1,
     "MADV_DONTNEED": 4,
     "MADV_HUGEPAGE": 14,
     # linux/sched.h, asm/signal.h, linux/wait.h
@@ -254,6 +278,7 @@ _SAME_EVERYWHERE: Final = {
     "PR_CAP_AMBIENT_CLEAR_ALL": 4,
     "SECCOMP_MODE_FILTER": 2,
     "SECCOMP_SET_MODE_FILTER": 1,
+    "SECCOMP_FILTER_FLAG_NEW_LISTENER": 8,
     "GRND_NONBLOCK": 1,
     "RLIMIT_FSIZE": 1,
     "RLIMIT_CORE": 4,
@@ -271,6 +296,12 @@ _DIFFERENT: Final[dict[str, tuple[int, dict[str, int]]]] = {
     "FIONBIO": (0x5421, {"ppc64le": 0x8004667E}),
     "FIONREAD": (0x541B, {"ppc64le": 0x4004667F}),
     "TIOCOUTQ": (0x5411, {"ppc64le": 0x40047473}),
+    # asm/mman.h
+    "MAP_NORESERVE": (0x4000, {"ppc64le": 0x40}),
+    # linux/seccomp.h: _IOWR and _IOW
+    "SECCOMP_IOCTL_NOTIF_RECV": (0xC0502100, {}),
+    "SECCOMP_IOCTL_NOTIF_SEND": (0xC0182101, {}),
+    "SECCOMP_IOCTL_NOTIF_ADDFD": (0x40182103, {"ppc64le": 0x80182103}),
     # asm/socket.h
     "SO_RCVLOWAT": (18, {"ppc64le": 16}),
     "SO_PEERCRED": (17, {"ppc64le": 21}),

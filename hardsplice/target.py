@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, NoReturn
 
 import prctl
 
-from hardsplice import isolate, listeners, namespaces, sockdiag, users
+from hardsplice import descriptors, isolate, listeners, namespaces, sockdiag, users
 from hardsplice.channel import Channel, Kind, Malformed, Record, discard
 from hardsplice.crew import Crew
+from hardsplice.descriptors import CHANNEL_FD, FIRST_LISTENER, RULESET_FD
 from hardsplice.errors import Failure, relay_lost, text_of
 from hardsplice.exchange import TargetSide
 from hardsplice.forwarding import PLACES
@@ -142,11 +143,12 @@ def _live(setup: Setup, channel: Channel, parent: int) -> int:
         channel.send(Record(Kind.BOUND, fds=(asker.fileno(),) if asker else ()))
     plans = setup.planner.relays("inbound", setup.host_listeners, families)
 
-    channel.move_to(isolate.CHANNEL_FD)
-    isolate.null_standard_streams((0, 1, 2))
+    channel.move_to(CHANNEL_FD)
+    descriptors.null_standard_streams((0, 1, 2))
     setup.log.level = Level.ERROR
-    listening = (fd for _, fd in setup.host_listeners)
-    isolate.keep_descriptors((*isolate.FIXED_FDS, isolate.RULESET_FD, *listening))
+    setup.planner.books["inbound"].open()
+    places = range(FIRST_LISTENER, setup.first_flow)
+    descriptors.keep((CHANNEL_FD, RULESET_FD, *places), setup.first_flow)
     user = setup.user
     if user is not None and not users.is_mapped(user):
         user = RunAs(0, 0)  # in the target's user namespace: whoever owns it
@@ -157,7 +159,7 @@ def _live(setup: Setup, channel: Channel, parent: int) -> int:
             new_user_namespace=False,
             last_capability=setup.last_capability,
             file_limit=0,
-            ruleset=isolate.RULESET_FD if setup.landlock_abi else None,
+            ruleset=RULESET_FD if setup.landlock_abi else None,
         )
     )
     isolate.die_with(parent)

@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from hardsplice import linux
+from hardsplice import socketcalls
 from hardsplice.control.http import (
     CONTINUE,
     Continue,
@@ -130,7 +130,7 @@ class Server:
             if leaves is None and len(self.connections) >= CONNECTIONS:
                 self._stop_listening()  # until one is closed
                 return
-            fd = linux.accept4(self.listener)
+            fd = socketcalls.accept4(self.listener)
             if fd < 0:
                 if -fd not in _NOT_OURS:  # no descriptor, or no memory
                     self._stop_listening()
@@ -153,7 +153,7 @@ class Server:
         self.connections[fd] = connection
         self.loop.add(fd, lambda: self._on_event(connection))
         self._watch_clock()
-        objection = self.admission.objection(linux.peer_user(fd), linux.namespace_cookie(fd))
+        objection = self.admission.objection(socketcalls.peer_user(fd), socketcalls.namespace_cookie(fd))
         if objection is not None:
             self.refused += 1
             self._dismiss(connection, refusal(403, objection))
@@ -190,7 +190,7 @@ class Server:
             return
         event = connection.parser.next()
         if isinstance(event, Continue):
-            if linux.send(connection.fd, CONTINUE) != len(CONTINUE):
+            if socketcalls.send(connection.fd, CONTINUE) != len(CONTINUE):
                 self._close(connection)  # it takes nothing, and yet it waits for that
                 return
             event = connection.parser.next()
@@ -227,7 +227,7 @@ class Server:
         self._write(connection)
 
     def _write(self, connection: Connection) -> None:
-        sent = linux.send(connection.fd, connection.unwritten)
+        sent = socketcalls.send(connection.fd, connection.unwritten)
         if sent >= 0:
             connection.unwritten = connection.unwritten[sent:]
         elif sent != -errno.EAGAIN:
@@ -252,7 +252,7 @@ class Server:
         error to it, and the answer be lost on it.
         """
         connection.deadline = time.monotonic() + LEAVE_SECONDS
-        linux.shutdown(connection.fd, socket.SHUT_WR)
+        socketcalls.shutdown(connection.fd, socket.SHUT_WR)
         self._watch(connection, 0)
 
     def _answered(self, connection: Connection) -> None:

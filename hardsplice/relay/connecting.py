@@ -54,8 +54,8 @@ class Connector(Mover):
         """
         code = 0
         while flow.attempt < len(flow.plan):
-            family, address = flow.plan[flow.attempt]
-            ready = self.pools[family].ready
+            target = flow.plan[flow.attempt]
+            ready = self.pools[target.family].ready
             if not ready:
                 self.unplaced.append(flow)
                 self.restless = True
@@ -65,7 +65,7 @@ class Connector(Mover):
             fd = ready.popleft()
             self.flows[fd] = flow
             flow.fd[TARGET] = fd
-            code = self.kernel.connect(fd, address)
+            code = self.kernel.connect(fd, target)
             if code == -errno.EINPROGRESS:
                 code = self.kernel.connected(fd)
             if code in (0, -errno.ECONNRESET):

@@ -29,6 +29,7 @@ import errno
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from hardsplice.book import Pointer
 from hardsplice.channel import Note
 from hardsplice.flowtable import End
 from hardsplice.relay import stats as count
@@ -68,13 +69,13 @@ _ACTIONABLE = INPUT | EPOLLHUP | EPOLLERR
 class Listener:
     """A listening socket and where its connections go.
 
-    A plan lists (family index, sockaddr) in the order to try. A dual-stack listener has one for
-    clients of each family; for a listener of one family both are the same.
+    A plan lists targets in the order to try. A dual-stack listener has one for clients of each
+    family; for a listener of one family both are the same.
     """
 
     fd: int
-    plan_ipv4: tuple[tuple[int, bytes], ...]
-    plan_ipv6: tuple[tuple[int, bytes], ...]
+    plan_ipv4: tuple[Pointer, ...]
+    plan_ipv6: tuple[Pointer, ...]
     index: int  # what the monitor knows it by
 
 
@@ -217,32 +218,30 @@ class Engine(Connector):
     # --- listeners that come and go --------------------------------------------------------------
 
     def add_listener(self, listener: Listener) -> None:
-        """Accept on one more."""
-        self.listeners[listener.fd] = listener
-        self.other_descriptors += 1
-        if self.accepting:
-            self.epoll.register(listener.fd, self.listen_mask)
+        """Accept on one more, unless it has been removed meanwhile."""
+        if self.kernel.take_listener(listener.fd):
+            self.listeners[listener.fd] = listener
+            if self.accepting:
+                self.epoll.register(listener.fd, self.listen_mask)
 
-    def remove_listener(self, index: int, *, reset_flows: bool) -> None:
-        """Accept no more on the listener that the monitor knows by ``index``; its flows go on, or
-        are reset.
+    def remove_listener(self, index: int, place: int, *, reset_flows: bool) -> None:
+        """Accept no more on the listener that the monitor knows by ``index``, whose descriptor is
+        ``place``; its flows go on, or are reset.
         """
-        for listener in self.listeners.values():
-            if listener.index == index:
-                self._close_listener(listener)
-                break
+        listener = self.listeners.get(place)
+        if listener is not None and listener.index == index:
+            self._forget_listener(listener)
+        self.kernel.take_listener(place)  # which gives it up, too: /dev/null comes in its place
         if reset_flows:
             for flow in dict.fromkeys(self.flows.values()):
                 if flow.listener == index:
                     self.counters[count.RESET] += 1
                     self._end(flow, abort=SIDES, end=End.REMOVED)
 
-    def _close_listener(self, listener: Listener) -> None:
+    def _forget_listener(self, listener: Listener) -> None:
         del self.listeners[listener.fd]
-        self.other_descriptors -= 1
         if self.accepting:
             self.epoll.unregister(listener.fd)
-        self.kernel.close(listener.fd)
 
     # --- sharing listeners -----------------------------------------------------------------------
 
@@ -261,7 +260,7 @@ class Engine(Connector):
         if code in _NOT_OURS:
             return
         if code == errno.EINVAL:  # it was shut down, of which we are told next
-            self._close_listener(listener)
+            self._forget_listener(listener)
             return
         self.monitor.note(Note.ACCEPT, code)
         self._fall_short()

@@ -42,7 +42,10 @@ something to do.
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hardsplice.book import Pointer
 
 # select.EPOLL*: linux/eventpoll.h, the same on every architecture.
 EPOLLIN = 0x001
@@ -132,7 +135,7 @@ class Flow:
         "watched",
     )
 
-    def __init__(self, client: int, plan: tuple[tuple[int, bytes], ...], listener: int = 0) -> None:
+    def __init__(self, client: int, plan: tuple[Pointer, ...], listener: int = 0) -> None:
         self.fd = [client, -1]
         self.state = [PAUSED, PAUSED]
         self.held = [0, 0]  # bytes in the direction's pipe
@@ -143,7 +146,7 @@ class Flow:
         self.failed = [False, False]
         self.limited = [False, False]  # how much may wait in the kernel to be sent there
         self.urgent_hidden = [False, False]  # EPOLLPRI is left out until more input comes
-        self.plan = plan  # (family, sockaddr) of each target to try, in order
+        self.plan = plan  # each target to try, in order
         self.listener = listener  # the index that the monitor knows the listener by
         # The counter of bytes to the target; that of bytes to the client follows it.
         self.tally = 0

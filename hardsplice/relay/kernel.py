@@ -9,6 +9,7 @@ seam costs no call.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import mmap
 import os
@@ -18,7 +19,8 @@ import termios
 import time
 from collections.abc import Callable
 
-from hardsplice import linux
+from hardsplice import socketcalls, unotify
+from hardsplice.book import Pointer
 
 SPLICE_FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 
@@ -40,6 +42,16 @@ def resize_pipe(fd: int, size: int) -> int:
         return fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ)
 
 
+def connect(fd: int, target: Pointer) -> int:
+    """Start a connection to a target of the address book: 0 when it stands, -EINPROGRESS while it
+    is under way, or the negated errno; -ECONNREFUSED when the host monitor has given the target up
+    meanwhile.
+    """
+    if target.seen.raw != target.sockaddr:
+        return -errno.ECONNREFUSED
+    return socketcalls.connect(fd, target.where, target.length)
+
+
 def unsent(fd: int) -> int:
     """Bytes that the peer has not acknowledged yet (SIOCOUTQ, which shares its number with
     TIOCOUTQ); 0 if unknown.
@@ -56,22 +68,23 @@ class Kernel:
 
     page_size = mmap.PAGESIZE
 
-    accept: Callable[[int], int] = staticmethod(linux.accept4)
-    from_ipv4: Callable[[], bool] = staticmethod(linux.accepted_from_ipv4)
-    accepted_from: Callable[[], tuple[bytes, int]] = staticmethod(linux.accepted_from)
-    connect: Callable[[int, bytes], int] = staticmethod(linux.connect)
-    connected: Callable[[int], int] = staticmethod(linux.connected)
-    shutdown: Callable[[int, int], int] = staticmethod(linux.shutdown)
-    abort: Callable[[int], int] = staticmethod(linux.abort)
-    limit_unsent: Callable[[int, int], int] = staticmethod(linux.limit_unsent)
-    keep_urgent_inline: Callable[[int], int] = staticmethod(linux.keep_urgent_inline)
-    at_mark: Callable[[int], bool] = staticmethod(linux.sockatmark)
-    receive_byte: Callable[[int, int], bytes | int] = staticmethod(linux.receive_byte)
-    send_byte: Callable[[int, bytes, int], int] = staticmethod(linux.send_byte)
+    accept: Callable[[int], int] = staticmethod(socketcalls.accept4)
+    from_ipv4: Callable[[], bool] = staticmethod(socketcalls.accepted_from_ipv4)
+    accepted_from: Callable[[], tuple[bytes, int]] = staticmethod(socketcalls.accepted_from)
+    connect: Callable[[int, Pointer], int] = staticmethod(connect)
+    connected: Callable[[int], int] = staticmethod(socketcalls.connected)
+    shutdown: Callable[[int, int], int] = staticmethod(socketcalls.shutdown)
+    abort: Callable[[int], int] = staticmethod(socketcalls.abort)
+    limit_unsent: Callable[[int, int], int] = staticmethod(socketcalls.limit_unsent)
+    keep_urgent_inline: Callable[[int], int] = staticmethod(socketcalls.keep_urgent_inline)
+    at_mark: Callable[[int], bool] = staticmethod(socketcalls.sockatmark)
+    receive_byte: Callable[[int, int], bytes | int] = staticmethod(socketcalls.receive_byte)
+    send_byte: Callable[[int, bytes, int], int] = staticmethod(socketcalls.send_byte)
     unsent: Callable[[int], int] = staticmethod(unsent)
     splice: Callable[..., int] = staticmethod(os.splice)
     close: Callable[[int], None] = staticmethod(os.close)
     open_pipe: Callable[[], tuple[int, int]] = staticmethod(open_pipe)
     resize_pipe: Callable[[int, int], int] = staticmethod(resize_pipe)
+    take_listener: Callable[[int], bool] = staticmethod(unotify.ask)
     now: Callable[[], float] = staticmethod(time.monotonic)
     epoll: Callable[[], select.epoll] = staticmethod(select.epoll)

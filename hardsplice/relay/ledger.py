@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 
-from hardsplice import linux
+from hardsplice import socketcalls
 from hardsplice.flowtable import End, FlowTable, Packed, State
 from hardsplice.relay import stats as count
 from hardsplice.relay.flow import CLIENT, Flow
@@ -48,14 +48,14 @@ class Ledger:
         if at is None:
             self._counters[count.UNLISTED] += 1
             return
-        target = linux.endpoint(flow.plan[0][1])
+        target = socketcalls.endpoint(flow.plan[0].sockaddr)
         self._table.open(at, flow.listener, client, target, self._now())
         flow.tally = at
 
     def connected(self, flow: Flow) -> None:
         """A target was reached; the flow's plan still says which."""
         if flow.tally:
-            self._table.aim(flow.tally, linux.endpoint(flow.plan[flow.attempt][1]))
+            self._table.aim(flow.tally, socketcalls.endpoint(flow.plan[flow.attempt].sockaddr))
             self._table.mark(flow.tally, State.ESTABLISHED)
             count.count_latency(self._counters, self._now() - self._table.started(flow.tally))
 
@@ -74,7 +74,7 @@ class Ledger:
             end = End.CLIENT_RESET if flow.failed[CLIENT] else End.TARGET_RESET
         if flow.plan:  # not reached: show what was tried last
             last = min(flow.attempt, len(flow.plan) - 1)
-            self._table.aim(at, linux.endpoint(flow.plan[last][1]))
+            self._table.aim(at, socketcalls.endpoint(flow.plan[last].sockaddr))
         text = self._table.close(at, self._counters, self._now())
         self._free.append(at)
         if self._report and not self._report(end, text):

@@ -19,8 +19,10 @@ from typing import NoReturn
 
 import prctl
 
-from hardsplice import isolate, seal
+from hardsplice import descriptors, isolate, seal
+from hardsplice.book import Place
 from hardsplice.channel import Channel, Kind, Malformed, Note, Record, close_all
+from hardsplice.descriptors import CHANNEL_FD, FIRST_LISTENER, RULESET_FD
 from hardsplice.errors import Failure
 from hardsplice.flowtable import End
 from hardsplice.relay import orders
@@ -49,7 +51,10 @@ class Plan:
     listeners: tuple[Listener, ...]
     families: tuple[int, ...]  # of the targets, as indexes into sockets.FAMILIES
     pipe_size: int  # bytes
+    first_flow: int  # the first descriptor behind the places of listeners
     filter: bytes  # the relay's seccomp program
+    is_dynamic: bool  # whether listeners come and go
+    book: Place  # where the address book is
     stats: Stats
     trace: bool  # whether the monitor wants to hear of every flow
     log_flows: bool  # whether it wants to hear of the end of every flow
@@ -94,9 +99,9 @@ class ToMonitor:
         return self.channel.send(Record(Kind.FLOW, end, text=row), wait=False)
 
 
-def fixed_use(listeners: int) -> int:
-    """Descriptors that a relay with so many listeners holds even without flows."""
-    return len(isolate.FIXED_FDS) + listeners + 1  # and epoll's
+def fixed_use(first_flow: int) -> int:
+    """Descriptors that a relay holds even without flows."""
+    return first_flow + 1  # and epoll's
 
 
 def pool_sizes(descriptors: int, other: int, workers: int) -> tuple[int, int]:
@@ -132,10 +137,10 @@ def _tell(channel: Channel, text: str) -> None:
 
 
 def _live(plan: Plan, channel: Channel, monitor: int) -> int:
-    channel.move_to(isolate.CHANNEL_FD)
-    os.dup2(0, isolate.LOG_FD)  # 0 is /dev/null in every monitor
-    keep = (*isolate.FIXED_FDS, isolate.RULESET_FD, *(one.fd for one in plan.listeners))
-    isolate.keep_descriptors(keep)
+    channel.move_to(CHANNEL_FD)
+    # The places of listeners are as the monitor has them: the relay's listeners, or /dev/null.
+    places = range(FIRST_LISTENER, plan.first_flow)
+    descriptors.keep((CHANNEL_FD, RULESET_FD, *places), plan.first_flow)
     prctl.set_name("hs-relay-in" if plan.direction == "inbound" else "hs-relay-out")
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -143,9 +148,9 @@ def _live(plan: Plan, channel: Channel, monitor: int) -> int:
         os.setsid()  # away from the terminal that the host monitor still has
 
     kernel = Kernel()
-    other = fixed_use(len(plan.listeners))
-    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    sockets, spare = pool_sizes(descriptors, other, plan.workers)
+    other = fixed_use(plan.first_flow)
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    sockets, spare = pool_sizes(limit, other, plan.workers)
     pipes = PipePool(kernel, plan.pipe_size, spare)
     pipes.fill()
     to_monitor = ToMonitor(channel, kernel)
@@ -153,7 +158,7 @@ def _live(plan: Plan, channel: Channel, monitor: int) -> int:
     resources = Resources(
         kernel=kernel,
         monitor=to_monitor,
-        limits=Limits(descriptors),
+        limits=Limits(limit),
         pipes=pipes,
         pools=(SocketPool(IPV4, sockets), SocketPool(IPV6, sockets)),
         families=plan.families,
@@ -164,21 +169,33 @@ def _live(plan: Plan, channel: Channel, monitor: int) -> int:
         ledger=ledger_of(plan.stats, kernel.now, report),
     )
     engine = Engine(resources, plan.listeners, shared=plan.workers > 1)
-    engine.epoll.register(isolate.CHANNEL_FD, 1)
+    engine.epoll.register(CHANNEL_FD, 1)
 
     def on_channel() -> None:
         _serve_channel(channel, engine)
 
     isolate.die_with(monitor)
     lockdown = isolate.Lockdown(strict=plan.strict, say=_say_nothing)
-    lockdown.run(isolate.relay_steps(isolate.RULESET_FD if plan.has_ruleset else None))
-    os.close(isolate.RULESET_FD)
-    lockdown.run([isolate.filter_step(plan.filter)])
+    lockdown.run(isolate.relay_steps(RULESET_FD if plan.has_ruleset else None))
+    descriptors.clear((RULESET_FD,))
+    questions = _install_filter(plan, lockdown)
     seal.seal(lambda what: _tell(channel, what))
-    channel.send(Record(Kind.READY))
+    channel.send(Record(Kind.READY, fds=questions))
+    for fd in questions:
+        os.close(fd)
     engine.start()
-    engine.run({isolate.CHANNEL_FD: on_channel})
+    engine.run({CHANNEL_FD: on_channel})
     return 0
+
+
+def _install_filter(plan: Plan, lockdown: isolate.Lockdown) -> tuple[int, ...]:
+    """The last step. What the monitor reads the relay's questions from, where there can be any."""
+    if not plan.is_dynamic:
+        lockdown.run([isolate.filter_step(plan.filter)])
+        return ()
+    questions: list[int] = []
+    lockdown.run([isolate.asking_filter_step(plan.filter, questions.append)])
+    return tuple(questions)
 
 
 def _say_nothing(_: str) -> None:
@@ -211,12 +228,13 @@ def _add_sockets(engine: Engine, record: Record) -> None:
 
 
 def _add_listener(engine: Engine, record: Record) -> None:
+    _without_descriptors(record)
     engine.add_listener(orders.listener_of(record))
 
 
 def _remove_listener(engine: Engine, record: Record) -> None:
     _without_descriptors(record)
-    engine.remove_listener(record.index, reset_flows=bool(record.small))
+    engine.remove_listener(record.index, record.detail, reset_flows=bool(record.small))
 
 
 def _look(engine: Engine, record: Record) -> None:

@@ -54,13 +54,14 @@ from hardsplice.relay.flow import (
 from hardsplice.relay.kernel import SPLICE_FLAGS
 from hardsplice.relay.pipes import Pipe
 from hardsplice.relay.table import FlowTable, Resources
+from hardsplice.socketcalls import UNSENT_SIZES
 
 ROUNDS_A_TURN = 16  # splices in and out that a flow may make before others have their turn
 _ROUNDS = range(ROUNDS_A_TURN)
 
-# Bytes that may wait to be sent to a sink: a share of UNSENT_ALL, between these two. So all of it
-# together fits into a processor's cache as long as it can (bench/README.md has the figures).
-UNSENT_ALL, UNSENT_MAX, UNSENT_MIN = 4 << 20, 512 << 10, 64 << 10
+# Bytes that may wait to be sent to a sink: a share of UNSENT_ALL, as one of UNSENT_SIZES. So all of
+# it together fits into a processor's cache as long as it can (bench/README.md has the figures).
+UNSENT_ALL = 4 << 20
 
 # What a peer, or the way to it, can make a call on its socket answer. Anything else is our mistake.
 _DEAD = (
@@ -77,7 +78,8 @@ _DEAD = (
 
 def unsent_limit(blocked: int) -> int:
     """Bytes that may wait to be sent to a sink, where ``blocked`` directions wait for theirs."""
-    return max(UNSENT_MIN, min(UNSENT_MAX, UNSENT_ALL // max(blocked, 1)))
+    share = UNSENT_ALL // max(blocked, 1)
+    return next((size for size in UNSENT_SIZES if size <= share), UNSENT_SIZES[-1])
 
 
 class Mover(FlowTable):

@@ -95,7 +95,7 @@ class Resources:
     pools: tuple[SocketPool, SocketPool]  # of pre-opened sockets, by family
     families: tuple[int, ...]  # those that targets have
     counters: memoryview
-    other_descriptors: int  # listeners, epoll, channel, standard streams
+    other_descriptors: int  # those with fixed numbers, places of listeners, epoll
     trace: bool = False  # report every flow to the monitor
     ledger: Ledger | None = None  # where flows are to be seen one by one
     gauges: memoryview | None = None  # where it is told what is in use (stats.GAUGES)

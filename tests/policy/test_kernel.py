@@ -20,7 +20,7 @@ from tests.policy import oracle
 # What an attempt finds: descriptors as in a relay, connected sockets with a byte to read.
 SCENE = """
 import ctypes, fcntl, gc, mmap, os, resource, select, signal, socket, sys, time
-from hardsplice import linux
+from hardsplice import linux, socketcalls
 from hardsplice.relay import kernel
 libc = ctypes.CDLL(None, use_errno=True)
 buffer = ctypes.create_string_buffer(4096)
@@ -31,7 +31,7 @@ listener = socket.create_server(("127.0.0.1", 0))
 listener.setblocking(False)
 client = socket.create_connection(listener.getsockname())
 target = socket.create_server(("127.0.0.1", 0))
-address = linux.sockaddr(linux.IPv4Address("127.0.0.1"), target.getsockname()[1])
+address = socketcalls.sockaddr(linux.IPv4Address("127.0.0.1"), target.getsockname()[1])
 pooled = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
 stream, other = socket.socketpair()
 other.send(b"payload")
@@ -55,29 +55,29 @@ if program:
 ROUTINE = """
 epoll.register(listener.fileno(), select.EPOLLIN)
 assert epoll.poll(1)
-fd = linux.accept4(listener.fileno())
+fd = socketcalls.accept4(listener.fileno())
 assert fd > 0, fd
-assert linux.accept4(listener.fileno()) < 0
+assert socketcalls.accept4(listener.fileno()) < 0
 epoll.register(fd, select.EPOLLIN); epoll.modify(fd, 0); epoll.unregister(fd)
 read, write = kernel.open_pipe()
 assert kernel.resize_pipe(write, 65536) >= 4096
 assert kernel.resize_pipe(write, 1 << 40) >= 4096
-assert linux.connect(pooled.fileno(), address) in (0, -115)
-while linux.connected(pooled.fileno()) == -115: pass
+assert socketcalls.connect(pooled.fileno(), address) in (0, -115)
+while socketcalls.connected(pooled.fileno()) == -115: pass
 moved = os.splice(fd, write, 65536, flags=kernel.SPLICE_FLAGS)
 assert os.splice(read, pooled.fileno(), moved, flags=kernel.SPLICE_FLAGS) == moved == 7
 try:
     os.splice(fd, write, 65536, flags=kernel.SPLICE_FLAGS)
 except BlockingIOError as error:
     assert str(error)
-assert linux.limit_unsent(pooled.fileno(), 65536) == 0
-assert linux.keep_urgent_inline(fd) == 0
-linux.sockatmark(fd)
-assert linux.receive_byte(fd, socket.MSG_PEEK | socket.MSG_DONTWAIT) < 0
-assert linux.send_byte(pooled.fileno(), b"!", socket.MSG_OOB) == 1
+assert socketcalls.limit_unsent(pooled.fileno(), 65536) == 0
+assert socketcalls.keep_urgent_inline(fd) == 0
+socketcalls.sockatmark(fd)
+assert socketcalls.receive_byte(fd, socket.MSG_PEEK | socket.MSG_DONTWAIT) < 0
+assert socketcalls.send_byte(pooled.fileno(), b"!", socket.MSG_OOB) == 1
 kernel.unsent(pooled.fileno())
-assert linux.shutdown(pooled.fileno(), socket.SHUT_WR) == 0
-assert linux.abort(fd) == 0
+assert socketcalls.shutdown(pooled.fileno(), socket.SHUT_WR) == 0
+assert socketcalls.abort(fd) == 0
 os.close(fd)
 channel.sendmsg([b"report"], [], socket.MSG_NOSIGNAL)
 try:

@@ -6,7 +6,8 @@ from __future__ import annotations
 import pytest
 
 from hardsplice.errors import Failure
-from hardsplice.policyfile import Comparison, Policy, parse_policy, resolve
+from hardsplice.policyfile import parse_policy
+from hardsplice.policymodel import Comparison, Policy, resolve
 from hardsplice.seccomp import compile_policy, load_policy
 
 HEAD = """

@@ -102,7 +102,7 @@ def longs(*values: int) -> int:
 
 
 def sockaddr(port: int) -> bytes:
-    return linux.sockaddr(LOOPBACK, port)
+    return socketcalls.sockaddr(LOOPBACK, port)
 
 
 _BUFFER = place(b"made-up payload")
@@ -166,10 +166,10 @@ class Scene:
     def client(self) -> int:
         """A client's connection, with payload to be read."""
         deadline = time.monotonic() + 1.0
-        while (fd := linux.accept4(self.listeners[0])) < 0:
+        while (fd := socketcalls.accept4(self.listeners[0])) < 0:
             if time.monotonic() > deadline:
                 raise NotMadeError(f"no client: errno {-fd}")
-        while (byte := linux.receive_byte(fd, socket.MSG_PEEK)) == -errno.EAGAIN:
+        while (byte := socketcalls.receive_byte(fd, socket.MSG_PEEK)) == -errno.EAGAIN:
             if time.monotonic() > deadline:
                 raise NotMadeError("the client sent nothing")
         if not byte:

@@ -19,7 +19,7 @@ from collections import deque
 from ipaddress import IPv4Address
 from typing import TypeVar, cast
 
-from hardsplice import linux
+from hardsplice import socketcalls
 from hardsplice.relay.kernel import Kernel
 from tests.support.fake_tcp import ERR, ET, HUP, Listening, Peer, Sock, error
 
@@ -247,7 +247,7 @@ class FakeKernel(Kernel):
         return self._ipv4
 
     def accepted_from(self) -> tuple[bytes, int]:
-        return linux.endpoint(linux.sockaddr(*CLIENT))
+        return socketcalls.endpoint(socketcalls.sockaddr(*CLIENT))
 
     def connect(self, fd: int, address: bytes) -> int:
         """As over loopback: EINPROGRESS first, the outcome to whoever asks after it."""
@@ -276,7 +276,7 @@ class FakeKernel(Kernel):
         return -errno.EINPROGRESS
 
     def connected(self, fd: int) -> int:
-        """linux.connected(): getpeername(2), and SO_ERROR where it has no answer."""
+        """socketcalls.connected(): getpeername(2), and SO_ERROR where it has no answer."""
         sock = self._get(fd, Sock)
         code = self._code("connected", sock)
         if code or sock.state == "connected":

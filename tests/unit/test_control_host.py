@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import pytest
 
-from hardsplice import linux
+from hardsplice import socketcalls
 from hardsplice.control import host
 from hardsplice.control.host import Control, HostWorld
 from hardsplice.control.http import Request, Response
@@ -53,7 +53,7 @@ def test_what_relays_wrote_is_told(world: HostWorld) -> None:
     outbound.gauges()[0] = 9
     assert outbound.flows is not None
     at = outbound.flows.positions()[0]
-    client = linux.endpoint(linux.sockaddr(IPv4Address("192.0.2.1"), 40000))
+    client = socketcalls.endpoint(socketcalls.sockaddr(IPv4Address("192.0.2.1"), 40000))
     outbound.flows.open(at, 3, client, client, time.monotonic())
     (flow,) = json.loads(ask(world, "/v1/flows").body)["flows"]
     assert (flow["direction"], flow["port"], flow["client"]) == ("outbound", 3, "192.0.2.1:40000")

@@ -21,7 +21,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hardsplice import linux
+from hardsplice import socketcalls
 from hardsplice.control import server as module
 from hardsplice.control.http import BODY_LIMIT, LINE_LIMIT, Request, Response
 from hardsplice.control.server import CONNECTIONS, Admission, Respond, Server
@@ -46,7 +46,7 @@ class Served:
         self.world = FakeWorld()
         self.large: Response | None = None  # what is answered instead
         self.loop = Loop()
-        own = linux.namespace_cookie(self.file.fileno())
+        own = socketcalls.namespace_cookie(self.file.fileno())
         admission = admission or Admission(frozenset({os.geteuid()}), own)
         self.server = Server(self.file.fileno(), admission, self.loop, self._handle)
         self.server.start()
@@ -250,10 +250,10 @@ def test_admission() -> None:
 def test_peers_are_known_by_id_and_namespace() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        assert linux.peer_user(ours.fileno()) == os.geteuid()
-        assert linux.namespace_cookie(ours.fileno()) == linux.namespace_cookie(theirs.fileno())
-    assert linux.namespace_cookie(-1) is None
-    assert linux.peer_user(-1) == -1
+        assert socketcalls.peer_user(ours.fileno()) == os.geteuid()
+        assert socketcalls.namespace_cookie(ours.fileno()) == socketcalls.namespace_cookie(theirs.fileno())
+    assert socketcalls.namespace_cookie(-1) is None
+    assert socketcalls.peer_user(-1) == -1
 
 
 # --- hostile peers --------------------------------------------------------------------------------
@@ -420,7 +420,7 @@ def test_without_a_descriptor_it_waits_and_does_not_spin(
 ) -> None:
     monkeypatch.setattr(module, "SHORT_SECONDS", 0.2)
     tries: list[int] = []
-    original = linux.accept4
+    original = socketcalls.accept4
 
     def accept4(listener: int) -> int:
         tries.append(listener)

@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 
-from hardsplice import linux
+from hardsplice import socketcalls
 from hardsplice.flowlog import FlowLog, Traffic
 from hardsplice.flowtable import End, Nonsense
 from hardsplice.log import LINES_A_SECOND, Level, Log
@@ -29,8 +29,8 @@ def made(form: LogFormat = "text") -> tuple[FlowLog, Log, Stats]:
 def a_row(stats: Stats, listener: int = 1) -> bytes:
     assert stats.flows is not None
     at = stats.flows.positions()[0]
-    client = linux.endpoint(linux.sockaddr(IPv4Address("192.0.2.1"), 40000))
-    target = linux.endpoint(linux.sockaddr(IPv6Address("::1"), 80))
+    client = socketcalls.endpoint(socketcalls.sockaddr(IPv4Address("192.0.2.1"), 40000))
+    target = socketcalls.endpoint(socketcalls.sockaddr(IPv6Address("::1"), 80))
     stats.flows.open(at, listener, client, target, 10.0)
     stats.count[at], stats.count[at + 1] = 17, 2000
     return stats.flows.close(at, stats.count, 10.25)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from hardsplice import linux
+from hardsplice import socketcalls
 from hardsplice.flowtable import (
     RECORD_SIZE,
     WORDS_A_ROW,
@@ -26,9 +26,9 @@ from hardsplice.flowtable import (
 )
 from hardsplice.relay.stats import COUNTERS, LATENCY_BOUNDS, Stats, count_latency
 
-CLIENT = linux.endpoint(linux.sockaddr(IPv4Address("192.0.2.1"), 40000))
-TARGET = linux.endpoint(linux.sockaddr(IPv6Address("2001:db8::1"), 443))
-OTHER = linux.endpoint(linux.sockaddr(IPv4Address("127.0.0.1"), 80))
+CLIENT = socketcalls.endpoint(socketcalls.sockaddr(IPv4Address("192.0.2.1"), 40000))
+TARGET = socketcalls.endpoint(socketcalls.sockaddr(IPv6Address("2001:db8::1"), 443))
+OTHER = socketcalls.endpoint(socketcalls.sockaddr(IPv4Address("127.0.0.1"), 80))
 
 
 def made(rows: int = 4) -> tuple[Stats, FlowTable]:

@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hardsplice import linux
+from hardsplice import linux, socketcalls
 from hardsplice.relay.kernel import Kernel
 from tests.support.descriptors import open_descriptors
 from tests.support.stream import eventually
@@ -96,18 +96,18 @@ def kernels_own(address: IPv4Address | IPv6Address, port: int) -> bytes:
 )
 def test_an_ipv4_address_is_laid_out_as_the_kernel_does(address: int, port: int) -> None:
     known = IPv4Address(address)
-    assert linux.sockaddr(known, port) == kernels_own(known, port)
+    assert socketcalls.sockaddr(known, port) == kernels_own(known, port)
 
 
 @given(st.integers(0x2000 << 112, (0x4000 << 112) - 1), st.integers(1024, 65535))
 def test_an_ipv6_address_is_laid_out_as_the_kernel_does(address: int, port: int) -> None:
     known = IPv6Address(address)
-    assert linux.sockaddr(known, port) == kernels_own(known, port)
+    assert socketcalls.sockaddr(known, port) == kernels_own(known, port)
 
 
 def test_a_scope_is_the_last_word() -> None:
-    plain = linux.sockaddr(ip_address("fe80::1"), 80)
-    scoped = linux.sockaddr(ip_address("fe80::1"), 80, 0x01020304)
+    plain = socketcalls.sockaddr(ip_address("fe80::1"), 80)
+    scoped = socketcalls.sockaddr(ip_address("fe80::1"), 80, 0x01020304)
     assert scoped[:-4] == plain[:-4]
     assert scoped[-4:] == (0x01020304).to_bytes(4, sys.byteorder)
 
@@ -120,16 +120,16 @@ def test_a_connection_is_made_and_accepted(family: int) -> None:
     with listener(family) as listening, socket.socket(family) as client:
         client.setblocking(False)
         host, port = listening.getsockname()[:2]
-        assert linux.connect(client.fileno(), linux.sockaddr(ip_address(host), port)) in (
+        assert socketcalls.connect(client.fileno(), socketcalls.sockaddr(ip_address(host), port)) in (
             0,
             -errno.EINPROGRESS,
         )
-        assert linux.connected(client.fileno()) == 0
-        fd = linux.accept4(listening.fileno())
+        assert socketcalls.connected(client.fileno()) == 0
+        fd = socketcalls.accept4(listening.fileno())
         assert fd > 0
         assert not os.get_blocking(fd)
         assert not os.get_inheritable(fd)
-        assert linux.accepted_from_ipv4() == (family == socket.AF_INET)
+        assert socketcalls.accepted_from_ipv4() == (family == socket.AF_INET)
         os.close(fd)
 
 
@@ -139,40 +139,40 @@ def test_a_dual_stack_listener_tells_its_clients_apart(host: str) -> None:
         listener(socket.AF_INET6, dual=True) as listening,
         socket.create_connection((host, listening.getsockname()[1]), _IN_TIME),
     ):
-        fd = linux.accept4(listening.fileno())
-        assert linux.accepted_from_ipv4() == (host == "127.0.0.1")
+        fd = socketcalls.accept4(listening.fileno())
+        assert socketcalls.accepted_from_ipv4() == (host == "127.0.0.1")
         os.close(fd)
 
 
 def test_nobody_to_accept_is_an_answer_and_no_exception() -> None:
     with listener() as listening:
         listening.setblocking(False)
-        assert linux.accept4(listening.fileno()) == -errno.EAGAIN
-    assert linux.accept4(-1) == -errno.EBADF
+        assert socketcalls.accept4(listening.fileno()) == -errno.EAGAIN
+    assert socketcalls.accept4(-1) == -errno.EBADF
 
 
 def test_a_refusal_is_told_apart() -> None:
     with socket.socket() as nobody, socket.socket() as client:
         nobody.bind(("127.0.0.1", 0))  # and does not listen
         client.setblocking(False)
-        address = linux.sockaddr(ip_address("127.0.0.1"), nobody.getsockname()[1])
-        code = linux.connect(client.fileno(), address)
+        address = socketcalls.sockaddr(ip_address("127.0.0.1"), nobody.getsockname()[1])
+        code = socketcalls.connect(client.fileno(), address)
         if code == -errno.EINPROGRESS:
-            code = linux.connected(client.fileno())
+            code = socketcalls.connected(client.fileno())
         assert code == -errno.ECONNREFUSED
 
 
 def test_a_connection_that_was_reset_at_once_is_told_apart() -> None:
     with listener() as listening, socket.socket() as client:
         client.setblocking(False)
-        address = linux.sockaddr(ip_address("127.0.0.1"), listening.getsockname()[1])
-        assert linux.connect(client.fileno(), address) == -errno.EINPROGRESS
+        address = socketcalls.sockaddr(ip_address("127.0.0.1"), listening.getsockname()[1])
+        assert socketcalls.connect(client.fileno(), address) == -errno.EINPROGRESS
         theirs = listening.accept()[0]
         theirs.send(b"last words")
-        assert linux.abort(theirs.fileno()) == 0
+        assert socketcalls.abort(theirs.fileno()) == 0
         theirs.close()
         wait_for_events(client, select.POLLERR)
-        assert linux.connected(client.fileno()) == -errno.ECONNRESET
+        assert socketcalls.connected(client.fileno()) == -errno.ECONNRESET
         assert client.recv(100) == b"last words", "what came before it remains"
 
 
@@ -181,13 +181,13 @@ def test_a_connect_under_way_is_neither() -> None:
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen(0)
-        address = linux.sockaddr(ip_address("127.0.0.1"), listening.getsockname()[1])
+        address = socketcalls.sockaddr(ip_address("127.0.0.1"), listening.getsockname()[1])
         clients = [socket.socket() for _ in range(4)]
         for client in clients:
             client.setblocking(False)
-            linux.connect(client.fileno(), address)
-        assert linux.connected(clients[0].fileno()) == 0
-        assert linux.connected(clients[-1].fileno()) == -errno.EINPROGRESS
+            socketcalls.connect(client.fileno(), address)
+        assert socketcalls.connected(clients[0].fileno()) == 0
+        assert socketcalls.connected(clients[-1].fileno()) == -errno.EINPROGRESS
         for client in clients:
             client.close()
 
@@ -197,19 +197,19 @@ def test_a_connect_under_way_is_neither() -> None:
 
 def test_a_half_is_shut_once(ends: Ends) -> None:
     ours, theirs = ends
-    assert linux.shutdown(ours.fileno(), socket.SHUT_WR) == 0
+    assert socketcalls.shutdown(ours.fileno(), socket.SHUT_WR) == 0
     assert theirs.recv(1) == b""
     with socket.socket() as unconnected:
-        assert linux.shutdown(unconnected.fileno(), socket.SHUT_WR) == -errno.ENOTCONN
+        assert socketcalls.shutdown(unconnected.fileno(), socket.SHUT_WR) == -errno.ENOTCONN
 
 
 def test_an_aborted_connection_is_reset(ends: Ends) -> None:
     ours, theirs = ends
-    assert linux.abort(ours.fileno()) == 0
+    assert socketcalls.abort(ours.fileno()) == 0
     ours.close()
     with pytest.raises(ConnectionResetError):
         theirs.recv(1)
-    assert linux.abort(-1) == -errno.EBADF
+    assert socketcalls.abort(-1) == -errno.EBADF
 
 
 # --- one byte ---
@@ -217,42 +217,42 @@ def test_an_aborted_connection_is_reset(ends: Ends) -> None:
 
 def test_one_byte_is_peeked_at_and_taken(ends: Ends) -> None:
     ours, theirs = ends
-    assert linux.receive_byte(ours.fileno(), 0) == -errno.EAGAIN
+    assert socketcalls.receive_byte(ours.fileno(), 0) == -errno.EAGAIN
     theirs.send(b"ab")
     wait_for_events(ours, select.POLLIN)
-    assert linux.receive_byte(ours.fileno(), socket.MSG_PEEK) == b"a"
-    assert linux.receive_byte(ours.fileno(), 0) == b"a"
-    assert linux.receive_byte(ours.fileno(), 0) == b"b"
+    assert socketcalls.receive_byte(ours.fileno(), socket.MSG_PEEK) == b"a"
+    assert socketcalls.receive_byte(ours.fileno(), 0) == b"a"
+    assert socketcalls.receive_byte(ours.fileno(), 0) == b"b"
     theirs.close()
     wait_for_events(ours, select.POLLIN)
-    assert linux.receive_byte(ours.fileno(), 0) == b""
+    assert socketcalls.receive_byte(ours.fileno(), 0) == b""
 
 
 def test_what_waits_to_be_sent_can_be_limited(ends: Ends) -> None:
     ours, _ = ends
     ours.setblocking(False)
-    assert linux.limit_unsent(ours.fileno(), 65536) == 0
+    assert socketcalls.limit_unsent(ours.fileno(), 65536) == 0
     with contextlib.suppress(BlockingIOError):
         for _ in range(1000):
             ours.send(bytes(10_000))
     status = ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
     (unsent,) = struct.unpack_from("I", status, _TCPI_NOTSENT_BYTES)
     assert 0 < unsent <= 65536 + 10_000
-    assert linux.limit_unsent(-1, 65536) == -errno.EBADF
+    assert socketcalls.limit_unsent(-1, 65536) == -errno.EBADF
 
 
 def test_one_byte_is_sent_as_urgent_data(ends: Ends) -> None:
     ours, theirs = ends
-    assert linux.keep_urgent_inline(theirs.fileno()) == 0
+    assert socketcalls.keep_urgent_inline(theirs.fileno()) == 0
     ours.send(b"x")
-    assert linux.send_byte(ours.fileno(), b"!", socket.MSG_OOB) == 1
+    assert socketcalls.send_byte(ours.fileno(), b"!", socket.MSG_OOB) == 1
     wait_for_events(theirs, select.POLLPRI)
-    assert not linux.sockatmark(theirs.fileno())
+    assert not socketcalls.sockatmark(theirs.fileno())
     assert theirs.recv(100) == b"x"
-    assert linux.sockatmark(theirs.fileno())
-    assert linux.receive_byte(theirs.fileno(), socket.MSG_PEEK) == b"!"
+    assert socketcalls.sockatmark(theirs.fileno())
+    assert socketcalls.receive_byte(theirs.fileno(), socket.MSG_PEEK) == b"!"
     assert theirs.recv(100) == b"!"
-    assert not linux.sockatmark(theirs.fileno())
+    assert not socketcalls.sockatmark(theirs.fileno())
 
 
 def test_sending_to_nobody_is_an_answer_and_no_signal() -> None:
@@ -262,7 +262,7 @@ def test_sending_to_nobody_is_an_answer_and_no_signal() -> None:
         "signal.signal(signal.SIGPIPE, signal.SIG_DFL)\n"
         "ours, theirs = socket.socketpair()\n"
         "theirs.close()\n"
-        "os._exit(-linux.send_byte(ours.fileno(), b'x', 0))\n"
+        "os._exit(-socketcalls.send_byte(ours.fileno(), b'x', 0))\n"
     )
     root = os.path.dirname(os.path.dirname(linux.__file__))
     done = subprocess.run([sys.executable, "-c", program], cwd=root, timeout=60, check=False)

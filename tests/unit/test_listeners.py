@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from hardsplice import linux
+from hardsplice import socketcalls
 from hardsplice.channel import close_all
 from hardsplice.errors import Failure
 from hardsplice.listeners import (
@@ -29,8 +29,8 @@ from hardsplice.relay.sockets import IPV4, IPV6
 from tests.support.descriptors import open_descriptors
 
 BOTH = (IPV4, IPV6)
-IN_4 = (IPV4, linux.sockaddr(IPv4Address("127.0.0.1"), 80))
-IN_6 = (IPV6, linux.sockaddr(IPv6Address("::1"), 80))
+IN_4 = (IPV4, socketcalls.sockaddr(IPv4Address("127.0.0.1"), 80))
+IN_6 = (IPV6, socketcalls.sockaddr(IPv6Address("::1"), 80))
 
 
 def forward(
@@ -101,7 +101,7 @@ def test_the_loopback_of_the_clients_family_is_tried_first(
 @pytest.mark.parametrize("target", ["10.0.0.5", "fd00::5"])
 def test_a_target_address_is_the_only_one(listen: str | None, target: str) -> None:
     address = ip_address(target)
-    only = ((IPV4 if address.version == 4 else IPV6, linux.sockaddr(address, 80)),)
+    only = ((IPV4 if address.version == 4 else IPV6, socketcalls.sockaddr(address, 80)),)
     assert plans(forward(listen, target=target), BOTH) == (only, only)
 
 

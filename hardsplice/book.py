@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The address book: pointers that a filter can check.
+
+Which address is connected to lies behind a pointer, where no filter can look. So the targets lie in
+memory of which is known what it holds: it is at the same low address in every process, shared and
+read-only; only the host monitor has a view of it that can be written, and that only where ports may
+change at run time. The filters let connect(2) pass with a pointer to the beginning of a slot in
+there, and nothing that would take the memory away or put other memory in its place: munmap, mremap
+and mprotect only above it, mmap never at a fixed place (policy/relay.toml, policy/runtime.toml).
+So a process that was taken over connects to the targets and nowhere else; AF_UNSPEC, by which an
+accepted socket would become a fresh one of the client's namespace, isn't in the book either. That
+takes no Landlock, and holds on every kernel from 5.1 on. mseal(2) says the same of the mapping once
+more, where the kernel has it (6.10).
+
+There is a book a direction, so that no process sees the other one's targets. In front of the slots
+lies the other half: the values of socket options and the place where a listener is made
+(socketcalls.py), for the same reason.
+
+A slot that isn't used holds an address family that doesn't exist. One that was given up is used
+again as late as possible; and a relay compares what it is about to connect to with what it was told
+(relay/kernel.py), so that a flow that waited meanwhile doesn't end up somewhere else.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from hardsplice import linux, socketcalls
+from hardsplice.errors import Failure, reason_of
+
+SLOT = 32  # bytes: a struct sockaddr_in6 fits
+_UNUSED = socketcalls.NO_ADDRESS
+# Both begin where pages of any size may (64 KiB); a program that isn't position independent begins
+# at 4 MiB (x86_64, aarch64) or later.
+VALUES, VALUES_SIZE = 0x1F0000, 0x10000
+_F_SEAL_FUTURE_WRITE = 0x10  # linux/fcntl.h, Linux 5.1
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a book's slots are, in bytes. The size is a power of two that divides the address."""
+
+    address: int
+    size: int
+
+    @property
+    def words(self) -> dict[str, int]:
+        """What the policies call it."""
+        numbered = self.size - SLOT  # the bits that number the slots
+        return {
+            "BOOK": self.address,
+            "BOOK_SLOTS": (1 << 64) - 1 - numbered,
+            "BOOK_END": self.address + self.size,
+        }
+
+
+USUAL = Place(0x200000, 0x200000)
+# For more targets than the usual place has slots for: two for each of 65,535 ports.
+LARGE = Place(0x40000000, 0x400000)
+
+
+def place_for(targets: int) -> Place:
+    """The place of books with room for so many targets."""
+    return USUAL if targets <= USUAL.size // SLOT else LARGE
+
+
+class Book:
+    """The targets of one direction. Made by the host monitor before the processes that use it."""
+
+    def __init__(
+        self, place: Place, targets: Iterable[bytes], late: int, *, is_written: bool
+    ) -> None:
+        """``targets`` are struct sockaddr; so many ``late`` ones may come at run time.
+        ``is_written`` says that this process will write in it; else nobody can any more. Failure
+        where the kernel can't seal memory like that.
+        """
+        self.place = place
+        self._slots: dict[bytes, int] = {}
+        self._uses: dict[bytes, int] = {}
+        fixed = dict.fromkeys(targets)
+        number = len(fixed) + late
+        if number * SLOT > place.size:
+            reason = f"there is room for {place.size // SLOT} addresses"
+            raise Failure("write down", f"{number} targets", reason, "forward fewer ports, or -4")
+        size = -(-(VALUES_SIZE + max(number, 1) * SLOT) // mmap.PAGESIZE) * mmap.PAGESIZE
+        self._free = deque(range((size - VALUES_SIZE) // SLOT))
+        self.fd = os.memfd_create("targets", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(self.fd, size)
+            os.pwrite(self.fd, socketcalls.values_at(VALUES), 0)
+            unused = bytearray(_UNUSED * len(self._free))
+            for sockaddr in fixed:
+                slot = self._take(sockaddr)
+                unused[slot * SLOT : slot * SLOT + len(sockaddr)] = sockaddr
+            os.pwrite(self.fd, unused, VALUES_SIZE)
+            self.view = self._writable(size) if is_written else None
+            self._seal(written=self.view is not None)
+        except OSError as error:
+            hint = "sealed memory that one process can write takes Linux 5.1"
+            raise Failure("make", "the address book", reason_of(error), hint) from error
+
+    def _writable(self, size: int) -> int:
+        """The one view that can be written. No process that is forked from now on inherits it."""
+        view = linux.map_shared(self.fd, size, mmap.PROT_READ | mmap.PROT_WRITE)
+        linux.madvise(view, size, linux.MADV_DONTFORK)
+        return view
+
+    def _seal(self, *, written: bool) -> None:
+        last = _F_SEAL_FUTURE_WRITE if written else fcntl.F_SEAL_WRITE
+        seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | last
+        fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, seals | fcntl.F_SEAL_SEAL)
+
+    # --- in the process that uses it ------------------------------------------------------------
+
+    def open(self) -> bool:
+        """Map it where this process's filter will look for it, and take option values from there;
+        whether the mapping is sealed, too. It can be done once, and not be undone.
+        """
+        read, place = mmap.PROT_READ, self.place
+        try:
+            linux.map_shared(self.fd, VALUES_SIZE, read, address=VALUES)
+            # The whole place is taken, though there may be less behind it: what a process asks to
+            # be mapped could else land in there.
+            linux.map_shared(
+                self.fd, place.size, read, address=place.address, offset=VALUES_SIZE
+            )
+        except OSError as error:
+            what = f"the address book at {place.address:#x}"
+            raise Failure("map", what, reason_of(error)) from error
+        socketcalls.pin(VALUES, self.view)
+        try:
+            linux.mseal(VALUES, VALUES_SIZE)
+            linux.mseal(place.address, place.size)
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EINVAL):
+                raise
+            return False
+        return True
+
+    def close(self) -> None:
+        """Let go of the file; mappings stay."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    # --- what it holds --------------------------------------------------------------------------
+
+    def slot(self, sockaddr: bytes) -> int:
+        """The number of the slot of a target that is in it; KeyError when it isn't."""
+        return self._slots[sockaddr]
+
+    def add(self, sockaddr: bytes) -> int:
+        """Write a target down, at run time, if it isn't there already: its slot. Failure when the
+        book is full. Each ``add`` takes a ``remove``.
+        """
+        if sockaddr not in self._slots:
+            if not self._free:
+                reason = "the address book is full"
+                raise Failure("forward", "one more port", reason, "remove others, or restart")
+            self._write(self._take(sockaddr), sockaddr.ljust(SLOT, b"\0"))
+        else:
+            self._uses[sockaddr] += 1
+        return self._slots[sockaddr]
+
+    def remove(self, sockaddr: bytes) -> None:
+        """Take a target out, once nobody needs it any more."""
+        self._uses[sockaddr] -= 1
+        if self._uses[sockaddr] == 0:
+            del self._uses[sockaddr]
+            slot = self._slots.pop(sockaddr)
+            self._write(slot, _UNUSED)
+            self._free.append(slot)
+
+    def _take(self, sockaddr: bytes) -> int:
+        self._uses[sockaddr] = 1
+        slot = self._slots[sockaddr] = self._free.popleft()
+        return slot
+
+    def _write(self, slot: int, content: bytes) -> None:
+        assert self.view is not None
+        # The family last, and first when it goes: a reader sees a whole address or none.
+        at = self.view + VALUES_SIZE + slot * SLOT
+        ctypes.memmove(at, _UNUSED[:2], 2)
+        ctypes.memmove(at + 2, content[2:], SLOT - 2)
+        ctypes.memmove(at, content[:2], 2)
+
+
+class Pointer:
+    """A target as a relay connects to it: where it lies, and what must be there."""
+
+    __slots__ = ("family", "length", "seen", "slot", "sockaddr", "where")
+
+    def __init__(self, place: Place, slot: int, family: int, sockaddr: bytes) -> None:
+        """``slot`` is the number of its slot, ``family`` an index into relay.sockets.FAMILIES."""
+        address = place.address + slot * SLOT
+        self.slot = slot
+        self.family = family
+        self.sockaddr = sockaddr
+        self.length = len(sockaddr)
+        self.where = ctypes.c_void_p(address)
+        self.seen = (ctypes.c_char * self.length).from_address(address)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Pointer):
+            return NotImplemented
+        return (self.where.value, self.sockaddr) == (other.where.value, other.sockaddr)
+
+    def __hash__(self) -> int:
+        return hash((self.where.value, self.sockaddr))
+

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Messages with descriptors beside them: sendmsg(2), recvmsg(2), SCM_RIGHTS in cmsg(3).
+
+As socketcalls.py makes them: by numbers of their own where the C library would use socketcall(2),
+which a relay doesn't have.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import socket
+import struct
+from collections.abc import Sequence
+from ctypes import byref, c_size_t, c_uint, c_void_p
+
+from hardsplice.linux import fail
+from hardsplice.socketcalls import way
+
+_errno = ctypes.get_errno
+_sendmsg = way("sendmsg")
+_recvmsg = way("recvmsg")
+
+
+class _Iovec(ctypes.Structure):
+    _fields_ = (("base", c_void_p), ("length", c_size_t))
+
+
+class _Msghdr(ctypes.Structure):
+    """struct user_msghdr of linux/socket.h."""
+
+    _fields_ = (
+        ("name", c_void_p), ("name_length", c_uint),
+        ("iov", c_void_p), ("iov_length", c_size_t),
+        ("control", c_void_p), ("control_length", c_size_t),
+        ("flags", c_uint),
+    )  # fmt: skip
+
+
+_CMSG = struct.Struct("@Nii")  # struct cmsghdr
+_LONG = struct.calcsize("@l")
+
+
+def _padded(size: int) -> int:
+    return -(-size // _LONG) * _LONG
+
+
+class Messages:
+    """Room for the messages of one socket: ``size`` bytes and so many descriptors."""
+
+    def __init__(self, size: int, descriptors: int) -> None:
+        self._data = ctypes.create_string_buffer(size)
+        self._control = ctypes.create_string_buffer(_padded(_CMSG.size + 4 * descriptors))
+        self._iovec = _Iovec(ctypes.addressof(self._data), size)
+        self._header = _Msghdr(iov=ctypes.addressof(self._iovec), iov_length=1)
+        self._ref = byref(self._header)
+
+    def sendmsg(self, fd: int, data: bytes, fds: Sequence[int], flags: int) -> None:
+        """Send one message, with descriptors beside it."""
+        header = self._header
+        ctypes.memmove(self._data, data, len(data))
+        self._iovec.length = len(data)
+        header.control, header.control_length = None, 0
+        if fds:
+            rights = struct.pack(f"@{len(fds)}i", *fds)
+            length = _CMSG.size + len(rights)
+            beside = _CMSG.pack(length, socket.SOL_SOCKET, socket.SCM_RIGHTS) + rights
+            ctypes.memmove(self._control, beside, len(beside))
+            header.control, header.control_length = ctypes.addressof(self._control), length
+        while _sendmsg(fd, self._ref, flags) < 0:
+            if _errno() != errno.EINTR:
+                fail()
+
+    def recvmsg(self, fd: int, flags: int) -> tuple[bytes, tuple[int, ...], int]:
+        """Receive one message: its bytes, the descriptors beside it, MSG_* of what is missing."""
+        header = self._header
+        self._iovec.length = len(self._data)
+        header.control, header.control_length = ctypes.addressof(self._control), len(self._control)
+        while (count := _recvmsg(fd, self._ref, flags)) < 0:
+            if _errno() != errno.EINTR:
+                fail()
+        return self._data.raw[:count], self._rights(header.control_length), int(header.flags)
+
+    def _rights(self, length: int) -> tuple[int, ...]:
+        control, at = self._control.raw[:length], 0
+        fds: list[int] = []
+        while at + _CMSG.size <= len(control):
+            size, level, kind = _CMSG.unpack_from(control, at)
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                number = (min(size, len(control) - at) - _CMSG.size) // 4
+                fds += struct.unpack_from(f"@{number}i", control, at + _CMSG.size)
+            at += _padded(max(size, _CMSG.size))
+        return tuple(fds)
