@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address, IPv6Address
 
 from hardsplice import linux
-from hardsplice.channel import close_all
+from hardsplice.channel import CROWDED_HINT, close_all
 from hardsplice.errors import Failure, reason_of
 from hardsplice.ports import Address, Forward
 from hardsplice.relay.engine import Listener
@@ -161,6 +161,8 @@ def cannot_listen(forward: Forward, place: str, error: OSError) -> Failure:
         hint = (
             "each port takes a descriptor: raise the limit with ulimit -n, or forward fewer ports"
         )
+    elif error.errno == errno.ETOOMANYREFS:
+        hint = CROWDED_HINT
     elif error.errno == errno.ENODEV:
         hint = f"no interface {place} has that name: see ip link"
     return Failure("listen on", f"{describe(forward)} {place}", reason_of(error), hint)

@@ -64,6 +64,7 @@ from hardsplice.plans import Planner
 from hardsplice.ports import Forward
 from hardsplice.relay.kernel import Kernel
 from hardsplice.relay.pipes import probe_size
+from hardsplice.relay.stats import shared_with_monitor
 from hardsplice.service import Notifier
 from hardsplice.values import RunAs
 from hardsplice.watch import Watched
@@ -270,7 +271,8 @@ class Setup:
             return
         ours, theirs = Channel.pair()
         parent = os.getpid()
-        pid = os.fork()
+        with shared_with_monitor(self.planner.stats["inbound"]):
+            pid = os.fork()
         if pid == 0:
             ours.close()
             target.main(self, theirs, parent)

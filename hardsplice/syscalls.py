@@ -221,6 +221,8 @@ _SAME_EVERYWHERE: Final = {
     # linux/mman.h, asm/mman.h
     "PROT_EXEC": 4,
     "MADV_DONTNEED": 4,
+    "MADV_DONTFORK": 10,
+    "MADV_DOFORK": 11,
     "MADV_HUGEPAGE": 14,
     # linux/sched.h, asm/signal.h, linux/wait.h
     "CLONE_CHILD_CLEARTID": 0x00200000,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The monitors' loop: whoever is busy, the others have their turn. All of it is counted, not timed."""
+"""The monitors' loop: whoever is busy, the others have their turn. All of it is counted."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from hardsplice.loop import EVENTS_A_PASS, Loop
+from hardsplice.loop import EVENTS_A_PASS, Alarm, Loop
 
 ENOUGH = 1000  # calls after which a loop that should have turned to others has not
 
@@ -139,16 +139,44 @@ def test_timers_run_in_the_order_of_their_time() -> None:
 
 def test_what_was_removed_is_not_called_even_if_it_was_ready(pipes: Pipes) -> None:
     loop = Loop()
-    fds = [pipes.ready(), pipes.ready()]
+    fds = (pipes.ready(), pipes.ready())
+    called: list[int] = []
 
     def only(fd: int) -> None:
+        called.append(fd)
         for one in fds:
             if one != fd:
                 loop.remove(one)
         loop.after(0, lambda: loop.stop(0))
-        fds[:] = [fd]
 
-    for fd in list(fds):
+    for fd in fds:
         loop.add(fd, lambda fd=fd: only(fd))  # type: ignore[misc]
     loop.run()
-    assert len(fds) == 1
+    assert len(set(called)) == 1
+
+
+def test_an_alarm_that_is_set_often_is_one_timer() -> None:
+    loop = Loop()
+    rung: list[int] = []
+    alarm = Alarm(loop, lambda: rung.append(1))
+    for _ in range(ENOUGH):
+        alarm.set(0)
+    loop.after(0.001, lambda: loop.stop(0))
+    loop.run()
+    assert rung == [1]
+
+
+def test_an_alarm_can_be_set_again_by_what_it_calls() -> None:
+    loop = Loop()
+    rung: list[int] = []
+
+    def again() -> None:
+        rung.append(1)
+        if len(rung) == 3:
+            loop.stop(0)
+        alarm.set(0)
+
+    alarm = Alarm(loop, again)
+    alarm.set(0)
+    loop.run()
+    assert len(rung) == 3
