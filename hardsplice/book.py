@@ -23,6 +23,7 @@ again as late as possible; and a relay compares what it is about to connect to w
 
 from __future__ import annotations
 
+import collections
 import ctypes
 import errno
 import fcntl
@@ -84,8 +85,8 @@ class Book:
         self.place = place
         self._slots: dict[bytes, int] = {}
         self._uses: dict[bytes, int] = {}
-        fixed = dict.fromkeys(targets)
-        number = len(fixed) + late
+        uses = collections.Counter(targets)
+        number = len(uses) + late
         if number * SLOT > place.size:
             reason = f"there is room for {place.size // SLOT} addresses"
             raise Failure("write down", f"{number} targets", reason, "forward fewer ports, or -4")
@@ -94,10 +95,11 @@ class Book:
         self.fd = os.memfd_create("targets", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(self.fd, size)
-            os.pwrite(self.fd, socketcalls.values_at(VALUES), 0)
+            os.pwrite(self.fd, socketcalls.initial_values(), 0)
             unused = bytearray(_UNUSED * len(self._free))
-            for sockaddr in fixed:
+            for sockaddr, times in uses.items():
                 slot = self._take(sockaddr)
+                self._uses[sockaddr] = times
                 unused[slot * SLOT : slot * SLOT + len(sockaddr)] = sockaddr
             os.pwrite(self.fd, unused, VALUES_SIZE)
             self.view = self._writable(size) if is_written else None
@@ -134,6 +136,8 @@ class Book:
         except OSError as error:
             what = f"the address book at {place.address:#x}"
             raise Failure("map", what, reason_of(error)) from error
+        global _seen
+        _seen = memoryview((ctypes.c_char * place.size).from_address(place.address)).cast("B")
         socketcalls.pin(VALUES, self.view)
         try:
             linux.mseal(VALUES, VALUES_SIZE)
@@ -192,20 +196,27 @@ class Book:
         ctypes.memmove(at, content[:2], 2)
 
 
+_seen: memoryview | None = None  # the slots, as this process sees them
+
+
 class Pointer:
     """A target as a relay connects to it: where it lies, and what must be there."""
 
-    __slots__ = ("family", "length", "seen", "slot", "sockaddr", "where")
+    __slots__ = ("_at", "family", "length", "slot", "sockaddr", "where")
 
     def __init__(self, place: Place, slot: int, family: int, sockaddr: bytes) -> None:
         """``slot`` is the number of its slot, ``family`` an index into relay.sockets.FAMILIES."""
-        address = place.address + slot * SLOT
+        self._at = slot * SLOT
         self.slot = slot
         self.family = family
         self.sockaddr = sockaddr
         self.length = len(sockaddr)
-        self.where = ctypes.c_void_p(address)
-        self.seen = (ctypes.c_char * self.length).from_address(address)
+        self.where = ctypes.c_void_p(place.address + self._at)
+
+    def holds(self) -> bool:
+        """Whether the target is still there, in a process that has opened the book."""
+        assert _seen is not None
+        return _seen[self._at : self._at + self.length] == self.sockaddr
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Pointer):

@@ -17,16 +17,25 @@ import socket
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import IntEnum, unique
+from enum import Enum, IntEnum, auto, unique
 
 from hardsplice import descriptors, socketcalls
 from hardsplice.scm import Messages
 
 _HEADER = struct.Struct("=BBHiI")
 TEXT_LIMIT = 2048  # bytes of text in a record
-# All descriptors that one record can carry (SCM_MAX_FD, include/net/scm.h): what doesn't fit would
-# be closed by the kernel in our name, and closing can take long (see discard).
+# All descriptors that one record can carry (SCM_MAX_FD, include/net/scm.h).
 FDS_LIMIT = 253
+# Records that are taken at once from somebody who has ended. What a socket's buffer holds are some
+# 300; more come only while somebody else holds the other end still and goes on sending.
+LAST_RECORDS = 1024
+# What the kernel says when it has no memory for a packet.
+_SHORT = (errno.ENOBUFS, errno.ENOMEM)
+# A next step for whoever meets Sent.CROWDED.
+CROWDED_HINT = (
+    "descriptors on their way between processes are counted for each user, up to the limit on open "
+    "ones: run each instance as a user of its own (--runas, User=), or raise ulimit -n"
+)
 # One at a time is sent or received in a process.
 _messages = Messages(_HEADER.size + TEXT_LIMIT, FDS_LIMIT)
 
@@ -72,6 +81,19 @@ class Note(IntEnum):
     SOCKETS = 7
     OPENED = 8  # with --trace: a flow's target was reached
     ENDED = 9  # with --trace: a flow is over; detail is 0 after FIN both ways, 1 after a reset
+    CROWDED = 10  # see Sent
+
+
+class Sent(Enum):
+    """What became of a record; true if it is on its way."""
+
+    YES = auto()
+    FULL = auto()  # the other end has too much to read already
+    GONE = auto()  # there is no other end any more
+    CROWDED = auto()  # too many descriptors of this user are on their way (ETOOMANYREFS, unix(7))
+
+    def __bool__(self) -> bool:
+        return self is Sent.YES
 
 
 class Malformed(Exception):  # noqa: N818 - what is raised is the record
@@ -148,20 +170,22 @@ class Channel:
             os.close(old)
         self.socket = Channel.at(fd).socket
 
-    def send(self, record: Record, *, wait: bool = True) -> bool:
-        """Send a record; False when the other end is gone, or, with ``wait`` off, has too much to
-        read already.
-        """
+    def send(self, record: Record, *, wait: bool = True) -> Sent:
+        """Send a record. With ``wait`` off it may be that the other end has too much to read."""
         flags = socket.MSG_NOSIGNAL | (0 if wait else socket.MSG_DONTWAIT)
         try:
             _messages.sendmsg(self.socket.fileno(), encode(record), record.fds, flags)
-        except (BlockingIOError, ConnectionError):
-            return False
+        except BlockingIOError:
+            return Sent.FULL
+        except ConnectionError:
+            return Sent.GONE
         except OSError as error:
-            if error.errno != errno.ETOOMANYREFS:  # too many descriptors of this user are in flight
-                raise
-            return False
-        return True
+            if error.errno == errno.ETOOMANYREFS:
+                return Sent.CROWDED
+            if error.errno in _SHORT:
+                return Sent.FULL
+            raise
+        return Sent.YES
 
     def receive(self, *, wait: bool = True) -> Record | None:
         """The next record; None at the end. BlockingIOError with ``wait`` off and none there;
@@ -179,29 +203,26 @@ class Channel:
                 raise Malformed("a record is too long")
             return decode(packet, fds)
         except Malformed:
-            discard(fds)
+            close_all(fds)
             raise
 
     def drain(self) -> None:
         """Get rid of what is still to be received, before closing: nobody will look at it."""
-        with contextlib.suppress(BlockingIOError, OSError):
-            while True:
+        with contextlib.suppress(OSError):
+            for _ in range(LAST_RECORDS):
                 with contextlib.suppress(Malformed):
                     record = self.receive(wait=False)
                     if record is None:
                         return
-                    discard(record.fds)
-
-
-def discard(fds: Iterable[int]) -> None:
-    """Close descriptors that somebody hostile may have sent. That doesn't wait: the filters let
-    nobody give a socket a linger time.
-    """
-    close_all(fds)
+                    close_all(record.fds)
 
 
 def close_all(fds: Iterable[int]) -> None:
-    """Close descriptors, each run of neighbours in one call."""
+    """Close descriptors, each run of neighbours in one call.
+
+    Nothing else is done to those that somebody hostile sent: an option set here would be set for
+    everybody who has the same socket, of which the sender may have chosen any.
+    """
     ordered = sorted(fds)
     while ordered:
         first = last = ordered.pop(0)

@@ -10,16 +10,18 @@ relay which was taken over can't keep the others busy with that.
 
 from __future__ import annotations
 
-import os
-import socket
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from hardsplice import socketcalls
+from hardsplice import descriptors
+from hardsplice.descriptors import FIRST_LISTENER
+from hardsplice.errors import Failure
 from hardsplice.keeper import Keeper
+from hardsplice.listeners import Pointers
 from hardsplice.loop import Loop
+from hardsplice.ports import Forward
 from hardsplice.relay import main as relay
-from hardsplice.relay.engine import Listener
 
 LOOK_SECONDS = 0.01
 
@@ -52,6 +54,13 @@ class Crew:
         self.keepers = [Keeper(plan, loop, self) for plan in plans]
         self.listeners = {one.index: one for one in plans[0].listeners} if plans else {}
         self.families = plans[0].families if plans else ()
+        self.pointers: Pointers | None = None
+        self.places: deque[int] = deque()  # where listeners that come at run time are put
+        if plans and plans[0].is_dynamic:
+            self.pointers = Pointers(plans[0].book, self.families)
+            taken = {one.fd for one in plans[0].listeners}
+            every = range(FIRST_LISTENER, plans[0].first_flow)
+            self.places.extend(fd for fd in every if fd not in taken)
         self.awaited = len(self.keepers)
         self.will_look = False
 
@@ -72,22 +81,31 @@ class Crew:
         for keeper in self.keepers:
             keeper.ask_alive()
 
-    def add(self, listener: Listener) -> None:
-        """Keep one more listener, and have every relay accept on it."""
-        self.listeners[listener.index] = listener
+    def add(self, index: int, fd: int, forward: Forward, slots: Mapping[int, int]) -> None:
+        """Keep one more listener, a copy of ``fd``, and have every relay accept on it; ``slots`` are
+        those of its targets in the address book. Failure where that can't be.
+        """
+        assert self.pointers is not None
+        if not self.places:
+            reason = "there is no place left for one more listener"
+            raise Failure("listen on", f"port {forward.port}", reason)
+        listener = self.pointers.listener(index, self.places[0], forward, slots)
+        descriptors.copy(fd, self.places.popleft())
+        self.listeners[index] = listener
         for keeper in self.keepers:
             keeper.add(listener)
 
     def remove(self, index: int, *, reset_flows: bool) -> None:
-        """End a listener, if it is there. Its flows go on, or are reset."""
+        """Give up a listener, if it is there, which the host monitor has ended. Its flows go on, or
+        are reset.
+        """
         listener = self.listeners.pop(index, None)
         if listener is None:
             return
         for keeper in self.keepers:
-            keeper.remove(index, reset_flows=reset_flows)
-        # At once, whenever the relays get to close theirs (inet_shutdown, net/ipv4/af_inet.c).
-        socketcalls.shutdown(listener.fd, socket.SHUT_RDWR)
-        os.close(listener.fd)
+            keeper.remove(listener, reset_flows=reset_flows)
+        descriptors.clear((listener.fd,))
+        self.places.append(listener.fd)
 
     def relay_ready(self) -> None:
         """One more serves."""

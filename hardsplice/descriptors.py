@@ -79,8 +79,13 @@ def above(fd: int, first: int, what: str) -> int:
 def move(fd: int, to: int) -> None:
     """Give an open descriptor a number below the first flow's."""
     if fd != to:
-        os.dup2(fd, to, inheritable=False)
+        copy(fd, to)
         os.close(fd)
+
+
+def copy(fd: int, to: int) -> None:
+    """Have an open descriptor at a number below the first flow's, too."""
+    os.dup2(fd, to, inheritable=False)
 
 
 def clear(fds: Iterable[int]) -> None:

@@ -14,223 +14,159 @@ monitor makes and hands back.
                        keep it             ◄─ OPENED, listener ──
     outbound, remove   host monitor: end it
 
-One request is under way at a time, so that its record always fits into the channel, and an answer
-that nobody waits for is known to be none. Either monitor takes what the other one says for hostile:
-records have a fixed form, and what is called a listener is looked at before it is kept.
+The host monitor alone writes down what is made and connected to, and ends listeners (desk.py).
+
+One request (requests.py) is under way at a time, so that its record always fits into the channel,
+and an answer that nobody waits for is known to be none. Either monitor takes what the other one
+says for hostile: records have a fixed form, and what is called a listener is looked at before it is
+kept.
+
+*Nothing lasts for ever.* A request has its outcome, whatever goes wrong on its way, and the next
+one its turn. Where the target monitor does not answer in ANSWER_SECONDS, whoever wants a listener
+is told so, and so are all others until it does answer. What it answers then is for that request
+still, no other having been sent: the listener is ended again, since nobody was told of it. To end a
+listener has no such limit, because it goes on being held until it is ended; there are no more of
+those requests than ports.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import struct
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
-from typing import ClassVar, Protocol
 
-from hardsplice.channel import Channel, Kind, Malformed, Record
+from hardsplice.channel import CROWDED_HINT, Channel, Kind, Malformed, Record, Sent
 from hardsplice.crew import Crew
+from hardsplice.desk import Desk
 from hardsplice.errors import Failure
-from hardsplice.forwarding import PLACES, Direction
-from hardsplice.listeners import (
-    cannot_listen,
-    is_listener,
-    listener_for,
-    no_family,
-    open_listener,
-)
-from hardsplice.ports import Address, Forward
+from hardsplice.forwarding import Direction
+from hardsplice.listeners import is_listener, open_listener
+from hardsplice.loop import Alarm, Loop
+from hardsplice.ports import Forward
+from hardsplice.requests import CloseRequest, Done, OpenRequest, Request, ServeRequest, decode
 
-# Version and bytes of an address, twice; two ports; the interface's name (IFNAMSIZ).
-_FORWARD = struct.Struct("=B16sB16sHH16s")
-
-
-def encode(forward: Forward) -> bytes:
-    """A forward as text of a record."""
-    return _FORWARD.pack(
-        *_packed(forward.address),
-        *_packed(forward.target),
-        forward.port,
-        forward.target_port,
-        os.fsencode(forward.interface or ""),
-    )
-
-
-def _packed(address: Address | None) -> tuple[int, bytes]:
-    return (0, b"") if address is None else (address.version, address.packed)
-
-
-def decode(text: bytes) -> Forward:
-    """The forward in a record's text; Malformed when it is none."""
-    if len(text) != _FORWARD.size:
-        raise Malformed(f"{len(text)} bytes are no forward")
-    version, packed, target_version, target, port, target_port, name = _FORWARD.unpack(text)
-    if not port or not target_port:
-        raise Malformed("port 0")
-    return Forward(
-        address=_unpacked(version, packed),
-        interface=os.fsdecode(name.rstrip(b"\0")) or None,
-        port=port,
-        target=_unpacked(target_version, target),
-        target_port=target_port,
-        required=True,
-    )
-
-
-def _unpacked(version: int, packed: bytes) -> Address | None:
-    if version == 0:
-        return None
-    if version == 4:
-        return IPv4Address(packed[:4])
-    if version == 6:
-        return IPv6Address(packed)
-    raise Malformed(f"an address of IP version {version}")
-
+ANSWER_SECONDS = 5.0
+WAITING_MAX = 1 << 17  # requests: as many as there are ports of both directions
 
 # --- the host monitor's part ----------------------------------------------------------------------
 
-Done = Callable[[Failure | None], None]
-
-
-class _Request(Protocol):
-    """Something to have the target monitor do."""
-
-    index: int
-    answer: ClassVar[Kind]
-
-    def begin(self) -> Record | None:
-        """What to send; None when it has come to its end already."""
-
-    def end(self, answer: Record) -> None:
-        """Hear the answer; Malformed when it can't be one."""
-
-
-@dataclass(slots=True)
-class _Serve:
-    """Inbound: bind here, and hand the listener over."""
-
-    answer: ClassVar[Kind] = Kind.SERVED
-    index: int
-    forward: Forward
-    families: Sequence[int]
-    done: Done
-    listener: int = -1
-
-    def begin(self) -> Record | None:
-        try:
-            self.listener = open_listener(self.forward, self.families)
-        except OSError as error:
-            self.done(cannot_listen(self.forward, PLACES["inbound"], error))
-            return None
-        text = encode(self.forward)
-        return Record(Kind.SERVE, index=self.index, text=text, fds=(self.listener,))
-
-    def end(self, answer: Record) -> None:
-        os.close(self.listener)  # the target monitor has it, or nobody has
-        if answer.detail == errno.EAFNOSUPPORT:
-            self.done(no_family(self.forward, PLACES["outbound"]))
-        else:
-            self.done(_failure(self.forward, "inbound", answer.detail))
-
-
-@dataclass(slots=True)
-class _Open:
-    """Outbound: have it bound there, and take the listener."""
-
-    answer: ClassVar[Kind] = Kind.OPENED
-    index: int
-    forward: Forward
-    crew: Crew
-    done: Done
-
-    def begin(self) -> Record | None:
-        return Record(Kind.OPEN, index=self.index, text=encode(self.forward))
-
-    def end(self, answer: Record) -> None:
-        if not answer.fds:
-            self.done(_failure(self.forward, "outbound", answer.detail or errno.EPROTO))
-            return
-        (fd,) = answer.fds
-        if not is_listener(fd, self.forward.port):
-            raise Malformed("a descriptor that is not the listener")
-        try:
-            self.crew.add(listener_for(self.index, fd, self.forward, self.crew.families))
-        except Failure as failure:
-            os.close(fd)
-            self.done(failure)
-        else:
-            self.done(None)
-
-
-@dataclass(slots=True)
-class _Close:
-    """Inbound: have the listener ended."""
-
-    answer: ClassVar[Kind] = Kind.CLOSED
-    index: int
-    reset_flows: bool
-    done: Callable[[], None]
-
-    def begin(self) -> Record | None:
-        return Record(Kind.CLOSE, int(self.reset_flows), self.index)
-
-    def end(self, _: Record) -> None:
-        self.done()
-
-
-def _failure(forward: Forward, direction: Direction, code: int) -> Failure | None:
-    if code == 0:
-        return None
-    return cannot_listen(forward, PLACES[direction], OSError(code, os.strerror(code)))
+_SILENT = "the target monitor does not answer"
+_SENT = {
+    Sent.FULL: (_SILENT, None),
+    Sent.GONE: ("the target monitor has ended", None),
+    Sent.CROWDED: (os.strerror(errno.ETOOMANYREFS), CROWDED_HINT),
+}
 
 
 class HostSide:
     """Does what the registry of ports decides (forwarding.Worker)."""
 
-    def __init__(self, channel: Channel, crew: Crew, families: Sequence[int]) -> None:
-        """``channel`` leads to the target monitor; ``families`` are the host's; ``crew`` are the
-        outbound relays.
+    def __init__(
+        self,
+        channel: Channel,
+        crew: Crew,
+        desk: Desk,
+        loop: Loop,
+        tell: Callable[[Failure], None],
+    ) -> None:
+        """``channel`` leads to the target monitor; ``crew`` are the outbound relays. ``tell`` is
+        for people: what goes wrong that a request is not to blame for.
         """
         self.channel = channel
         self.crew = crew
-        self.families = families
-        self.waiting: deque[_Request] = deque()
-        self.current: _Request | None = None
+        self.desk = desk
+        self.waiting: deque[Request] = deque()
+        self.current: Request | None = None
+        self.is_late = False  # whoever asked for the current one was told that there is no answer
+        self._due = 0.0
+        self._clock = Alarm(loop, self._look_at_clock)
+        self._tell = tell
+        self._is_at_it = False
 
     def add(self, index: int, direction: Direction, forward: Forward, done: Done) -> None:
         """Listen, and have connections served."""
         if direction == "inbound":
-            self._ask(_Serve(index, forward, self.families, done))
+            self._ask(ServeRequest(index, forward, self.desk, done))
         else:
-            self._ask(_Open(index, forward, self.crew, done))
+            self._ask(OpenRequest(index, forward, self.crew, self.desk, done))
 
     def remove(
         self, index: int, direction: Direction, *, reset_flows: bool, done: Callable[[], None]
     ) -> None:
         """Stop listening."""
         if direction == "inbound":
-            self._ask(_Close(index, reset_flows, done))
+            self._ask(CloseRequest(index, self.desk, reset_flows, done))
         else:
+            self.desk.end(index)
             self.crew.remove(index, reset_flows=reset_flows)
+            self.desk.cross_out(index)
             done()
 
-    def _ask(self, request: _Request) -> None:
+    def _ask(self, request: Request) -> None:
+        if not request.can_wait and (self.is_late or len(self.waiting) >= WAITING_MAX):
+            self._finish(request, request.failed(_SILENT))
+            return
         self.waiting.append(request)
         self._next()
 
     def _next(self) -> None:
-        while self.current is None and self.waiting:
-            request = self.current = self.waiting.popleft()
-            record = request.begin()
-            if record is None:
-                self.current = None
-            elif not self.channel.send(record, wait=False):
-                # It has ended, of which we hear next; or too many descriptors of this user are on
-                # their way somewhere.
-                self.current = None
-                request.end(Record(request.answer, detail=errno.ETOOMANYREFS))
+        """Send requests until one is under way. Whoever is told an outcome may ask for more: that
+        waits until it is its turn here.
+        """
+        if self._is_at_it:
+            return
+        self._is_at_it = True
+        try:
+            while self.current is None and self.waiting:
+                request = self.waiting.popleft()
+                failure = self._send(request)
+                if failure is not None:
+                    request.give_up()
+                    self._finish(request, failure)
+        finally:
+            self._is_at_it = False
+
+    def _send(self, request: Request) -> Failure | None:
+        """Have a request under way; a Failure where that is not possible."""
+        try:
+            sent = self.channel.send(request.begin(), wait=False)
+        except Failure as failure:
+            return failure
+        except Exception as error:  # noqa: BLE001 - it ends this request, whatever it is
+            return request.failed(f"{type(error).__name__}: {error}")
+        if not sent:
+            unsent = request.failed(*_SENT[sent])
+            if sent is Sent.CROWDED:
+                self._tell(unsent)
+            return unsent
+        self.current = request
+        self._due = time.monotonic() + ANSWER_SECONDS
+        self._clock.set(ANSWER_SECONDS)
+        return None
+
+    def _finish(self, request: Request, outcome: Failure | None) -> None:
+        """Tell whoever asked. What goes wrong there is no reason to serve nobody any more."""
+        try:
+            request.tell(outcome)
+        except Exception as error:  # noqa: BLE001 - see above
+            self._tell(Failure("tell of", "a port", f"{type(error).__name__}: {error}"))
+
+    def _look_at_clock(self) -> None:
+        """Is the answer overdue?"""
+        if self.current is None or self.is_late:
+            return
+        left = self._due - time.monotonic()
+        if left > 0:
+            self._clock.set(left)
+            return
+        self.is_late = True
+        late = [one for one in (self.current, *self.waiting) if not one.can_wait]
+        self.waiting = deque(one for one in self.waiting if one.can_wait)
+        self._tell(Failure("change", "ports", _SILENT))
+        for request in late:
+            self._finish(request, request.failed(_SILENT))
 
     def take(self, record: Record) -> None:
         """An answer. Malformed when nobody waits for it; its descriptors are the caller's then."""
@@ -239,9 +175,28 @@ class HostSide:
             raise Malformed(f"an answer of kind {record.kind} that nobody waits for")
         if len(record.fds) > (record.kind == Kind.OPENED):
             raise Malformed(f"{len(record.fds)} descriptors beside an answer")
+        was_late, self.is_late = self.is_late, False
         self.current = None
-        request.end(record)
-        self._next()
+        try:
+            self._conclude(request, record, undo=was_late and not request.can_wait)
+        finally:
+            self._next()
+
+    def _conclude(self, request: Request, record: Record, *, undo: bool) -> None:
+        if record.detail == errno.ETOOMANYREFS:
+            self._tell(request.failed(*_SENT[Sent.CROWDED]))
+        if undo:
+            more = request.undo(record)
+            if more is not None:
+                self.waiting.appendleft(more)
+            return
+        try:
+            outcome = request.end(record)
+        except Malformed:
+            raise
+        except Exception as error:  # noqa: BLE001 - it ends this request, whatever it is
+            outcome = request.failed(f"{type(error).__name__}: {error}")
+        self._finish(request, outcome)
 
 
 # --- the target monitor's part --------------------------------------------------------------------
@@ -266,10 +221,14 @@ class TargetSide:
         handler(self, record)
 
     def _open(self, record: Record) -> None:
+        forward, _ = decode(record.text)
         try:
-            listener = open_listener(decode(record.text), self.families)
+            listener = open_listener(forward, self.families)
         except OSError as error:
             self._answer(Kind.OPENED, record, error.errno or errno.EIO)
+            return
+        except Exception:  # noqa: BLE001 - it ends this request, whatever it is
+            self._answer(Kind.OPENED, record, errno.EINVAL)
             return
         answer = Record(Kind.OPENED, index=record.index, fds=(listener,))
         if not self.parent.send(answer):
@@ -277,17 +236,19 @@ class TargetSide:
         os.close(listener)
 
     def _serve(self, record: Record) -> None:
-        forward = decode(record.text)
+        forward, slots = decode(record.text)
         (fd,) = record.fds
         if record.index in self.crew.listeners or not is_listener(fd, forward.port):
             raise Malformed("a descriptor that is not a new listener")
+        code = 0
         try:
-            self.crew.add(listener_for(record.index, fd, forward, self.crew.families))
+            self.crew.add(record.index, fd, forward, slots)
         except Failure:
-            os.close(fd)
-            self._answer(Kind.SERVED, record, errno.EAFNOSUPPORT)
-        else:
-            self._answer(Kind.SERVED, record)
+            code = errno.EAFNOSUPPORT
+        except Exception:  # noqa: BLE001 - it ends this request, whatever it is
+            code = errno.EINVAL
+        os.close(fd)
+        self._answer(Kind.SERVED, record, code)
 
     def _close(self, record: Record) -> None:
         self.crew.remove(record.index, reset_flows=bool(record.small))

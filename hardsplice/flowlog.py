@@ -14,6 +14,8 @@ from hardsplice.forwarding import Direction
 from hardsplice.log import Level, Log
 from hardsplice.relay.stats import UNLOGGED, UNPASSED, Stats
 
+FINISH_SECONDS = 0.3
+
 _WORDS = {
     End.FIN: "closed by FIN",
     End.CLIENT_RESET: "reset by the client",
@@ -38,7 +40,7 @@ class Traffic:
     @property
     def missed(self) -> int:
         """Ends of flows that the host monitor has not heard of."""
-        return sum(one.count[UNLOGGED] + one.count[UNPASSED] for one in self.stats)
+        return sum(one.count[UNLOGGED] + one.kept[UNPASSED] for one in self.stats)
 
 
 class FlowLog:
@@ -59,13 +61,22 @@ class FlowLog:
         self._say_missed(direction)
 
     def finish(self) -> None:
-        """The relays have ended: so have the flows that are still in their tables."""
+        """The relays have ended: so have the flows that are still in their tables. Whoever waits
+        for our end does not wait long: what can't be written in FINISH_SECONDS is counted.
+        """
+        deadline = time.monotonic() + FINISH_SECONDS
         for direction, traffic in self._traffic.items():
+            left_out = 0
             for stats in traffic.stats:
-                if stats.flows is not None:
-                    for row in stats.flows.close_all(stats.count, time.monotonic()):
+                if stats.flows is None:
+                    continue
+                for row in stats.flows.close_all(stats.count, time.monotonic()):
+                    if time.monotonic() > deadline:
+                        left_out += sum(stats.flows.states().values()) + (row is not None)
+                        break
+                    if row is not None:
                         self._write(direction, read_record(End.STOPPED, row))
-            self._say_missed(direction, at_last=True)
+            self._say_missed(direction, left_out, at_last=True)
 
     def _write(self, direction: Direction, ended: Ended) -> None:
         flow = ended.flow
@@ -90,14 +101,19 @@ class FlowLog:
         }
         self._log.write(Level.INFO, text, fields)
 
-    def _say_missed(self, direction: Direction, *, at_last: bool = False) -> None:
-        """Say how many ends were not heard of since that was last said."""
-        missed = self._traffic[direction].missed - self._said[direction]
-        if missed <= 0:
+    def _say_missed(
+        self, direction: Direction, left_out: int = 0, *, at_last: bool = False
+    ) -> None:
+        """Say how many ends were not heard of since that was last said, and how many of those that
+        were are left out.
+        """
+        unheard = max(0, self._traffic[direction].missed - self._said[direction])
+        missed = unheard + left_out
+        if not missed:
             return
         text = f"{direction}: {missed} ends of flows are not in the log: too many at once"
         if at_last:
             self._log.line(Level.WARNING, text)
         elif not self._log.limited(Level.WARNING, ("missed", direction), text):
             return
-        self._said[direction] += missed
+        self._said[direction] += unheard

@@ -16,8 +16,8 @@ ever, since the writer may be dead or hostile.
 
 from __future__ import annotations
 
-import math
 import struct
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
@@ -25,6 +25,9 @@ from ipaddress import IPv4Address, IPv6Address
 
 ROWS_MAX = 1 << 16  # flows of one relay that are listed; those beyond are counted only
 LOOKS = 8  # at a table that is changing
+# Seconds on CLOCK_MONOTONIC that make sense: it begins at 0, and a machine runs for some centuries
+# at the most.
+_LAST_SECOND = 2.0**34
 
 # Bytes to the target and to the client, state, listener, port of the client and of the target, time
 # of the start in CLOCK_MONOTONIC seconds, addresses of the client and of the target.
@@ -37,6 +40,7 @@ _TAIL = struct.Struct("=d")  # seconds from start to end
 WORDS_A_ROW = _ROW.size // 8
 RECORD_SIZE = _ROW.size + _TAIL.size
 _STATE_WORD = _STATE_OFFSET // 8  # a row whose word here is 0 is free
+_STATE_SHIFT = 0 if sys.byteorder == "little" else 32  # the other half is the listener
 _WORD_MASK = 2**64 - 1
 
 Endpoint = tuple[IPv4Address | IPv6Address, int]
@@ -71,6 +75,13 @@ class End(IntEnum):
     RELAY_DIED = 7
     STOPPED = 8  # hardsplice ended
     REMOVED = 9  # its port was removed, and its flows with it
+
+
+_BUSY = frozenset(State) - {State.FREE}
+
+
+def _state(word: int) -> int:
+    return word >> _STATE_SHIFT & 0xFFFFFFFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,19 +131,26 @@ class FlowTable:
 
     def __iter__(self) -> Iterator[FlowRow]:
         """The flows that there are now."""
-        for at in self._in_use():
-            row = _read_row(self._bytes[8 * at : 8 * at + _ROW.size])
-            if row is not None:
-                yield row
+        for at, word in self._states():
+            if _state(word) in _BUSY:
+                row = _read_row(self._bytes[8 * at : 8 * at + _ROW.size])
+                if row is not None:
+                    yield row
 
     def states(self) -> dict[str, int]:
         """How many flows are in each state, by its name."""
-        counts = {state: 0 for state in State if state is not State.FREE}
-        for at in self._in_use():
-            (state,) = _STATE.unpack_from(self._bytes, 8 * at + _STATE_OFFSET)
-            if state in counts:
-                counts[state] += 1
+        counts = {state: 0 for state in State if state in _BUSY}
+        for _, word in self._states():
+            state = _state(word)
+            if state in _BUSY:
+                counts[State(state)] += 1
         return {state.name.lower(): count for state, count in counts.items()}
+
+    def _states(self) -> Iterator[tuple[int, int]]:
+        """Each row that is used, and the word that has its state."""
+        rows = self._in_use()
+        words = self._words[rows.start + _STATE_WORD : rows.stop : WORDS_A_ROW]
+        return ((at, word) for at, word in zip(rows, words, strict=True) if word)
 
     def bytes_with(self, others: memoryview) -> tuple[int, int]:
         """Bytes of all flows that there are, and of those counted in ``others``, each way."""
@@ -141,9 +159,9 @@ class FlowTable:
         for _ in range(LOOKS):
             before = words[self._head + self._GENERATION]
             to_target, to_client = others
-            for at in self._in_use():
-                to_target += words[at]
-                to_client += words[at + 1]
+            rows = self._in_use()
+            to_target += sum(words[rows.start : rows.stop : WORDS_A_ROW])
+            to_client += sum(words[rows.start + 1 : rows.stop : WORDS_A_ROW])
             if before % 2 == 0 and before == words[self._head + self._GENERATION]:
                 break
         return to_target, to_client
@@ -196,14 +214,14 @@ class FlowTable:
         words[generation] = (words[generation] + 1) & _WORD_MASK
         return row + _TAIL.pack(seconds)
 
-    def close_all(self, others: memoryview, now: float) -> list[bytes]:
-        """End the rows that a relay left behind: the texts of their records, where they make
-        sense.
+    def close_all(self, others: memoryview, now: float) -> Iterator[bytes | None]:
+        """End the rows that a relay left behind, one a step, as far as somebody goes on asking: the
+        text of its record, or None where that makes no sense.
         """
-        left = [at for at in self._in_use() if self._words[at + _STATE_WORD]]
-        texts = [self.close(at, others, now) for at in left]
+        for at in [at for at, _ in self._states()]:
+            text = self.close(at, others, now)
+            yield text if _makes_sense(text) else None
         self._words[self._head + self._USED] = self._words[self._head + self._GENERATION] = 0
-        return [text for text in texts if _makes_sense(text)]
 
 
 def read_record(end: int, text: bytes) -> Ended:
@@ -212,7 +230,7 @@ def read_record(end: int, text: bytes) -> Ended:
         raise Nonsense(f"{len(text)} bytes are no flow's end")
     row = _read_row(text[: _ROW.size])
     (seconds,) = _TAIL.unpack_from(text, _ROW.size)
-    if row is None or not math.isfinite(seconds) or end not in _ENDS:
+    if row is None or not -_LAST_SECOND < seconds < _LAST_SECOND or end not in _ENDS:
         raise Nonsense("a flow's end makes no sense")
     return Ended(row, max(0.0, seconds), End(end))
 
@@ -230,9 +248,7 @@ def _read_row(raw: bytes | memoryview) -> FlowRow | None:
     to_target, to_client, state, listener, client_port, target_port, started, client, target = (
         _ROW.unpack(raw)
     )
-    if state not in (State.CONNECTING, State.ESTABLISHED, State.HALF_CLOSED):
-        return None
-    if not math.isfinite(started):
+    if state not in _BUSY or not 0 <= started < _LAST_SECOND:  # nor if it is no number at all
         return None
     return FlowRow(
         listener=listener,

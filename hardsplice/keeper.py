@@ -4,76 +4,55 @@
 The listeners stay open in the monitor's hands, so while a relay is being replaced clients wait in
 the kernel's backlog and none is refused. A relay that keeps dying is started later and later, and
 at last given up.
+
+A relay may have been taken over. What it can have its monitor do has a bound: of each family it has
+one request for sockets open, and what can't be served is one timer, however much that is; notes are
+passed on as often as a relay makes them and no oftener; what it leaves behind is gone through a
+piece at a time.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import itertools
 import os
 import select
 import signal
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from hardsplice import linux, seal, socketcalls
-from hardsplice.channel import Channel, Kind, Malformed, Note, Record, close_all, discard
+from hardsplice import linux, notes
+from hardsplice.channel import (
+    LAST_RECORDS,
+    Channel,
+    Kind,
+    Malformed,
+    Note,
+    Record,
+    Sent,
+    close_all,
+)
+from hardsplice.deaths import DEATHS_MAX, WINDOW, Backoff, describe_status, is_denial
+from hardsplice.dialogue import RELAY, Dialogue
 from hardsplice.flowtable import End, Nonsense, read_record
-from hardsplice.loop import Loop
+from hardsplice.listeners import is_sound
+from hardsplice.loop import Alarm, Loop
+from hardsplice.placing import NOT_HERE, Placing
 from hardsplice.relay import main as relay
 from hardsplice.relay import orders
 from hardsplice.relay.engine import Listener
-from hardsplice.relay.sockets import FAMILIES, POOL_SIZE
+from hardsplice.relay.sockets import POOL_SIZE
 from hardsplice.relay.stats import DENIED_CALLS, DENIED_RECORDS, RESTARTS
+from hardsplice.supply import SHORT_SECONDS, Supply
 
-DEATHS_MAX = 8  # in WINDOW seconds; the next one ends the program
-WINDOW = 10.0
-# Seconds before the first, second ... restart; then the last one again
-DELAYS = (0.0, 0.05, 0.1, 0.2, 0.4)
-SHORT_SECONDS = 1.0  # until sockets that could not be had are tried for again
 TELL_SECONDS = 0.01  # until a relay is told again what its channel had no room for
+ROWS_A_PASS = 256  # of a relay's flow table that are closed before others have their turn
 DEAF_SECONDS = 2.0  # that a relay may leave its channel full
 STOP_SECONDS = 0.5  # for a child to leave by itself once its channel is closed
-
-
-class Backoff:
-    """When to start again something that died."""
-
-    def __init__(self) -> None:
-        self._deaths: deque[float] = deque()
-
-    def delay(self, now: float) -> float | None:
-        """Seconds to wait after a death at ``now``; None when it has died too often."""
-        while self._deaths and now - self._deaths[0] > WINDOW:
-            self._deaths.popleft()
-        self._deaths.append(now)
-        count = len(self._deaths)
-        return None if count > DEATHS_MAX else DELAYS[min(count, len(DELAYS)) - 1]
-
-
-def describe_status(status: int) -> str:
-    """How a process ended, from its wait status, in words."""
-    if os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
-        try:
-            name = signal.Signals(number).name
-        except ValueError:
-            name = f"signal {number}"
-        if number == signal.SIGSYS:
-            return f"killed by {name}: it made a system call that its policy does not allow"
-        return f"killed by {name}"
-    return f"ended with status {os.WEXITSTATUS(status)}"
-
-
-def is_denial(status: int) -> bool:
-    """Whether a relay ended because it tried what its filter or seal.py forbids, from its wait
-    status.
-    """
-    if os.WIFSIGNALED(status):
-        return os.WTERMSIG(status) == signal.SIGSYS
-    return os.WEXITSTATUS(status) == seal.STATUS
 
 
 def wait_for(pid: int, pidfd: int, seconds: float) -> int:
@@ -142,22 +121,32 @@ class Keeper:
         self.pid = 0
         self.pidfd = -1
         self.was_ready = False
+        self.dialogue = self._dialogue()
         self.last_words = ""
         self.is_cut_off = False
         self.is_in_breach = False  # it sent what it may not
         self.is_asked = False  # whether the relay owes an answer
         self.untold: deque[Record] = deque()  # what the relay's channel had no room for yet
         self.deaf_since = 0.0
+        self.telling = Alarm(loop, self._tell_more)
+        self.supply = Supply(loop, upward.note)
+        self.placing = Placing(loop, self._has, self._cut_off)
+        self.noted: dict[int, float] = {}  # when a note of that kind was passed on last
+
+    def _dialogue(self) -> Dialogue:
+        return Dialogue(RELAY, (Kind.READY,) if self.plan.is_dynamic else ())
 
     def start(self) -> None:
         """Fork a relay."""
         ours, theirs = Channel.pair()
         monitor = os.getpid()
-        pid = linux.fork()
+        with self.plan.stats.shared():
+            pid = linux.fork()
         if pid == 0:
             relay.main(self.plan, theirs, monitor)  # never returns
         theirs.close()
         self.pid, self.pidfd, self.channel = pid, os.pidfd_open(pid), ours
+        self.dialogue = self._dialogue()
         self.last_words = ""
         self.is_cut_off = self.is_in_breach = False
         self.untold.clear()
@@ -181,15 +170,19 @@ class Keeper:
         self.plan = replace(self.plan, listeners=(*self.plan.listeners, listener))
         self._tell(orders.serve(listener, self.plan.book))
 
-    def remove(self, index: int, *, reset_flows: bool) -> None:
-        """Have no relay accept on that listener any more; the caller may close it after this."""
-        left = tuple(one for one in self.plan.listeners if one.index != index)
+    def remove(self, listener: Listener, *, reset_flows: bool) -> None:
+        """Have no relay accept on that listener any more; the caller may end it after this."""
+        left = tuple(one for one in self.plan.listeners if one.index != listener.index)
         self.plan = replace(self.plan, listeners=left)
         for record in self.untold:
-            if (record.kind, record.index) == (Kind.SERVE, index):
+            if (record.kind, record.index) == (Kind.SERVE, listener.index):
                 self.untold.remove(record)
                 return
-        self._tell(orders.close(index, reset_flows=reset_flows))
+        self._tell(orders.close(listener, reset_flows=reset_flows))
+
+    def _has(self, index: int, place: int) -> bool:
+        """Whether relays accept on the listener of that port, at that place."""
+        return any((one.index, one.fd) == (index, place) for one in self.plan.listeners)
 
     def _tell(self, record: Record) -> None:
         """Send a record that must not be lost; a relay that is not there learns it at its start."""
@@ -198,19 +191,29 @@ class Keeper:
         self.untold.append(record)
         if len(self.untold) == 1:
             self.deaf_since = time.monotonic()
-            self._tell_more(self.pid)
+            self._tell_more()
 
-    def _tell_more(self, pid: int) -> None:
-        """Send what is left to send to that relay, or try again soon."""
-        while self.untold and pid == self.pid and self.channel is not None:
-            if not self.channel.send(self.untold[0], wait=False):
+    def _tell_more(self) -> None:
+        """Send what is left to send, or try again soon."""
+        while self.untold and self.channel is not None and not self.is_cut_off:
+            sent = self.channel.send(self.untold[0], wait=False)
+            if sent is Sent.CROWDED:
+                self.deaf_since = time.monotonic()  # it is not the relay's fault
+                self._crowded(b"listeners")
+                self.telling.set(SHORT_SECONDS)
+                return
+            if not sent:
                 if time.monotonic() - self.deaf_since > DEAF_SECONDS:
                     self._cut_off("it does not read what it is told")
                 else:
-                    self.loop.after(TELL_SECONDS, lambda: self._tell_more(pid))
+                    self.telling.set(TELL_SECONDS)
                 return
             self.deaf_since = time.monotonic()
-            self.untold.popleft()
+            told = self.untold.popleft()
+            self.placing.told(told.detail, told.index if told.kind == Kind.SERVE else None)
+
+    def _crowded(self, what: bytes) -> None:
+        self.upward.note(Note.CROWDED, errno.ETOOMANYREFS, 0, what)
 
     def look(self) -> None:
         """Have the relay look for clients that wait."""
@@ -220,8 +223,10 @@ class Keeper:
     def ask_alive(self) -> None:
         """Ask the relay whether it goes on."""
         self.is_asked = True
-        if self.channel is not None and not self.is_cut_off:
-            self.channel.send(Record(Kind.PING), wait=False)
+        if self.channel is None or self.is_cut_off:
+            return
+        if self.channel.send(Record(Kind.PING), wait=False):
+            self.dialogue.asked()
 
     def hang_up(self) -> None:
         """Tell the relay to leave, which it does at the end of its channel."""
@@ -233,6 +238,8 @@ class Keeper:
             self.loop.remove(self.channel.fileno())
             self.channel.close()
             self.channel = None
+            self.supply.forget()
+            self.placing.forget()
         self.loop.remove(self.pidfd)
         os.close(self.pidfd)
         self.pid, self.pidfd = 0, -1
@@ -241,45 +248,65 @@ class Keeper:
         self._hear_out()
         status = os.waitpid(self.pid, 0)[1]
         self._forget()
-        self._close_books()
+        self._close_books(self._left_rows(), status)
+
+    def _close_books(self, rows: Iterator[bytes | None], status: int) -> None:
+        """The relay has ended, and so have the flows that are still in its table. What comes of its
+        end is decided once that has been told.
+        """
+        some = list(itertools.islice(rows, ROWS_A_PASS))
+        for row in some:
+            if row is not None and self.plan.log_flows:
+                self.upward.flow_ended(End.RELAY_DIED, row)
+        if len(some) == ROWS_A_PASS:
+            self.loop.after(0, lambda: self._close_books(rows, status))
+        else:
+            self._replace(status)
+
+    def _left_rows(self) -> Iterator[bytes | None]:
+        stats = self.plan.stats
+        if stats.flows is None:
+            return iter(())
+        return stats.flows.close_all(stats.count, time.monotonic())
+
+    def _replace(self, status: int) -> None:
+        """Start another relay, unless that makes no sense."""
         reason = self.last_words or describe_status(status)
         if not self.was_ready:
             self.upward.relay_lost(f"it did not start: {reason}")
+            return
+        if not all(is_sound(one.fd) for one in self.plan.listeners):
+            # No relay can do that; if one did all the same, its successor doesn't go on with it.
+            self.upward.relay_lost("a listener has other options than it was made with")
             return
         delay = self.backoff.delay(time.monotonic())
         if delay is None:
             self.upward.relay_lost(f"it died {DEATHS_MAX + 1} times in {WINDOW:.0f} s: {reason}")
             return
         self._count(status)
-        self.upward.note(Note.RESTARTED, 0, 0, reason.encode())
+        self.upward.note(Note.RESTARTED, 0, 0, reason.encode(errors="replace"))
         self.upward.relay_yields()
         self.loop.after(delay, self.start)
 
     def _count(self, status: int) -> None:
         """The relay is replaced: count that, and whether it had tried what it may not."""
-        counters = self.plan.stats.count
-        counters[RESTARTS] += 1
+        kept = self.plan.stats.kept
+        kept[RESTARTS] += 1
         if self.is_in_breach:
-            counters[DENIED_RECORDS] += 1
+            kept[DENIED_RECORDS] += 1
         elif is_denial(status):
-            counters[DENIED_CALLS] += 1
+            kept[DENIED_CALLS] += 1
 
     def _hear_out(self) -> None:
         """The relay has ended: its last words may be in the channel, or things to get rid of."""
         if self.channel is None:
             return
         with contextlib.suppress(BlockingIOError, Malformed):
-            while not self.is_cut_off and (record := self.channel.receive(wait=False)) is not None:
+            for _ in range(LAST_RECORDS):
+                if self.is_cut_off or (record := self.channel.receive(wait=False)) is None:
+                    break
                 self._handle(record)
         self.channel.drain()
-
-    def _close_books(self) -> None:
-        """The relay has ended, and so have the flows that are still in its table."""
-        stats = self.plan.stats
-        if stats.flows is not None:
-            for row in stats.flows.close_all(stats.count, time.monotonic()):
-                if self.plan.log_flows:
-                    self.upward.flow_ended(End.RELAY_DIED, row)
 
     def _on_channel(self) -> None:
         assert self.channel is not None
@@ -300,12 +327,13 @@ class Keeper:
         """Serve one record of the relay's, which may have been taken over: what isn't in the table
         ends it.
         """
-        handler = _REQUESTS.get(record.kind)
-        if handler is None or record.fds:
-            discard(record.fds)
-            self._cut_off(f"a record of kind {record.kind} is not a relay's to send")
+        try:
+            self.dialogue.hear(record)
+        except Malformed as error:
+            close_all(record.fds)
+            self._cut_off(str(error))
         else:
-            handler(self, record)
+            _REQUESTS[record.kind](self, record)
 
     def _cut_off(self, why: str) -> None:
         """The relay breaks the protocol: end it. Its successor starts clean."""
@@ -319,7 +347,8 @@ class Keeper:
             return
         self.is_cut_off = True
         self.loop.remove(self.channel.fileno())
-        signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # these were its last words
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
     def _alive(self) -> None:
         if self.is_asked:
@@ -329,20 +358,42 @@ class Keeper:
     def _pong(self, _: Record) -> None:
         self._alive()
 
-    def _ready(self, _: Record) -> None:
+    def _ready(self, record: Record) -> None:
+        if self.plan.is_dynamic and not self._take_questions(record.fds):
+            return
         self._alive()  # one that was being replaced can't have heard the question
         if not self.was_ready:
             self.was_ready = True
             self.upward.relay_ready()
 
+    def _take_questions(self, fds: Sequence[int]) -> bool:
+        """Take that from which the relay's questions are read; without it the relay is of no use
+        where ports may change.
+        """
+        try:
+            if not fds:
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+            self.placing.begin(fds[0])
+        except OSError as error:
+            self._cut_off(NOT_HERE if error.errno == errno.EINVAL else str(error))
+            return False
+        return True
+
     def _fatal(self, record: Record) -> None:
         self.last_words = record.text.decode(errors="replace")
 
     def _note(self, record: Record) -> None:
-        if record.small in (Note.RESTARTED, Note.SOCKETS):  # these are the monitor's own
-            self._cut_off(f"note {record.small} is not a relay's to send")
+        kind = record.small
+        if kind in notes.BY_RELAYS:
+            now = time.monotonic()
+            # Half, since clocks are read here and there, and the channel may have been full.
+            if now - self.noted.get(kind, -relay.NOTE_SECONDS) < relay.NOTE_SECONDS / 2:
+                return
+            self.noted[kind] = now
+        elif kind not in notes.BY_TRACED_RELAYS or not self.plan.trace:
+            self._cut_off(f"note {kind} is not a relay's to send")
             return
-        self.upward.note(record.small, record.detail, record.index, record.text)
+        self.upward.note(kind, record.detail, record.index, record.text)
 
     def _yield(self, _: Record) -> None:
         self.upward.relay_yields()
@@ -359,47 +410,16 @@ class Keeper:
         self.upward.flow_ended(record.small, record.text)
 
     def _ask(self, record: Record) -> None:
-        """Fill a pool: TCP_NODELAY is set here, since a pooled socket has no listener to inherit it
-        from.
-        """
         family, number = record.small, record.detail
         if family not in self.plan.families or not 0 < number <= POOL_SIZE:
             self._cut_off(f"{number} sockets of family {family} are not to be had")
-            return
-        made: list[int] = []
-        try:
-            for _ in range(number):  # those made before an error count
-                made.append(open_socket(family))  # noqa: PERF401
-        except OSError as error:
-            self.upward.note(Note.SOCKETS, error.errno or 0, 0, b"")
-        pid = self.pid
-        if not made:
-            self.loop.after(SHORT_SECONDS, lambda: self._ask_again(pid, record))
-            return
-        if self.channel is not None and not self.channel.send(
-            Record(Kind.SOCKETS, family, fds=tuple(made)), wait=False
-        ):
-            self.loop.after(TELL_SECONDS, lambda: self._ask_again(pid, record))
-        close_all(made)
-
-    def _ask_again(self, pid: int, record: Record) -> None:
-        """Try a request again that could not be served, unless the relay that made it is gone."""
-        if pid == self.pid and self.channel is not None:
-            self._ask(record)
+        elif family in self.supply.owed:
+            self._cut_off("it asks for sockets while it has not got those that it asked for")
+        elif self.channel is not None:
+            self.supply.order(self.channel, family, number)
 
 
-def open_socket(family: int) -> int:
-    """A socket for a pool: not blocking, with options set; ``family`` is an index into FAMILIES."""
-    fd = socketcalls.stream_socket(FAMILIES[family])
-    try:
-        socketcalls.set_nodelay(fd)
-    except OSError:
-        os.close(fd)
-        raise
-    return fd
-
-
-# What a relay may ask of its monitor. There is nothing else.
+# What is done about each kind that a relay may say (dialogue.RELAY).
 _REQUESTS: dict[int, Callable[[Keeper, Record], None]] = {
     Kind.READY: Keeper._ready,
     Kind.FATAL: Keeper._fatal,

@@ -20,7 +20,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 from hardsplice import socketcalls
 from hardsplice.book import Place, Pointer
-from hardsplice.channel import close_all
+from hardsplice.channel import CROWDED_HINT, close_all
 from hardsplice.errors import Failure, reason_of
 from hardsplice.ports import Address, Forward
 from hardsplice.relay.engine import Listener
@@ -57,13 +57,15 @@ def describe(forward: Forward) -> str:
     return f"{where} port {forward.port}".strip()
 
 
-def write_place(forward: Forward, families: Sequence[int]) -> None:
+def write_place(
+    forward: Forward, families: Sequence[int], writable: int | None = None
+) -> None:
     """Write down where a forward's listener is to be, for ``open_listener``. ``families`` are those
-    of the namespace that it will be made in.
+    of the namespace that it will be made in; ``writable`` as for socketcalls.write_place.
     """
     address, _ = bound_address(forward, families)
     device = os.fsencode(forward.interface) + b"\0" if forward.interface else b""
-    socketcalls.write_place(socketcalls.sockaddr(address, forward.port), device)
+    socketcalls.write_place(socketcalls.sockaddr(address, forward.port), device, writable)
 
 
 def open_listener(forward: Forward, families: Sequence[int]) -> int:
@@ -178,6 +180,8 @@ def cannot_listen(forward: Forward, place: str, error: OSError) -> Failure:
         hint = (
             "each port takes a descriptor: raise the limit with ulimit -n, or forward fewer ports"
         )
+    elif error.errno == errno.ETOOMANYREFS:
+        hint = CROWDED_HINT
     elif error.errno == errno.ENODEV:
         hint = f"no interface {place} has that name: see ip link"
     return Failure("listen on", f"{describe(forward)} {place}", reason_of(error), hint)

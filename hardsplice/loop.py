@@ -1,6 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The monitors' event loop: descriptors with callbacks, and timers. It sleeps until one of them has
 something.
+
+Some of what a monitor listens to may be hostile, and must not keep it from the rest. So a pass has
+an end that was known when it began: each descriptor that is ready is served once, and of the timers
+those are run that were due by then. What a callback adds, be it due at once, waits for the next
+pass, before which epoll is asked again. The kernel keeps ready descriptors in a queue and puts
+those that it told of at its end (ep_send_events, fs/eventpoll.c), so that none is passed over for
+ever where more are ready than a pass takes. A callback does a bounded piece of work: it takes one
+record, say.
 """
 
 from __future__ import annotations
@@ -12,6 +20,8 @@ import time
 from collections.abc import Callable
 
 Callback = Callable[[], None]
+
+EVENTS_A_PASS = 16
 
 
 class Loop:
@@ -50,13 +60,43 @@ class Loop:
     def run(self) -> int:
         """Serve until stopped."""
         while self.status is None:
-            timeout = -1.0
-            if self._timers:
-                timeout = max(0.0, self._timers[0][0] - time.monotonic())
-            for fd, _ in self._epoll.poll(timeout, 16):
-                callback = self._callbacks.get(fd)  # an earlier callback may have removed it
-                if callback is not None:
-                    callback()
-            while self._timers and self._timers[0][0] <= time.monotonic():
-                heapq.heappop(self._timers)[2]()
+            self._pass()
         return self.status
+
+    def _pass(self) -> None:
+        timeout = -1.0
+        if self._timers:
+            timeout = max(0.0, self._timers[0][0] - time.monotonic())
+        for fd, _ in self._epoll.poll(timeout, EVENTS_A_PASS):
+            callback = self._callbacks.get(fd)  # an earlier callback may have removed it
+            if callback is not None:
+                callback()
+        for callback in self._due():
+            callback()
+
+    def _due(self) -> list[Callback]:
+        """The timers that are due now, which are no timers any more."""
+        now = time.monotonic()
+        due = []
+        while self._timers and self._timers[0][0] <= now:
+            due.append(heapq.heappop(self._timers)[2])
+        return due
+
+
+class Alarm:
+    """Something to try again later: however often it is asked for, there is one timer at a time."""
+
+    def __init__(self, loop: Loop, callback: Callback) -> None:
+        self._loop = loop
+        self._callback = callback
+        self._is_set = False
+
+    def set(self, seconds: float) -> None:
+        """Call back in ``seconds``, unless it is set already."""
+        if not self._is_set:
+            self._is_set = True
+            self._loop.after(seconds, self._ring)
+
+    def _ring(self) -> None:
+        self._is_set = False
+        self._callback()

@@ -16,19 +16,22 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from hardsplice import container, linux
-from hardsplice.channel import Channel, Kind, Malformed, Record, discard
+from hardsplice.channel import LAST_RECORDS, Channel, Kind, Malformed, Record, close_all
 from hardsplice.crew import Crew
+from hardsplice.deaths import describe_status
+from hardsplice.desk import Desk
+from hardsplice.dialogue import INIT, TARGET_MONITOR, Dialogue, Phase
 from hardsplice.errors import Failure, failure_of, relay_lost
 from hardsplice.exchange import HostSide
 from hardsplice.flowlog import FlowLog, Traffic
 from hardsplice.flowtable import Nonsense
 from hardsplice.forwarding import Direction, Port, Ports
-from hardsplice.keeper import STOP_SECONDS, describe_status, hear, wait_for
+from hardsplice.keeper import STOP_SECONDS, hear, wait_for
 from hardsplice.listeners import describe
 from hardsplice.log import Level, Log
 from hardsplice.loop import Loop
 from hardsplice.namespaces import Target
-from hardsplice.notes import in_words
+from hardsplice.notes import BY_KEEPERS, BY_RELAYS, BY_TRACED_RELAYS, in_words
 from hardsplice.relay import main as relay
 from hardsplice.service import Notifier, Watchdog
 from hardsplice.watch import Watch, Watched
@@ -36,7 +39,7 @@ from hardsplice.watch import Watch, Watched
 if TYPE_CHECKING:
     from hardsplice.control.host import Control, HostWorld
 
-TOLD = (Kind.READY, Kind.FATAL, Kind.NOTE, Kind.FLOW, Kind.PONG)
+LACKING_MAX, LACKING_LENGTH = 32, 200  # lines, and characters of a line
 ANSWERS = (Kind.OPENED, Kind.SERVED, Kind.CLOSED)
 # What is passed on to COMMAND when it is sent to hardsplice; without a COMMAND the first two end
 # hardsplice.
@@ -63,7 +66,7 @@ class Host:
     ports: Sequence[Port]  # those that are listened on
     first_free: int  # from this number on, none is a port's
     dynamic: frozenset[Direction]  # those whose ports may change at run time
-    families: Sequence[int]  # of the host's namespace
+    desk: Desk | None  # where ports may change
     check_room: Callable[[int], None]  # raises Failure where a relay can't have so many listeners
     watched: dict[Direction, Watched]  # by -t auto and -T auto
     versions: Sequence[int]  # of IP, in use
@@ -91,8 +94,8 @@ class HostMonitor:
         self.loop = Loop()
         self.crew = Crew(host.plans, self.loop, self)
         self.exchange = (
-            HostSide(host.monitor.channel, self.crew, host.families)
-            if host.dynamic and host.monitor
+            HostSide(host.monitor.channel, self.crew, host.desk, self.loop, self._trouble)
+            if host.desk and host.monitor
             else None
         )
         self.registry = Ports(
@@ -107,6 +110,8 @@ class HostMonitor:
             name for name, part in (("target", host.monitor), ("relays", host.plans)) if part
         }
         self.flows = FlowLog(host.log, host.traffic, self._where) if host.log_flows else None
+        traced = BY_TRACED_RELAYS if host.log.level >= Level.TRACE else frozenset[int]()
+        self.noted = BY_RELAYS | BY_KEEPERS | traced  # what the target monitor may pass on
         self.world: HostWorld | None = None  # what the control socket shows
         self.watchdog = (
             Watchdog(host.watchdog, host.notifier, self.loop.after, self._ask_alive)
@@ -116,7 +121,7 @@ class HostMonitor:
         self.failure: Failure | None = None
         self.announced = False
         self.is_watching = False
-        self.is_init_told = False
+        self.target_says, self.init_says = Dialogue(TARGET_MONITOR, (Kind.OPENED,)), Dialogue(INIT)
 
     @property
     def ports(self) -> Ports | None:
@@ -176,12 +181,12 @@ class HostMonitor:
             self.waiting.add("auto")
             self.watch.start(lambda: self._arrived("auto"))
             return
-        if self.waiting or self.announced:  # whoever says it twice says nothing new
+        if self.waiting or self.announced:
             return
-        if inside and not self.is_init_told:
-            self.is_init_told = True
+        if inside and self.init_says.phase is Phase.STARTING:
+            self.init_says.phase = Phase.PREPARING
             self.waiting.add("init")
-            inside.channel.send(Record(Kind.GO))  # fork COMMAND, and lock down
+            inside.channel.send(Record(Kind.GO), wait=False)  # fork COMMAND, and lock down
             return
         self.announced = True
         if self.host.control:
@@ -191,7 +196,7 @@ class HostMonitor:
         if self.watchdog:
             self.watchdog.start()
         if inside:
-            inside.channel.send(Record(Kind.GO))  # let COMMAND run
+            inside.channel.send(Record(Kind.GO), wait=False)  # let COMMAND run
 
     def _say_ready(self) -> None:
         number = len(self.registry.list())
@@ -225,7 +230,8 @@ class HostMonitor:
         elif self.waiting:
             self.loop.stop(128 + number)
         elif code != linux.SI_KERNEL:  # what the terminal sends reaches COMMAND by itself
-            self.host.container.channel.send(Record(Kind.SIGNAL, detail=number))
+            # One that does not read what it is told keeps nobody waiting.
+            self.host.container.channel.send(Record(Kind.SIGNAL, detail=number), wait=False)
 
     # --- is all well? -----------------------------------------------------------------------------
 
@@ -237,7 +243,8 @@ class HostMonitor:
             self.crew.ask_alive()
         if self.host.monitor:
             asked.add("target")
-            self.host.monitor.channel.send(Record(Kind.PING), wait=False)
+            if self.host.monitor.channel.send(Record(Kind.PING), wait=False):
+                self.target_says.asked()
         return asked
 
     def _alive(self, who: str) -> None:
@@ -281,51 +288,54 @@ class HostMonitor:
         except BlockingIOError:
             return True
         except Malformed as error:
-            self._fail(Failure("trust", "the target monitor", str(error)))
+            self._distrust("the target monitor", error)
             return False
         if record is not None:
             self._on_record(record)
         return record is not None
 
+    def _distrust(self, whom: str, error: Exception) -> None:
+        """It says what it may not, or says it when it may not."""
+        self._fail(Failure("trust", whom, str(error)))
+
     def _on_record(self, record: Record) -> None:
-        """The target monitor may have been taken over: it can say these five things, and no
-        descriptor beside them; and answer what it was asked.
-        """
-        if self.exchange and record.kind in ANSWERS:
-            try:
+        """The target monitor may have been taken over: it can say what is due (dialogue.py)."""
+        try:
+            self.target_says.hear(record)
+            if record.kind in ANSWERS:
+                if self.exchange is None:
+                    raise Malformed("an answer where nothing is asked")
                 self.exchange.take(record)
-            except Malformed as error:
-                discard(record.fds)
-                self._fail(Failure("trust", "the target monitor", str(error)))
-        elif record.fds or record.kind not in TOLD:
-            discard(record.fds)
-            self._fail(Failure("trust", "the target monitor", f"record of kind {record.kind}"))
-        elif record.kind == Kind.PONG:
+            else:
+                self._take(record)
+        except (Malformed, Nonsense) as error:
+            close_all(record.fds)
+            self._distrust("the target monitor", error)
+
+    def _take(self, record: Record) -> None:
+        if record.kind == Kind.PONG:
             self._alive("target")
-        elif record.kind == Kind.FLOW:
-            self._on_flow(record)
         elif record.kind == Kind.READY:
-            missing = [line for line in record.text.decode(errors="replace").split("\n") if line]
-            self.host.missing += [line for line in missing if line not in self.host.missing]
+            self.host.missing += lacking(record.text, self.host.missing)
             self._arrived("target")
         elif record.kind == Kind.FATAL:
             self._fail(failure_of(record.text))
-        else:
-            self._tell("inbound", record)
-
-    def _on_flow(self, record: Record) -> None:
-        try:
+        elif record.kind == Kind.FLOW:
             if self.flows is None:
                 raise Nonsense("nobody asked for the ends of flows")
             self.flows.ended("inbound", record.small, record.text)
-        except Nonsense as error:
-            self._fail(Failure("trust", "the target monitor", str(error)))
+        elif record.small in self.noted:
+            self._tell("inbound", record)
+        else:
+            raise Malformed(f"note {record.small} is not its to send")
 
     def _on_monitor_exit(self) -> None:
         monitor = self.host.monitor
         assert monitor is not None
         with contextlib.suppress(BlockingIOError, Malformed):  # its last words
-            while self.failure is None and (record := monitor.channel.receive(wait=False)):
+            for _ in range(LAST_RECORDS):
+                if self.failure or (record := monitor.channel.receive(wait=False)) is None:
+                    break
                 self._on_record(record)
         monitor.channel.drain()
         self.host.monitor = None
@@ -336,23 +346,36 @@ class HostMonitor:
 
     def _on_init(self) -> None:
         assert self.host.container is not None
+        if not self._hear_init():
+            self.loop.remove(self.host.container.channel.fileno())
+
+    def _hear_init(self) -> bool:
+        """Take one record of PID 1; False when there will be none any more."""
+        assert self.host.container is not None
         try:
             record = self.host.container.channel.receive(wait=False)
         except BlockingIOError:
-            return
+            return True
         except Malformed as error:
-            self._fail(Failure("trust", "PID 1 of COMMAND", str(error)))
+            self._distrust("PID 1 of COMMAND", error)
+            return False
+        if record is not None:
+            self._on_init_record(record)
+        return record is not None
+
+    def _on_init_record(self, record: Record) -> None:
+        """PID 1 lives beside COMMAND, and may have been taken over by it."""
+        try:
+            self.init_says.hear(record)
+        except Malformed as error:
+            close_all(record.fds)
+            self._distrust("PID 1 of COMMAND", error)
             return
-        if record is None:
-            self.loop.remove(self.host.container.channel.fileno())
-        elif record.fds:
-            discard(record.fds)
-            self._fail(Failure("trust", "PID 1 of COMMAND", "it sends descriptors"))
-        elif record.kind == Kind.FATAL:
+        if record.kind == Kind.FATAL:
             self._fail(failure_of(record.text))
         elif record.kind == Kind.READY:
             self._arrived("init")
-        elif record.kind == Kind.EXITED:
+        else:
             self.loop.stop(exit_status(record.detail))
 
     def _on_init_exit(self) -> None:
@@ -362,12 +385,10 @@ class HostMonitor:
         assert self.host.container is not None
         inside = self.host.container
         with contextlib.suppress(BlockingIOError, Malformed):
-            while (record := inside.channel.receive(wait=False)) is not None:
-                if record.kind == Kind.EXITED:
-                    self.loop.stop(exit_status(record.detail))
-                elif record.kind == Kind.FATAL:
-                    self._fail(failure_of(record.text))
-                discard(record.fds)
+            for _ in range(LAST_RECORDS):
+                if (record := inside.channel.receive(wait=False)) is None:
+                    break
+                self._on_init_record(record)
         inside.channel.drain()
         self.host.container = None
         self.loop.stop(exit_status(os.waitpid(inside.init, 0)[1]))
@@ -382,6 +403,13 @@ class HostMonitor:
     def note(self, kind: int, detail: int, index: int, text: bytes) -> None:
         """An outbound relay, or its keeper, has something for the log."""
         self._tell("outbound", Record(Kind.NOTE, kind, index, detail, text))
+
+    def _trouble(self, failure: Failure) -> None:
+        """Something about ports went wrong that those who asked for them may not be there to hear
+        of.
+        """
+        hint = f": {failure.hint}" if failure.hint else ""
+        self.log.limited(Level.WARNING, ("ports", failure.verb), f"{failure}{hint}")
 
     def _tell_of_port(self, failure: Failure) -> None:
         """A port that auto found can't be had. Nobody asked for it by name: it is said once, and
@@ -402,6 +430,14 @@ class HostMonitor:
             self.log.line(level, line)  # each of them was asked for
         else:
             self.log.limited(level, (direction, record.small), line)
+
+
+def lacking(text: bytes, known: Sequence[str]) -> list[str]:
+    """What the target monitor had to do without, one a line, where that is not known already; as
+    much of it as somebody would read, since it may have been taken over.
+    """
+    lines = (line[:LACKING_LENGTH] for line in text.decode(errors="replace").split("\n") if line)
+    return [line for line in dict.fromkeys(lines) if line not in known][:LACKING_MAX]
 
 
 def exit_status(status: int) -> int:

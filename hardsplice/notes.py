@@ -7,8 +7,15 @@ from __future__ import annotations
 
 import os
 
-from hardsplice.channel import Note
+from hardsplice.channel import CROWDED_HINT, Note
 from hardsplice.log import Level
+
+BY_RELAYS: frozenset[int] = frozenset(
+    {Note.REFUSED, Note.TIMED_OUT, Note.ACCEPT, Note.DESCRIPTORS, Note.ERROR}
+)
+# Where the log wants every flow.
+BY_TRACED_RELAYS: frozenset[int] = frozenset({Note.OPENED, Note.ENDED})
+BY_KEEPERS: frozenset[int] = frozenset({Note.RESTARTED, Note.SOCKETS, Note.CROWDED})
 
 _WORDS: dict[int, tuple[Level, str]] = {
     Note.REFUSED: (Level.INFO, "{direction}, {where}: cannot reach the target: {reason}"),
@@ -23,6 +30,10 @@ _WORDS: dict[int, tuple[Level, str]] = {
     Note.OPENED: (Level.TRACE, "{direction}, {where}: connected"),
     Note.ENDED: (Level.TRACE, "{direction}, {where}: over{reset}"),
     Note.SOCKETS: (Level.WARNING, "{direction}: cannot open sockets for now: {reason}"),
+    Note.CROWDED: (
+        Level.WARNING,
+        f"{{direction}}: cannot pass {{text}} on for now: {{reason}}: {CROWDED_HINT}",
+    ),
 }
 _UNKNOWN = (Level.WARNING, "{direction}: a note without a meaning")
 

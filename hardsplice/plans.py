@@ -17,10 +17,9 @@ from hardsplice.errors import Failure
 from hardsplice.forwarding import DIRECTIONS, Direction, Port, Source
 from hardsplice.relay import main as relay
 from hardsplice.relay.engine import Listener
-from hardsplice.relay.sockets import IPV4, IPV6
+from hardsplice.relay.sockets import ALL_FAMILIES
 from hardsplice.relay.stats import Stats
 
-ALL_FAMILIES = (IPV4, IPV6)
 TARGETS_A_PORT = 2  # at the most: the loopback addresses of both families
 
 
@@ -126,11 +125,11 @@ def books(options: Options, first_flow: int) -> dict[Direction, Book]:
     """The address books of both directions, with room for what may come at run time."""
     is_dynamic = bool(options.dynamic)
     targets = {
-        direction: dict.fromkeys(
+        direction: [
             sockaddr
             for forward in options.forwards(direction)
             for sockaddr in listeners.targets(forward, ALL_FAMILIES).values()
-        )
+        ]
         for direction in DIRECTIONS
     }
     late = TARGETS_A_PORT * (first_flow - FIRST_LISTENER) if is_dynamic else 0

@@ -48,6 +48,7 @@ from hardsplice import (
 )
 from hardsplice.channel import Channel, Kind, Record
 from hardsplice.cli import Mode, Options, Verbosity
+from hardsplice.desk import Desk
 from hardsplice.errors import Failure, failure_of, quote, reason_of, text_of
 from hardsplice.flowlog import Traffic
 from hardsplice.forwarding import DIRECTIONS, PLACES, Direction, Port
@@ -65,6 +66,8 @@ from hardsplice.plans import Planner, place_of_books
 from hardsplice.ports import Forward
 from hardsplice.relay.kernel import Kernel
 from hardsplice.relay.pipes import probe_size
+from hardsplice.relay.sockets import ALL_FAMILIES
+from hardsplice.relay.stats import shared_with_monitor
 from hardsplice.service import Notifier
 from hardsplice.values import RunAs
 from hardsplice.watch import Watched
@@ -108,7 +111,8 @@ class Setup:
         self.monitor: Child | None = None
         self.first_flow = 0  # the first descriptor behind the places of listeners
         self.host_listeners: list[tuple[int, int]] = []
-        self.inbound_copies: dict[int, int] = {}
+        self.copies: dict[int, int] = {}  # of listeners, by the numbers of their ports
+        self.target_families: Sequence[int] = ()
         self.target_listeners: list[tuple[int, int]] = []
         self.passed_first = 0  # index of the first inbound forward whose listener was passed to us
         self.ports: list[Port] = []
@@ -310,7 +314,8 @@ class Setup:
             return
         ours, theirs = Channel.pair()
         parent = os.getpid()
-        pid = os.fork()
+        with shared_with_monitor(self.planner.stats["inbound"]):
+            pid = os.fork()
         if pid == 0:
             ours.close()
             target.main(self, theirs, parent)
@@ -322,18 +327,20 @@ class Setup:
         self._keep_listeners()
         self._give_up_inbound()
         self.target_listeners = self.settle(self.target_listeners)
+        self._keep_copies("outbound", self.target_listeners)
 
     def _give_up_inbound(self) -> None:
-        """The target monitor has the inbound listeners. Where ports may change one of each is kept:
-        it takes one to end them for good.
-        """
-        first = self.planner.first("inbound")
-        for index, place in self.host_listeners:
-            if self.options.dynamic:
-                copy = descriptors.above(place, self.first_flow, "a listener")
-                self.inbound_copies[first + index] = copy
+        """The target monitor has the inbound listeners."""
+        self._keep_copies("inbound", self.host_listeners)
         descriptors.clear(place for _, place in self.host_listeners)
         self.host_listeners = []
+
+    def _keep_copies(self, direction: Direction, opened: Sequence[tuple[int, int]]) -> None:
+        """Where ports may change, keep each listener once more: it takes one to end it for good."""
+        first = self.planner.first(direction)
+        for index, fd in opened if self.options.dynamic else ():
+            copy = descriptors.above(fd, self.first_flow, "a listener")
+            self.copies[first + index] = copy
 
     def _receive_listeners(self, channel: Channel) -> None:
         while True:
@@ -345,6 +352,7 @@ class Setup:
             if record.kind == Kind.BOUND:
                 for fd in record.fds:
                     self.askers["inbound"] = sockdiag.at(fd)
+                self.target_families = tuple(one for one in ALL_FAMILIES if one in record.text)
                 return
             indexes = [int(index) for index in record.text.split()]
             self.target_listeners += zip(indexes, record.fds, strict=True)
@@ -381,7 +389,7 @@ class Setup:
             ports=self.ports,
             first_free=self.planner.first("outbound") + len(options.outbound),
             dynamic=options.dynamic,
-            families=self.host_families,
+            desk=self._desk() if options.dynamic else None,
             watched={
                 direction: Watched(options.auto(direction), asker)
                 for direction, asker in self.askers.items()
@@ -397,6 +405,16 @@ class Setup:
             control=self._control(self.control) if self.control else None,
             notifier=self.notifier,
             watchdog=self.manager.watchdog,
+        )
+
+    def _desk(self) -> Desk:
+        """What ports that change are made with."""
+        families = {"inbound": self.host_families, "outbound": self.target_families}
+        return Desk(
+            self.planner.books,
+            {one: families[one] for one in DIRECTIONS},
+            self.ports,
+            self.copies,
         )
 
     def _control(self, file: SocketFile) -> Control:
@@ -437,7 +455,7 @@ class Setup:
         if self.target:
             keep += [fd for fd in (self.target.process, self.target.watch) if fd is not None]
         keep += [fd for _, fd in self.target_listeners]
-        keep += self.inbound_copies.values()
+        keep += self.copies.values()
         if self.control:
             keep.append(self.control.fileno())
         keep += [asker.fileno() for asker in self.askers.values()]

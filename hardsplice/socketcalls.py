@@ -82,32 +82,24 @@ else:
 # --- pinned values --------------------------------------------------------------------------------
 
 # Offsets in the memory that is pinned; the policies name the addresses.
-LINGER, ONE, ZERO, UNSENT, DROP_ALL, _DROP_INSTRUCTION = 0x00, 0x20, 0x40, 0x80, 0x100, 0x120
+LINGER, ONE, ZERO, MOST, UNSENT = 0x00, 0x20, 0x40, 0x60, 0x80
 BIND, DEVICE = 0x8000, 0x8020
 VALUES_END = 0x8040
 # What TCP_NOTSENT_LOWAT may be set to, in bytes; each is 32 bytes behind the one before.
 UNSENT_SIZES = (512 << 10, 256 << 10, 128 << 10, 64 << 10)
 _FAMILY = struct.Struct("=H")
 NO_ADDRESS = _FAMILY.pack(0xFFFF) * 16  # a family that doesn't exist: never zeros, AF_UNSPEC
-_RETURN_0 = struct.pack("=HBBI", 0x06, 0, 0, 0)  # BPF_RET: of a packet, no byte is taken
 
 
-class _SockFprog(ctypes.Structure):
-    """struct sock_fprog of linux/filter.h."""
-
-    _fields_ = (("len", ctypes.c_ushort), ("filter", c_void_p))
-
-
-def values_at(address: int) -> bytes:
-    """What the pinned memory holds where it begins at ``address``."""
+def initial_values() -> bytes:
+    """What the pinned memory holds."""
     memory = bytearray(VALUES_END)
     for at, value in (
         (LINGER, struct.pack("=ii", 1, 0)),  # struct linger: on, 0 seconds
         (ONE, struct.pack("=i", 1)),
         (ZERO, struct.pack("=i", 0)),
+        (MOST, struct.pack("=i", 255)),
         *((UNSENT + 32 * n, struct.pack("=i", size)) for n, size in enumerate(UNSENT_SIZES)),
-        (DROP_ALL, bytes(_SockFprog(1, address + _DROP_INSTRUCTION))),
-        (_DROP_INSTRUCTION, _RETURN_0),
         (BIND, NO_ADDRESS),
     ):
         memory[at : at + len(value)] = value
@@ -122,14 +114,14 @@ class _Values:
             return c_void_p(address + offset)
 
         self.linger, self.one, self.zero = pointer(LINGER), pointer(ONE), pointer(ZERO)
+        self.most = pointer(MOST)
         self.unsent = {size: pointer(UNSENT + 32 * n) for n, size in enumerate(UNSENT_SIZES)}
-        self.drop_all = pointer(DROP_ALL)
         self.bind, self.device = pointer(BIND), pointer(DEVICE)
         self.writable = writable
 
 
 _own = ctypes.create_string_buffer(VALUES_END)
-_own.raw = values_at(ctypes.addressof(_own))
+_own.raw = initial_values()
 _values = _Values(ctypes.addressof(_own), ctypes.addressof(_own))
 
 
@@ -141,12 +133,19 @@ def pin(address: int, writable: int | None) -> None:
     _values = _Values(address, writable)
 
 
-def write_place(sockaddr: bytes, device: bytes) -> None:
-    """Write down where to listen next, and at which interface; only who may write can do that."""
-    assert _values.writable is not None
-    room = sockaddr.ljust(32, b"\0") if sockaddr else NO_ADDRESS
-    ctypes.memmove(_values.writable + BIND, room, 32)
-    ctypes.memmove(_values.writable + DEVICE, device.ljust(16, b"\0")[:16], 16)
+def write_place(sockaddr: bytes, device: bytes, writable: int | None = None) -> None:
+    """Write down where to listen next, and at which interface; only who may write can do that:
+    ``writable`` is where, if not for this process itself.
+    """
+    at = _values.writable if writable is None else writable
+    assert at is not None
+    ctypes.memmove(at + BIND, sockaddr.ljust(32, b"\0"), 32)
+    ctypes.memmove(at + DEVICE, device.ljust(16, b"\0")[:16], 16)
+
+
+def clear_place(writable: int | None = None) -> None:
+    """There is nowhere to listen any more."""
+    write_place(NO_ADDRESS, b"", writable)
 
 
 # --- hot calls: a result or the negated errno -----------------------------------------------------
@@ -382,16 +381,17 @@ def listen(fd: int, backlog: int) -> None:
         fail()
 
 
-_SO_ATTACH_FILTER, _SO_LOCK_FILTER = 26, 44  # asm-generic/socket.h
+_IP_MINTTL, _IPV6_MINHOPCOUNT = 21, 73  # linux/in.h, linux/in6.h
 
 
 def retire(fd: int) -> None:
-    """End a listener for whoever has it: it hears no packet any more, which can't be undone, and
-    listens no longer. Without the first it could be connected, or listen again.
+    """End a listener for whoever has it: it listens no longer, and hears nothing that has not the
+    largest number of hops before it, which nobody sends; no filter lets anybody undo that. Without
+    it, who still has it could listen again, or connect it in the namespace that it belongs to.
     """
-    size = ctypes.sizeof(_SockFprog)
-    _set(fd, socket.SOL_SOCKET, _SO_ATTACH_FILTER, _values.drop_all, size)
-    _set(fd, socket.SOL_SOCKET, _SO_LOCK_FILTER, _values.one)
+    _set(fd, socket.IPPROTO_IP, _IP_MINTTL, _values.most)
+    if option(fd, socket.SOL_SOCKET, socket.SO_DOMAIN) == socket.AF_INET6:
+        _set(fd, socket.IPPROTO_IPV6, _IPV6_MINHOPCOUNT, _values.most)
     shutdown(fd, socket.SHUT_RDWR)
 
 

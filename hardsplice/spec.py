@@ -42,6 +42,7 @@ __all__ = [
     "Refusal",
     "Spec",
     "is_inherited",
+    "is_interface_name",
     "read",
     "read_inherited",
     "read_listen",
@@ -54,6 +55,7 @@ LAST_PORT = 65535
 
 _BROADCAST = IPv4Address("255.255.255.255")
 _IFACE_LIMIT = 15  # IFNAMSIZ is 16 and counts the terminating NUL
+_IFACE = re.compile(rf"[!-.0-9;-~]{{1,{_IFACE_LIMIT}}}")
 _NUMBER = re.compile(r"[0-9]{1,5}")
 _RANGE = re.compile(r"[0-9]+(-[0-9]+)?")
 _MAPPING = re.compile(r"(~?[0-9]+(-[0-9]+)?|all):")
@@ -203,13 +205,19 @@ def read_listen(text: str) -> Listen:
     return Listen(address, interface)
 
 
+def is_interface_name(name: str) -> bool:
+    """Whether this is the name of a network interface: what the kernel takes (dev_valid_name,
+    net/core/dev.c), and in ASCII. Other bytes, which it takes too, are a name in one locale and
+    none in another.
+    """
+    return _IFACE.fullmatch(name) is not None and name not in (".", "..")
+
+
 def _read_interface(name: str) -> str:
-    # The kernel's dev_valid_name(), which counts bytes; "replace" makes one of an undecoded one.
-    size = len(name.encode("utf-8", "replace"))
-    if not 0 < size <= _IFACE_LIMIT or name in (".", "..") or not {"/", ":"}.isdisjoint(name):
+    if not is_interface_name(name):
         raise Refusal(
-            f"{quote(name)} is not an interface's name: that has 1 to {_IFACE_LIMIT} bytes, "
-            "none of them '/', ':' or a space"
+            f"{quote(name)} is not an interface's name: that has 1 to {_IFACE_LIMIT} printable "
+            "ASCII characters, none of them '/', ':' or a space"
         )
     return name
 

@@ -184,8 +184,6 @@ _SAME_EVERYWHERE: Final = {
     "SO_LINGER": 13,
     "SO_NETNS_COOKIE": 71,
     "SO_BINDTODEVICE": 25,
-    "SO_ATTACH_FILTER": 26,
-    "SO_LOCK_FILTER": 44,
     "SO_ACCEPTCONN": 30,
     "SO_PROTOCOL": 38,
     "SO_DOMAIN": 39,
@@ -217,7 +215,9 @@ _SAME_EVERYWHERE: Final = {
     "IPPROTO_IP": 0,
     "IPPROTO_TCP": 6,
     "IPPROTO_IPV6": 41,
+    "IP_MINTTL": 21,
     "IPV6_V6ONLY": 26,
+    "IPV6_MINHOPCOUNT": 73,
     "TCP_NODELAY": 1,
     "TCP_NOTSENT_LOWAT": 25,
     # linux/fcntl.h, asm/fcntl.h, linux/pipe_fs_i.h, linux/splice.h
@@ -245,6 +245,8 @@ _SAME_EVERYWHERE: Final = {
     "MAP_ANONYMOUS": 0x20,
     "MREMAP_MAYMOVE": 1,
     "MADV_DONTNEED": 4,
+    "MADV_DONTFORK": 10,
+    "MADV_DOFORK": 11,
     "MADV_HUGEPAGE": 14,
     # linux/sched.h, asm/signal.h, linux/wait.h
     "CLONE_CHILD_CLEARTID": 0x00200000,

@@ -6,6 +6,7 @@ there, and passes what they report up to the host monitor, without which it ends
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 import prctl
 
 from hardsplice import descriptors, isolate, listeners, namespaces, sockdiag, users
-from hardsplice.channel import Channel, Kind, Malformed, Record, discard
+from hardsplice.channel import CROWDED_HINT, Channel, Kind, Malformed, Record, close_all
 from hardsplice.crew import Crew
 from hardsplice.descriptors import CHANNEL_FD, FIRST_LISTENER, RULESET_FD
 from hardsplice.errors import Failure, relay_lost, text_of
@@ -80,7 +81,7 @@ class TargetMonitor:
     def flow_ended(self, end: int, row: bytes) -> None:
         """Pass a flow's end up, or count it where the host monitor does not keep up."""
         if not self.parent.send(Record(Kind.FLOW, end, text=row), wait=False):
-            self.crew.keepers[0].plan.stats.count[UNPASSED] += 1
+            self.crew.keepers[0].plan.stats.kept[UNPASSED] += 1
 
     def _on_parent(self) -> None:
         """End with the host monitor; or do what it asks for, where it may ask for something."""
@@ -103,7 +104,7 @@ class TargetMonitor:
             else:
                 self.requests.take(record)
         except Malformed:
-            discard(record.fds)
+            close_all(record.fds)
             return False
         return True
 
@@ -137,10 +138,12 @@ def _live(setup: Setup, channel: Channel, parent: int) -> int:
     for start in range(0, len(bound), HANDED_AT_ONCE):
         some = bound[start : start + HANDED_AT_ONCE]
         text = " ".join(str(index) for index, _ in some).encode()
-        channel.send(Record(Kind.LISTENERS, text=text, fds=tuple(fd for _, fd in some)))
+        if not channel.send(Record(Kind.LISTENERS, text=text, fds=tuple(fd for _, fd in some))):
+            raise Failure("hand over", "listeners", os.strerror(errno.ETOOMANYREFS), CROWDED_HINT)
     with contextlib.ExitStack() as stack:
         asker = stack.enter_context(sockdiag.open_socket()) if options.inbound_auto else None
-        channel.send(Record(Kind.BOUND, fds=(asker.fileno(),) if asker else ()))
+        fds = (asker.fileno(),) if asker else ()
+        channel.send(Record(Kind.BOUND, text=bytes(families), fds=fds))
     plans = setup.planner.relays("inbound", setup.host_listeners, families)
 
     channel.move_to(CHANNEL_FD)

@@ -83,10 +83,11 @@ def put(fd: int, identity: int, source: int, place: int) -> None:
         fail()
 
 
-def answer(fd: int, identity: int, value: int) -> None:
-    """Let the call return ``value``."""
+def answer(fd: int, identity: int, value: int) -> bool:
+    """Let the call return ``value``; False where nobody waits for it any more."""
     response = ctypes.create_string_buffer(_RESPONSE.pack(identity, value, 0, 0), _RESPONSE.size)
     if _ioctl(fd, c_uint(_NOTIF_SEND), ctypes.byref(response)) != 0:
         if ctypes.get_errno() == errno.ENOENT:
-            return  # it has ended
+            return False
         fail()
+    return True

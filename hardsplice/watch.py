@@ -84,11 +84,21 @@ def wanted(
 class Follower:
     """One direction: has the registry follow what is wanted."""
 
-    def __init__(self, direction: Direction, ports: Ports, tell: Callable[[Failure], None]) -> None:
-        """``tell`` is for people: a port that can't be had, once."""
+    def __init__(
+        self,
+        direction: Direction,
+        ports: Ports,
+        tell: Callable[[Failure], None],
+        on_outcome: Callable[[], None],
+    ) -> None:
+        """``tell`` is for people: a port that can't be had, once. ``on_outcome`` is called after
+        each outcome.
+        """
         self.direction: Direction = direction
         self.ports = ports
         self.tell = tell
+        self.on_outcome = on_outcome
+        self.pending = 0  # outcomes that aren't known yet
         self.asked: dict[Forward, Port | None] = {}  # None while its outcome isn't known
         self.failed: dict[Forward, float] = {}  # when to try again
 
@@ -100,7 +110,7 @@ class Follower:
     @property
     def is_settled(self) -> bool:
         """Whether all that was asked for has its outcome."""
-        return None not in self.asked.values()
+        return not self.pending
 
     def follow(self, forwards: Sequence[Forward], now: float) -> bool:
         """Ask for what is missing, and have removed what is too much. Whether that changed."""
@@ -136,18 +146,24 @@ class Follower:
 
     def _ask(self, forward: Forward, now: float) -> None:
         self.asked[forward] = None
+        self.pending += 1
 
         def done(outcome: Port | Failure) -> None:
-            if isinstance(outcome, Port):
-                self.asked[forward] = outcome
-                self.failed.pop(forward, None)
-                return
-            del self.asked[forward]
-            if forward not in self.failed:
-                self.tell(outcome)
-            self.failed[forward] = now + RETRY_SECONDS
+            self.pending -= 1
+            self._settle(forward, outcome, now)
+            self.on_outcome()
 
         self.ports.add(self.direction, forward, Source.AUTO, done)
+
+    def _settle(self, forward: Forward, outcome: Port | Failure, now: float) -> None:
+        if isinstance(outcome, Port):
+            self.asked[forward] = outcome
+            self.failed.pop(forward, None)
+            return
+        del self.asked[forward]
+        if forward not in self.failed:
+            self.tell(outcome)
+        self.failed[forward] = now + RETRY_SECONDS
 
 
 def _ignore(_: Failure | None) -> None:
@@ -170,7 +186,8 @@ class Watch:
         self.families = frozenset(families)
         self.ports = ports
         self.loop = loop
-        self.followers = {one: Follower(one, ports, tell) for one in watched}
+        self.followers = {one: Follower(one, ports, tell, self._perhaps_settled) for one in watched}
+        self.on_first: Callable[[], None] | None = None  # to be called still
         # What the last look at each direction was at: the answer, and the registry's changes.
         self.seen: dict[Direction, tuple[bytes, int]] = {}
         self.pace = Pace(time.monotonic())
@@ -179,13 +196,16 @@ class Watch:
     def start(self, on_first: Callable[[], None]) -> None:
         """Look from now on; ``on_first`` is called once what is there already is forwarded."""
         self._look()
-        self._when_settled(on_first)
+        self.on_first = on_first
+        self._perhaps_settled()
 
-    def _when_settled(self, on_first: Callable[[], None]) -> None:
-        if all(follower.is_settled for follower in self.followers.values()):
-            on_first()
-        else:
-            self.loop.after(0.001, lambda: self._when_settled(on_first))
+    def _perhaps_settled(self) -> None:
+        """Call ``on_first`` if it is time; not from within what brought the outcome, whose business
+        it is not.
+        """
+        if self.on_first and all(follower.is_settled for follower in self.followers.values()):
+            self.loop.after(0, self.on_first)
+            self.on_first = None
 
     def _look(self) -> None:
         began = time.monotonic()

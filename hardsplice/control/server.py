@@ -153,7 +153,8 @@ class Server:
         self.connections[fd] = connection
         self.loop.add(fd, lambda: self._on_event(connection))
         self._watch_clock()
-        objection = self.admission.objection(socketcalls.peer_user(fd), socketcalls.namespace_cookie(fd))
+        who, where = socketcalls.peer_user(fd), socketcalls.namespace_cookie(fd)
+        objection = self.admission.objection(who, where)
         if objection is not None:
             self.refused += 1
             self._dismiss(connection, refusal(403, objection))
@@ -170,11 +171,10 @@ class Server:
             self._read(connection)
 
     def _read(self, connection: Connection) -> None:
-        try:
-            data = os.read(connection.fd, CHUNK)
-        except BlockingIOError:
+        data = socketcalls.receive(connection.fd)
+        if data == -errno.EAGAIN:
             return
-        except OSError:
+        if isinstance(data, int):
             data = b""
         if not data:
             self._close(connection)

@@ -47,7 +47,7 @@ def connect(fd: int, target: Pointer) -> int:
     is under way, or the negated errno; -ECONNREFUSED when the host monitor has given the target up
     meanwhile.
     """
-    if target.seen.raw != target.sockaddr:
+    if not target.holds():
         return -errno.ECONNREFUSED
     return socketcalls.connect(fd, target.where, target.length)
 

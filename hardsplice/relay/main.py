@@ -72,7 +72,7 @@ class ToMonitor:
 
     def ask_sockets(self, family: int, number: int) -> bool:
         """Ask for sockets of one family."""
-        return self.channel.send(Record(Kind.ASK, family, detail=number), wait=False)
+        return bool(self.channel.send(Record(Kind.ASK, family, detail=number), wait=False))
 
     def answer(self) -> None:
         """Say that this relay goes on."""
@@ -96,7 +96,7 @@ class ToMonitor:
 
     def flow_ended(self, end: End, row: bytes) -> bool:
         """Report the end of a flow; False when the channel has no room for it."""
-        return self.channel.send(Record(Kind.FLOW, end, text=row), wait=False)
+        return bool(self.channel.send(Record(Kind.FLOW, end, text=row), wait=False))
 
 
 def fixed_use(first_flow: int) -> int:

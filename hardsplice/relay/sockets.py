@@ -16,7 +16,7 @@ from collections import deque
 
 POOL_SIZE = 32  # sockets of each family, as the original has it
 FAMILIES = (socket.AF_INET, socket.AF_INET6)
-IPV4, IPV6 = 0, 1  # indexes into FAMILIES, and into every list kept by family
+IPV4, IPV6 = ALL_FAMILIES = (0, 1)  # indexes into FAMILIES, and into every list kept by family
 
 
 class SocketPool:

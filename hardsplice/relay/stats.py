@@ -3,6 +3,11 @@
 the kernel.
 
 The monitor makes the memory before it forks the relay, so the counts outlive a relay that died.
+A relay may have been taken over: what stands in its memory can be anything, and readers take it as
+that. What monitors count of a relay is in a page of their own, which no relay has: the monitor that
+keeps the relay writes there, the host monitor reads. Nor has any process memory that it has no
+business with: a fork gets that of the relays for which it is `shared`, and of no other.
+
 Where flows are to be seen one by one, the flow table (flowtable.py) follows the counters in the
 same memory, and so bytes are counted in the same way with and without it: each flow has the index
 of the two words in which its bytes are counted, its own row's or, without a table, the relay's.
@@ -11,8 +16,10 @@ of the two words in which its bytes are counted, its own row's or, without a tab
 from __future__ import annotations
 
 import bisect
+import contextlib
 import itertools
 import mmap
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from hardsplice.flowtable import WORDS_A_ROW, FlowTable
@@ -33,8 +40,9 @@ COUNTERS = (
     "paused",  # times accepting was suspended (no socket, or no descriptor to spare)
     "unlisted",  # flows for which the flow table had no row
     "unlogged",  # ends of flows that the relay's monitor had no time to hear of
-    # The last ones are not the relay's to count.
-    "unpassed",  # the same between the two monitors
+)
+KEPT = (  # what the relay's monitor counts, and the relay can't
+    "unpassed",  # as unlogged, between the two monitors
     "restarts",  # times that the relay died and was replaced
     "denied_calls",  # of these, for a system call, or what seal.py forbids
     "denied_records",  # of these, for a record that it may not send
@@ -54,11 +62,8 @@ BYTES = 0  # index of bytes_to_target; the other direction's follows
     PAUSED,
     UNLISTED,
     UNLOGGED,
-    UNPASSED,
-    RESTARTS,
-    DENIED_CALLS,
-    DENIED_RECORDS,
 ) = range(2, len(COUNTERS))
+UNPASSED, RESTARTS, DENIED_CALLS, DENIED_RECORDS = range(len(KEPT))
 
 # Upper bounds, in seconds, of the histogram of how long clients wait from being accepted until the
 # target is reached. On loopback that takes some 0.1 ms; a lost SYN is sent again after a second.
@@ -88,7 +93,7 @@ class Latency:
 
 
 class Stats:
-    """An array of 64-bit words, shared with the processes forked after it was made."""
+    """What is counted of one relay, as 64-bit words: by itself (``count``), of it (``kept``)."""
 
     def __init__(self, rows: int = 0) -> None:
         """``rows`` is the number of flows that the flow table has room for; without any there is
@@ -96,13 +101,34 @@ class Stats:
         """
         words = _FIXED_WORDS + (FlowTable.HEAD_WORDS + rows * WORDS_A_ROW if rows else 0)
         # What is never written takes no memory.
-        self._memory = mmap.mmap(-1, 8 * words)
-        self.count = memoryview(self._memory).cast("Q")
+        self._memory, self._page = mmap.mmap(-1, 8 * words), mmap.mmap(-1, 8 * len(KEPT))
+        self.count, self.kept = (
+            memoryview(memory).cast("Q") for memory in (self._memory, self._page)
+        )
+        self._pass_on(self._memory, self._page, passed=False)
         self.flows = FlowTable(self.count, _FIXED_WORDS) if rows else None
+
+    @staticmethod
+    def _pass_on(*memory: mmap.mmap, passed: bool) -> None:
+        for one in memory:
+            one.madvise(mmap.MADV_DOFORK if passed else mmap.MADV_DONTFORK)
+
+    @contextlib.contextmanager
+    def shared(self, *, with_monitor: bool = False) -> Iterator[None]:
+        """What is forked meanwhile has the relay's memory, and the monitors' page where it is a
+        monitor. Neither is passed on any further.
+        """
+        memory = (self._memory, self._page) if with_monitor else (self._memory,)
+        self._pass_on(*memory, passed=True)
+        try:
+            yield
+        finally:
+            self._pass_on(*memory, passed=False)
 
     def snapshot(self) -> dict[str, int]:
         """Every counter by name; bytes include those of flows that are still there."""
         counts = dict(zip(COUNTERS, self.count, strict=False))
+        counts.update(zip(KEPT, self.kept, strict=False))
         if self.flows is not None:
             counts.update(zip(COUNTERS, self.flows.bytes_with(self.count[:2]), strict=False))
         return counts
@@ -119,6 +145,15 @@ class Stats:
         """How long clients waited for their targets; only counted where there is a flow table."""
         counts = itertools.accumulate(self.count[_LATENCY:_LATENCY_SUM])
         return Latency(tuple(counts), self.count[_LATENCY_SUM] / 1e9)
+
+
+@contextlib.contextmanager
+def shared_with_monitor(stats: Iterable[Stats]) -> Iterator[None]:
+    """What is forked meanwhile keeps these relays: it has their memory and the monitors' pages."""
+    with contextlib.ExitStack() as stack:
+        for one in stats:
+            stack.enter_context(one.shared(with_monitor=True))
+        yield
 
 
 def count_latency(words: memoryview, seconds: float) -> None:

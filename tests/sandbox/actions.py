@@ -66,6 +66,20 @@ def _one(packet: bytes, fds: int = 0) -> Callable[[socket.socket], None]:
     return abuse
 
 
+def _two(first: bytes, second: bytes | None = None) -> Callable[[socket.socket], None]:
+    def abuse(sock: socket.socket) -> None:
+        post(sock, first)
+        post(sock, first if second is None else second)
+
+    return abuse
+
+
+def _orders(sock: socket.socket) -> None:
+    for _ in range(FLOOD):
+        for family in (0, 1):
+            post(sock, _record(Kind.ASK, family, 32))
+
+
 _LONG = _record(Kind.NOTE, Note.ERROR, text=b"x" * TEXT_LIMIT)
 _ASK = _record(Kind.ASK, 0, 32)
 
@@ -101,7 +115,20 @@ FORBIDDEN: dict[str, Callable[[socket.socket], None]] = {
     "no sockets": _one(_record(Kind.ASK, 0, 0)),
     "less than no sockets": _one(_record(Kind.ASK, 0, -1)),
     "sockets of no family": _one(_record(Kind.ASK, 7, 1)),
+    "READY again": _one(_record(Kind.READY)),
+    "READY again and again": _flood(_record(Kind.READY)),
+    "an answer that nobody asked for": _one(_record(Kind.PONG)),
+    "orders again and again": _flood(_ASK),
+    "orders of both families again and again": _orders,
+    "last words again": _two(_record(Kind.FATAL, text=b"so long")),
+    "a note after its last words": _two(_record(Kind.FATAL), _record(Kind.NOTE, Note.REFUSED)),
     "a note that is the monitor's own": _one(_record(Kind.NOTE, Note.RESTARTED, text=b"forged")),
+    "a note of the limit on descriptors": _one(_record(Kind.NOTE, Note.CROWDED)),
+    "a trace that nobody asked for": _one(_record(Kind.NOTE, Note.OPENED)),
+    "a note with wild numbers": _one(
+        _record(Kind.NOTE, 255, -(1 << 31), b"\x1b[2J\n\xff\0", (1 << 32) - 1)
+    ),
+    "the end of a flow that nobody asked for": _one(_record(Kind.FLOW, text=bytes(80))),
     "a descriptor beside a note": _one(_record(Kind.NOTE, Note.ERROR), 1),
     "a descriptor beside a request": _one(_ASK, 1),
     "a descriptor beside OPENED": _one(_record(Kind.OPENED, index=1), 1),
@@ -116,14 +143,13 @@ FORBIDDEN: dict[str, Callable[[socket.socket], None]] = {
 
 # Records that a relay may send, though not like this: whatever comes of it, all goes on.
 TOLERATED: dict[str, Callable[[socket.socket], None]] = {
-    "READY again and again": _flood(_record(Kind.READY)),
     "a flood of notes": _flood(_LONG),
-    "a note with wild numbers": _one(
-        _record(Kind.NOTE, 255, -(1 << 31), b"\x1b[2J\n\xff\0", (1 << 32) - 1)
+    "a flood of yields": _flood(_record(Kind.YIELD)),
+    "an escape in a note": _one(
+        _record(Kind.NOTE, Note.ERROR, -(1 << 31), b"\x1b[2J\n\xff\0", (1 << 32) - 1)
     ),
     "a refusal of errno 2**31-1": _one(_record(Kind.NOTE, Note.REFUSED, (1 << 31) - 1)),
     "last words that aren't": _one(_record(Kind.FATAL, text=b"verb\nobject\nreason\nhint\nmore")),
-    "a flood of requests": _flood(_ASK),
 }
 
 

@@ -28,7 +28,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 
-from hardsplice import keeper, linux
+from hardsplice import linux, supply
 from hardsplice.channel import Channel
 from tests.sandbox.job import ROLES, Job
 
@@ -156,7 +156,7 @@ class Scene:
     def pooled(self) -> int:
         """A TCP socket that is not connected: from its pool for a relay, a new one elsewhere."""
         if self.job.role not in RELAYS:
-            return keeper.open_socket(0)
+            return supply.open_socket(0)
         assert self.channel is not None
         record = self.channel.receive()
         if record is None or not record.fds:

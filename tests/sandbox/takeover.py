@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, NoReturn
 
-from hardsplice import container, isolate, keeper, linux, seal, seccomp
+from hardsplice import container, isolate, keeper, linux, seal, seccomp, supply
 from hardsplice.__main__ import main
 from hardsplice.channel import Channel, Kind, Record
 from hardsplice.monitor import HostMonitor
@@ -120,13 +120,14 @@ def start_relays(self: keeper.Keeper) -> None:
     for index in range(len(job.attempts) if mine else 0):
         ours, theirs = Channel.pair()
         parent = os.getpid()
-        pid = linux.fork()
+        with self.plan.stats.shared():
+            pid = linux.fork()
         if pid == 0:
             here.attempt = index
             relay.main(self.plan, theirs, parent)
         theirs.close()
         for family in self.plan.families:
-            fds = tuple(keeper.open_socket(family) for _ in range(2))
+            fds = tuple(supply.open_socket(family) for _ in range(2))
             ours.send(Record(Kind.SOCKETS, family, fds=fds))
             for fd in fds:
                 os.close(fd)

@@ -13,7 +13,7 @@ from hardsplice.control.routes import dispatch
 from hardsplice.control.world import RelayView, Snapshot
 from hardsplice.flowtable import FlowRow, State
 from hardsplice.forwarding import DIRECTIONS, Direction, Port, Ports
-from hardsplice.relay.stats import COUNTERS, GAUGES, LATENCY_BOUNDS, Latency
+from hardsplice.relay.stats import COUNTERS, GAUGES, KEPT, LATENCY_BOUNDS, Latency
 from tests.support.fake_worker import FakeWorker
 
 
@@ -35,7 +35,7 @@ def relay(direction: Direction, number: int = 0) -> RelayView:
     return RelayView(
         direction=direction,
         number=number,
-        counters={name: 100 + at for at, name in enumerate(COUNTERS)},
+        counters={name: 100 + at for at, name in enumerate((*COUNTERS, *KEPT))},
         gauges={**dict.fromkeys(GAUGES, 7), "pipes_open": 5, "pipes_free": 3},
         states={"connecting": 1, "established": 2, "half_closed": 0},
         latency=Latency(tuple(range(len(LATENCY_BOUNDS) + 1)), 1.5),

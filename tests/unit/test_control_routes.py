@@ -17,8 +17,10 @@ from hardsplice.control.routes import ROUTES, dispatch
 from hardsplice.errors import Failure
 from hardsplice.forwarding import Direction, Port, Source
 from hardsplice.ports import Forward
-from hardsplice.relay.stats import COUNTERS
+from hardsplice.relay.stats import COUNTERS, KEPT
 from tests.support.fake_world import FakeWorld, flow
+
+NAMES = (*COUNTERS, *KEPT)
 
 IN: Direction = "inbound"
 OUT: Direction = "outbound"
@@ -289,7 +291,7 @@ def test_status(world: FakeWorld) -> None:
     status = value(ask(world, "GET", "/v1/status"))
     assert (status["version"], status["pid"], status["uptimeSeconds"]) == ("1.2.3", 42, 12.5)
     assert (status["namespace"], status["lacking"]) == ("process 7", ["Landlock"])
-    calls = 3 * (100 + COUNTERS.index("denied_calls"))
+    calls = 3 * (100 + NAMES.index("denied_calls"))
     assert status["denied"] == {"call": calls, "record": calls + 3, "peer": 2}
     inbound, outbound = (status["directions"][name] for name in (IN, OUT))
     assert (inbound["ports"], inbound["relays"]) == (1, 1)

@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import socket
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -16,25 +19,29 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hardsplice.channel import Channel, Kind, Malformed, Record, close_all, discard
+from hardsplice.channel import Channel, Kind, Malformed, Record, Sent, close_all
+from hardsplice.control import portapi
 from hardsplice.errors import Failure
-from hardsplice.exchange import HostSide, TargetSide, decode, encode
+from hardsplice.exchange import ANSWER_SECONDS, WAITING_MAX, HostSide, TargetSide
 from hardsplice.forwarding import Direction
 from hardsplice.ports import Forward
 from hardsplice.relay.engine import Listener
 from hardsplice.relay.sockets import IPV4, IPV6
+from hardsplice.requests import decode, encode
+from hardsplice.spec import Refusal, is_interface_name
 from tests.support.descriptors import open_descriptors
+from tests.support.fake_upward import Timers
 
 BOTH = (IPV4, IPV6)
 
 addresses = st.none() | st.ip_addresses(v=4) | st.ip_addresses(v=6)
 ports = st.integers(1, 65535)
-interfaces = st.none() | st.binary(min_size=1, max_size=15).filter(lambda name: 0 not in name)
+interfaces = st.none() | st.text("eth0.-@é", min_size=1, max_size=15).filter(is_interface_name)
 
 
-def forward(port: int, target: str | None = None) -> Forward:
+def forward(port: int, target: str | None = None, interface: str | None = None) -> Forward:
     address = ip_address("127.0.0.1")
-    return Forward(address, None, port, ip_address(target) if target else None, 80, True)
+    return Forward(address, interface, port, ip_address(target) if target else None, 80, True)
 
 
 # --- forwards in records ---
@@ -42,11 +49,9 @@ def forward(port: int, target: str | None = None) -> Forward:
 
 @given(addresses, interfaces, ports, addresses, ports)
 def test_a_forward_arrives_as_it_was_sent(
-    address: Any, interface: bytes | None, port: int, target: Any, target_port: int
+    address: Any, interface: str | None, port: int, target: Any, target_port: int
 ) -> None:
-    sent = Forward(
-        address, os.fsdecode(interface) if interface else None, port, target, target_port, True
-    )
+    sent = Forward(address, interface, port, target, target_port, True)
     if isinstance(address, IPv6Address):
         assert address.scope_id is None
     assert decode(encode(sent)) == sent
@@ -57,6 +62,7 @@ def test_any_bytes_are_a_forward_or_malformed(text: bytes) -> None:
     with contextlib.suppress(Malformed):
         made = decode(text)
         assert made.address is None or isinstance(made.address, IPv4Address | IPv6Address)
+        assert made.interface is None or is_interface_name(made.interface)
         assert 0 < made.port < 65536
         assert 0 < made.target_port < 65536
 
@@ -95,7 +101,14 @@ class Sides:
     def __init__(self) -> None:
         self.host_end, self.target_end = Channel.pair()
         self.inbound, self.outbound = Crew(), Crew()
-        self.host = HostSide(self.host_end, cast(Any, self.outbound), BOTH)
+        self.timers, self.trouble = Timers(), list[Failure]()
+        self.host = HostSide(
+            self.host_end,
+            cast(Any, self.outbound),
+            BOTH,
+            cast(Any, self.timers),
+            self.trouble.append,
+        )
         self.target = TargetSide(self.target_end, cast(Any, self.inbound), BOTH)
         self.told: list[object] = []
 
@@ -298,7 +311,7 @@ def test_a_descriptor_that_is_not_the_listener_is_malformed(
         record = Record(Kind.SERVE, index=1, text=encode(forward(port)), fds=(fds[0],))
         with pytest.raises(Malformed):
             sides.target.take(record)
-    discard(fds)
+    close_all(fds)
     assert sides.told == []
 
 
@@ -342,3 +355,265 @@ def test_any_number_for_an_error_has_words(sides: Sides, code: int, port: int) -
     (failure,) = sides.told
     assert isinstance(failure, Failure)
     assert str(failure)
+
+
+# --- nothing lasts for ever ---
+
+
+def reasons(sides: Sides) -> list[str | None]:
+    """What those who asked were told."""
+    return [one.reason if isinstance(one, Failure) else None for one in sides.told]
+
+
+def let_time_pass(sides: Sides, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The target monitor's time to answer is over."""
+    later = time.monotonic() + ANSWER_SECONDS + 1
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    while sides.timers.due:
+        sides.timers.due.pop()[1]()
+
+
+BAD_NAMES = ["\ud800", "a\0b", "a b", "a/b", "a:b", "\u00e9th0", "x" * 16, ".", "..", ""]
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+@directions
+def test_a_name_that_can_not_be_an_interfaces_ends_its_own_request_only(
+    sides: Sides, direction: Direction, name: str, port: int
+) -> None:
+    """Were it ever to come so far."""
+    sides.add(1, direction, forward(port, interface=name))
+    sides.add(2, direction, forward(port))
+    sides.pass_on()
+    (first, second) = sides.told
+    assert isinstance(first, Failure)
+    assert "ValueError" in first.reason
+    assert second is None, "the next one is served"
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_such_a_name_in_a_record_is_malformed(name: str) -> None:
+    text = encode(forward(80, interface="e"))
+    raw = name.encode("utf-8", "surrogatepass")[:16]
+    if raw:
+        with pytest.raises(Malformed):
+            decode(text[:-16] + raw.ljust(16, b"\0" if 0 not in raw else b"x"))
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(
+            ["proto", "parentIP", "parentPort", "childIP", "childPort", "direction", "x"]
+        ),
+        json_values | st.sampled_from(["tcp", "outbound", "inbound", "%eth0", "127.0.0.1", 80]),
+    ),
+    st.text(max_size=20),
+)
+def test_whatever_json_can_carry_is_refused_or_can_be_sent(given_: Any, name: str) -> None:
+    """As far as it gets is the record; nothing else than a refusal stops it before."""
+    for body in (given_, {"proto": "tcp", "parentPort": 8, "childPort": 8, "parentIP": f"%{name}"}):
+        try:
+            _, _, made = portapi.read_spec(json.dumps(body).encode(), (4, 6))
+        except (portapi._WrongError, Refusal) as error:
+            json.dumps(str(error)).encode()
+            continue
+        assert decode(encode(made)) == made
+
+
+class _Unforeseen(Exception):
+    pass
+
+
+def _raises(*_: object, **__: object) -> Any:
+    raise _Unforeseen("nobody foresaw this")
+
+
+@pytest.mark.parametrize(
+    "where", ["requests.open_listener", "requests.encode", "channel.Channel.send"]
+)
+def test_whatever_goes_wrong_before_a_request_is_sent_ends_that_request_only(
+    sides: Sides, where: str, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = open_descriptors()
+    monkeypatch.setattr(f"hardsplice.{where}", _raises)
+    sides.add(1, "inbound", forward(port))
+    monkeypatch.undo()
+    assert open_descriptors() == before
+    sides.add(2, "inbound", forward(port))
+    sides.pass_on()
+    assert reasons(sides) == ["_Unforeseen: nobody foresaw this", None]
+
+
+@directions
+def test_whatever_goes_wrong_in_the_target_monitor_is_answered(
+    sides: Sides, direction: Direction, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sides.add(1, direction, forward(port))
+    sides.add(2, direction, forward(port))
+    record = sides.target_end.receive(wait=False)
+    assert record is not None
+    for name in ("open_listener", "listener_for"):
+        monkeypatch.setattr(f"hardsplice.exchange.{name}", _raises)
+    sides.target.take(record)
+    monkeypatch.undo()
+    sides.pass_on()
+    assert reasons(sides) == [os.strerror(errno.EINVAL), None]
+
+
+def test_whatever_goes_wrong_with_an_answer_ends_that_request_only(
+    sides: Sides, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sides.add(1, "outbound", forward(port))
+    record = sides.target_end.receive(wait=False)
+    assert record is not None
+    sides.target.take(record)
+    answer = sides.host_end.receive(wait=False)
+    assert answer is not None
+    monkeypatch.setattr("hardsplice.requests.listener_for", _raises)
+    sides.host.take(answer)
+    monkeypatch.undo()
+    sides.add(2, "outbound", forward(port))
+    sides.pass_on()
+    assert reasons(sides) == ["_Unforeseen: nobody foresaw this", None]
+
+
+def test_an_asker_that_stumbles_over_the_outcome_keeps_nobody_else_from_theirs(
+    sides: Sides, port: int
+) -> None:
+    sides.host.add(1, "inbound", forward(port), _raises)
+    sides.remove(1, "inbound")
+    sides.pass_on()
+    assert sides.told == [1]
+    assert ["_Unforeseen" in one.reason for one in sides.trouble] == [True]
+
+
+def test_an_asker_that_asks_again_at_once_does_not_recurse(sides: Sides, port: int) -> None:
+    """Each of its requests fails at once."""
+    asked = 0
+    sides.target_end.close()
+
+    def again(_: object) -> None:
+        nonlocal asked
+        asked += 1
+        if asked < 2 * sys.getrecursionlimit():
+            sides.host.add(asked, "outbound", forward(port), again)
+
+    sides.host.add(0, "outbound", forward(port), again)
+    assert asked == 2 * sys.getrecursionlimit()
+    assert sides.trouble == []
+
+
+def test_a_target_monitor_that_does_not_answer_keeps_nobody_waiting(
+    sides: Sides, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = len(open_descriptors())
+    for index in range(3):
+        sides.add(index, "outbound", forward(port))
+    assert len(sides.timers.due) == 1
+    let_time_pass(sides, monkeypatch)
+    assert reasons(sides) == ["the target monitor does not answer"] * 3
+    for direction in ("inbound", "outbound"):
+        sides.add(9, direction, forward(port))
+    assert reasons(sides)[3:] == ["the target monitor does not answer"] * 2
+    assert sides.timers.due == []
+    assert not sides.host.waiting
+    assert len(open_descriptors()) == before
+    assert len(sides.trouble) == 1
+    # ... but once it answers all is well again.
+    sides.pass_on()
+    sides.add(10, "inbound", forward(port))
+    sides.pass_on()
+    assert sides.told[-1] is None
+    assert list(sides.outbound.listeners) == [], "what came too late was wanted by nobody"
+
+
+def test_an_answer_that_is_late_is_not_the_next_one_s(
+    sides: Sides, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was served too late is ended before anything else is done."""
+    sides.add(1, "inbound", forward(port))
+    let_time_pass(sides, monkeypatch)
+    sides.remove(7, "inbound")
+    record = sides.target_end.receive(wait=False)
+    assert record is not None
+    with pytest.raises(BlockingIOError):
+        sides.target_end.receive(wait=False)
+    sides.target.take(record)
+    assert list(sides.inbound.listeners) == [1]
+    sides.pass_on()
+    assert sides.inbound.removed == [(1, True), (7, True)]
+    assert sides.inbound.listeners == {}
+    assert sides.told[1:] == [7]
+
+
+def test_to_end_a_port_can_wait(sides: Sides, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until it is ended it is held, whatever was said."""
+    sides.remove(1, "inbound")
+    sides.add(2, "inbound", forward(port))
+    sides.remove(3, "inbound")
+    let_time_pass(sides, monkeypatch)
+    assert reasons(sides) == ["the target monitor does not answer"]
+    sides.pass_on()
+    assert sides.told[1:] == [1, 3]
+
+
+def test_an_answer_in_time_stops_the_clock(sides: Sides, port: int) -> None:
+    sides.add(1, "inbound", forward(port))
+    sides.pass_on()
+    ((_, look),) = sides.timers.due
+    sides.timers.due.clear()
+    look()
+    assert sides.timers.due == [], "an idle monitor sleeps"
+    assert not sides.host.is_late
+
+
+def test_no_more_requests_wait_than_there_are_ports(sides: Sides, port: int) -> None:
+    sides.add(0, "outbound", forward(port))
+    done: Any = sides.told.append
+    for index in range(1, WAITING_MAX + 1):
+        sides.host.add(index, "outbound", forward(port), done)
+    assert sides.told == []
+    sides.add(WAITING_MAX + 1, "outbound", forward(port))
+    assert reasons(sides) == ["the target monitor does not answer"]
+
+
+@directions
+def test_too_many_descriptors_under_way_are_told_of(
+    sides: Sides, direction: Direction, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To whoever asked, and in the log."""
+    sides.add(1, direction, forward(port)) if direction == "outbound" else None
+    record = sides.target_end.receive(wait=False) if direction == "outbound" else None
+    send = Channel.send
+
+    def crowded(channel: Channel, record: Record, *, wait: bool = True) -> Sent:
+        return Sent.CROWDED if record.fds else send(channel, record, wait=wait)
+
+    monkeypatch.setattr(Channel, "send", crowded)
+    if record is None:
+        sides.add(1, direction, forward(port))
+    else:
+        sides.target.take(record)
+        sides.pass_on()
+    (failure,) = sides.told
+    for one in (failure, *sides.trouble):
+        assert isinstance(one, Failure)
+        assert one.reason == os.strerror(errno.ETOOMANYREFS)
+        assert one.hint is not None
+        assert "a user of its own" in one.hint
+    assert len(sides.trouble) == 1
+
+
+def test_an_error_that_no_kernel_knows_is_not_repeated(sides: Sides, port: int) -> None:
+    """Each would be a kind of line of its own, without end."""
+    for index, code in enumerate(range(10**6, 10**6 + 5)):
+        sides.add(index, "outbound", forward(port))
+        sides.host.take(Record(Kind.OPENED, index=index, detail=code))
+    assert set(reasons(sides)) == {os.strerror(errno.EPROTO)}

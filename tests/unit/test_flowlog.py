@@ -101,7 +101,7 @@ def test_ends_that_were_missed_are_counted_once_each(capfd: pytest.CaptureFixtur
     stats.count[UNLOGGED] = 3
     flows.ended("inbound", End.FIN, row)
     assert "inbound: 3 ends of flows are not in the log" in capfd.readouterr().err
-    stats.count[UNPASSED] = 4
+    stats.kept[UNPASSED] = 4
     flows.ended("inbound", End.FIN, row)
     assert "not in the log" not in capfd.readouterr().err, "at most once a second"
     log.limiter._last["missed", "inbound"] -= 2 * LINES_A_SECOND

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -15,25 +16,30 @@ from typing import Any, cast
 import pytest
 
 from hardsplice import seal
-from hardsplice.channel import Channel, Kind, Note, Record, close_all
+from hardsplice.channel import Channel, Kind, Note, Record, Sent, close_all, encode
+from hardsplice.deaths import (
+    DEATHS_MAX,
+    DELAYS,
+    WINDOW,
+    Backoff,
+    describe_status,
+    is_denial,
+)
+from hardsplice.dialogue import RELAY, Dialogue
 from hardsplice.flowtable import RECORD_SIZE, End, read_record
 from hardsplice.keeper import (
     DEAF_SECONDS,
-    DEATHS_MAX,
-    DELAYS,
+    ROWS_A_PASS,
     TELL_SECONDS,
-    WINDOW,
-    Backoff,
     Keeper,
-    describe_status,
-    is_denial,
-    open_socket,
     wait_for,
 )
+from hardsplice.notes import BY_KEEPERS, BY_RELAYS, BY_TRACED_RELAYS
 from hardsplice.relay.engine import Listener
-from hardsplice.relay.main import Plan
+from hardsplice.relay.main import NOTE_SECONDS, Plan
 from hardsplice.relay.sockets import POOL_SIZE
-from hardsplice.relay.stats import Stats
+from hardsplice.relay.stats import DENIED_RECORDS, RESTARTS, Stats
+from hardsplice.supply import SHORT_SECONDS, open_socket
 from tests.support.descriptors import open_descriptors
 from tests.support.fake_upward import Above, Timers
 
@@ -127,17 +133,20 @@ def test_a_child_that_does_not_leave_is_killed(leaves: bool) -> None:
 
 
 Stand = tuple[Keeper, Above, Channel]
+FAMILIES = (0,)
 
 
 @pytest.fixture
 def stand() -> Iterator[Stand]:
-    """A keeper whose relay is a process that does nothing, and the relay's end of the channel."""
+    """A keeper whose relay is a process that does nothing but that it has said READY, and the
+    relay's end of the channel.
+    """
     above = Above()
     plan = Plan(
         direction="inbound",
         workers=1,
         listeners=(),
-        families=(0,),
+        families=FAMILIES,
         pipe_size=4096,
         filter=b"",
         stats=Stats(8),
@@ -150,6 +159,9 @@ def stand() -> Iterator[Stand]:
     pid = spawn("sleep", "1000")
     keeper.channel, theirs = Channel.pair()
     keeper.pid, keeper.pidfd = pid, os.pidfd_open(pid)
+    theirs.send(Record(Kind.READY))
+    keeper._on_channel()
+    above.said.clear()
     yield keeper, above, theirs
     with contextlib.suppress(ProcessLookupError, ChildProcessError):
         os.kill(pid, signal.SIGKILL)
@@ -184,8 +196,9 @@ def test_a_relay_gets_the_sockets_that_it_asks_for(stand: Stand) -> None:
         Record(Kind.ASK, 0, detail=POOL_SIZE + 1),
         Record(Kind.ASK, 1, detail=1),  # a family that the plan has no use for
         Record(Kind.ASK, 200, detail=1),
-        Record(Kind.NOTE, Note.RESTARTED),
-        Record(Kind.NOTE, Note.SOCKETS),
+        *(Record(Kind.NOTE, kind) for kind in (*BY_KEEPERS, *BY_TRACED_RELAYS, 0, 200)),
+        Record(Kind.READY),
+        Record(Kind.PONG),
         Record(Kind.FLOW, End.FIN),
         Record(Kind.FLOW, End.FIN, text=bytes(RECORD_SIZE)),
         Record(Kind.LISTENERS),
@@ -212,8 +225,6 @@ def test_a_relay_that_asks_for_anything_else_is_ended(stand: Stand, record: Reco
 @pytest.mark.parametrize("breach", [True, False])
 def test_a_relay_that_breaks_the_rules_is_counted_as_one(stand: Stand, breach: bool) -> None:
     keeper, above, relay = stand
-    relay.send(Record(Kind.READY))
-    keeper._on_channel()
     if breach:
         relay.send(Record(Kind.GO))
         keeper._on_channel()
@@ -224,7 +235,7 @@ def test_a_relay_that_breaks_the_rules_is_counted_as_one(stand: Stand, breach: b
     counted = keeper.plan.stats.snapshot()
     assert (counted["restarts"], counted["denied_records"]) == (1, int(breach))
     assert counted["denied_calls"] == 0
-    kind, _, _, text = above.said[1]
+    kind, _, _, text = above.said[0]
     assert kind == Note.RESTARTED
     assert (b"protocol" in text) == breach
 
@@ -248,30 +259,202 @@ def test_nonsense_from_a_relay_ends_it(stand: Stand) -> None:
     assert "protocol" in keeper.last_words
 
 
-def test_ready_is_told_once_and_notes_are_passed_on(stand: Stand) -> None:
+def anew(keeper: Keeper) -> None:
+    """The relay has just been started."""
+    keeper.dialogue = Dialogue(RELAY)
+
+
+def test_that_it_is_ready_is_told_of_the_first_relay_only(stand: Stand) -> None:
     keeper, above, relay = stand
-    relay.send(Record(Kind.READY))
-    relay.send(Record(Kind.READY))
+    keeper.was_ready = False
+    for said in (["ready"], ["ready"]):
+        anew(keeper)
+        relay.send(Record(Kind.READY))
+        keeper._on_channel()
+        assert above.said == said
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        Record(Kind.NOTE, Note.REFUSED),
+        Record(Kind.ASK, 0, detail=1),
+        Record(Kind.YIELD),
+        Record(Kind.PONG),
+        Record(Kind.FLOW, End.FIN, text=bytes(RECORD_SIZE)),
+    ],
+    ids=str,
+)
+def test_a_relay_that_is_not_ready_has_nothing_else_to_say(stand: Stand, record: Record) -> None:
+    keeper, above, relay = stand
+    anew(keeper)
+    relay.send(record)
+    keeper._on_channel()
+    assert (keeper.is_cut_off, above.said) == (True, [])
+
+
+def test_after_its_last_words_a_relay_has_nothing_to_say(stand: Stand) -> None:
+    keeper, above, relay = stand
+    relay.send(Record(Kind.FATAL, text=b"so long"))
+    keeper._on_channel()
+    # It ends by itself, and how it does is of interest.
+    assert (keeper.is_cut_off, keeper.last_words) == (False, "so long")
+    relay.send(Record(Kind.YIELD))
+    keeper._on_channel()
+    assert (keeper.is_cut_off, above.said) == (True, [])
+
+
+def test_a_breach_among_the_last_words_of_a_relay_that_is_told_to_leave(stand: Stand) -> None:
+    keeper, above, relay = stand
+    relay.send(Record(Kind.YIELD))
+    relay.send(Record(Kind.GO))
+    relay.send(Record(Kind.YIELD))
+    os.kill(keeper.pid, signal.SIGKILL)
+    keeper.stop()
+    assert above.said == ["yields"]
+
+
+def test_notes_are_passed_on(stand: Stand) -> None:
+    keeper, above, relay = stand
     relay.send(Record(Kind.NOTE, Note.REFUSED, 5, 111, b"text"))
     relay.send(Record(Kind.YIELD))
-    for _ in range(4):
+    for _ in range(2):
         keeper._on_channel()
-    assert above.said == ["ready", (Note.REFUSED, 111, 5, b"text"), "yields"]
+    assert above.said == [(Note.REFUSED, 111, 5, b"text"), "yields"]
 
 
-def test_an_answer_is_passed_on_once_for_each_question(stand: Stand) -> None:
+def test_notes_are_passed_on_no_oftener_than_a_relay_makes_them(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a relay could have two monitors do nothing else."""
     keeper, above, relay = stand
-    relay.send(Record(Kind.PONG))
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+
+    def flood() -> None:
+        for _ in range(10):
+            for kind in BY_RELAYS:
+                relay.send(Record(Kind.NOTE, kind))
+                keeper._on_channel()
+
+    flood()
+    assert sorted(kind for kind, *_ in above.said) == sorted(BY_RELAYS)
+    now += NOTE_SECONDS
+    flood()
+    assert len(above.said) == 2 * len(BY_RELAYS)
+    assert not keeper.is_cut_off
+
+
+def test_each_flow_is_traced_where_that_was_asked_for(stand: Stand) -> None:
+    keeper, above, relay = stand
+    keeper.plan = replace(keeper.plan, trace=True)
+    for _ in range(3):
+        relay.send(Record(Kind.NOTE, Note.OPENED, 5))
+        keeper._on_channel()
+    assert above.said == [(Note.OPENED, 0, 5, b"")] * 3
+
+
+def test_a_second_order_of_sockets_while_one_is_open_is_a_breach(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper, _, relay = stand
+    monkeypatch.setattr("hardsplice.supply.open_socket", no_socket)
+    for _ in range(2):
+        assert not keeper.is_cut_off
+        relay.send(Record(Kind.ASK, 0, detail=32))
+        keeper._on_channel()
+    assert keeper.is_cut_off
+    assert "has not got" in keeper.last_words
+
+
+def no_socket(_: int) -> int:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+def test_orders_that_can_not_be_served_are_one_timer(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many families and relays there were."""
+    keeper, above, relay = stand
+    keeper.plan = replace(keeper.plan, families=(0, 1))
+    timers = cast(Timers, keeper.loop)
+    monkeypatch.setattr("hardsplice.supply.open_socket", no_socket)
+    for _ in range(5):
+        for family in (0, 1):
+            relay.send(Record(Kind.ASK, family, detail=32))
+            keeper._on_channel()
+        keeper.supply.forget()  # and another relay takes its place
+    assert [seconds for seconds, _ in timers.due] == [SHORT_SECONDS]
+    assert {kind for kind, *_ in above.said} == {Note.SOCKETS}
+    for family in (0, 1):
+        relay.send(Record(Kind.ASK, family, detail=2))
+        keeper._on_channel()
+    monkeypatch.undo()
+    timers.due.pop()[1]()
+    assert heard(relay) == [(Kind.SOCKETS, 0)] * 2
+    assert timers.due == []
+
+
+def test_a_channel_that_stays_full_is_tried_less_and_less(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper, _, relay = stand
+    timers = cast(Timers, keeper.loop)
+    monkeypatch.setattr(Channel, "send", lambda *_, **__: Sent.FULL)
+    relay.socket.send(encode(Record(Kind.ASK, 0, detail=1)))
     keeper._on_channel()
-    assert above.said == [], "nobody has asked"
-    keeper.ask_alive()
-    asked = relay.receive(wait=False)
-    assert asked is not None
-    assert asked.kind == Kind.PING
+    waited: list[float] = []
+    while not waited or waited[-1] < SHORT_SECONDS:
+        seconds, again = timers.due.pop()
+        waited.append(seconds)
+        again()
+        assert len(timers.due) == 1
+    assert waited == sorted(set(waited))
+    assert waited[-1] == SHORT_SECONDS
+
+
+def test_too_many_descriptors_under_way_are_told_of_and_tried_again(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are counted per user: the relay is not to blame, and is not taken for deaf."""
+    keeper, above, relay = stand
+    timers = cast(Timers, keeper.loop)
+    monkeypatch.setattr(Channel, "send", lambda *_, **__: Sent.CROWDED)
+    relay.socket.send(encode(Record(Kind.ASK, 0, detail=1)))
+    keeper._on_channel()
+    keeper.add(listener(stand, 1))
+    later = time.monotonic() + 2 * DEAF_SECONDS
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    for _ in range(2):
+        due, timers.due = timers.due, []
+        assert [seconds for seconds, _ in due] == [SHORT_SECONDS] * 2
+        for _, again in due:
+            again()
+    assert not keeper.is_cut_off
+    assert {said[0] for said in above.said} == {Note.CROWDED}
+    assert {said[3] for said in above.said} == {b"sockets", b"listeners"}
+    monkeypatch.undo()
+    for _, again in timers.due:
+        again()
+    assert sorted(heard(relay)) == [(Kind.SOCKETS, 0), (Kind.SERVE, 1)]
+
+
+def test_an_answer_is_passed_on_once_for_each_round_of_questions(stand: Stand) -> None:
+    """Whoever was slow owes two, and gives them at once."""
+    keeper, above, relay = stand
+    for _ in range(2):
+        keeper.ask_alive()
+        asked = relay.receive(wait=False)
+        assert asked is not None
+        assert asked.kind == Kind.PING
     for _ in range(2):
         relay.send(Record(Kind.PONG))
         keeper._on_channel()
     assert above.said == ["alive"]
+    assert not keeper.is_cut_off
+    relay.send(Record(Kind.PONG))
+    keeper._on_channel()
+    assert keeper.is_cut_off, "nobody has asked"
 
 
 def test_a_relay_that_was_being_replaced_answers_by_being_there(stand: Stand) -> None:
@@ -281,6 +464,7 @@ def test_a_relay_that_was_being_replaced_answers_by_being_there(stand: Stand) ->
     keeper.is_cut_off = True
     keeper.ask_alive()
     keeper.is_cut_off = False
+    anew(keeper)
     relay.send(Record(Kind.READY))
     keeper._on_channel()
     assert above.said == ["alive"]
@@ -333,6 +517,42 @@ def test_flows_of_a_relay_that_was_killed_are_reported_and_their_bytes_are_kept(
     assert list(keeper.plan.stats.flows) == []
     assert keeper.plan.stats.snapshot()["bytes_to_target"] == 17
     assert keeper.plan.stats.snapshot()["restarts"] == 1
+
+
+def test_the_books_of_a_relay_are_closed_a_piece_at_a_time(stand: Stand) -> None:
+    """A full table must not hold the others up; the next relay is started after that."""
+    keeper, above, _ = stand
+    timers = cast(Timers, keeper.loop)
+    rows = 3 * ROWS_A_PASS
+    keeper.plan = replace(keeper.plan, stats=Stats(rows))
+    table = keeper.plan.stats.flows
+    assert table is not None
+    for at in table.positions():
+        table.open(at, 3, (bytes(16), 1), (bytes(16), 2), 1.0)
+    os.kill(keeper.pid, signal.SIGKILL)
+    keeper._on_exit()
+    passes = 1
+    while timers.due and timers.due[-1][1] != keeper.start:
+        assert len(above.said) <= passes * ROWS_A_PASS
+        seconds, again = timers.due.pop()
+        assert seconds == 0
+        again()
+        passes += 1
+    assert [again for _, again in timers.due] == [keeper.start]
+    assert len([one for one in above.said if one[0] == End.RELAY_DIED]) == rows
+    assert passes == 4
+
+
+def test_what_a_monitor_counts_is_not_the_relay_s_to_write(stand: Stand) -> None:
+    """The largest number there would end the monitor when it adds one."""
+    keeper, _, _ = stand
+    stats = keeper.plan.stats
+    stats.count[:] = memoryview(b"\xff" * 8 * len(stats.count)).cast("Q")
+    keeper.is_in_breach = True
+    os.kill(keeper.pid, signal.SIGKILL)
+    keeper._on_exit()
+    assert (stats.kept[RESTARTS], stats.kept[DENIED_RECORDS]) == (1, 1)
+    assert stats.snapshot()["restarts"] == 1
 
 
 @pytest.mark.parametrize("family", [0, 1])

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from hardsplice.errors import Failure
 from hardsplice.ports import Address, Auto, Forward, Layout, lay_out, parse
+from hardsplice.spec import is_interface_name
 
 EPHEMERAL = (32768, 60999)
 NOT_EPHEMERAL = 65535 - (60999 - 32768 + 1)
@@ -259,10 +260,10 @@ def test_a_port_given_by_number_takes_it_from_an_overlapping_all(specs: tuple[st
         ("255.255.255.255/80", "the broadcast address", "TCP has no use for"),
         ("127.0.0.1/80,::1/80", "'::1/80' gives an address again", "repeat the option"),
         ("127.0.0.1/80,10.0.0.1/80", "'10.0.0.1/80' gives an address again", "repeat the option"),
-        ("%/80", "'' is not an interface's name", "1 to 15 bytes"),
+        ("%/80", "'' is not an interface's name", "1 to 15 printable"),
         ("%exactly16bytes.x/80", "'exactly16bytes.x' is not an interface's name", "1 to 15"),
-        ("%éééééééé/80", "is not an interface's name", "1 to 15 bytes"),
-        ("%../80", "'..' is not an interface's name", "1 to 15 bytes"),
+        ("%éééééééé/80", "is not an interface's name", "1 to 15 printable"),
+        ("%../80", "'..' is not an interface's name", "1 to 15 printable"),
         ("%a:b/80", "'a:b' is not an interface's name", "none of them '/', ':' or a space"),
     ],
 )
@@ -328,9 +329,19 @@ def test_one_family_refuses_an_address_of_the_other(family: int, spec: str) -> N
     assert f"leave out -{family}, or write an IPv{family} address" in message
 
 
-@pytest.mark.parametrize("name", ["\udcff" * 15, "\ud800", "é" * 7])
-def test_an_interfaces_name_is_bytes_to_the_kernel(name: str) -> None:
-    assert [f.interface for f in forwards(f"%{name}/80")] == [name]
+@pytest.mark.parametrize(
+    "name", ["\udcff" * 15, "\ud800", "é", "a\0", "\0", "a\x7f", "a\x1b", "a" * 16, ".", ""]
+)
+def test_what_can_not_be_an_interfaces_name_is_refused(name: str) -> None:
+    """The kernel takes bytes that are no ASCII; which name they are depends on the locale."""
+    assert "is not an interface's name" in refusal(f"%{name}/80")
+    assert not is_interface_name(name)
+
+
+def test_every_other_character_may_be_in_an_interfaces_name() -> None:
+    for code in range(ord("!"), 0x7F):
+        name = f"a{chr(code)}"
+        assert is_interface_name(name) == (chr(code) not in "/:")
 
 
 def test_a_terminal_escape_in_a_spec_stays_text() -> None:

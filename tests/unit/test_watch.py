@@ -129,7 +129,13 @@ class Stand:
         directions: frozenset[Direction] = frozenset(("inbound", "outbound"))
         self.ports = Ports(list(there), 100, directions, self.worker, lambda _: None)
         self.said: list[str] = []
-        self.follower = Follower("inbound", self.ports, lambda one: self.said.append(str(one)))
+        self.outcomes = 0
+        self.follower = Follower(
+            "inbound", self.ports, lambda one: self.said.append(str(one)), self.count
+        )
+
+    def count(self) -> None:
+        self.outcomes += 1
 
     def follow(self, *ports: int, now: float = 0.0) -> bool:
         return self.follower.follow([forward(port) for port in ports], now)
