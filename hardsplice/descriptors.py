@@ -32,7 +32,7 @@ LIFELINE_FD = 9  # what the target monitor's life hangs on (lifeline.py)
 FIRST_LISTENER = 10
 
 # Places for listeners that come at run time: so many, or that part of all descriptors.
-LATE_MAX, LATE_SHARE = 4096, 8
+LATE_MAX, LATE_SHARE = 4096, 4
 
 
 def raise_limit() -> int:
