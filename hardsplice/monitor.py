@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -36,6 +37,8 @@ from hardsplice.watch import Watch, Watched
 if TYPE_CHECKING:
     from hardsplice.control.host import Control, HostWorld
 
+# For the target monitor to end its relays, each of which has STOP_SECONDS, and to leave
+END_SECONDS = STOP_SECONDS + 0.2
 TOLD = (Kind.READY, Kind.FATAL, Kind.NOTE, Kind.FLOW, Kind.PONG)
 ANSWERS = (Kind.OPENED, Kind.SERVED, Kind.CLOSED)
 # What is passed on to COMMAND when it is sent to hardsplice; without a COMMAND the first two end
@@ -51,6 +54,7 @@ class Child:
     pid: int
     pidfd: int
     channel: Channel
+    line: int  # which it hangs on (lifeline.py)
 
 
 @dataclass(slots=True)
@@ -148,12 +152,16 @@ class HostMonitor:
     def close(self) -> None:
         """End what belongs to us, and wait until it has ended: no port is held after that."""
         self.host.notifier.status(str(self.failure or "ending"), "STOPPING=1")
-        self.crew.stop()
         monitor = self.host.monitor
         if monitor:
             monitor.channel.finish()
-            hear(monitor.channel, monitor.pidfd, 2 * STOP_SECONDS, self._hear_monitor)
+        deadline = time.monotonic() + END_SECONDS
+        self.crew.stop()
+        if monitor:
+            left = deadline - time.monotonic()
+            hear(monitor.channel, monitor.pidfd, left, self._hear_monitor)
             monitor.channel.drain()
+            os.close(monitor.line)
             wait_for(monitor.pid, monitor.pidfd, 0)
             self.host.monitor = None
         inside = self.host.container
