@@ -25,6 +25,7 @@ from hardsplice.flowlog import FlowLog, Traffic
 from hardsplice.flowtable import Nonsense
 from hardsplice.forwarding import Direction, Port, Ports
 from hardsplice.keeper import STOP_SECONDS, describe_status, hear, wait_for
+from hardsplice.lifeline import Hold
 from hardsplice.listeners import describe
 from hardsplice.log import Level, Log
 from hardsplice.loop import Loop
@@ -54,7 +55,7 @@ class Child:
     pid: int
     pidfd: int
     channel: Channel
-    line: int  # which it hangs on (lifeline.py)
+    line: Hold  # which it hangs on
 
 
 @dataclass(slots=True)
@@ -161,7 +162,7 @@ class HostMonitor:
             left = deadline - time.monotonic()
             hear(monitor.channel, monitor.pidfd, left, self._hear_monitor)
             monitor.channel.drain()
-            os.close(monitor.line)
+            monitor.line.let_go()
             wait_for(monitor.pid, monitor.pidfd, 0)
             self.host.monitor = None
         inside = self.host.container

@@ -310,7 +310,7 @@ class Setup:
         os.close(hung_on)
         if folder is not None:
             os.close(folder)
-        self.monitor = Child(pid, os.pidfd_open(pid), ours, held)
+        self.monitor = Child(pid, os.pidfd_open(pid), ours, lifeline.Hold(held))
         self._receive_listeners(ours)
 
     def _receive_listeners(self, channel: Channel) -> None:
@@ -407,7 +407,7 @@ class Setup:
             if part:
                 keep += [part.pidfd, part.channel.fileno()]
         if self.monitor:
-            keep.append(self.monitor.line)
+            keep.append(self.monitor.line.fileno())
         if self.target:
             keep += [fd for fd in (self.target.process, self.target.watch) if fd is not None]
         keep += [fd for _, fd in self.target_listeners]
@@ -497,7 +497,7 @@ class Setup:
                 continue
             child.channel.close()
             if isinstance(child, Child):
-                os.close(child.line)
+                child.line.let_go()
             pid = child.pid if isinstance(child, Child) else child.init
             with contextlib.suppress(OSError):
                 signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
