@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, NoReturn
 
-from hardsplice import container, isolate, keeper, linux, seal, seccomp
+from hardsplice import container, isolate, joining, keeper, linux, seal, seccomp
 from hardsplice.__main__ import main
 from hardsplice.channel import Channel, Kind, Record
 from hardsplice.monitor import HostMonitor
@@ -209,6 +209,7 @@ def take_over() -> None:
     isolate.init_steps = inits_own(isolate.init_steps)
     if job.bare:
         isolate.Lockdown.run = only_the_filter  # type: ignore[method-assign]
+        joining.Tie.renew = lambda self: None  # type: ignore[method-assign]
         seal.seal = lambda tell: None
     if job.props:
         scene.gather()
