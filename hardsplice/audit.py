@@ -218,7 +218,7 @@ def report(root: int, lacking: list[str], form: str) -> str:
     if form == "json":
         tree = [dataclasses.asdict(one) | {"may": one.may} for one in processes]
         return json.dumps({"processes": tree, "lacking": lacking}, indent=2)
-    said = [f"not in force, since this kernel lacks it: {layer}" for layer in lacking]
+    said = [f"not in force: {layer}" for layer in lacking]
     return "\n".join([*tables(processes), "", *(said or ["Landlock and MDWE: in force"])])
 
 

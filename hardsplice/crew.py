@@ -82,8 +82,8 @@ class Crew:
             keeper.ask_alive()
 
     def add(self, index: int, fd: int, forward: Forward, slots: Mapping[int, int]) -> None:
-        """Keep one more listener, a copy of ``fd``, and have every relay accept on it; ``slots`` are
-        those of its targets in the address book. Failure where that can't be.
+        """Keep one more listener, a copy of ``fd``, and have every relay accept on it; ``slots``
+        are those of its targets in the address book. Failure where that can't be.
         """
         assert self.pointers is not None
         if not self.places:

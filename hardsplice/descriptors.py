@@ -12,9 +12,11 @@ free, never gives it to anything else; and no policy lets a process close one.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import resource
+import stat
 from collections.abc import Iterable, Sequence
 
 from hardsplice.errors import Failure, reason_of
@@ -125,3 +127,37 @@ def is_open(fd: int) -> bool:
         os.fstat(fd)
         return True
     return False
+
+
+_PTY_MASTER = os.makedev(5, 2)  # /dev/ptmx, Documentation/admin-guide/devices.txt
+
+
+def write_only(fd: int) -> None:
+    """Open what is behind ``fd`` again, for writing alone, where it can be read: what somebody
+    types at a terminal is not for whoever writes messages to it. OSError where that can't be done;
+    a socket is left as it is, since it can't be opened.
+    """
+    if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY:
+        return
+    found = os.fstat(fd)
+    if stat.S_ISSOCK(found.st_mode):
+        return
+    if stat.S_ISCHR(found.st_mode) and found.st_rdev == _PTY_MASTER:
+        raise OSError(errno.ENODEV, "the master's side of a terminal can't be opened twice")
+    opened = _open_again(fd, os.O_APPEND if stat.S_ISREG(found.st_mode) else 0)
+    os.dup2(opened, fd, inheritable=False)
+    os.close(opened)
+
+
+def _open_again(fd: int, flags: int) -> int:
+    flags |= os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC
+    try:
+        return os.open(f"/proc/self/fd/{fd}", flags)
+    except PermissionError as error:
+        # After su(1) and its like the terminal is another user's, but it has a second name, for
+        # those whose session it controls; only of that terminal the group can be asked for.
+        try:
+            os.tcgetpgrp(fd)
+        except OSError:
+            raise error from None
+        return os.open("/dev/tty", flags)

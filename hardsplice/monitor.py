@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -27,6 +28,7 @@ from hardsplice.flowlog import FlowLog, Traffic
 from hardsplice.flowtable import Nonsense
 from hardsplice.forwarding import Direction, Port, Ports
 from hardsplice.keeper import STOP_SECONDS, hear, wait_for
+from hardsplice.lifeline import Hold
 from hardsplice.listeners import describe
 from hardsplice.log import Level, Log
 from hardsplice.loop import Loop
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
     from hardsplice.control.host import Control, HostWorld
 
 LACKING_MAX, LACKING_LENGTH = 32, 200  # lines, and characters of a line
+# For the target monitor to end its relays, each of which has STOP_SECONDS, and to leave
+END_SECONDS = STOP_SECONDS + 0.2
 ANSWERS = (Kind.OPENED, Kind.SERVED, Kind.CLOSED)
 # What is passed on to COMMAND when it is sent to hardsplice; without a COMMAND the first two end
 # hardsplice.
@@ -54,6 +58,7 @@ class Child:
     pid: int
     pidfd: int
     channel: Channel
+    line: Hold  # which it hangs on
 
 
 @dataclass(slots=True)
@@ -153,12 +158,16 @@ class HostMonitor:
     def close(self) -> None:
         """End what belongs to us, and wait until it has ended: no port is held after that."""
         self.host.notifier.status(str(self.failure or "ending"), "STOPPING=1")
-        self.crew.stop()
         monitor = self.host.monitor
         if monitor:
             monitor.channel.finish()
-            hear(monitor.channel, monitor.pidfd, 2 * STOP_SECONDS, self._hear_monitor)
+        deadline = time.monotonic() + END_SECONDS
+        self.crew.stop()
+        if monitor:
+            left = deadline - time.monotonic()
+            hear(monitor.channel, monitor.pidfd, left, self._hear_monitor)
             monitor.channel.drain()
+            monitor.line.let_go()
             wait_for(monitor.pid, monitor.pidfd, 0)
             self.host.monitor = None
         inside = self.host.container

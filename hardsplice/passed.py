@@ -93,6 +93,10 @@ class Passed:
         """The names of those of socket units that nobody took."""
         return [name for name, _ in self._left if not name.startswith(STORED)]
 
+    def kept_for(self, direction: str) -> list[int]:
+        """The descriptors that ``take`` may still find for a direction."""
+        return [fd for name, fd in self._left if name.startswith(f"{STORED}{direction}/")]
+
     def hand_over(self, notifier: Notifier, current: Sequence[tuple[str, int]], room: int) -> int:
         """Have the service manager keep the listeners that there are now, as far as it has room,
         and no other ones; how many it has no room for.

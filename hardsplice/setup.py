@@ -26,6 +26,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import prctl
@@ -33,8 +34,11 @@ import prctl
 from hardsplice import (
     container,
     descriptors,
+    emptyroot,
     isolate,
+    joining,
     landlock,
+    lifeline,
     linux,
     listeners,
     namespaces,
@@ -76,6 +80,7 @@ if TYPE_CHECKING:
     from hardsplice.control.host import Control
     from hardsplice.control.socketfile import SocketFile
 
+ONLY_WRITTEN = "read nothing from where messages go"
 LEVELS = {
     Verbosity.QUIET: Level.ERROR,
     Verbosity.NORMAL: Level.INFO,
@@ -121,6 +126,7 @@ class Setup:
         self.ready_fd: int | None = None
         self.notifier = Notifier(None)
         self.locked = False  # lock-down has begun
+        self.missing: list[str] = []  # what lock-down had to do without
 
     def say(self, text: str) -> None:
         """Tell what is being done, for --debug."""
@@ -169,7 +175,7 @@ class Setup:
         self.user = users.own_user(options.runas)
         self._number_descriptors()
         self.last_capability = isolate.read_last_capability()
-        self.landlock_abi = landlock.abi()
+        self.landlock = landlock.support()
         if options.mode is Mode.PID:
             assert options.pid is not None
             self.target = namespaces.open_process(options.pid, netns_only=options.netns_only)
@@ -293,7 +299,7 @@ class Setup:
             self.pipe_size,
             self.first_flow,
             self.programs.relays,
-            has_ruleset=self.landlock_abi > 0,
+            has_ruleset=self.landlock.abi > 0,
         )
         gc.collect()
         gc.freeze()
@@ -309,19 +315,9 @@ class Setup:
                 )
             )
             self.target = self.container.target
-        if not (options.inbound or options.outbound or options.dynamic):
-            self._keep_listeners()
-            return
-        ours, theirs = Channel.pair()
-        parent = os.getpid()
-        with shared_with_monitor(self.planner.stats["inbound"]):
-            pid = os.fork()
-        if pid == 0:
-            ours.close()
-            target.main(self, theirs, parent)
-        theirs.close()
-        self.monitor = Child(pid, os.pidfd_open(pid), ours)
-        self._receive_listeners(ours)
+        self._confine_signals()
+        if options.inbound or options.outbound or options.dynamic:
+            self._send_monitor()
         self.ports += self.planner.ports("inbound", self.host_listeners)
         self.ports += self.planner.ports("outbound", self.target_listeners)
         self._keep_listeners()
@@ -341,6 +337,40 @@ class Setup:
         for index, fd in opened if self.options.dynamic else ():
             copy = descriptors.above(fd, self.first_flow, "a listener")
             self.copies[first + index] = copy
+
+    def _confine_signals(self) -> None:
+        """Keep the signals of all of hardsplice's processes among them: here, so that one layer
+        holds them all; and not before COMMAND's are forked, which owe us nothing.
+        """
+        steps = [isolate.no_new_privileges()]
+        ruleset = landlock.scope(self.landlock.abi)
+        if ruleset is not None:
+            steps.append(isolate.restriction("confine signals by Landlock", ruleset))
+        lockdown = self._lockdown(self.say)
+        lockdown.run(steps)
+        self.missing += lockdown.missing
+        if ruleset is not None:
+            os.close(ruleset)
+
+    def _send_monitor(self) -> None:
+        """Fork the target monitor, and take what it listens on."""
+        assert self.target is not None
+        folder = emptyroot.made_by_child() if joining.needs_empty_root(self.target) else None
+        hung_on, held = lifeline.pair()
+        ours, theirs = Channel.pair()
+        parent = os.getpid()
+        with shared_with_monitor(self.planner.stats["inbound"]):
+            pid = os.fork()
+        if pid == 0:
+            os.close(held)
+            ours.close()
+            target.main(self, theirs, joining.Tie(parent, hung_on), folder)
+        theirs.close()
+        os.close(hung_on)
+        if folder is not None:
+            os.close(folder)
+        self.monitor = Child(pid, os.pidfd_open(pid), ours, lifeline.Hold(held))
+        self._receive_listeners(ours)
 
     def _receive_listeners(self, channel: Channel) -> None:
         while True:
@@ -442,6 +472,7 @@ class Setup:
         self.locked = True
         prctl.set_name("hs-host")
         self.planner.books["outbound"].open()
+        self.planner.books["outbound"].pin(is_writer=True)
         keep = [descriptors.LOG_FD, descriptors.SIGNALS_FD]
         if self.launcher:
             keep.append(descriptors.CHANNEL_FD)
@@ -452,6 +483,8 @@ class Setup:
         for part in (self.monitor, self.container):
             if part:
                 keep += [part.pidfd, part.channel.fileno()]
+        if self.monitor:
+            keep.append(self.monitor.line.fileno())
         if self.target:
             keep += [fd for fd in (self.target.process, self.target.watch) if fd is not None]
         keep += [fd for _, fd in self.target_listeners]
@@ -463,44 +496,59 @@ class Setup:
         self.log.settle()
         lockdown = self.lockdown("outbound", self.say)
         descriptors.keep((descriptors.RULESET_FD, *keep), self.first_flow)
+        own = self._ruleset("outbound", scoped=False)
+        is_real_root = os.geteuid() == 0 and namespaces.owns_all_ids()
+        if self.options.log_file is None:  # which is read again when it is full
+            reopen = partial(descriptors.write_only, descriptors.LOG_FD)
+            lockdown.run([isolate.Step(ONLY_WRITTEN, reopen, reason_of)])
         lockdown.run(
-            isolate.monitor_steps(
-                user=self.user,
-                new_user_namespace=os.geteuid() != 0 or not namespaces.owns_all_ids(),
-                last_capability=self.last_capability,
-                file_limit=self.log.file_limit,
-                ruleset=descriptors.RULESET_FD if self.landlock_abi else None,
-            )
+            [
+                *isolate.leaving_steps(new_user_namespace=not is_real_root),
+                *isolate.first_steps(self.log.file_limit),
+                *isolate.rights_steps(self.user, self.last_capability, own),
+            ]
         )
-        self.missing = lockdown.missing
+        if own is not None:
+            os.close(own)
+        self.missing += lockdown.missing
         lockdown.run([isolate.filter_step(self.programs.host)])
 
     def lockdown(self, direction: Direction, say: Callable[[str], None]) -> Lockdown:
-        """The lock-down of the monitor that keeps the relays of ``direction``.
-
-        Its Landlock ruleset, at its fixed descriptor, allows connections to their targets, and
-        binding where the other direction's ports may change, whose listeners this monitor makes.
+        """The lock-down of the monitor that keeps the relays of ``direction``. Their Landlock
+        ruleset is put at its fixed descriptor.
         """
-        lockdown = Lockdown(strict=self.options.sandbox == "strict", say=say)
-        lacks = landlock.missing(self.landlock_abi)
+        lockdown = self._lockdown(say)
+        lacks = self.landlock.missing
         if lacks and lockdown.strict:
-            raise Failure("lock down", lacks[0], "this kernel lacks it")
+            what, _, why = lacks[0].partition(": ")
+            raise Failure("lock down", what, why)
         lockdown.missing += lacks
-        (other,) = {*DIRECTIONS} - {direction}
-        ruleset = landlock.ruleset(
-            self.landlock_abi,
-            connect=reach.connected_to(self.options, direction),
-            bind=reach.listened_on(self.options, other),
-        )
+        ruleset = self._ruleset(direction, scoped=True)
         if ruleset is not None:
             descriptors.move(ruleset, descriptors.RULESET_FD)
         return lockdown
+
+    def _lockdown(self, say: Callable[[str], None]) -> Lockdown:
+        return Lockdown(strict=self.options.sandbox == "strict", say=say)
+
+    def _ruleset(self, direction: Direction, *, scoped: bool) -> int | None:
+        """The Landlock ruleset for a direction: it allows connections to the targets, and binding
+        where the other direction's ports may change, whose listeners this direction's monitor
+        makes.
+        """
+        (other,) = {*DIRECTIONS} - {direction}
+        return landlock.ruleset(
+            self.landlock.abi,
+            connect=reach.connected_to(self.options, direction),
+            bind=reach.listened_on(self.options, other),
+            scoped=scoped,
+        )
 
     def ready(self, missing: Sequence[str]) -> None:
         """All is bound and locked down: say so, to whoever asked to be told."""
         self.missing = list(dict.fromkeys((*self.missing, *missing)))
         for what in self.missing:
-            self.log.line(Level.WARNING, f"this kernel could not: {what}")
+            self.log.line(Level.WARNING, f"not in force: {what}")
         self._stage("ready")
         took = f"ready in {1000 * (time.monotonic() - self.began):.0f} ms"
         self.log.line(Level.DEBUG, took)
@@ -526,6 +574,8 @@ class Setup:
             if child is None:
                 continue
             child.channel.close()
+            if isinstance(child, Child):
+                child.line.let_go()
             pid = child.pid if isinstance(child, Child) else child.init
             with contextlib.suppress(OSError):
                 signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)

@@ -22,13 +22,3 @@ def own_user(asked: RunAs | None) -> RunAs | None:
             raise Failure("become", f"user {asked.uid}", "only root may", hint)
         return asked
     return NOBODY if os.geteuid() == 0 and namespaces.owns_all_ids() else None
-
-
-def is_mapped(user: RunAs) -> bool:
-    """Whether this user namespace knows both ids."""
-    for path, wanted in (("/proc/self/uid_map", user.uid), ("/proc/self/gid_map", user.gid)):
-        with open(path, encoding="ascii") as lines:
-            ranges = [tuple(map(int, line.split())) for line in lines]
-        if not any(first <= wanted < first + count for first, _, count in ranges):
-            return False
-    return True

@@ -100,7 +100,7 @@ def heading(answer: Mapping[str, Any]) -> str:
 def status(answer: Mapping[str, Any]) -> list[str]:
     """The state, a few lines."""
     lines = [heading(answer), f"serves {answer['namespace']}"]
-    lines += [f"not in force, since this kernel lacks it: {layer}" for layer in answer["lacking"]]
+    lines += [f"not in force: {layer}" for layer in answer["lacking"]]
     for what, count in answer["denied"].items():
         if count:
             lines.append(f"denied: {count} x {what}")

@@ -253,6 +253,16 @@ def test_the_command_is_root_in_namespaces_of_its_own(identity: Identity, progra
     assert int(processes) < 10, "it sees processes of others"
 
 
+def test_the_command_owes_us_nothing(identity: Identity, program: Program) -> None:
+    """What hardsplice's own processes give up is theirs alone."""
+    names = "NoNewPrivs|Seccomp_filters"
+    ran = _command(program, identity, "--", "grep", "-E", names, "/proc/self/status")
+    ours = procfs.status(os.getpid())
+    assert ran.stdout.split() == [
+        word for name in names.split("|") for word in (f"{name}:", ours[name])
+    ]
+
+
 def test_the_commands_loopback_is_up(identity: Identity, program: Program) -> None:
     code = (
         "import socket; l = socket.create_server(('127.0.0.1', 0));"

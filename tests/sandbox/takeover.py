@@ -26,7 +26,17 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, NoReturn
 
-from hardsplice import container, isolate, keeper, linux, seal, seccomp, supply
+from hardsplice import (
+    container,
+    descriptors,
+    isolate,
+    joining,
+    keeper,
+    linux,
+    seal,
+    seccomp,
+    supply,
+)
 from hardsplice.__main__ import main
 from hardsplice.channel import Channel, Kind, Record
 from hardsplice.monitor import HostMonitor
@@ -45,7 +55,7 @@ scene = attempts.Scene(job)
 started = os.getpid()
 
 _set_seccomp_filter = linux.set_seccomp_filter
-_keep_descriptors = isolate.keep_descriptors
+_keep_descriptors = descriptors.keep
 _relay_main = relay.main
 _start = keeper.Keeper.start
 _load_policy = seccomp.load_policy
@@ -180,9 +190,9 @@ def inits_own(steps: Callable[..., list[isolate.Step]]) -> Callable[..., list[is
 # --- all of it ------------------------------------------------------------------------------------
 
 
-def keep_more(keep: Iterable[int]) -> None:
-    """In the place of isolate.keep_descriptors, for a job with props."""
-    _keep_descriptors((*keep, *scene.props.values()))
+def keep_more(wanted: Iterable[int], first: int) -> None:
+    """In the place of descriptors.keep, for a job with props."""
+    _keep_descriptors((*wanted, *scene.props.values()), first)
 
 
 def reduced(role: str) -> Policy:
@@ -210,10 +220,11 @@ def take_over() -> None:
     isolate.init_steps = inits_own(isolate.init_steps)
     if job.bare:
         isolate.Lockdown.run = only_the_filter  # type: ignore[method-assign]
+        joining.Tie.renew = lambda self: None  # type: ignore[method-assign]
         seal.seal = lambda tell: None
     if job.props:
         scene.gather()
-        isolate.keep_descriptors = keep_more
+        descriptors.keep = keep_more
     if job.drop:
         seccomp.load_policy = reduced
     if job.helper:

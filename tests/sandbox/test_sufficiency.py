@@ -288,12 +288,14 @@ def test_the_list_of_descriptors(product: Running) -> None:
             or (fd < 3 and what == "/dev/null")
         ),
         "hs-host": lambda fd, what: (
-            what.startswith(("socket:", "anon_inode:"))
+            what.startswith(("socket:", "anon_inode:", "pipe:"))
             or (fd in (0, 1, 3) and what == "/dev/null")
             or fd == 2
         ),
         "hs-target": lambda fd, what: (
-            what.startswith(("socket:", "anon_inode:")) or (fd < 3 and what == "/dev/null")
+            what.startswith(("socket:", "anon_inode:"))
+            or (fd < 3 and what == "/dev/null")
+            or (fd == 7 and what.startswith("pipe:"))
         ),
     }
 

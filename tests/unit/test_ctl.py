@@ -229,7 +229,7 @@ def test_status_flows_and_metrics(world: FakeWorld, capsys: pytest.CaptureFixtur
     world.present = [("inbound", flow(1000))]
     status = run(capsys, "status")[1]
     assert "hardsplice 1.2.3, process 42, up for 12.5 s\nserves process 7\n" in status
-    assert "not in force, since this kernel lacks it: deny ports by Landlock" in status
+    assert "not in force: deny ports by Landlock" in status
     assert "denied: 2 x peer" in status
     lines = run(capsys, "flows")[1].splitlines()
     assert lines[1].split()[:4] == ["inbound", "established", "127.0.0.1:1000", "[::1]:80"]
