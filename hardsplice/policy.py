@@ -11,6 +11,11 @@ Results go to standard output, messages to standard error.
 
 from __future__ import annotations
 
+from hardsplice import isolated
+
+if __name__ == "__main__":
+    isolated.begin("hardsplice.policy")  # before anything else is imported
+
 import argparse
 import ast
 import json

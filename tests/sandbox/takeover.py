@@ -2,7 +2,7 @@
 """The real product, with one of its processes taken over. For tests; no part of an installed
 package.
 
-This runs hardsplice.__main__.main after it has put itself in front of a few of the product's
+This runs hardsplice.start.main after it has put itself in front of a few of the product's
 functions. In the process that the job names, code given by the test runs at the moment when the
 process's filter has just been installed, with everything that lock-down did before in force:
 
@@ -27,7 +27,7 @@ from dataclasses import replace
 from typing import Any, NoReturn
 
 from hardsplice import container, isolate, keeper, linux, seal, seccomp
-from hardsplice.__main__ import main
+from hardsplice.start import main
 from hardsplice.channel import Channel, Kind, Record
 from hardsplice.monitor import HostMonitor
 from hardsplice.policyfile import Policy
@@ -225,4 +225,4 @@ def take_over() -> None:
 
 if __name__ == "__main__":
     take_over()
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
