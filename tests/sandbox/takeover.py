@@ -27,12 +27,12 @@ from dataclasses import replace
 from typing import Any, NoReturn
 
 from hardsplice import container, isolate, keeper, linux, seal, seccomp
-from hardsplice.start import main
 from hardsplice.channel import Channel, Kind, Record
 from hardsplice.monitor import HostMonitor
 from hardsplice.policyfile import Policy
 from hardsplice.relay import engine
 from hardsplice.relay import main as relay
+from hardsplice.start import main
 from hardsplice.target import TargetMonitor
 from tests.sandbox import actions, attempts
 from tests.sandbox.job import BEGAN, BROKEN, DONE, Board, Job, key

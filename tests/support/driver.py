@@ -91,9 +91,9 @@ def driven(identity: Any, *arguments: str, descriptors: int | None = None) -> It
 def launch() -> int:
     """Run the product with the channel."""
     from hardsplice import cli, isolate, ports
-    from hardsplice.start import main
     from hardsplice.forwarding import DIRECTIONS, Port, Source
     from hardsplice.monitor import HostMonitor
+    from hardsplice.start import main
 
     started = os.getpid()
     os.dup2(0, CHANNEL, inheritable=False)
