@@ -26,7 +26,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from hardsplice.errors import Failure
+from hardsplice.errors import Failure, reason_of, tell
 from hardsplice.policyfile import OUTSIDE, Comparison, Policy, resolve
 from hardsplice.seccomp import ROLES, compile_policy, load_policy, native_arch, policy_directory
 from hardsplice.syscalls import ARCHITECTURES, SOCKETCALL
@@ -267,9 +267,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for line in failure.lines():
             print(line, file=sys.stderr)
         return 1
-    except BrokenPipeError:
-        # The reader has seen enough. What is still buffered would raise again at exit.
+    except OSError as error:
+        # What is still buffered would raise again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # whose reader has seen enough
+            tell(Failure("write", "the policy", reason_of(error)).lines())
         return 1
     return 0
 

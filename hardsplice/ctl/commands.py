@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where hardsplicectl starts: parse, ask, show; errors are lines of the one form that hardsplice
-has.
-"""
+"""What hardsplicectl does: parse, ask, show; errors are lines of the form that hardsplice has."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import dataclasses
+import io
 import json
 import os
 import sys
@@ -18,37 +17,51 @@ from hardsplice.cli import read_ephemeral_range
 from hardsplice.control import portapi
 from hardsplice.ctl import cli, show, top
 from hardsplice.ctl.client import Client, Refused
-from hardsplice.errors import Failure, printable
+from hardsplice.errors import Failure, printable, reason_of
 from hardsplice.forwarding import Direction
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run hardsplicectl; the exit status. The console script calls this."""
+def main(argv: Sequence[str]) -> int:
+    """Run hardsplicectl with the words of its command line; the exit status."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what the locale has no code for is no error
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        given = cli.parse_args(sys.argv[1:] if argv is None else argv)
+        given = cli.parse_args(argv)
         with contextlib.closing(Client(given.socket)) as client:
             COMMANDS[given.command](client, given)
         sys.stdout.flush()
     except Failure as failure:
-        for line in failure.lines("hardsplicectl"):
-            print(line, file=sys.stderr)
-        return 1
+        return _complain(failure.lines("hardsplicectl"))
     except Refused as refused:
-        for text in (refused.message, refused.hint):
-            if text:
-                print(f"hardsplicectl: {printable(text)}", file=sys.stderr)
-        return 1
-    except BrokenPipeError:
-        # The reader has seen enough. What is still buffered would raise again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        texts = (refused.message, refused.hint)
+        return _complain([f"hardsplicectl: {printable(text)}" for text in texts if text])
     except KeyboardInterrupt:
         return 130
+    except OSError as error:
+        # What is still buffered would raise again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            return 1  # the reader has seen enough
+        return _complain(Failure("write", "the answer", reason_of(error)).lines("hardsplicectl"))
     return 0
 
 
-def _tell(given: argparse.Namespace, value: object, lines: Callable[[], list[str]]) -> None:
-    print(json.dumps(value, indent=2) if given.json else "\n".join(lines()))
+def _complain(lines: Sequence[str]) -> int:
+    with contextlib.suppress(OSError):
+        print("\n".join(lines), file=sys.stderr)
+    return 1
+
+
+def _tell(
+    client: Client, given: argparse.Namespace, value: object, lines: Callable[[], Sequence[str]]
+) -> None:
+    """Print an answer: as JSON, which is in ASCII, or in lines, which are shown as they may be."""
+    with client.understood():
+        if given.json:
+            text = json.dumps(value, indent=2, allow_nan=False)
+        else:
+            text = "\n".join(map(printable, lines()))
+    print(text)
 
 
 # --- the commands ---------------------------------------------------------------------------------
@@ -57,14 +70,19 @@ def _tell(given: argparse.Namespace, value: object, lines: Callable[[], list[str
 def _ports(client: Client, given: argparse.Namespace) -> None:
     if given.action == "add":
         added = _add(client, given.direction, given.spec)
-        _tell(given, added, lambda: show.ports(added))
+        _tell(client, given, added, lambda: show.ports(added))
     elif given.action == "remove":
         for number in given.ids:
             client.remove(number, reset_flows=given.reset)
-        _tell(given, {"removed": given.ids}, lambda: [f"removed {number}" for number in given.ids])
+        _tell(
+            client,
+            given,
+            {"removed": given.ids},
+            lambda: [f"removed {number}" for number in given.ids],
+        )
     else:
         listed = client.get("/v1/ports?direction=all")
-        _tell(given, listed, lambda: show.ports(listed))
+        _tell(client, given, listed, lambda: show.ports(listed))
 
 
 def _add(client: Client, direction: Direction, spec: str) -> list[dict[str, object]]:
@@ -84,7 +102,9 @@ def _add(client: Client, direction: Direction, spec: str) -> list[dict[str, obje
     except BaseException:
         for port in added:
             with contextlib.suppress(Failure, Refused):
-                client.remove(int(str(port["id"])), reset_flows=False)
+                with client.understood():
+                    number = int(str(port["id"]))
+                client.remove(number, reset_flows=False)
         raise
     return added
 
@@ -96,36 +116,46 @@ def description(direction: Direction, forward: ports.Forward) -> dict[str, objec
 
 def _status(client: Client, given: argparse.Namespace) -> None:
     answer = client.get("/v1/status")
-    _tell(given, answer, lambda: show.status(answer))
+    _tell(client, given, answer, lambda: show.status(answer))
 
 
 def _flows(client: Client, given: argparse.Namespace) -> None:
     answer = client.get("/v1/flows")
-    _tell(given, answer, lambda: show.flows(answer))
+    _tell(client, given, answer, lambda: show.flows(answer))
 
 
 def _metrics(client: Client, given: argparse.Namespace) -> None:
     text = client.text("/metrics")
-    _tell(given, show.metrics(text), text.splitlines)
+    with client.understood():
+        samples = show.metrics(text)
+    _tell(client, given, samples, lambda: text.split("\n")[:-1])
 
 
 def _audit(client: Client, given: argparse.Namespace) -> None:
     """The one answer that hardsplice can't give: it sees no /proc any more, so we look."""
     answer = client.get("/v1/audit")
-    pid, lacking = int(answer["pid"]), list(map(str, answer["lacking"]))
+    with client.understood():
+        lacking = [str(layer) for layer in answer["lacking"]]
+    # Who answers is the kernel's word: by his own he could be anybody.
+    pid = client.process
     try:
-        print(audit.report(pid, lacking, "json" if given.json else "table"))
+        if not pid:
+            raise ProcessLookupError
+        text = audit.report(pid, lacking, "json" if given.json else "table")
     except (FileNotFoundError, ProcessLookupError):
         reason = "it is not in this PID namespace, or has ended"
-        raise Failure("audit", f"process {pid}", reason) from None
+        raise Failure("audit", "the process that answers", reason) from None
+    print(text)
 
 
 def _top(client: Client, given: argparse.Namespace) -> None:
-    if given.json:
-        samples = top.once(client, given.interval)
-        print(json.dumps([dataclasses.asdict(sample) for sample in samples], indent=2))
-    else:
-        top.run(client, given.interval)
+    with client.understood():
+        if given.json:
+            samples = top.once(client, given.interval)
+            found = [dataclasses.asdict(sample) for sample in samples]
+            print(json.dumps(found, indent=2, allow_nan=False))
+        else:
+            top.run(client, given.interval)
 
 
 COMMANDS: dict[str, Callable[[Client, argparse.Namespace], None]] = {
@@ -136,7 +166,3 @@ COMMANDS: dict[str, Callable[[Client, argparse.Namespace], None]] = {
     "audit": _audit,
     "top": _top,
 }
-
-
-if __name__ == "__main__":
-    sys.exit(main())
