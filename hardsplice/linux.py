@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import gc
 import mmap
 import os
 import struct
@@ -86,12 +87,31 @@ _python.PyOS_AfterFork_Child.restype = None
 _python.PyOS_AfterFork_Parent.restype = None
 
 
+def _find_fork_hooks() -> list[list[object]]:
+    """The interpreter's own lists of what ``os.register_at_fork`` is given, by whoever: found by
+    what is put into them. It keeps them for good, but can't be asked for them.
+    """
+
+    def mark() -> None:
+        """Nothing."""
+
+    os.register_at_fork(before=mark, after_in_parent=mark, after_in_child=mark)
+    return [holder for holder in gc.get_referrers(mark) if type(holder) is list]
+
+
+_fork_hooks = _find_fork_hooks()
+
+
 def fork() -> int:
     """fork(2) for a process that is locked down: 0 in the child.
 
     ``os.fork`` of Python 3.12 and later looks into /proc for threads, to warn of them; there is no
-    /proc any more.
+    /proc any more. And it runs the hooks of all modules that happen to be imported: what these do
+    (random seeds itself anew, logging takes its locks) is nothing that a filter foresees, nor of
+    any use in a process that has one thread.
     """
+    for hooks in _fork_hooks:
+        hooks.clear()
     _python.PyOS_BeforeFork()
     pid: int = _python.fork()
     code = _errno()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import struct
 import time
 from collections.abc import Callable, Collection, Mapping, MutableMapping
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ VARIABLES = (
     "LISTEN_FDNAMES",
     "FDSTORE",
 )
+SECONDS = 2  # that the service manager may take for a word of ours
 FIRST_PASSED = 3  # SD_LISTEN_FDS_START
 _NAMELESS = "unknown"  # what sd_listen_fds_with_names calls a descriptor without a name
 
@@ -86,6 +88,8 @@ class Notifier:
         if path is None:
             return
         end = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        # Who takes nothing isn't waited for in set-up either.
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", SECONDS, 0))
         try:
             end.connect(path.replace("@", "\0", 1) if path[0] == "@" else path)
         except OSError as error:

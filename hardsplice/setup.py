@@ -18,7 +18,6 @@ Everything up to isolate may fail with a message and leaves nothing behind.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import gc
 import os
 import signal
@@ -53,11 +52,11 @@ from hardsplice import (
 from hardsplice.channel import Channel, Kind, Record
 from hardsplice.cli import Mode, Options, Verbosity
 from hardsplice.desk import Desk
-from hardsplice.errors import Failure, failure_of, quote, reason_of, text_of
+from hardsplice.errors import Failure, failure_of, printable, quote, reason_of, text_of
 from hardsplice.flowlog import Traffic
 from hardsplice.forwarding import DIRECTIONS, PLACES, Direction, Port
 from hardsplice.isolate import Lockdown
-from hardsplice.log import Level, Log
+from hardsplice.log import Level, Log, open_file
 from hardsplice.monitor import (
     PASSED_ON,
     Child,
@@ -161,7 +160,7 @@ class Setup:
             return
         for text in (str(failure), failure.hint):
             if text:
-                self.log.line(Level.ERROR, text)
+                self.log.last_words(text)
 
     def open(self) -> None:
         """Open what needs the rights and the file system that this process is about to lose."""
@@ -250,17 +249,7 @@ class Setup:
         return lambda forward: self.passed.take(direction, forward, families)
 
     def _open_log(self, path: str) -> None:
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-        try:
-            fd = os.open(path, flags, 0o640)
-            # Two that keep one file to its size would cut each other's lines off.
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            reason = "another hardsplice writes it; give each its own"
-            raise Failure("write", f"log file {path}", reason) from None
-        except OSError as error:
-            raise Failure("write", f"log file {path}", reason_of(error)) from error
-        self.log.to_file(fd, self.options.log_size)
+        self.log.to_file(open_file(path), self.options.log_size)
 
     def compile(self) -> None:
         """Compile the filters: libseccomp is needed in this process and now only."""
@@ -546,7 +535,8 @@ class Setup:
 
     def ready(self, missing: Sequence[str]) -> None:
         """All is bound and locked down: say so, to whoever asked to be told."""
-        self.missing = list(dict.fromkeys((*self.missing, *missing)))
+        # The target monitor's words are other people's, too.
+        self.missing = list(dict.fromkeys(map(printable, (*self.missing, *missing))))
         for what in self.missing:
             self.log.line(Level.WARNING, f"not in force: {what}")
         self._stage("ready")
@@ -558,7 +548,9 @@ class Setup:
             descriptors.clear((descriptors.READY_FD,))
         if self.launcher:  # it exits now, or prints what --audit shows
             text = "\n".join([took, *self.missing])
-            self.launcher.send(Record(Kind.READY, detail=os.getpid(), text=text.encode()))
+            heard = self.launcher.send(Record(Kind.READY, text=text.encode()))
+            if not heard and not self.options.foreground:
+                raise Failure("go", "into the background", "the process that started it is gone")
             self.launcher.leave()
             self.launcher = None
 

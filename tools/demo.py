@@ -168,7 +168,7 @@ def show_processes(report: Report, processes: list[audit.Process]) -> None:
         print(f"  {line}".rstrip())
     print()
     own = [process for process in processes if process.is_own]
-    roles = {process.comm for process in own}
+    roles = {process.role for process in own}
     expected = {"hs-host", "hs-target", "hs-relay-in"}
     report.check("the two monitors and the inbound relay are there", expected <= roles, roles)
     report.check("no process for the direction that nobody asked for", "hs-relay-out" not in roles)
@@ -186,7 +186,7 @@ def show_processes(report: Report, processes: list[audit.Process]) -> None:
 def kept_capabilities(comm: str) -> list[str]:
     """What the policy of a process's role lets it keep."""
     policy = tomllib.loads(
-        (launch.CHECKOUT / "policy" / f"{audit.ROLES[comm][0]}.toml").read_text()
+        (launch.CHECKOUT / "policy" / f"{audit.ROLES[comm].policy}.toml").read_text()
     )
     names: list[str] = policy["capabilities"]
     return names

@@ -51,7 +51,7 @@ def probe(python: str) -> list[str]:
     """
     code = (
         "import os, sys; assert sys.version_info >= (3, 11); "
-        "import hardsplice.__main__, hardsplice.setup, prctl, pyseccomp; "
+        "import hardsplice.start, hardsplice.setup, prctl, pyseccomp; "
         "os.execv(sys.argv[1], [sys.argv[1], '-c', ''])"
     )
     return [python, "-c", code, python]

@@ -46,7 +46,8 @@ def test_both_directions_in_the_background(
             assert process["no_new_privs"] == int(status["NoNewPrivs"]) == 1
             for name, bits in process["capabilities"].items():
                 assert bits == int(status[f"Cap{name}"], 16) == 0, (process["comm"], name)
-            assert process["may"] == audit.ROLES[process["comm"]][1]
+            assert process["may"] == audit.ROLES[process["comm"]].may
+            assert process["role"] == process["comm"]
         if identity.is_root:
             inbound, outbound = by_name["hs-relay-in"], by_name["hs-relay-out"]
             assert inbound["namespaces"]["net"] != outbound["namespaces"]["net"]

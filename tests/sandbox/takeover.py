@@ -2,7 +2,7 @@
 """The real product, with one of its processes taken over. For tests; no part of an installed
 package.
 
-This runs hardsplice.__main__.main after it has put itself in front of a few of the product's
+This runs hardsplice.start.main after it has put itself in front of a few of the product's
 functions. In the process that the job names, code given by the test runs at the moment when the
 process's filter has just been installed, with everything that lock-down did before in force:
 
@@ -37,12 +37,12 @@ from hardsplice import (
     seccomp,
     supply,
 )
-from hardsplice.__main__ import main
 from hardsplice.channel import Channel, Kind, Record
 from hardsplice.monitor import HostMonitor
 from hardsplice.policyfile import Policy
 from hardsplice.relay import engine
 from hardsplice.relay import main as relay
+from hardsplice.start import main
 from hardsplice.target import TargetMonitor
 from tests.sandbox import actions, attempts
 from tests.sandbox.job import BEGAN, BROKEN, DONE, Board, Job, key
@@ -237,4 +237,4 @@ def take_over() -> None:
 
 if __name__ == "__main__":
     take_over()
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -2,7 +2,7 @@
 """The product with a way in for tests to its registry of ports: `Driver` on the tests' side, and,
 run as a program, the launcher that puts a channel in front of it.
 
-The launcher runs hardsplice.__main__.main with both directions' ports changeable. Its standard
+The launcher runs hardsplice.start.main with both directions' ports changeable. Its standard
 input is the tests' end of a SEQPACKET pair, which the host monitor keeps and serves; nothing else
 is changed, so that all that happens is under the lock-down of the product.
 """
@@ -16,7 +16,6 @@ import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
-
 
 
 class Here:
@@ -96,9 +95,9 @@ def driven(identity: Any, *arguments: str, descriptors: int | None = None) -> It
 def launch() -> int:
     """Run the product with the channel."""
     from hardsplice import cli, descriptors, ports
-    from hardsplice.__main__ import main
     from hardsplice.forwarding import DIRECTIONS, Port, Source
     from hardsplice.monitor import HostMonitor
+    from hardsplice.start import main
 
     started = os.getpid()
     parse_args, run = cli.parse_args, HostMonitor.run
@@ -157,7 +156,7 @@ def launch() -> int:
     cli.parse_args = with_ports  # type: ignore[assignment]
     descriptors.reserve, descriptors.keep = behind_the_fixed, with_channel
     HostMonitor.run = serve  # type: ignore[method-assign]
-    return main()
+    return main(sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -23,9 +23,9 @@ from hardsplice import ports
 from hardsplice.control.http import Request, Response
 from hardsplice.control.routes import dispatch
 from hardsplice.ctl import client, show, top
-from hardsplice.ctl.__main__ import description, main
 from hardsplice.ctl.cli import parse_args
 from hardsplice.ctl.client import default_path
+from hardsplice.ctl.commands import description, main
 from hardsplice.errors import Failure
 from hardsplice.forwarding import Direction
 from hardsplice.ports import Forward
