@@ -123,7 +123,7 @@ FORBIDDEN: dict[str, Callable[[socket.socket], None]] = {
     "last words again": _two(_record(Kind.FATAL, text=b"so long")),
     "a note after its last words": _two(_record(Kind.FATAL), _record(Kind.NOTE, Note.REFUSED)),
     "a note that is the monitor's own": _one(_record(Kind.NOTE, Note.RESTARTED, text=b"forged")),
-    "a note of the limit on descriptors": _one(_record(Kind.NOTE, Note.CROWDED)),
+    "a note that is its monitor's as well": _one(_record(Kind.NOTE, Note.CROWDED)),
     "a trace that nobody asked for": _one(_record(Kind.NOTE, Note.OPENED)),
     "a note with wild numbers": _one(
         _record(Kind.NOTE, 255, -(1 << 31), b"\x1b[2J\n\xff\0", (1 << 32) - 1)

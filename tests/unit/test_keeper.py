@@ -367,6 +367,31 @@ def test_a_second_order_of_sockets_while_one_is_open_is_a_breach(
     assert "has not got" in keeper.last_words
 
 
+def test_a_relay_that_orders_and_does_not_read_is_ended_soon(stand: Stand) -> None:
+    """What is under way to it counts as its user's, whose other instances would go short."""
+    keeper, _, relay = stand
+    orders = 0
+    while not keeper.is_cut_off:
+        orders += 1
+        assert orders <= 8
+        relay.send(Record(Kind.ASK, 0, detail=POOL_SIZE))
+        keeper._on_channel()
+    assert len(heard(relay)) == orders - 2, "one was left open, the next one was the breach"
+
+
+def test_a_relay_that_reads_late_gets_what_it_ordered(stand: Stand) -> None:
+    keeper, _, relay = stand
+    timers = cast(Timers, keeper.loop)
+    while not keeper.supply.owed:
+        relay.send(Record(Kind.ASK, 0, detail=1))
+        keeper._on_channel()
+    assert heard(relay)
+    ((_, again),) = timers.due
+    again()
+    assert heard(relay) == [(Kind.SOCKETS, 0)]
+    assert not keeper.supply.owed
+
+
 def no_socket(_: int) -> int:
     raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
