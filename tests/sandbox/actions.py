@@ -10,6 +10,7 @@ from __future__ import annotations
 import array
 import errno
 import gc
+import os
 import socket
 import struct
 import sys
@@ -153,6 +154,36 @@ TOLERATED: dict[str, Callable[[socket.socket], None]] = {
 }
 
 
+def _for_ever(*packets: bytes, reads: bool = False) -> Callable[[socket.socket], None]:
+    """As fast as the receiver takes it; ``reads`` what it answers."""
+
+    def abuse(sock: socket.socket) -> None:
+        while True:
+            for packet in packets:
+                post(sock, packet)
+            while reads:
+                try:
+                    _, fds, _, _ = socket.recv_fds(sock, 4096, FDS_LIMIT, socket.MSG_DONTWAIT)
+                except BlockingIOError:
+                    break
+                for fd in fds:
+                    os.close(fd)
+
+    return abuse
+
+
+_ROW = struct.pack("=QQIIHH4xd16s16sd", 1, 2, 2, 1, 4000, 80, 1.0, bytes(16), bytes(16), 1.0)
+
+# What keeps the receiver busy for as long as the sender lives.
+ENDLESS: dict[str, Callable[[socket.socket], None]] = {
+    "orders for ever": _for_ever(_ASK),
+    "orders for ever, and takes what it gets": _for_ever(_ASK, reads=True),
+    "notes for ever": _for_ever(_LONG),
+    "yields for ever": _for_ever(_record(Kind.YIELD)),
+    "ends of flows for ever": _for_ever(_record(Kind.FLOW, text=_ROW)),
+}
+
+
 def _lingering(sock: socket.socket, engine: Any) -> None:
     """Have the receiver close a socket that takes its time: unsent data, SO_LINGER, and the last
     descriptor of it.
@@ -232,7 +263,7 @@ def _abuse(name: str, subject: Any, board: Board) -> None:
     if name == "lingering":
         _lingering(sock, subject)
     else:
-        {**FORBIDDEN, **TOLERATED}[name](sock)
+        {**FORBIDDEN, **TOLERATED, **ENDLESS}[name](sock)
     if hasattr(subject, "epoll") and name not in TOLERATED:
         while True:  # it does not leave by itself
             subject.epoll.poll(0.05, 1)

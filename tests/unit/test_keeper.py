@@ -8,6 +8,7 @@ import errno
 import os
 import signal
 import socket
+import struct
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -249,6 +250,19 @@ def test_descriptors_from_a_relay_are_closed_and_end_it(stand: Stand) -> None:
     assert keeper.is_cut_off
     keeper._hear_out()
     assert open_descriptors() == before
+
+
+def test_descriptors_from_a_relay_are_closed_and_nothing_else(stand: Stand) -> None:
+    """It may have sent one that others have too: options would be set for them."""
+    keeper, _, relay = stand
+    off = struct.pack("ii", 0, 0)
+    with socket.create_server(("127.0.0.1", 0)) as shared:
+        for packet in (encode(Record(Kind.YIELD)), b"nonsense"):
+            socket.send_fds(relay.socket, [packet], [shared.fileno()])
+            keeper._on_channel()
+        keeper._hear_out()
+        assert shared.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, len(off)) == off
+        assert shared.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
 
 
 def test_nonsense_from_a_relay_ends_it(stand: Stand) -> None:
