@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from hardsplice import container, linux
 from hardsplice.channel import LAST_RECORDS, Channel, Kind, Malformed, Record, close_all
 from hardsplice.crew import Crew
-from hardsplice.deaths import describe_status
+from hardsplice.deaths import describe_status, exit_status
 from hardsplice.desk import Desk
 from hardsplice.dialogue import INIT, TARGET_MONITOR, Dialogue, Phase
 from hardsplice.errors import Failure, failure_of, relay_lost
@@ -33,7 +33,7 @@ from hardsplice.listeners import describe
 from hardsplice.log import Level, Log
 from hardsplice.loop import Loop
 from hardsplice.namespaces import Target
-from hardsplice.notes import BY_KEEPERS, BY_RELAYS, BY_TRACED_RELAYS, in_words
+from hardsplice.notes import BY_KEEPERS, BY_RELAYS, BY_TRACED_RELAYS, in_words, lacking
 from hardsplice.relay import main as relay
 from hardsplice.service import Notifier, Watchdog
 from hardsplice.watch import Watch, Watched
@@ -41,7 +41,6 @@ from hardsplice.watch import Watch, Watched
 if TYPE_CHECKING:
     from hardsplice.control.host import Control, HostWorld
 
-LACKING_MAX, LACKING_LENGTH = 32, 200  # lines, and characters of a line
 # For the target monitor to end its relays, each of which has STOP_SECONDS, and to leave
 END_SECONDS = STOP_SECONDS + 0.2
 ANSWERS = (Kind.OPENED, Kind.SERVED, Kind.CLOSED)
@@ -439,16 +438,3 @@ class HostMonitor:
             self.log.line(level, line)  # each of them was asked for
         else:
             self.log.limited(level, (direction, record.small), line)
-
-
-def lacking(text: bytes, known: Sequence[str]) -> list[str]:
-    """What the target monitor had to do without, one a line, where that is not known already; as
-    much of it as somebody would read, since it may have been taken over.
-    """
-    lines = (line[:LACKING_LENGTH] for line in text.decode(errors="replace").split("\n") if line)
-    return [line for line in dict.fromkeys(lines) if line not in known][:LACKING_MAX]
-
-
-def exit_status(status: int) -> int:
-    """A wait status as a shell gives it: the exit status, or 128 + the signal's number."""
-    return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)

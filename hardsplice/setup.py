@@ -49,7 +49,7 @@ from hardsplice import (
     target,
     users,
 )
-from hardsplice.channel import Channel, Kind, Record
+from hardsplice.channel import CROWDED_HINT, Channel, Kind, Record
 from hardsplice.cli import Mode, Options, Verbosity
 from hardsplice.desk import Desk
 from hardsplice.errors import Failure, failure_of, printable, quote, reason_of, text_of
@@ -388,7 +388,10 @@ class Setup:
             for direction, listening in opened.items()
             for index, fd in listening
         ]
-        left_out = self.passed.hand_over(self.notifier, current, self.manager.keeps)
+        left_out, unsent = self.passed.hand_over(self.notifier, current, self.manager.keeps)
+        if unsent:
+            text = f"{unsent} of {len(current)} listeners could not be given to the service manager"
+            self.log.line(Level.WARNING, f"{text} to keep: {CROWDED_HINT}")
         if left_out and self.manager.keeps:
             text = f"the service manager does not keep {left_out} of {len(current)} listeners"
             self.log.line(Level.WARNING, f"{text}: raise FileDescriptorStoreMax=")
