@@ -40,7 +40,7 @@ _Instruction = tuple[int, int, int, int]
 
 
 def serves(call: str, alternatives: Alternatives) -> bool:
-    """Whether the guard decides about a call: libseccomp then has no rule for it."""
+    """whether the prelude decides about a call: libseccomp then has no rule for it."""
     return () not in alternatives and (
         call in HOT or any(item.operator != "==" for way in alternatives for item in way)
     )
@@ -52,10 +52,10 @@ def build(
     numbers: Mapping[str, int],
     target: Architecture,
 ) -> bytes:
-    """The guard as classic BPF that falls through to what follows it.
+    """The prelude as classic BPF that falls through to what follows it.
 
     ``asked`` are the calls that the monitor serves; ``numbers`` has those of all calls that the
-    guard serves.
+    prelude serves.
     """
     served = [call for call in allowed if serves(call, allowed[call])]
     served.sort(key=lambda call: HOT.index(call) if call in HOT else len(HOT))
