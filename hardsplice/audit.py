@@ -26,6 +26,7 @@ NAMESPACES = ("net", "user", "pid", "mnt", "ipc", "uts")
 ROLES = {
     "hs-host": ("monitor", "keeps the outbound relay; makes TCP sockets here; writes the log"),
     "hs-target": ("monitor", "keeps the inbound relay; makes TCP sockets in the namespace"),
+    "hs-guard": ("guard", "waits for hs-init to end; hs-init ends with it"),
     "hs-init": ("init", "reaps COMMAND's processes and passes signals on to it"),
     "hs-relay-in": ("relay", "accepts on its listeners, connects to the targets, moves bytes"),
     "hs-relay-out": ("relay", "accepts on its listeners, connects to the targets, moves bytes"),

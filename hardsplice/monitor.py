@@ -23,6 +23,7 @@ from hardsplice.exchange import HostSide
 from hardsplice.flowlog import FlowLog, Traffic
 from hardsplice.flowtable import Nonsense
 from hardsplice.forwarding import Direction, Port, Ports
+from hardsplice.guard import exit_status
 from hardsplice.keeper import STOP_SECONDS, describe_status, hear, wait_for
 from hardsplice.listeners import describe
 from hardsplice.log import Level, Log
@@ -41,7 +42,10 @@ ANSWERS = (Kind.OPENED, Kind.SERVED, Kind.CLOSED)
 # What is passed on to COMMAND when it is sent to hardsplice; without a COMMAND the first two end
 # hardsplice.
 ENDING = (signal.SIGTERM, signal.SIGINT)
-PASSED_ON = (*ENDING, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+# What people send who want it to end.
+FINAL = (*ENDING, signal.SIGHUP, signal.SIGQUIT)
+PASSED_ON = (*FINAL, signal.SIGUSR1, signal.SIGUSR2)
+DEAF_SECONDS = 0.5  # for PID 1 to pass such a signal on
 
 
 @dataclass(slots=True)
@@ -117,6 +121,8 @@ class HostMonitor:
         self.announced = False
         self.is_watching = False
         self.is_init_told = False
+        self.is_init_deaf = False
+        self.passed_on = self.answered = 0  # signals to COMMAND, and PID 1's answers
 
     @property
     def ports(self) -> Ports | None:
@@ -148,6 +154,13 @@ class HostMonitor:
     def close(self) -> None:
         """End what belongs to us, and wait until it has ended: no port is held after that."""
         self.host.notifier.status(str(self.failure or "ending"), "STOPPING=1")
+        inside = self.host.container
+        if inside:
+            self.host.container = None
+            if self.is_init_deaf:
+                inside.end(patience=0)
+            else:
+                inside.end()
         self.crew.stop()
         monitor = self.host.monitor
         if monitor:
@@ -156,13 +169,6 @@ class HostMonitor:
             monitor.channel.drain()
             wait_for(monitor.pid, monitor.pidfd, 0)
             self.host.monitor = None
-        inside = self.host.container
-        if inside:
-            # End of file makes PID 1 leave, and the kernel ends the rest in there
-            inside.channel.drain()
-            inside.channel.close()
-            wait_for(inside.init, inside.pidfd, STOP_SECONDS)
-            self.host.container = None
         if self.flows:
             self.flows.finish()
 
@@ -225,7 +231,21 @@ class HostMonitor:
         elif self.waiting:
             self.loop.stop(128 + number)
         elif code != linux.SI_KERNEL:  # what the terminal sends reaches COMMAND by itself
-            self.host.container.channel.send(Record(Kind.SIGNAL, detail=number))
+            self._pass_on(self.host.container, number)
+
+    def _pass_on(self, inside: container.Container, number: int) -> None:
+        """Have COMMAND get a signal. Where it should end by it, PID 1 has to be quick."""
+        inside.channel.send(Record(Kind.SIGNAL, detail=number), wait=False)
+        self.passed_on += 1
+        if number in FINAL:
+            sent = self.passed_on
+            self.loop.after(DEAF_SECONDS, lambda: self._is_passed_on(sent))
+
+    def _is_passed_on(self, sent: int) -> None:
+        if self.host.container and self.answered < sent:
+            self.is_init_deaf = True
+            reason = "PID 1 of its namespaces does not answer"
+            self._fail(Failure("pass on", "a signal to COMMAND", reason))
 
     # --- is all well? -----------------------------------------------------------------------------
 
@@ -352,6 +372,8 @@ class HostMonitor:
             self._fail(failure_of(record.text))
         elif record.kind == Kind.READY:
             self._arrived("init")
+        elif record.kind == Kind.SIGNAL:
+            self.answered += 1
         elif record.kind == Kind.EXITED:
             self.loop.stop(exit_status(record.detail))
 
@@ -368,9 +390,8 @@ class HostMonitor:
                 elif record.kind == Kind.FATAL:
                     self._fail(failure_of(record.text))
                 discard(record.fds)
-        inside.channel.drain()
-        self.host.container = None
-        self.loop.stop(exit_status(os.waitpid(inside.init, 0)[1]))
+        self.loop.remove(inside.pidfd)
+        self.loop.stop(inside.status())
 
     # --- words ------------------------------------------------------------------------------------
 
@@ -402,8 +423,3 @@ class HostMonitor:
             self.log.line(level, line)  # each of them was asked for
         else:
             self.log.limited(level, (direction, record.small), line)
-
-
-def exit_status(status: int) -> int:
-    """A wait status as a shell gives it: the exit status, or 128 + the signal's number."""
-    return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)

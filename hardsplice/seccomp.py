@@ -37,7 +37,7 @@ __all__ = [
     "right_answers",
 ]
 
-ROLES = ("relay", "monitor", "monitor-ports", "monitor-control", "init")
+ROLES = ("relay", "monitor", "monitor-ports", "monitor-control", "init", "guard")
 
 _LIBSECCOMP = "libseccomp.so.2"
 # linux/seccomp.h, linux/bpf_common.h: what a filter may answer, and the instruction that answers.

@@ -88,6 +88,7 @@ class Programs:
     target: bytes
     relay: bytes
     init: bytes
+    guard: bytes
 
 
 class Setup:
@@ -161,9 +162,11 @@ class Setup:
         service.forget(os.environ)
         self.passed = Passed(self.manager.passed)
         self.user = users.own_user(options.runas)
-        descriptors.raise_limit()
+        self.file_limits = descriptors.raise_limit()
         if options.ready_fd is not None:
-            self.ready_fd = descriptors.above_fixed(options.ready_fd)
+            self.ready_fd = descriptors.take_ready(options.ready_fd)
+        # What is left is the caller's, for COMMAND.
+        self.aside = descriptors.set_aside(isolate.LAST_FIXED_FD + 1)
         if self.launcher:
             self.launcher.move_to(isolate.CHANNEL_FD)
         descriptors.reserve_fixed()
@@ -233,7 +236,7 @@ class Setup:
         host = "monitor-control" if self.control else target
         programs = [
             seccomp.compile_policy(seccomp.load_policy(role), arch)
-            for role in (host, target, "relay", "init")
+            for role in (host, target, "relay", "init", "guard")
         ]
         self.programs = Programs(*programs)
 
@@ -254,16 +257,7 @@ class Setup:
         gc.collect()
         gc.freeze()
         if options.mode is Mode.COMMAND:
-            command = options.command or (os.environ.get("SHELL") or "/bin/sh",)
-            self.container = container.create(
-                container.Recipe(
-                    command=command,
-                    user=self.user,
-                    program=self.programs.init,
-                    last_capability=self.last_capability,
-                    new_user=not options.netns_only,
-                )
-            )
+            self.container = self._make_container()
             self.target = self.container.target
         if not (options.inbound or options.outbound or options.dynamic):
             self._keep_listeners()
@@ -282,6 +276,36 @@ class Setup:
         self._keep_listeners()
         close_all([fd for _, fd in self.host_listeners])  # the target monitor has them
         self.host_listeners = []
+
+    def _make_container(self) -> container.Container:
+        """COMMAND's namespaces, and a line on whom COMMAND is where that may surprise."""
+        options = self.options
+        new_user = not options.netns_only
+        user = self.user if new_user else options.runas
+        hint = users.hint(user) if user and users.is_real_root() else None
+        made = container.Container(
+            container.Recipe(
+                command=options.command or (os.environ.get("SHELL") or "/bin/sh",),
+                user=user,
+                hint=hint,
+                new_user=new_user,
+                is_shielded=new_user and users.keeps_root(user),
+                aside=self.aside,
+                file_limits=self.file_limits,
+                init_program=self.programs.init,
+                guard_program=self.programs.guard,
+                last_capability=self.last_capability,
+                landlock_abi=self.landlock_abi,
+                strict=options.sandbox == "strict",
+            )
+        )
+        close_all(self.aside.values())
+        if hint and options.runas is None:
+            self.log.line(Level.INFO, f"started by root: {hint}")
+        if made.warning:
+            text = f"COMMAND cannot reach its working directory {quote(made.warning)}"
+            self.log.line(Level.WARNING, f"{text}: {hint}" if hint else text)
+        return made
 
     def _receive_listeners(self, channel: Channel) -> None:
         while True:
@@ -373,9 +397,10 @@ class Setup:
             descriptors.move(self.ready_fd, isolate.READY_FD)
             keep.append(isolate.READY_FD)
         keep += self.notifier.settle()
-        for part in (self.monitor, self.container):
-            if part:
-                keep += [part.pidfd, part.channel.fileno()]
+        if self.monitor:
+            keep += [self.monitor.pidfd, self.monitor.channel.fileno()]
+        if self.container:
+            keep += self.container.descriptors
         if self.target:
             keep += [fd for fd in (self.target.process, self.target.watch) if fd is not None]
         keep += [fd for _, fd in self.target_listeners]
@@ -445,12 +470,11 @@ class Setup:
             self.pid_file.remove()
         if self.control and not self.locked:
             self.control.remove()
-        for child in (self.monitor, self.container):
-            if child is None:
-                continue
-            child.channel.close()
-            pid = child.pid if isinstance(child, Child) else child.init
+        if self.container:
+            self.container.end()
+        if self.monitor:
+            self.monitor.channel.close()
             with contextlib.suppress(OSError):
-                signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
+                signal.pidfd_send_signal(self.monitor.pidfd, signal.SIGKILL)
             with contextlib.suppress(OSError):
-                os.waitpid(pid, 0)
+                os.waitpid(self.monitor.pid, 0)

@@ -27,7 +27,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 POLICY = ROOT / "policy"
 ARCHES = ("x86_64", "i686", "arm64", "armhf", "ppc64le", "s390x", "riscv64")
-ROLES = ("relay", "monitor", "monitor-ports", "monitor-control", "init")
+ROLES = ("relay", "monitor", "monitor-ports", "monitor-control", "init", "guard")
 
 # linux/audit.h: the ELF machine, with bits for 64-bit and little-endian
 AUDIT = {

@@ -216,6 +216,7 @@ SUBCALLS = {
     "monitor-ports": RELAY_SUBCALLS | {1, 2, 4, 6, 8},
     "monitor-control": RELAY_SUBCALLS | {1, 2, 4, 6, 8},
     "init": {16, 17},
+    "guard": set(),
 }
 
 

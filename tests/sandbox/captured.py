@@ -204,7 +204,7 @@ class Surroundings:
                 helper=self.program.helper() if helper else "",
             )
             arguments = ["-f"]
-            if role == "init":
+            if role in ("init", "guard"):
                 arguments += ["--", "sleep", "1000"]
             else:
                 arguments += ["-t", f"127.0.0.1/{self.inward}:80"]
@@ -217,9 +217,7 @@ class Surroundings:
                 self.program, self.identity, arguments, environment={VARIABLE: job.dump()}
             )
             stack.callback(end, instance)
-            if (
-                role == "init"
-            ):  # it makes its attempts after COMMAND was started, and so after ready
+            if role == "init":  # it makes its attempts after COMMAND was started, and so after ready
                 _wait_for_all(board, len(attempts), instance)
             else:
                 instance.wait_ready()
