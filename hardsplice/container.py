@@ -82,6 +82,7 @@ class Container:
         self.command = recipe.command[0]  # its program's name
         self.warning = ""  # what COMMAND will miss
         self.init = self._pidfd = 0  # PID 1, by its number here
+        self._has_been_ended = False
         prctl.set_child_subreaper(1)  # PID 1 becomes our child if the guard ends before it
         hanging, self._line = lifeline.pair()
         self.channel, channel = Channel.pair()
@@ -155,6 +156,9 @@ class Container:
         """End all processes in there. PID 1 may take ``patience`` seconds to leave at end of file;
         then the kernel is told to end it.
         """
+        if self._has_been_ended:
+            return
+        self._has_been_ended = True
         self.channel.drain()
         self.channel.close()
         if self._pidfd:

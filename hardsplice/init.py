@@ -229,5 +229,8 @@ def _last_word(status: int, recipe: Recipe) -> Record:
     said = os.read(REASON_FD, _REASON_LIMIT)
     if not said:
         return Record(Kind.EXITED, detail=status)
-    failure = Failure("run", recipe.command[0], said.decode(errors="replace"), recipe.hint)
+    name, reason = recipe.command[0], said.decode(errors="replace")
+    # A path that its user could follow to where nothing is: nobody else would find more there
+    is_nowhere = "/" in name and reason == os.strerror(errno.ENOENT)
+    failure = Failure("run", name, reason, None if is_nowhere else recipe.hint)
     return Record(Kind.FATAL, text=text_of(failure))

@@ -217,7 +217,9 @@ class Surroundings:
                 self.program, self.identity, arguments, environment={VARIABLE: job.dump()}
             )
             stack.callback(end, instance)
-            if role == "init":  # it makes its attempts after COMMAND was started, and so after ready
+            if (
+                role == "init"
+            ):  # it makes its attempts after COMMAND was started, and so after ready
                 _wait_for_all(board, len(attempts), instance)
             else:
                 instance.wait_ready()
