@@ -46,13 +46,15 @@ def test_started_by_root(launch: Launch, options: tuple[str, ...], uid: int) -> 
     """Root in a user namespace, and outside of it whoever --runas names, by default nobody; none of
     root's groups is left.
     """
-    instance = launch(ROOT, *options, "--", "sh", "-c", "id -u; exec sleep 100",
-                      stdout=subprocess.PIPE).wait_ready()  # fmt: skip
+    instance = launch(
+        ROOT, *options, "-t", f"{free_ports()}:80", "--", "sh", "-c", "id -u; exec sleep 100",
+        stdout=subprocess.PIPE,
+    ).wait_ready()  # fmt: skip
     assert instance.process.stdout is not None
     assert instance.process.stdout.readline() == b"0\n"
     instance.process.stdout.close()
     pids = procfs.tree(instance.pid)
-    (command,) = [pid for pid in pids if procfs.status(pid)["Name"] == "sleep"]
+    (command,) = [pid for pid in pids if procfs.status(pid)["Name"] in ("sh", "sleep")]
     gid = 1235 if uid == 1234 else uid
     for pid in pids:
         status = procfs.status(pid)
@@ -126,7 +128,7 @@ def _writable(*paths: str) -> str:
 
 @pytest.mark.root
 @pytest.mark.parametrize("options", [(), ("--runas", "0")], ids=["nobody", "root"])
-def test_the_machines_settings_are_out_of_reach(program: Program, options: tuple[str]) -> None:
+def test_the_machines_settings_are_out_of_reach(program: Program, options: tuple[str, ...]) -> None:
     there = [path for path in SETTINGS if os.path.exists(path)]
     assert len(there) > 2
     assert _shell(program, ROOT, _writable(*there), *options) == []
@@ -201,7 +203,7 @@ def test_the_hosts_proc_stays_hidden(program: Program, identity: Identity) -> No
 
 
 def test_nested_namespaces_still_work(program: Program, identity: Identity) -> None:
-    """As COMMANDs that isolate parts of theirs need; where it keeps root they have no fresh /proc."""
+    """As COMMANDs need that isolate parts of their own."""
     script = "unshare -Urpf --mount-proc sh -c 'echo $$'"
     assert _shell(program, identity, script) == ["1"]
 
@@ -310,7 +312,7 @@ def test_limits_and_signals_are_the_callers(program: Program, identity: Identity
 
 @pytest.mark.root  # nobody else may look into processes that aren't dumpable
 @pytest.mark.parametrize("options", [(), ("--runas", "0"), ("--netns-only",)])
-def test_pid_1_and_its_guard_have_nothing_to_see(launch: Launch, options: tuple[str]) -> None:
+def test_pid_1_and_its_guard_have_nothing_to_see(launch: Launch, options: tuple[str, ...]) -> None:
     """An empty root, and few descriptors, none of them the caller's."""
     instance = launch(ROOT, *options, "--", "sleep", "100").wait_ready()
     found = {procfs.status(pid)["Name"]: pid for pid in instance.processes()}
@@ -347,7 +349,11 @@ OPTIONS = [
 @pytest.mark.parametrize("stopped", [("hs-init",), ("hs-guard",), ("hs-init", "hs-guard")])
 @pytest.mark.parametrize("options", OPTIONS)
 def test_nothing_is_left_though_one_is_stopped(
-    identity: Identity, launch: Launch, options: tuple[str], stopped: tuple[str], number: int
+    identity: Identity,
+    launch: Launch,
+    options: tuple[str, ...],
+    stopped: tuple[str, ...],
+    number: int,
 ) -> None:
     """TERM or KILL of the first process: within a second no process, no port."""
     if options and not identity.is_root:
@@ -381,7 +387,7 @@ def test_nothing_is_left_though_one_is_stopped(
 @pytest.mark.parametrize("name", ["hs-init", "hs-guard"])
 @pytest.mark.parametrize("options", OPTIONS)
 def test_all_ends_with_one_of_them(
-    identity: Identity, launch: Launch, options: tuple[str], name: str
+    identity: Identity, launch: Launch, options: tuple[str, ...], name: str
 ) -> None:
     if options and not identity.is_root:
         pytest.skip("only root may")
