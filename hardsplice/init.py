@@ -91,7 +91,8 @@ def _make_namespaces(recipe: Recipe, guard: Channel) -> None:
         namespaces.bring_up_loopback()
     except OSError as error:
         reason = f"{error.filename or 'set-up inside'}: {reason_of(error)}"
-        raise Failure("create", "namespaces", reason) from error
+        hint = namespaces.USERNS_HINT if error.errno in (errno.EPERM, errno.ENOSPC) else None
+        raise Failure("create", "namespaces", reason, hint) from error
 
 
 def _mount(recipe: Recipe) -> None:

@@ -372,7 +372,7 @@ class HostMonitor:
             self._fail(failure_of(record.text))
         elif record.kind == Kind.READY:
             self._arrived("init")
-        elif record.kind == Kind.SIGNAL:
+        elif record.kind == Kind.SIGNAL and self.answered < self.passed_on:
             self.answered += 1
         elif record.kind == Kind.EXITED:
             self.loop.stop(exit_status(record.detail))

@@ -35,6 +35,15 @@ SETTINGS = (
 )
 
 
+def _members(instance: Instance) -> dict[str, int]:
+    """The processes by their names, COMMAND's among them."""
+    found = {}
+    for pid in procfs.tree(instance.pid):
+        with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+            found[procfs.status(pid)["Name"]] = pid
+    return found
+
+
 # --- who it is ------------------------------------------------------------------------------------
 
 
@@ -53,10 +62,10 @@ def test_started_by_root(launch: Launch, options: tuple[str, ...], uid: int) -> 
     assert instance.process.stdout is not None
     assert instance.process.stdout.readline() == b"0\n"
     instance.process.stdout.close()
-    pids = procfs.tree(instance.pid)
-    (command,) = [pid for pid in pids if procfs.status(pid)["Name"] in ("sh", "sleep")]
-    gid = 1235 if uid == 1234 else uid
-    for pid in pids:
+    eventually(lambda: "sleep" in _members(instance), "COMMAND does not run")
+    family = _members(instance)
+    command, gid = family["sleep"], 1235 if uid == 1234 else uid
+    for pid in family.values():
         status = procfs.status(pid)
         assert status["Uid"].split() == [str(uid)] * 4, status["Name"]
         assert status["Gid"].split() == [str(gid)] * 4, status["Name"]
@@ -332,10 +341,6 @@ def test_pid_1_and_its_guard_have_nothing_to_see(launch: Launch, options: tuple[
     assert instance.wait() == 128 + signal.SIGTERM
 
 
-def _members(instance: Instance) -> dict[str, int]:
-    return {procfs.status(pid)["Name"]: pid for pid in procfs.tree(instance.pid)}
-
-
 ENDS = [signal.SIGTERM, signal.SIGKILL]
 OPTIONS = [
     pytest.param((), id="default"),
@@ -343,6 +348,48 @@ OPTIONS = [
     pytest.param(("--runas", "1234:1235"), id="runas-user", marks=pytest.mark.root),
     pytest.param(("--netns-only",), id="netns-only", marks=pytest.mark.root),
 ]
+
+
+_AT_PID_1 = """
+import ctypes, errno, os, resource
+libc = ctypes.CDLL(None, use_errno=True)
+for request in (16, 0x4206):  # PTRACE_ATTACH, PTRACE_SEIZE
+    print(errno.errorcode[ctypes.get_errno()] if libc.ptrace(request, 1, 0, 0) else "traced")
+for name in ("root/", "fd/0", "fd/3", "cwd/", "mem", "environ", "ns/mnt", "map_files"):
+    try:
+        path = f"/proc/1/{name}"
+        print(os.listdir(path) if os.path.isdir(path) else os.open(path, 0))
+    except OSError as error:
+        print(errno.errorcode[error.errno])
+os.kill(1, 9)
+os.kill(1, 19)
+print("goes on")
+"""
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_the_command_gets_nothing_from_pid_1(
+    program: Program, identity: Identity, options: tuple[str, ...]
+) -> None:
+    if options and not identity.is_root:
+        pytest.skip("only root may")
+    if "--netns-only" in options:
+        pytest.skip("it has all capabilities")
+    words = ("/usr/bin/python3", "-I", "-c", _AT_PID_1)
+    done = run(program, identity, "-q", *options, "--", *words)
+    assert done.returncode == 0, done.stderr
+    *refused, last = done.stdout.splitlines()
+    assert (set(refused), len(refused), last) == ({"EPERM", "EACCES"}, 10, "goes on")
+
+
+def test_all_that_stay_are_undumpable(identity: Identity, launch: Launch) -> None:
+    """Their files in /proc belong to root then, whoever they are (proc(5))."""
+    instance = launch(identity, "-t", f"{free_ports()}:80", "--", "sleep", "100").wait_ready()
+    eventually(lambda: "sleep" in _members(instance), "COMMAND does not run")
+    for name, pid in _members(instance).items():
+        assert (os.stat(f"/proc/{pid}/stat").st_uid == 0) == (name != "sleep"), name
+    instance.process.terminate()
+    assert instance.wait() == 128 + signal.SIGTERM
 
 
 @pytest.mark.parametrize("number", ENDS)
