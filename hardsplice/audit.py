@@ -49,7 +49,8 @@ ROLES = {
     "hs-target": Role(
         "monitor", "keeps the inbound relay; makes TCP sockets in the namespace", ("hs-host",)
     ),
-    "hs-init": Role("init", "reaps COMMAND's processes and passes signals on to it", ("hs-host",)),
+    "hs-guard": Role("guard", "waits for hs-init to end; hs-init ends with it", ("hs-host",)),
+    "hs-init": Role("init", "reaps COMMAND's processes and passes signals on to it", ("hs-guard",)),
     "hs-relay-in": Role("relay", _MOVES, ("hs-target",)),
     "hs-relay-out": Role("relay", _MOVES, ("hs-host",)),
 }

@@ -52,8 +52,8 @@ class Kind(IntEnum):
     SOCKETS = 6  # monitor to relay: sockets; small = family
     NOTE = 7  # relay to monitor to host monitor: something for the log
     NAMESPACES = 8  # PID 1 of a command to host monitor: its namespaces stand
-    GO = 9  # host monitor to PID 1: start the command
-    SIGNAL = 10  # host monitor to PID 1: pass on signal number detail
+    GO = 9  # host monitor to PID 1 or its guard: go on, and at last, start the command
+    SIGNAL = 10  # host monitor to PID 1: pass on signal number detail; its answer, once it has
     EXITED = 11  # PID 1 to host monitor: the command's wait status is detail
     YIELD = 12  # relay to monitor: it stops accepting, so that others must
     LOOK = 13  # monitor to relay: clients may wait, of whom another was told

@@ -233,17 +233,25 @@ def relay_steps(ruleset: int | None) -> list[Step]:
     ]
 
 
-def init_steps(keep: Sequence[int], last_capability: int) -> list[Step]:
-    """What PID 1 of a command gives up once the command runs; ``keep`` are the capabilities that it
-    needs.
+def init_steps(
+    keep: Sequence[int], last_capability: int, deny_files: Callable[[], None] | None
+) -> list[Step]:
+    """What PID 1 of a COMMAND and its guard give up; ``keep`` are the capabilities that are needed,
+    ``deny_files`` puts it under Landlock, where there is that.
     """
-    return [
+    steps = [
+        Step(emptyroot.LEAVE, emptyroot.leave, hint=_limited_by("mnt")),
+        *separating_steps(),
         Step("limit core dumps and files", lambda: _limit_files(0)),
+        Step("lock the securebits", _lock_securebits),
         Step("clear the ambient set", _clear_ambient),
         Step("empty the bounding set", lambda: _drop_bounding(last_capability)),
         Step("drop capabilities", lambda: _clear_capabilities(keep)),
         *_common_steps(),
     ]
+    if deny_files is not None:
+        steps.append(Step("deny files and ports by Landlock", deny_files, landlock.lacking))
+    return steps
 
 
 def filter_step(program: bytes) -> Step:

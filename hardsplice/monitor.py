@@ -47,7 +47,10 @@ ANSWERS = (Kind.OPENED, Kind.SERVED, Kind.CLOSED)
 # What is passed on to COMMAND when it is sent to hardsplice; without a COMMAND the first two end
 # hardsplice.
 ENDING = (signal.SIGTERM, signal.SIGINT)
-PASSED_ON = (*ENDING, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+# What people send who want it to end.
+FINAL = (*ENDING, signal.SIGHUP, signal.SIGQUIT)
+PASSED_ON = (*FINAL, signal.SIGUSR1, signal.SIGUSR2)
+DEAF_SECONDS = 0.5  # for PID 1 to pass such a signal on
 
 
 @dataclass(slots=True)
@@ -126,6 +129,8 @@ class HostMonitor:
         self.announced = False
         self.is_watching = False
         self.target_says, self.init_says = Dialogue(TARGET_MONITOR, (Kind.OPENED,)), Dialogue(INIT)
+        self.is_init_deaf = False
+        self.passed_on = self.answered = 0  # signals to COMMAND, and PID 1's answers
 
     @property
     def ports(self) -> Ports | None:
@@ -157,10 +162,15 @@ class HostMonitor:
     def close(self) -> None:
         """End what belongs to us, and wait until it has ended: no port is held after that."""
         self.host.notifier.status(str(self.failure or "ending"), "STOPPING=1")
+        inside, self.host.container = self.host.container, None
         monitor = self.host.monitor
+        deadline = time.monotonic() + END_SECONDS
         if monitor:
             monitor.channel.finish()
-        deadline = time.monotonic() + END_SECONDS
+        if inside and self.is_init_deaf:
+            inside.end(patience=0)
+        elif inside:
+            inside.end()
         self.crew.stop()
         if monitor:
             left = deadline - time.monotonic()
@@ -169,13 +179,6 @@ class HostMonitor:
             monitor.line.let_go()
             wait_for(monitor.pid, monitor.pidfd, 0)
             self.host.monitor = None
-        inside = self.host.container
-        if inside:
-            # End of file makes PID 1 leave, and the kernel ends the rest in there
-            inside.channel.drain()
-            inside.channel.close()
-            wait_for(inside.init, inside.pidfd, STOP_SECONDS)
-            self.host.container = None
         if self.flows:
             self.flows.finish()
 
@@ -238,8 +241,23 @@ class HostMonitor:
         elif self.waiting:
             self.loop.stop(128 + number)
         elif code != linux.SI_KERNEL:  # what the terminal sends reaches COMMAND by itself
-            # One that does not read what it is told keeps nobody waiting.
-            self.host.container.channel.send(Record(Kind.SIGNAL, detail=number), wait=False)
+            self._pass_on(self.host.container, number)
+
+    def _pass_on(self, inside: container.Container, number: int) -> None:
+        """Have COMMAND get a signal. Where it should end by it, PID 1 has to be quick."""
+        # One that does not read what it is told keeps nobody waiting.
+        inside.channel.send(Record(Kind.SIGNAL, detail=number), wait=False)
+        self.init_says.asked(Kind.SIGNAL)
+        self.passed_on += 1
+        if number in FINAL:
+            sent = self.passed_on
+            self.loop.after(DEAF_SECONDS, lambda: self._is_passed_on(sent))
+
+    def _is_passed_on(self, sent: int) -> None:
+        if self.host.container and self.answered < sent:
+            self.is_init_deaf = True
+            reason = "PID 1 of its namespaces does not answer"
+            self._fail(Failure("pass on", "a signal to COMMAND", reason))
 
     # --- is all well? -----------------------------------------------------------------------------
 
@@ -383,6 +401,8 @@ class HostMonitor:
             self._fail(failure_of(record.text))
         elif record.kind == Kind.READY:
             self._arrived("init")
+        elif record.kind == Kind.SIGNAL:
+            self.answered += 1
         else:
             self.loop.stop(exit_status(record.detail))
 
@@ -397,9 +417,8 @@ class HostMonitor:
                 if (record := inside.channel.receive(wait=False)) is None:
                     break
                 self._on_init_record(record)
-        inside.channel.drain()
-        self.host.container = None
-        self.loop.stop(exit_status(os.waitpid(inside.init, 0)[1]))
+        self.loop.remove(inside.pidfd)
+        self.loop.stop(inside.status())
 
     # --- words ------------------------------------------------------------------------------------
 

@@ -21,9 +21,9 @@ from typing import Any
 
 from hardsplice import prelude
 from hardsplice.errors import Failure, reason_of
-from hardsplice.prelude import ALLOW, KILL_PROCESS
 from hardsplice.policyfile import parse_policy
 from hardsplice.policymodel import Alternatives, Comparison, Policy, asked, resolve
+from hardsplice.prelude import ALLOW, KILL_PROCESS
 from hardsplice.syscalls import ARCHITECTURES, SOCKETCALL, Architecture
 
 __all__ = [
@@ -44,6 +44,7 @@ ROLES = (
     "monitor-host",
     "monitor-control",
     "init",
+    "guard",
 )
 
 _LIBSECCOMP = "libseccomp.so.2"

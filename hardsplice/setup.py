@@ -49,7 +49,7 @@ from hardsplice import (
     target,
     users,
 )
-from hardsplice.channel import CROWDED_HINT, Channel, Kind, Record
+from hardsplice.channel import CROWDED_HINT, Channel, Kind, Record, close_all
 from hardsplice.cli import Mode, Options, Verbosity
 from hardsplice.desk import Desk
 from hardsplice.errors import Failure, failure_of, printable, quote, reason_of, text_of
@@ -96,6 +96,7 @@ class Programs:
     target: bytes
     relays: dict[Direction, bytes]
     init: bytes
+    guard: bytes
 
 
 class Setup:
@@ -220,13 +221,14 @@ class Setup:
         options = self.options
         passed = self.manager.passed
         listening = max(len(options.inbound) + len(passed), len(options.outbound))
+        self.file_limits = descriptors.raise_limit()
         self.first_flow = first = descriptors.first_flow(
-            listening, descriptors.raise_limit(), is_dynamic=bool(options.dynamic)
+            listening, self.file_limits[1], is_dynamic=bool(options.dynamic)
         )
         self.passed = Passed(passed, first)
         if options.ready_fd is not None:
-            what = f"--ready-fd {options.ready_fd}"
-            self.ready_fd = descriptors.above(options.ready_fd, first, what)
+            self.ready_fd = descriptors.take_ready(options.ready_fd, first)
+        self.aside = descriptors.set_aside(first)  # what is left is the caller's, for COMMAND
         if self.launcher:
             self.launcher.move_to(descriptors.CHANNEL_FD)
         descriptors.reserve(first, (descriptors.CHANNEL_FD,) if self.launcher else ())
@@ -262,6 +264,7 @@ class Setup:
             "host": "monitor-control" if self.control else "monitor-host" if dynamic else "monitor",
             "target": "monitor-ports" if dynamic else "monitor",
             "init": "init",
+            "guard": "guard",
             **{one: "relay-ports" if one in dynamic else "relay" for one in DIRECTIONS},
         }
         compiled = {
@@ -269,8 +272,13 @@ class Setup:
             for role in sorted(set(roles.values()))
         }
         programs = {name: compiled[role] for name, role in roles.items()}
-        relays = {one: programs[one] for one in DIRECTIONS}
-        self.programs = Programs(programs["host"], programs["target"], relays, programs["init"])
+        self.programs = Programs(
+            host=programs["host"],
+            target=programs["target"],
+            relays={one: programs[one] for one in DIRECTIONS},
+            init=programs["init"],
+            guard=programs["guard"],
+        )
 
     def probe(self) -> None:
         """Find the pipe size."""
@@ -293,16 +301,7 @@ class Setup:
         gc.collect()
         gc.freeze()
         if options.mode is Mode.COMMAND:
-            command = options.command or (os.environ.get("SHELL") or "/bin/sh",)
-            self.container = container.create(
-                container.Recipe(
-                    command=command,
-                    user=self.user,
-                    program=self.programs.init,
-                    last_capability=self.last_capability,
-                    new_user=not options.netns_only,
-                )
-            )
+            self.container = self._make_container()
             self.target = self.container.target
         self._confine_signals()
         if options.inbound or options.outbound or options.dynamic:
@@ -360,6 +359,36 @@ class Setup:
             os.close(folder)
         self.monitor = Child(pid, os.pidfd_open(pid), ours, lifeline.Hold(held))
         self._receive_listeners(ours)
+
+    def _make_container(self) -> container.Container:
+        """COMMAND's namespaces, and a line on whom COMMAND is where that may surprise."""
+        options = self.options
+        new_user = not options.netns_only
+        user = self.user if new_user else options.runas
+        hint = users.hint(user) if user and users.is_real_root() else None
+        made = container.Container(
+            container.Recipe(
+                command=options.command or (os.environ.get("SHELL") or "/bin/sh",),
+                user=user,
+                hint=hint,
+                new_user=new_user,
+                is_shielded=new_user and users.keeps_root(user),
+                aside=self.aside,
+                file_limits=self.file_limits,
+                init_program=self.programs.init,
+                guard_program=self.programs.guard,
+                last_capability=self.last_capability,
+                landlock_abi=self.landlock.abi,
+                strict=options.sandbox == "strict",
+            )
+        )
+        close_all(self.aside.values())
+        if hint and options.runas is None:
+            self.log.line(Level.INFO, f"started by root: {hint}")
+        if made.warning:
+            text = f"COMMAND cannot reach its working directory {quote(made.warning)}"
+            self.log.line(Level.WARNING, f"{text}: {hint}" if hint else text)
+        return made
 
     def _receive_listeners(self, channel: Channel) -> None:
         while True:
@@ -472,11 +501,11 @@ class Setup:
             descriptors.move(self.ready_fd, descriptors.READY_FD)
             keep.append(descriptors.READY_FD)
         keep += self.notifier.settle()
-        for part in (self.monitor, self.container):
-            if part:
-                keep += [part.pidfd, part.channel.fileno()]
         if self.monitor:
+            keep += [self.monitor.pidfd, self.monitor.channel.fileno()]
             keep.append(self.monitor.line.fileno())
+        if self.container:
+            keep += self.container.descriptors
         if self.target:
             keep += [fd for fd in (self.target.process, self.target.watch) if fd is not None]
         keep += [fd for _, fd in self.target_listeners]
@@ -565,14 +594,12 @@ class Setup:
             self.pid_file.remove()
         if self.control and not self.locked:
             self.control.remove()
-        for child in (self.monitor, self.container):
-            if child is None:
-                continue
-            child.channel.close()
-            if isinstance(child, Child):
-                child.line.let_go()
-            pid = child.pid if isinstance(child, Child) else child.init
+        if self.container:
+            self.container.end()
+        if self.monitor:
+            self.monitor.channel.close()
+            self.monitor.line.let_go()
             with contextlib.suppress(OSError):
-                signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
+                signal.pidfd_send_signal(self.monitor.pidfd, signal.SIGKILL)
             with contextlib.suppress(OSError):
-                os.waitpid(pid, 0)
+                os.waitpid(self.monitor.pid, 0)

@@ -28,7 +28,8 @@ def main(argv: Sequence[str]) -> int:
     began = time.monotonic()
     try:
         options = cli.parse_args(argv)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # which is COMMAND's to inherit
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
         if options.foreground:
             _serve(options, _start_auditor(options) if options.audit else None, began)
         return _launch(options, began)

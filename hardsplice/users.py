@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whom hardsplice's own processes run as."""
+"""Whom hardsplice's own processes run as, and whom COMMAND is outside of its user namespace: the
+same user.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +14,40 @@ from hardsplice.values import RunAs
 NOBODY = RunAs(65534, 65534)
 
 
+def is_real_root() -> bool:
+    """Whether we are root of the machine (or of a container that maps every id as it is)."""
+    return os.geteuid() == 0 and namespaces.owns_all_ids()
+
+
 def own_user(asked: RunAs | None) -> RunAs | None:
     """Whom hardsplice's own processes become: what was asked for, or nobody when started as the
     real root.
     """
-    if asked is not None:
-        if os.geteuid() not in (0, asked.uid):
-            hint = "leave --runas out, or start hardsplice as root"
-            raise Failure("become", f"user {asked.uid}", "only root may", hint)
-        return asked
-    return NOBODY if os.geteuid() == 0 and namespaces.owns_all_ids() else None
+    if asked is None:
+        return NOBODY if is_real_root() else None
+    if os.geteuid() not in (0, asked.uid):
+        hint = "leave --runas out, or start hardsplice as root"
+        raise Failure("become", f"user {asked.uid}", "only root may", hint)
+    if not is_mapped(asked):
+        raise Failure("become", f"user {asked.uid}", "this user namespace does not map it")
+    return asked
+
+
+def keeps_root(user: RunAs | None) -> bool:
+    """Whether COMMAND is to be root of the machine, with all of root's files."""
+    return user is not None and user.uid == 0 and is_real_root()
+
+
+def hint(user: RunAs) -> str:
+    """What to do where COMMAND needs what belongs to root."""
+    return f"COMMAND is user {user.uid} here; --runas USER names another, --runas 0 keeps root"
+
+
+def is_mapped(user: RunAs) -> bool:
+    """Whether this user namespace knows both ids."""
+    for path, wanted in (("/proc/self/uid_map", user.uid), ("/proc/self/gid_map", user.gid)):
+        with open(path, encoding="ascii") as lines:
+            ranges = [tuple(map(int, line.split())) for line in lines]
+        if not any(first <= wanted < first + count for first, _, count in ranges):
+            return False
+    return True

@@ -169,8 +169,12 @@ def show_processes(report: Report, processes: list[audit.Process]) -> None:
     print()
     own = [process for process in processes if process.is_own]
     roles = {process.role for process in own}
-    expected = {"hs-host", "hs-target", "hs-relay-in"}
-    report.check("the two monitors and the inbound relay are there", expected <= roles, roles)
+    expected = {"hs-host", "hs-target", "hs-relay-in", "hs-guard", "hs-init"}
+    report.check(
+        "the two monitors, the inbound relay, the server's PID 1 and its guard are there",
+        expected <= roles,
+        roles,
+    )
     report.check("no process for the direction that nobody asked for", "hs-relay-out" not in roles)
     for process in own:
         capabilities = kept_capabilities(process.comm)
@@ -225,7 +229,7 @@ def demonstrate(report: Report, folder: Path) -> None:
     page = secrets.token_bytes(PAGE_SIZE)
     (site / "page").write_bytes(page)
     port = free_port()
-    arguments = ["-t", f"127.0.0.1/{port}:80", "--"]
+    arguments = [*launcher.options, "-t", f"127.0.0.1/{port}:80", "--"]
     server = ["-m", "http.server", "80"]
     version = ".".join(map(str, sys.version_info[:3]))
     print(f"hardsplice on Linux {os.uname().release}, Python {version}, as {launcher.user}")

@@ -225,7 +225,7 @@ def test_status_is_the_commands(
 
 
 def test_standard_streams_are_the_commands(identity: Identity, program: Program) -> None:
-    ran = run(program, identity, "--", "sh", "-c", "cat; echo oops >&2", given="hello")
+    ran = run(program, identity, "-q", "--", "sh", "-c", "cat; echo oops >&2", given="hello")
     assert (ran.stdout, ran.stderr, ran.returncode) == ("hello", "oops\n", 0)
 
 
@@ -332,7 +332,7 @@ def test_the_terminal_is_the_commands(identity: Identity, program: Program) -> N
     )
     terminal, theirs = pty.openpty()
     child = subprocess.Popen(
-        ["setsid", "--ctty", *argv, "--", "/usr/bin/python3", "-c", code],
+        ["setsid", "--ctty", *argv, "-q", "--", "/usr/bin/python3", "-c", code],
         env=environment, cwd="/", stdin=theirs, stdout=theirs, stderr=theirs,
     )  # fmt: skip
     os.close(theirs)
@@ -368,7 +368,7 @@ def test_the_commands_keepers_are_locked_down(identity: Identity, launch: Launch
     nothing = "0" * 16
     expected = {
         (name, "2", "1", nothing, nothing, nothing, nothing)
-        for name in ("hs-host", "hs-target", "hs-relay-in", "hs-relay-out")
+        for name in ("hs-host", "hs-target", "hs-relay-in", "hs-relay-out", "hs-guard")
     }
 
     # Ready is said when PID 1 has locked itself down too, and not before.

@@ -162,5 +162,5 @@ def test_strict_starts_where_all_layers_are(
 ) -> None:
     """The row beside the others: the same filter, about a call that nobody makes."""
     kernel = ("swapon", errno.ENOSYS, 0, "")
-    done = run_on(kernel, program, identity, "--sandbox=strict", *ports, "--", "true")
+    done = run_on(kernel, program, identity, "-q", "--sandbox=strict", *ports, "--", "true")
     assert (done.returncode, done.stderr) == (0, "")

@@ -36,6 +36,7 @@ ROLES = (
     "monitor-host",
     "monitor-control",
     "init",
+    "guard",
 )
 
 # linux/audit.h: the ELF machine, with bits for 64-bit and little-endian

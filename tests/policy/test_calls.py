@@ -200,9 +200,10 @@ PARTS = {
         some("linux", "accept4", "namespace_cookie", "peer_user", "send"),
     ),
     "init": (
-        some("container", "_reap"),
+        some("init", "reap", "_send_signal", "_reap_all", "_last_word"),
         some("channel", "Channel.send", "Channel.receive"),
     ),
+    "guard": (some("guard", "wait", "exit_status"), some("channel", "encode")),
 }
 
 

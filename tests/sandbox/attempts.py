@@ -288,9 +288,9 @@ def _programs() -> list[Row]:
         Row(
             "clone, as a monitor forks",
             lambda _: call("clone", 0x01200000 | signal_number, 0, 0, _ZEROS, 0),
-            roles=("relay-in", "relay-out", "init"),
+            roles=(*RELAYS, "init", "guard"),
         ),
-        Row("getpid", lambda _: call("getpid"), roles=(*RELAYS, "init")),
+        Row("getpid", lambda _: call("getpid"), roles=(*RELAYS, "init", "guard")),
         _simple("setuid", 0, bare=REACHES),
         _simple("setresuid", 0, 0, 0, bare=REACHES),
         _simple("setgroups", 0, 0, bare=REACHES),
@@ -631,7 +631,7 @@ def _payload() -> list[Row]:
 
 
 def _descriptors() -> list[Row]:
-    no_relay = ("relay-in", "relay-out", "init")
+    no_relay = (*RELAYS, "init", "guard")
     return [
         _simple("dup", 0),
         Row("dup2", lambda _: call("dup2", 0, 60), roles=no_relay),

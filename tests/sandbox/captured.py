@@ -204,7 +204,7 @@ class Surroundings:
                 helper=self.program.helper() if helper else "",
             )
             arguments = ["-f"]
-            if role == "init":
+            if role in ("init", "guard"):
                 arguments += ["--", "sleep", "1000"]
             else:
                 arguments += ["-t", f"127.0.0.1/{self.inward}:80"]

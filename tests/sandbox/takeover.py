@@ -27,8 +27,8 @@ from dataclasses import replace
 from typing import Any, NoReturn
 
 from hardsplice import (
-    container,
     descriptors,
+    init,
     isolate,
     joining,
     keeper,
@@ -103,7 +103,7 @@ def install(program: bytes) -> None:
             attempt_now(here.attempt)
         actions.remember()
         return
-    if here.role != "init":
+    if here.role not in ("init", "guard"):
         here.role = "host" if os.getpid() == started else "target"
     if here.role == job.role:
         for index in range(len(job.attempts)):
@@ -178,11 +178,11 @@ def before(owner: Any, name: str, *roles: str) -> None:
 
 
 def inits_own(steps: Callable[..., list[isolate.Step]]) -> Callable[..., list[isolate.Step]]:
-    """Remember that this process is PID 1 of a COMMAND."""
+    """Remember that this process is PID 1 of a COMMAND, or its guard, who keeps no capability."""
 
-    def noting(*arguments: Any) -> list[isolate.Step]:
-        here.role = "init"
-        return steps(*arguments)
+    def noting(keep: Any, *arguments: Any) -> list[isolate.Step]:
+        here.role = "init" if keep else "guard"
+        return steps(keep, *arguments)
 
     return noting
 
@@ -232,7 +232,7 @@ def take_over() -> None:
     before(engine.Engine, "turn", "relay-in", "relay-out")
     before(TargetMonitor, "note", "target")
     before(HostMonitor, "_tell", "host")
-    before(container, "_reap", "init")
+    before(init, "reap", "init")
 
 
 if __name__ == "__main__":

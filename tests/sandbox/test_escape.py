@@ -127,7 +127,7 @@ def killed(captured: Captured, role: str, kind: str, numbers: range, *, bare: bo
     }
 
 
-@pytest.mark.parametrize("role", ["relay-in", "host", "init"])
+@pytest.mark.parametrize("role", ["relay-in", "host", "init", "guard"])
 def test_every_other_number_kills(captured: Captured, role: str) -> None:
     """All arguments are -1, which does nothing in the few calls that a policy lets through like
     this.
