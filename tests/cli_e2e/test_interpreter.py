@@ -83,7 +83,7 @@ def started(
 def test_the_current_directory_is_none_of_its_own(
     program: Program, identity: Identity, strange: Path
 ) -> None:
-    done = started(program, identity, strange, {}, "-t", "none", "echo", "ran")
+    done = started(program, identity, strange, {}, "-q", "-t", "none", "echo", "ran")
     assert (done.returncode, done.stdout, done.stderr) == (0, "ran\n", "")
 
 
@@ -239,7 +239,7 @@ def test_packages_are_found_wherever_the_interpreter_found_them(
         (strange / f"{name}.py").unlink()
     _, base = program.argv(identity)
     path = os.pathsep.join((str(strange), base["PYTHONPATH"]))
-    done = run(program, identity, "-t", "none", "echo", "ran", environment={"PYTHONPATH": path})
+    done = run(program, identity, "-q", "-t", "none", "echo", "ran", environment={"PYTHONPATH": path})
     assert (done.returncode, done.stdout, done.stderr) == (0, "ran\n", "")
 
 
