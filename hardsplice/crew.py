@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Sequence
 from typing import Protocol
 
 from hardsplice import linux
-from hardsplice.keeper import Keeper
+from hardsplice.keeper import STOP_SECONDS, Keeper
 from hardsplice.loop import Loop
 from hardsplice.relay import main as relay
 from hardsplice.relay.engine import Listener
@@ -64,8 +65,9 @@ class Crew:
         """Make all relays leave, and wait until they have."""
         for keeper in self.keepers:
             keeper.hang_up()
+        deadline = time.monotonic() + STOP_SECONDS
         for keeper in self.keepers:
-            keeper.stop()
+            keeper.stop(deadline)
 
     def ask_alive(self) -> None:
         """Ask every relay whether it goes on."""
