@@ -135,12 +135,23 @@ def test_all_at_once(pair: tuple[Identity, Identity], of_both: Namespace, progra
 DEAF = """
 import os, select, signal, sys
 how = sys.argv.pop(1)
-from hardsplice import isolate, landlock, lifeline, target
+from hardsplice import isolate, lifeline, linux, target
 from hardsplice.__main__ import main
 def deaf(self):
     self.crew.start()
     self.loop.run()
 target.TargetMonitor.run = deaf
+def slip(self):
+    os.close(isolate.LINE_FD)
+    pid = linux.fork()
+    if pid == 0:
+        linux.prctl(1, 0)  # PR_SET_PDEATHSIG: none any more
+        os._exit(0)
+    if os.waitpid(pid, 0)[1] != signal.SIGSYS:
+        linux.prctl(1, 0)
+    deaf(self)
+if how == "slippery":
+    target.TargetMonitor.run = slip
 if how == "free":
     isolate.die_with = lambda parent: None
     lifeline.hang_on = lambda fd: None
@@ -161,10 +172,12 @@ class Deaf(Program):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("how", ["deaf", "slippery"])
 def test_a_hostile_target_monitor_ends_with_the_first_process(
-    number: signal.Signals, pair: tuple[Identity, Identity], of_both: Namespace
+    how: str, number: signal.Signals, pair: tuple[Identity, Identity], of_both: Namespace
 ) -> None:
-    program = Deaf("bound")
+    """Also one that lets go of its line, and tries to be spared what else would end it."""
+    program = Deaf(how)
     with contextlib.closing(program), running(program, pair[0], of_both) as tree:
         os.kill(tree.instance.pid, number)
         assert tree.left(WITHIN) == set()
