@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """No process of hardsplice outlives the one that was started, whatever state it is in: stopped, or
-hostile and deaf to its channel. Within a second all are gone, and so are their ports.
+hostile and deaf to its channel. Within a second all are gone, and so are their ports, on a machine
+that isn't busy with other things.
 
 The unfixed row leaves out what ends them against their will, and shows that they would stay.
 """
@@ -13,9 +14,11 @@ import select
 import signal
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
+from hardsplice import keeper, monitor
 from tests.support import procfs
 from tests.support.netns import Identity, Namespace
 from tests.support.product import Instance, Program, can_bind, free_ports
@@ -23,7 +26,7 @@ from tests.support.stream import eventually
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")
 
-WITHIN = 1.0  # seconds from the first process's signal, or its end by it, to the last one's end
+WITHIN = 2.0  # seconds from the first process's signal to the last one's end, on a busy machine
 ROLES = ("hs-host", "hs-target", "hs-relay-in", "hs-relay-out")
 
 
@@ -48,17 +51,22 @@ class Tree:
     def __init__(self, instance: Instance, port: int) -> None:
         self.instance, self.port = instance, port
         self.pidfds = {pid: os.pidfd_open(pid) for pid in instance.processes()}
-        self.roles = {procfs.status(pid)["Name"]: pid for pid in self.pidfds}
+        self.names = {pid: procfs.status(pid)["Name"] for pid in self.pidfds}
 
     def stop(self, role: str) -> None:
-        """Have the kernel stop a process, and see that it has."""
-        os.kill(self.roles[role], signal.SIGSTOP)
-        eventually(lambda: procfs.stat(self.roles[role])[0] == "T", f"{role} does not stop")
+        """Have the kernel stop the processes of a role, and see that it has."""
+        for pid in [pid for pid, name in self.names.items() if name == role]:
+            os.kill(pid, signal.SIGSTOP)
+            eventually(partial(self._is_stopped, pid), f"{role} does not stop")
+
+    @staticmethod
+    def _is_stopped(pid: int) -> bool:
+        return procfs.stat(pid)[0] == "T"
 
     def left(self, within: float) -> set[str]:
         """Which processes are there after so many seconds; as soon as there are none, that."""
         deadline = time.monotonic() + within
-        waiting = {fd: name for name, pid in self.roles.items() for fd in (self.pidfds[pid],)}
+        waiting = {fd: self.names[pid] for pid, fd in self.pidfds.items()}
         while waiting and (left := deadline - time.monotonic()) > 0:
             ended, _, _ = select.select(list(waiting), [], [], left)
             for fd in ended:
@@ -74,23 +82,24 @@ class Tree:
 
 @contextlib.contextmanager
 def running(
-    program: Program, identity: Identity, namespace: Namespace, **how: object
+    program: Program, identity: Identity, namespace: Namespace, *more: str
 ) -> Iterator[Tree]:
     """Both directions, and so a process in each role."""
     port = free_ports()
-    instance = Instance(
-        program,
-        identity,
-        ["-f", "-t", f"127.0.0.1/{port}:80", "-T", f"127.0.0.1/81:{port}", str(namespace.pid)],
-        **how,  # type: ignore[arg-type]
-    )
+    both = ["-t", f"127.0.0.1/{port}:80", "-T", f"127.0.0.1/81:{port}"]
+    instance = Instance(program, identity, ["-f", *both, *more, str(namespace.pid)])
     with contextlib.ExitStack() as stack:
         stack.callback(instance.discard)
         instance.wait_ready()
         tree = Tree(instance, port)
         stack.callback(tree.close)
-        assert set(tree.roles) == set(ROLES)
+        assert set(tree.names.values()) == set(ROLES)
         yield tree
+
+
+def test_what_has_to_end_has_less_than_a_second() -> None:
+    """A relay that does not leave is ended before its monitor is, and that before the second."""
+    assert keeper.STOP_SECONDS < monitor.END_SECONDS < 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
@@ -126,12 +135,23 @@ def test_all_at_once(pair: tuple[Identity, Identity], of_both: Namespace, progra
 DEAF = """
 import os, select, signal, sys
 how = sys.argv.pop(1)
-from hardsplice import isolate, landlock, lifeline, target
+from hardsplice import isolate, lifeline, linux, target
 from hardsplice.__main__ import main
 def deaf(self):
     self.crew.start()
     self.loop.run()
 target.TargetMonitor.run = deaf
+def slip(self):
+    os.close(isolate.LINE_FD)
+    pid = linux.fork()
+    if pid == 0:
+        linux.prctl(1, 0)  # PR_SET_PDEATHSIG: none any more
+        os._exit(0)
+    if os.waitpid(pid, 0)[1] != signal.SIGSYS:
+        linux.prctl(1, 0)
+    deaf(self)
+if how == "slippery":
+    target.TargetMonitor.run = slip
 if how == "free":
     isolate.die_with = lambda parent: None
     lifeline.hang_on = lambda fd: None
@@ -152,10 +172,12 @@ class Deaf(Program):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("how", ["deaf", "slippery"])
 def test_a_hostile_target_monitor_ends_with_the_first_process(
-    number: signal.Signals, pair: tuple[Identity, Identity], of_both: Namespace
+    how: str, number: signal.Signals, pair: tuple[Identity, Identity], of_both: Namespace
 ) -> None:
-    program = Deaf("bound")
+    """Also one that lets go of its line, and tries to be spared what else would end it."""
+    program = Deaf(how)
     with contextlib.closing(program), running(program, pair[0], of_both) as tree:
         os.kill(tree.instance.pid, number)
         assert tree.left(WITHIN) == set()
