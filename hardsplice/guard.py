@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import prctl
 
-from hardsplice import init, isolate, lifeline, linux, namespaces
+from hardsplice import init, isolate, lifeline, linux, namespaces, users
 from hardsplice.channel import Channel, Kind, Record, encode
 from hardsplice.errors import Failure, reason_of, text_of
 
@@ -63,8 +63,7 @@ def _enter(recipe: Recipe, report: Channel) -> None:
     user, who is root in there.
     """
     if recipe.user is not None:
-        with contextlib.suppress(PermissionError):  # where they can't be dropped they are no root's
-            os.setgroups([])
+        users.leave_what_is_the_callers(recipe.user)
     try:
         linux.unshare(linux.CLONE_NEWUSER)
     except OSError as error:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import prctl
 
-from hardsplice import descriptors, isolate, linux, namespaces, shield
+from hardsplice import descriptors, isolate, linux, namespaces, shield, users
 from hardsplice.channel import Channel, Kind, Record
 from hardsplice.errors import Failure, reason_of, text_of
 
@@ -136,7 +136,7 @@ def _become_command(recipe: Recipe, reason: int, mask: Iterable[int]) -> NoRetur
         descriptors.put_back(recipe.aside)
         resource.setrlimit(resource.RLIMIT_NOFILE, recipe.file_limits)
         if recipe.user is not None and not recipe.new_user:
-            os.setgroups([])
+            users.leave_what_is_the_callers(recipe.user)
             os.setresgid(*[recipe.user.gid] * 3)
             os.setresuid(*[recipe.user.uid] * 3)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
