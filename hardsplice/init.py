@@ -91,7 +91,8 @@ def _make_namespaces(recipe: Recipe, guard: Channel) -> None:
         namespaces.bring_up_loopback()
     except OSError as error:
         reason = f"{error.filename or 'set-up inside'}: {reason_of(error)}"
-        hint = namespaces.USERNS_HINT if error.errno in (errno.EPERM, errno.ENOSPC) else None
+        is_refused = error.filename is None and error.errno in (errno.EPERM, errno.ENOSPC)
+        hint = namespaces.USERNS_HINT if is_refused else None
         raise Failure("create", "namespaces", reason, hint) from error
 
 

@@ -484,6 +484,21 @@ def test_all_ends_with_one_of_them(
     assert not [one for one, pid in family.items() if procfs.alive(pid)]
 
 
+def test_signals_to_the_guard_change_nothing(identity: Identity, launch: Launch) -> None:
+    """It blocks all that can be blocked, and goes on after a stop."""
+    instance = launch(identity, "--", "sleep", "1000").wait_ready()
+    eventually(lambda: "sleep" in _members(instance), "COMMAND does not run")
+    guard = _members(instance)["hs-guard"]
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGIO):
+        os.kill(guard, number)
+    os.kill(guard, signal.SIGSTOP)
+    eventually(lambda: procfs.stat(guard)[0] == "T", "it does not stop")
+    os.kill(guard, signal.SIGCONT)
+    eventually(lambda: procfs.stat(guard)[0] == "S", "it does not go on")
+    instance.process.terminate()
+    assert instance.wait() == 128 + signal.SIGTERM
+
+
 def test_a_command_that_is_killed_before_it_runs_leaves_nothing(
     identity: Identity, launch: Launch
 ) -> None:
