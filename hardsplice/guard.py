@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import prctl
 
-from hardsplice import descriptors, init, isolate, lifeline, linux, namespaces
+from hardsplice import descriptors, init, isolate, lifeline, linux, namespaces, users
 from hardsplice.channel import Channel, Kind, Record, encode
 from hardsplice.deaths import exit_status
 from hardsplice.descriptors import CHANNEL_FD, FIRST_LISTENER
@@ -60,8 +60,7 @@ def _enter(recipe: Recipe, report: Channel) -> None:
     user, who is root in there.
     """
     if recipe.user is not None:
-        with contextlib.suppress(PermissionError):  # where they can't be dropped they are no root's
-            os.setgroups([])
+        users.leave_what_is_the_callers(recipe.user)
     try:
         linux.unshare(linux.CLONE_NEWUSER)
     except OSError as error:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import prctl
 
-from hardsplice import descriptors, isolate, linux, namespaces, shield
+from hardsplice import descriptors, isolate, linux, namespaces, shield, users
 from hardsplice.channel import Channel, Kind, Record
 from hardsplice.descriptors import CHANNEL_FD, FIRST_LISTENER, LOG_FD, SIGNALS_FD
 from hardsplice.errors import Failure, reason_of, text_of
@@ -91,7 +91,8 @@ def _make_namespaces(recipe: Recipe, guard: Channel) -> None:
         namespaces.bring_up_loopback()
     except OSError as error:
         reason = f"{error.filename or 'set-up inside'}: {reason_of(error)}"
-        hint = namespaces.USERNS_HINT if error.errno in (errno.EPERM, errno.ENOSPC) else None
+        is_refused = error.filename is None and error.errno in (errno.EPERM, errno.ENOSPC)
+        hint = namespaces.USERNS_HINT if is_refused else None
         raise Failure("create", "namespaces", reason, hint) from error
 
 
@@ -137,7 +138,7 @@ def _become_command(recipe: Recipe, reason: int, mask: Iterable[int]) -> NoRetur
         descriptors.put_back(recipe.aside)
         resource.setrlimit(resource.RLIMIT_NOFILE, recipe.file_limits)
         if recipe.user is not None and not recipe.new_user:
-            os.setgroups([])
+            users.leave_what_is_the_callers(recipe.user)
             os.setresgid(*[recipe.user.gid] * 3)
             os.setresuid(*[recipe.user.uid] * 3)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -195,9 +195,24 @@ def pivot_root(new: str, old: str) -> None:
         fail(new)
 
 
+def join_session_keyring() -> None:
+    """keyctl(KEYCTL_JOIN_SESSION_KEYRING): have a new, empty session keyring in the place of the
+    one that was inherited.
+    """
+    number = _KEYCTL.get(MACHINE, 219)  # 219 is asm-generic/unistd.h's
+    if sys.maxsize < 2**32:
+        number = _KEYCTL_32.get(MACHINE, number)
+    if _syscall(number, _KEYCTL_JOIN_SESSION_KEYRING, None) < 0:
+        fail()
+
+
 # From each architecture's asm/unistd.h; a 32-bit program may run on a 64-bit machine's kernel.
 _PIVOT_ROOT = {"x86_64": 155, "i686": 217, "i386": 217, "armv7l": 218, "ppc64le": 203, "s390x": 217}
 _PIVOT_ROOT_32 = {"x86_64": 217, "aarch64": 218, "armv8l": 218}
+
+_KEYCTL = {"x86_64": 250, "i686": 288, "i386": 288, "armv7l": 311, "ppc64le": 271, "s390x": 280}
+_KEYCTL_32 = {"x86_64": 288, "aarch64": 311, "armv8l": 311}
+_KEYCTL_JOIN_SESSION_KEYRING = 1  # linux/keyctl.h
 
 # linux/landlock.h; these numbers are the same on every architecture.
 _LANDLOCK_CREATE_RULESET, _LANDLOCK_ADD_RULE, _LANDLOCK_RESTRICT_SELF = 444, 445, 446

@@ -5,9 +5,11 @@ same user.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 
-from hardsplice import namespaces
+from hardsplice import linux, namespaces
 from hardsplice.errors import Failure
 from hardsplice.values import RunAs
 
@@ -41,6 +43,22 @@ def keeps_root(user: RunAs | None) -> bool:
 def hint(user: RunAs) -> str:
     """What to do where COMMAND needs what belongs to root."""
     return f"COMMAND is user {user.uid} here; --runas USER names another, --runas 0 keeps root"
+
+
+def leave_what_is_the_callers(user: RunAs) -> None:
+    """Before this process becomes another user: let go of what it has by no id of its own, its
+    supplementary groups and the keys of its session.
+    """
+    # Where groups can't be dropped, in a user namespace that denies that, they are no root's.
+    with contextlib.suppress(PermissionError):
+        os.setgroups([])
+    if user.uid == os.geteuid():
+        return
+    try:
+        linux.join_session_keyring()
+    except OSError as error:  # EPERM: some containers' filters, for all of keyctl(2)
+        if error.errno not in (errno.ENOSYS, errno.EPERM):
+            raise
 
 
 def is_mapped(user: RunAs) -> bool:

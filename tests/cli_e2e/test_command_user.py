@@ -84,6 +84,44 @@ def test_without_a_user_namespace_it_is_the_user_that_was_asked_for(program: Pro
     assert (done.returncode, done.stdout) == (0, "1234\n"), done.stderr
 
 
+# A session with a secret in it: starts a command, and finds out whether one has it.
+_SESSION = """
+import ctypes, os, sys
+from hardsplice import linux
+key, number = linux._KEYCTL.get(linux.MACHINE, 219), ctypes.c_long
+add = {"x86_64": 248, "aarch64": 217, "riscv64": 217, "ppc64le": 269, "s390x": 278}
+if sys.argv[1] == "has":
+    print(linux._syscall(number(key), number(10), number(-3), b"user", b"secret", number(0)) > 0)
+else:
+    linux.join_session_keyring()
+    what = b"user", b"secret", b"payload", ctypes.c_size_t(7), number(-3)
+    assert linux._syscall(number(add[linux.MACHINE]), *what) > 0
+    os.execvp(sys.argv[1], sys.argv[1:])
+"""
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("options", [(), ("--runas", "1234:1235"), ("--runas", "0"), None])
+def test_only_root_has_the_keys_of_roots_session(
+    program: Program, options: tuple[str, ...] | None
+) -> None:
+    """The last row is what a change of user alone comes to."""
+    argv, environment = program.argv(Identity("user", 1234))  # which python it can run
+    python = argv[argv.index("-m") - 1]
+    has = [python, "-c", _SESSION, "has"]
+    if options is None:
+        words = Identity("user", 1234).wrap(has)
+    else:
+        words = [python, "-m", "hardsplice", "-q", *options, "--", *has]
+    done = subprocess.run(
+        [python, "-c", _SESSION, *words], env=environment, cwd="/", capture_output=True, text=True,
+        timeout=PATIENCE, check=False,
+    )  # fmt: skip
+    if "ENOSYS" in done.stderr or "not implemented" in done.stderr:
+        pytest.skip("this kernel keeps no keys")
+    assert (done.stdout, done.stderr) == (f"{options in (None, ('--runas', '0'))}\n", "")
+
+
 @pytest.fixture
 def private() -> Iterator[Path]:
     """A folder of root's that nobody else may enter, with a program in it."""
@@ -173,7 +211,7 @@ def test_what_is_read_only_stays_so(program: Program, way: str, setting: str) ->
     if not os.path.exists(probe):
         pytest.skip(f"this kernel has no {probe}")
     script = f"""
-        set -- {setting}; D=$(mktemp -d); R=; N=
+        set -- {setting}; D=$(mktemp -d); R=; N=; P={probe}
         {{ {WAYS_AROUND[way]}; }} >/dev/null 2>&1
         for p in $R{probe} $R${{P#/proc}} $R${{P#/sys}}; do
             $N sh -c "( : >> $p ) 2>/dev/null && echo $p" 2>/dev/null
@@ -446,6 +484,21 @@ def test_all_ends_with_one_of_them(
     os.kill(family[name], signal.SIGKILL)
     assert instance.wait(2) == 128 + signal.SIGKILL
     assert not [one for one, pid in family.items() if procfs.alive(pid)]
+
+
+def test_signals_to_the_guard_change_nothing(identity: Identity, launch: Launch) -> None:
+    """It blocks all that can be blocked, and goes on after a stop."""
+    instance = launch(identity, "--", "sleep", "1000").wait_ready()
+    eventually(lambda: "sleep" in _members(instance), "COMMAND does not run")
+    guard = _members(instance)["hs-guard"]
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGIO):
+        os.kill(guard, number)
+    os.kill(guard, signal.SIGSTOP)
+    eventually(lambda: procfs.stat(guard)[0] == "T", "it does not stop")
+    os.kill(guard, signal.SIGCONT)
+    eventually(lambda: procfs.stat(guard)[0] == "S", "it does not go on")
+    instance.process.terminate()
+    assert instance.wait() == 128 + signal.SIGTERM
 
 
 def test_a_command_that_is_killed_before_it_runs_leaves_nothing(
