@@ -190,9 +190,7 @@ class Channel:
         """
         flags = socket.MSG_CMSG_CLOEXEC | (0 if wait else socket.MSG_DONTWAIT)
         try:
-            packet, beside, what, _ = self.socket.recvmsg(
-                _HEADER.size + TEXT_LIMIT, _ANCILLARY, flags
-            )
+            packet, beside, what, _ = self._receive(flags)
         except ConnectionError:
             return None
         fds = array.array("i")
@@ -208,6 +206,15 @@ class Channel:
         except Malformed:
             close_all(fds)
             raise
+
+    def _receive(self, flags: int) -> tuple[bytes, list[tuple[int, int, bytes]], int, object]:
+        size = _HEADER.size + TEXT_LIMIT
+        try:
+            return self.socket.recvmsg(size, _ANCILLARY, flags)
+        except ConnectionResetError:
+            # The other end has gone without reading all (unix_release_sock, net/unix/af_unix.c).
+            # That is said once, before what it sent: its last words are still to come.
+            return self.socket.recvmsg(size, _ANCILLARY, flags)
 
     def drain(self) -> None:
         """Get rid of what is still to be received, before closing: nobody will look at it."""
