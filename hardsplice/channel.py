@@ -193,7 +193,7 @@ class Channel:
         """
         flags = socket.MSG_CMSG_CLOEXEC | (0 if wait else socket.MSG_DONTWAIT)
         try:
-            packet, fds, what = _messages.recvmsg(self.socket.fileno(), flags)
+            packet, fds, what = self._receive(flags)
         except ConnectionError:
             return None
         if not packet and not fds:
@@ -205,6 +205,15 @@ class Channel:
         except Malformed:
             close_all(fds)
             raise
+
+    def _receive(self, flags: int) -> tuple[bytes, tuple[int, ...], int]:
+        fd = self.socket.fileno()
+        try:
+            return _messages.recvmsg(fd, flags)
+        except ConnectionResetError:
+            # The other end has gone without reading all (unix_release_sock, net/unix/af_unix.c).
+            # That is said once, before what it sent: its last words are still to come.
+            return _messages.recvmsg(fd, flags)
 
     def drain(self) -> None:
         """Get rid of what is still to be received, before closing: nobody will look at it."""
