@@ -57,7 +57,7 @@ ROLES = {
 # The kernel's order in /proc/PID/status.
 CAPABILITY_SETS = ("Inh", "Prm", "Eff", "Bnd", "Amb")
 WIDTH = 98  # columns; the demonstration indents by two
-DEPTH_SHOWN = 4  # generations that are indented
+NAME_WIDTH = 18  # columns of a name, and of what shows where it is among its ancestors
 KINDS_SHOWN = 12  # of descriptors
 _GONE = (FileNotFoundError, ProcessLookupError)  # a process ended while we looked
 
@@ -88,8 +88,8 @@ class Process:
     @property
     def label(self) -> str:
         """Its name in a table, where it is among its ancestors: in quotes where it isn't ours."""
-        name = self.comm if self.is_own else f"'{self.comm}'"
-        return ("  " * min(self.depth, DEPTH_SHOWN) + name)[:18]
+        name = self.comm if self.is_own else f"'{printable(self.comm, NAME_WIDTH - 2)}'"
+        return " " * min(2 * self.depth, NAME_WIDTH - len(name)) + name
 
     @property
     def may(self) -> str:

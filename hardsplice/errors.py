@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import unicodedata
 from collections.abc import Iterable
 
@@ -25,6 +26,7 @@ __all__ = [
 
 SHOWN_LIMIT = 1000  # characters of one line
 _QUOTED_LIMIT = 64
+_PATIENCE = 1.0  # seconds that one line waits for its reader
 _MARKS_LIMIT = 2  # combining marks on one letter: no script needs more
 # Bidirectional classes of letters that are written from right to left. One of them is enough for a
 # terminal to show the digits and brackets after it in another order.
@@ -143,12 +145,16 @@ def _escape(char: str) -> str:
 
 
 def tell(lines: Iterable[str], fd: int = 2) -> None:
-    """Write lines to a person, each as it may be shown. That nobody takes them is no error: there
-    is no one else to tell.
+    """Write lines to a person, each as it may be shown. That nobody takes them is no error, since
+    there is no one else to tell, and is not waited for.
     """
-    data = b"".join(printable(line).encode(errors="backslashreplace") + b"\n" for line in lines)
-    with contextlib.suppress(OSError):
-        write_all(fd, data)
+    poller = select.poll()
+    poller.register(fd, select.POLLOUT)
+    for line in lines:
+        if poller.poll(1000 * _PATIENCE):
+            with contextlib.suppress(OSError):
+                # In one piece for a pipe (PIPE_BUF), which has room for that now.
+                write_all(fd, printable(line).encode(errors="backslashreplace") + b"\n")
 
 
 def write_all(fd: int, data: bytes) -> None:

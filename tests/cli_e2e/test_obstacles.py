@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import select
 import shutil
 import signal
 import socket
@@ -20,7 +21,7 @@ import pytest
 from tests.support import procfs
 from tests.support.files import KINDS, make_something
 from tests.support.netns import Identity, Namespace
-from tests.support.product import Program
+from tests.support.product import Program, free_ports
 from tests.support.stream import PATIENCE, eventually
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")
@@ -253,6 +254,67 @@ def test_an_error_that_nobody_takes_is_one_all_the_same(
         env=environment, cwd="/", capture_output=True, timeout=PATIENCE, check=False,
     )  # fmt: skip
     assert done.returncode == 1
+
+
+@pytest.fixture
+def full() -> Iterator[int]:
+    """The end of a pipe that takes nothing more and that nobody reads."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, bytes(4096))
+    os.set_blocking(writer, True)
+    yield writer
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_log_that_nobody_reads_holds_up_neither_start_nor_service_nor_end(
+    program: Program, identity: Identity, namespace: Namespace, full: int
+) -> None:
+    argv, environment = program.argv(identity)
+    port = free_ports()
+    ready, told = os.pipe()
+    process = subprocess.Popen(
+        [*argv, "-f", "--trace", "--ready-fd", str(told), "-t", f"127.0.0.1/{port}:80",
+         str(namespace.pid)],
+        env=environment, cwd="/", stdin=subprocess.DEVNULL, stderr=full, pass_fds=[told],
+    )  # fmt: skip
+    os.close(told)
+    try:
+        assert select.select([ready], [], [], PATIENCE)[0], "it starts"
+        with namespace.socket(socket.AF_INET) as listener:
+            listener.bind(("127.0.0.1", 80))
+            listener.listen()
+            listener.settimeout(PATIENCE)
+            for _ in range(50):
+                with socket.create_connection(("127.0.0.1", port), PATIENCE) as client:
+                    server, _ = listener.accept()
+                    with server:
+                        server.sendall(b"served")
+                        assert client.recv(6, socket.MSG_WAITALL) == b"served"
+        process.terminate()
+        assert process.wait(PATIENCE) == 0
+    finally:
+        os.close(ready)
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("words", [["-t", "nonsense", "true"], ["-t", "none", "/nonexistent"]])
+def test_nor_does_an_error_that_nobody_reads(
+    program: Program, identity: Identity, full: int, words: list[str]
+) -> None:
+    argv, environment = program.argv(identity)
+    process = subprocess.Popen(
+        [*argv, *words], env=environment, cwd="/", stdin=subprocess.DEVNULL, stderr=full
+    )
+    try:
+        assert process.wait(PATIENCE) == 1
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_no_limit_of_the_caller_is_asked_to_be_raised(
