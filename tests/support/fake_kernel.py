@@ -20,6 +20,7 @@ from ipaddress import IPv4Address
 from typing import TypeVar, cast
 
 from hardsplice import socketcalls
+from hardsplice.book import Pointer
 from hardsplice.relay.kernel import Kernel
 from tests.support.fake_tcp import ERR, ET, HUP, Listening, Peer, Sock, error
 
@@ -51,6 +52,10 @@ class WriteEnd:
 
     def __init__(self, pipe: Pipe) -> None:
         self.pipe = pipe
+
+
+class Null:
+    """/dev/null, at the place of a listener that isn't there."""
 
 
 class FakeEpoll:
@@ -137,6 +142,7 @@ class FakeKernel(Kernel):
         self.peers = 0
         self.servers: list[Peer] = []  # in the order in which they were connected
         self.faults: dict[str, deque[Exception | None]] = {}  # by call, in order; None is none
+        self.given: dict[int, Listening] = {}  # what the monitor has for whoever asks, by place
         self.hit: list[Sock] = []  # sockets whose call met such a fault
         self.calls: list[str] = []
         self._ipv4 = False
@@ -148,6 +154,14 @@ class FakeKernel(Kernel):
 
     def listeners(self) -> list[Listening]:
         return [thing for thing in self.table.values() if isinstance(thing, Listening)]
+
+    def reserve(self) -> int:
+        """A place for a listener that may come at run time."""
+        return self._install(Null())
+
+    def give(self, place: int) -> None:
+        """Have a listener for that place, once the relay asks for it."""
+        self.given[place] = Listening()
 
     def sockets(self, count: int) -> list[int]:
         """Sockets as a monitor sends them."""
@@ -249,7 +263,7 @@ class FakeKernel(Kernel):
     def accepted_from(self) -> tuple[bytes, int]:
         return socketcalls.endpoint(socketcalls.sockaddr(*CLIENT))
 
-    def connect(self, fd: int, address: bytes) -> int:
+    def connect(self, fd: int, target: Pointer) -> int:
         """As over loopback: EINPROGRESS first, the outcome to whoever asks after it."""
         sock = self._get(fd, Sock)
         code = self._code("connect", sock)
@@ -257,7 +271,7 @@ class FakeKernel(Kernel):
             return code
         assert sock.state == "new", f"descriptor {fd} was connected before"
         self.progress += 1
-        how = self.behaviour.get(address, "at once")
+        how = self.behaviour.get(target.sockaddr, "at once")
         if how == "refuse at once":
             sock.state = "dead"
             return -errno.ECONNREFUSED
@@ -415,6 +429,17 @@ class FakeKernel(Kernel):
         self.fail("resize_pipe")
         pipe = self._get(fd, ReadEnd).pipe
         return pipe.capacity * PAGE
+
+    def take_listener(self, place: int) -> bool:
+        """unotify.ask(): the monitor puts there what it has for that place, or /dev/null."""
+        self.calls.append("take_listener")
+        assert isinstance(self.table.get(place), Listening | Null), f"{place} is no place for one"
+        for epoll in self.table.values():
+            if isinstance(epoll, FakeEpoll):
+                assert place not in epoll.masks, f"{place} is watched still"
+        self.table[place] = self.given.pop(place, None) or Null()
+        self.progress += 1
+        return isinstance(self.table[place], Listening)
 
     def now(self) -> float:
         return self.clock

@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from typing import cast
 
+from hardsplice import socketcalls
+from hardsplice.book import USUAL, Pointer
 from hardsplice.channel import Note
 from hardsplice.flowtable import End, Ended, read_record
 from hardsplice.relay.engine import EPOLLEXCLUSIVE, Engine, Listener
@@ -18,10 +21,14 @@ from hardsplice.relay.table import Limits, Resources
 from tests.support.fake_kernel import FakeEpoll, FakeKernel, ReadEnd, WriteEnd
 from tests.support.fake_tcp import Listening, Peer, Sock
 
-FOUR, SIX, ONE = b"the IPv4 target", b"the IPv6 target", b"the other listener's target"
-IPV4_FIRST = ((0, FOUR), (1, SIX))
-IPV6_FIRST = ((1, SIX), (0, FOUR))
-SINGLE = ((0, ONE),)
+# The targets of the first listener by family, and the other one's.
+FOUR, SIX, ONE = (
+    socketcalls.sockaddr(ip_address(address), port)
+    for address, port in (("127.0.0.1", 80), ("::1", 80), ("127.0.0.1", 81))
+)
+_FOUR, _SIX = Pointer(USUAL, 0, 0, FOUR), Pointer(USUAL, 1, 1, SIX)
+IPV4_FIRST, IPV6_FIRST = (_FOUR, _SIX), (_SIX, _FOUR)
+SINGLE = (Pointer(USUAL, 2, 0, ONE),)
 
 
 @dataclass
@@ -91,11 +98,14 @@ class Relay:
         edge_slots: int = 2,
         shared: bool = False,
         rows: int = 0,
+        late: int = 0,
     ) -> None:
+        """``late`` are places for listeners that come at run time."""
         self.kernel = kernel = kernel or FakeKernel()
         self.monitor = FakeMonitor()
         self.generous = generous  # the monitor answers at once
         self.dual, self.single = kernel.listen(), kernel.listen()
+        self.places = [kernel.reserve() for _ in range(late)]
         listeners = (
             Listener(self.dual, IPV4_FIRST, IPV6_FIRST, 7),
             Listener(self.single, SINGLE, SINGLE, 8),
@@ -113,7 +123,7 @@ class Relay:
             self.pools,
             (0, 1),
             self.stats.count,
-            3 + len(listeners) + 1,
+            3 + len(listeners) + late + 1,
             gauges=self.stats.gauges() if rows else None,
             ledger=ledger_of(self.stats, kernel.now, self._ended),
         )
@@ -214,7 +224,7 @@ class Relay:
         assert not any(self._slots(pipe.read) for pipe in clean), "a pipe is not clean"
         assert len(clean) + len(leased) == self.pipes.open == kernel.pipes_open
         assert kernel.count(ReadEnd) == kernel.count(WriteEnd) == self.pipes.open
-        assert kernel.count(Listening) == len(engine.listeners)
+        assert all(isinstance(kernel.table[fd], Listening) for fd in engine.listeners)
         pooled = sum(len(pool.ready) for pool in self.pools)
         assert kernel.count(Sock) == len(engine.flows) + pooled, "a socket has leaked"
         assert kernel.count(FakeEpoll) == 1

@@ -3,16 +3,23 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
+from collections.abc import Iterator
+from ipaddress import IPv6Address
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from hardsplice.book import USUAL
 from hardsplice.channel import Note
 from hardsplice.crew import LOOK_SECONDS, Crew
+from hardsplice.descriptors import FIRST_LISTENER, NULL_FD, is_open
+from hardsplice.errors import Failure
 from hardsplice.keeper import Keeper
+from hardsplice.ports import Forward
 from hardsplice.relay.engine import Listener
 from hardsplice.relay.main import PIPES_MIN, SOCKETS_MIN, pool_sizes
 from hardsplice.relay.pipes import POOL_SIZE as PIPES
@@ -32,10 +39,13 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> list[Keeper]:
     return told
 
 
-def crew(number: int) -> tuple[Crew, Above, Timers]:
+def crew(number: int, *, late: int = 0) -> tuple[Crew, Above, Timers]:
     above, timers = Above(), Timers()
-    plans = [cast(Any, SimpleNamespace(listeners=(), families=(0, 1)))] * number
-    return Crew(plans, cast(Any, timers), above), above, timers
+    plan = SimpleNamespace(
+        listeners=(), families=(0, 1), is_dynamic=late > 0, book=USUAL,
+        first_flow=FIRST_LISTENER + late,
+    )  # fmt: skip
+    return Crew([cast(Any, plan)] * number, cast(Any, timers), above), above, timers
 
 
 def test_ready_is_said_once_all_are() -> None:
@@ -81,30 +91,92 @@ def test_what_relays_have_to_say_is_passed_on() -> None:
     assert above.said == [(Note.REFUSED, 111, 5, b"text"), "why"]
 
 
-def test_a_listener_goes_to_every_keeper_and_ends_at_once_when_it_is_removed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Whatever relays do with theirs: one that is busy has it open for a while."""
-    told: list[tuple[str, int]] = []
-    monkeypatch.setattr(Keeper, "add", lambda _, one: told.append(("add", one.index)))
+@pytest.fixture
+def places() -> Iterator[range]:
+    """Where a crew puts late listeners, ours to use: what is open there is put aside."""
+    late = range(FIRST_LISTENER, FIRST_LISTENER + 2)
+    aside = {fd: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 100) for fd in late if is_open(fd)}
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in late:
+        os.dup2(null, fd, inheritable=False)
+    if null not in late:
+        os.close(null)
+    yield late
+    for fd in late:
+        if fd in aside:
+            os.dup2(aside[fd], fd, inheritable=False)
+            os.close(aside[fd])
+        else:
+            os.close(fd)
 
-    def remove(_: Keeper, index: int, *, reset_flows: bool) -> None:
-        told.append(("reset" if reset_flows else "remove", index))
+
+def same(one: int, other: int) -> bool:
+    return os.path.sameopenfile(one, other)
+
+
+def told_of(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Listener]]:
+    """What each keeper is told."""
+    told: list[tuple[str, Listener]] = []
+    monkeypatch.setattr(Keeper, "add", lambda _, one: told.append(("add", one)))
+
+    def remove(_: Keeper, one: Listener, *, reset_flows: bool) -> None:
+        told.append(("reset" if reset_flows else "remove", one))
 
     monkeypatch.setattr(Keeper, "remove", remove)
-    two, _, _ = crew(2)
+    return told
+
+
+FORWARD = Forward(None, None, 80, None, 80, True)
+
+
+def test_a_listener_gets_a_place_and_goes_to_every_keeper(
+    places: range, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = told_of(monkeypatch)
+    two, _, _ = crew(2, late=len(places))
     with socket.create_server(("127.0.0.1", 0)) as server:
-        address = server.getsockname()
-        fd = os.dup(server.fileno())
-        two.add(Listener(fd, (), (), 5))
-        assert set(two.listeners) == {5}
-        socket.create_connection(address, timeout=5).close()
+        two.add(5, server.fileno(), FORWARD, {0: 7, 1: 8})
+        (listener,) = two.listeners.values()
+        assert (listener.fd, listener.index) == (places[0], 5)
+        assert [one.slot for one in listener.plan_ipv6] == [8, 7]
+        assert same(listener.fd, server.fileno())
+        assert not os.get_inheritable(listener.fd)
         two.remove(5, reset_flows=True)
         two.remove(5, reset_flows=True)
-        with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(address, timeout=5)
-    assert told == [("add", 5)] * 2 + [("reset", 5)] * 2
+        assert same(places[0], NULL_FD)
+    assert told == [("add", listener)] * 2 + [("reset", listener)] * 2
     assert two.listeners == {}
+
+
+def test_a_place_is_used_again_as_late_as_possible_and_there_are_no_more(
+    places: range, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told_of(monkeypatch)
+    one, _, _ = crew(1, late=len(places))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        for index in range(2):
+            one.add(index, server.fileno(), FORWARD, {0: 0})
+        with pytest.raises(Failure, match="no place left"):
+            one.add(2, server.fileno(), FORWARD, {0: 0})
+        one.remove(1, reset_flows=False)
+        one.remove(0, reset_flows=False)
+        one.add(3, server.fileno(), FORWARD, {0: 0})
+        assert one.listeners[3].fd == places[1]
+        one.remove(3, reset_flows=False)
+
+
+def test_a_listener_that_can_not_be_served_takes_no_place(
+    places: range, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One whose target is of a family that the namespace lacks."""
+    told = told_of(monkeypatch)
+    one, _, _ = crew(1, late=len(places))
+    assert one.pointers is not None
+    one.pointers.families = (0,)
+    far = Forward(None, None, 80, IPv6Address("::1"), 80, True)
+    with pytest.raises(Failure, match="there is no IPv6"):
+        one.add(1, 0, far, {1: 0})
+    assert (told, list(one.places), one.listeners) == ([], list(places), {})
 
 
 # --- what they share ---

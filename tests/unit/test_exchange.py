@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import json
 import os
 import socket
+import struct
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, cast
@@ -19,13 +21,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hardsplice import socketcalls
+from hardsplice.book import LARGE, SLOT, USUAL, Book
 from hardsplice.channel import Channel, Kind, Malformed, Record, Sent, close_all
 from hardsplice.control import portapi
+from hardsplice.desk import Desk
 from hardsplice.errors import Failure
 from hardsplice.exchange import ANSWER_SECONDS, WAITING_MAX, HostSide, TargetSide
-from hardsplice.forwarding import Direction
+from hardsplice.forwarding import DIRECTIONS, Direction
+from hardsplice.listeners import no_family, targets
 from hardsplice.ports import Forward
-from hardsplice.relay.engine import Listener
 from hardsplice.relay.sockets import IPV4, IPV6
 from hardsplice.requests import decode, encode
 from hardsplice.spec import Refusal, is_interface_name
@@ -33,9 +38,11 @@ from tests.support.descriptors import open_descriptors
 from tests.support.fake_upward import Timers
 
 BOTH = (IPV4, IPV6)
+LATE = 8  # addresses that there is room for, at the least
 
 addresses = st.none() | st.ip_addresses(v=4) | st.ip_addresses(v=6)
 ports = st.integers(1, 65535)
+slot_maps = st.dictionaries(st.sampled_from(BOTH), st.integers(0, LARGE.size // SLOT - 1))
 interfaces = st.none() | st.text("eth0.-@é", min_size=1, max_size=15).filter(is_interface_name)
 
 
@@ -47,20 +54,36 @@ def forward(port: int, target: str | None = None, interface: str | None = None) 
 # --- forwards in records ---
 
 
-@given(addresses, interfaces, ports, addresses, ports)
+@given(addresses, interfaces, ports, addresses, ports, slot_maps)
 def test_a_forward_arrives_as_it_was_sent(
-    address: Any, interface: str | None, port: int, target: Any, target_port: int
+    address: Any,
+    interface: str | None,
+    port: int,
+    target: Any,
+    target_port: int,
+    slots: dict[int, int],
 ) -> None:
     sent = Forward(address, interface, port, target, target_port, True)
     if isinstance(address, IPv6Address):
         assert address.scope_id is None
-    assert decode(encode(sent)) == sent
+    assert decode(encode(sent, slots)) == (sent, slots)
 
 
-@given(st.binary(max_size=80))
+@given(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1))
+def test_a_slot_that_no_book_has_is_malformed(first: int, second: int) -> None:
+    text = encode(forward(80), {})[:-8] + struct.pack("=II", first, second)
+    expected = {family: slot for family, slot in enumerate((first, second)) if slot != 2**32 - 1}
+    if all(slot * SLOT < LARGE.size for slot in expected.values()):
+        assert decode(text)[1] == expected
+    else:
+        with pytest.raises(Malformed):
+            decode(text)
+
+
+@given(st.binary(max_size=80) | st.binary(min_size=62, max_size=62))
 def test_any_bytes_are_a_forward_or_malformed(text: bytes) -> None:
     with contextlib.suppress(Malformed):
-        made = decode(text)
+        made, _ = decode(text)
         assert made.address is None or isinstance(made.address, IPv4Address | IPv6Address)
         assert made.interface is None or is_interface_name(made.interface)
         assert 0 < made.port < 65536
@@ -69,7 +92,7 @@ def test_any_bytes_are_a_forward_or_malformed(text: bytes) -> None:
 
 @pytest.mark.parametrize("where", [0, 17])
 def test_an_address_of_no_version_is_malformed(where: int) -> None:
-    text = bytearray(encode(forward(80)))
+    text = bytearray(encode(forward(80), {}))
     text[where] = 5
     with pytest.raises(Malformed):
         decode(bytes(text))
@@ -83,29 +106,44 @@ class Crew:
     """Keeps listeners, without relays."""
 
     families: tuple[int, ...] = BOTH
-    listeners: dict[int, Listener] = field(default_factory=dict)
+    listeners: dict[int, int] = field(default_factory=dict)  # descriptors, by port
+    slots: dict[int, Mapping[int, int]] = field(default_factory=dict)
     removed: list[tuple[int, bool]] = field(default_factory=list)
 
-    def add(self, listener: Listener) -> None:
-        self.listeners[listener.index] = listener
+    def add(self, index: int, fd: int, forward: Forward, slots: Mapping[int, int]) -> None:
+        if forward.target is not None and (IPV6 if forward.target.version == 6 else IPV4) not in (
+            self.families
+        ):
+            raise no_family(forward, "there")
+        self.listeners[index] = os.dup(fd)
+        self.slots[index] = slots
 
     def remove(self, index: int, *, reset_flows: bool) -> None:
         self.removed.append((index, reset_flows))
         if index in self.listeners:
-            os.close(self.listeners.pop(index).fd)
+            os.close(self.listeners.pop(index))
 
 
 class Sides:
-    """A host side and a target side, and the channel between them."""
+    """A host side and a target side, and the channel between them, with books of a few slots. This
+    process is both: what the host side writes down for the target side, that finds in the same
+    memory.
+    """
 
     def __init__(self) -> None:
+        self.books = {one: Book(USUAL, [], LATE, is_written=True) for one in DIRECTIONS}
+        view = self.books["inbound"].view
+        assert view is not None
+        self.view = view
+        socketcalls.pin(view, view)
+        self.desk = Desk(self.books, dict.fromkeys(DIRECTIONS, BOTH), [], {})
         self.host_end, self.target_end = Channel.pair()
         self.inbound, self.outbound = Crew(), Crew()
         self.timers, self.trouble = Timers(), list[Failure]()
         self.host = HostSide(
             self.host_end,
             cast(Any, self.outbound),
-            BOTH,
+            self.desk,
             cast(Any, self.timers),
             self.trouble.append,
         )
@@ -132,18 +170,40 @@ class Sides:
                     assert record is not None
                     side.take(record)
                     moved = True
+        if self.host.current is None:
+            self.check()
+
+    def check(self) -> None:
+        """What holds while nothing is under way: what is listened on is written down, and kept, and
+        nothing else; and there is nowhere to listen next.
+        """
+        served = {*self.inbound.listeners, *self.outbound.listeners}
+        assert served == set(self.desk._written) == set(self.desk._kept)
+        for direction, crew in (("inbound", self.inbound), ("outbound", self.outbound)):
+            written = self.books[cast(Direction, direction)]._uses
+            assert bool(written) == bool(crew.listeners)
+        assert self.place() == socketcalls.NO_ADDRESS
+
+    def place(self) -> bytes:
+        """Where the target side would listen next."""
+        return ctypes.string_at(self.view + socketcalls.BIND, 32)
 
     def close(self) -> None:
+        for index in list(self.desk._kept):
+            self.desk.end(index)
         for crew in (self.inbound, self.outbound):
-            close_all([one.fd for one in crew.listeners.values()])
+            close_all(crew.listeners.values())
+        for book in self.books.values():
+            book.close()
         for end in (self.host_end, self.target_end):
             end.drain()
             end.close()
 
 
 @pytest.fixture
-def sides() -> Iterator[Sides]:
+def sides(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sides]:
     before = open_descriptors()
+    monkeypatch.setattr(socketcalls, "_values", socketcalls._values)
     made = Sides()
     yield made
     made.close()
@@ -171,8 +231,11 @@ def test_a_listener_gets_to_the_crew_that_accepts_on_it(
     sides.add(7, direction, forward(port))
     sides.pass_on()
     assert sides.told == [None]
-    (listener,) = crew_of(sides, direction).listeners.values()
-    assert listener.index == 7
+    crew, book = crew_of(sides, direction), sides.books[direction]
+    assert list(crew.listeners) == [7]
+    assert crew.slots[7] == {
+        family: book.slot(sockaddr) for family, sockaddr in targets(forward(port), BOTH).items()
+    }
     socket.create_connection(("127.0.0.1", port), timeout=5).close()
     sides.remove(7, direction)
     sides.pass_on()
@@ -211,7 +274,7 @@ def test_a_target_of_a_family_that_is_not_there_is_told(
 
 def test_requests_wait_for_each_other(sides: Sides, port: int) -> None:
     sides.add(1, "outbound", forward(port))
-    sides.remove(1, "inbound")
+    sides.remove(7, "inbound")
     sides.add(2, "inbound", forward(port))  # taken by then
     record = sides.target_end.receive(wait=False)
     assert record is not None
@@ -230,6 +293,77 @@ def test_a_target_monitor_that_is_gone_is_no_end_of_the_host_monitor(
     for direction in ("inbound", "outbound"):
         sides.add(1, direction, forward(port))
     assert [type(told) for told in sides.told] == [Failure, Failure]
+
+
+@directions
+def test_two_ports_may_have_one_target(sides: Sides, direction: Direction, port: int) -> None:
+    """It stays in the book until the last one is gone."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        other: int = probe.getsockname()[1]
+    book, (sockaddr, *_) = sides.books[direction], targets(forward(port), BOTH).values()
+    for index, number in ((1, port), (2, other)):
+        sides.add(index, direction, forward(number))
+        sides.pass_on()
+    slot = book.slot(sockaddr)
+    sides.remove(1, direction)
+    sides.pass_on()
+    assert book.slot(sockaddr) == slot
+    sides.remove(2, direction)
+    sides.pass_on()
+    with pytest.raises(KeyError):
+        book.slot(sockaddr)
+
+
+@directions
+def test_a_full_book_is_told_and_nothing_is_left_of_the_attempt(
+    sides: Sides, direction: Direction, port: int
+) -> None:
+    book = sides.books[direction]
+    room = len(book._free)
+    for number in range(1, room):
+        book.add(socketcalls.sockaddr(IPv4Address("192.0.2.1"), number))
+    uses = dict(book._uses)
+    both = Forward(None, None, port, None, 80, True)  # both loopback addresses: one too many
+    sides.add(1, direction, both)
+    assert [reason is not None and "full" in reason for reason in reasons(sides)] == [True]
+    assert book._uses == uses
+    sides.add(2, direction, forward(port, "192.0.2.1"))
+    sides.pass_on()
+    assert sides.told[1] is None
+
+
+@directions
+def test_where_to_listen_is_written_down_for_the_request_that_is_under_way_only(
+    sides: Sides, direction: Direction, port: int
+) -> None:
+    assert sides.place() == socketcalls.NO_ADDRESS
+    sides.add(1, direction, forward(port))
+    address = socketcalls.sockaddr(IPv4Address("127.0.0.1"), port).ljust(32, b"\0")
+    # An inbound listener is made here, at once.
+    expected = address if direction == "outbound" else socketcalls.NO_ADDRESS
+    assert sides.place() == expected
+    sides.pass_on()
+    assert sides.place() == socketcalls.NO_ADDRESS
+
+
+@directions
+def test_who_has_a_listener_still_has_nothing_once_it_is_removed(
+    sides: Sides, direction: Direction, port: int
+) -> None:
+    """As a relay may, or a target monitor that says CLOSED and keeps it."""
+    sides.add(1, direction, forward(port))
+    sides.pass_on()
+    kept = socket.socket(fileno=os.dup(crew_of(sides, direction).listeners[1]))
+    with kept:
+        sides.remove(1, direction)
+        sides.pass_on()
+        with contextlib.suppress(OSError):
+            kept.listen()
+        kept.setblocking(False)
+        with socket.socket() as client:
+            client.settimeout(0.3)
+            with pytest.raises(OSError, match="timed out|refused"):
+                client.connect(("127.0.0.1", port))
 
 
 # --- what is not believed ---
@@ -308,7 +442,7 @@ def test_a_descriptor_that_is_not_the_listener_is_malformed(
         with pytest.raises(Malformed):
             sides.host.take(record)
     else:
-        record = Record(Kind.SERVE, index=1, text=encode(forward(port)), fds=(fds[0],))
+        record = Record(Kind.SERVE, index=1, text=encode(forward(port), {}), fds=(fds[0],))
         with pytest.raises(Malformed):
             sides.target.take(record)
     close_all(fds)
@@ -318,7 +452,7 @@ def test_a_descriptor_that_is_not_the_listener_is_malformed(
 @pytest.mark.parametrize(
     "request_",
     [
-        Record(Kind.SERVE, index=1, text=encode(forward(80))),
+        Record(Kind.SERVE, index=1, text=encode(forward(80), {})),
         Record(Kind.OPEN, index=1, text=b"nonsense"),
         Record(Kind.OPEN, index=1),
         Record(Kind.OPENED, index=1),
@@ -334,7 +468,7 @@ def test_a_request_that_is_none_is_malformed(sides: Sides, request_: Record) -> 
 
 def test_descriptors_beside_a_request_that_has_none_are_malformed(sides: Sides) -> None:
     for kind in (Kind.OPEN, Kind.CLOSE):
-        record = Record(kind, index=1, text=encode(forward(80)), fds=(0,))
+        record = Record(kind, index=1, text=encode(forward(80), {}), fds=(0,))
         with pytest.raises(Malformed):
             sides.target.take(record)
 
@@ -343,7 +477,7 @@ def test_a_number_that_is_in_use_is_malformed(sides: Sides, port: int) -> None:
     sides.add(1, "inbound", forward(port))
     sides.pass_on()
     with socket.create_server(("127.0.0.1", 0)) as other:
-        text = encode(forward(other.getsockname()[1]))
+        text = encode(forward(other.getsockname()[1]), {})
         with pytest.raises(Malformed):
             sides.target.take(Record(Kind.SERVE, index=1, text=text, fds=(other.fileno(),)))
 
@@ -393,11 +527,12 @@ def test_a_name_that_can_not_be_an_interfaces_ends_its_own_request_only(
 
 @pytest.mark.parametrize("name", BAD_NAMES)
 def test_such_a_name_in_a_record_is_malformed(name: str) -> None:
-    text = encode(forward(80, interface="e"))
+    text = encode(forward(80, interface="e"), {})
+    at = text.index(b"e" + bytes(15))
     raw = name.encode("utf-8", "surrogatepass")[:16]
     if raw:
         with pytest.raises(Malformed):
-            decode(text[:-16] + raw.ljust(16, b"\0" if 0 not in raw else b"x"))
+            decode(text[:at] + raw.ljust(16, b"\0" if 0 not in raw else b"x") + text[at + 16 :])
 
 
 json_values = st.recursive(
@@ -424,7 +559,7 @@ def test_whatever_json_can_carry_is_refused_or_can_be_sent(given_: Any, name: st
         except (portapi._WrongError, Refusal) as error:
             json.dumps(str(error)).encode()
             continue
-        assert decode(encode(made)) == made
+        assert decode(encode(made, {})) == (made, {})
 
 
 class _Unforeseen(Exception):
@@ -436,16 +571,24 @@ def _raises(*_: object, **__: object) -> Any:
 
 
 @pytest.mark.parametrize(
-    "where", ["requests.open_listener", "requests.encode", "channel.Channel.send"]
+    "where",
+    [
+        "desk.Desk.write_down",
+        "book.Book.add",
+        "requests.encode",
+        "desk.listeners.open_listener",
+        "channel.Channel.send",
+    ],
 )
 def test_whatever_goes_wrong_before_a_request_is_sent_ends_that_request_only(
     sides: Sides, where: str, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = open_descriptors()
-    monkeypatch.setattr(f"hardsplice.{where}", _raises)
-    sides.add(1, "inbound", forward(port))
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(f"hardsplice.{where}", _raises)
+        sides.add(1, "inbound", forward(port))
     assert open_descriptors() == before
+    sides.check()
     sides.add(2, "inbound", forward(port))
     sides.pass_on()
     assert reasons(sides) == ["_Unforeseen: nobody foresaw this", None]
@@ -459,10 +602,10 @@ def test_whatever_goes_wrong_in_the_target_monitor_is_answered(
     sides.add(2, direction, forward(port))
     record = sides.target_end.receive(wait=False)
     assert record is not None
-    for name in ("open_listener", "listener_for"):
-        monkeypatch.setattr(f"hardsplice.exchange.{name}", _raises)
-    sides.target.take(record)
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr("hardsplice.exchange.open_listener", _raises)
+        patch.setattr(Crew, "add", _raises)
+        sides.target.take(record)
     sides.pass_on()
     assert reasons(sides) == [os.strerror(errno.EINVAL), None]
 
@@ -476,9 +619,9 @@ def test_whatever_goes_wrong_with_an_answer_ends_that_request_only(
     sides.target.take(record)
     answer = sides.host_end.receive(wait=False)
     assert answer is not None
-    monkeypatch.setattr("hardsplice.requests.listener_for", _raises)
-    sides.host.take(answer)
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(Crew, "add", _raises)
+        sides.host.take(answer)
     sides.add(2, "outbound", forward(port))
     sides.pass_on()
     assert reasons(sides) == ["_Unforeseen: nobody foresaw this", None]

@@ -10,13 +10,15 @@ import signal
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from ipaddress import IPv4Address
 from typing import Any, cast
 
 import pytest
 
 from hardsplice import seal
+from hardsplice.book import USUAL
 from hardsplice.channel import Channel, Kind, Note, Record, Sent, close_all, encode
 from hardsplice.deaths import (
     DEATHS_MAX,
@@ -35,7 +37,9 @@ from hardsplice.keeper import (
     Keeper,
     wait_for,
 )
+from hardsplice.listeners import open_listener, write_place
 from hardsplice.notes import BY_KEEPERS, BY_RELAYS, BY_TRACED_RELAYS
+from hardsplice.ports import Forward
 from hardsplice.relay.engine import Listener
 from hardsplice.relay.main import NOTE_SECONDS, Plan
 from hardsplice.relay.sockets import POOL_SIZE
@@ -149,7 +153,10 @@ def stand() -> Iterator[Stand]:
         listeners=(),
         families=FAMILIES,
         pipe_size=4096,
+        first_flow=64,
         filter=b"",
+        is_dynamic=False,
+        book=USUAL,
         stats=Stats(8),
         trace=False,
         log_flows=True,
@@ -461,7 +468,7 @@ def test_too_many_descriptors_under_way_are_told_of_and_tried_again(
     monkeypatch.setattr(Channel, "send", lambda *_, **__: Sent.CROWDED)
     relay.socket.send(encode(Record(Kind.ASK, 0, detail=1)))
     keeper._on_channel()
-    keeper.add(listener(stand, 1))
+    keeper.add(listener(1))
     later = time.monotonic() + 2 * DEAF_SECONDS
     monkeypatch.setattr(time, "monotonic", lambda: later)
     for _ in range(2):
@@ -582,6 +589,38 @@ def test_the_books_of_a_relay_are_closed_a_piece_at_a_time(stand: Stand) -> None
     assert passes == 4
 
 
+def _shut(one: socket.socket) -> None:
+    one.shutdown(socket.SHUT_RDWR)
+
+
+def _cut_off(one: socket.socket) -> None:
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def _urgent(one: socket.socket) -> None:
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+
+
+@pytest.mark.parametrize("spoil", [None, _shut, _cut_off, _urgent])
+def test_no_relay_goes_on_with_a_listener_that_is_not_as_it_was_made(
+    stand: Stand, spoil: Callable[[socket.socket], None] | None
+) -> None:
+    keeper, above, _ = stand
+    forward = Forward(IPv4Address("127.0.0.1"), None, 0, None, 80, True)
+    write_place(forward, (0,))
+    with socket.socket(fileno=open_listener(forward, (0,))) as one:
+        keeper.plan = replace(keeper.plan, listeners=(Listener(one.fileno(), (), (), 1),))
+        keeper.was_ready = True
+        if spoil is not None:
+            spoil(one)
+        os.kill(keeper.pid, signal.SIGKILL)
+        keeper._on_exit()
+    if spoil is None:
+        assert [said[0] for said in above.said if said != "yields"] == [Note.RESTARTED]
+    else:
+        assert above.said == ["a listener has other options than it was made with"]
+
+
 def test_what_a_monitor_counts_is_not_the_relay_s_to_write(stand: Stand) -> None:
     """The largest number there would end the monitor when it adds one."""
     keeper, _, _ = stand
@@ -605,9 +644,9 @@ def test_a_pooled_socket_is_ready_to_be_connected(family: int) -> None:
 # --- what a relay is told ---
 
 
-def listener(stand: Stand, index: int) -> Listener:
-    """A listener whose descriptor is some that is open."""
-    return Listener(stand[2].fileno(), (), (), index)
+def listener(index: int) -> Listener:
+    """A listener at a place of its own."""
+    return Listener(100 + index, (), (), index)
 
 
 def heard(relay: Channel) -> list[tuple[int, int]]:
@@ -616,17 +655,27 @@ def heard(relay: Channel) -> list[tuple[int, int]]:
     with contextlib.suppress(BlockingIOError):
         while record := relay.receive(wait=False):
             found.append((record.kind, record.index))
+            if record.kind in (Kind.SERVE, Kind.CLOSE):
+                assert record.fds == (), "the relay asks for it (unotify.py)"
+                assert record.detail == 100 + record.index
             close_all(record.fds)
     return found
+
+
+def due(keeper: Keeper) -> list[tuple[int, int | None]]:
+    """What the relay may ask for next: place, and port where a listener comes there."""
+    return list(keeper.placing._due)
 
 
 def test_a_relay_and_its_successors_learn_of_listeners(stand: Stand) -> None:
     keeper, _, relay = stand
     for index in (3, 4):
-        keeper.add(listener(stand, index))
-    keeper.remove(3, reset_flows=False)
+        keeper.add(listener(index))
+    keeper.remove(listener(3), reset_flows=False)
     assert heard(relay) == [(Kind.SERVE, 3), (Kind.SERVE, 4), (Kind.CLOSE, 3)]
     assert [one.index for one in keeper.plan.listeners] == [4]
+    assert due(keeper) == [(103, 3), (104, 4), (103, None)]
+    assert [keeper._has(3, 103), keeper._has(4, 104), keeper._has(4, 103)] == [False, True, False]
 
 
 def test_what_a_full_channel_does_not_take_is_told_later_in_order(stand: Stand) -> None:
@@ -635,10 +684,11 @@ def test_what_a_full_channel_does_not_take_is_told_later_in_order(stand: Stand) 
     count = 0
     while not keeper.untold:
         count += 1
-        keeper.add(listener(stand, count))
-    keeper.add(listener(stand, count + 1))
-    keeper.remove(count, reset_flows=False)  # of which the relay has not heard
-    keeper.remove(1, reset_flows=True)
+        keeper.add(listener(count))
+    keeper.add(listener(count + 1))
+    keeper.remove(listener(count), reset_flows=False)  # of which the relay has not heard
+    keeper.remove(listener(1), reset_flows=True)
+    assert due(keeper) == [(100 + index, index) for index in range(1, count)]
     told = [(Kind.SERVE, index) for index in range(1, count)]
     assert heard(relay) == told
     ((seconds, again),) = timers.due
@@ -646,6 +696,38 @@ def test_what_a_full_channel_does_not_take_is_told_later_in_order(stand: Stand) 
     again()
     assert heard(relay) == [(Kind.SERVE, count + 1), (Kind.CLOSE, 1)]
     assert not keeper.untold
+    assert due(keeper)[count - 1 :] == [(100 + count + 1, count + 1), (101, None)]
+
+
+def test_a_relay_that_is_gone_has_nothing_due(stand: Stand) -> None:
+    """Its successor learns of all listeners at its start."""
+    keeper, _, _ = stand
+    keeper.add(listener(3))
+    assert due(keeper)
+    os.kill(keeper.pid, signal.SIGKILL)
+    keeper.stop()
+    assert due(keeper) == []
+    keeper.add(listener(4))
+    assert due(keeper) == []
+    assert [one.index for one in keeper.plan.listeners] == [3, 4]
+
+
+def test_a_relay_hands_over_where_its_questions_are_read_or_is_of_no_use(stand: Stand) -> None:
+    """Where listeners may come and go; where they may not, that is a breach already."""
+    keeper, above, relay = stand
+    keeper.plan = replace(keeper.plan, is_dynamic=True)
+    before = open_descriptors()
+    read, write = os.pipe()
+    for fds in ((), (read,)):
+        keeper.is_cut_off, keeper.was_ready = False, False
+        keeper.dialogue = keeper._dialogue()
+        relay.send(Record(Kind.READY, fds=fds))
+        keeper._on_channel()
+        assert keeper.is_cut_off
+        assert above.said == []
+    os.close(read)
+    os.close(write)
+    assert open_descriptors() == before
 
 
 def test_a_relay_that_does_not_read_is_ended(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -653,7 +735,7 @@ def test_a_relay_that_does_not_read_is_ended(stand: Stand, monkeypatch: pytest.M
     keeper, _, _ = stand
     timers = cast(Timers, keeper.loop)
     while not keeper.untold:
-        keeper.add(listener(stand, len(keeper.plan.listeners)))
+        keeper.add(listener(len(keeper.plan.listeners)))
     later = time.monotonic() + DEAF_SECONDS + 1
     monkeypatch.setattr(time, "monotonic", lambda: later)
     timers.due.pop()[1]()
@@ -667,7 +749,7 @@ def test_sockets_that_a_full_channel_does_not_take_are_asked_for_again(stand: St
     keeper, _, relay = stand
     timers = cast(Timers, keeper.loop)
     while not keeper.untold:
-        keeper.add(listener(stand, len(keeper.plan.listeners)))
+        keeper.add(listener(len(keeper.plan.listeners)))
     timers.due.clear()
     before = open_descriptors()
     relay.send(Record(Kind.ASK, 0, detail=2))

@@ -7,30 +7,36 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
 import pytest
 
 from hardsplice import socketcalls
+from hardsplice.book import LARGE, USUAL, Place, Pointer
 from hardsplice.channel import close_all
 from hardsplice.errors import Failure
 from hardsplice.listeners import (
+    Pointers,
     describe,
-    for_relay,
+    is_listener,
+    is_sound,
+    make_sound,
     open_listener,
     open_listeners,
-    plans,
+    targets,
     usable_families,
+    write_place,
 )
 from hardsplice.ports import Forward
 from hardsplice.relay.sockets import IPV4, IPV6
 from tests.support.descriptors import open_descriptors
 
 BOTH = (IPV4, IPV6)
-IN_4 = (IPV4, socketcalls.sockaddr(IPv4Address("127.0.0.1"), 80))
-IN_6 = (IPV6, socketcalls.sockaddr(IPv6Address("::1"), 80))
+SLOTS = {IPV4: 5, IPV6: 9}  # of targets
+IN_4 = Pointer(USUAL, 5, IPV4, socketcalls.sockaddr(IPv4Address("127.0.0.1"), 80))
+IN_6 = Pointer(USUAL, 9, IPV6, socketcalls.sockaddr(IPv6Address("::1"), 80))
 
 
 def forward(
@@ -62,6 +68,7 @@ def free_port() -> int:
 
 
 def opened(one: Forward, families: tuple[int, ...] = BOTH) -> socket.socket:
+    write_place(one, families)
     return socket.socket(fileno=open_listener(one, families))
 
 
@@ -91,18 +98,33 @@ def reaches(address: str, port: int) -> bool:
 def test_the_loopback_of_the_clients_family_is_tried_first(
     listen: str | None,
     families: tuple[int, ...],
-    of_ipv4: tuple[tuple[int, bytes], ...],
-    of_ipv6: tuple[tuple[int, bytes], ...],
+    of_ipv4: tuple[Pointer, ...],
+    of_ipv6: tuple[Pointer, ...],
 ) -> None:
     assert plans(forward(listen), families) == (of_ipv4, of_ipv6)
 
 
+def plans(
+    one: Forward, families: tuple[int, ...], slots: dict[int, int] = SLOTS, place: Place = USUAL
+) -> tuple[tuple[Pointer, ...], tuple[Pointer, ...]]:
+    return Pointers(place, families).plans(one, slots)
+
+
 @pytest.mark.parametrize("listen", [None, "127.0.0.1", "::1"])
 @pytest.mark.parametrize("target", ["10.0.0.5", "fd00::5"])
-def test_a_target_address_is_the_only_one(listen: str | None, target: str) -> None:
+@pytest.mark.parametrize("place", [USUAL, LARGE])
+def test_a_target_address_is_the_only_one(listen: str | None, target: str, place: Place) -> None:
     address = ip_address(target)
-    only = ((IPV4 if address.version == 4 else IPV6, socketcalls.sockaddr(address, 80)),)
-    assert plans(forward(listen, target=target), BOTH) == (only, only)
+    family = IPV4 if address.version == 4 else IPV6
+    only = (Pointer(place, 7, family, socketcalls.sockaddr(address, 80)),)
+    assert only[0].where.value == place.address + 7 * 32
+    assert plans(forward(listen, target=target), BOTH, {family: 7}, place) == (only, only)
+
+
+def test_a_target_without_a_slot_is_none() -> None:
+    """As the target monitor may be told of one, by whom it is not: then there is no plan."""
+    assert plans(forward(None), BOTH, {IPV4: 5}) == ((IN_4,), (IN_4,))
+    assert plans(forward(None), BOTH, {}) == ((), ())
 
 
 def test_where_the_family_does_not_matter_the_plans_are_one_object() -> None:
@@ -114,11 +136,27 @@ def test_where_the_family_does_not_matter_the_plans_are_one_object() -> None:
     assert first is not second
 
 
-def test_a_relay_gets_the_listeners_that_are_open_under_their_own_numbers() -> None:
-    forwards = [forward(), forward("::1"), forward(target="10.0.0.5")]
-    made = for_relay([(0, 11), (2, 12)], forwards, BOTH)
-    assert [(one.fd, one.index) for one in made] == [(11, 0), (12, 2)]
-    assert (made[1].plan_ipv4, made[1].plan_ipv6) == plans(forwards[2], BOTH)
+def test_a_listener_has_its_plans() -> None:
+    one = forward(None)
+    made = Pointers(USUAL, BOTH).listener(3, 12, one, SLOTS)
+    assert (made.fd, made.index) == (12, 3)
+    assert (made.plan_ipv4, made.plan_ipv6) == plans(one, BOTH)
+
+
+@pytest.mark.parametrize(("target", "families"), [("::1", (IPV4,)), ("10.0.0.5", (IPV6,))])
+def test_a_target_of_a_family_that_is_not_there_is_a_failure(
+    target: str, families: tuple[int, ...]
+) -> None:
+    with pytest.raises(Failure, match="there is no IPv[46]"):
+        Pointers(USUAL, families).listener(3, 12, forward(None, target=target), SLOTS)
+
+
+@pytest.mark.parametrize("listen", [None, "127.0.0.1", "::1"])
+def test_the_targets_are_those_of_any_plan(listen: str | None) -> None:
+    for target in (None, "10.0.0.5", "fd00::5"):
+        one = forward(listen, target=target)
+        found = {pointer.sockaddr for plan in plans(one, BOTH) for pointer in plan}
+        assert set(targets(one, BOTH).values()) == found
 
 
 # --- listeners ---
@@ -179,6 +217,85 @@ def test_an_interface_is_listened_on_alone(free_port: int) -> None:
         assert reaches("127.0.0.1", free_port)
 
 
+def test_where_it_listens_is_what_was_written_down() -> None:
+    """And not what it was asked for: that is the host monitor's word, in memory of its own."""
+    written, asked = forward("127.0.0.1"), forward("127.0.0.2", 9)
+    write_place(written, BOTH)
+    with socket.socket(fileno=open_listener(asked, BOTH)) as listener:
+        assert listener.getsockname()[0] == "127.0.0.1"
+
+
+def test_nowhere_is_where_nothing_listens() -> None:
+    write_place(forward("127.0.0.1"), BOTH)
+    socketcalls.clear_place()
+    with pytest.raises(OSError, match="not supported"):
+        open_listener(forward("127.0.0.1"), BOTH)
+
+
+# --- looking at listeners ---
+
+
+def _shut(one: socket.socket) -> None:
+    one.shutdown(socket.SHUT_RDWR)
+
+
+def _set(level: int, name: int, value: int | bytes) -> Callable[[socket.socket], None]:
+    return lambda one: one.setsockopt(level, name, value)
+
+
+SPOILT = {
+    "shut down": _shut,
+    "cut off": _set(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)),
+    "waits": _set(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 60)),
+    "urgent": _set(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1),
+    "dead clients": _set(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 0),
+    "delayed": _set(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0),
+}
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1", None])
+def test_a_listener_as_it_was_made_is_sound(address: str | None) -> None:
+    with opened(forward(address)) as listener:
+        assert is_sound(listener.fileno())
+
+
+@pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT)
+def test_whatever_a_relay_could_want_to_do_to_a_listener_is_noticed(
+    spoil: Callable[[socket.socket], None],
+) -> None:
+    with opened(forward()) as listener:
+        spoil(listener)
+        assert not is_sound(listener.fileno())
+
+
+def test_what_was_never_a_listener_is_not_sound() -> None:
+    with open(os.devnull) as null, socket.socket() as idle:
+        assert not is_sound(null.fileno())
+        assert not is_sound(idle.fileno())
+    assert not is_sound(-1)
+
+
+@pytest.mark.parametrize("spoil", [name for name in SPOILT if name != "shut down"])
+def test_what_somebody_else_kept_is_made_sound(spoil: str) -> None:
+    with opened(forward()) as listener:
+        SPOILT[spoil](listener)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 1)
+        listener.setblocking(True)
+        make_sound(listener)
+        assert is_sound(listener.fileno())
+        assert listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == 0
+        assert not os.get_blocking(listener.fileno())
+
+
+def test_a_listener_is_known_by_its_port() -> None:
+    with opened(forward()) as listener, socket.socket() as idle:
+        port = listener.getsockname()[1]
+        assert is_listener(listener.fileno(), port)
+        assert not is_listener(listener.fileno(), port % 65535 + 1)
+        assert not is_listener(idle.fileno(), port)
+        assert not is_listener(-1, port)
+
+
 # --- errors ---
 
 
@@ -228,20 +345,23 @@ def test_an_interface_that_is_not_there_is_named() -> None:
 
 
 def without(call: str, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a method of sockets fail."""
+    """Let one of the calls that make a listener fail."""
 
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(socket.socket, call, refuse, raising=True)
+    monkeypatch.setattr(socketcalls, call, refuse, raising=True)
 
 
-@pytest.mark.parametrize("call", ["setsockopt", "bind", "listen"])
+@pytest.mark.parametrize(
+    "call",
+    ["set_reuse_address", "set_keepalive", "set_nodelay", "bind_to_device", "bind", "listen"],
+)
 def test_a_listener_that_fails_half_way_is_closed(
     call: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without(call, errno.ENOBUFS, monkeypatch)
-    assert fails([forward()]).reason == os.strerror(errno.ENOBUFS)
+    assert fails([forward(interface="lo")]).reason == os.strerror(errno.ENOBUFS)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hardsplice.channel import close_all
 from hardsplice.cli import parse_args
 from hardsplice.errors import Failure
-from hardsplice.listeners import open_listener
+from hardsplice.listeners import open_listener, write_place
 from hardsplice.passed import Passed, stored_name, to_drop_and_keep
 from hardsplice.ports import Forward, parse_inherited
 from hardsplice.relay.sockets import IPV4, IPV6
@@ -117,8 +117,11 @@ def test_each_listener_has_a_name_of_its_own_that_a_service_manager_takes(
 # --- taking ---
 
 
+FIRST = 64  # the first number behind the places of listeners
+
+
 def passed(*items: tuple[str, socket.socket]) -> Passed:
-    return Passed([(name, one.detach()) for name, one in items])
+    return Passed([(name, one.detach()) for name, one in items], FIRST)
 
 
 def test_passed_descriptors_leave_the_fixed_numbers_and_are_not_inherited() -> None:
@@ -126,7 +129,7 @@ def test_passed_descriptors_leave_the_fixed_numbers_and_are_not_inherited() -> N
     left = passed(("web", socket.create_server(("127.0.0.1", 0))))
     assert left.unclaimed() == ["web"]
     (fd,) = open_descriptors() - before
-    assert fd > 6
+    assert fd >= FIRST
     assert not os.get_inheritable(fd)
     os.close(fd)
 
@@ -144,11 +147,12 @@ def test_a_listener_that_was_opened_for_a_forward_is_taken_for_it_and_for_no_oth
 ) -> None:
     chosen = None if address is None else ip_address(address)
     template = Forward(chosen, None, 0, None, 80, required=True)
+    write_place(template, families)
     fd = open_listener(template, families)
     with socket.socket(fileno=os.dup(fd)) as one:
         port = one.getsockname()[1]
     forward = Forward(chosen, None, port, None, 80, required=True)
-    left = Passed([(stored_name("inbound", forward), fd)])
+    left = Passed([(stored_name("inbound", forward), fd)], FIRST)
     others = [
         Forward(chosen, None, port % 65535 + 1, None, 80, required=True),
         Forward(IPv4Address("127.0.0.9"), None, port, None, 80, required=True),
