@@ -81,15 +81,16 @@ def disagreements(asked: Filter, role: str, arch: str) -> list[tuple[Call, int]]
     return found
 
 
-def allowed_calls(role: str, arch: str) -> set[str]:
+@cache
+def allowed_calls(role: str, arch: str) -> frozenset[str]:
     """The names of the calls that a filter lets through, with whatever arguments."""
     names = {number: name for name, number in oracle.numbers(arch).items()}
     asked = filter_of(role, arch)
-    return {
+    return frozenset(
         names.get(call.number, f"number {call.number}")
         for call in tries(role, arch)
         if asked.answer(call) in (ALLOW, ASK)
-    }
+    )
 
 
 # --- the filter is the policy ---------------------------------------------------------------------
