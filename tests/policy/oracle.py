@@ -257,9 +257,7 @@ def allowed(role: str, arch: str) -> dict[str, Ways]:
         for rule in _rules(source, arch):
             call, when = rule["call"], rule.get("when", "")
             for text in [when] if isinstance(when, str) else when:
-                terms = tuple(
-                    _term(one, call, arch, words) for one in text.split(" and ") if one
-                )
+                terms = tuple(_term(one, call, arch, words) for one in text.split(" and ") if one)
                 ways[call] = (*ways.get(call, ()), terms)
     return ways
 

@@ -19,8 +19,8 @@ from tests.policy.test_filters import allowed_calls
 #   clock_gettime64              32 bits: so does the time after 2038
 #   _llseek                      the same; ppc64le has kept it, and its C library takes it
 #   recv, send                   calls of their own on armhf and ppc64le
-#   socketcall                   how the C library makes sockets on i686 and s390x, which only monitors
-#                                do: all other socket calls have numbers of their own there
+#   socketcall                   how the C library makes sockets on i686 and s390x (monitors do),
+#                                where all other socket calls have numbers of their own, too
 #   sigreturn                    what a handler without SA_SIGINFO returns by, where there are two
 DIFFERENCES: dict[str, dict[str, tuple[str, str]]] = {
     "relay": {

@@ -259,7 +259,8 @@ def asked_of_the_kernel(function: ast.FunctionDef) -> Iterator[tuple[str, str]]:
             yield name, SYSTEM_CALLS.get(name, "?")
             continue
         if name == "os.dup2":
-            name = " ".join([name, *(f"{one.arg}={ast.unparse(one.value)}" for one in node.keywords)])
+            options = (f"{one.arg}={ast.unparse(one.value)}" for one in node.keywords)
+            name = " ".join([name, *options])
         parts = name.split(".")
         for key in (name, ".".join(parts[-2:]).lstrip("_"), f".{parts[-1]}" if parts[1:] else ""):
             if key in SYSTEM_CALLS:

@@ -215,7 +215,7 @@ def test_no_role_may_make_memory_executable(role: str, arch: str) -> None:
     assert calls == ({"mmap"} if arch == "s390x" else set())
 
 
-# Of these two the C library knows no other way; ppc64le has the call too, but nobody needs it there.
+# Of these the C library knows no other way; ppc64le has the call too, but nobody needs it there.
 SUBCALLS: dict[str, set[int]] = {
     "relay": set(),
     "relay-ports": set(),
