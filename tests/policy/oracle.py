@@ -74,7 +74,7 @@ _POSITION = {
     "landlock_restrict_self": {"ruleset_fd": 0, "flags": 1},
     "listen": {"fd": 0, "backlog": 1},
     "lseek": {"fd": 0},
-    "madvise": {"advice": 2},
+    "madvise": {"addr": 0, "advice": 2},
     "mmap": {"prot": 2, "flags": 3},
     "mmap2": {"prot": 2, "flags": 3},
     "mprotect": {"addr": 0, "prot": 2},
