@@ -101,8 +101,8 @@ def test_an_oci_export_has_the_form_of_the_specification(
 def test_an_oci_export_allows_what_the_policy_allows(
     capsys: pytest.CaptureFixture[str], role: str, arch: str
 ) -> None:
-    """But for what it has no words for: of a descriptor it compares all bits, not the low 32; of two
-    looks at one argument there is the last; and a call that the monitor serves is left out.
+    """But for what it has no words for: of a descriptor it compares all bits, not the low 32; of
+    two looks at one argument there is the last; a call that the monitor serves is left out.
     """
     seccomp = json.loads(export(capsys, role, arch, "oci"))
     everything = 2 ** oracle.BITS[arch] - 1
