@@ -107,7 +107,8 @@ def oci(policy: Policy, arch: str) -> dict[str, Any]:
             free.append(call)
             continue
         for alternative in alternatives:
-            args = [_oci_argument(item) for item in alternative]
+            once = {item.index: item for item in alternative}  # the last word on each argument
+            args = [_oci_argument(item) for item in once.values()]
             entries.append({"names": [call], "action": "SCMP_ACT_ALLOW", "args": args})
     if free:
         entries.insert(0, {"names": free, "action": "SCMP_ACT_ALLOW"})

@@ -103,18 +103,19 @@ def listeners() -> list[Row]:
                      ("a listener with a high bit", _HIGH | FIRST_LISTENER)):  # fmt: skip
         rows += [
             Row(f"SO_LINGER of {name}", _linger(fd, VALUES + LINGER), RELAYS),
-            Row(f"SO_LINGER of {name}, with a value of one's own", _linger(fd, _OWN_LINGER), RELAYS),
-            Row(f"connect {name}", lambda _, fd=fd: call("connect", fd, BOOK, 16), lives,
-                bare="EISCONN"),
-            Row(f"shut down {name} for sending", lambda _, fd=fd: call("shutdown", fd, 1), RELAYS,
+            Row(f"SO_LINGER of {name}, by a value of one's own", _linger(fd, _OWN_LINGER), RELAYS),
+            Row(f"connect {name}", _simply("connect", fd, BOOK, 16), lives, bare="EISCONN"),
+            Row(f"shut down {name} for sending", _simply("shutdown", fd, 1), RELAYS, bare=REACHES),
+            Row(f"shut down {name}", _simply("shutdown", fd, 2), ("relay-out",), bare=REACHES),
+            Row(f"disconnect {name}", _simply("connect", fd, _UNSPEC, 16), ("relay-out",),
                 bare=REACHES),
-            Row(f"shut down {name}", lambda _, fd=fd: call("shutdown", fd, 2), ("relay-out",),
-                bare=REACHES),
-            Row(f"disconnect {name}", lambda _, fd=fd: call("connect", fd, _UNSPEC, 16),
-                ("relay-out",), bare=REACHES),
-            Row(f"close {name}", lambda _, fd=fd: call("close", fd), RELAYS),
+            Row(f"close {name}", _simply("close", fd), RELAYS),
         ]  # fmt: skip
     return rows
+
+
+def _simply(name: str, *arguments: int) -> Callable[[Scene], int]:
+    return lambda _: call(name, *arguments)
 
 
 def _linger(fd: int, value: int) -> Callable[[Scene], int]:
@@ -160,7 +161,7 @@ def memory() -> list[Row]:
         ("remap_file_pages", "of the book", (BOOK, page, 0, 0, 0), REACHES),
     ]  # fmt: skip
     rows = [
-        Row(f"{name} {how}", lambda _, name=name, given=given: call(name, *given), bare=bare)
+        Row(f"{name} {how}", _simply(name, *given), bare=bare)
         for name, how, given, bare in tried
     ]
     where = {**dict.fromkeys(SERVING, "SIGSEGV")}
