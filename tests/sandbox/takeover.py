@@ -128,7 +128,7 @@ def start_relays(self: keeper.Keeper) -> None:
         theirs.close()
         for family in self.plan.families:
             fds = tuple(supply.open_socket(family) for _ in range(2))
-            ours.send(Record(Kind.SOCKETS, family, fds=fds))
+            ours.send(Record(Kind.SOCKETS, family, fds=fds), wait=False)
             for fd in fds:
                 os.close(fd)
         wait(index, pid)
