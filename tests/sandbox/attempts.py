@@ -46,6 +46,7 @@ _AT_FDCWD, _AT_EMPTY_PATH, _O_PATH = -100, 0x1000, 0o10000000
 _RWX, _RX, _RW = 7, 5, 3
 _ANONYMOUS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 _MSG_FASTOPEN, _IPPROTO_MPTCP = 0x20000000, 262
+_FLAGS = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT  # what monitors send with
 _POOLED = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 
 # asm/unistd_64.h of x86_64; other architectures' kernels have their say in tests/arches.
@@ -486,8 +487,7 @@ def _sockets() -> list[Row]:
     def abstract_datagram(scene: Scene) -> int:
         address = local(scene, "datagram")
         message = longs(place(address), len(address), _IOVEC, 1, 0, 0, 0)
-        flags = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
-        return call("sendmsg", scene.props["datagram"], message, flags)
+        return call("sendmsg", scene.props["datagram"], message, _FLAGS)
 
     return [
         *(
