@@ -122,8 +122,8 @@ class Book:
     # --- in the process that uses it ------------------------------------------------------------
 
     def open(self) -> bool:
-        """Map it where this process's filter will look for it, and take option values from there;
-        whether the mapping is sealed, too. It can be done once, and not be undone.
+        """Map it where this process's filter will look for it; whether the mapping is sealed, too.
+        It can be done once, and not be undone.
         """
         read, place = mmap.PROT_READ, self.place
         try:
@@ -138,7 +138,6 @@ class Book:
             raise Failure("map", what, reason_of(error)) from error
         global _seen
         _seen = memoryview((ctypes.c_char * place.size).from_address(place.address)).cast("B")
-        socketcalls.pin(VALUES, self.view)
         try:
             linux.mseal(VALUES, VALUES_SIZE)
             linux.mseal(place.address, place.size)
@@ -147,6 +146,12 @@ class Book:
                 raise
             return False
         return True
+
+    def pin(self, *, is_writer: bool) -> None:
+        """Take the values of socket options from it, from now on. ``is_writer`` says that this is
+        the process that made it.
+        """
+        socketcalls.pin(VALUES, self.view if is_writer else None)
 
     def close(self) -> None:
         """Let go of the file; mappings stay."""

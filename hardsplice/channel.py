@@ -52,8 +52,8 @@ class Kind(IntEnum):
     SOCKETS = 6  # monitor to relay: sockets; small = family
     NOTE = 7  # relay to monitor to host monitor: something for the log
     NAMESPACES = 8  # PID 1 of a command to host monitor: its namespaces stand
-    GO = 9  # host monitor to PID 1: start the command
-    SIGNAL = 10  # host monitor to PID 1: pass on signal number detail
+    GO = 9  # host monitor to PID 1 or its guard: go on, and at last, start the command
+    SIGNAL = 10  # host monitor to PID 1: pass on signal number detail; its answer, once it has
     EXITED = 11  # PID 1 to host monitor: the command's wait status is detail
     YIELD = 12  # relay to monitor: it stops accepting, so that others must
     LOOK = 13  # monitor to relay: clients may wait, of whom another was told
@@ -193,7 +193,7 @@ class Channel:
         """
         flags = socket.MSG_CMSG_CLOEXEC | (0 if wait else socket.MSG_DONTWAIT)
         try:
-            packet, fds, what = _messages.recvmsg(self.socket.fileno(), flags)
+            packet, fds, what = self._receive(flags)
         except ConnectionError:
             return None
         if not packet and not fds:
@@ -205,6 +205,15 @@ class Channel:
         except Malformed:
             close_all(fds)
             raise
+
+    def _receive(self, flags: int) -> tuple[bytes, tuple[int, ...], int]:
+        fd = self.socket.fileno()
+        try:
+            return _messages.recvmsg(fd, flags)
+        except ConnectionResetError:
+            # The other end has gone without reading all (unix_release_sock, net/unix/af_unix.c).
+            # That is said once, before what it sent: its last words are still to come.
+            return _messages.recvmsg(fd, flags)
 
     def drain(self) -> None:
         """Get rid of what is still to be received, before closing: nobody will look at it."""

@@ -10,6 +10,7 @@ relay which was taken over can't keep the others busy with that.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -17,7 +18,7 @@ from typing import Protocol
 from hardsplice import descriptors
 from hardsplice.descriptors import FIRST_LISTENER
 from hardsplice.errors import Failure
-from hardsplice.keeper import Keeper
+from hardsplice.keeper import STOP_SECONDS, Keeper
 from hardsplice.listeners import Pointers
 from hardsplice.loop import Loop
 from hardsplice.ports import Forward
@@ -73,8 +74,9 @@ class Crew:
         """Make all relays leave, and wait until they have."""
         for keeper in self.keepers:
             keeper.hang_up()
+        deadline = time.monotonic() + STOP_SECONDS
         for keeper in self.keepers:
-            keeper.stop()
+            keeper.stop(deadline)
 
     def ask_alive(self) -> None:
         """Ask every relay whether it goes on."""
@@ -82,8 +84,8 @@ class Crew:
             keeper.ask_alive()
 
     def add(self, index: int, fd: int, forward: Forward, slots: Mapping[int, int]) -> None:
-        """Keep one more listener, a copy of ``fd``, and have every relay accept on it; ``slots`` are
-        those of its targets in the address book. Failure where that can't be.
+        """Keep one more listener, a copy of ``fd``, and have every relay accept on it; ``slots``
+        are those of its targets in the address book. Failure where that can't be.
         """
         assert self.pointers is not None
         if not self.places:

@@ -54,3 +54,8 @@ def is_denial(status: int) -> bool:
     if os.WIFSIGNALED(status):
         return os.WTERMSIG(status) == signal.SIGSYS
     return os.WEXITSTATUS(status) == seal.STATUS
+
+
+def exit_status(status: int) -> int:
+    """A wait status as a shell gives it: the exit status, or 128 + the signal's number."""
+    return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)

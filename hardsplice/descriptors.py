@@ -12,10 +12,12 @@ free, never gives it to anything else; and no policy lets a process close one.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import resource
-from collections.abc import Iterable, Sequence
+import stat
+from collections.abc import Iterable, Mapping, Sequence
 
 from hardsplice.errors import Failure, reason_of
 
@@ -32,14 +34,14 @@ LIFELINE_FD = 9  # what the target monitor's life hangs on (lifeline.py)
 FIRST_LISTENER = 10
 
 # Places for listeners that come at run time: so many, or that part of all descriptors.
-LATE_MAX, LATE_SHARE = 4096, 8
+LATE_MAX, LATE_SHARE = 4096, 4
 
 
-def raise_limit() -> int:
-    """Take all descriptors that the hard limit allows; how many that is."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+def raise_limit() -> tuple[int, int]:
+    """Take all descriptors that the hard limit allows; what the limits were."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return hard
+    return soft, hard
 
 
 def first_flow(listeners: int, limit: int, *, is_dynamic: bool) -> int:
@@ -48,6 +50,46 @@ def first_flow(listeners: int, limit: int, *, is_dynamic: bool) -> int:
     """
     late = min(LATE_MAX, limit // LATE_SHARE) if is_dynamic else 0
     return FIRST_LISTENER + listeners + late
+
+
+def take_ready(fd: int, first: int) -> int:
+    """Move the --ready-fd to a number from ``first`` on. It is for us and not for COMMAND, unless
+    it is one of the standard streams.
+    """
+    moved = above(fd, first, f"--ready-fd {fd}")
+    if fd > LOG_FD:
+        os.close(fd)
+    return moved
+
+
+def set_aside(first: int) -> dict[int, int]:
+    """Take what the caller gave beside the standard streams out of the way: everything from 3 on
+    that would be inherited. What has a number below ``first`` moves above it. The number that each
+    had, and the one that it has now, where nobody inherits it; ``put_back`` undoes this.
+
+    What the interpreter or we open is never inheritable (PEP 446), so it has no part in this.
+    """
+    aside = {}
+    for fd in sorted(map(int, os.listdir("/proc/self/fd"))):
+        with contextlib.suppress(OSError):  # the listing's own
+            if fd <= LOG_FD or not os.get_inheritable(fd):
+                continue
+            if fd >= first:
+                os.set_inheritable(fd, False)
+                aside[fd] = fd
+                continue
+            aside[fd] = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, first)
+            os.close(fd)
+    return aside
+
+
+def put_back(aside: Mapping[int, int]) -> None:
+    """Give what was set aside its numbers again, for a program that is about to be executed."""
+    for old, new in aside.items():
+        if old == new:
+            os.set_inheritable(new, True)
+        else:
+            os.dup2(new, old)
 
 
 def reserve(first: int, ours: Sequence[int]) -> None:
@@ -100,8 +142,13 @@ def keep(wanted: Iterable[int], first: int) -> None:
     """
     wanted = set(wanted)
     clear(fd for fd in range(first) if fd not in wanted and fd != NULL_FD)
+    close_others((fd for fd in wanted if fd >= first), first)
+
+
+def close_others(wanted: Iterable[int], first: int = 0) -> None:
+    """Close every descriptor from ``first`` on but these."""
     edge = first
-    for fd in sorted(fd for fd in wanted if fd >= first):
+    for fd in sorted(set(wanted)):
         if edge < fd:  # an empty range would mean all to close_range(2)
             os.closerange(edge, fd)
         edge = fd + 1
@@ -125,3 +172,37 @@ def is_open(fd: int) -> bool:
         os.fstat(fd)
         return True
     return False
+
+
+_PTY_MASTER = os.makedev(5, 2)  # /dev/ptmx, Documentation/admin-guide/devices.txt
+
+
+def write_only(fd: int) -> None:
+    """Open what is behind ``fd`` again, for writing alone, where it can be read: what somebody
+    types at a terminal is not for whoever writes messages to it. OSError where that can't be done;
+    a socket is left as it is, since it can't be opened.
+    """
+    if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY:
+        return
+    found = os.fstat(fd)
+    if stat.S_ISSOCK(found.st_mode):
+        return
+    if stat.S_ISCHR(found.st_mode) and found.st_rdev == _PTY_MASTER:
+        raise OSError(errno.ENODEV, "the master's side of a terminal can't be opened twice")
+    opened = _open_again(fd, os.O_APPEND if stat.S_ISREG(found.st_mode) else 0)
+    os.dup2(opened, fd, inheritable=False)
+    os.close(opened)
+
+
+def _open_again(fd: int, flags: int) -> int:
+    flags |= os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC
+    try:
+        return os.open(f"/proc/self/fd/{fd}", flags)
+    except PermissionError as error:
+        # After su(1) and its like the terminal is another user's, but it has a second name, for
+        # those whose session it controls; only of that terminal the group can be asked for.
+        try:
+            os.tcgetpgrp(fd)
+        except OSError:
+            raise error from None
+        return os.open("/dev/tty", flags)

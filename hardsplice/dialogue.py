@@ -15,6 +15,7 @@ answer is due as often as it was asked for.
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Collection, Mapping
 from enum import Enum, auto
 
@@ -27,7 +28,6 @@ class Phase(Enum):
     STARTING = auto()
     PREPARING = auto()  # PID 1: it was told to fork COMMAND
     SERVING = auto()
-    FAILED = auto()  # PID 1: COMMAND could not be run
     ENDING = auto()  # it has said why it ends, or how COMMAND did
 
 
@@ -65,9 +65,14 @@ TARGET_MONITOR: Rules = {
 INIT: Rules = {
     Phase.STARTING: {Kind.FATAL: Phase.ENDING},
     Phase.PREPARING: {Kind.READY: Phase.SERVING, Kind.FATAL: Phase.ENDING},
-    Phase.SERVING: {Kind.EXITED: Phase.ENDING, Kind.FATAL: Phase.FAILED},
-    Phase.FAILED: {Kind.EXITED: Phase.ENDING},
+    Phase.SERVING: {
+        Kind.SIGNAL: Phase.SERVING,  # it was passed on
+        Kind.EXITED: Phase.ENDING,
+        Kind.FATAL: Phase.ENDING,  # COMMAND could not be run
+    },
 }
+# What is said as often as it was asked for.
+_ANSWERS = frozenset({Kind.PONG, Kind.SIGNAL})
 
 
 class Dialogue:
@@ -78,11 +83,11 @@ class Dialogue:
         self._rules = rules
         self._carriers = carriers
         self.phase = Phase.STARTING
-        self._answers = 0  # that the child owes
+        self._owed: collections.Counter[int] = collections.Counter()
 
-    def asked(self) -> None:
-        """A PING was sent: a PONG is due."""
-        self._answers += 1
+    def asked(self, answer: Kind = Kind.PONG) -> None:
+        """Something was sent to which this is the answer."""
+        self._owed[answer] += 1
 
     def hear(self, record: Record) -> None:
         """Take note of what the child says. Malformed where that is not due, or has descriptors
@@ -94,8 +99,8 @@ class Dialogue:
             raise Malformed(f"a record of kind {record.kind} is not its to send while {when}")
         if len(record.fds) > (record.kind in self._carriers):
             raise Malformed(f"{len(record.fds)} descriptors beside a record of kind {record.kind}")
-        if record.kind == Kind.PONG:
-            if not self._answers:
+        if record.kind in _ANSWERS:
+            if not self._owed[record.kind]:
                 raise Malformed("an answer that nobody asked for")
-            self._answers -= 1
+            self._owed[record.kind] -= 1
         self.phase = following

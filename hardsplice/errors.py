@@ -3,17 +3,43 @@
 
 Every error that hardsplice reports is a `Failure`: what it could not do (a verb), to what (an
 object), and why (a reason), with the next step where there is one. Code below the top raises and
-never prints; only the top knows where messages go. Whatever a file name or an option smuggles in,
-a message stays on its line: characters that don't print are shown escaped.
+never prints; only the top knows where messages go.
+
+Whatever is shown to people goes through `printable`: messages, lines of the log, STATUS=, cells of
+tables. Much of it was written by others: names of files and processes, what a process below
+reports, what answers at a control socket. None of it may move a cursor, start a line, hide or
+change what stands beside it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
+import unicodedata
+from collections.abc import Iterable
 
-__all__ = ["Failure", "failure_of", "printable", "quote", "reason_of", "relay_lost", "text_of"]
+__all__ = [
+    "Failure", "failure_of", "printable", "quote", "reason_of", "relay_lost", "tell", "text_of",
+    "write_all",
+]  # fmt: skip
 
+SHOWN_LIMIT = 1000  # characters of one line
 _QUOTED_LIMIT = 64
+_PATIENCE = 1.0  # seconds that one line waits for its reader
+_MARKS_LIMIT = 2  # combining marks on one letter: no script needs more
+# Bidirectional classes of letters that are written from right to left. One of them is enough for a
+# terminal to show the digits and brackets after it in another order.
+_RIGHT_TO_LEFT = frozenset({"R", "AL", "AN"})
+# Letters and marks that show nothing though their category is one of things to see
+# (Default_Ignorable_Code_Point in DerivedCoreProperties.txt), and a blank that is no space.
+_INVISIBLE = frozenset(
+    map(chr, (0x34F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0))
+) | frozenset(
+    chr(code)
+    for first, last in ((0x180B, 0x180F), (0xFE00, 0xFE0F), (0xE0100, 0xE01EF))
+    for code in range(first, last + 1)
+)
 
 
 class Failure(Exception):  # noqa: N818 - it is what messages call it
@@ -33,7 +59,9 @@ class Failure(Exception):  # noqa: N818 - it is what messages call it
         self.hint = hint
 
     def __str__(self) -> str:
-        return printable(f"cannot {self.verb} {self.object}: {self.reason}")
+        # Each part has a share of the line, so that a long name can't hide the reason.
+        what = printable(f"cannot {self.verb} {self.object}", SHOWN_LIMIT * 2 // 3)
+        return f"{what}: {printable(self.reason, SHOWN_LIMIT // 3 - 2)}"
 
     def lines(self, program: str = "hardsplice") -> tuple[str, ...]:
         """The lines that the top shows: the message, then the next step if there is one."""
@@ -80,7 +108,56 @@ def quote(text: str) -> str:
     return f"'{text}'"
 
 
-def printable(text: str) -> str:
-    """``text`` on one line, whatever is in it."""
-    # repr() knows how to spell what doesn't print, undecodable bytes of argv included.
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+def printable(text: str, limit: int = SHOWN_LIMIT) -> str:
+    """``text`` as it may be shown to people: on one line, of ``limit`` characters at most, from
+    left to right, and each of them there to be seen. What isn't is spelt as in Python's strings.
+    """
+    is_plain = text.isascii() and text.isprintable()
+    shown = text if is_plain else _spell(text[: limit + 1])
+    return shown if len(shown) <= limit else shown[: max(0, limit - 3)] + "..."
+
+
+def _spell(text: str) -> str:
+    parts: list[str] = []
+    marks = _MARKS_LIMIT  # as if after many: there is no letter for one to stand on
+    for char in text:
+        if char.isascii():
+            marks = 0 if char.isprintable() and char != " " else _MARKS_LIMIT
+            parts.append(char if char.isprintable() else _escape(char))
+        elif not char.isprintable() or char in _INVISIBLE:
+            parts.append(_escape(char))
+            marks = _MARKS_LIMIT
+        elif unicodedata.category(char)[0] == "M":
+            marks += 1
+            parts.append(char if marks <= _MARKS_LIMIT else _escape(char))
+        else:
+            is_shown = unicodedata.bidirectional(char) not in _RIGHT_TO_LEFT
+            marks = 0 if is_shown else _MARKS_LIMIT
+            parts.append(char if is_shown else _escape(char))
+    return "".join(parts)
+
+
+def _escape(char: str) -> str:
+    # Undecodable bytes of argv included.
+    if char.isascii():
+        return repr(char)[1:-1]
+    return char.encode("ascii", "backslashreplace").decode("ascii")
+
+
+def tell(lines: Iterable[str], fd: int = 2) -> None:
+    """Write lines to a person, each as it may be shown. That nobody takes them is no error, since
+    there is no one else to tell, and is not waited for.
+    """
+    poller = select.poll()
+    poller.register(fd, select.POLLOUT)
+    for line in lines:
+        if poller.poll(1000 * _PATIENCE):
+            with contextlib.suppress(OSError):
+                # In one piece for a pipe (PIPE_BUF), which has room for that now.
+                write_all(fd, printable(line).encode(errors="backslashreplace") + b"\n")
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of ``data``, in as many pieces as it takes. Raises OSError."""
+    while data:
+        data = data[os.write(fd, data) :]

@@ -2,10 +2,13 @@
 """Lock-down: what a process gives up, in the order in which it must, each step an object that can
 say what it does.
 
-A step is *required* (without it the process refuses to go on) or *additional* (an older kernel may
-lack it; then this is said once, and with ``--sandbox=strict`` it is required too). Monitors lock
-down before they fork relays, so a relay inherits all that its monitor gave up and adds its own
-steps; a relay that is restarted goes the same way as the first one.
+A step that fails ends the start, unless it has an *excuse* for the very error: that this kernel
+lacks what it asks for. Then this is said once, with the reason, and with ``--sandbox=strict`` it
+ends the start too. Whatever else goes wrong may be somebody's doing: root in a namespace that we
+joined can forbid what others need there.
+
+Monitors lock down before they fork relays, so a relay inherits all that its monitor gave up and
+adds its own steps; a relay that is restarted goes the same way as the first one.
 """
 
 from __future__ import annotations
@@ -17,28 +20,44 @@ import resource
 import signal
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import prctl
 
-from hardsplice import linux, namespaces, unotify
+from hardsplice import emptyroot, landlock, linux, namespaces, unotify
 from hardsplice.errors import Failure, reason_of
 from hardsplice.values import RunAs
 
-_EMPTY_ROOT = "/proc"  # a folder that is there for sure, to mount the new root on
 _LAST_CAP = "/proc/sys/kernel/cap_last_cap"
+
+
+def no_excuse(_: OSError) -> str | None:
+    """The excuse of what every kernel that hardsplice runs on has: none."""
+    return None
+
+
+def lacking(error: OSError) -> str | None:
+    """The excuse of what an older kernel, or one built without it, may lack: that it does. For
+    calls that give these errors for no other reason.
+    """
+    lacks = error.errno in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
+    return landlock.LACKED if lacks else None
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One thing to give up."""
+    """One thing to give up. ``excuse`` says why it may be left out for an error, or None; ``hint``
+    is the next step for people where it may not.
+    """
 
     describe: str
     execute: Callable[[], None]
-    required: bool = True
+    excuse: Callable[[OSError], str | None] = no_excuse
+    hint: str | None = None
 
 
 class Lockdown:
-    """Runs steps and keeps what was missing. ``strict`` makes every step required."""
+    """Runs steps and keeps what was missing, and why. ``strict`` takes no excuse."""
 
     def __init__(self, *, strict: bool, say: Callable[[str], None]) -> None:
         self.strict = strict
@@ -52,44 +71,17 @@ class Lockdown:
             try:
                 one.execute()
             except OSError as error:
-                if one.required or self.strict:
-                    raise Failure("lock down", one.describe, reason_of(error)) from error
-                self.missing.append(one.describe)
+                why = one.excuse(error)
+                if why is None or self.strict:
+                    reason = why or reason_of(error)
+                    raise Failure("lock down", one.describe, reason, one.hint) from error
+                self.missing.append(f"{one.describe}: {why}")
 
 
 def read_last_capability() -> int:
     """The highest capability that this kernel knows; python-prctl's own list may be older."""
     with open(_LAST_CAP, encoding="ascii") as file:
         return int(file.read())
-
-
-def _own_user_namespace() -> None:
-    """Enter a user namespace of our own, ids unchanged: an ordinary user may drop the bounding set
-    only in one.
-    """
-    uid, gid = os.geteuid(), os.getegid()
-    linux.unshare(linux.CLONE_NEWUSER)
-    namespaces.write_id_maps("self", f"{uid} {uid} 1", f"{gid} {gid} 1", deny_setgroups=True)
-
-
-def _leave_file_system() -> None:
-    """New IPC, UTS and mount namespaces, and in the latter an empty, read-only root and nothing
-    else.
-    """
-    linux.unshare(linux.CLONE_NEWNS | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS)
-    linux.mount("none", "/", None, linux.MS_REC | linux.MS_PRIVATE)
-    flags = linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
-    linux.mount("tmpfs", _EMPTY_ROOT, "tmpfs", flags, "nr_inodes=2,size=4k,mode=0555")
-    os.chdir(_EMPTY_ROOT)
-    # Both on the same place: the old root ends up on top of the new one, and is then taken off
-    # (pivot_root(2)).
-    linux.pivot_root(".", ".")
-    linux.umount2(".", linux.MNT_DETACH)
-    os.chdir("/")
-
-
-def _restrict(ruleset: int) -> None:
-    linux.landlock_restrict_self(ruleset)
 
 
 def _change_user(user: RunAs) -> None:
@@ -143,36 +135,63 @@ _SECBIT_NO_CAP_AMBIENT_RAISE = 1 << 6
 _SECBIT_NO_CAP_AMBIENT_RAISE_LOCKED = 1 << 7
 
 
-def monitor_steps(
-    *,
-    user: RunAs | None,
-    new_user_namespace: bool,
-    last_capability: int,
-    file_limit: int,
-    ruleset: int | None,
-) -> list[Step]:
-    """What a monitor gives up before its filter. ``file_limit`` is the largest file that it may
-    write, in bytes; ``ruleset`` is Landlock's, if there is one.
+def leaving_steps(*, new_user_namespace: bool) -> list[Step]:
+    """How a process that may make namespaces leaves what it has in common with others."""
+    own_user = Step(
+        "enter a user namespace of its own",
+        namespaces.enter_own_user_namespace,
+        hint=namespaces.USERNS_HINT,
+    )
+    leave = Step(emptyroot.LEAVE, emptyroot.leave, hint=_limited_by("mnt"))
+    return [*([own_user] if new_user_namespace else []), leave, *separating_steps()]
+
+
+def separating_steps() -> list[Step]:
+    """Namespaces of its own that a kernel may have been built without."""
+    made = (("an IPC", "ipc", linux.CLONE_NEWIPC), ("a UTS", "uts", linux.CLONE_NEWUTS))
+    return [
+        Step(
+            f"enter {name} namespace of its own",
+            partial(linux.unshare, flag),
+            lacking,
+            _limited_by(kind),
+        )
+        for name, kind, flag in made
+    ]
+
+
+def _limited_by(kind: str) -> str:
+    setting = f"user.max_{kind}_namespaces"
+    return f"see the sysctl {setting}: root in a user namespace can set it for all in there"
+
+
+def first_steps(file_limit: int) -> list[Step]:
+    """What a monitor gives up first. ``file_limit`` is the largest file that it may write, in
+    bytes.
     """
-    steps: list[Step] = []
-    if new_user_namespace:
-        steps.append(Step("enter a user namespace of its own", _own_user_namespace, required=False))
-    steps += [
-        Step("leave the file system for an empty one", _leave_file_system, required=False),
-        Step("limit core dumps and files", lambda: _limit_files(file_limit)),
-        Step("lock the securebits", _lock_securebits, required=False),
-        Step("empty the bounding set", lambda: _drop_bounding(last_capability), required=False),
+    return [Step("limit core dumps and files", lambda: _limit_files(file_limit)), *_common_steps()]
+
+
+def rights_steps(user: RunAs | None, last_capability: int, ruleset: int | None) -> list[Step]:
+    """What a monitor gives up before its filter, once all is bound. ``user`` is whom it becomes;
+    ``ruleset`` is Landlock's, if there is one.
+    """
+    steps = [
+        Step("lock the securebits", _lock_securebits),
+        Step("empty the bounding set", lambda: _drop_bounding(last_capability)),
         Step("clear the ambient set", _clear_ambient),
     ]
     if user is not None:
         steps.append(Step(f"become user {user.uid}", lambda: _change_user(user)))
-    steps += [
-        Step("drop all capabilities", lambda: _clear_capabilities(())),
-        *_common_steps(),
-    ]
+    steps += [Step("drop all capabilities", lambda: _clear_capabilities(())), _undumpable()]
     if ruleset is not None:
-        steps.append(Step("deny files, ports and signals by Landlock", lambda: _restrict(ruleset)))
+        steps.append(restriction("deny files, ports and signals by Landlock", ruleset))
     return steps
+
+
+def restriction(describe: str, ruleset: int) -> Step:
+    """Come under a Landlock ruleset."""
+    return Step(describe, lambda: linux.landlock_restrict_self(ruleset), landlock.lacking)
 
 
 def _limit_files(file_limit: int) -> None:
@@ -182,14 +201,20 @@ def _limit_files(file_limit: int) -> None:
 
 def _common_steps() -> list[Step]:
     return [
-        Step("forbid new privileges", lambda: prctl.set_no_new_privs(1)),
-        Step("be neither dumped nor traced", lambda: prctl.set_dumpable(0)),
-        Step(
-            "refuse memory that is writable and executable",
-            _refuse_exec_gain,
-            required=False,
-        ),
+        no_new_privileges(),
+        _undumpable(),
+        Step("refuse memory that is writable and executable", _refuse_exec_gain, lacking),
     ]
+
+
+def _undumpable() -> Step:
+    """Asked for again after each change of user: fs.suid_dumpable says what that leaves."""
+    return Step("be neither dumped nor traced", lambda: prctl.set_dumpable(0))
+
+
+def no_new_privileges() -> Step:
+    """What Landlock and seccomp ask of whoever isn't privileged."""
+    return Step("forbid new privileges", lambda: prctl.set_no_new_privs(1))
 
 
 def _refuse_exec_gain() -> None:
@@ -200,9 +225,7 @@ def relay_steps(ruleset: int | None) -> list[Step]:
     """What a relay gives up on top of what its monitor did. Its own Landlock layer puts the monitor
     out of reach.
     """
-    layer = (
-        [] if ruleset is None else [Step("deny signals to the monitor", lambda: _restrict(ruleset))]
-    )
+    layer = [] if ruleset is None else [restriction("deny signals to the monitor", ruleset)]
     return [
         *layer,
         Step("start no process", lambda: _limit(resource.RLIMIT_NPROC, 0)),
@@ -210,17 +233,25 @@ def relay_steps(ruleset: int | None) -> list[Step]:
     ]
 
 
-def init_steps(keep: Sequence[int], last_capability: int) -> list[Step]:
-    """What PID 1 of a command gives up once the command runs; ``keep`` are the capabilities that it
-    needs.
+def init_steps(
+    keep: Sequence[int], last_capability: int, deny_files: Callable[[], None] | None
+) -> list[Step]:
+    """What PID 1 of a COMMAND and its guard give up; ``keep`` are the capabilities that are needed,
+    ``deny_files`` puts it under Landlock, where there is that.
     """
-    return [
+    steps = [
+        Step(emptyroot.LEAVE, emptyroot.leave, hint=_limited_by("mnt")),
+        *separating_steps(),
         Step("limit core dumps and files", lambda: _limit_files(0)),
+        Step("lock the securebits", _lock_securebits),
         Step("clear the ambient set", _clear_ambient),
         Step("empty the bounding set", lambda: _drop_bounding(last_capability)),
         Step("drop capabilities", lambda: _clear_capabilities(keep)),
         *_common_steps(),
     ]
+    if deny_files is not None:
+        steps.append(Step("deny files and ports by Landlock", deny_files, landlock.lacking))
+    return steps
 
 
 def filter_step(program: bytes) -> Step:

@@ -153,13 +153,13 @@ class Keeper:
         self.loop.add(ours.fileno(), self._on_channel)
         self.loop.add(self.pidfd, self._on_exit)
 
-    def stop(self) -> None:
-        """Make the relay leave, and wait until it has: its listeners are free then. What it has
-        said before is heard.
+    def stop(self, deadline: float) -> None:
+        """Make the relay leave, by the monotonic clock's ``deadline``, and wait until it has: its
+        listeners are free then. What it has said before is heard.
         """
         if self.pid:
             self.hang_up()
-            wait_for(self.pid, self.pidfd, STOP_SECONDS)
+            wait_for(self.pid, self.pidfd, max(0.0, deadline - time.monotonic()))
             self._hear_out()
             self._forget()
 

@@ -23,6 +23,24 @@ def pair() -> tuple[int, int]:
     return os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
 
+class Hold:
+    """The end that holds, until it is let go of."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd: int | None = fd
+
+    def fileno(self) -> int:
+        """The descriptor, while there is one."""
+        assert self._fd is not None
+        return self._fd
+
+    def let_go(self) -> None:
+        """End what hangs on it; once is enough."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
 def hang_on(fd: int) -> None:
     """Have this process killed when the other end of ``fd`` is let go of; at once where that has
     happened already.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import gc
 import mmap
 import os
 import struct
@@ -53,6 +54,7 @@ MS_RDONLY = 1
 MS_NOSUID = 2
 MS_NODEV = 4
 MS_NOEXEC = 8
+MS_REMOUNT = 32
 MS_BIND = 4096
 MS_REC = 16384
 MS_PRIVATE = 1 << 18
@@ -86,12 +88,31 @@ _python.PyOS_AfterFork_Child.restype = None
 _python.PyOS_AfterFork_Parent.restype = None
 
 
+def _find_fork_hooks() -> list[list[object]]:
+    """The interpreter's own lists of what ``os.register_at_fork`` is given, by whoever: found by
+    what is put into them. It keeps them for good, but can't be asked for them.
+    """
+
+    def mark() -> None:
+        """Nothing."""
+
+    os.register_at_fork(before=mark, after_in_parent=mark, after_in_child=mark)
+    return [holder for holder in gc.get_referrers(mark) if type(holder) is list]
+
+
+_fork_hooks = _find_fork_hooks()
+
+
 def fork() -> int:
     """fork(2) for a process that is locked down: 0 in the child.
 
     ``os.fork`` of Python 3.12 and later looks into /proc for threads, to warn of them; there is no
-    /proc any more.
+    /proc any more. And it runs the hooks of all modules that happen to be imported: what these do
+    (random seeds itself anew, logging takes its locks) is nothing that a filter foresees, nor of
+    any use in a process that has one thread.
     """
+    for hooks in _fork_hooks:
+        hooks.clear()
     _python.PyOS_BeforeFork()
     pid: int = _python.fork()
     code = _errno()
@@ -174,9 +195,24 @@ def pivot_root(new: str, old: str) -> None:
         fail(new)
 
 
+def join_session_keyring() -> None:
+    """keyctl(KEYCTL_JOIN_SESSION_KEYRING): have a new, empty session keyring in the place of the
+    one that was inherited.
+    """
+    number = _KEYCTL.get(MACHINE, 219)  # 219 is asm-generic/unistd.h's
+    if sys.maxsize < 2**32:
+        number = _KEYCTL_32.get(MACHINE, number)
+    if _syscall(number, _KEYCTL_JOIN_SESSION_KEYRING, None) < 0:
+        fail()
+
+
 # From each architecture's asm/unistd.h; a 32-bit program may run on a 64-bit machine's kernel.
 _PIVOT_ROOT = {"x86_64": 155, "i686": 217, "i386": 217, "armv7l": 218, "ppc64le": 203, "s390x": 217}
 _PIVOT_ROOT_32 = {"x86_64": 217, "aarch64": 218, "armv8l": 218}
+
+_KEYCTL = {"x86_64": 250, "i686": 288, "i386": 288, "armv7l": 311, "ppc64le": 271, "s390x": 280}
+_KEYCTL_32 = {"x86_64": 288, "aarch64": 311, "armv8l": 311}
+_KEYCTL_JOIN_SESSION_KEYRING = 1  # linux/keyctl.h
 
 # linux/landlock.h; these numbers are the same on every architecture.
 _LANDLOCK_CREATE_RULESET, _LANDLOCK_ADD_RULE, _LANDLOCK_RESTRICT_SELF = 444, 445, 446

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 from hardsplice import container, linux
 from hardsplice.channel import LAST_RECORDS, Channel, Kind, Malformed, Record, close_all
 from hardsplice.crew import Crew
-from hardsplice.deaths import describe_status
+from hardsplice.deaths import describe_status, exit_status
 from hardsplice.desk import Desk
 from hardsplice.dialogue import INIT, TARGET_MONITOR, Dialogue, Phase
 from hardsplice.errors import Failure, failure_of, relay_lost
@@ -27,11 +28,12 @@ from hardsplice.flowlog import FlowLog, Traffic
 from hardsplice.flowtable import Nonsense
 from hardsplice.forwarding import Direction, Port, Ports
 from hardsplice.keeper import STOP_SECONDS, hear, wait_for
+from hardsplice.lifeline import Hold
 from hardsplice.listeners import describe
 from hardsplice.log import Level, Log
 from hardsplice.loop import Loop
 from hardsplice.namespaces import Target
-from hardsplice.notes import BY_KEEPERS, BY_RELAYS, BY_TRACED_RELAYS, in_words
+from hardsplice.notes import BY_KEEPERS, BY_RELAYS, BY_TRACED_RELAYS, in_words, lacking
 from hardsplice.relay import main as relay
 from hardsplice.service import Notifier, Watchdog
 from hardsplice.watch import Watch, Watched
@@ -39,12 +41,16 @@ from hardsplice.watch import Watch, Watched
 if TYPE_CHECKING:
     from hardsplice.control.host import Control, HostWorld
 
-LACKING_MAX, LACKING_LENGTH = 32, 200  # lines, and characters of a line
+# For the target monitor to end its relays, each of which has STOP_SECONDS, and to leave
+END_SECONDS = STOP_SECONDS + 0.2
 ANSWERS = (Kind.OPENED, Kind.SERVED, Kind.CLOSED)
 # What is passed on to COMMAND when it is sent to hardsplice; without a COMMAND the first two end
 # hardsplice.
 ENDING = (signal.SIGTERM, signal.SIGINT)
-PASSED_ON = (*ENDING, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+# What people send who want it to end.
+FINAL = (*ENDING, signal.SIGHUP, signal.SIGQUIT)
+PASSED_ON = (*FINAL, signal.SIGUSR1, signal.SIGUSR2)
+DEAF_SECONDS = 0.5  # for PID 1 to pass such a signal on
 
 
 @dataclass(slots=True)
@@ -54,6 +60,7 @@ class Child:
     pid: int
     pidfd: int
     channel: Channel
+    line: Hold  # which it hangs on
 
 
 @dataclass(slots=True)
@@ -122,6 +129,8 @@ class HostMonitor:
         self.announced = False
         self.is_watching = False
         self.target_says, self.init_says = Dialogue(TARGET_MONITOR, (Kind.OPENED,)), Dialogue(INIT)
+        self.is_init_deaf = False
+        self.passed_on = self.answered = 0  # signals to COMMAND, and PID 1's answers
 
     @property
     def ports(self) -> Ports | None:
@@ -153,21 +162,23 @@ class HostMonitor:
     def close(self) -> None:
         """End what belongs to us, and wait until it has ended: no port is held after that."""
         self.host.notifier.status(str(self.failure or "ending"), "STOPPING=1")
-        self.crew.stop()
+        inside, self.host.container = self.host.container, None
         monitor = self.host.monitor
+        deadline = time.monotonic() + END_SECONDS
         if monitor:
             monitor.channel.finish()
-            hear(monitor.channel, monitor.pidfd, 2 * STOP_SECONDS, self._hear_monitor)
+        if inside and self.is_init_deaf:
+            inside.end(patience=0)
+        elif inside:
+            inside.end()
+        self.crew.stop()
+        if monitor:
+            left = deadline - time.monotonic()
+            hear(monitor.channel, monitor.pidfd, left, self._hear_monitor)
             monitor.channel.drain()
+            monitor.line.let_go()
             wait_for(monitor.pid, monitor.pidfd, 0)
             self.host.monitor = None
-        inside = self.host.container
-        if inside:
-            # End of file makes PID 1 leave, and the kernel ends the rest in there
-            inside.channel.drain()
-            inside.channel.close()
-            wait_for(inside.init, inside.pidfd, STOP_SECONDS)
-            self.host.container = None
         if self.flows:
             self.flows.finish()
 
@@ -230,8 +241,23 @@ class HostMonitor:
         elif self.waiting:
             self.loop.stop(128 + number)
         elif code != linux.SI_KERNEL:  # what the terminal sends reaches COMMAND by itself
-            # One that does not read what it is told keeps nobody waiting.
-            self.host.container.channel.send(Record(Kind.SIGNAL, detail=number), wait=False)
+            self._pass_on(self.host.container, number)
+
+    def _pass_on(self, inside: container.Container, number: int) -> None:
+        """Have COMMAND get a signal. Where it should end by it, PID 1 has to be quick."""
+        # One that does not read what it is told keeps nobody waiting.
+        inside.channel.send(Record(Kind.SIGNAL, detail=number), wait=False)
+        self.init_says.asked(Kind.SIGNAL)
+        self.passed_on += 1
+        if number in FINAL:
+            sent = self.passed_on
+            self.loop.after(DEAF_SECONDS, lambda: self._is_passed_on(sent))
+
+    def _is_passed_on(self, sent: int) -> None:
+        if self.host.container and self.answered < sent:
+            self.is_init_deaf = True
+            reason = "PID 1 of its namespaces does not answer"
+            self._fail(Failure("pass on", "a signal to COMMAND", reason))
 
     # --- is all well? -----------------------------------------------------------------------------
 
@@ -375,6 +401,8 @@ class HostMonitor:
             self._fail(failure_of(record.text))
         elif record.kind == Kind.READY:
             self._arrived("init")
+        elif record.kind == Kind.SIGNAL:
+            self.answered += 1
         else:
             self.loop.stop(exit_status(record.detail))
 
@@ -389,9 +417,8 @@ class HostMonitor:
                 if (record := inside.channel.receive(wait=False)) is None:
                     break
                 self._on_init_record(record)
-        inside.channel.drain()
-        self.host.container = None
-        self.loop.stop(exit_status(os.waitpid(inside.init, 0)[1]))
+        self.loop.remove(inside.pidfd)
+        self.loop.stop(inside.status())
 
     # --- words ------------------------------------------------------------------------------------
 
@@ -430,16 +457,3 @@ class HostMonitor:
             self.log.line(level, line)  # each of them was asked for
         else:
             self.log.limited(level, (direction, record.small), line)
-
-
-def lacking(text: bytes, known: Sequence[str]) -> list[str]:
-    """What the target monitor had to do without, one a line, where that is not known already; as
-    much of it as somebody would read, since it may have been taken over.
-    """
-    lines = (line[:LACKING_LENGTH] for line in text.decode(errors="replace").split("\n") if line)
-    return [line for line in dict.fromkeys(lines) if line not in known][:LACKING_MAX]
-
-
-def exit_status(status: int) -> int:
-    """A wait status as a shell gives it: the exit status, or 128 + the signal's number."""
-    return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)

@@ -3,7 +3,7 @@
 
 A namespace is held by descriptors that are opened before anything else changes. A process that
 joins a user namespace loses its capabilities in the old one, so host ports are bound before, and
-the join itself happens in a process of its own, the target monitor.
+the join itself happens in a process of its own, the target monitor (joining.py).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import errno
 import fcntl
 import os
 import re
+import select
 import socket
 import struct
 from dataclasses import dataclass
@@ -103,15 +104,32 @@ def _open_pidfd(pid: int, name: str) -> int:
         raise Failure("join", name, reason) from error
 
 
+def _refuse_ended(process: int, name: str) -> None:
+    """Look again, once all that a number led to is open: if the process has ended, the number may
+    have been another one's by then.
+    """
+    poller = select.poll()
+    poller.register(process, select.POLLIN)
+    if poller.poll(0):
+        raise Failure("join", name, "no such process")
+
+
 def open_process(pid: int, *, netns_only: bool) -> Target:
     """The namespaces of a running process."""
     name = f"process {pid}"
-    process = _open_pidfd(pid, name)
-    net = _open_namespace(f"/proc/{pid}/ns/net", linux.CLONE_NEWNET, name)
-    _refuse_own(net, name, f"process {pid} is in the network namespace that hardsplice runs in")
-    user = None
-    if not netns_only:
-        user = _foreign(_open_namespace(f"/proc/{pid}/ns/user", linux.CLONE_NEWUSER, name))
+    with contextlib.ExitStack() as opened:
+        process = _open_pidfd(pid, name)
+        opened.callback(os.close, process)
+        net = _open_namespace(f"/proc/{pid}/ns/net", linux.CLONE_NEWNET, name)
+        opened.callback(os.close, net)
+        user = None
+        if not netns_only:
+            user = _foreign(_open_namespace(f"/proc/{pid}/ns/user", linux.CLONE_NEWUSER, name))
+        if user is not None:
+            opened.callback(os.close, user)
+        _refuse_ended(process, name)
+        _refuse_own(net, name, f"process {pid} is in the network namespace that hardsplice runs in")
+        opened.pop_all()
     return Target(name, net, user, process=process)
 
 
@@ -121,43 +139,68 @@ def open_path(path: str, userns: str | None, *, netns_only: bool) -> Target:
     """
     name = f"namespace {quote(path)}"
     of_process = _PROC_NS.fullmatch(path)
-    process = watch = real = None
-    if of_process:
-        process = _open_pidfd(int(of_process[1]), name)
-    else:
-        # Watched before it is opened: a removal in between is not missed.
-        real = os.path.join(os.path.realpath(os.path.dirname(path) or "."), os.path.basename(path))
-        with contextlib.suppress(OSError):  # opening it below says it better
-            watch = linux.inotify(os.path.dirname(real), linux.IN_DELETE | linux.IN_MOVED_FROM)
-    net = _open_namespace(path, linux.CLONE_NEWNET, name)
-    _refuse_own(net, name, "it is the network namespace that hardsplice runs in")
-    user = None
-    if userns is not None:
-        user = _foreign(_open_namespace(userns, linux.CLONE_NEWUSER, name))
-    elif not netns_only:
-        user = _owner(net, name)
+    process = watch = real = user = None
+    with contextlib.ExitStack() as opened:
+        if of_process:
+            process = _open_pidfd(int(of_process[1]), name)
+            opened.callback(os.close, process)
+        else:
+            # Watched before it is opened: a removal in between is not missed.
+            folder, last = os.path.split(path)
+            real = os.path.join(os.path.realpath(folder or "."), last)
+            with contextlib.suppress(OSError):  # opening it below says it better
+                watch = linux.inotify(os.path.dirname(real), linux.IN_DELETE | linux.IN_MOVED_FROM)
+                opened.callback(os.close, watch)
+        net = _open_namespace(path, linux.CLONE_NEWNET, name)
+        opened.callback(os.close, net)
+        _refuse_own(net, name, "it is the network namespace that hardsplice runs in")
+        if userns is not None:
+            user = _foreign(_open_namespace(userns, linux.CLONE_NEWUSER, name))
+        elif not netns_only:
+            user = _owner(net, name)
+        if user is not None:
+            opened.callback(os.close, user)
+        if process is not None:
+            _refuse_ended(process, name)
+        opened.pop_all()
     return Target(name, net, user, process=process, watch=watch, path=real)
 
 
 def _refuse_own(net: int, name: str, why: str) -> None:
     if same_namespace(net, "/proc/self/ns/net"):
-        os.close(net)
         raise Failure("join", name, why, "name a namespace other than your own")
 
 
-def join(target: Target) -> None:
-    """Move this process into the target's namespaces: the user namespace first, for the rights to
-    the other.
+def join_network(target: Target) -> None:
+    """Move this process into the target's network namespace."""
+    _join(target, target.net, linux.CLONE_NEWNET)
+
+
+def join_user(target: Target) -> None:
+    """Move this process into the target's user namespace, where it has every capability. So has
+    whoever is root there, over this process: see joining.py for what comes before.
     """
+    assert target.user is not None
+    _join(target, target.user, linux.CLONE_NEWUSER)
+
+
+def _join(target: Target, fd: int, kind: int) -> None:
     try:
-        if target.user is not None:
-            linux.setns(target.user, linux.CLONE_NEWUSER)
-        linux.setns(target.net, linux.CLONE_NEWNET)
+        linux.setns(fd, kind)
     except OSError as error:
         hint = None
         if error.errno == errno.EPERM:
             hint = "only the owner of a user namespace, or root, may join it: run as that user"
         raise Failure("join", target.name, reason_of(error), hint) from error
+
+
+def enter_own_user_namespace() -> None:
+    """Enter a user namespace of our own, ids unchanged: an ordinary user may give up the bounding
+    set, and the file system, only in one.
+    """
+    uid, gid = os.geteuid(), os.getegid()
+    linux.unshare(linux.CLONE_NEWUSER)
+    write_id_maps("self", f"{uid} {uid} 1", f"{gid} {gid} 1", deny_setgroups=True)
 
 
 def write_id_maps(pid: int | str, uid_map: str, gid_map: str, *, deny_setgroups: bool) -> None:

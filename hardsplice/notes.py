@@ -6,6 +6,7 @@ monitor, from what a relay may have made up: a number without a meaning is shown
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from hardsplice.channel import CROWDED_HINT, Note
 from hardsplice.log import Level
@@ -16,6 +17,7 @@ BY_RELAYS: frozenset[int] = frozenset(
 # Where the log wants every flow.
 BY_TRACED_RELAYS: frozenset[int] = frozenset({Note.OPENED, Note.ENDED})
 BY_KEEPERS: frozenset[int] = frozenset({Note.RESTARTED, Note.SOCKETS, Note.CROWDED})
+LACKING_MAX, LACKING_LENGTH = 32, 200  # lines, and characters of a line
 
 _WORDS: dict[int, tuple[Level, str]] = {
     Note.REFUSED: (Level.INFO, "{direction}, {where}: cannot reach the target: {reason}"),
@@ -49,3 +51,11 @@ def in_words(direction: str, where: str, kind: int, detail: int, text: bytes) ->
         text=text.decode(errors="replace"),
         reset=", by a reset" if detail else "",
     )
+
+
+def lacking(text: bytes, known: Sequence[str]) -> list[str]:
+    """What the target monitor had to do without, one a line, where that is not known already; as
+    much of it as somebody would read, since it may have been taken over.
+    """
+    lines = (line[:LACKING_LENGTH] for line in text.decode(errors="replace").split("\n") if line)
+    return [line for line in dict.fromkeys(lines) if line not in known][:LACKING_MAX]

@@ -93,16 +93,22 @@ class Passed:
         """The names of those of socket units that nobody took."""
         return [name for name, _ in self._left if not name.startswith(STORED)]
 
-    def hand_over(self, notifier: Notifier, current: Sequence[tuple[str, int]], room: int) -> int:
+    def kept_for(self, direction: str) -> list[int]:
+        """The descriptors that ``take`` may still find for a direction."""
+        return [fd for name, fd in self._left if name.startswith(f"{STORED}{direction}/")]
+
+    def hand_over(
+        self, notifier: Notifier, current: Sequence[tuple[str, int]], room: int
+    ) -> tuple[int, int]:
         """Have the service manager keep the listeners that there are now, as far as it has room,
-        and no other ones; how many it has no room for.
+        and no other ones; how many it has no room for, and how many could not be sent since too
+        many descriptors of this user are under way.
         """
         drop, keep = to_drop_and_keep(self._stored, current[:room])
         for name in drop:
             notifier.drop(name)
-        for name, fd in keep:
-            notifier.keep(name, fd)
-        return max(0, len(current) - room)
+        unsent = sum(not notifier.keep(name, fd) for name, fd in keep)
+        return max(0, len(current) - room), unsent
 
 
 def _restore(fd: int) -> None:

@@ -11,6 +11,11 @@ Results go to standard output, messages to standard error.
 
 from __future__ import annotations
 
+from hardsplice import isolated
+
+if __name__ == "__main__":
+    isolated.begin("hardsplice.policy")  # before anything else is imported
+
 import argparse
 import ast
 import json
@@ -22,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hardsplice.descriptors import FIRST_LISTENER
-from hardsplice.errors import Failure, quote
+from hardsplice.errors import Failure, quote, reason_of, tell
 from hardsplice.policyfile import OUTSIDE
 from hardsplice.policymodel import Comparison, Policy, asked, resolve
 from hardsplice.seccomp import ROLES, compile_policy, load_policy, native_arch, policy_directory
@@ -298,9 +303,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for line in failure.lines():
             print(line, file=sys.stderr)
         return 1
-    except BrokenPipeError:
-        # The reader has seen enough. What is still buffered would raise again at exit.
+    except OSError as error:
+        # What is still buffered would raise again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # whose reader has seen enough
+            tell(Failure("write", "the policy", reason_of(error)).lines())
         return 1
     return 0
 

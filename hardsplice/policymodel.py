@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What a policy is once it is read, and what it comes to in numbers on an architecture. Pure.
 
-How it is written is policyfile.py's matter, how it becomes a filter seccomp.py's and guard.py's.
+How it is written is policyfile.py's matter, how it becomes a filter seccomp.py's and prelude.py's.
 """
 
 from __future__ import annotations

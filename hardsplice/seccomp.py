@@ -6,7 +6,7 @@ needs them; whatever it doesn't name kills the process. All of this happens duri
 process that was started; the other processes get their filters as bytes.
 
 Compiling is libseccomp's work, but for what it can't express and for the calls that are made most
-often: these are decided by a guard that goes before its program (guard.py).
+often: these are decided by a prelude to its program (prelude.py).
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import types
 from pathlib import Path
 from typing import Any
 
-from hardsplice import guard
+from hardsplice import prelude
 from hardsplice.errors import Failure, reason_of
-from hardsplice.guard import ALLOW, KILL_PROCESS
 from hardsplice.policyfile import parse_policy
 from hardsplice.policymodel import Alternatives, Comparison, Policy, asked, resolve
+from hardsplice.prelude import ALLOW, KILL_PROCESS
 from hardsplice.syscalls import ARCHITECTURES, SOCKETCALL, Architecture
 
 __all__ = [
@@ -44,6 +44,7 @@ ROLES = (
     "monitor-host",
     "monitor-control",
     "init",
+    "guard",
 )
 
 _LIBSECCOMP = "libseccomp.so.2"
@@ -98,7 +99,7 @@ def compile_policy(policy: Policy, arch: str) -> bytes:
     allowed, by_monitor = resolve(policy, arch), asked(policy, arch)
     library = _library()
     try:
-        first = guard.build(allowed, by_monitor, _guarded(library, allowed, target), target)
+        first = prelude.build(allowed, by_monitor, _guarded(library, allowed, target), target)
         program = _compile(library, allowed, target)
     except _UnsupportedError as error:
         reason = str(error)
@@ -155,7 +156,7 @@ def _compile(library: Any, allowed: dict[str, Alternatives], target: Architectur
     with contextlib.suppress(OSError):
         rules.set_attr(library.Attr.CTL_OPTIMIZE, _BINARY_TREE)
     for call, alternatives in allowed.items():
-        if guard.serves(call, alternatives):
+        if prelude.serves(call, alternatives):
             continue
         # libseccomp wants the native number, or its stand-in for a call that is not native.
         number = library.resolve_syscall(native, call)
@@ -189,7 +190,7 @@ def _check_number(number: int, call: str, target: Architecture) -> bool:
     if number == -1:
         raise _UnsupportedError(f"{call}: no system call that this libseccomp knows")
     widened = -200 < number <= -100 and target.name in SOCKETCALL
-    if not widened or guard.direct_number(call, target) is None:
+    if not widened or prelude.direct_number(call, target) is None:
         raise _UnsupportedError(f"{call}: {target.name} has no such system call")
     return True
 
@@ -197,13 +198,13 @@ def _check_number(number: int, call: str, target: Architecture) -> bool:
 def _guarded(
     library: Any, allowed: dict[str, Alternatives], target: Architecture
 ) -> dict[str, int]:
-    """The numbers of the calls that the guard serves."""
+    """The numbers of the calls that the prelude serves."""
     numbers = {}
     for call, alternatives in allowed.items():
-        if guard.serves(call, alternatives):
+        if prelude.serves(call, alternatives):
             number = library.resolve_syscall(getattr(library.Arch, target.token), call)
             if _check_number(number, call, target):
-                number = guard.direct_number(call, target)
+                number = prelude.direct_number(call, target)
             numbers[call] = number
     return numbers
 

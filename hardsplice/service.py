@@ -11,8 +11,10 @@ sent there.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
+import struct
 import time
 from collections.abc import Callable, Collection, Mapping, MutableMapping
 from dataclasses import dataclass
@@ -29,6 +31,7 @@ VARIABLES = (
     "LISTEN_FDNAMES",
     "FDSTORE",
 )
+SECONDS = 2  # that the service manager may take for a word of ours
 FIRST_PASSED = 3  # SD_LISTEN_FDS_START
 _NAMELESS = "unknown"  # what sd_listen_fds_with_names calls a descriptor without a name
 
@@ -86,6 +89,8 @@ class Notifier:
         if path is None:
             return
         end = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        # Who takes nothing isn't waited for in set-up either.
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", SECONDS, 0))
         try:
             end.connect(path.replace("@", "\0", 1) if path[0] == "@" else path)
         except OSError as error:
@@ -93,24 +98,30 @@ class Notifier:
             raise Failure("reach", f"the service manager at {path}", reason_of(error)) from error
         self._fd = end.detach()
 
-    def keep(self, name: str, fd: int) -> None:
-        """Have a descriptor kept, under a name. Only before lock-down."""
-        self._send(f"FDSTORE=1\nFDNAME={name}", [fd])
+    def keep(self, name: str, fd: int) -> bool:
+        """Have a descriptor kept, under a name; False where too many of this user's are under way
+        (channel.Sent.CROWDED). Only before lock-down.
+        """
+        return self._send(f"FDSTORE=1\nFDNAME={name}", [fd])
 
     def drop(self, name: str) -> None:
         """Have what is kept under a name kept no longer. Only before lock-down."""
         self._send(f"FDSTOREREMOVE=1\nFDNAME={name}", [])
 
-    def _send(self, text: str, fds: list[int]) -> None:
-        if self._fd is not None:
-            end = socket.socket(fileno=self._fd)
-            try:
-                socket.send_fds(end, [text.encode()], fds)
-            except OSError as error:
-                what = "the service manager"
-                raise Failure("pass listeners to", what, reason_of(error)) from error
-            finally:
-                end.detach()
+    def _send(self, text: str, fds: list[int]) -> bool:
+        if self._fd is None:
+            return True
+        end = socket.socket(fileno=self._fd)
+        try:
+            socket.send_fds(end, [text.encode()], fds)
+        except OSError as error:
+            if error.errno == errno.ETOOMANYREFS:
+                return False
+            what = "the service manager"
+            raise Failure("pass listeners to", what, reason_of(error)) from error
+        finally:
+            end.detach()
+        return True
 
     def settle(self) -> tuple[int, ...]:
         """Set-up is over: take the number that the policy names. The descriptors to keep."""

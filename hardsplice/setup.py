@@ -18,7 +18,6 @@ Everything up to isolate may fail with a message and leaves nothing behind.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import gc
 import os
 import signal
@@ -26,6 +25,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import prctl
@@ -33,8 +33,11 @@ import prctl
 from hardsplice import (
     container,
     descriptors,
+    emptyroot,
     isolate,
+    joining,
     landlock,
+    lifeline,
     linux,
     listeners,
     namespaces,
@@ -46,14 +49,14 @@ from hardsplice import (
     target,
     users,
 )
-from hardsplice.channel import Channel, Kind, Record
+from hardsplice.channel import CROWDED_HINT, Channel, Kind, Record, close_all
 from hardsplice.cli import Mode, Options, Verbosity
 from hardsplice.desk import Desk
-from hardsplice.errors import Failure, failure_of, quote, reason_of, text_of
+from hardsplice.errors import Failure, failure_of, printable, quote, reason_of, text_of
 from hardsplice.flowlog import Traffic
 from hardsplice.forwarding import DIRECTIONS, PLACES, Direction, Port
 from hardsplice.isolate import Lockdown
-from hardsplice.log import Level, Log
+from hardsplice.log import Level, Log, open_file
 from hardsplice.monitor import (
     PASSED_ON,
     Child,
@@ -76,6 +79,7 @@ if TYPE_CHECKING:
     from hardsplice.control.host import Control
     from hardsplice.control.socketfile import SocketFile
 
+ONLY_WRITTEN = "read nothing from where messages go"
 LEVELS = {
     Verbosity.QUIET: Level.ERROR,
     Verbosity.NORMAL: Level.INFO,
@@ -92,6 +96,7 @@ class Programs:
     target: bytes
     relays: dict[Direction, bytes]
     init: bytes
+    guard: bytes
 
 
 class Setup:
@@ -121,6 +126,7 @@ class Setup:
         self.ready_fd: int | None = None
         self.notifier = Notifier(None)
         self.locked = False  # lock-down has begun
+        self.missing: list[str] = []  # what lock-down had to do without
 
     def say(self, text: str) -> None:
         """Tell what is being done, for --debug."""
@@ -155,7 +161,7 @@ class Setup:
             return
         for text in (str(failure), failure.hint):
             if text:
-                self.log.line(Level.ERROR, text)
+                self.log.last_words(text)
 
     def open(self) -> None:
         """Open what needs the rights and the file system that this process is about to lose."""
@@ -169,7 +175,7 @@ class Setup:
         self.user = users.own_user(options.runas)
         self._number_descriptors()
         self.last_capability = isolate.read_last_capability()
-        self.landlock_abi = landlock.abi()
+        self.landlock = landlock.support()
         if options.mode is Mode.PID:
             assert options.pid is not None
             self.target = namespaces.open_process(options.pid, netns_only=options.netns_only)
@@ -215,13 +221,14 @@ class Setup:
         options = self.options
         passed = self.manager.passed
         listening = max(len(options.inbound) + len(passed), len(options.outbound))
+        self.file_limits = descriptors.raise_limit()
         self.first_flow = first = descriptors.first_flow(
-            listening, descriptors.raise_limit(), is_dynamic=bool(options.dynamic)
+            listening, self.file_limits[1], is_dynamic=bool(options.dynamic)
         )
         self.passed = Passed(passed, first)
         if options.ready_fd is not None:
-            what = f"--ready-fd {options.ready_fd}"
-            self.ready_fd = descriptors.above(options.ready_fd, first, what)
+            self.ready_fd = descriptors.take_ready(options.ready_fd, first)
+        self.aside = descriptors.set_aside(first)  # what is left is the caller's, for COMMAND
         if self.launcher:
             self.launcher.move_to(descriptors.CHANNEL_FD)
         descriptors.reserve(first, (descriptors.CHANNEL_FD,) if self.launcher else ())
@@ -244,17 +251,7 @@ class Setup:
         return lambda forward: self.passed.take(direction, forward, families)
 
     def _open_log(self, path: str) -> None:
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-        try:
-            fd = os.open(path, flags, 0o640)
-            # Two that keep one file to its size would cut each other's lines off.
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            reason = "another hardsplice writes it; give each its own"
-            raise Failure("write", f"log file {path}", reason) from None
-        except OSError as error:
-            raise Failure("write", f"log file {path}", reason_of(error)) from error
-        self.log.to_file(fd, self.options.log_size)
+        self.log.to_file(open_file(path), self.options.log_size)
 
     def compile(self) -> None:
         """Compile the filters: libseccomp is needed in this process and now only."""
@@ -267,6 +264,7 @@ class Setup:
             "host": "monitor-control" if self.control else "monitor-host" if dynamic else "monitor",
             "target": "monitor-ports" if dynamic else "monitor",
             "init": "init",
+            "guard": "guard",
             **{one: "relay-ports" if one in dynamic else "relay" for one in DIRECTIONS},
         }
         compiled = {
@@ -274,8 +272,13 @@ class Setup:
             for role in sorted(set(roles.values()))
         }
         programs = {name: compiled[role] for name, role in roles.items()}
-        relays = {one: programs[one] for one in DIRECTIONS}
-        self.programs = Programs(programs["host"], programs["target"], relays, programs["init"])
+        self.programs = Programs(
+            host=programs["host"],
+            target=programs["target"],
+            relays={one: programs[one] for one in DIRECTIONS},
+            init=programs["init"],
+            guard=programs["guard"],
+        )
 
     def probe(self) -> None:
         """Find the pipe size."""
@@ -293,35 +296,16 @@ class Setup:
             self.pipe_size,
             self.first_flow,
             self.programs.relays,
-            has_ruleset=self.landlock_abi > 0,
+            has_ruleset=self.landlock.abi > 0,
         )
         gc.collect()
         gc.freeze()
         if options.mode is Mode.COMMAND:
-            command = options.command or (os.environ.get("SHELL") or "/bin/sh",)
-            self.container = container.create(
-                container.Recipe(
-                    command=command,
-                    user=self.user,
-                    program=self.programs.init,
-                    last_capability=self.last_capability,
-                    new_user=not options.netns_only,
-                )
-            )
+            self.container = self._make_container()
             self.target = self.container.target
-        if not (options.inbound or options.outbound or options.dynamic):
-            self._keep_listeners()
-            return
-        ours, theirs = Channel.pair()
-        parent = os.getpid()
-        with shared_with_monitor(self.planner.stats["inbound"]):
-            pid = os.fork()
-        if pid == 0:
-            ours.close()
-            target.main(self, theirs, parent)
-        theirs.close()
-        self.monitor = Child(pid, os.pidfd_open(pid), ours)
-        self._receive_listeners(ours)
+        self._confine_signals()
+        if options.inbound or options.outbound or options.dynamic:
+            self._send_monitor()
         self.ports += self.planner.ports("inbound", self.host_listeners)
         self.ports += self.planner.ports("outbound", self.target_listeners)
         self._keep_listeners()
@@ -341,6 +325,70 @@ class Setup:
         for index, fd in opened if self.options.dynamic else ():
             copy = descriptors.above(fd, self.first_flow, "a listener")
             self.copies[first + index] = copy
+
+    def _confine_signals(self) -> None:
+        """Keep the signals of all of hardsplice's processes among them: here, so that one layer
+        holds them all; and not before COMMAND's are forked, which owe us nothing.
+        """
+        steps = [isolate.no_new_privileges()]
+        ruleset = landlock.scope(self.landlock.abi)
+        if ruleset is not None:
+            steps.append(isolate.restriction("confine signals by Landlock", ruleset))
+        lockdown = self._lockdown(self.say)
+        lockdown.run(steps)
+        self.missing += lockdown.missing
+        if ruleset is not None:
+            os.close(ruleset)
+
+    def _send_monitor(self) -> None:
+        """Fork the target monitor, and take what it listens on."""
+        assert self.target is not None
+        folder = emptyroot.made_by_child() if joining.needs_empty_root(self.target) else None
+        hung_on, held = lifeline.pair()
+        ours, theirs = Channel.pair()
+        parent = os.getpid()
+        with shared_with_monitor(self.planner.stats["inbound"]):
+            pid = os.fork()
+        if pid == 0:
+            os.close(held)
+            ours.close()
+            target.main(self, theirs, joining.Tie(parent, hung_on), folder)
+        theirs.close()
+        os.close(hung_on)
+        if folder is not None:
+            os.close(folder)
+        self.monitor = Child(pid, os.pidfd_open(pid), ours, lifeline.Hold(held))
+        self._receive_listeners(ours)
+
+    def _make_container(self) -> container.Container:
+        """COMMAND's namespaces, and a line on whom COMMAND is where that may surprise."""
+        options = self.options
+        new_user = not options.netns_only
+        user = self.user if new_user else options.runas
+        hint = users.hint(user) if user and users.is_real_root() else None
+        made = container.Container(
+            container.Recipe(
+                command=options.command or (os.environ.get("SHELL") or "/bin/sh",),
+                user=user,
+                hint=hint,
+                new_user=new_user,
+                is_shielded=new_user and users.keeps_root(user),
+                aside=self.aside,
+                file_limits=self.file_limits,
+                init_program=self.programs.init,
+                guard_program=self.programs.guard,
+                last_capability=self.last_capability,
+                landlock_abi=self.landlock.abi,
+                strict=options.sandbox == "strict",
+            )
+        )
+        close_all(self.aside.values())
+        if hint and options.runas is None:
+            self.log.line(Level.INFO, f"started by root: {hint}")
+        if made.warning:
+            text = f"COMMAND cannot reach its working directory {quote(made.warning)}"
+            self.log.line(Level.WARNING, f"{text}: {hint}" if hint else text)
+        return made
 
     def _receive_listeners(self, channel: Channel) -> None:
         while True:
@@ -369,7 +417,10 @@ class Setup:
             for direction, listening in opened.items()
             for index, fd in listening
         ]
-        left_out = self.passed.hand_over(self.notifier, current, self.manager.keeps)
+        left_out, unsent = self.passed.hand_over(self.notifier, current, self.manager.keeps)
+        if unsent:
+            text = f"{unsent} of {len(current)} listeners could not be given to the service manager"
+            self.log.line(Level.WARNING, f"{text} to keep: {CROWDED_HINT}")
         if left_out and self.manager.keeps:
             text = f"the service manager does not keep {left_out} of {len(current)} listeners"
             self.log.line(Level.WARNING, f"{text}: raise FileDescriptorStoreMax=")
@@ -442,6 +493,7 @@ class Setup:
         self.locked = True
         prctl.set_name("hs-host")
         self.planner.books["outbound"].open()
+        self.planner.books["outbound"].pin(is_writer=True)
         keep = [descriptors.LOG_FD, descriptors.SIGNALS_FD]
         if self.launcher:
             keep.append(descriptors.CHANNEL_FD)
@@ -449,9 +501,11 @@ class Setup:
             descriptors.move(self.ready_fd, descriptors.READY_FD)
             keep.append(descriptors.READY_FD)
         keep += self.notifier.settle()
-        for part in (self.monitor, self.container):
-            if part:
-                keep += [part.pidfd, part.channel.fileno()]
+        if self.monitor:
+            keep += [self.monitor.pidfd, self.monitor.channel.fileno()]
+            keep.append(self.monitor.line.fileno())
+        if self.container:
+            keep += self.container.descriptors
         if self.target:
             keep += [fd for fd in (self.target.process, self.target.watch) if fd is not None]
         keep += [fd for _, fd in self.target_listeners]
@@ -463,44 +517,60 @@ class Setup:
         self.log.settle()
         lockdown = self.lockdown("outbound", self.say)
         descriptors.keep((descriptors.RULESET_FD, *keep), self.first_flow)
+        own = self._ruleset("outbound", scoped=False)
+        is_real_root = os.geteuid() == 0 and namespaces.owns_all_ids()
+        if self.options.log_file is None:  # which is read again when it is full
+            reopen = partial(descriptors.write_only, descriptors.LOG_FD)
+            lockdown.run([isolate.Step(ONLY_WRITTEN, reopen, reason_of)])
         lockdown.run(
-            isolate.monitor_steps(
-                user=self.user,
-                new_user_namespace=os.geteuid() != 0 or not namespaces.owns_all_ids(),
-                last_capability=self.last_capability,
-                file_limit=self.log.file_limit,
-                ruleset=descriptors.RULESET_FD if self.landlock_abi else None,
-            )
+            [
+                *isolate.leaving_steps(new_user_namespace=not is_real_root),
+                *isolate.first_steps(self.log.file_limit),
+                *isolate.rights_steps(self.user, self.last_capability, own),
+            ]
         )
-        self.missing = lockdown.missing
+        if own is not None:
+            os.close(own)
+        self.missing += lockdown.missing
         lockdown.run([isolate.filter_step(self.programs.host)])
 
     def lockdown(self, direction: Direction, say: Callable[[str], None]) -> Lockdown:
-        """The lock-down of the monitor that keeps the relays of ``direction``.
-
-        Its Landlock ruleset, at its fixed descriptor, allows connections to their targets, and
-        binding where the other direction's ports may change, whose listeners this monitor makes.
+        """The lock-down of the monitor that keeps the relays of ``direction``. Their Landlock
+        ruleset is put at its fixed descriptor.
         """
-        lockdown = Lockdown(strict=self.options.sandbox == "strict", say=say)
-        lacks = landlock.missing(self.landlock_abi)
+        lockdown = self._lockdown(say)
+        lacks = self.landlock.missing
         if lacks and lockdown.strict:
-            raise Failure("lock down", lacks[0], "this kernel lacks it")
+            what, _, why = lacks[0].partition(": ")
+            raise Failure("lock down", what, why)
         lockdown.missing += lacks
-        (other,) = {*DIRECTIONS} - {direction}
-        ruleset = landlock.ruleset(
-            self.landlock_abi,
-            connect=reach.connected_to(self.options, direction),
-            bind=reach.listened_on(self.options, other),
-        )
+        ruleset = self._ruleset(direction, scoped=True)
         if ruleset is not None:
             descriptors.move(ruleset, descriptors.RULESET_FD)
         return lockdown
 
+    def _lockdown(self, say: Callable[[str], None]) -> Lockdown:
+        return Lockdown(strict=self.options.sandbox == "strict", say=say)
+
+    def _ruleset(self, direction: Direction, *, scoped: bool) -> int | None:
+        """The Landlock ruleset for a direction: it allows connections to the targets, and binding
+        where the other direction's ports may change, whose listeners this direction's monitor
+        makes.
+        """
+        (other,) = {*DIRECTIONS} - {direction}
+        return landlock.ruleset(
+            self.landlock.abi,
+            connect=reach.connected_to(self.options, direction),
+            bind=reach.listened_on(self.options, other),
+            scoped=scoped,
+        )
+
     def ready(self, missing: Sequence[str]) -> None:
         """All is bound and locked down: say so, to whoever asked to be told."""
-        self.missing = list(dict.fromkeys((*self.missing, *missing)))
+        # The target monitor's words are other people's, too.
+        self.missing = list(dict.fromkeys(map(printable, (*self.missing, *missing))))
         for what in self.missing:
-            self.log.line(Level.WARNING, f"this kernel could not: {what}")
+            self.log.line(Level.WARNING, f"not in force: {what}")
         self._stage("ready")
         took = f"ready in {1000 * (time.monotonic() - self.began):.0f} ms"
         self.log.line(Level.DEBUG, took)
@@ -510,7 +580,9 @@ class Setup:
             descriptors.clear((descriptors.READY_FD,))
         if self.launcher:  # it exits now, or prints what --audit shows
             text = "\n".join([took, *self.missing])
-            self.launcher.send(Record(Kind.READY, detail=os.getpid(), text=text.encode()))
+            heard = self.launcher.send(Record(Kind.READY, text=text.encode()))
+            if not heard and not self.options.foreground:
+                raise Failure("go", "into the background", "the process that started it is gone")
             self.launcher.leave()
             self.launcher = None
 
@@ -522,12 +594,12 @@ class Setup:
             self.pid_file.remove()
         if self.control and not self.locked:
             self.control.remove()
-        for child in (self.monitor, self.container):
-            if child is None:
-                continue
-            child.channel.close()
-            pid = child.pid if isinstance(child, Child) else child.init
+        if self.container:
+            self.container.end()
+        if self.monitor:
+            self.monitor.channel.close()
+            self.monitor.line.let_go()
             with contextlib.suppress(OSError):
-                signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
+                signal.pidfd_send_signal(self.monitor.pidfd, signal.SIGKILL)
             with contextlib.suppress(OSError):
-                os.waitpid(pid, 0)
+                os.waitpid(self.monitor.pid, 0)

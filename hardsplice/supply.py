@@ -3,7 +3,8 @@
 
 A relay has one order of each family open. What can't be had at once, or can't be passed on, is
 tried for again by one timer for all of them, so that a relay which doesn't take what it asks for
-costs its monitor next to nothing.
+costs its monitor next to nothing. Nor are sockets sent to a relay that doesn't read: they would
+count as under way, of which each user has so many and no more (Sent.CROWDED).
 """
 
 from __future__ import annotations
@@ -15,10 +16,14 @@ from collections.abc import Callable, Iterable
 from hardsplice import socketcalls
 from hardsplice.channel import Channel, Kind, Note, Record, Sent, close_all
 from hardsplice.loop import Alarm, Loop
+from hardsplice.relay.kernel import unsent
 from hardsplice.relay.sockets import FAMILIES
 
 SHORT_SECONDS = 1.0  # until sockets that could not be had are tried for again
 FULL_SECONDS = 0.01  # the same where the channel had no room for them, which soon it may have
+
+# Bytes that a relay may leave unread; a record of sockets counts as 768 of them (skb->truesize).
+UNREAD_MAX = 4096
 
 Tell = Callable[[int, int, int, bytes], None]  # as keeper.Upward.note
 
@@ -51,6 +56,9 @@ class Supply:
         for family in families:
             if self._channel is None:
                 return
+            if unsent(self._channel.fileno()) > UNREAD_MAX:
+                self._wait()
+                return
             made = self._open(family, self.owed[family])
             if not made:
                 self._again.set(SHORT_SECONDS)
@@ -61,11 +69,15 @@ class Supply:
                 del self.owed[family]
                 self._patience = FULL_SECONDS
             elif sent is Sent.FULL:
-                self._again.set(self._patience)
-                self._patience = min(2 * self._patience, SHORT_SECONDS)
+                self._wait()
             elif sent is Sent.CROWDED:
                 self._tell(Note.CROWDED, errno.ETOOMANYREFS, 0, b"sockets")
                 self._again.set(SHORT_SECONDS)
+
+    def _wait(self) -> None:
+        """The relay does not read: try again, soon at first."""
+        self._again.set(self._patience)
+        self._patience = min(2 * self._patience, SHORT_SECONDS)
 
     def _open(self, family: int, number: int) -> list[int]:
         """So many sockets, or as many as can be had."""

@@ -14,18 +14,25 @@ from typing import TYPE_CHECKING, NoReturn
 
 import prctl
 
-from hardsplice import descriptors, isolate, listeners, namespaces, sockdiag, users
+from hardsplice import descriptors, isolate, joining, listeners, sockdiag
 from hardsplice.channel import CROWDED_HINT, Channel, Kind, Malformed, Record, close_all
 from hardsplice.crew import Crew
-from hardsplice.descriptors import CHANNEL_FD, FIRST_LISTENER, RULESET_FD
+from hardsplice.descriptors import (
+    CHANNEL_FD,
+    FIRST_LISTENER,
+    LIFELINE_FD,
+    LOG_FD,
+    RULESET_FD,
+)
 from hardsplice.errors import Failure, relay_lost, text_of
 from hardsplice.exchange import TargetSide
 from hardsplice.forwarding import PLACES
+from hardsplice.isolate import Lockdown
+from hardsplice.joining import Tie
 from hardsplice.log import Level
 from hardsplice.loop import Loop
 from hardsplice.relay import main as relay
 from hardsplice.relay.stats import UNPASSED
-from hardsplice.values import RunAs
 
 if TYPE_CHECKING:
     from hardsplice.setup import Setup
@@ -109,13 +116,13 @@ class TargetMonitor:
         return True
 
 
-def main(setup: Setup, channel: Channel, parent: int) -> NoReturn:
-    """The life of the forked process, whose ``parent`` is the host monitor: join, bind, lock down,
-    serve.
+def main(setup: Setup, channel: Channel, tie: Tie, folder: int | None) -> NoReturn:
+    """The life of the forked process: let go of all that is the host's, join, bind, lock down,
+    serve. ``folder`` is what joining.join wants of it.
     """
     status = 1
     try:
-        status = _live(setup, channel, parent)
+        status = _live(setup, channel, tie, folder)
     except Failure as failure:
         channel.send(Record(Kind.FATAL, text=text_of(failure)))
     except BaseException as error:  # noqa: BLE001 - a forked process must not return
@@ -124,13 +131,53 @@ def main(setup: Setup, channel: Channel, parent: int) -> NoReturn:
     os._exit(status)
 
 
-def _live(setup: Setup, channel: Channel, parent: int) -> int:
-    options = setup.options
-    assert setup.target is not None
+def _live(setup: Setup, channel: Channel, tie: Tie, folder: int | None) -> int:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.setsid()
     prctl.set_name("hs-target")
-    namespaces.join(setup.target)
+    lockdown = setup.lockdown("inbound", lambda _: None)
+    setup.log.level = Level.ERROR
+    _keep_only_ours(setup, channel, tie.line, folder)
+    families = _enter(setup, channel, lockdown, Tie(tie.parent, LIFELINE_FD), folder)
+    setup.planner.books["inbound"].pin(is_writer=False)
+    plans = setup.planner.relays("inbound", setup.host_listeners, families)
+    places = range(FIRST_LISTENER, setup.first_flow)
+    descriptors.keep((CHANNEL_FD, RULESET_FD, LIFELINE_FD, *places), setup.first_flow)
+    ruleset = RULESET_FD if setup.landlock.abi else None
+    lockdown.run(isolate.rights_steps(setup.user, setup.last_capability, ruleset))
+    Tie(tie.parent, LIFELINE_FD).renew()
+    lockdown.run([isolate.filter_step(setup.programs.target)])
+    asked = families if setup.options.dynamic else None
+    return TargetMonitor(channel, plans, lockdown.missing, asked).run()
+
+
+def _keep_only_ours(setup: Setup, channel: Channel, line: int, folder: int | None) -> None:
+    """Close all but what joining and binding takes, and what is served: root in the namespace could
+    get at the rest. The address book's file is among that; what is mapped stays.
+    """
+    assert setup.target is not None
+    setup.planner.books["inbound"].open()
+    channel.move_to(CHANNEL_FD)
+    descriptors.move(line, LIFELINE_FD)
+    descriptors.null_standard_streams((0, 1, LOG_FD))
+    wanted = [CHANNEL_FD, RULESET_FD, LIFELINE_FD, setup.target.net]
+    if folder is not None:
+        assert setup.target.user is not None
+        wanted += [setup.target.user, folder]
+    wanted += [fd for _, fd in setup.host_listeners]
+    wanted += setup.passed.kept_for("outbound")
+    descriptors.keep(wanted, setup.first_flow)
+
+
+def _enter(
+    setup: Setup, channel: Channel, lockdown: Lockdown, tie: Tie, folder: int | None
+) -> tuple[int, ...]:
+    """Join the namespace, bind what is to be listened on in there, and hand it over; the families
+    that the namespace has.
+    """
+    options = setup.options
+    assert setup.target is not None
+    joining.join(setup.target, folder, lockdown, tie, setup.landlock.abi)
     families = listeners.usable_families(options.families)
     bound = listeners.open_listeners(
         options.outbound, families, PLACES["outbound"], setup.kept("outbound", families)
@@ -144,28 +191,4 @@ def _live(setup: Setup, channel: Channel, parent: int) -> int:
         asker = stack.enter_context(sockdiag.open_socket()) if options.inbound_auto else None
         fds = (asker.fileno(),) if asker else ()
         channel.send(Record(Kind.BOUND, text=bytes(families), fds=fds))
-    plans = setup.planner.relays("inbound", setup.host_listeners, families)
-
-    channel.move_to(CHANNEL_FD)
-    descriptors.null_standard_streams((0, 1, 2))
-    setup.log.level = Level.ERROR
-    setup.planner.books["inbound"].open()
-    places = range(FIRST_LISTENER, setup.first_flow)
-    descriptors.keep((CHANNEL_FD, RULESET_FD, *places), setup.first_flow)
-    user = setup.user
-    if user is not None and not users.is_mapped(user):
-        user = RunAs(0, 0)  # in the target's user namespace: whoever owns it
-    lockdown = setup.lockdown("inbound", lambda _: None)
-    lockdown.run(
-        isolate.monitor_steps(
-            user=user,
-            new_user_namespace=False,
-            last_capability=setup.last_capability,
-            file_limit=0,
-            ruleset=RULESET_FD if setup.landlock_abi else None,
-        )
-    )
-    isolate.die_with(parent)
-    lockdown.run([isolate.filter_step(setup.programs.target)])
-    asked = families if options.dynamic else None
-    return TargetMonitor(channel, plans, lockdown.missing, asked).run()
+    return families

@@ -1,27 +1,64 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whom hardsplice's own processes run as."""
+"""Whom hardsplice's own processes run as, and whom COMMAND is outside of its user namespace: the
+same user.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 
-from hardsplice import namespaces
+from hardsplice import linux, namespaces
 from hardsplice.errors import Failure
 from hardsplice.values import RunAs
 
 NOBODY = RunAs(65534, 65534)
 
 
+def is_real_root() -> bool:
+    """Whether we are root of the machine (or of a container that maps every id as it is)."""
+    return os.geteuid() == 0 and namespaces.owns_all_ids()
+
+
 def own_user(asked: RunAs | None) -> RunAs | None:
     """Whom hardsplice's own processes become: what was asked for, or nobody when started as the
     real root.
     """
-    if asked is not None:
-        if os.geteuid() not in (0, asked.uid):
-            hint = "leave --runas out, or start hardsplice as root"
-            raise Failure("become", f"user {asked.uid}", "only root may", hint)
-        return asked
-    return NOBODY if os.geteuid() == 0 and namespaces.owns_all_ids() else None
+    if asked is None:
+        return NOBODY if is_real_root() else None
+    if os.geteuid() not in (0, asked.uid):
+        hint = "leave --runas out, or start hardsplice as root"
+        raise Failure("become", f"user {asked.uid}", "only root may", hint)
+    if not is_mapped(asked):
+        raise Failure("become", f"user {asked.uid}", "this user namespace does not map it")
+    return asked
+
+
+def keeps_root(user: RunAs | None) -> bool:
+    """Whether COMMAND is to be root of the machine, with all of root's files."""
+    return user is not None and user.uid == 0 and is_real_root()
+
+
+def hint(user: RunAs) -> str:
+    """What to do where COMMAND needs what belongs to root."""
+    return f"COMMAND is user {user.uid} here; --runas USER names another, --runas 0 keeps root"
+
+
+def leave_what_is_the_callers(user: RunAs) -> None:
+    """Before this process becomes another user: let go of what it has by no id of its own, its
+    supplementary groups and the keys of its session.
+    """
+    # Where groups can't be dropped, in a user namespace that denies that, they are no root's.
+    with contextlib.suppress(PermissionError):
+        os.setgroups([])
+    if user.uid == os.geteuid():
+        return
+    try:
+        linux.join_session_keyring()
+    except OSError as error:  # EPERM: some containers' filters, for all of keyctl(2)
+        if error.errno not in (errno.ENOSYS, errno.EPERM):
+            raise
 
 
 def is_mapped(user: RunAs) -> bool:

@@ -168,9 +168,13 @@ def show_processes(report: Report, processes: list[audit.Process]) -> None:
         print(f"  {line}".rstrip())
     print()
     own = [process for process in processes if process.is_own]
-    roles = {process.comm for process in own}
-    expected = {"hs-host", "hs-target", "hs-relay-in"}
-    report.check("the two monitors and the inbound relay are there", expected <= roles, roles)
+    roles = {process.role for process in own}
+    expected = {"hs-host", "hs-target", "hs-relay-in", "hs-guard", "hs-init"}
+    report.check(
+        "the two monitors, the inbound relay, the server's PID 1 and its guard are there",
+        expected <= roles,
+        roles,
+    )
     report.check("no process for the direction that nobody asked for", "hs-relay-out" not in roles)
     for process in own:
         capabilities = kept_capabilities(process.comm)
@@ -186,7 +190,7 @@ def show_processes(report: Report, processes: list[audit.Process]) -> None:
 def kept_capabilities(comm: str) -> list[str]:
     """What the policy of a process's role lets it keep."""
     policy = tomllib.loads(
-        (launch.CHECKOUT / "policy" / f"{audit.ROLES[comm][0]}.toml").read_text()
+        (launch.CHECKOUT / "policy" / f"{audit.ROLES[comm].policy}.toml").read_text()
     )
     names: list[str] = policy["capabilities"]
     return names
@@ -225,7 +229,7 @@ def demonstrate(report: Report, folder: Path) -> None:
     page = secrets.token_bytes(PAGE_SIZE)
     (site / "page").write_bytes(page)
     port = free_port()
-    arguments = ["-t", f"127.0.0.1/{port}:80", "--"]
+    arguments = [*launcher.options, "-t", f"127.0.0.1/{port}:80", "--"]
     server = ["-m", "http.server", "80"]
     version = ".".join(map(str, sys.version_info[:3]))
     print(f"hardsplice on Linux {os.uname().release}, Python {version}, as {launcher.user}")

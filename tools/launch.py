@@ -33,6 +33,7 @@ class Launcher:
     python: str
     environment: dict[str, str]
     user: str
+    options: tuple[str, ...] = ()  # of hardsplice, without which COMMAND could not run this Python
 
     def command(self, *arguments: str) -> list[str]:
         """The command line that runs Python with these arguments."""
@@ -51,7 +52,7 @@ def probe(python: str) -> list[str]:
     """
     code = (
         "import os, sys; assert sys.version_info >= (3, 11); "
-        "import hardsplice.__main__, hardsplice.setup, prctl, pyseccomp; "
+        "import hardsplice.start, hardsplice.setup, prctl, pyseccomp; "
         "os.execv(sys.argv[1], [sys.argv[1], '-c', ''])"
     )
     return [python, "-c", code, python]
@@ -86,7 +87,9 @@ def ordinary_user(folder: Path) -> Launcher:
         launcher = Launcher(prefix, python, staged, user)
         if launcher.works():
             return launcher
-    return dataclasses.replace(stay, user=f"root: others may not run {sys.executable}")
+    return dataclasses.replace(
+        stay, user=f"root: others may not run {sys.executable}", options=("--runas", "0")
+    )
 
 
 def stage(target: Path) -> None:

@@ -18,7 +18,7 @@ from hardsplice.control.http import Request, Response
 from hardsplice.control.routes import dispatch
 from hardsplice.control.server import Admission, Server
 from hardsplice.control.world import RelayView, Snapshot, refusal
-from hardsplice.errors import Failure
+from hardsplice.errors import Failure, printable
 from hardsplice.flowtable import FlowRow
 from hardsplice.forwarding import Direction, Ports
 from hardsplice.log import Level
@@ -74,7 +74,7 @@ class HostWorld:
             served=self.control.served,
             served_pid=self.control.served_pid,
             uptime=time.monotonic() - self.control.began,
-            lacking=tuple(monitor.host.missing),
+            lacking=tuple(map(printable, monitor.host.missing)),
             relays=[
                 _view(one.direction, number, stats)
                 for one in monitor.host.traffic

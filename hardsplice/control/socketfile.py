@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator
 
 from hardsplice.errors import Failure, reason_of
+from hardsplice.files import identity
 
 BACKLOG = 64  # clients that wait to be accepted
 LOCK_SECONDS = 1.0
@@ -39,7 +40,7 @@ class SocketFile:
                 os.fchmod(self.listener.fileno(), 0o600)
                 with _locked(os.path.dirname(path) or "."):
                     self._bind()
-                    self._made = _identity(path)
+                    self._made = identity(os.lstat(path))
                     self.listener.listen(BACKLOG)
             except BaseException:
                 self.listener.close()
@@ -62,7 +63,7 @@ class SocketFile:
     def remove(self) -> None:
         """Remove what was made, if it is still that which is there."""
         with contextlib.suppress(OSError):
-            if _identity(self.path) == self._made:
+            if identity(os.lstat(self.path)) == self._made:
                 os.unlink(self.path)
 
 
@@ -126,8 +127,3 @@ def _failures(path: str) -> Iterator[None]:
     except OSError as error:
         hint = "a socket's path has 107 bytes at most" if error.errno is None else None
         raise Failure("bind", f"control socket {path}", reason_of(error), hint) from error
-
-
-def _identity(path: str) -> tuple[int, int]:
-    found = os.lstat(path)
-    return found.st_dev, found.st_ino

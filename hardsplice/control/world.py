@@ -38,7 +38,7 @@ class Snapshot:
     served: str  # whose namespace it is, for people
     served_pid: int | None  # where it is a process's
     uptime: float  # seconds
-    lacking: Sequence[str]  # layers of the sandbox that the kernel does not have
+    lacking: Sequence[str]  # layers of the sandbox that are not in force, each with the reason
     relays: Sequence[RelayView]
     connections: int  # to the control socket
     refused: int  # peers of the control socket who were not heard

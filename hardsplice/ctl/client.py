@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A running hardsplice, asked over its control socket."""
+"""A running hardsplice, asked over its control socket. Or somebody else: the path may lead
+anywhere, so an answer may be anything, and is bounded.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +19,8 @@ from hardsplice.errors import Failure, reason_of
 
 SECONDS = 15  # for an answer; hardsplice itself gives up sooner
 FILE_NAME = "hardsplice.sock"
+ANSWER_LIMIT = 64 << 20  # bytes; all ports of a machine take less
+_UCRED = struct.Struct("=iII")  # struct ucred: pid, uid, gid
 
 
 def default_path(environment: Mapping[str, str] = os.environ) -> str:
@@ -42,6 +46,7 @@ class _Connection(http.client.HTTPConnection):
     def __init__(self, path: str) -> None:
         super().__init__("hardsplice", timeout=SECONDS)
         self._path = path
+        self.process = 0
 
     def connect(self) -> None:
         """Connect; as root, in the name of the socket's owner."""
@@ -51,6 +56,8 @@ class _Connection(http.client.HTTPConnection):
         with _as_owner(self._path):
             self.sock.connect(self._path)
         self.sock.settimeout(SECONDS)
+        credentials = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        self.process = _UCRED.unpack(credentials)[0]
 
 
 @contextlib.contextmanager
@@ -81,6 +88,13 @@ class Client:
         """Hang up."""
         self._connection.close()
 
+    @property
+    def process(self) -> int:
+        """The process that listens there, which the kernel knows from its call of listen(2); 0
+        where it is in another PID namespace. To be looked at after an answer.
+        """
+        return self._connection.process
+
     def text(self, path: str) -> str:
         """What a GET gives, as it is."""
         return self._ask("GET", path, None).decode(errors="replace")
@@ -93,7 +107,7 @@ class Client:
         """Add a port; what it has become."""
         added = self._json(self._ask("POST", "/v1/ports", json.dumps(spec).encode()))
         if not isinstance(added, dict):
-            raise self._nonsense()
+            raise self.nonsense()
         return added
 
     def remove(self, number: int, *, reset_flows: bool) -> None:
@@ -105,27 +119,39 @@ class Client:
         try:
             self._connection.request(method, path, body)
             response = self._connection.getresponse()
-            data = response.read()
+            data = response.read(ANSWER_LIMIT + 1)
         except OSError as error:
             self.close()
             raise self._unreachable(error) from error
         except http.client.HTTPException as error:
             self.close()
-            raise self._nonsense() from error
+            raise self.nonsense() from error
+        if len(data) > ANSWER_LIMIT:
+            self.close()
+            raise self.nonsense()
         if response.status >= 300:
             said = self._json(data)
             if not isinstance(said, dict):
-                raise self._nonsense()
+                raise self.nonsense()
             raise Refused(str(said.get("message")), said.get("hint"))
         return data
 
     def _json(self, data: bytes) -> Any:
         try:
-            return json.loads(data)
-        except ValueError as error:
-            raise self._nonsense() from error
+            return json.loads(data, parse_constant=_no_json)
+        except (ValueError, RecursionError) as error:
+            raise self.nonsense() from error
 
-    def _nonsense(self) -> Failure:
+    @contextlib.contextmanager
+    def understood(self) -> Iterator[None]:
+        """Within it an answer is used that may lack what hardsplice's has."""
+        try:
+            yield
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            raise self.nonsense() from error
+
+    def nonsense(self) -> Failure:
+        """The error for an answer that isn't hardsplice's."""
         return Failure("understand", f"control socket {self.path}", "what answers is no hardsplice")
 
     def _unreachable(self, error: OSError) -> Failure:
@@ -138,3 +164,7 @@ class Client:
         elif error.errno in (errno.EACCES, errno.EPERM):
             hint = "it is for the user who started hardsplice: run this as that user, or as root"
         return Failure("reach", f"control socket {self.path}", reason, hint)
+
+
+def _no_json(word: str) -> float:
+    raise ValueError(f"{word} is not of JSON")

@@ -10,6 +10,7 @@ from typing import Any
 from hardsplice.errors import printable
 from hardsplice.forwarding import DIRECTIONS
 
+CELL_LIMIT = 80  # characters of a cell; an address with its interface and port takes less
 _UNITS = ("", "K", "M", "G", "T", "P", "E")
 _SAMPLE = re.compile(r"([a-zA-Z_:][\w:]*)(?:\{(.*)\})? (\S+)")
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
@@ -18,7 +19,7 @@ _ESCAPES = {"\\n": "\n", '\\"': '"', "\\\\": "\\"}
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Columns, each as wide as it has to be."""
-    shown = [heads, *(tuple(map(printable, row)) for row in rows)]
+    shown = [heads, *(tuple(printable(cell, CELL_LIMIT) for cell in row) for row in rows)]
     widths = [max(len(row[at]) for row in shown) for at in range(len(heads))]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -94,13 +95,13 @@ def flows(answer: Mapping[str, Any]) -> list[str]:
 def heading(answer: Mapping[str, Any]) -> str:
     """Who answers, and for how long it has run."""
     up = duration(answer["uptimeSeconds"])
-    return f"hardsplice {answer['version']}, process {answer['pid']}, up for {up}"
+    return printable(f"hardsplice {answer['version']}, process {answer['pid']}, up for {up}")
 
 
 def status(answer: Mapping[str, Any]) -> list[str]:
     """The state, a few lines."""
     lines = [heading(answer), f"serves {answer['namespace']}"]
-    lines += [f"not in force, since this kernel lacks it: {layer}" for layer in answer["lacking"]]
+    lines += [f"not in force: {layer}" for layer in answer["lacking"]]
     for what, count in answer["denied"].items():
         if count:
             lines.append(f"denied: {count} x {what}")
@@ -125,7 +126,7 @@ def _direction(answer: Mapping[str, Any]) -> tuple[str, ...]:
 def metrics(text: str) -> list[dict[str, object]]:
     """The samples in Prometheus' text, for --json."""
     found: list[dict[str, object]] = []
-    for line in text.splitlines():
+    for line in text.split("\n"):
         match = _SAMPLE.fullmatch(line)
         if match is None:
             continue  # a comment

@@ -21,6 +21,7 @@ from typing import Any
 
 from hardsplice.ctl import show
 from hardsplice.ctl.client import Client
+from hardsplice.errors import printable
 from hardsplice.forwarding import DIRECTIONS
 
 _ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"  # another screen, no cursor
@@ -55,7 +56,7 @@ def frame(before: Sample, now: Sample, columns: int, lines: int) -> list[str]:
         "",
         *_flows(before, now, seconds),
     ]
-    return [line[:columns] for line in text[:lines]]
+    return [printable(line)[:columns] for line in text[:lines]]
 
 
 def _directions(before: Sample, now: Sample, seconds: float) -> list[str]:

@@ -53,8 +53,8 @@ def connect(fd: int, target: Pointer) -> int:
 
 
 def unsent(fd: int) -> int:
-    """Bytes that the peer has not acknowledged yet (SIOCOUTQ, which shares its number with
-    TIOCOUTQ); 0 if unknown.
+    """Bytes that the peer has not acknowledged yet, or not read, where it is a local one (SIOCOUTQ,
+    which shares its number with TIOCOUTQ); 0 if unknown.
     """
     try:
         answer: bytes = fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(4))

@@ -331,7 +331,7 @@ def command(user: int | None) -> None:
         instance.wait_ready()
         assert instance.process.stdout is not None
         assert instance.process.stdout.readline() == b"listening\n"
-        is_locked_down(instance, {"hs-host", "hs-target", "hs-relay-in", "hs-init"})
+        is_locked_down(instance, {"hs-host", "hs-target", "hs-relay-in", "hs-guard", "hs-init"})
         with socket.create_connection(("127.0.0.1", 19090), PATIENCE) as client:
             client.sendall(b"hello")
             expect(client, b"HELLO")

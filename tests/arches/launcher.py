@@ -17,8 +17,8 @@ from tests.arches import debian, folder
 # A folder with a __main__.py is a program to Python, and first on its path.
 _MAIN = """\
 import sys
-from hardsplice.__main__ import main
-sys.exit(main())
+from hardsplice.start import main
+sys.exit(main(sys.argv[1:]))
 """
 # The loader is named, since the program's own name for it leads to the host's, if to any. Nothing
 # is said by environment variables, which a COMMAND would inherit.

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,8 @@ def test_both_directions_in_the_background(
             assert process["no_new_privs"] == int(status["NoNewPrivs"]) == 1
             for name, bits in process["capabilities"].items():
                 assert bits == int(status[f"Cap{name}"], 16) == 0, (process["comm"], name)
-            assert process["may"] == audit.ROLES[process["comm"]][1]
+            assert process["may"] == audit.ROLES[process["comm"]].may
+            assert process["role"] == process["comm"]
         if identity.is_root:
             inbound, outbound = by_name["hs-relay-in"], by_name["hs-relay-out"]
             assert inbound["namespaces"]["net"] != outbound["namespaces"]["net"]
@@ -77,3 +79,58 @@ def test_with_a_command_it_goes_to_standard_error(identity: Identity, launch: La
     assert capabilities[6:8] == ["1", "2"], "no new privileges, and a filter"
     os.close(ours)
     assert instance.wait() == 0
+
+
+IMPOSTORS = """
+import ctypes, os, signal, sys, time
+for name in (b"hs-relay-in", b"hs-host", b"\\xff\\x1b[2J", b"\\xe2\\x80\\xae"):
+    if os.fork() == 0:
+        ctypes.CDLL(None).prctl(15, name)
+        os.write(1, b".")
+        time.sleep(100)
+        os._exit(0)
+ended = os.fork() or os._exit(0)  # a zombie
+os.waitid(os.P_PID, ended, os.WEXITED | os.WNOWAIT)
+os.write(1, b".")
+os.read(0, 1)
+"""
+
+
+def test_command_s_processes_are_shown_as_what_they_are(
+    program: Program, identity: Identity, user_directory: Path
+) -> None:
+    """Whatever they call themselves; by hardsplicectl as by --audit."""
+    socket_path = user_directory / "control"
+    argv, environment = program.argv(identity)
+    ask = [*argv[: argv.index("-m") + 1], "hardsplice.ctl", "--socket", str(socket_path), "audit"]
+    process = subprocess.Popen(
+        [*argv, "--control", str(socket_path), "-t", f"127.0.0.1/{free_ports()}:80",
+         "/usr/bin/python3", "-c", IMPOSTORS],
+        env=environment, cwd="/", stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    with process.stdout:
+        for _ in range(5):
+            assert process.stdout.read(1) == b"."
+        said = {
+            form: subprocess.run(
+                [*ask, *form],
+                env=environment,
+                cwd="/",
+                capture_output=True,
+                check=False,
+                timeout=20,
+            )
+            for form in ((), ("--json",))
+        }
+        process.communicate(b"\n", timeout=20)
+    socket_path.unlink()
+    assert [(one.returncode, one.stderr) for one in said.values()] == [(0, b"")] * 2
+    table = said[()].stdout.decode()
+    assert all(line.isprintable() for line in table.split("\n"))
+    assert table.count("'hs-relay-in'") == table.count("'hs-host'") == 4
+    found = json.loads(said["--json",].stdout)["processes"]
+    ours = sorted(one["comm"] for one in found if one["role"])
+    assert ours == ["hs-host", "hs-init", "hs-relay-in", "hs-relay-out", "hs-target"]
+    assert sum(one["comm"] in audit.ROLES for one in found) == len(ours) + 2
+    assert all(one["seccomp"] == 2 for one in found if one["role"])

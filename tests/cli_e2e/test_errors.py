@@ -112,7 +112,7 @@ def test_runas_needs_root(program: Program, user: Identity) -> None:
 @pytest.mark.parametrize("command", ["/nonexistent", "no-such-command", "/etc/passwd", "/"])
 def test_a_command_that_cannot_run(program: Program, identity: Identity, command: str) -> None:
     port = free_ports()
-    check(run(program, identity, "-t", f"{port}:80", "--", command), says=command)
+    check(run(program, identity, "-q", "-t", f"{port}:80", "--", command), says=command)
     assert can_bind("127.0.0.1", port)
 
 

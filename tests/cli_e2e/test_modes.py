@@ -225,7 +225,7 @@ def test_status_is_the_commands(
 
 
 def test_standard_streams_are_the_commands(identity: Identity, program: Program) -> None:
-    ran = run(program, identity, "--", "sh", "-c", "cat; echo oops >&2", given="hello")
+    ran = run(program, identity, "-q", "--", "sh", "-c", "cat; echo oops >&2", given="hello")
     assert (ran.stdout, ran.stderr, ran.returncode) == ("hello", "oops\n", 0)
 
 
@@ -253,6 +253,16 @@ def test_the_command_is_root_in_namespaces_of_its_own(identity: Identity, progra
     assert int(processes) < 10, "it sees processes of others"
 
 
+def test_the_command_owes_us_nothing(identity: Identity, program: Program) -> None:
+    """What hardsplice's own processes give up is theirs alone."""
+    names = "NoNewPrivs|Seccomp_filters"
+    ran = _command(program, identity, "--", "grep", "-E", names, "/proc/self/status")
+    ours = procfs.status(os.getpid())
+    assert ran.stdout.split() == [
+        word for name in names.split("|") for word in (f"{name}:", ours[name])
+    ]
+
+
 def test_the_commands_loopback_is_up(identity: Identity, program: Program) -> None:
     code = (
         "import socket; l = socket.create_server(('127.0.0.1', 0));"
@@ -271,7 +281,7 @@ def test_the_command_cannot_reach_its_keepers(identity: Identity, launch: Launch
     out = instance.process.stdout
     assert out is not None
     assert out.readline() == b"\n"
-    seen = os.read(out.fileno(), 10_000).decode()
+    seen = out.read1(10_000).decode()  # type: ignore[attr-defined]
     out.close()
     assert "hs-" not in seen.replace(_first_comm(seen), "", 1)
     family = instance.processes()
@@ -322,7 +332,7 @@ def test_the_terminal_is_the_commands(identity: Identity, program: Program) -> N
     )
     terminal, theirs = pty.openpty()
     child = subprocess.Popen(
-        ["setsid", "--ctty", *argv, "--", "/usr/bin/python3", "-c", code],
+        ["setsid", "--ctty", *argv, "-q", "--", "/usr/bin/python3", "-c", code],
         env=environment, cwd="/", stdin=theirs, stdout=theirs, stderr=theirs,
     )  # fmt: skip
     os.close(theirs)
@@ -358,7 +368,7 @@ def test_the_commands_keepers_are_locked_down(identity: Identity, launch: Launch
     nothing = "0" * 16
     expected = {
         (name, "2", "1", nothing, nothing, nothing, nothing)
-        for name in ("hs-host", "hs-target", "hs-relay-in", "hs-relay-out")
+        for name in ("hs-host", "hs-target", "hs-relay-in", "hs-relay-out", "hs-guard")
     }
 
     # Ready is said when PID 1 has locked itself down too, and not before.

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,15 +27,44 @@ old.add_rule(pyseccomp.ERRNO(int(code)), call, *conditions)
 old.load()
 os.execvp(command[0], command)
 """
-PR_SET_MDWE, PR_CAPBSET_DROP = 65, 24
+PR_SET_MDWE, PR_CAPBSET_DROP, PR_SET_SECCOMP, PR_SET_SECUREBITS = 65, 24, 22, 28
+NEWNS, NEWUTS, NEWIPC, NEWUSER = 0x00020000, 0x04000000, 0x08000000, 0x10000000
+OLDER, FILTER = "this kernel lacks it", "a filter that hardsplice was started under forbids it"
+# What is played, which line says so, and the reason that it gives.
 LACKING = {
-    "Landlock": (("landlock_create_ruleset", errno.ENOSYS, 0, ""), "Landlock"),
-    "MDWE": (("prctl", errno.EINVAL, 0, PR_SET_MDWE), "memory that is writable and executable"),
-    "pivot_root": (("pivot_root", errno.EPERM, 0, ""), "leave the file system"),
+    "Landlock": (("landlock_create_ruleset", errno.ENOSYS, 0, ""), "Landlock", OLDER),
+    "Landlock, switched off": (
+        ("landlock_create_ruleset", errno.EOPNOTSUPP, 0, ""),
+        "Landlock",
+        OLDER,
+    ),
+    "MDWE": (
+        ("prctl", errno.EINVAL, 0, PR_SET_MDWE),
+        "memory that is writable and executable",
+        OLDER,
+    ),
+    "IPC namespaces": (("unshare", errno.EINVAL, 0, NEWIPC), "an IPC namespace", OLDER),
+    "UTS namespaces": (("unshare", errno.EINVAL, 0, NEWUTS), "a UTS namespace", OLDER),
+    # As systemd-nspawn and container managers answer for calls that they don't know.
+    "the version of Landlock": (
+        ("landlock_create_ruleset", errno.EPERM, 0, ""),
+        "Landlock",
+        FILTER,
+    ),
+    "Landlock's rules": (("landlock_add_rule", errno.EPERM, 0, ""), "Landlock", FILTER),
+    "Landlock's layers": (("landlock_restrict_self", errno.EPERM, 0, ""), "Landlock", FILTER),
 }
 REQUIRED = {
-    "seccomp": (("prctl", errno.EINVAL, 0, 22), "system call filter"),
+    "seccomp": (("prctl", errno.EINVAL, 0, PR_SET_SECCOMP), "system call filter"),
     "capabilities": (("capset", errno.EPERM, 0, ""), "capabilities"),
+    "the bounding set": (("prctl", errno.EPERM, 0, PR_CAPBSET_DROP), "bounding set"),
+    "securebits": (("prctl", errno.EPERM, 0, PR_SET_SECUREBITS), "securebits"),
+    "the empty root": (("pivot_root", errno.EPERM, 0, ""), "leave the file system"),
+    "its mount namespace": (("unshare", errno.ENOSPC, 0, NEWNS), "leave the file system"),
+    "IPC namespaces": (("unshare", errno.ENOSPC, 0, NEWIPC), "an IPC namespace"),
+    "UTS namespaces": (("unshare", errno.EPERM, 0, NEWUTS), "a UTS namespace"),
+    "MDWE": (("prctl", errno.EPERM, 0, PR_SET_MDWE), "memory that is writable and executable"),
+    "Landlock": (("landlock_restrict_self", errno.E2BIG, 0, ""), "by Landlock"),
 }
 
 
@@ -62,16 +93,23 @@ def ports() -> tuple[str, str]:
     return "-t", f"127.0.0.1/{free_ports()}:80"
 
 
+@pytest.fixture
+def namespace_of_user(user: Identity) -> Iterator[Namespace]:
+    with Namespace(user) as made:
+        yield made
+
+
 @pytest.mark.parametrize("layer", LACKING)
 def test_without_a_layer_it_says_so_once_and_goes_on(
     layer: str, program: Program, identity: Identity, ports: tuple[str, str]
 ) -> None:
-    kernel, words = LACKING[layer]
+    kernel, words, reason = LACKING[layer]
     done = run_on(kernel, program, identity, *ports, "--", "true")
     assert done.returncode == 0, done.stderr
     said = [line for line in done.stderr.splitlines() if words in line]
     assert said, done.stderr
-    assert all(line.startswith("hardsplice: this kernel could not: ") for line in said)
+    assert all(line.startswith("hardsplice: not in force: ") for line in said)
+    assert all(line.endswith(f": {reason}") for line in said)
     assert len(set(said)) == len(said), "once"
 
 
@@ -79,13 +117,14 @@ def test_without_a_layer_it_says_so_once_and_goes_on(
 def test_strict_refuses_to_start_without_a_layer(
     layer: str, program: Program, identity: Identity, namespace: Namespace, ports: tuple[str, str]
 ) -> None:
-    kernel, words = LACKING[layer]
-    pid_file = Path("/tmp") / f"hardsplice-test-strict-{layer}-{identity.name}"
+    kernel, words, reason = LACKING[layer]
+    pid_file = Path("/tmp") / f"hardsplice-test-strict-{os.getpid()}-{identity.name}"
     arguments = ("--sandbox=strict", "--audit", "-P", str(pid_file), *ports, str(namespace.pid))
     done = run_on(kernel, program, identity, *arguments)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("hardsplice: cannot lock down ")
     assert words in done.stderr
+    assert f": {reason}\n" in done.stderr
     assert not pid_file.exists()
 
 
@@ -96,8 +135,27 @@ def test_without_what_is_required_it_never_starts(
     kernel, words = REQUIRED[layer]
     done = run_on(kernel, program, identity, *ports, "--", "true")
     assert done.returncode == 1
+    # COMMAND's own namespaces are made before any process is locked down.
+    assert done.stderr.startswith(("hardsplice: cannot lock down ", "hardsplice: cannot create "))
+    assert words in done.stderr or "cannot create namespaces" in done.stderr
+    assert reason_of_errno(kernel) in done.stderr
+
+
+def reason_of_errno(kernel: tuple[object, ...]) -> str:
+    return f": {os.strerror(int(str(kernel[1])))}\n"
+
+
+def test_without_a_user_namespace_of_its_own_it_never_starts(
+    program: Program, user: Identity, namespace_of_user: Namespace, ports: tuple[str, str]
+) -> None:
+    """An ordinary user needs one to give up the bounding set; where that is forbidden, the next
+    step is named.
+    """
+    kernel = ("unshare", errno.EPERM, 0, NEWUSER)
+    done = run_on(kernel, program, user, "-f", *ports, str(namespace_of_user.pid))
+    assert done.returncode == 1
     assert done.stderr.startswith("hardsplice: cannot lock down ")
-    assert words in done.stderr
+    assert "kernel.unprivileged_userns_clone" in done.stderr
 
 
 def test_strict_starts_where_all_layers_are(
@@ -105,5 +163,5 @@ def test_strict_starts_where_all_layers_are(
 ) -> None:
     """The row beside the others: the same filter, about a call that nobody makes."""
     kernel = ("swapon", errno.ENOSYS, 0, "")
-    done = run_on(kernel, program, identity, "--sandbox=strict", *ports, "--", "true")
+    done = run_on(kernel, program, identity, "-q", "--sandbox=strict", *ports, "--", "true")
     assert (done.returncode, done.stderr) == (0, "")

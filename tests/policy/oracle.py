@@ -36,6 +36,7 @@ ROLES = (
     "monitor-host",
     "monitor-control",
     "init",
+    "guard",
 )
 
 # linux/audit.h: the ELF machine, with bits for 64-bit and little-endian
@@ -120,6 +121,8 @@ _LITERAL = {
     "IP_MINTTL": 21,
     "IPV6_MINHOPCOUNT": 73,
     "MADV_DONTNEED": 4,
+    "MADV_DONTFORK": 10,
+    "MADV_DOFORK": 11,
     "MADV_HUGEPAGE": 14,
     "PROT_EXEC": 4,
     "PR_SET_NAME": 15,

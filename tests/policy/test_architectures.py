@@ -56,6 +56,14 @@ DIFFERENCES: dict[str, dict[str, tuple[str, str]]] = {
         "s390x": ("sigreturn", ""),
         "riscv64": ("ppoll", "poll restart_syscall"),
     },
+    "guard": {
+        "i686": ("clock_gettime64 mmap2", "clock_gettime mmap"),
+        "arm64": ("", ""),
+        "armhf": ("clock_gettime64 mmap2", "clock_gettime mmap"),
+        "ppc64le": ("", ""),
+        "s390x": ("", ""),
+        "riscv64": ("", ""),
+    },
 }
 # What they have besides is the same everywhere.
 DIFFERENCES["relay-ports"] = DIFFERENCES["relay"]

@@ -233,10 +233,11 @@ PARTS = {
         some("socketcalls", "accept4", "namespace_cookie", "peer_user", "send", "receive"),
     ),
     "init": (
-        some("container", "_reap"),
+        some("init", "reap", "_send_signal", "_reap_all", "_last_word"),
         some("channel", "Channel.send", "Channel.receive"),
         all_but("scm"),
     ),
+    "guard": (some("guard", "wait", "exit_status"), some("channel", "encode")),
 }
 
 

@@ -224,6 +224,7 @@ SUBCALLS: dict[str, set[int]] = {
     "monitor-host": {1, 6, 8, 16, 17},
     "monitor-control": {1, 6, 8, 16, 17},
     "init": set(),
+    "guard": set(),
 }
 
 

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import os
 import selectors
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,15 +15,17 @@ from functools import partial
 
 import pytest
 
+from hardsplice.relay.sockets import POOL_SIZE
 from tests.support import procfs
 from tests.support.netns import Identity, Namespace
 from tests.support.paths import DIRECT, Path
-from tests.support.product import Instance, free_ports
+from tests.support.product import Instance, free_ports, limited
 from tests.support.stream import (
     MIB,
     PATIENCE,
     Stream,
     Violation,
+    eventually,
     expect,
     expect_end,
     finish,
@@ -245,3 +249,86 @@ def _served(waiting: list[tuple[socket.socket, Stream]]) -> list[tuple[socket.so
         selector.select(PATIENCE)
         time.sleep(0.05)
         return [key.data for key, _ in selector.select(0)]
+
+
+# Has as many descriptors under way as the limit allows, until its input ends.
+_CROWD = """
+import array, errno, socket, sys
+ends, sent = [], True
+while sent:
+    ends.append(socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+    ends[-1][0].setblocking(False)
+    try:
+        while True:
+            socket.send_fds(ends[-1][0], [b"x"], [0] * 250)
+    except BlockingIOError:
+        pass
+    except OSError as error:
+        assert error.errno == errno.ETOOMANYREFS, error
+        sent = False
+print("full", flush=True)
+sys.stdin.read()
+"""
+CROWD, LIMIT = 3000, 1000  # descriptors that they may have
+LONER = 61235  # whom nobody else runs as, not even the tests of somebody else
+
+
+@contextmanager
+def crowd(identity: Identity) -> Iterator[None]:
+    """Another program of that user has so many descriptors under way that we can't have any."""
+    argv = identity.wrap([*limited(CROWD), "/usr/bin/python3", "-c", _CROWD])
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"full\n"
+            yield
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("direction", ["inbound", "outbound"])
+def test_another_program_of_the_user_has_too_many_descriptors_under_way(
+    identity: Identity, launch: Launch, direction: str
+) -> None:
+    """Then relays get no new sockets: clients wait, it is said what helps, nothing spins, and all
+    are served once that is over.
+    """
+    alone = Identity("alone", LONER) if os.geteuid() == 0 else identity
+    who = identity if identity.is_root else alone
+    runas = ["--runas", f"{LONER}:{LONER}"] if identity.is_root else []
+    port = free_ports()
+    with Namespace(who) as namespace:
+
+        def here(family: socket.AddressFamily) -> socket.socket:
+            return socket.socket(family)
+
+        outside, inside = (
+            (here, namespace.socket) if direction == "inbound" else (namespace.socket, here)
+        )
+        option = "-t" if direction == "inbound" else "-T"
+        instance = launch(
+            who, "-f", *runas, option, f"127.0.0.1/{port}:{port}", str(namespace.pid),
+            descriptors=LIMIT,
+        ).wait_ready()  # fmt: skip
+        with inside(socket.AF_INET) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(("127.0.0.1", port))
+            listener.listen(1000)
+            with echoing(listener):
+                clients = []
+                with crowd(alone):
+                    for _ in range(2 * POOL_SIZE):
+                        client = outside(socket.AF_INET)
+                        client.settimeout(PATIENCE)
+                        client.connect(("127.0.0.1", port))
+                        clients.append(client)
+                    eventually(
+                        lambda: "a user of its own" in instance.messages(),
+                        lambda: f"it does not say what is wrong; {instance.messages()}",
+                    )
+                    procfs.assert_quiet(instance.processes())
+                together(*(partial(exchange, client) for client in clients))
+                for client in clients:
+                    client.close()
+        assert instance.messages().count("cannot pass sockets on") < 10
+        instance.stop()

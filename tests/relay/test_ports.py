@@ -250,7 +250,7 @@ def test_more_ports_than_there_are_descriptors_for_are_refused(identity: Identit
             for number in range(150):
                 driver.add("inbound", f"127.0.0.1/{first + number}:80")
 
-        with pytest.raises(Refused, match="descriptors are too few; raise the limit"):
+        with pytest.raises(Refused, match="there are places for 37 listeners"):
             add_all()
         ports = driver.list()
         assert len(ports) > 20

@@ -10,6 +10,7 @@ from __future__ import annotations
 import array
 import errno
 import gc
+import os
 import socket
 import struct
 import sys
@@ -123,7 +124,7 @@ FORBIDDEN: dict[str, Callable[[socket.socket], None]] = {
     "last words again": _two(_record(Kind.FATAL, text=b"so long")),
     "a note after its last words": _two(_record(Kind.FATAL), _record(Kind.NOTE, Note.REFUSED)),
     "a note that is the monitor's own": _one(_record(Kind.NOTE, Note.RESTARTED, text=b"forged")),
-    "a note of the limit on descriptors": _one(_record(Kind.NOTE, Note.CROWDED)),
+    "a note that is its monitor's as well": _one(_record(Kind.NOTE, Note.CROWDED)),
     "a trace that nobody asked for": _one(_record(Kind.NOTE, Note.OPENED)),
     "a note with wild numbers": _one(
         _record(Kind.NOTE, 255, -(1 << 31), b"\x1b[2J\n\xff\0", (1 << 32) - 1)
@@ -153,6 +154,36 @@ TOLERATED: dict[str, Callable[[socket.socket], None]] = {
 }
 
 
+def _for_ever(*packets: bytes, reads: bool = False) -> Callable[[socket.socket], None]:
+    """As fast as the receiver takes it; ``reads`` what it answers."""
+
+    def abuse(sock: socket.socket) -> None:
+        while True:
+            for packet in packets:
+                post(sock, packet)
+            while reads:
+                try:
+                    _, fds, _, _ = socket.recv_fds(sock, 4096, FDS_LIMIT, socket.MSG_DONTWAIT)
+                except BlockingIOError:
+                    break
+                for fd in fds:
+                    os.close(fd)
+
+    return abuse
+
+
+_ROW = struct.pack("=QQIIHH4xd16s16sd", 1, 2, 2, 1, 4000, 80, 1.0, bytes(16), bytes(16), 1.0)
+
+# What keeps the receiver busy for as long as the sender lives.
+ENDLESS: dict[str, Callable[[socket.socket], None]] = {
+    "orders for ever": _for_ever(_ASK),
+    "orders for ever, and takes what it gets": _for_ever(_ASK, reads=True),
+    "notes for ever": _for_ever(_LONG),
+    "yields for ever": _for_ever(_record(Kind.YIELD)),
+    "ends of flows for ever": _for_ever(_record(Kind.FLOW, text=_ROW)),
+}
+
+
 def _lingering(sock: socket.socket, engine: Any) -> None:
     """Have the receiver close a socket that takes its time: unsent data, SO_LINGER, and the last
     descriptor of it.
@@ -161,7 +192,7 @@ def _lingering(sock: socket.socket, engine: Any) -> None:
     target = flow.fd[1]
     linger = struct.pack("ii", 1, 60)
     # Through the C library: what the interpreter's tripwire would say to it plays no part.
-    if linux._setsockopt(target, socket.SOL_SOCKET, socket.SO_LINGER, linger, len(linger)) != 0:
+    if linux.libc.setsockopt(target, socket.SOL_SOCKET, socket.SO_LINGER, linger, len(linger)) != 0:
         raise OSError("SO_LINGER")
     for _ in range(50):  # something to do for the receiver until the descriptor here is closed
         post(sock, _record(Kind.NOTE, Note.REFUSED))
@@ -232,7 +263,7 @@ def _abuse(name: str, subject: Any, board: Board) -> None:
     if name == "lingering":
         _lingering(sock, subject)
     else:
-        {**FORBIDDEN, **TOLERATED}[name](sock)
+        {**FORBIDDEN, **TOLERATED, **ENDLESS}[name](sock)
     if hasattr(subject, "epoll") and name not in TOLERATED:
         while True:  # it does not leave by itself
             subject.epoll.poll(0.05, 1)

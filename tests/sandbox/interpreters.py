@@ -17,9 +17,9 @@ VARIABLE = "HARDSPLICE_TEST_PYTHONS"
 _PROBE = """
 import sys
 assert sys.version_info >= (3, 11)
-import prctl, pyseccomp
 print("%d.%d" % sys.version_info[:2])
 """
+_NEEDED = "import prctl, pyseccomp"
 
 
 def candidates() -> list[str]:
@@ -40,6 +40,16 @@ def found(source: str) -> Mapping[str, str]:
     """One of each version, by version; ``source`` is a folder with pyseccomp for those that lack
     it.
     """
+    return _by_version(_NEEDED + _PROBE, source)
+
+
+@cache
+def any_found() -> Mapping[str, str]:
+    """One of each version, by version, whatever it lacks."""
+    return _by_version(_PROBE, "")
+
+
+def _by_version(probed: str, source: str) -> Mapping[str, str]:
     by_version: dict[str, str] = {}
     tried: set[str] = set()
     for path in candidates():
@@ -49,7 +59,7 @@ def found(source: str) -> Mapping[str, str]:
         environment = {**os.environ, "PYTHONPATH": source}
         try:
             probe = subprocess.run(
-                [path, "-c", _PROBE], env=environment, cwd="/",
+                [path, "-c", probed], env=environment, cwd="/",
                 capture_output=True, text=True, check=False, timeout=20,
             )  # fmt: skip
         except OSError:

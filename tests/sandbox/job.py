@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hardsplice.policyfile import Rule
+    from hardsplice.policymodel import Rule
 
 VARIABLE = "HARDSPLICE_TAKEOVER"
 """The environment variable with the job."""
 
-ROLES = ("relay-in", "relay-out", "target", "host", "init")
+ROLES = ("relay-in", "relay-out", "target", "host", "init", "guard")
 
 SILENT, BEGAN, DONE, BROKEN = range(4)
 """How far an attempt came; BROKEN is one that could not be made."""

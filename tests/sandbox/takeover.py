@@ -2,7 +2,7 @@
 """The real product, with one of its processes taken over. For tests; no part of an installed
 package.
 
-This runs hardsplice.__main__.main after it has put itself in front of a few of the product's
+This runs hardsplice.start.main after it has put itself in front of a few of the product's
 functions. In the process that the job names, code given by the test runs at the moment when the
 process's filter has just been installed, with everything that lock-down did before in force:
 
@@ -22,17 +22,28 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
-from hardsplice import container, isolate, keeper, linux, seal, seccomp, supply
-from hardsplice.__main__ import main
+from hardsplice import (
+    descriptors,
+    init,
+    isolate,
+    joining,
+    keeper,
+    linux,
+    seal,
+    seccomp,
+    supply,
+    unotify,
+)
 from hardsplice.channel import Channel, Kind, Record
 from hardsplice.monitor import HostMonitor
-from hardsplice.policyfile import Policy
+from hardsplice.policymodel import Policy
 from hardsplice.relay import engine
 from hardsplice.relay import main as relay
+from hardsplice.start import main
 from hardsplice.target import TargetMonitor
 from tests.sandbox import actions, attempts
 from tests.sandbox.job import BEGAN, BROKEN, DONE, Board, Job, key
@@ -45,7 +56,9 @@ scene = attempts.Scene(job)
 started = os.getpid()
 
 _set_seccomp_filter = linux.set_seccomp_filter
-_keep_descriptors = isolate.keep_descriptors
+_keep_descriptors, _reserve = descriptors.keep, descriptors.reserve
+_close_others = descriptors.close_others
+_set_asking_filter = unotify.set_filter
 _relay_main = relay.main
 _start = keeper.Keeper.start
 _load_policy = seccomp.load_policy
@@ -93,7 +106,7 @@ def install(program: bytes) -> None:
             attempt_now(here.attempt)
         actions.remember()
         return
-    if here.role != "init":
+    if here.role not in ("init", "guard"):
         here.role = "host" if os.getpid() == started else "target"
     if here.role == job.role:
         for index in range(len(job.attempts)):
@@ -113,6 +126,15 @@ def install(program: bytes) -> None:
     actions.remember()
 
 
+def install_asking(program: bytes) -> int:
+    """In the place of unotify.set_filter: the last step of a relay whose ports may change."""
+    questions = _set_asking_filter(program)
+    if here.attempt is not None:
+        attempt_now(here.attempt)
+    actions.remember()
+    return questions
+
+
 def start_relays(self: keeper.Keeper) -> None:
     """In the place of Keeper.start: first a relay for each attempt, then the one that serves."""
     direction = {"inbound": "relay-in", "outbound": "relay-out"}[self.plan.direction]
@@ -128,7 +150,7 @@ def start_relays(self: keeper.Keeper) -> None:
         theirs.close()
         for family in self.plan.families:
             fds = tuple(supply.open_socket(family) for _ in range(2))
-            ours.send(Record(Kind.SOCKETS, family, fds=fds))
+            ours.send(Record(Kind.SOCKETS, family, fds=fds), wait=False)
             for fd in fds:
                 os.close(fd)
         wait(index, pid)
@@ -168,11 +190,11 @@ def before(owner: Any, name: str, *roles: str) -> None:
 
 
 def inits_own(steps: Callable[..., list[isolate.Step]]) -> Callable[..., list[isolate.Step]]:
-    """Remember that this process is PID 1 of a COMMAND."""
+    """Remember that this process is PID 1 of a COMMAND, or its guard, who keeps no capability."""
 
-    def noting(*arguments: Any) -> list[isolate.Step]:
-        here.role = "init"
-        return steps(*arguments)
+    def noting(keep: Any, *arguments: Any) -> list[isolate.Step]:
+        here.role = "init" if keep else "guard"
+        return steps(keep, *arguments)
 
     return noting
 
@@ -180,9 +202,20 @@ def inits_own(steps: Callable[..., list[isolate.Step]]) -> Callable[..., list[is
 # --- all of it ------------------------------------------------------------------------------------
 
 
-def keep_more(keep: Iterable[int]) -> None:
-    """In the place of isolate.keep_descriptors, for a job with props."""
-    _keep_descriptors((*keep, *scene.props.values()))
+def reserve_and_gather(first: int, ours: Sequence[int]) -> None:
+    """In the place of descriptors.reserve, for a job with props."""
+    _reserve(first, ours)
+    scene.gather(first)
+
+
+def keep_more(wanted: Iterable[int], first: int) -> None:
+    """In the place of descriptors.keep, for a job with props."""
+    _keep_descriptors((*wanted, *scene.props.values()), first)
+
+
+def close_fewer(wanted: Iterable[int], first: int = 0) -> None:
+    """In the place of descriptors.close_others, for a job with props."""
+    _close_others((*wanted, *scene.props.values()), first)
 
 
 def reduced(role: str) -> Policy:
@@ -204,16 +237,17 @@ def reduced(role: str) -> Policy:
 
 def take_over() -> None:
     """Put all of this in its places."""
-    linux.set_seccomp_filter = install
+    linux.set_seccomp_filter, unotify.set_filter = install, install_asking
     keeper.Keeper.start = start_relays  # type: ignore[method-assign]
     relay.main = relay_main
     isolate.init_steps = inits_own(isolate.init_steps)
     if job.bare:
         isolate.Lockdown.run = only_the_filter  # type: ignore[method-assign]
+        joining.Tie.renew = lambda self: None  # type: ignore[method-assign]
         seal.seal = lambda tell: None
     if job.props:
-        scene.gather()
-        isolate.keep_descriptors = keep_more
+        descriptors.reserve = reserve_and_gather
+        descriptors.keep, descriptors.close_others = keep_more, close_fewer
     if job.drop:
         seccomp.load_policy = reduced
     if job.helper:
@@ -221,9 +255,9 @@ def take_over() -> None:
     before(engine.Engine, "turn", "relay-in", "relay-out")
     before(TargetMonitor, "note", "target")
     before(HostMonitor, "_tell", "host")
-    before(container, "_reap", "init")
+    before(init, "reap", "init")
 
 
 if __name__ == "__main__":
     take_over()
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

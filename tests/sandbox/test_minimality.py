@@ -53,7 +53,7 @@ def ways() -> list[str]:
 
 def run_for(way: str) -> Callable[[Smoke, Job], None]:
     """The smoke run in which it is needed."""
-    if way.startswith("init: "):
+    if way.startswith(("init: ", "guard: ")):
         return Smoke.command
     if way.startswith("monitor-ports: "):
         return Smoke.ports
@@ -139,6 +139,8 @@ def test_without_any_rule_somebody_is_killed(bench: Bench) -> None:
 
 _CALL = re.compile(r"(\d+) +(<\.\.\. )?(\w+)(?:\(| resumed>)(.*)")
 
+_INNER = re.compile(r'PR_SET_NAME, "hs-(init|guard)"')
+
 
 class Traced(Captured):
     """The product under strace."""
@@ -170,8 +172,8 @@ def calls_after_lock_down(trace: str, monitor: str) -> dict[str, set[str]]:
         for call, rest, resumed in lines.pop(pid, []):
             if role and not resumed:
                 made[role].add(call)
-            if call == "prctl" and rest.startswith('PR_SET_NAME, "hs-init"'):
-                after[""] = "init"
+            if call == "prctl" and (named := _INNER.match(rest)):
+                after[""] = named[1]
             elif call == "prctl" and rest.startswith("PR_SET_SECCOMP, SECCOMP_MODE_FILTER"):
                 role = after.get(role, role)
             elif call in ("clone", "clone3", "fork", "vfork"):

@@ -273,6 +273,28 @@ def test_no_memory_is_writable_and_executable(product: Running) -> None:
         assert both(pid) == [], name
 
 
+@pytest.mark.root  # nobody else may look into processes that aren't dumpable
+def test_each_process_shares_memory_with_those_that_it_has_to_do_with(product: Running) -> None:
+    """A relay its own counters with monitors; the target monitor those of its relay, and its page,
+    with the host monitor.
+    """
+
+    def shared(pid: int) -> set[str]:
+        """What is shared and has no name, by inode."""
+        maps = (line.split() for line in Path(f"/proc/{pid}/maps").read_text().splitlines())
+        return {one[4] for one in maps if one[1] == "rw-s" and one[5] == "/dev/zero"}
+
+    ours = shared(os.getpid())
+    found = {name: shared(pid) - ours for name, pid in roles(product).items()}
+    tests_own = set.intersection(*found.values())  # what the launcher has besides
+    found = {name: inodes - tests_own for name, inodes in found.items()}
+    (inner,), (outer,) = found["hs-relay-in"], found["hs-relay-out"]
+    assert inner != outer
+    assert {inner} < found["hs-target"] < found["hs-host"]
+    assert outer in found["hs-host"] - found["hs-target"]
+    assert (len(found["hs-target"]), len(found["hs-host"])) == (2, 4)
+
+
 def is_empty(extra: Callable[[str, int], dict[int, str]], name: str, pid: int) -> bool:
     return not extra(name, pid)
 
@@ -288,12 +310,14 @@ def test_the_list_of_descriptors(product: Running) -> None:
             or (fd < 3 and what == "/dev/null")
         ),
         "hs-host": lambda fd, what: (
-            what.startswith(("socket:", "anon_inode:"))
+            what.startswith(("socket:", "anon_inode:", "pipe:"))
             or (fd in (0, 1, 3) and what == "/dev/null")
             or fd == 2
         ),
         "hs-target": lambda fd, what: (
-            what.startswith(("socket:", "anon_inode:")) or (fd < 3 and what == "/dev/null")
+            what.startswith(("socket:", "anon_inode:"))
+            or (fd < 3 and what == "/dev/null")
+            or (fd == 7 and what.startswith("pipe:"))
         ),
     }
 

@@ -252,3 +252,14 @@ def test_the_packaged_unit_is_one_that_systemd_understands(start: Start) -> None
         "systemd-analyze", "verify", "--man=no", "--recursive-errors=no", "/units/packaged@.service"
     )
     assert (status, said) == (0, "")
+
+
+def test_each_instance_of_the_packaged_unit_is_a_user_of_its_own() -> None:
+    """Some of the kernel's limits are counted by user: one instance must not starve another."""
+    text = (Path(__file__).parents[2] / "packaging/systemd/hardsplice@.service").read_text()
+    lines = text.splitlines()
+    assert "DynamicUser=yes" in lines
+    (start,) = [line for line in lines if line.startswith("ExecStart=")]
+    assert start.startswith("ExecStart=!"), "set-up has root's rights, and a user to become"
+    assert " --runas ${USER} " in start
+    assert not [line for line in lines if line.startswith("User=")]

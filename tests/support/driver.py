@@ -2,7 +2,7 @@
 """The product with a way in for tests to its registry of ports: `Driver` on the tests' side, and,
 run as a program, the launcher that puts a channel in front of it.
 
-The launcher runs hardsplice.__main__.main with both directions' ports changeable. Its standard
+The launcher runs hardsplice.start.main with both directions' ports changeable. Its standard
 input is the tests' end of a SEQPACKET pair, which the host monitor keeps and serves; nothing else
 is changed, so that all that happens is under the lock-down of the product.
 """
@@ -14,10 +14,14 @@ import dataclasses
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-CHANNEL = 90  # where the launcher keeps its end
+
+class Here:
+    """Where the launcher keeps its end of the channel."""
+
+    channel = 0
 
 
 # --- the tests' side ------------------------------------------------------------------------------
@@ -90,27 +94,30 @@ def driven(identity: Any, *arguments: str, descriptors: int | None = None) -> It
 
 def launch() -> int:
     """Run the product with the channel."""
-    from hardsplice import cli, isolate, ports
-    from hardsplice.__main__ import main
+    from hardsplice import cli, descriptors, ports
     from hardsplice.forwarding import DIRECTIONS, Port, Source
     from hardsplice.monitor import HostMonitor
+    from hardsplice.start import main
 
     started = os.getpid()
-    os.dup2(0, CHANNEL, inheritable=False)
     parse_args, run = cli.parse_args, HostMonitor.run
-    keep_descriptors = isolate.keep_descriptors
+    reserve, keep = descriptors.reserve, descriptors.keep
 
     def with_ports(argv: Any) -> Any:
         return dataclasses.replace(parse_args(argv), any_port=frozenset(DIRECTIONS))
 
-    def with_channel(keep: Iterable[int]) -> None:
-        keep_descriptors((*keep, CHANNEL) if os.getpid() == started else keep)
+    def behind_the_fixed(first: int, ours: Sequence[int]) -> None:
+        Here.channel = descriptors.above(0, first, "the tests' channel")
+        reserve(first, ours)
+
+    def with_channel(wanted: Iterable[int], first: int) -> None:
+        keep((*wanted, Here.channel) if os.getpid() == started else wanted, first)
 
     def serve(self: HostMonitor) -> int:
-        end = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=CHANNEL)
+        end = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=Here.channel)
 
         def tell(text: str) -> None:
-            end.sendmsg([text.encode()], [], socket.MSG_NOSIGNAL)
+            end.sendmsg([text.encode()], [], socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
 
         def done(outcome: object) -> None:
             if isinstance(outcome, Exception):
@@ -123,7 +130,7 @@ def launch() -> int:
             if words:
                 requests[words[0]](*words[1:])
             else:
-                self.loop.remove(CHANNEL)
+                self.loop.remove(Here.channel)
 
         def add(direction: Any, spec: str) -> None:
             assert self.ports is not None
@@ -143,13 +150,13 @@ def launch() -> int:
             tell("ok " + "\n".join(rows))
 
         requests: dict[str, Callable[..., None]] = {"add": add, "remove": remove, "list": list_all}
-        self.loop.add(CHANNEL, on_request)
+        self.loop.add(Here.channel, on_request)
         return run(self)
 
     cli.parse_args = with_ports  # type: ignore[assignment]
-    isolate.keep_descriptors = with_channel
+    descriptors.reserve, descriptors.keep = behind_the_fixed, with_channel
     HostMonitor.run = serve  # type: ignore[method-assign]
-    return main()
+    return main(sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from typing import Any
 
 def launch() -> int:
     """Run the product."""
-    from hardsplice.__main__ import main
     from hardsplice.monitor import HostMonitor
+    from hardsplice.start import main
 
     run, close = HostMonitor.run, HostMonitor.close
     before: set[str] = set()
@@ -29,7 +29,7 @@ def launch() -> int:
 
     HostMonitor.run = noting  # type: ignore[method-assign]
     HostMonitor.close = telling  # type: ignore[method-assign]
-    return main()
+    return main(sys.argv[1:])
 
 
 if __name__ == "__main__":

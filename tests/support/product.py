@@ -121,6 +121,7 @@ class Instance:
         self.arguments = arguments
         self._said = ""
         self._messages = tempfile.TemporaryFile()  # noqa: SIM115 - closed by discard()
+        messages = os.open(f"/proc/self/fd/{self._messages.fileno()}", os.O_WRONLY | os.O_APPEND)
         ready, told = os.pipe()
         try:
             self.process = subprocess.Popen(
@@ -128,7 +129,7 @@ class Instance:
                 pass_fds=[told],
                 stdin=stdin,
                 stdout=stdout,
-                stderr=self._messages,
+                stderr=messages,
                 cwd="/",
                 env={**base, **(environment or {})},
                 start_new_session=True,
@@ -139,6 +140,7 @@ class Instance:
             raise
         finally:
             os.close(told)
+            os.close(messages)
         self._ready = ready
 
     @property

@@ -221,3 +221,15 @@ def test_closing_many_closes_these_and_no_others(places: set[int]) -> None:
 
 def test_ends_are_close_on_exec(pair: Pair) -> None:
     assert not any(os.get_inheritable(end.fileno()) for end in pair)
+
+
+def test_the_last_words_of_one_who_did_not_read_all_are_heard() -> None:
+    ours, theirs = Channel.pair()
+    ours.send(Record(Kind.PING))
+    theirs.send(Record(Kind.FATAL, text=b"so long"))
+    theirs.close()
+    last = ours.receive(wait=False)
+    assert last is not None
+    assert (last.kind, last.text) == (Kind.FATAL, b"so long")
+    assert ours.receive(wait=False) is None
+    ours.close()

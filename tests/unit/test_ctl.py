@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
 import os
@@ -23,9 +24,9 @@ from hardsplice import ports
 from hardsplice.control.http import Request, Response
 from hardsplice.control.routes import dispatch
 from hardsplice.ctl import client, show, top
-from hardsplice.ctl.__main__ import description, main
 from hardsplice.ctl.cli import parse_args
 from hardsplice.ctl.client import default_path
+from hardsplice.ctl.commands import description, main
 from hardsplice.errors import Failure
 from hardsplice.forwarding import Direction
 from hardsplice.ports import Forward
@@ -229,7 +230,7 @@ def test_status_flows_and_metrics(world: FakeWorld, capsys: pytest.CaptureFixtur
     world.present = [("inbound", flow(1000))]
     status = run(capsys, "status")[1]
     assert "hardsplice 1.2.3, process 42, up for 12.5 s\nserves process 7\n" in status
-    assert "not in force, since this kernel lacks it: deny ports by Landlock" in status
+    assert "not in force: deny ports by Landlock" in status
     assert "denied: 2 x peer" in status
     lines = run(capsys, "flows")[1].splitlines()
     assert lines[1].split()[:4] == ["inbound", "established", "127.0.0.1:1000", "[::1]:80"]
@@ -389,3 +390,92 @@ def test_a_reader_that_has_seen_enough_is_no_error(world: FakeWorld) -> None:
     )
     os.close(write)
     assert (done.returncode, done.stderr) == (1, b"")
+
+
+# --- whoever else may answer there ---
+
+NONSENSE = (
+    b"", b"[]", b"{}", b"null", b"1", b'"text"', b"[1]", b'[{}]', b"\xff", b"[" * 200_000,
+    b'{"a": NaN}', b"1" * 5000, b'{"flows": {}, "total": "x"}', b'{"flows": [1], "total": 1e999}',
+    b'{"version": 1, "pid": [], "uptimeSeconds": -1e308, "directions": [], "denied": 1}',
+    b'{"version": "1", "pid": 1, "uptimeSeconds": 1e308, "denied": {}, "lacking": 5}',
+    b'{"pid": -1, "lacking": {"a": "b"}}', b"hardsplice_up 1e9999x\n", b"hardsplice_up nan\n",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+@pytest.mark.parametrize(
+    "words",
+    [["status"], ["flows"], ["ports"], ["metrics"], ["audit"], ["top", "--interval", "0.1"]],
+    ids=" ".join,
+)
+def test_no_answer_is_more_than_an_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    words: list[str], form: list[str],
+) -> None:  # fmt: skip
+    """Nor less than JSON, where that was asked for."""
+    for body in NONSENSE:
+        monkeypatch.setattr(client.Client, "_ask", lambda *_, body=body: body)
+        status, out, err = run(capsys, *form, *words)
+        assert status in (0, 1)
+        if status:
+            assert err.startswith("hardsplicectl: cannot ")
+            assert len(err.splitlines()) == 1
+        elif form:
+            json.loads(out, parse_constant=pytest.fail)
+
+
+def test_an_endless_answer_is_not_read_to_its_end(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(client, "ANSWER_LIMIT", 1 << 20)
+    path = tmp_path / "stranger"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def answer() -> None:
+            peer, _ = listener.accept()
+            with peer, contextlib.suppress(OSError):
+                peer.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+                while True:
+                    peer.sendall(b" " * 65536)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        status, out, err = run(capsys, "--socket", str(path), "status")
+        thread.join(PATIENCE)
+    assert (status, out) == (1, "")
+    assert err == (
+        f"hardsplicectl: cannot understand control socket {path}: what answers is no hardsplice\n"
+    )
+
+
+@pytest.mark.parametrize("words", [["status"], ["--json", "status"], ["top", "--interval", "0.1"]])
+def test_an_answer_for_which_there_is_no_room_is_an_error(
+    world: FakeWorld, words: list[str]
+) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*COMMAND, *words], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr == "hardsplicectl: cannot write the answer: No space left on device\n"
+
+
+def test_what_the_locale_has_no_code_for_is_no_error(world: FakeWorld) -> None:
+    world.lacking = ["\u65e5"]
+    done = subprocess.run(
+        [*COMMAND, "status"], capture_output=True, check=False,
+        env={**os.environ, "LC_ALL": "en_US.ISO-8859-1", "PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_an_audit_is_of_the_process_that_listens(
+    world: FakeWorld, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever it says: by its own word it could be anybody. The world says that it is 4711."""
+    found = answer(capsys, "audit")["processes"]
+    assert found[0]["pid"] == os.getpid()
+    assert found[0]["role"] is None

@@ -259,6 +259,19 @@ def test_descriptors_from_a_relay_are_closed_and_end_it(stand: Stand) -> None:
     assert open_descriptors() == before
 
 
+def test_descriptors_from_a_relay_are_closed_and_nothing_else(stand: Stand) -> None:
+    """It may have sent one that others have too: options would be set for them."""
+    keeper, _, relay = stand
+    off = struct.pack("ii", 0, 0)
+    with socket.create_server(("127.0.0.1", 0)) as shared:
+        for packet in (encode(Record(Kind.YIELD)), b"nonsense"):
+            socket.send_fds(relay.socket, [packet], [shared.fileno()])
+            keeper._on_channel()
+        keeper._hear_out()
+        assert shared.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, len(off)) == off
+        assert shared.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
+
+
 def test_nonsense_from_a_relay_ends_it(stand: Stand) -> None:
     keeper, _, relay = stand
     relay.socket.send(b"nonsense")
@@ -373,6 +386,31 @@ def test_a_second_order_of_sockets_while_one_is_open_is_a_breach(
         keeper._on_channel()
     assert keeper.is_cut_off
     assert "has not got" in keeper.last_words
+
+
+def test_a_relay_that_orders_and_does_not_read_is_ended_soon(stand: Stand) -> None:
+    """What is under way to it counts as its user's, whose other instances would go short."""
+    keeper, _, relay = stand
+    orders = 0
+    while not keeper.is_cut_off:
+        orders += 1
+        assert orders <= 8
+        relay.send(Record(Kind.ASK, 0, detail=POOL_SIZE))
+        keeper._on_channel()
+    assert len(heard(relay)) == orders - 2, "one was left open, the next one was the breach"
+
+
+def test_a_relay_that_reads_late_gets_what_it_ordered(stand: Stand) -> None:
+    keeper, _, relay = stand
+    timers = cast(Timers, keeper.loop)
+    while not keeper.supply.owed:
+        relay.send(Record(Kind.ASK, 0, detail=1))
+        keeper._on_channel()
+    assert heard(relay)
+    ((_, again),) = timers.due
+    again()
+    assert heard(relay) == [(Kind.SOCKETS, 0)]
+    assert not keeper.supply.owed
 
 
 def no_socket(_: int) -> int:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import dataclass, field
 
 import pytest
@@ -65,3 +67,55 @@ def test_a_kernel_that_can_not_restrict_ports_is_not_asked_to(kernel: Kernel) ->
     assert kernel.handled[0][1] == 0
     assert kernel.granted == []
     assert landlock.ruleset(0, {80}) is None
+
+
+def test_a_layer_that_only_scopes(kernel: Kernel) -> None:
+    """The host monitor's first: nothing else in it, and nothing at all where nothing is scoped."""
+    assert landlock.scope(6) == 77
+    assert kernel.handled == [(0, 0, 3)]
+    assert landlock.scope(5) is None
+
+
+def test_a_layer_that_leaves_signals_as_they_are(kernel: Kernel) -> None:
+    """The host monitor's second, which its children are not under."""
+    landlock.ruleset(6, {80}, scoped=False)
+    assert kernel.handled == [((1 << 16) - 1, BIND | CONNECT, 0)]
+
+
+def test_a_layer_that_denies_files_and_nothing_else(kernel: Kernel) -> None:
+    assert landlock.no_files(7) == 77
+    assert kernel.handled == [((1 << 16) - 1, 0, 0)]
+    assert landlock.no_files(0) is None
+
+
+@pytest.mark.parametrize("call", ["landlock_abi", "landlock_create_ruleset", "landlock_add_port"])
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (errno.ENOSYS, landlock.LACKED),
+        (errno.EOPNOTSUPP, landlock.LACKED),
+        (errno.EPERM, landlock.FORBIDDEN),
+    ],
+)
+def test_why_there_is_none_is_told_by_the_error(
+    call: str, code: int, reason: str, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(linux, "landlock_abi", lambda: 7)
+    monkeypatch.setattr(os, "close", lambda fd: None)
+    monkeypatch.setattr(linux, call, fail)
+    found = landlock.support()
+    assert found == landlock.Support(0, reason)
+    assert len(found.missing) == 3
+    assert all(line.endswith(f": {reason}") for line in found.missing)
+
+
+def test_any_other_error_is_none_of_the_kernels_age(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> int:
+        raise OSError(errno.ENOMEM, "")
+
+    monkeypatch.setattr(linux, "landlock_abi", fail)
+    with pytest.raises(OSError, match=f"Errno {errno.ENOMEM}"):
+        landlock.support()

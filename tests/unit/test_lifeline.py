@@ -82,3 +82,15 @@ def test_a_line_that_was_let_go_of_before_ends_it_at_once() -> None:
     pid = forked(lambda: lifeline.hang_on(read))
     assert os.waitpid(pid, 0)[1] != 0
     os.close(read)
+
+
+def test_letting_go_twice_is_letting_go_once() -> None:
+    """The number may be another descriptor's by then."""
+    read, write = lifeline.pair()
+    hold = lifeline.Hold(write)
+    hold.let_go()
+    assert os.dup2(read, write) == write
+    hold.let_go()
+    os.fstat(write)
+    os.close(write)
+    os.close(read)

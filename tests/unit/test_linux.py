@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -23,6 +24,7 @@ from hypothesis import strategies as st
 
 from hardsplice import linux, socketcalls
 from hardsplice.relay.kernel import Kernel
+from tests.sandbox import interpreters
 from tests.support.descriptors import open_descriptors
 from tests.support.stream import eventually
 
@@ -349,3 +351,40 @@ def test_a_fork_is_a_fork() -> None:
     assert os.read(read, 100) == str(pid).encode()
     os.close(read)
     assert os.WEXITSTATUS(os.waitpid(pid, 0)[1]) == 7
+
+
+HOOKED = """
+import concurrent.futures.thread, logging, os, random, threading
+
+bad = lambda: os._exit(9)
+os.register_at_fork(before=bad, after_in_parent=bad, after_in_child=bad)
+from hardsplice import linux
+os.register_at_fork(before=bad, after_in_parent=bad, after_in_child=bad)
+assert len(linux._fork_hooks) == 3
+import gc; gc.freeze()
+
+def fork(depth):
+    pid = linux.fork()
+    if pid == 0:
+        thread = threading.Thread(target=lambda: random.random())
+        thread.start(); thread.join()
+        logging.getLogger().debug("on")
+        os._exit(fork(depth - 1) if depth else 7)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+print(fork(2))
+"""
+
+
+@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13", "3.14", "3.15"])
+def test_a_fork_runs_nobodys_hooks(version: str) -> None:
+    """And leaves an interpreter that goes on."""
+    python = interpreters.any_found().get(version)
+    if python is None:
+        pytest.skip(f"no Python {version} here; {interpreters.VARIABLE} can name one")
+    environment = {"PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [python, "-W", "error", "-c", HOOKED], env=environment, capture_output=True, text=True,
+        timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "7\n", "")

@@ -3,38 +3,39 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import itertools
 import json
 import os
+import resource
+import select
+import threading
 import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hardsplice.errors import printable
-from hardsplice.log import LINE_LIMIT, LINES_A_SECOND, Level, Limiter, Log, make_room
+from hardsplice.errors import Failure
+from hardsplice.log import (
+    LAST_WORDS,
+    LINE_LIMIT,
+    LINES_A_SECOND,
+    Level,
+    Limiter,
+    Log,
+    as_json,
+    make_room,
+    open_file,
+)
 from hardsplice.values import LogFormat
-
-
-@given(st.text())
-def test_whatever_is_in_a_text_it_stays_on_one_line_and_moves_no_cursor(text: str) -> None:
-    shown = printable(text)
-    assert shown.isprintable()
-    assert len(shown.splitlines()) <= 1
-
-
-@given(st.text(st.characters(categories=("L", "N", "P", "S"))))
-def test_what_can_be_shown_is_shown_as_it_is(text: str) -> None:
-    assert printable(text) == text
-
-
-def test_what_can_not_be_shown_is_spelt() -> None:
-    assert printable("a\nb\x1b[2Jc\u202ed\udc80") == "a\\nb\\x1b[2Jc\\u202ed\\udc80"
-
+from tests.support.files import make_something
+from tests.support.stream import PATIENCE
 
 # --- how many ---
 
@@ -104,7 +105,7 @@ def test_json_has_a_line_for_each_line(capfd: pytest.CaptureFixture[str]) -> Non
     lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
     times = [datetime.fromisoformat(line.pop("time")) for line in lines]
     assert lines == [
-        {"level": "warning", "message": 'a "b"\n\x1b\u202e'},
+        {"level": "warning", "message": 'a "b"\\n\\x1b\\u202e'},
         {"level": "info", "event": "flow", "bytes": 2**64 - 1},
     ]
     assert all(abs(when.timestamp() - time.time()) < 60 for when in times)
@@ -143,6 +144,127 @@ def test_a_long_line_is_cut_so_that_it_goes_out_in_one_piece(
     assert line.endswith("...\n")
 
 
+ANYTHING = st.text(st.characters(), max_size=4000)
+
+
+@given(ANYTHING, ANYTHING, st.sampled_from(["", "<30>hardsplice[4194304]: "]))
+def test_a_line_in_json_is_json_however_long_its_texts_are(one: str, two: str, lead: str) -> None:
+    limit = LINE_LIMIT - len(lead) - 1
+    fields = {"message": one, "bytes": 2**64 - 1, "listener": two}
+    line = as_json(Level.WARNING, fields, 0.0, limit)
+    assert len(line.encode()) <= limit
+    shown = json.loads(line)
+    assert set(shown) == {"time", "level", *fields}
+    assert shown["bytes"] == 2**64 - 1
+    assert all(str(shown[name]).isprintable() for name in ("message", "listener"))
+
+
+def test_of_a_long_text_in_json_the_beginning_stays() -> None:
+    line = as_json(Level.ERROR, {"message": "\u20ac" * 1000, "end": "fin"}, 0.0, 500)
+    shown = json.loads(line)
+    assert 490 < len(line) <= 500
+    assert shown["message"].rstrip(".") == "\u20ac" * len(shown["message"].rstrip("."))
+    assert shown["message"].endswith("...")
+    assert shown["end"] == "fin"
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+@pytest.mark.parametrize("text", ["\u20ac" * 3000, "\0" * 3000, "a" * 3000, '"' * 3000])
+@pytest.mark.usefixtures("descriptor_2")
+def test_a_long_line_in_the_journal_is_whole_in_its_form(form: LogFormat, text: str) -> None:
+    reader, writer = os.pipe()
+    os.dup2(writer, 2)
+    os.close(writer)
+    found = os.fstat(2)
+    Log(Level.INFO, form, f"{found.st_dev}:{found.st_ino}").line(Level.ERROR, text)
+    data = os.read(reader, 2 * LINE_LIMIT)
+    os.close(reader)
+    assert LINE_LIMIT - 8 < len(data) <= LINE_LIMIT
+    line = data.decode()
+    assert line.startswith("<3>")
+    assert line.endswith("\n")
+    if form == "json":
+        json.loads(line[3:])
+
+
+def fill_pipe() -> int:
+    """Make descriptor 2 a pipe that is full; its other end."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, bytes(4096))
+    os.set_blocking(writer, True)
+    os.dup2(writer, 2)
+    os.close(writer)
+    return reader
+
+
+@pytest.mark.usefixtures("descriptor_2")
+def test_last_words_wait_for_a_moment_in_all_and_nothing_else_does() -> None:
+    full_pipe = fill_pipe()
+    log = Log(Level.INFO)
+    log.settle()
+    began = time.monotonic()
+    for _ in range(200):
+        log.line(Level.ERROR, "in service")
+        log.limited(Level.ERROR, object(), "in service")
+    served = time.monotonic() - began
+    for _ in range(20):
+        log.last_words("that is all")
+    took = time.monotonic() - began
+    assert served < LAST_WORDS, "200 lines wait less than one of the old kind did"
+    assert LAST_WORDS * 0.9 < took < 5 * LAST_WORDS, "and 20 last words little longer than one"
+    os.close(full_pipe)
+
+
+@pytest.mark.usefixtures("descriptor_2")
+def test_last_words_reach_a_reader_who_is_late() -> None:
+    full_pipe = fill_pipe()
+    log = Log(Level.INFO)
+    log.settle()
+    reading = threading.Timer(0.2, os.read, (full_pipe, 1 << 20))
+    reading.start()
+    log.last_words("that is all")
+    reading.join()
+    os.set_blocking(full_pipe, False)
+    assert os.read(full_pipe, 1 << 20).rstrip(b"\0") == b"hardsplice: that is all\n"
+    os.close(full_pipe)
+
+
+@pytest.mark.usefixtures("descriptor_2")
+def test_even_if_somebody_else_fills_the_pipe_in_between_it_does_not_wait() -> None:
+    """COMMAND shares it: what has room when it is looked at has none when it is written to."""
+    full_pipe = fill_pipe()
+    log = Log(Level.INFO)
+    log.settle()
+
+    class Mistaken:
+        def poll(self, _: float) -> list[tuple[int, int]]:
+            return [(2, select.POLLOUT)]
+
+    log._poller = cast("select.poll", Mistaken())
+    waiting = threading.Timer(PATIENCE, os.read, (full_pipe, 1 << 20))  # so that it ends at all
+    waiting.start()
+    began = time.monotonic()
+    log.line(Level.ERROR, "text")
+    assert time.monotonic() - began < PATIENCE / 2
+    waiting.cancel()
+    assert log._missed == 1
+    assert os.get_blocking(2) is False
+    os.close(full_pipe)
+
+
+@pytest.mark.usefixtures("descriptor_2")
+def test_the_others_at_a_pipe_keep_an_end_that_waits() -> None:
+    reader, writer = os.pipe()
+    os.dup2(writer, 2)
+    Log(Level.INFO).settle()
+    assert os.get_blocking(writer)
+    for fd in (reader, writer):
+        os.close(fd)
+
+
 @pytest.mark.usefixtures("descriptor_2")
 def test_nobody_who_does_not_read_holds_it_up_and_what_is_lost_is_said() -> None:
     reader, writer = os.pipe()
@@ -161,7 +283,7 @@ def test_nobody_who_does_not_read_holds_it_up_and_what_is_lost_is_said() -> None
     assert 100 < len(taken) < number
     assert all(line.endswith("...") for line in taken), "none is cut"
     assert later == [
-        f"hardsplice: {number - len(taken)} lines before this one are lost: nobody read them",
+        f"hardsplice: {number - len(taken)} lines before this one are lost: nobody took them",
         "hardsplice: and on",
     ]
 
@@ -228,6 +350,87 @@ def test_room_is_made_line_by_line(tmp_path: Path, before: bytes, keep: int, aft
     assert make_room(fd, keep) == len(after)
     os.close(fd)
     assert path.read_bytes() == after
+
+
+class Limits:
+    """RLIMIT_FSIZE for a while; what is above it is EFBIG, as Python ignores SIGXFSZ."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __enter__(self) -> None:
+        self.before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, self.before[1]))
+
+    def __exit__(self, *_: object) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, self.before)
+
+
+@pytest.mark.usefixtures("descriptor_2")
+def test_a_line_for_which_there_is_not_room_enough_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    log = log_to(path, 4096)
+    log.line(Level.INFO, "whole")
+    with Limits(path.stat().st_size + 10):
+        log.line(Level.INFO, "cut off")
+        assert path.read_text() == "hardsplice: whole\n"
+    log.line(Level.INFO, "and on")
+    assert path.read_text().splitlines() == [
+        "hardsplice: whole",
+        "hardsplice: 1 lines before this one are lost: nobody took them",
+        "hardsplice: and on",
+    ]
+
+
+@pytest.mark.usefixtures("descriptor_2")
+def test_in_a_file_that_is_not_ours_the_next_line_begins_anew(tmp_path: Path) -> None:
+    path = tmp_path / "stderr"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(fd, 2)
+    os.close(fd)
+    log = Log(Level.INFO)
+    log.settle()
+    with Limits(5):
+        log.line(Level.INFO, "cut off")
+        assert path.read_text() == "hards"
+    log.line(Level.INFO, "and on")
+    assert path.read_text().splitlines() == [
+        "hards",
+        "hardsplice: 1 lines before this one are lost: nobody took them",
+        "hardsplice: and on",
+    ]
+
+
+@pytest.mark.usefixtures("descriptor_2")
+def test_no_more_is_asked_for_than_the_limit_of_the_process_allows(tmp_path: Path) -> None:
+    with Limits(5000):
+        assert log_to(tmp_path / "log", 8192).file_limit == 5000
+        fd = os.open(tmp_path / "stderr", os.O_WRONLY | os.O_CREAT)
+        os.dup2(fd, 2)
+        os.close(fd)
+        assert Log(Level.INFO).file_limit == 5000
+
+
+# --- whatever is where the log file should be ---
+
+
+@pytest.mark.parametrize("kind", ["fifo", "folder", "socket", "device", "link", "dangling"])
+def test_what_is_no_file_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+    path = make_something(tmp_path / "log", kind)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(
+        Failure, match=r"cannot write log file .*log: |cannot write log file /dev/n"
+    ):
+        open_file(str(path))
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_lock_of_somebody_else_is_not_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(Failure, match="another hardsplice writes it"):
+            open_file(str(path))
 
 
 @pytest.mark.usefixtures("descriptor_2")

@@ -6,7 +6,8 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,9 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hardsplice import linux
+from hardsplice import linux, namespaces
 from hardsplice.errors import Failure
 from hardsplice.namespaces import (
+    Target,
     open_path,
     open_process,
     owns_all_ids,
@@ -24,6 +26,7 @@ from hardsplice.namespaces import (
     write_id_maps,
 )
 from tests.support.descriptors import open_descriptors
+from tests.support.netns import Identity, Namespace
 
 
 @pytest.fixture(autouse=True)
@@ -139,22 +142,12 @@ def test_whether_all_ids_are_ours_is_read_from_the_map() -> None:
 # --- refusals, after which the program ends and closes what it had opened ---
 
 
-@pytest.fixture
-def program_ends() -> Iterator[None]:
-    before = open_descriptors()
-    yield
-    for fd in open_descriptors() - before:
-        os.close(fd)
-
-
-@pytest.mark.usefixtures("program_ends")
 def test_ones_own_namespace_is_no_target() -> None:
     with pytest.raises(Failure, match="hardsplice runs in") as caught:
         open_path("/proc/self/ns/net", None, netns_only=True)
     assert caught.value.hint is not None
 
 
-@pytest.mark.usefixtures("program_ends")
 @pytest.mark.parametrize(
     ("path", "reason"),
     [
@@ -173,6 +166,44 @@ def test_a_process_that_is_gone_is_said() -> None:
     os.waitpid(pid, 0)
     with pytest.raises(Failure, match="no such process"):
         open_process(pid, netns_only=False)
+
+
+@pytest.fixture
+def other() -> Iterator[Namespace]:
+    """A process with namespaces of its own."""
+    try:
+        made = Namespace(Identity("who runs the tests"), new_user=True)
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    with made:
+        yield made
+
+
+@pytest.mark.parametrize(
+    "find",
+    [
+        lambda pid: open_process(pid, netns_only=False),
+        lambda pid: open_process(pid, netns_only=True),
+        lambda pid: open_path(f"/proc/{pid}/ns/net", None, netns_only=False),
+        lambda pid: open_path(f"/proc/{pid}/task/{pid}/ns/net", None, netns_only=True),
+    ],
+    ids=["process", "process, netns only", "path", "path of a thread, netns only"],
+)
+def test_a_number_that_is_used_again_is_noticed(
+    find: Callable[[int], Target], other: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process ends once it was found, and what is opened by its number is another's."""
+    process = subprocess.Popen(["sleep", "1000"])
+    open_namespace = namespaces._open_namespace
+
+    def open_late(path: str, kind: int, name: str) -> int:
+        process.kill()
+        process.wait()
+        return open_namespace(path.replace(str(process.pid), str(other.pid)), kind, name)
+
+    monkeypatch.setattr(namespaces, "_open_namespace", open_late)
+    with pytest.raises(Failure, match="no such process"):
+        find(process.pid)
 
 
 def test_namespaces_are_compared_by_what_they_are() -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hardsplice.errors import Failure
+from hardsplice.passed import Passed
 from hardsplice.service import VARIABLES, Manager, Notifier, Watchdog, forget, manager_of
 
 NOTHING = Manager(None, None, 0, ())
@@ -107,6 +109,22 @@ def test_descriptors_go_with_their_names(manager: socket.socket) -> None:
     assert text == b"FDSTORE=1\nFDNAME=a name"
     told.drop("a name")
     assert manager.recv(1000) == b"FDSTOREREMOVE=1\nFDNAME=a name"
+
+
+def test_descriptors_that_can_not_be_sent_are_kept_by_nobody_and_that_is_said(
+    manager: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too many of this user are under way: no reason not to start."""
+    told = notifier(manager)
+
+    def crowded(*_: object) -> int:
+        raise OSError(errno.ETOOMANYREFS, os.strerror(errno.ETOOMANYREFS))
+
+    monkeypatch.setattr(socket, "send_fds", crowded)
+    assert not told.keep("a name", 0)
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        current = [("a", one.fileno()), ("b", one.fileno()), ("c", one.fileno())]
+        assert Passed(()).hand_over(told, current, 2) == (1, 2)
 
 
 def test_a_manager_that_is_not_there_is_an_error_at_start_only(

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hardsplice.guard import HOT, build, serves
 from hardsplice.policymodel import Alternatives, Comparison
+from hardsplice.prelude import HOT, build, serves
 from hardsplice.syscalls import ARCHITECTURES, SOCKETCALL, Architecture
 from tests.policy.bpf import ALLOW, ASK, KILL_PROCESS, Call, Filter
 
@@ -44,10 +44,10 @@ def policies(draw: st.DrawFn) -> dict[str, Alternatives]:
     return {call: tuple(draw(ways)) for call in calls}
 
 
-def guarded(
+def with_prelude(
     allowed: dict[str, Alternatives], target: Architecture, asked: frozenset[str] = frozenset()
 ) -> Filter:
-    """The guard, and behind it something that answers PASSED_ON."""
+    """The prelude, and behind it something that answers PASSED_ON."""
     order = ">" if target.byte_order == "big" else "<"
     rest = struct.pack(f"{order}HBBI", 0x06, 0, 0, PASSED_ON)
     return Filter(build(allowed, asked, NUMBERS, target) + rest, target.byte_order)
@@ -83,10 +83,10 @@ def meant(
 
 @settings(max_examples=400, deadline=None)
 @given(policies(), st.sets(st.sampled_from(sorted(NUMBERS))), targets, st.data())
-def test_the_guard_answers_what_the_comparisons_mean(
+def test_the_prelude_answers_what_the_comparisons_mean(
     allowed: dict[str, Alternatives], asked: set[str], target: Architecture, data: st.DataObject
 ) -> None:
-    program = guarded(allowed, target, frozenset(asked))
+    program = with_prelude(allowed, target, frozenset(asked))
     mentioned = [
         value & (2**target.bits - 1)
         for ways in allowed.values()
@@ -109,8 +109,8 @@ def test_the_guard_answers_what_the_comparisons_mean(
 def test_one_comparison_by_itself(
     item: Comparison, target: Architecture, data: st.DataObject
 ) -> None:
-    """In a hot call, so that the guard serves it whatever it compares."""
-    program = guarded({"close": ((item,),)}, target)
+    """In a hot call, so that the prelude serves it whatever it compares."""
+    program = with_prelude({"close": ((item,),)}, target)
     everything = 2**target.bits - 1
     near = st.sampled_from([item.value + by for by in (-1, 0, 1, 1 << 32, -(1 << 32))])
     for _ in range(4):
@@ -124,8 +124,8 @@ def test_one_comparison_by_itself(
 def test_an_int_is_compared_by_its_low_half(name: str) -> None:
     """(1 << 32) | 3 is descriptor 3 to the kernel."""
     target = ARCHITECTURES[name]
-    program = guarded({"close": ((Comparison(0, None, 16, ">=", is_int=True),),)}, target)
-    wide = guarded({"close": ((Comparison(0, None, 16, ">="),),)}, target)
+    program = with_prelude({"close": ((Comparison(0, None, 16, ">=", is_int=True),),)}, target)
+    wide = with_prelude({"close": ((Comparison(0, None, 16, ">="),),)}, target)
     if target.bits == 64:
         sly = Call(11, target.audit, ((1 << 32) | 3, 0, 0, 0, 0, 0))
         assert (program.answer(sly), wide.answer(sly)) == (KILL_PROCESS, ALLOW)
@@ -136,7 +136,7 @@ def test_an_int_is_compared_by_its_low_half(name: str) -> None:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_another_architecture_s_calls_are_killed_first(name: str) -> None:
     target = ARCHITECTURES[name]
-    program = guarded({"close": ((Comparison(0, None, 0, ">="),),)}, target)
+    program = with_prelude({"close": ((Comparison(0, None, 0, ">="),),)}, target)
     for other in ARCHITECTURES.values():
         if other is not target:
             for number in (11, 99):
@@ -170,7 +170,7 @@ def test_socketcall_passes_for_the_named_calls_and_never_reaches_what_follows(na
     target = ARCHITECTURES[name]
     ways = tuple((Comparison(0, None, sub),) for sub in (8, 1))
     for allowed, passed in (({}, set[int]()), ({"socketcall": ways}, {1, 8})):
-        program = guarded(allowed, target)
+        program = with_prelude(allowed, target)
         for sub in range(20):
             answer = program.answer(Call(102, target.audit, (sub, 0, 0, 0, 0, 0)))
             if name in SOCKETCALL:

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What hardsplicectl does: parse, ask, show; errors are lines of the form that hardsplice has."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from hardsplice import audit, ports
+from hardsplice.cli import read_ephemeral_range
+from hardsplice.control import portapi
+from hardsplice.ctl import cli, show, top
+from hardsplice.ctl.client import Client, Refused
+from hardsplice.errors import Failure, printable, reason_of
+from hardsplice.forwarding import Direction
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run hardsplicectl with the words of its command line; the exit status."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what the locale has no code for is no error
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        given = cli.parse_args(argv)
+        with contextlib.closing(Client(given.socket)) as client:
+            COMMANDS[given.command](client, given)
+        sys.stdout.flush()
+    except Failure as failure:
+        return _complain(failure.lines("hardsplicectl"))
+    except Refused as refused:
+        texts = (refused.message, refused.hint)
+        return _complain([f"hardsplicectl: {printable(text)}" for text in texts if text])
+    except KeyboardInterrupt:
+        return 130
+    except OSError as error:
+        # What is still buffered would raise again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            return 1  # the reader has seen enough
+        return _complain(Failure("write", "the answer", reason_of(error)).lines("hardsplicectl"))
+    return 0
+
+
+def _complain(lines: Sequence[str]) -> int:
+    with contextlib.suppress(OSError):
+        print("\n".join(lines), file=sys.stderr)
+    return 1
+
+
+def _tell(
+    client: Client, given: argparse.Namespace, value: object, lines: Callable[[], Sequence[str]]
+) -> None:
+    """Print an answer: as JSON, which is in ASCII, or in lines, which are shown as they may be."""
+    with client.understood():
+        if given.json:
+            text = json.dumps(value, indent=2, allow_nan=False)
+        else:
+            text = "\n".join(map(printable, lines()))
+    print(text)
+
+
+# --- the commands ---------------------------------------------------------------------------------
+
+
+def _ports(client: Client, given: argparse.Namespace) -> None:
+    if given.action == "add":
+        added = _add(client, given.direction, given.spec)
+        _tell(client, given, added, lambda: show.ports(added))
+    elif given.action == "remove":
+        for number in given.ids:
+            client.remove(number, reset_flows=given.reset)
+        _tell(
+            client,
+            given,
+            {"removed": given.ids},
+            lambda: [f"removed {number}" for number in given.ids],
+        )
+    else:
+        listed = client.get("/v1/ports?direction=all")
+        _tell(client, given, listed, lambda: show.ports(listed))
+
+
+def _add(client: Client, direction: Direction, spec: str) -> list[dict[str, object]]:
+    """Add all ports of a SPEC, or none of them; those that `all` brings may be in use."""
+    option = "-t" if direction == "inbound" else "-T"
+    wanted = ports.parse([spec], ephemeral=read_ephemeral_range(), option=option)
+    if not wanted:
+        raise Failure("add", f"{option} {spec}", "it names no port")
+    added: list[dict[str, object]] = []
+    try:
+        for forward in wanted:
+            try:
+                added.append(client.add(description(direction, forward)))
+            except Refused:
+                if forward.required:
+                    raise
+    except BaseException:
+        for port in added:
+            with contextlib.suppress(Failure, Refused):
+                with client.understood():
+                    number = int(str(port["id"]))
+                client.remove(number, reset_flows=False)
+        raise
+    return added
+
+
+def description(direction: Direction, forward: ports.Forward) -> dict[str, object]:
+    """A port in the words of the port API."""
+    return {**portapi.describe(direction, forward, "tcp"), "direction": direction}
+
+
+def _status(client: Client, given: argparse.Namespace) -> None:
+    answer = client.get("/v1/status")
+    _tell(client, given, answer, lambda: show.status(answer))
+
+
+def _flows(client: Client, given: argparse.Namespace) -> None:
+    answer = client.get("/v1/flows")
+    _tell(client, given, answer, lambda: show.flows(answer))
+
+
+def _metrics(client: Client, given: argparse.Namespace) -> None:
+    text = client.text("/metrics")
+    with client.understood():
+        samples = show.metrics(text)
+    _tell(client, given, samples, lambda: text.split("\n")[:-1])
+
+
+def _audit(client: Client, given: argparse.Namespace) -> None:
+    """The one answer that hardsplice can't give: it sees no /proc any more, so we look."""
+    answer = client.get("/v1/audit")
+    with client.understood():
+        lacking = [str(layer) for layer in answer["lacking"]]
+    # Who answers is the kernel's word: by his own he could be anybody.
+    pid = client.process
+    try:
+        if not pid:
+            raise ProcessLookupError
+        text = audit.report(pid, lacking, "json" if given.json else "table")
+    except (FileNotFoundError, ProcessLookupError):
+        reason = "it is not in this PID namespace, or has ended"
+        raise Failure("audit", "the process that answers", reason) from None
+    print(text)
+
+
+def _top(client: Client, given: argparse.Namespace) -> None:
+    with client.understood():
+        if given.json:
+            samples = top.once(client, given.interval)
+            found = [dataclasses.asdict(sample) for sample in samples]
+            print(json.dumps(found, indent=2, allow_nan=False))
+        else:
+            top.run(client, given.interval)
+
+
+COMMANDS: dict[str, Callable[[Client, argparse.Namespace], None]] = {
+    "ports": _ports,
+    "status": _status,
+    "flows": _flows,
+    "metrics": _metrics,
+    "audit": _audit,
+    "top": _top,
+}

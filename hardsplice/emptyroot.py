@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""An empty, read-only folder as a process's root, so that there is nothing to open.
+
+There are two ways to it. Who may make a mount namespace leaves the file system by one of its own
+(``leave``). Who may do that only after joining a user namespace whose root can forbid it there, by
+user.max_mnt_namespaces, has a child make such a folder before (``made_by_child``), and enters it
+after (``enter``), which asks for nothing that the other root could switch off. The folder lives on
+without the child, or any mount namespace: it is in no tree, so that ".." stays where it is.
+"""
+
+from __future__ import annotations
+
+import os
+
+from hardsplice import linux, namespaces
+from hardsplice.channel import Channel, Kind, Record
+from hardsplice.errors import Failure, failure_of, reason_of, text_of
+
+LEAVE = "leave the file system for an empty one"
+_PLACE = "/proc"  # a folder that is there for sure, to mount the new root on
+
+
+def leave() -> None:
+    """A mount namespace of our own, with an empty, read-only root and nothing else."""
+    linux.unshare(linux.CLONE_NEWNS)
+    linux.mount("none", "/", None, linux.MS_REC | linux.MS_PRIVATE)
+    flags = linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
+    linux.mount("tmpfs", _PLACE, "tmpfs", flags, "nr_inodes=2,size=4k,mode=0555")
+    os.chdir(_PLACE)
+    # Both on the same place: the old root ends up on top of the new one, and is then taken off
+    # (pivot_root(2)).
+    linux.pivot_root(".", ".")
+    linux.umount2(".", linux.MNT_DETACH)
+    os.chdir("/")
+
+
+def made_by_child() -> int:
+    """A descriptor of such a folder, for an ordinary user; Failure where there is none."""
+    ours, theirs = Channel.pair()
+    pid = os.fork()
+    if pid == 0:
+        _make(theirs)
+    theirs.close()
+    try:
+        record = ours.receive()
+    finally:
+        ours.close()
+        os.waitpid(pid, 0)
+    if record is None:
+        raise Failure("lock down", LEAVE, "the process that makes it ended early")
+    if record.kind == Kind.FATAL:
+        raise failure_of(record.text)
+    (folder,) = record.fds
+    return folder
+
+
+def _make(channel: Channel) -> None:
+    status = 1
+    try:
+        namespaces.enter_own_user_namespace()
+        leave()
+        folder = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        channel.send(Record(Kind.READY, fds=(folder,)))
+        status = 0
+    except OSError as error:
+        failure = Failure("lock down", LEAVE, reason_of(error), namespaces.USERNS_HINT)
+        channel.send(Record(Kind.FATAL, text=text_of(failure)))
+    finally:
+        os._exit(status)
+
+
+def enter(folder: int) -> None:
+    """Make a folder of ``made_by_child`` the root of this process, which needs CAP_SYS_CHROOT."""
+    os.fchdir(folder)
+    os.chroot(".")
+    os.close(folder)

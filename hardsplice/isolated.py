@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""An interpreter that nobody but hardsplice has a say in.
+
+A Python that was started in the usual way reads PYTHON* variables, some of which change the system
+calls that it makes later on (PYTHON_JIT, PYTHONPERFSUPPORT, PYTHONMALLOC), looks for modules in the
+current directory and on PYTHONPATH before its own, and runs sitecustomize, usercustomize and what
+.pth files say. Under a filter that kills, each of them is a way to be killed. So every command of
+hardsplice begins again, once, in an isolated interpreter: `python -I -S`. That is an exec: number,
+parent and descriptors of the process stay what they were, and so does the environment, which is
+COMMAND's and says nothing to an isolated interpreter.
+
+Without site there are no folders of packages either. Where they are goes along as a -X option,
+which is on nobody's command line but our own. They come after Python's own modules, and hardsplice
+itself is taken from where it was found, whatever else is in that folder.
+
+This file is both the module and the script that the isolated interpreter runs. It may import
+nothing but what an interpreter has loaded by then.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+# No warning: to show one, Python opens the source that it is about. And no code from whoever may
+# write to its memory, as Python 3.14 has it; older ones don't know the word, and don't mind.
+_OPTIONS = ("-I", "-S", "-W", "ignore", "-X", "disable-remote-debug")
+_FOLDERS = "hardsplice"  # the -X option's name
+
+
+def begin(module: str) -> None:
+    """Begin again as the isolated ``module``, of which ``main`` is called; return where that has
+    happened already.
+    """
+    if (sys.flags.isolated and sys.flags.no_site) or not sys.executable:
+        return
+    restore_environment()
+    folders = f"{_FOLDERS}={os.pathsep.join(_package_folders())}"
+    script = os.path.abspath(__file__)
+    command = [sys.executable, *_OPTIONS, "-X", folders, script, module, *sys.argv[1:]]
+    try:
+        os.execv(sys.executable, command)
+    except OSError as error:
+        sys.exit(f"hardsplice: cannot start {sys.executable!a}: {error.strerror}")
+
+
+def restore_environment() -> None:
+    """Take out of the environment what the interpreter itself put in: it sets LC_CTYPE where the
+    locale is C (PEP 538).
+    """
+    try:
+        with open("/proc/self/environ", "rb") as file:
+            given = file.read().split(b"\0")
+    except OSError:
+        return
+    if not any(entry.startswith(b"LC_CTYPE=") for entry in given):
+        os.environ.pop("LC_CTYPE", None)
+
+
+def _package_folders() -> list[str]:
+    """Where modules are looked for now, but for Python's own folders, and for the first one: that
+    is the current directory (-m), or the script's.
+    """
+    first = 0 if sys.flags.safe_path else 1
+    own = os.path.dirname(os.__file__)
+    return [
+        folder
+        for folder in sys.path[first:]
+        if folder not in (own, os.path.join(own, "lib-dynload")) and not folder.endswith(".zip")
+    ]
+
+
+def _run() -> None:
+    """What the isolated interpreter does: find hardsplice and its packages, and call ``main``."""
+    home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    sys.path.insert(0, home)
+    from hardsplice import __path__ as _  # noqa: F401 - its modules are found from here on
+
+    del sys.path[0]
+    folders = [home, *str(sys._xoptions[_FOLDERS]).split(os.pathsep)]
+    sys.path += [folder for folder in dict.fromkeys(folders) if folder not in sys.path]
+    from importlib import import_module
+
+    name = sys.argv.pop(1)
+    sys.argv[0] = name.partition(".")[0]
+    sys.exit(import_module(name).main())
+
+
+if __name__ == "__main__":
+    _run()

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What each child of a monitor may say, and when: what is not in a table is a breach."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hardsplice.channel import Kind, Malformed, Record
+from hardsplice.dialogue import INIT, RELAY, TARGET_MONITOR, Dialogue, Phase, Rules
+from hardsplice.notes import LACKING_LENGTH, LACKING_MAX, lacking
+
+ONCE = (Kind.READY, Kind.EXITED)
+CHILDREN = {"relay": RELAY, "target monitor": TARGET_MONITOR, "init": INIT}
+children = pytest.mark.parametrize("rules", CHILDREN.values(), ids=CHILDREN.keys())
+
+
+def heard(rules: Rules, *kinds: int, phase: Phase = Phase.STARTING) -> Phase:
+    """Where a child stands that has said all this."""
+    dialogue = Dialogue(rules)
+    dialogue.phase = phase
+    for kind in kinds:
+        dialogue.hear(Record(kind))
+    return dialogue.phase
+
+
+def refused(rules: Rules, *kinds: int, phase: Phase = Phase.STARTING) -> None:
+    """All but the last is due."""
+    where = heard(rules, *kinds[:-1], phase=phase)
+    with pytest.raises(Malformed):
+        heard(rules, kinds[-1], phase=where)
+
+
+@pytest.mark.parametrize("rules", [RELAY, TARGET_MONITOR], ids=["relay", "target monitor"])
+def test_ready_is_said_once_and_last_words_are_the_last(rules: Rules) -> None:
+    assert heard(rules, Kind.READY, Kind.NOTE, Kind.FLOW, Kind.NOTE) is Phase.SERVING
+    refused(rules, Kind.READY, Kind.READY)
+    for kind in Kind:
+        refused(rules, Kind.READY, Kind.FATAL, kind)
+        refused(rules, Kind.FATAL, kind)
+
+
+def test_a_relay_says_nothing_before_it_is_ready_but_why_it_is_not() -> None:
+    for kind in set(Kind) - {Kind.READY, Kind.FATAL}:
+        refused(RELAY, kind)
+
+
+def test_relays_of_a_target_monitor_may_be_busy_before_all_of_them_are() -> None:
+    assert heard(TARGET_MONITOR, Kind.NOTE, Kind.FLOW, Kind.READY) is Phase.SERVING
+    for kind in (Kind.PONG, Kind.OPENED, Kind.SERVED, Kind.CLOSED):
+        refused(TARGET_MONITOR, kind)
+
+
+def test_init_is_ready_once_it_was_told_to_be_and_command_ends_once() -> None:
+    refused(INIT, Kind.READY)
+    refused(INIT, Kind.EXITED)
+    prepared = Phase.PREPARING
+    refused(INIT, Kind.EXITED, phase=prepared)
+    refused(INIT, Kind.READY, Kind.READY, phase=prepared)
+    refused(INIT, Kind.READY, Kind.EXITED, Kind.EXITED, phase=prepared)
+    refused(INIT, Kind.READY, Kind.FATAL, Kind.FATAL, phase=prepared)
+    for last in ((Kind.FATAL,), (Kind.READY, Kind.EXITED), (Kind.READY, Kind.FATAL, Kind.EXITED)):
+        assert heard(INIT, *last, phase=prepared) is Phase.ENDING
+
+
+@children
+@given(st.integers(0, 255), st.sampled_from(Phase))
+def test_descriptors_come_beside_a_listener_only(rules: Rules, kind: int, phase: Phase) -> None:
+    dialogue = Dialogue(rules)
+    dialogue.phase = phase
+    record = Record(kind, fds=(3,))
+    if rules is TARGET_MONITOR and kind == Kind.OPENED and phase is Phase.SERVING:
+        dialogue.hear(record)
+        return
+    with pytest.raises(Malformed):
+        dialogue.hear(record)
+    assert dialogue.phase is phase, "what is refused changes nothing"
+
+
+@children
+def test_what_is_said_once_leads_on(rules: Rules) -> None:
+    """Otherwise it could be said for ever."""
+    for phase, due in rules.items():
+        for kind, following in due.items():
+            assert kind not in ONCE or following is not phase
+
+
+@pytest.mark.parametrize("rules", [RELAY, TARGET_MONITOR], ids=["relay", "target monitor"])
+@given(st.lists(st.booleans(), max_size=30))
+def test_there_is_an_answer_for_each_question_and_none_more(rules: Rules, said: list[bool]) -> None:
+    dialogue = Dialogue(rules)
+    dialogue.hear(Record(Kind.READY))
+    owed = 0
+    for is_question in said:
+        if is_question:
+            dialogue.asked()
+            owed += 1
+        elif owed:
+            dialogue.hear(Record(Kind.PONG))
+            owed -= 1
+        else:
+            with pytest.raises(Malformed):
+                dialogue.hear(Record(Kind.PONG))
+
+
+# --- what the target monitor had to do without ---
+
+
+def test_what_is_lacking_is_told_once() -> None:
+    assert lacking(b"Landlock\nMDWE\n\nMDWE\nseccomp", ["Landlock"]) == ["MDWE", "seccomp"]
+    assert lacking(b"", []) == []
+
+
+@given(st.binary(max_size=2048))
+def test_what_is_lacking_has_a_bound(text: bytes) -> None:
+    for some in (text, b"\n".join(str(number).encode() for number in range(500)), b"x" * 2048):
+        found = lacking(some, [])
+        assert len(found) <= LACKING_MAX
+        assert all(0 < len(line) <= LACKING_LENGTH for line in found)

@@ -1,0 +1,346 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Texts that others wrote, on every way to a person: none moves a cursor, starts a line or hides
+what stands beside it.
+
+The tables name each function that writes to people and each that makes a text of bytes that come
+from outside or from below. They are compared with the sources, so a new one has to be entered here,
+with what shows that it is harmless.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+import os
+import socket
+import unicodedata
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hardsplice import audit, cli, flowtable, notes, start
+from hardsplice.channel import Kind, Note, Record
+from hardsplice.control.http import Parser, Refusal, Request, Response
+from hardsplice.control.routes import dispatch
+from hardsplice.control.world import refusal
+from hardsplice.ctl import commands
+from hardsplice.ctl.client import Client, Refused
+from hardsplice.errors import Failure, failure_of, tell
+from hardsplice.log import Level, Log
+from hardsplice.service import Notifier
+from tests.support.fake_world import FakeWorld, flow
+
+PACKAGE = Path(audit.__file__).parent
+# Colours, lines of each kind, C1, an override of direction, what is not seen, a flood of marks,
+# letters from right to left, and what is no UTF-8.
+EVIL = (
+    "\x1b[2J\x1b]0;title\a\r\n\v\x1c\x85\x9b1m\u2028\u202e\u2066\u200b\u3164"
+     "z" + "\u0310" * 20 + "\u05d0 1" + "\udcff" + "x" * 5000
+)  # fmt: skip
+EVIL_BYTES = EVIL.encode(errors="surrogateescape")
+Capture = pytest.CaptureFixture[str]
+
+
+def check(shown: str, lines: int | None = None) -> None:
+    """Nothing but the ends of its lines has an effect; none is endless."""
+    assert shown, "something is shown"
+    for line in shown.removesuffix("\n").split("\n"):
+        assert line.isprintable(), line
+        assert len(line) <= 2048
+        assert not {unicodedata.bidirectional(char) for char in line} & {"R", "AL"}
+        assert "\u0310" * 3 not in line
+        assert "\u3164" not in line
+    if lines is not None:
+        assert shown.count("\n") == lines
+
+
+def check_json(text: str) -> Any:
+    assert text.isascii()
+    assert "\x1b" not in text
+    return json.loads(text)
+
+
+# --- what somebody else answers at a control socket ---
+
+
+def spoil(value: Any) -> Any:
+    """An answer with a text of somebody else's wherever there is one."""
+    if isinstance(value, dict):
+        return {name: spoil(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [spoil(one) for one in value]
+    return EVIL if isinstance(value, str) else value
+
+
+class Stranger(Client):
+    """Somebody who answers in hardsplice's stead."""
+
+    def _ask(self, method: str, path: str, body: bytes | None) -> bytes:
+        if method == "DELETE":
+            raise Refused(EVIL, EVIL)
+        if path == "/metrics":
+            return b"hardsplice_up{" + EVIL_BYTES + b'="1"} 1\n# ' + EVIL_BYTES + b"\n"
+        world = FakeWorld()
+        world.present = [("inbound", flow(1)), ("outbound", flow(2))]
+        answers: list[Response] = []
+        dispatch(Request(method, *path.partition("?")[::2], b"", True), world, answers.append)
+        answer = json.loads(answers[0].body)
+        if path == "/v1/status":
+            answer |= {"lacking": ["x"], "denied": {EVIL: 1}}
+        return json.dumps(spoil(answer)).encode()
+
+    @property
+    def process(self) -> int:
+        return os.getpid()
+
+
+@pytest.fixture(autouse=True)
+def stranger(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "Client", Stranger)
+
+
+def ask(capture: Capture, *words: str) -> str:
+    assert commands.main(["--socket", "/x", *words]) == 0
+    return capture.readouterr().out
+
+
+def asked(*words: str) -> Callable[[Capture], None]:
+    def shown(capture: Capture) -> None:
+        check(ask(capture, *words))
+        if words[0] != "top":
+            check_json(ask(capture, "--json", *words))
+
+    return shown
+
+
+def top_in_json(capture: Capture) -> None:
+    check_json(ask(capture, "--json", "top", "--interval", "0.1"))
+
+
+def complaints(capture: Capture) -> None:
+    commands._complain(Failure("reach", EVIL, EVIL, EVIL).lines())
+    check(capture.readouterr().err, 2)
+
+
+def refusals(capture: Capture) -> None:
+    """ID 13 is one that can't be removed."""
+    assert commands.main(["--socket", "/x", "ports", "remove", "13"]) == 1
+    check(capture.readouterr().err, 2)
+
+
+# --- hardsplice's own ways to people ---
+
+
+def told(capture: Capture) -> None:
+    read, write = os.pipe()
+    tell([EVIL, EVIL], write)
+    os.close(write)
+    with open(read, "rb") as file:
+        check(file.read().decode(), 2)
+
+
+def said_at_the_end(capture: Capture) -> None:
+    start._say(Failure("open", EVIL, EVIL, EVIL))
+
+
+def ready_text(form: str) -> Callable[[Capture], None]:
+    """READY's text is the host monitor's, and in part the target monitor's."""
+
+    def shown(capture: Capture) -> None:
+        options = cli.parse_args([form, "-t", "none", "1"])
+        start._audit(options, os.getpid(), Record(Kind.READY, text=b"took\n" + EVIL_BYTES))
+
+    return shown
+
+
+def logged(form: Any, journal: bool) -> Callable[[Capture], None]:
+    def shown(capture: Capture) -> None:
+        read, write = os.pipe()
+        saved = os.dup(2)
+        os.dup2(write, 2)
+        os.close(write)
+        try:
+            found = os.fstat(2)
+            log = Log(Level.TRACE, form, f"{found.st_dev}:{found.st_ino}" if journal else "")
+            log.line(Level.ERROR, EVIL)
+            log.limited(Level.ERROR, "kind", EVIL)
+            log.write(Level.INFO, EVIL, {"event": "flow", "listener": EVIL, "client": EVIL})
+            log.last_words(EVIL)
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+        with open(read, "rb") as file:
+            text = file.read().decode()
+        check(text, 4)
+        if form == "json":
+            for line in text.splitlines():
+                values = check_json(line.removeprefix("<3>").removeprefix("<6>"))
+                assert all(str(value).isprintable() for value in values.values())
+
+    return shown
+
+
+def status_of_the_service(capture: Capture) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    notifier = Notifier(None)
+    notifier._fd = ours.detach()
+    with theirs:
+        notifier.status(EVIL, "READY=1")
+        text = theirs.recv(1 << 16).decode()
+    os.close(notifier._fd)
+    assert text.split("\n")[0] == "READY=1"
+    check(text, 1)
+
+
+def tree_in_json(capture: Capture) -> None:
+    """Names of processes are tried in test_audit.py."""
+    found = [dataclasses.asdict(one) for one in audit.read_tree(os.getpid())]
+    check_json(json.dumps(found))
+
+
+OWN_FILES = "what it prints are hardsplice's own files"
+MACHINE = "a machine reads it"
+#: Each function that writes, by what it is tried with; a reason where people never see it.
+SINKS: dict[str, list[Callable[[Capture], None]] | str] = {
+    "audit.main": [tree_in_json],
+    "ctl.commands._audit": [asked("audit")],
+    "ctl.commands._complain": [complaints, refusals],
+    "ctl.commands._tell": [asked("status"), asked("flows"), asked("ports"), asked("metrics")],
+    "ctl.commands._top": [top_in_json],
+    "ctl.top._screen": "constants",
+    "ctl.top.run": [asked("top", "--interval", "0.1")],
+    "errors.tell": [told],
+    "errors.write_all": "others call it",
+    "log.Log._write": [
+        *(logged("text", journal=journal) for journal in (False, True)),
+        *(logged("json", journal=journal) for journal in (False, True)),
+    ],
+    "log.make_room": "what was in the log before",
+    "namespaces.write_id_maps": MACHINE,
+    "pidfile.PidFile.write": MACHINE,
+    "policy._check_command": OWN_FILES,
+    "policy._export": OWN_FILES,
+    "policy.main": OWN_FILES,
+    "seal.seal.hook": "tell is a parameter there, and leads to a channel",
+    "service.Notifier.say": [status_of_the_service],
+    "setup.Setup.ready": MACHINE,
+    "start._audit": [ready_text("--audit"), ready_text("--audit=json")],
+    "start._launch": "by errors.tell",
+    "start._say": [said_at_the_end],
+}
+_WRITES = ("print", "os.write", "write_all", "tell", "os.writev", "os.pwrite")
+_WRITES_AT_THE_END = (".stdout.write", ".stderr.write", ".buffer.write", ".stdout.writelines")
+
+
+# --- bytes that become a text ---
+
+
+def _failure(text: bytes) -> str:
+    return "\n".join(failure_of(text).lines())
+
+
+def _note(text: bytes) -> str:
+    """Shown by the log."""
+    return Failure("log", notes.in_words("inbound", EVIL, Note.ERROR, 0, text)[1], "").lines()[0]
+
+
+def _refused_request(text: bytes) -> str:
+    """What a client of the control socket is told of what it sent."""
+    parser = Parser()
+    parser.feed(text[:200].replace(b"\n", b"\r\n") + b"\r\n\r\n")
+    event = parser.next()
+    assert isinstance(event, Refusal)
+    return refusal(event.status, event.reason).body.decode()
+
+
+#: Each function that makes a text of bytes, by how that text is shown; a reason where it never is.
+SOURCES: dict[str, Callable[[bytes], str] | str] = {
+    "audit.read_process": "test_audit.py",
+    "audit.stat_fields": "a letter of the kernel's",
+    "container._expect": "a Failure",
+    "control.http.Parser._field": _refused_request,
+    "control.http.Parser._line": _refused_request,
+    "control.portapi.read_spec": "test_control_routes.py: answers are JSON",
+    "ctl.client.Client._json": "Stranger",
+    "ctl.client.Client.text": "Stranger",
+    "errors._escape": "made of ASCII",
+    "errors.failure_of": _failure,
+    "exchange.decode": "an interface's name, in a Failure",
+    "keeper.Keeper._fatal": "a Failure",
+    "linux.inotify_names": "compared, never shown",
+    "log._cut": "shown already",
+    "monitor.HostMonitor._on_record": "setup.ready and the control socket, by printable",
+    "notes.in_words": _note,
+    "passed._interface": "an interface's name, in a Failure",
+    "start._audit": "SINKS",
+    "start._launch": "by errors.tell",
+}
+_READS = ("os.fsdecode", "json.loads", "fsdecode")
+_READS_AT_THE_END = (".decode",)
+
+
+def calls(node: ast.AST, where: str) -> Iterator[tuple[str, str]]:
+    """Each call in a module: the function that makes it, and what is called."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
+            yield from calls(child, f"{where}.{child.name}")
+        else:
+            if isinstance(child, ast.Call):
+                yield where, ast.unparse(child.func)
+            yield from calls(child, where)
+
+
+def callers(names: tuple[str, ...], ends: tuple[str, ...]) -> set[str]:
+    """The functions that call one of these."""
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
+        module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        for where, called in calls(ast.parse(path.read_text(encoding="utf-8")), module):
+            if called in names or called.endswith(ends):
+                found.add(where)
+    return found
+
+
+def test_every_function_that_writes_to_people_is_in_the_table() -> None:
+    assert callers(_WRITES, _WRITES_AT_THE_END) == set(SINKS)
+
+
+def test_every_function_that_reads_foreign_text_is_in_the_table() -> None:
+    assert callers(_READS, _READS_AT_THE_END) == set(SOURCES)
+
+
+@pytest.mark.parametrize(
+    ("name", "attempt"),
+    [
+        pytest.param(name, attempt, id=f"{name}-{number}")
+        for name, attempts in SINKS.items()
+        if not isinstance(attempts, str)
+        for number, attempt in enumerate(attempts)
+    ],
+)
+def test_what_is_written_to_people_is_harmless(
+    name: str, attempt: Callable[[Capture], None], capfd: Capture
+) -> None:
+    attempt(capfd)
+    captured = capfd.readouterr()
+    for text in (captured.out, captured.err):
+        if text:
+            check(text)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, way in SOURCES.items() if not isinstance(way, str)]
+)
+def test_what_was_read_is_shown_harmlessly(name: str) -> None:
+    way = SOURCES[name]
+    assert not isinstance(way, str)
+    check(way(EVIL_BYTES))
+
+
+def test_addresses_in_the_flow_table_are_words_of_numbers() -> None:
+    """Whatever a relay writes there: sixteen bytes are an address."""
+    for raw in (bytes(16), b"\xff" * 16, EVIL_BYTES[:16]):
+        check(flowtable.in_words((flowtable._address(raw), 1)))

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from hardsplice import namespaces, users
+from hardsplice.errors import Failure
+from hardsplice.values import RunAs
+
+SOMEBODY = RunAs(1000, 100)
+Start = Callable[..., None]
+
+
+@pytest.fixture
+def started_by(monkeypatch: pytest.MonkeyPatch) -> Start:
+    def start(uid: int, *, all_ids: bool = True, mapped: bool = True) -> None:
+        monkeypatch.setattr("os.geteuid", lambda: uid)
+        monkeypatch.setattr(namespaces, "owns_all_ids", lambda: all_ids)
+        monkeypatch.setattr(users, "is_mapped", lambda _: mapped)
+
+    return start
+
+
+@pytest.mark.parametrize(
+    ("uid", "all_ids", "asked", "becomes", "keeps_root"),
+    [
+        (0, True, None, users.NOBODY, False),
+        (0, True, SOMEBODY, SOMEBODY, False),
+        (0, True, RunAs(0, 0), RunAs(0, 0), True),
+        (0, False, None, None, False),  # root of a user namespace stays what it is
+        (0, False, RunAs(0, 0), RunAs(0, 0), False),
+        (1000, True, None, None, False),
+        (1000, True, SOMEBODY, SOMEBODY, False),
+    ],
+)
+def test_whom_it_becomes(
+    started_by: Start,
+    uid: int,
+    all_ids: bool,
+    asked: RunAs | None,
+    becomes: RunAs | None,
+    keeps_root: bool,
+) -> None:
+    started_by(uid, all_ids=all_ids)
+    assert users.own_user(asked) == becomes
+    assert users.keeps_root(becomes) == keeps_root
+
+
+def test_only_root_becomes_somebody_else(started_by: Start) -> None:
+    started_by(1001)
+    with pytest.raises(Failure, match="only root may"):
+        users.own_user(SOMEBODY)
+
+
+def test_nor_whom_the_user_namespace_does_not_know(started_by: Start) -> None:
+    started_by(0, all_ids=False, mapped=False)
+    with pytest.raises(Failure, match="does not map it"):
+        users.own_user(SOMEBODY)
