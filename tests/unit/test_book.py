@@ -441,6 +441,7 @@ def test_the_values_of_options_are_taken_from_there() -> None:
 a, b = (socket.socket() for _ in range(2))
 book = Book(USUAL, [], 4, is_written=True)
 book.open()
+book.pin(is_writer=True)
 assert socketcalls.abort(a.fileno()) == 0
 print(a.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8).hex())
 for size in socketcalls.UNSENT_SIZES:
@@ -453,6 +454,25 @@ print(b.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8).hex())
 """).split()
     on = (1).to_bytes(4, sys.byteorder).hex()
     assert shown == [on + "00000000", *["True"] * 4, "0" * 16]
+
+
+@written
+def test_only_the_writer_writes_down_where_to_listen(is_written: bool) -> None:
+    """Anybody else would have to have a view for that, and there is none."""
+    shown = run(f"""
+book = Book(USUAL, [], 4, is_written=True)
+book.open()
+book.pin(is_writer={is_written})
+try:
+    socketcalls.write_place(target(80), b"lo")
+    print(ctypes.string_at(VALUES + socketcalls.BIND, 16) == target(80))
+    print(ctypes.string_at(VALUES + socketcalls.DEVICE, 3) == b"lo" + bytes(1))
+    socketcalls.clear_place()
+except AssertionError:
+    print("no")
+print(ctypes.string_at(VALUES + socketcalls.BIND, 32) == socketcalls.NO_ADDRESS)
+""").split()
+    assert shown == (["True"] * 3 if is_written else ["no", "True"])
 
 
 @pytest.mark.parametrize("at", ["VALUES", "USUAL.address", "USUAL.address + USUAL.size - 4096"])
