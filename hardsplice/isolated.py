@@ -37,7 +37,8 @@ def begin(module: str) -> None:
     restore_environment()
     folders = f"{_FOLDERS}={os.pathsep.join(_package_folders())}"
     script = os.path.abspath(__file__)
-    command = [sys.executable, *_OPTIONS, "-X", folders, script, module, *sys.argv[1:]]
+    cached = ["-B"] if sys.flags.dont_write_bytecode else []
+    command = [sys.executable, *_OPTIONS, *cached, "-X", folders, script, module, *sys.argv[1:]]
     try:
         os.execv(sys.executable, command)
     except OSError as error:

@@ -161,8 +161,7 @@ def memory() -> list[Row]:
         ("remap_file_pages", "of the book", (BOOK, page, 0, 0, 0), REACHES),
     ]  # fmt: skip
     rows = [
-        Row(f"{name} {how}", _simply(name, *given), bare=bare)
-        for name, how, given, bare in tried
+        Row(f"{name} {how}", _simply(name, *given), bare=bare) for name, how, given, bare in tried
     ]
     where = {**dict.fromkeys(SERVING, "SIGSEGV")}
     return [
