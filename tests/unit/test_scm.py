@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import resource
@@ -185,7 +186,7 @@ def test_several_pieces_are_read_one_after_the_other(pieces: list[tuple[int, lis
         raw += bytes(-len(content) % struct.calcsize("@l"))
         expected += numbers if kind == 0 else []
     if struct.calcsize("@Nii") == 16 and len(raw) <= len(messages._control):
-        messages._control[: len(raw)] = raw
+        ctypes.memmove(messages._control, raw, len(raw))
         assert list(messages._rights(len(raw))) == expected
 
 
@@ -193,7 +194,7 @@ def test_several_pieces_are_read_one_after_the_other(pieces: list[tuple[int, lis
 def test_any_bytes_beside_a_message_are_read_to_their_end_and_no_further(raw: bytes) -> None:
     """A kernel writes no nonsense there; but a length of nothing would be for ever."""
     messages = Messages(1, 30)
-    messages._control[: len(raw)] = raw
+    ctypes.memmove(messages._control, raw, len(raw))
     assert len(messages._rights(len(raw))) <= len(raw) // 4
 
 
