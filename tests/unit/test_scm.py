@@ -117,6 +117,15 @@ def test_one_room_is_used_again_and_nothing_of_the_last_message_remains(
     close_all([*sent, *fds])
 
 
+def test_what_was_sent_last_sets_no_limit_to_what_is_received(packets: Pair) -> None:
+    messages = Messages(100, 1)
+    messages.sendmsg(packets[0].fileno(), b"x", (), 0)
+    packets[0].send(bytes(100))
+    for size in (1, 100):
+        data, _, flags = messages.recvmsg(packets[1].fileno(), NOW)
+        assert (len(data), flags & socket.MSG_TRUNC) == (size, 0)
+
+
 def test_what_is_too_long_is_cut_and_said_so(packets: Pair) -> None:
     packets[0].send(b"0123456789abcdef")
     packets[0].send(b"0123456789")
