@@ -187,7 +187,7 @@ PARTS = {
         all_but("flowlog"),
         some("service", "Notifier.say", "Notifier.status", "Notifier.reloading", "Watchdog.start"),
         some("descriptors", "copy", "clear", "keep"),
-        some("isolate", "die_with", "relay_steps", "_limit", "_restrict", "filter_step"),
+        some("isolate", "die_with", "relay_steps", "_limit", "filter_step"),
         some("linux", "set_seccomp_filter", "prctl", "fork", "madvise", "landlock_restrict_self"),
         some("listeners", "is_sound"),
         some("socketcalls", "stream_socket", "set_nodelay", "_set"),
@@ -237,7 +237,7 @@ PARTS = {
         some("channel", "Channel.send", "Channel.receive"),
         all_but("scm"),
     ),
-    "guard": (some("guard", "wait", "exit_status"), some("channel", "encode")),
+    "guard": (some("guard", "wait"), some("deaths", "exit_status"), some("channel", "encode")),
 }
 
 

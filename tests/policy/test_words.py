@@ -16,7 +16,7 @@ import time
 
 import pytest
 
-from hardsplice import book, descriptors, socketcalls
+from hardsplice import book, descriptors, init, socketcalls
 from hardsplice.seccomp import ROLES, load_policy, native_arch
 from hardsplice.syscalls import (
     ARCHITECTURES,
@@ -112,6 +112,8 @@ def test_descriptors_have_the_numbers_that_the_code_gives_them(role: str) -> Non
         "NOTIFY": descriptors.NOTIFY_FD,
         "RULESET": descriptors.RULESET_FD,
         "SIGNALS": descriptors.SIGNALS_FD,
+        "REASON": init.REASON_FD,
+        "REPORT": descriptors.CHANNEL_FD,
         "WATCH": descriptors.WATCH_FD,
         "LISTENERS": descriptors.FIRST_LISTENER,
     }

@@ -40,7 +40,7 @@ class Endless:
 
 
 def keeper_of(loop: Loop, channel: Endless) -> Keeper:
-    keeper = Keeper(cast(Any, SimpleNamespace(families=(0,))), loop, Above())
+    keeper = Keeper(cast(Any, SimpleNamespace(families=(0,), is_dynamic=False)), loop, Above())
     keeper.channel = cast(Any, channel)
     keeper.dialogue = Dialogue(RELAY)
     keeper.dialogue.phase = Phase.SERVING

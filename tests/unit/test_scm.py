@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import resource
@@ -116,6 +117,15 @@ def test_one_room_is_used_again_and_nothing_of_the_last_message_remains(
     close_all([*sent, *fds])
 
 
+def test_what_was_sent_last_sets_no_limit_to_what_is_received(packets: Pair) -> None:
+    messages = Messages(100, 1)
+    messages.sendmsg(packets[0].fileno(), b"x", (), 0)
+    packets[0].send(bytes(100))
+    for size in (1, 100):
+        data, _, flags = messages.recvmsg(packets[1].fileno(), NOW)
+        assert (len(data), flags & socket.MSG_TRUNC) == (size, 0)
+
+
 def test_what_is_too_long_is_cut_and_said_so(packets: Pair) -> None:
     packets[0].send(b"0123456789abcdef")
     packets[0].send(b"0123456789")
@@ -185,7 +195,7 @@ def test_several_pieces_are_read_one_after_the_other(pieces: list[tuple[int, lis
         raw += bytes(-len(content) % struct.calcsize("@l"))
         expected += numbers if kind == 0 else []
     if struct.calcsize("@Nii") == 16 and len(raw) <= len(messages._control):
-        messages._control[: len(raw)] = raw
+        ctypes.memmove(messages._control, raw, len(raw))
         assert list(messages._rights(len(raw))) == expected
 
 
@@ -193,7 +203,7 @@ def test_several_pieces_are_read_one_after_the_other(pieces: list[tuple[int, lis
 def test_any_bytes_beside_a_message_are_read_to_their_end_and_no_further(raw: bytes) -> None:
     """A kernel writes no nonsense there; but a length of nothing would be for ever."""
     messages = Messages(1, 30)
-    messages._control[: len(raw)] = raw
+    ctypes.memmove(messages._control, raw, len(raw))
     assert len(messages._rights(len(raw))) <= len(raw) // 4
 
 
