@@ -117,8 +117,9 @@ EXPECTED: dict[str, tuple[str, Callable[[Looked], bool]]] = {
     ),
     "grep memfd:targets /proc/$PID/maps": (
         (
-            "`r--s` from 001f0000 to 00400000; of hs-host where ports may change two that are "
-            "`rw-s` besides; nothing of hs-init and hs-guard"
+            "`r--s` from 001f0000 to 00400000 (slots from 40000000 on where there are more than "
+            "65,536); of hs-host where ports may change two that are `rw-s` besides; nothing of "
+            "hs-init and hs-guard"
         ),
         right_book,
     ),
