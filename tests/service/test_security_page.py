@@ -285,7 +285,7 @@ def test_a_log_file_and_a_socket_are_not_write_only(
     ready, told = os.pipe()
     kept, theirs = socket.socketpair()
     arguments = ["-f", "--ready-fd", str(told), "-t", f"127.0.0.1/{free_ports()}:80"]
-    arguments += ["-l", str(log)] if where == "a log file" else []
+    arguments += ["-l", str(log), "--log-size", "65536"] if where == "a log file" else []
     with kept, theirs, open(ready, "rb") as word:
         process = subprocess.Popen(
             [*argv, *arguments, str(namespace.pid)], env=environment, cwd="/", pass_fds=[told],
@@ -296,6 +296,10 @@ def test_a_log_file_and_a_socket_are_not_write_only(
             assert word.read(1)
             flags = run_as(Identity("root"), "cat /proc/$PID/fdinfo/2", process.pid).stdout
             assert re.search(r"flags:\t\d*2\n", flags), flags
+            largest = run_as(
+                Identity("root"), "grep 'Max file size' /proc/$PID/limits", process.pid
+            ).stdout.split()[3:5]
+            assert largest == ["65536" if where == "a log file" else "0"] * 2
         finally:
             process.terminate()
             assert process.wait(PATIENCE) == 0
