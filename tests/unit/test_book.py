@@ -170,7 +170,7 @@ def test_the_place_is_large_enough(targets: int, place: object) -> None:
     assert place_for(targets) == place
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 9)), max_size=60))
 def test_whatever_is_added_and_removed_the_book_holds_what_is_needed(
     steps: list[tuple[bool, int]],

@@ -101,7 +101,7 @@ def test_without_the_flag_they_would_be_inherited(packets: Pair) -> None:
     close_all([*sent, *fds])
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=100), st.integers(0, 5))
 def test_one_room_is_used_again_and_nothing_of_the_last_message_remains(
     packets: Pair, data: bytes, number: int
