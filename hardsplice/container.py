@@ -36,7 +36,7 @@ import prctl
 
 from hardsplice import guard, landlock, lifeline, namespaces
 from hardsplice.channel import Channel, Kind, Malformed, Record
-from hardsplice.deaths import exit_status
+from hardsplice.deaths import describe_status, exit_status
 from hardsplice.errors import Failure, failure_of, reason_of
 from hardsplice.values import RunAs
 
@@ -131,10 +131,19 @@ class Container:
         except Malformed as error:
             raise Failure("create", "namespaces", str(error)) from error
         if record is None:
-            raise Failure("create", "namespaces", "the process that makes them ended early")
+            raise Failure("create", "namespaces", self._early_end())
         if record.kind == Kind.FATAL:
             raise failure_of(record.text)
         return record
+
+    def _early_end(self) -> str:
+        """What is known of it, since the guard has ended or hangs up."""
+        known = "the process that makes them ended early"
+        if _has_ended(self._guard_pidfd, _LEAVE_SECONDS):
+            status = self._reap(self._guard)
+            if status is not None:
+                return f"{known}: {describe_status(status)}"
+        return known
 
     @property
     def pidfd(self) -> int:
