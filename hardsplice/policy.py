@@ -26,6 +26,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from hardsplice.book import TARGETS_A_PORT, place_for
 from hardsplice.descriptors import FIRST_LISTENER
 from hardsplice.errors import Failure, quote, reason_of, tell
 from hardsplice.policyfile import OUTSIDE
@@ -283,6 +284,14 @@ def _export(policy: Policy, arch: str, form: str) -> None:
         print({"text": table, "systemd": systemd}[form](policy, arch), end="")
 
 
+def _settled(policy: Policy, arch: str, listeners: int | None) -> Policy:
+    """The policy as set-up has it on an architecture, for so many listeners."""
+    words = place_for(TARGETS_A_PORT * (listeners or 0), arch).words
+    if listeners is not None:
+        words["FLOWS"] = FIRST_LISTENER + listeners
+    return policy.settled(words)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; its exit status."""
     try:
@@ -290,9 +299,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "check":
             return _check_command(options.role)
         policy = load_policy(options.role)
-        if options.listeners is not None:
-            policy = policy.settled({"FLOWS": FIRST_LISTENER + options.listeners})
         arch = options.arch or native_arch()
+        policy = _settled(policy, arch, options.listeners)
         if options.command == "show":
             print(show(policy, arch), end="")
         else:

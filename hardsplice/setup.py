@@ -258,8 +258,8 @@ class Setup:
         self._stage("compile")
         arch = seccomp.native_arch()
         dynamic = self.options.dynamic
-        place = place_of_books(self.options, self.first_flow)
-        words = {"FLOWS": self.first_flow, **place.words}
+        self.book_place = place_of_books(self.options, self.first_flow, arch)
+        words = {"FLOWS": self.first_flow, **self.book_place.words}
         roles: dict[str, str] = {
             "host": "monitor-control" if self.control else "monitor-host" if dynamic else "monitor",
             "target": "monitor-ports" if dynamic else "monitor",
@@ -295,6 +295,7 @@ class Setup:
             options,
             self.pipe_size,
             self.first_flow,
+            self.book_place,
             self.programs.relays,
             has_ruleset=self.landlock.abi > 0,
         )
