@@ -35,6 +35,7 @@ from dataclasses import dataclass
 
 from hardsplice import linux, socketcalls
 from hardsplice.errors import Failure, reason_of
+from hardsplice.files import any_size
 from hardsplice.syscalls import ARCHITECTURES
 
 SLOT = 32  # bytes: a struct sockaddr_in6 fits
@@ -113,19 +114,22 @@ class Book:
         size = -(-(VALUES_SIZE + max(number, 1) * SLOT) // mmap.PAGESIZE) * mmap.PAGESIZE
         self._free = deque(range((size - VALUES_SIZE) // SLOT))
         self.fd = os.memfd_create("targets", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        slots = bytearray(_UNUSED * len(self._free))
+        for sockaddr, times in uses.items():
+            slot = self._take(sockaddr)
+            self._uses[sockaddr] = times
+            slots[slot * SLOT : slot * SLOT + len(sockaddr)] = sockaddr
         try:
-            os.ftruncate(self.fd, size)
-            os.pwrite(self.fd, socketcalls.initial_values(), 0)
-            unused = bytearray(_UNUSED * len(self._free))
-            for sockaddr, times in uses.items():
-                slot = self._take(sockaddr)
-                self._uses[sockaddr] = times
-                unused[slot * SLOT : slot * SLOT + len(sockaddr)] = sockaddr
-            os.pwrite(self.fd, unused, VALUES_SIZE)
+            with any_size():
+                os.ftruncate(self.fd, size)
+                os.pwrite(self.fd, socketcalls.initial_values(), 0)
+                os.pwrite(self.fd, slots, VALUES_SIZE)
             self.view = self._writable(size) if is_written else None
             self._seal(written=self.view is not None)
         except OSError as error:
-            hint = "sealed memory that one process can write takes Linux 5.1"
+            hint = None
+            if error.errno == errno.EINVAL:
+                hint = "sealed memory that one process can write takes Linux 5.1"
             raise Failure("make", "the address book", reason_of(error), hint) from error
 
     def _writable(self, size: int) -> int:
@@ -150,9 +154,7 @@ class Book:
             linux.map_shared(self.fd, VALUES_SIZE, read, address=place.values)
             # The whole place is taken, though there may be less behind it: what a process asks to
             # be mapped could else land in there.
-            linux.map_shared(
-                self.fd, place.size, read, address=place.address, offset=VALUES_SIZE
-            )
+            linux.map_shared(self.fd, place.size, read, address=place.address, offset=VALUES_SIZE)
         except OSError as error:
             what = f"the address book at {place.address:#x}"
             raise Failure("map", what, reason_of(error), _hint(error)) from error
@@ -255,4 +257,3 @@ class Pointer:
 
     def __hash__(self) -> int:
         return hash((self.where.value, self.sockaddr))
-

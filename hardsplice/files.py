@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 import stat
+from collections.abc import Iterator
 
 
 def open_regular(path: str, flags: int, mode: int) -> int:
@@ -38,3 +40,14 @@ def _check(found: os.stat_result) -> None:
 def identity(found: os.stat_result) -> tuple[int, int]:
     """What tells a file from any other one while both exist."""
     return found.st_dev, found.st_ino
+
+
+@contextlib.contextmanager
+def any_size() -> Iterator[None]:
+    """Write files as large as the hard limit allows, memory that is a file among them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

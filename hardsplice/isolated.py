@@ -22,8 +22,9 @@ from __future__ import annotations
 import os
 import sys
 
-# No warning: to show one, Python opens the source that it is about.
-_OPTIONS = ("-I", "-S", "-W", "ignore")
+# No warning: to show one, Python opens the source that it is about. And no code from whoever may
+# write to its memory, as Python 3.14 has it; older ones don't know the word, and don't mind.
+_OPTIONS = ("-I", "-S", "-W", "ignore", "-X", "disable-remote-debug")
 _FOLDERS = "hardsplice"  # the -X option's name
 
 
@@ -36,7 +37,8 @@ def begin(module: str) -> None:
     restore_environment()
     folders = f"{_FOLDERS}={os.pathsep.join(_package_folders())}"
     script = os.path.abspath(__file__)
-    command = [sys.executable, *_OPTIONS, "-X", folders, script, module, *sys.argv[1:]]
+    cached = ["-B"] if sys.flags.dont_write_bytecode else []
+    command = [sys.executable, *_OPTIONS, *cached, "-X", folders, script, module, *sys.argv[1:]]
     try:
         os.execv(sys.executable, command)
     except OSError as error:

@@ -57,9 +57,7 @@ def describe(forward: Forward) -> str:
     return f"{where} port {forward.port}".strip()
 
 
-def write_place(
-    forward: Forward, families: Sequence[int], writable: int | None = None
-) -> None:
+def write_place(forward: Forward, families: Sequence[int], writable: int | None = None) -> None:
     """Write down where a forward's listener is to be, for ``open_listener``. ``families`` are those
     of the namespace that it will be made in; ``writable`` as for socketcalls.write_place.
     """
@@ -229,9 +227,7 @@ class Pointers:
         same = first4 if forward.address.version == 4 else first6
         return same, same
 
-    def listener(
-        self, index: int, fd: int, forward: Forward, slots: Mapping[int, int]
-    ) -> Listener:
+    def listener(self, index: int, fd: int, forward: Forward, slots: Mapping[int, int]) -> Listener:
         """A listener with its plans; Failure when the target is of a family that the namespace
         doesn't have, for which there would be no sockets.
         """

@@ -13,7 +13,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hardsplice import container, linux
@@ -86,7 +86,7 @@ class Host:
     control: Control | None  # the control socket
     notifier: Notifier
     watchdog: float | None  # seconds within which the service manager wants to hear of us
-    missing: list[str] = field(default_factory=list)
+    missing: list[str]  # layers of the lock-down that are not in force
 
 
 class HostMonitor:
@@ -94,7 +94,7 @@ class HostMonitor:
     log.
     """
 
-    def __init__(self, host: Host, on_ready: Callable[[Sequence[str]], None]) -> None:
+    def __init__(self, host: Host, on_ready: Callable[[], None]) -> None:
         self.host = host
         self.log = host.log
         self.on_ready = on_ready
@@ -202,7 +202,7 @@ class HostMonitor:
         self.announced = True
         if self.host.control:
             self.world = self.host.control.serve(self)
-        self.on_ready(self.host.missing)
+        self.on_ready()
         self._say_ready()
         if self.watchdog:
             self.watchdog.start()

@@ -107,7 +107,6 @@ class Planner:
         )
         return tuple(replace(plan, stats=stats) for stats in self.stats[direction])
 
-
     def _listener(
         self, direction: Direction, index: int, fd: int, families: Sequence[int]
     ) -> Listener:

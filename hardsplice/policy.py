@@ -108,7 +108,8 @@ def oci(policy: Policy, arch: str) -> dict[str, Any]:
             free.append(call)
             continue
         for alternative in alternatives:
-            args = [_oci_argument(item) for item in alternative]
+            once = {item.index: item for item in alternative}  # the last word on each argument
+            args = [_oci_argument(item) for item in once.values()]
             entries.append({"names": [call], "action": "SCMP_ACT_ALLOW", "args": args})
     if free:
         entries.insert(0, {"names": free, "action": "SCMP_ACT_ALLOW"})
@@ -238,7 +239,7 @@ def _parser() -> argparse.ArgumentParser:
                 "--listeners",
                 metavar="N",
                 type=_listeners,
-                help="for so many listeners, behind which connections begin",
+                help="as it is in force for so many listeners, behind which connections begin",
             )
         if name == "export":
             formats = ("text", "bpf", "oci", "systemd")
@@ -284,12 +285,10 @@ def _export(policy: Policy, arch: str, form: str) -> None:
         print({"text": table, "systemd": systemd}[form](policy, arch), end="")
 
 
-def _settled(policy: Policy, arch: str, listeners: int | None) -> Policy:
+def _settled(policy: Policy, arch: str, listeners: int) -> Policy:
     """The policy as set-up has it on an architecture, for so many listeners."""
-    words = place_for(TARGETS_A_PORT * (listeners or 0), arch).words
-    if listeners is not None:
-        words["FLOWS"] = FIRST_LISTENER + listeners
-    return policy.settled(words)
+    words = place_for(TARGETS_A_PORT * listeners, arch).words
+    return policy.settled({**words, "FLOWS": FIRST_LISTENER + listeners})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -300,7 +299,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _check_command(options.role)
         policy = load_policy(options.role)
         arch = options.arch or native_arch()
-        policy = _settled(policy, arch, options.listeners)
+        if options.listeners is not None:
+            policy = _settled(policy, arch, options.listeners)
         if options.command == "show":
             print(show(policy, arch), end="")
         else:

@@ -21,6 +21,7 @@ from typing import Any
 
 from hardsplice import prelude
 from hardsplice.errors import Failure, reason_of
+from hardsplice.files import any_size
 from hardsplice.policyfile import parse_policy
 from hardsplice.policymodel import Alternatives, Comparison, Policy, asked, resolve
 from hardsplice.prelude import ALLOW, KILL_PROCESS
@@ -48,7 +49,8 @@ ROLES = (
 )
 
 _LIBSECCOMP = "libseccomp.so.2"
-_BPF_RET_K = 0x06  # linux/bpf_common.h: the instruction that answers
+# linux/bpf_common.h: the instruction that answers, the class of jumps, the one without condition
+_BPF_RET_K, _BPF_JMP, _BPF_JA = 0x06, 0x05, 0x05
 _BINARY_TREE = 2  # SCMP_FLTATR_CTL_OPTIMIZE: logarithmic instead of linear, libseccomp 2.5
 
 
@@ -167,10 +169,24 @@ def _compile(library: Any, allowed: dict[str, Alternatives], target: Architectur
                 add(library.ALLOW, number, *(_argument(library, item) for item in alternative))
             except OSError as error:
                 raise _UnsupportedError(f"{call}: libseccomp: {reason_of(error)}") from None
-    with open(os.memfd_create("filter", os.MFD_CLOEXEC), "rb") as file:
+    with open(os.memfd_create("filter", os.MFD_CLOEXEC), "rb") as file, any_size():
         rules.export_bpf(file)
         file.seek(0)
-        return file.read()
+        program = file.read()
+    if not _is_whole(program, target.byte_order):
+        raise _UnsupportedError("libseccomp's program is cut short: RLIMIT_FSIZE is too small")
+    return program
+
+
+def _is_whole(program: bytes, byte_order: str) -> bool:
+    """Whether no jump of a program leads behind its end, where an answer has to be."""
+    layout = _layout(byte_order)
+    if not program or len(program) % struct.calcsize(layout):
+        return False
+    code = list(struct.iter_unpack(layout, program))
+    ends = [at + 1 + (k if op == _BPF_JA else max(yes, no) if op & 7 == _BPF_JMP else 0)
+            for at, (op, yes, no, k) in enumerate(code)]  # fmt: skip
+    return code[-1][0] == _BPF_RET_K and all(end < len(code) for end in ends[:-1])
 
 
 def _argument(library: Any, item: Comparison) -> Any:

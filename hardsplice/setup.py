@@ -126,7 +126,7 @@ class Setup:
         self.ready_fd: int | None = None
         self.notifier = Notifier(None)
         self.locked = False  # lock-down has begun
-        self.missing: list[str] = []  # what lock-down had to do without
+        self.missing: list[str] = []  # what lock-down has to do without, here and in the monitors
 
     def say(self, text: str) -> None:
         """Tell what is being done, for --debug."""
@@ -457,6 +457,7 @@ class Setup:
             control=self._control(self.control) if self.control else None,
             notifier=self.notifier,
             watchdog=self.manager.watchdog,
+            missing=self.missing,  # the target monitor's is added
         )
 
     def _desk(self) -> Desk:
@@ -566,11 +567,11 @@ class Setup:
             scoped=scoped,
         )
 
-    def ready(self, missing: Sequence[str]) -> None:
+    def ready(self) -> None:
         """All is bound and locked down: say so, to whoever asked to be told."""
         # The target monitor's words are other people's, too.
-        self.missing = list(dict.fromkeys(map(printable, (*self.missing, *missing))))
-        for what in self.missing:
+        missing = list(dict.fromkeys(map(printable, self.missing)))
+        for what in missing:
             self.log.line(Level.WARNING, f"not in force: {what}")
         self._stage("ready")
         took = f"ready in {1000 * (time.monotonic() - self.began):.0f} ms"
@@ -580,7 +581,7 @@ class Setup:
                 os.write(descriptors.READY_FD, b"\n")
             descriptors.clear((descriptors.READY_FD,))
         if self.launcher:  # it exits now, or prints what --audit shows
-            text = "\n".join([took, *self.missing])
+            text = "\n".join([took, *missing])
             heard = self.launcher.send(Record(Kind.READY, text=text.encode()))
             if not heard and not self.options.foreground:
                 raise Failure("go", "into the background", "the process that started it is gone")

@@ -84,7 +84,8 @@ def ask(asker: socket.socket) -> bytes:
         request = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, 0, _LISTEN)
         size = _HEADER.size + len(request)
         header = _HEADER.pack(size, _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST_DUMP, 1, 0)
-        asker.sendmsg((header + request,), (), socket.MSG_NOSIGNAL)
+        flags = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
+        asker.sendmsg((header + request,), (), flags)
         done = False
         while not done:
             part, _, _, sender = asker.recvmsg(_RECEIVE, 0, socket.MSG_DONTWAIT)

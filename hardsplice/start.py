@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import select
 import signal
+import sys
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from hardsplice import cli
 from hardsplice.errors import Failure, reason_of, tell, write_all
@@ -27,6 +28,7 @@ def main(argv: Sequence[str]) -> int:
     """Run hardsplice with the words of its command line; the exit status."""
     began = time.monotonic()
     try:
+        _refuse_jit(getattr(sys, "_jit", None))
         options = cli.parse_args(argv)
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # which is COMMAND's to inherit
             signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -35,6 +37,16 @@ def main(argv: Sequence[str]) -> int:
         return _launch(options, began)
     except Failure as failure:
         return _say(failure)
+
+
+def _refuse_jit(jit: Any) -> None:
+    """Python 3.14 and later have ``sys._jit``. What it makes is memory to be executed, which the
+    filters don't allow. An isolated interpreter can't be told to do without it.
+    """
+    if jit is not None and jit.is_enabled():
+        reason = "it compiles machine code while it runs"
+        hint = "use one whose just-in-time compiler is not on by default"
+        raise Failure("use", "this Python", reason, hint)
 
 
 def _say(failure: Failure) -> int:

@@ -137,6 +137,7 @@ def _tell(channel: Channel, text: str) -> None:
 
 
 def _live(plan: Plan, channel: Channel, monitor: int) -> int:
+    isolate.die_with(monitor)
     channel.move_to(CHANNEL_FD)
     # The places of listeners are as the monitor has them: the relay's listeners, or /dev/null.
     places = range(FIRST_LISTENER, plan.first_flow)
@@ -174,7 +175,6 @@ def _live(plan: Plan, channel: Channel, monitor: int) -> int:
     def on_channel() -> None:
         _serve_channel(channel, engine)
 
-    isolate.die_with(monitor)
     lockdown = isolate.Lockdown(strict=plan.strict, say=_say_nothing)
     lockdown.run(isolate.relay_steps(RULESET_FD if plan.has_ruleset else None))
     descriptors.clear((RULESET_FD,))

@@ -239,7 +239,8 @@ def test_packages_are_found_wherever_the_interpreter_found_them(
         (strange / f"{name}.py").unlink()
     _, base = program.argv(identity)
     path = os.pathsep.join((str(strange), base["PYTHONPATH"]))
-    done = run(program, identity, "-q", "-t", "none", "echo", "ran", environment={"PYTHONPATH": path})
+    words = ("-q", "-t", "none", "echo", "ran")
+    done = run(program, identity, *words, environment={"PYTHONPATH": path})
     assert (done.returncode, done.stdout, done.stderr) == (0, "ran\n", "")
 
 

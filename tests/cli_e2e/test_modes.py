@@ -281,7 +281,7 @@ def test_the_command_cannot_reach_its_keepers(identity: Identity, launch: Launch
     out = instance.process.stdout
     assert out is not None
     assert out.readline() == b"\n"
-    seen = os.read(out.fileno(), 10_000).decode()
+    seen = out.read1(10_000).decode()  # type: ignore[attr-defined]
     out.close()
     assert "hs-" not in seen.replace(_first_comm(seen), "", 1)
     family = instance.processes()

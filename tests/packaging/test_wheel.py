@@ -116,6 +116,27 @@ def test_the_installed_hardsplicectl_says_its_version_too(installed: Path, tmp_p
     assert said == f"hardsplicectl {__version__}\n"
 
 
+@pytest.mark.parametrize("command", ["hardsplice", "hardsplicectl"])
+def test_an_installed_command_runs_isolated(installed: Path, tmp_path: Path, command: str) -> None:
+    """Whatever the environment says to Python; the script itself is the installer's."""
+    for name in ("argparse", "json", "hardsplice"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('a stranger was imported')\n")
+    names = {"PYTHONWARNINGS": "error", "PYTHONPROFILEIMPORTTIME": "1", "PYTHONOPTIMIZE": "2"}
+    done = subprocess.run(
+        [installed / command, "--version"], cwd=tmp_path, env={"PATH": os.defpath, **names},
+        capture_output=True, text=True, check=False, timeout=100,
+    )  # fmt: skip
+    last = done.stderr.splitlines()[-1:]
+    assert (done.returncode, done.stdout) == (0, f"{command} {__version__}\n"), last
+    assert not any(module in done.stderr for module in ("argparse", "hardsplice.cli")), last
+
+
+def test_the_scripts_of_distributions_run_isolated_from_the_first_line_on() -> None:
+    line = re.compile(r"\s*sed -i '1s\|\.\*\|#!\S+python3}? -I\|' .*/hardsplice .*/hardsplicectl")
+    for path in ("debian/rules", "rpm/hardsplice.spec"):
+        assert any(map(line.fullmatch, (ROOT / "packaging" / path).read_text().splitlines())), path
+
+
 def test_the_installed_package_is_the_one_that_runs(installed: Path, tmp_path: Path) -> None:
     code = "import hardsplice; print(hardsplice.__file__)"
     found = Path(run(installed / "python", "-c", code, cwd=tmp_path).strip())

@@ -8,7 +8,9 @@ instructions that a filter may have and refuses any other.
 
 from __future__ import annotations
 
+import operator
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 
 KILL_PROCESS = 0x80000000  # SECCOMP_RET_KILL_PROCESS
@@ -26,7 +28,14 @@ _JUMP_GREATER = 0x25  # BPF_JMP | BPF_JGT | BPF_K
 _JUMP_AT_LEAST = 0x35  # BPF_JMP | BPF_JGE | BPF_K
 _JUMP_ANY_BIT = 0x45  # BPF_JMP | BPF_JSET | BPF_K
 _RETURN = 0x06  # BPF_RET | BPF_K
-_CONDITIONAL = (_JUMP_EQUAL, _JUMP_GREATER, _JUMP_AT_LEAST, _JUMP_ANY_BIT)
+_HOLDS: dict[int, Callable[[int, int], object]] = {
+    _JUMP_EQUAL: operator.eq,
+    _JUMP_GREATER: operator.gt,
+    _JUMP_AT_LEAST: operator.ge,
+    _JUMP_ANY_BIT: operator.and_,
+}
+_CONDITIONAL = tuple(_HOLDS)
+_NUMBER, _ARCHITECTURE = 0, 4  # offsets in struct seccomp_data
 
 
 class InvalidProgramError(Exception):
@@ -74,9 +83,37 @@ class Filter:
                 f"instruction {at}: {code:#x} {when_true} {when_false} {operand}"
             )
 
-    def answer(self, call: Call) -> int:
-        """What the filter answers: SECCOMP_RET_* with its data."""
-        data = struct.unpack(
+    def path(self, call: Call) -> tuple[int, list[int]]:
+        """What the filter answers, and what it looks at for that: offsets in struct seccomp_data,
+        in order; -1 for each instruction that looks at nothing.
+        """
+        looks: list[int] = []
+        accumulator = at = 0
+        data = self._words(call)
+        while True:
+            code, when_true, when_false, operand = self._program[at]
+            looks.append(operand if code == _LOAD else -1)
+            at += 1
+            if code == _LOAD:
+                accumulator = data[operand >> 2]
+            elif code == _AND:
+                accumulator &= operand
+            elif code == _RETURN:
+                return int(operand), looks
+            elif code == _JUMP:
+                at += operand
+            else:
+                at += when_true if _HOLDS[code](accumulator, operand) else when_false
+
+    def is_constant(self, call: Call) -> bool:
+        """Whether the kernel allows the call without running the filter, as it works out when the
+        filter is installed: seccomp_is_const_allow, kernel/seccomp.c.
+        """
+        answer, looks = self.path(call)
+        return answer == ALLOW and set(looks) <= {-1, _NUMBER, _ARCHITECTURE}
+
+    def _words(self, call: Call) -> tuple[int, ...]:
+        return struct.unpack(
             f"{self._mark}16I",
             struct.pack(
                 f"{self._mark}IIQ6Q",
@@ -86,6 +123,10 @@ class Filter:
                 *call.arguments,
             ),
         )
+
+    def answer(self, call: Call) -> int:
+        """What the filter answers: SECCOMP_RET_* with its data."""
+        data = self._words(call)
         program = self._program
         accumulator = at = 0
         while True:

@@ -75,7 +75,7 @@ _POSITION = {
     "landlock_restrict_self": {"ruleset_fd": 0, "flags": 1},
     "listen": {"fd": 0, "backlog": 1},
     "lseek": {"fd": 0},
-    "madvise": {"advice": 2},
+    "madvise": {"addr": 0, "advice": 2},
     "mmap": {"prot": 2, "flags": 3},
     "mmap2": {"prot": 2, "flags": 3},
     "mprotect": {"addr": 0, "prot": 2},
@@ -260,9 +260,7 @@ def allowed(role: str, arch: str) -> dict[str, Ways]:
         for rule in _rules(source, arch):
             call, when = rule["call"], rule.get("when", "")
             for text in [when] if isinstance(when, str) else when:
-                terms = tuple(
-                    _term(one, call, arch, words) for one in text.split(" and ") if one
-                )
+                terms = tuple(_term(one, call, arch, words) for one in text.split(" and ") if one)
                 ways[call] = (*ways.get(call, ()), terms)
     return ways
 

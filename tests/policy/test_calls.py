@@ -26,7 +26,8 @@ SYSTEM_CALLS = {
     "os._exit": "exit_group",
     "os.close": "close",
     "os.closerange": "close_range",
-    "os.dup2": "dup2 dup3",
+    "os.dup2": "dup2",
+    "os.dup2 inheritable=False": "dup3",
     "os.fork": "clone",
     "os.ftruncate": "ftruncate",
     "os.fsdecode": "",
@@ -76,22 +77,41 @@ SYSTEM_CALLS = {
     "poller.poll": "poll",
     "poller.register": "",
     "poller.unregister": "",
-    # the C library's own functions, in hardsplice/linux.py
+    # the C library's own functions, in hardsplice/linux.py, socketcalls.py, scm.py and unotify.py
     "_accept4": "accept4",
+    "_bind": "bind",
     "_connect": "connect",
     "_getpeername": "getpeername",
+    "_getsockname": "getsockname",
     "_getsockopt": "getsockopt",
-    "_landlock_restrict_self": "landlock_restrict_self",
+    "_ioctl": "ioctl",
+    "_listen": "listen",
+    "_madvise": "madvise",
     "_prctl": "prctl",
     "_python.PyOS_AfterFork_Child": "gettid",
     "_python.PyOS_AfterFork_Parent": "",
     "_python.PyOS_BeforeFork": "",
     "_python.fork": "clone",
     "_recv": "recvfrom",
+    "_recvfrom": "recvfrom",
+    "_recvmsg": "recvmsg",
     "_send": "sendto",
+    "_sendmsg": "sendmsg",
+    "_sendto": "sendto",
     "_setsockopt": "setsockopt",
     "_shutdown": "shutdown",
     "_sockatmark": "ioctl",
+    "_socket": "socket",
+    "_syscall _LANDLOCK_RESTRICT_SELF": "landlock_restrict_self",
+    "_syscall c_long(_PIDFD_GETFD)": "pidfd_getfd",
+    "_syscall c_long(numbers.get(MACHINE, 277))": "seccomp",
+    # memory, and memory alone
+    "ctypes.addressof": "",
+    "ctypes.create_string_buffer": "",
+    "ctypes.get_errno": "",
+    "ctypes.byref": "",
+    "ctypes.memmove": "",
+    "ctypes.sizeof": "",
 }
 MODULES = {name.split(".")[0] for name in SYSTEM_CALLS if "." in name[1:]} - {"epoll", "poller"}
 
@@ -116,50 +136,45 @@ def all_but(module: str, *names: str) -> Part:
     return Part(module, without=frozenset(names))
 
 
+# The relay's calls for connections, and what all of them go through.
+CONNECTIONS = some(
+    "socketcalls",
+    *("accept4", "accepted_from", "endpoint", "connect", "connected", "option", "shutdown"),
+    *("abort", "keep_urgent_inline", "limit_unsent", "sockatmark", "receive_byte", "send_byte"),
+)
+RELAY = (
+    all_but("relay/engine"),
+    all_but("relay/connecting"),
+    all_but("relay/moving"),
+    all_but("relay/table"),
+    all_but("relay/pipes"),
+    all_but("relay/kernel"),
+    all_but("relay/sockets"),
+    all_but("relay/ledger"),
+    all_but("relay/orders"),
+    all_but("relay/main", "_live"),
+    all_but("flowtable"),
+    some("relay/stats", "count_latency"),
+    some("book", "Pointer.holds"),
+    some("channel", "Channel.send", "Channel.receive"),
+    all_but("scm"),
+    CONNECTIONS,
+)
 PARTS = {
-    "relay": (
-        all_but("relay/engine"),
-        all_but("relay/connecting"),
-        all_but("relay/moving"),
-        all_but("relay/table"),
-        all_but("relay/pipes"),
-        all_but("relay/kernel"),
-        all_but("relay/sockets"),
-        all_but("relay/ledger"),
-        all_but("flowtable"),
-        some("relay/stats", "count_latency"),
-        all_but("relay/main", "_live"),
-        all_but("relay/orders"),
-        all_but("channel", "Channel.pair", "Channel.at", "Channel.move_to", "close_all"),
-        some(
-            "linux",
-            *(
-                "accept4",
-                "accepted_from",
-                "endpoint",
-                "connect",
-                "connected",
-                "shutdown",
-                "abort",
-                "keep_urgent_inline",
-                "limit_unsent",
-            ),
-            *("sockatmark", "receive_byte", "send_byte"),
-        ),
-    ),
+    "relay": RELAY,
+    "relay-ports": (*RELAY, some("unotify", "ask")),
     # A relay lives under its monitor's filter until it has its own.
     "monitor": (
+        *RELAY,
         all_but("relay/main"),
-        all_but("relay/engine"),
-        all_but("relay/connecting"),
-        all_but("relay/moving"),
-        all_but("relay/table"),
-        all_but("relay/pipes"),
-        all_but("relay/ledger"),
         all_but("relay/stats", "Stats.__init__"),
-        all_but("flowtable"),
         all_but("channel"),
         all_but("keeper"),
+        all_but("supply"),
+        all_but("dialogue"),
+        all_but("deaths"),
+        all_but("notes"),
+        all_but("placing"),
         all_but("crew"),
         all_but("loop"),
         all_but("monitor"),
@@ -171,22 +186,40 @@ PARTS = {
         ),
         all_but("flowlog"),
         some("service", "Notifier.say", "Notifier.status", "Notifier.reloading", "Watchdog.start"),
-        some("isolate", "keep_descriptors", "die_with", "relay_steps", "_limit"),
-        some("linux", "set_seccomp_filter", "fork"),
+        some("descriptors", "copy", "clear", "keep"),
+        some("isolate", "die_with", "relay_steps", "_limit", "filter_step"),
+        some("linux", "set_seccomp_filter", "prctl", "fork", "madvise", "landlock_restrict_self"),
+        some("listeners", "is_sound"),
+        some("socketcalls", "stream_socket", "set_nodelay", "_set"),
     ),
     "monitor-ports": (
         all_but("exchange"),
+        all_but("requests"),
         all_but("forwarding"),
         all_but("crew"),
         all_but("keeper"),
+        all_but("placing"),
+        all_but("unotify"),
         all_but("monitor"),
         all_but("target", "main", "_live"),
-        some("listeners", "open_listener", "_interface_index", "is_listener", "listener_for"),
-        some("listeners", "plans", "describe", "cannot_listen", "no_family"),
-        some("relay/orders", "serve", "close"),
+        some("listeners", "open_listener", "bound_address", "is_listener", "is_sound"),
+        some("listeners", "Pointers.plans", "Pointers.listener", "describe", "cannot_listen"),
+        some(
+            "socketcalls",
+            *("stream_socket", "set_reuse_address", "set_keepalive", "set_nodelay", "_set"),
+            *("set_ipv6_only", "bind_to_device", "bind", "listen", "local_port", "option"),
+        ),
+        some("isolate", "asking_filter_step"),
+    ),
+    "monitor-host": (
+        all_but("desk"),
+        all_but("exchange"),
+        all_but("requests"),
+        some("book", "Book.slot", "Book.add", "Book.remove", "Book._take", "Book._write"),
+        some("listeners", "write_place", "open_listener", "targets"),
+        some("socketcalls", "write_place", "clear_place", "retire", "option", "shutdown", "_set"),
         all_but("watch"),
         some("sockdiag", "ask", "_is_last", "parse", "_listening", "_is_ipv6_only"),
-        some("linux", "shutdown"),
     ),
     "monitor-control": (
         all_but("control/host"),
@@ -197,13 +230,14 @@ PARTS = {
         all_but("control/routes"),
         all_but("control/server"),
         all_but("control/world"),
-        some("linux", "accept4", "namespace_cookie", "peer_user", "send"),
+        some("socketcalls", "accept4", "namespace_cookie", "peer_user", "send", "receive"),
     ),
     "init": (
         some("init", "reap", "_send_signal", "_reap_all", "_last_word"),
         some("channel", "Channel.send", "Channel.receive"),
+        all_but("scm"),
     ),
-    "guard": (some("guard", "wait", "exit_status"), some("channel", "encode")),
+    "guard": (some("guard", "wait"), some("deaths", "exit_status"), some("channel", "encode")),
 }
 
 
@@ -221,6 +255,13 @@ def asked_of_the_kernel(function: ast.FunctionDef) -> Iterator[tuple[str, str]]:
         if not isinstance(node, ast.Call):
             continue
         name = ast.unparse(node.func)
+        if name == "_syscall":  # the C library's syscall(2): its first argument says which
+            name = f"_syscall {ast.unparse(node.args[0])}"
+            yield name, SYSTEM_CALLS.get(name, "?")
+            continue
+        if name == "os.dup2":
+            options = (f"{one.arg}={ast.unparse(one.value)}" for one in node.keywords)
+            name = " ".join([name, *options])
         parts = name.split(".")
         for key in (name, ".".join(parts[-2:]).lstrip("_"), f".{parts[-1]}" if parts[1:] else ""):
             if key in SYSTEM_CALLS:
@@ -271,6 +312,19 @@ def test_the_functions_looked_at_exist(role: str) -> None:
         ("peer.setsockopt(1, 2, 3)", ["m: f calls peer.setsockopt: setsockopt"]),
         ("self._epoll.poll(1)", ["m: f calls self._epoll.poll: epoll_wait"]),
         ("_recv(fd, buffer, 1, 0)", ["m: f calls _recv: recvfrom"]),
+        ("_ioctl(fd, c_uint(_NOTIF_RECV), room)", ["m: f calls _ioctl: ioctl"]),
+        (
+            "_syscall(c_long(_PIDFD_GETFD), 0)",
+            ["m: f calls _syscall c_long(_PIDFD_GETFD): pidfd_getfd"],
+        ),
+        ("_syscall(c_long(_NEW), 0)", ["m: f calls _syscall c_long(_NEW): ?"]),
+        ("os.dup2(a, b)", ["m: f calls os.dup2: dup2"]),
+        (
+            "os.dup2(a, b, inheritable=False)",
+            ["m: f calls os.dup2 inheritable=False: dup3"],
+        ),
+        ("ctypes.memmove(a, b, 2)", []),
+        ("ctypes.CDLL('libevil.so')", ["m: f calls ctypes.CDLL: ?"]),
         ("len(fds)", []),
     ],
 )

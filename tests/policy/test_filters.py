@@ -81,15 +81,16 @@ def disagreements(asked: Filter, role: str, arch: str) -> list[tuple[Call, int]]
     return found
 
 
-def allowed_calls(role: str, arch: str) -> set[str]:
+@cache
+def allowed_calls(role: str, arch: str) -> frozenset[str]:
     """The names of the calls that a filter lets through, with whatever arguments."""
     names = {number: name for name, number in oracle.numbers(arch).items()}
     asked = filter_of(role, arch)
-    return {
+    return frozenset(
         names.get(call.number, f"number {call.number}")
         for call in tries(role, arch)
         if asked.answer(call) in (ALLOW, ASK)
-    }
+    )
 
 
 # --- the filter is the policy ---------------------------------------------------------------------
@@ -214,7 +215,7 @@ def test_no_role_may_make_memory_executable(role: str, arch: str) -> None:
     assert calls == ({"mmap"} if arch == "s390x" else set())
 
 
-# Of these two the C library knows no other way; ppc64le has the call too, but nobody needs it.
+# Of these the C library knows no other way; ppc64le has the call too, but nobody needs it there.
 SUBCALLS: dict[str, set[int]] = {
     "relay": set(),
     "relay-ports": set(),

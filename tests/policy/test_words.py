@@ -6,6 +6,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import re
 import resource
 import select
 import signal
@@ -15,8 +16,19 @@ import time
 
 import pytest
 
-from hardsplice.seccomp import native_arch
-from hardsplice.syscalls import ARCHITECTURES, CONSTANTS, PARAMETERS, RISKY, constant, parameters
+from hardsplice import book, descriptors, init, socketcalls
+from hardsplice.seccomp import ROLES, load_policy, native_arch
+from hardsplice.syscalls import (
+    ARCHITECTURES,
+    CONSTANTS,
+    DIRECT,
+    INTS,
+    PARAMETERS,
+    RISKY,
+    SOCKETCALL,
+    constant,
+    parameters,
+)
 from tests.policy import oracle
 
 MODULES = (socket, os, fcntl, select, signal, resource, termios, mmap, time)
@@ -43,6 +55,110 @@ def test_constants_that_differ_do() -> None:
     assert constant("FIONBIO", "ppc64le") == 0x8004667E
     assert constant("TIOCOUTQ", "ppc64le") == 0x40047473
     assert {constant("FIONBIO", arch) for arch in ARCHITECTURES if arch != "ppc64le"} == {0x5421}
+
+
+def test_memory_that_is_not_reserved_has_another_bit_on_powerpc() -> None:
+    """asm/mman.h; elsewhere that bit is part of nothing that a policy names."""
+    assert {arch: constant("MAP_NORESERVE", arch) for arch in ARCHITECTURES} == {
+        arch: 0x40 if arch == "ppc64le" else 0x4000 for arch in ARCHITECTURES
+    }
+
+
+def test_an_ioctl_that_hands_something_over_has_another_direction_on_powerpc() -> None:
+    """_IOW('!', 3, struct seccomp_notif_addfd): asm/ioctl.h."""
+    name = "SECCOMP_IOCTL_NOTIF_ADDFD"
+    assert constant(name, "ppc64le") == 0x80182103
+    assert {constant(name, arch) for arch in ARCHITECTURES if arch != "ppc64le"} == {0x40182103}
+
+
+def test_socket_calls_have_the_numbers_of_the_kernel_s_headers() -> None:
+    for arch, numbers in DIRECT.items():
+        known = oracle.numbers(arch)
+        assert numbers == {call: known[call] for call in numbers}
+        assert SOCKETCALL[arch] == known["socketcall"]
+    assert DIRECT.keys() == SOCKETCALL.keys()
+
+
+def test_what_hardsplice_asks_by_number_has_a_number_wherever_the_c_library_goes_another_way() -> (
+    None
+):
+    """Else an import of socketcalls.py or scm.py would end there."""
+    made = set()
+    for module in ("socketcalls", "scm"):
+        text = (oracle.ROOT / "hardsplice" / f"{module}.py").read_text(encoding="utf-8")
+        made |= set(re.findall(r'\bway\("(\w+)"\)', text))
+    assert {"accept4", "connect", "sendmsg", "recvfrom"} <= made
+    for arch in ("i686", "s390x"):
+        assert made <= set(DIRECT[arch])
+
+
+# Prototypes of the manual pages: parameters of these names are `int`, `unsigned int` (close_range).
+def test_parameters_that_are_ints_are_descriptors_and_nothing_else() -> None:
+    assert {"fd", "oldfd", "newfd", "targetfd", "first"} == INTS
+    wide = {name for names in PARAMETERS.values() for name in names} - INTS
+    for name in ("addr", "optval", "old_address", "length", "size"):
+        assert name in wide, "a pointer or a size has all its bits"
+
+
+# --- words that a policy has itself ---
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_descriptors_have_the_numbers_that_the_code_gives_them(role: str) -> None:
+    names = {
+        "LOG": descriptors.LOG_FD,
+        "CHANNEL": descriptors.CHANNEL_FD,
+        "READY": descriptors.READY_FD,
+        "NOTIFY": descriptors.NOTIFY_FD,
+        "RULESET": descriptors.RULESET_FD,
+        "SIGNALS": descriptors.SIGNALS_FD,
+        "REASON": init.REASON_FD,
+        "REPORT": descriptors.CHANNEL_FD,
+        "WATCH": descriptors.WATCH_FD,
+        "LISTENERS": descriptors.FIRST_LISTENER,
+    }
+    found = dict(load_policy(role).descriptors)
+    flows = found.pop("FLOWS", descriptors.FIRST_LISTENER)
+    assert flows >= descriptors.FIRST_LISTENER, "set-up decides; as it is written it is for six"
+    assert found == {name: names[name] for name in found}
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_addresses_are_those_where_the_code_puts_things(role: str) -> None:
+    expected = dict(book.USUAL.words)
+    steps = (len(socketcalls.UNSENT_SIZES) - 1) * 32
+    expected["UNSENT_SLOTS"] = 2**64 - 1 - steps
+    expected["TAG"] = 0xFF << 56
+    found = load_policy(role).addresses
+    assert found == {name: expected[name] for name in found}
+
+
+@pytest.mark.parametrize("place", book.PLACES)
+@pytest.mark.parametrize("role", ROLES)
+def test_set_up_moves_every_address_with_the_book(role: str, place: book.Place) -> None:
+    found = dict(load_policy(role).settled(place.words).addresses)
+    for mask in ("UNSENT_SLOTS", "TAG"):
+        found.pop(mask, None)
+    assert found == {name: place.words[name] for name in found}
+
+
+@pytest.mark.parametrize("place", book.PLACES)
+def test_a_masked_comparison_finds_the_beginnings_of_slots_and_nothing_else(
+    place: book.Place,
+) -> None:
+    words = place.words
+    assert place.size & (place.size - 1) == 0
+    assert place.address % place.size == 0
+    assert words["BOOK_END"] == place.address + place.size
+    slots = range(place.address, place.address + place.size, 32)
+    around = (*slots[:3], *slots[-3:], *(one + 1 for one in slots[:64]), slots.start - 32)
+    for address in (*around, slots.stop, slots.stop + 32, slots.start + 2**32, 0):
+        assert (address & words["BOOK_SLOTS"] == words["BOOK"]) == (address in slots)
+
+
+def test_the_values_lie_where_no_pointer_to_a_slot_can_point() -> None:
+    assert {place.address - place.values for place in book.PLACES} == {book.VALUES_SIZE}
+    assert socketcalls.VALUES_END <= book.VALUES_SIZE
 
 
 def test_clone_has_its_arguments_the_other_way_round_on_s390x() -> None:

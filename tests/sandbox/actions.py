@@ -192,7 +192,7 @@ def _lingering(sock: socket.socket, engine: Any) -> None:
     target = flow.fd[1]
     linger = struct.pack("ii", 1, 60)
     # Through the C library: what the interpreter's tripwire would say to it plays no part.
-    if linux._setsockopt(target, socket.SOL_SOCKET, socket.SO_LINGER, linger, len(linger)) != 0:
+    if linux.libc.setsockopt(target, socket.SOL_SOCKET, socket.SO_LINGER, linger, len(linger)) != 0:
         raise OSError("SO_LINGER")
     for _ in range(50):  # something to do for the receiver until the descriptor here is closed
         post(sock, _record(Kind.NOTE, Note.REFUSED))

@@ -181,13 +181,18 @@ class Surroundings:
         bare: bool,
         clients: int = 0,
         helper: bool = False,
+        dynamic: bool = False,
     ) -> list[Outcome]:
-        """Make the attempts as a process of that role; what came of each."""
+        """Make the attempts as a process of that role; what came of each. ``dynamic``: where ports
+        may change at run time.
+        """
         assert role in ROLES
         board, path = self.program.board()
         inside = role in ("relay-in", "target")
         ports = (
-            {"target": 80, "other": 81} if inside else {"target": self.outward, "other": self.other}
+            {"target": 80, "other": 81, "theirs": self.outward}
+            if inside
+            else {"target": self.outward, "other": self.other}
         )
         with contextlib.ExitStack() as stack:
             stack.callback(board.close)
@@ -208,7 +213,9 @@ class Surroundings:
                 arguments += ["--", "sleep", "1000"]
             else:
                 arguments += ["-t", f"127.0.0.1/{self.inward}:80"]
-                arguments += ["-T", f"127.0.0.1/82:{self.outward}", str(namespace.pid)]
+                arguments += ["-T", f"127.0.0.1/82:{self.outward}"]
+                arguments += ["-t", "auto"] if dynamic else []
+                arguments += [str(namespace.pid)]
             if clients:
                 crowd = Clients(self.inward, clients)
                 stack.callback(crowd.stop)

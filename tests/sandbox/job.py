@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hardsplice.policyfile import Rule
+    from hardsplice.policymodel import Rule
 
 VARIABLE = "HARDSPLICE_TAKEOVER"
 """The environment variable with the job."""

@@ -22,7 +22,7 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -36,10 +36,11 @@ from hardsplice import (
     seal,
     seccomp,
     supply,
+    unotify,
 )
 from hardsplice.channel import Channel, Kind, Record
 from hardsplice.monitor import HostMonitor
-from hardsplice.policyfile import Policy
+from hardsplice.policymodel import Policy
 from hardsplice.relay import engine
 from hardsplice.relay import main as relay
 from hardsplice.start import main
@@ -55,7 +56,9 @@ scene = attempts.Scene(job)
 started = os.getpid()
 
 _set_seccomp_filter = linux.set_seccomp_filter
-_keep_descriptors = descriptors.keep
+_keep_descriptors, _reserve = descriptors.keep, descriptors.reserve
+_close_others = descriptors.close_others
+_set_asking_filter = unotify.set_filter
 _relay_main = relay.main
 _start = keeper.Keeper.start
 _load_policy = seccomp.load_policy
@@ -123,6 +126,15 @@ def install(program: bytes) -> None:
     actions.remember()
 
 
+def install_asking(program: bytes) -> int:
+    """In the place of unotify.set_filter: the last step of a relay whose ports may change."""
+    questions = _set_asking_filter(program)
+    if here.attempt is not None:
+        attempt_now(here.attempt)
+    actions.remember()
+    return questions
+
+
 def start_relays(self: keeper.Keeper) -> None:
     """In the place of Keeper.start: first a relay for each attempt, then the one that serves."""
     direction = {"inbound": "relay-in", "outbound": "relay-out"}[self.plan.direction]
@@ -138,7 +150,7 @@ def start_relays(self: keeper.Keeper) -> None:
         theirs.close()
         for family in self.plan.families:
             fds = tuple(supply.open_socket(family) for _ in range(2))
-            ours.send(Record(Kind.SOCKETS, family, fds=fds))
+            ours.send(Record(Kind.SOCKETS, family, fds=fds), wait=False)
             for fd in fds:
                 os.close(fd)
         wait(index, pid)
@@ -190,9 +202,20 @@ def inits_own(steps: Callable[..., list[isolate.Step]]) -> Callable[..., list[is
 # --- all of it ------------------------------------------------------------------------------------
 
 
+def reserve_and_gather(first: int, ours: Sequence[int]) -> None:
+    """In the place of descriptors.reserve, for a job with props."""
+    _reserve(first, ours)
+    scene.gather(first)
+
+
 def keep_more(wanted: Iterable[int], first: int) -> None:
     """In the place of descriptors.keep, for a job with props."""
     _keep_descriptors((*wanted, *scene.props.values()), first)
+
+
+def close_fewer(wanted: Iterable[int], first: int = 0) -> None:
+    """In the place of descriptors.close_others, for a job with props."""
+    _close_others((*wanted, *scene.props.values()), first)
 
 
 def reduced(role: str) -> Policy:
@@ -214,7 +237,7 @@ def reduced(role: str) -> Policy:
 
 def take_over() -> None:
     """Put all of this in its places."""
-    linux.set_seccomp_filter = install
+    linux.set_seccomp_filter, unotify.set_filter = install, install_asking
     keeper.Keeper.start = start_relays  # type: ignore[method-assign]
     relay.main = relay_main
     isolate.init_steps = inits_own(isolate.init_steps)
@@ -223,8 +246,8 @@ def take_over() -> None:
         joining.Tie.renew = lambda self: None  # type: ignore[method-assign]
         seal.seal = lambda tell: None
     if job.props:
-        scene.gather()
-        descriptors.keep = keep_more
+        descriptors.reserve = reserve_and_gather
+        descriptors.keep, descriptors.close_others = keep_more, close_fewer
     if job.drop:
         seccomp.load_policy = reduced
     if job.helper:

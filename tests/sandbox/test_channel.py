@@ -225,12 +225,11 @@ def settled(instance: Instance) -> bool:
     return False
 
 
-@pytest.mark.xfail(reason="until the filter pins the value of SO_LINGER", strict=False)
 def test_a_socket_that_lingers_does_not_hold_the_monitor_up(
     captured: Captured, identity: Identity
 ) -> None:
     """Whoever closes the last descriptor of a socket with SO_LINGER waits until its bytes are
-    gone.
+    gone. No value can be set that would make that long.
     """
     with running(captured, identity, "relay-in", "lingering") as product:
         client, server = product.connection()

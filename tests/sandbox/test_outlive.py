@@ -135,27 +135,29 @@ def test_all_at_once(pair: tuple[Identity, Identity], of_both: Namespace, progra
 DEAF = """
 import os, select, signal, sys
 how = sys.argv.pop(1)
-from hardsplice import isolate, lifeline, linux, target
-from hardsplice.__main__ import main
+from hardsplice import descriptors, isolate, lifeline, linux, target
+from hardsplice.start import main
 def deaf(self):
     self.crew.start()
     self.loop.run()
 target.TargetMonitor.run = deaf
-def slip(self):
-    os.close(isolate.LINE_FD)
+def attempt(act):
     pid = linux.fork()
     if pid == 0:
-        linux.prctl(1, 0)  # PR_SET_PDEATHSIG: none any more
+        act()
         os._exit(0)
     if os.waitpid(pid, 0)[1] != signal.SIGSYS:
-        linux.prctl(1, 0)
+        act()
+def slip(self):
+    attempt(lambda: os.close(descriptors.LIFELINE_FD))
+    attempt(lambda: linux.prctl(1, 0))  # PR_SET_PDEATHSIG: none any more
     deaf(self)
 if how == "slippery":
     target.TargetMonitor.run = slip
 if how == "free":
     isolate.die_with = lambda parent: None
     lifeline.hang_on = lambda fd: None
-sys.exit(main())
+sys.exit(main(sys.argv[1:]))
 """
 
 

@@ -10,11 +10,13 @@ import pty
 import re
 import select
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from hardsplice.ctl.client import Client
 from tests.support import procfs
 from tests.support.netns import Identity, Namespace
 from tests.support.product import Program, free_ports
@@ -27,8 +29,8 @@ TYPED = b"secret\n" * 4  # a line for each attempt
 # monitor once it is locked down, each in a process of its own; what came of it is written there.
 READ = """
 import os, sys
-from hardsplice import descriptors, linux
-from hardsplice.__main__ import main
+from hardsplice import descriptors, linux, socketcalls
+from hardsplice.start import main
 from hardsplice.monitor import HostMonitor
 if sys.argv.pop(1) == "unfixed":
     descriptors.write_only = lambda fd: None
@@ -36,7 +38,7 @@ def splice():
     reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     return os.splice(2, writing, 100, flags=FLAGS)
 def receive():
-    got = linux.receive_byte(2, 0)
+    got = socketcalls.receive_byte(2, 0)
     return len(got) if isinstance(got, bytes) else 0
 TRIES = {
     "read": lambda: len(os.read(2, 100)),
@@ -57,7 +59,7 @@ def acting(self):
         os.write(2, b"%s came to %d\\n" % (name.encode(), status))
     return run(self)
 HostMonitor.run = acting
-sys.exit(main())
+sys.exit(main(sys.argv[1:]))
 """
 FLAGS = 0x03  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK, as the policy has it
 GOT = 200 << 8
@@ -172,16 +174,27 @@ def test_descriptor_2_is_for_writing_alone(
 def test_where_it_can_not_be_opened_again_that_is_said(
     user: Identity, program: Program, terminal: Terminal
 ) -> None:
-    """A terminal of somebody else's that controls no session of ours: there is no name for it."""
+    """A terminal of somebody else's that controls no session of ours: there is no name for it. The
+    log says so, and whoever asks on the control socket is told.
+    """
     argv, environment = program.argv(user)
     with (
+        tempfile.TemporaryDirectory(prefix="hardsplice-tests-") as folder,
         Namespace(user) as namespace,
-        running(argv, environment, terminal.slave, *serving(namespace)) as process,
     ):
-        assert access(process.pid) == os.O_RDWR
-        said = terminal.read()
+        control = f"{folder}/control"
+        assert user.uid is not None
+        os.chown(folder, user.uid, -1)
+        options = ("--control", control, *serving(namespace))
+        with running(argv, environment, terminal.slave, *options) as process:
+            assert access(process.pid) == os.O_RDWR
+            said = terminal.read()
+            with contextlib.closing(Client(control)) as client:
+                status = client.get("/v1/status")
     reason = os.strerror(errno.EACCES)
-    assert f"not in force: read nothing from where messages go: {reason}" in said
+    lacks = f"read nothing from where messages go: {reason}"
+    assert f"not in force: {lacks}" in said
+    assert lacks in status["lacking"]
 
 
 @pytest.mark.root

@@ -32,8 +32,9 @@ import os, signal, sys
 moment, how = sys.argv[1:3]
 del sys.argv[1:3]
 import prctl
-from hardsplice import emptyroot, isolate, joining, linux, listeners, namespaces, target
-from hardsplice.__main__ main
+from hardsplice import descriptors, emptyroot, isolate, joining, linux, listeners, namespaces
+from hardsplice import target
+from hardsplice.start import main
 here = []  # something in the target monitor, and in nobody else
 live = target.main
 def noted(*arguments):
@@ -70,8 +71,8 @@ if how == "unfixed":
         namespaces.join_user(target)
         namespaces.join_network(target)
     joining.join = join
-sys.exit(main())
-""".replace("__main__ main", "__main__ import main")
+sys.exit(main(sys.argv[1:]))
+"""
 
 # What root in a namespace can try on a process; prints what it got.
 ATTACK = r"""

@@ -190,12 +190,13 @@ def test_in_the_journal_each_line_says_how_much_it_matters(
 ) -> None:
     """$JOURNAL_STREAM says which stream is the journal's; any other one gets bare lines."""
     argv, environment = program.argv(identity)
+    as_is = ["--runas", "0"] if identity.is_root else []  # or a line of another level says who
     for is_journal in (True, False):
         reader, writer = os.pipe()
         found = os.fstat(writer)
         stream = f"{found.st_dev}:{found.st_ino if is_journal else 1}"
         subprocess.run(
-            [*argv, "-d", "-t", "none", "true"],
+            [*argv, *as_is, "-d", "-t", "none", "true"],
             env={**environment, "JOURNAL_STREAM": stream},
             stdin=subprocess.DEVNULL, stderr=writer, cwd="/", check=True, timeout=PATIENCE,
         )  # fmt: skip

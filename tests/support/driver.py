@@ -117,7 +117,7 @@ def launch() -> int:
         end = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=Here.channel)
 
         def tell(text: str) -> None:
-            end.sendmsg([text.encode()], [], socket.MSG_NOSIGNAL)
+            end.sendmsg([text.encode()], [], socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
 
         def done(outcome: object) -> None:
             if isinstance(outcome, Exception):

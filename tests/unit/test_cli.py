@@ -16,7 +16,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from hardsplice import __version__
+from hardsplice import __version__, start
 from hardsplice.cli import (
     Mode,
     Options,
@@ -483,3 +483,16 @@ def test_audit_has_two_forms(words: list[str], form: str | None) -> None:
 def test_audit_among_the_words_of_command_is_left_alone() -> None:
     command = ("prog", "--audit=json", "--audit")
     assert parse_args(["--", *command]).command == command
+
+
+def test_a_python_that_compiles_at_run_time_is_refused() -> None:
+    """Since the filter would kill it later on, without a word."""
+
+    class Jit:
+        @staticmethod
+        def is_enabled() -> bool:
+            return True
+
+    with pytest.raises(Failure, match="it compiles machine code while it runs"):
+        start._refuse_jit(Jit)
+    start._refuse_jit(None)

@@ -60,8 +60,18 @@ def test_init_is_ready_once_it_was_told_to_be_and_command_ends_once() -> None:
     refused(INIT, Kind.READY, Kind.READY, phase=prepared)
     refused(INIT, Kind.READY, Kind.EXITED, Kind.EXITED, phase=prepared)
     refused(INIT, Kind.READY, Kind.FATAL, Kind.FATAL, phase=prepared)
-    for last in ((Kind.FATAL,), (Kind.READY, Kind.EXITED), (Kind.READY, Kind.FATAL, Kind.EXITED)):
+    refused(INIT, Kind.READY, Kind.FATAL, Kind.EXITED, phase=prepared)
+    for last in ((Kind.FATAL,), (Kind.READY, Kind.EXITED), (Kind.READY, Kind.FATAL)):
         assert heard(INIT, *last, phase=prepared) is Phase.ENDING
+
+
+def test_init_says_that_a_signal_was_passed_on_as_often_as_one_was() -> None:
+    dialogue = Dialogue(INIT)
+    dialogue.phase = Phase.SERVING
+    dialogue.asked(Kind.SIGNAL)
+    dialogue.hear(Record(Kind.SIGNAL))
+    with pytest.raises(Malformed, match="nobody asked"):
+        dialogue.hear(Record(Kind.SIGNAL))
 
 
 @children

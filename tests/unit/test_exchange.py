@@ -362,7 +362,7 @@ def test_who_has_a_listener_still_has_nothing_once_it_is_removed(
         kept.setblocking(False)
         with socket.socket() as client:
             client.settimeout(0.3)
-            with pytest.raises(OSError, match="timed out|refused"):
+            with pytest.raises(OSError, match=r"timed out|refused"):
                 client.connect(("127.0.0.1", port))
 
 

@@ -10,6 +10,7 @@ import select
 
 import pytest
 
+from hardsplice.book import USUAL, Pointer
 from hardsplice.relay import flow as module
 from hardsplice.relay.flow import (
     BLOCKED,
@@ -197,7 +198,7 @@ def test_a_side_that_failed_takes_nothing_more_but_is_read_to_its_end(
 
 
 def test_a_new_flow_watches_nothing_and_holds_nothing() -> None:
-    flow = Flow(7, ((0, b"address"),), 3)
+    flow = Flow(7, (Pointer(USUAL, 0, 0, bytes(16)),), 3)
     assert flow.fd == [7, -1]
     assert flow.state == [PAUSED, PAUSED]
     assert flow.held == [0, 0]

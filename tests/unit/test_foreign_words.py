@@ -206,6 +206,7 @@ MACHINE = "a machine reads it"
 #: Each function that writes, by what it is tried with; a reason where people never see it.
 SINKS: dict[str, list[Callable[[Capture], None]] | str] = {
     "audit.main": [tree_in_json],
+    "book.Book.__init__": MACHINE,
     "ctl.commands._audit": [asked("audit")],
     "ctl.commands._complain": [complaints, refusals],
     "ctl.commands._tell": [asked("status"), asked("flows"), asked("ports"), asked("metrics")],
@@ -214,6 +215,8 @@ SINKS: dict[str, list[Callable[[Capture], None]] | str] = {
     "ctl.top.run": [asked("top", "--interval", "0.1")],
     "errors.tell": [told],
     "errors.write_all": "others call it",
+    "guard.lock_down": MACHINE,
+    "init._become_command": "PID 1 reads it, and makes a Failure of it",
     "log.Log._write": [
         *(logged("text", journal=journal) for journal in (False, True)),
         *(logged("json", journal=journal) for journal in (False, True)),
@@ -260,7 +263,7 @@ def _refused_request(text: bytes) -> str:
 SOURCES: dict[str, Callable[[bytes], str] | str] = {
     "audit.read_process": "test_audit.py",
     "audit.stat_fields": "a letter of the kernel's",
-    "container._expect": "a Failure",
+    "container.Container._make": "in quotes, by setup",
     "control.http.Parser._field": _refused_request,
     "control.http.Parser._line": _refused_request,
     "control.portapi.read_spec": "test_control_routes.py: answers are JSON",
@@ -268,13 +271,14 @@ SOURCES: dict[str, Callable[[bytes], str] | str] = {
     "ctl.client.Client.text": "Stranger",
     "errors._escape": "made of ASCII",
     "errors.failure_of": _failure,
-    "exchange.decode": "an interface's name, in a Failure",
+    "init._last_word": "a Failure",
     "keeper.Keeper._fatal": "a Failure",
     "linux.inotify_names": "compared, never shown",
     "log._cut": "shown already",
-    "monitor.HostMonitor._on_record": "setup.ready and the control socket, by printable",
     "notes.in_words": _note,
+    "notes.lacking": "setup.ready and the control socket, by printable",
     "passed._interface": "an interface's name, in a Failure",
+    "requests.decode": "an interface's name, in a Failure",
     "start._audit": "SINKS",
     "start._launch": "by errors.tell",
 }

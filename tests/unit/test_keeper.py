@@ -331,7 +331,7 @@ def test_a_breach_among_the_last_words_of_a_relay_that_is_told_to_leave(stand: S
     relay.send(Record(Kind.GO))
     relay.send(Record(Kind.YIELD))
     os.kill(keeper.pid, signal.SIGKILL)
-    keeper.stop()
+    keeper.stop(time.monotonic() + 10)
     assert above.said == ["yields"]
 
 
@@ -705,7 +705,7 @@ def test_a_relay_that_is_gone_has_nothing_due(stand: Stand) -> None:
     keeper.add(listener(3))
     assert due(keeper)
     os.kill(keeper.pid, signal.SIGKILL)
-    keeper.stop()
+    keeper.stop(time.monotonic() + 10)
     assert due(keeper) == []
     keeper.add(listener(4))
     assert due(keeper) == []

@@ -147,7 +147,7 @@ def test_a_listener_has_its_plans() -> None:
 def test_a_target_of_a_family_that_is_not_there_is_a_failure(
     target: str, families: tuple[int, ...]
 ) -> None:
-    with pytest.raises(Failure, match="there is no IPv[46]"):
+    with pytest.raises(Failure, match=r"there is no IPv[46]"):
         Pointers(USUAL, families).listener(3, 12, forward(None, target=target), SLOTS)
 
 

@@ -124,7 +124,7 @@ def test_descriptors_that_can_not_be_sent_are_kept_by_nobody_and_that_is_said(
     assert not told.keep("a name", 0)
     with socket.create_server(("127.0.0.1", 0)) as one:
         current = [("a", one.fileno()), ("b", one.fileno()), ("c", one.fileno())]
-        assert Passed(()).hand_over(told, current, 2) == (1, 2)
+        assert Passed((), 64).hand_over(told, current, 2) == (1, 2)
 
 
 def test_a_manager_that_is_not_there_is_an_error_at_start_only(

@@ -1,0 +1,576 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The address book: what is in it, who can change that, and what nobody can.
+
+A process opens a book once and for good; so that is done in processes of their own here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import faulthandler
+import mmap
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hardsplice import socketcalls
+from hardsplice.book import LARGE, LARGE_32, SLOT, USUAL, VALUES_SIZE, Book, Pointer, place_for
+from hardsplice.errors import Failure
+from hardsplice.syscalls import ARCHITECTURES
+from tests.support.descriptors import open_descriptors
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_open() -> Iterator[None]:
+    before = open_descriptors()
+    yield
+    assert open_descriptors() == before
+
+
+def target(number: int) -> bytes:
+    """One of many targets, of either family."""
+    address = "127.0.0.1" if number % 2 else "::1"
+    return socketcalls.sockaddr(ip_address(address), 1 + number)
+
+
+def content(book: Book) -> bytes:
+    """All slots, as they are in the file."""
+    return os.pread(book.fd, os.fstat(book.fd).st_size, VALUES_SIZE)
+
+
+def slots(book: Book) -> list[bytes]:
+    """Each slot's content."""
+    raw = content(book)
+    return [raw[at : at + SLOT] for at in range(0, len(raw), SLOT)]
+
+
+def in_use(book: Book) -> dict[int, bytes]:
+    return {number: one for number, one in enumerate(slots(book)) if one != socketcalls.NO_ADDRESS}
+
+
+def length(slot: bytes) -> int:
+    """How much of a slot its address takes."""
+    return 16 if int.from_bytes(slot[:2], sys.byteorder) == socket.AF_INET else 28
+
+
+# --- what it holds --------------------------------------------------------------------------------
+
+
+def test_the_first_targets_are_in_it_each_once() -> None:
+    given_ = [target(1), target(2), target(1), target(3)]
+    book = Book(USUAL, given_, 0, is_written=False)
+    assert {number: one[: length(one)] for number, one in in_use(book).items()} == {
+        book.slot(one): one for one in given_
+    }
+    assert len(in_use(book)) == 3
+    with pytest.raises(KeyError):
+        book.slot(target(4))
+    book.close()
+
+
+def test_a_slot_that_is_not_used_has_a_family_that_does_not_exist() -> None:
+    """Zeros would be AF_UNSPEC, which disconnects."""
+    book = Book(USUAL, [target(1)], 300, is_written=True)
+    unused = [one for number, one in enumerate(slots(book)) if number != book.slot(target(1))]
+    assert len(unused) > 300
+    assert set(unused) == {socketcalls.NO_ADDRESS}
+    assert int.from_bytes(socketcalls.NO_ADDRESS[:2], sys.byteorder) == 0xFFFF
+    book.add(target(2))
+    book.remove(target(2))
+    book.remove(target(1))
+    assert set(slots(book)) == {socketcalls.NO_ADDRESS}
+    book.close()
+
+
+def test_the_values_are_in_front_of_the_slots() -> None:
+    book = Book(USUAL, [], 0, is_written=False)
+    raw = os.pread(book.fd, VALUES_SIZE, 0)
+    assert raw[: socketcalls.VALUES_END] == socketcalls.initial_values()
+    assert not any(raw[socketcalls.VALUES_END :])
+    book.close()
+
+
+def test_where_to_listen_is_nowhere_at_first() -> None:
+    values = socketcalls.initial_values()
+    at = socketcalls.BIND
+    assert values[at : at + 32] == socketcalls.NO_ADDRESS
+
+
+def test_a_slot_is_used_again_as_late_as_possible() -> None:
+    book = Book(USUAL, [], 1, is_written=True)
+    room = len(slots(book))
+    taken = [book.add(target(number)) for number in range(3)]
+    for number in range(3):
+        book.remove(target(number))
+    later = [book.add(target(100 + number)) for number in range(room)]
+    assert set(taken).isdisjoint(later[: room - 3])
+    assert later[room - 3 :] == taken
+    book.close()
+
+
+def test_a_target_stays_until_nobody_needs_it_any_more() -> None:
+    book = Book(USUAL, [target(1), target(1)], 4, is_written=True)
+    slot = book.slot(target(1))
+    assert book.add(target(1)) == slot
+    for _ in range(2):
+        book.remove(target(1))
+        assert slots(book)[slot][:16] == target(1)[:16]
+    book.remove(target(1))
+    assert in_use(book) == {}
+    with pytest.raises(KeyError):
+        book.slot(target(1))
+    book.close()
+
+
+def test_a_full_book_takes_no_more_until_one_is_given_up() -> None:
+    book = Book(USUAL, [], 1, is_written=True)
+    room = len(slots(book))
+    for number in range(room):
+        book.add(target(number))
+    before = content(book)
+    with pytest.raises(Failure, match="full"):
+        book.add(target(room))
+    book.add(target(0))  # which is there already
+    assert content(book) == before
+    book.remove(target(1))
+    book.add(target(room))
+    book.close()
+
+
+@pytest.mark.parametrize("place", [USUAL, LARGE])
+def test_there_is_room_for_as_many_as_the_place_has_and_no_more(place: object) -> None:
+    assert place in (USUAL, LARGE)
+    where = USUAL if place is USUAL else LARGE
+    room = where.size // SLOT
+    book = Book(
+        where, [target(number % 60_000) for number in range(10)], room - 10, is_written=False
+    )
+    assert len(slots(book)) >= room - 1
+    book.close()
+    with pytest.raises(Failure, match="room for"):
+        Book(where, [target(1)], room, is_written=False)
+
+
+@pytest.mark.parametrize(
+    ("targets", "place"),
+    [(0, USUAL), (65536, USUAL), (65537, LARGE), (2 * 65535, LARGE), (4 * 65535, LARGE)],
+)
+def test_the_place_is_large_enough(targets: int, place: object) -> None:
+    assert place_for(targets, "x86_64") == place
+
+
+# Where programs begin that aren't position independent, and how much later their heap may: the
+# program headers of Debian's python3, and arch_randomize_brk of the kernel.
+PROGRAMS = {
+    "x86_64": (0x400000, 1 << 30),
+    "i686": (0x8048000, 1 << 25),
+    "arm64": (0x400000, 1 << 30),
+    "armhf": (0x10000, 1 << 25),
+    "ppc64le": (0x10000000, 1 << 30),
+    "s390x": (0x1000000, 1 << 30),
+    "riscv64": (0x10000, 1 << 30),
+}
+ROOM = 256 << 20  # bytes, for the program and a heap that grows
+
+
+@pytest.mark.parametrize("targets", [1, 2 * 65535])
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_neither_a_program_nor_its_heap_is_in_its_place(arch: str, targets: int) -> None:
+    place = place_for(targets, arch)
+    program, later = PROGRAMS[arch]
+    is_in_front = place.address + place.size <= program
+    assert is_in_front or program + later + ROOM <= place.values
+    if ARCHITECTURES[arch].bits == 32:
+        assert place.address + place.size <= 1 << 30, "it may be mapped from there on"
+        assert place in (USUAL, LARGE_32)
+    assert place.values % 0x10000 == 0, "where pages of any size may begin"
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 9)), max_size=60))
+def test_whatever_is_added_and_removed_the_book_holds_what_is_needed(
+    steps: list[tuple[bool, int]],
+) -> None:
+    book = Book(USUAL, [], 10, is_written=True)
+    needed: dict[int, int] = {}
+    for adds, number in steps:
+        if adds:
+            book.add(target(number))
+            needed[number] = needed.get(number, 0) + 1
+        elif needed.get(number):
+            book.remove(target(number))
+            needed[number] -= 1
+    wanted = {number for number, uses in needed.items() if uses}
+    found = {slot: raw[: length(raw)] for slot, raw in in_use(book).items()}
+    assert found == {book.slot(target(number)): target(number) for number in wanted}
+    book.close()
+
+
+# --- pointers -------------------------------------------------------------------------------------
+
+
+def test_a_pointer_is_what_it_points_to_and_where() -> None:
+    one = Pointer(USUAL, 3, 0, target(1))
+    assert one.where.value == USUAL.address + 3 * SLOT
+    assert one.length == 16
+    assert one == Pointer(USUAL, 3, 0, target(1))
+    assert hash(one) == hash(Pointer(USUAL, 3, 0, target(1)))
+    for other in (
+        Pointer(USUAL, 4, 0, target(1)),
+        Pointer(LARGE, 3, 0, target(1)),
+        Pointer(USUAL, 3, 0, target(3)),
+        "something else",
+    ):
+        assert one != other
+
+
+# --- who can write --------------------------------------------------------------------------------
+
+_PUNCH_HOLE = 1 | 2  # linux/falloc.h: FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_int = ctypes.c_int
+_libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, _int, _int, _int, ctypes.c_long)
+
+
+def map_file(fd: int, protection: int) -> int:
+    """A mapping of a book's file: where it is, or the negated errno."""
+    where = _libc.mmap(None, mmap.PAGESIZE, protection, mmap.MAP_SHARED, fd, 0)
+    return -ctypes.get_errno() if where == ctypes.c_void_p(-1).value else where
+
+
+written = pytest.mark.parametrize("is_written", [True, False])
+
+
+def unsealed() -> int:
+    """The same kind of file, before it is sealed."""
+    fd = os.memfd_create("test", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
+    os.ftruncate(fd, 2 * VALUES_SIZE)
+    return fd
+
+
+def attempts(fd: int) -> dict[str, int]:
+    """Ways to change a book through its file: 0, or the errno that forbids it."""
+    size = os.fstat(fd).st_size
+
+    def outcome(*steps: object) -> int:
+        function, *arguments = steps
+        assert callable(function)
+        try:
+            function(*arguments)
+        except OSError as error:
+            return error.errno or -1
+        return 0
+
+    zero, page = ctypes.c_long(0), ctypes.c_long(mmap.PAGESIZE)
+    fresh = map_file(fd, mmap.PROT_READ | mmap.PROT_WRITE)
+    view = map_file(fd, mmap.PROT_READ)
+    protect = _libc.mprotect(ctypes.c_void_p(view), mmap.PAGESIZE, 3)
+    return {
+        "a new view to write": min(fresh, 0),
+        "a view to read made one to write": -ctypes.get_errno() if protect else 0,
+        "write(2)": -outcome(os.pwrite, fd, b"\0", 0),
+        "shrink": -outcome(os.ftruncate, fd, mmap.PAGESIZE),
+        "grow": -outcome(os.ftruncate, fd, size + mmap.PAGESIZE),
+        "room for more": -outcome(os.posix_fallocate, fd, size, mmap.PAGESIZE),
+        "a hole": -ctypes.get_errno() if _libc.fallocate(fd, _PUNCH_HOLE, zero, page) else 0,
+    }
+
+
+@written
+def test_nobody_can_change_it_by_its_file(is_written: bool) -> None:
+    """Not even whoever has written in it, but through the view that it has already."""
+    book = Book(USUAL, [target(1)], 0, is_written=is_written)
+    refused = {errno.EPERM, errno.EACCES}
+    assert {name: -code in refused for name, code in attempts(book.fd).items()} == dict.fromkeys(
+        attempts(book.fd), True
+    )
+    book.close()
+
+
+def test_without_the_seals_all_of_that_would_be_possible() -> None:
+    fd = unsealed()
+    assert set(attempts(fd).values()) == {0}
+    os.close(fd)
+
+
+@written
+def test_no_seal_can_be_added_or_taken_off(is_written: bool) -> None:
+    book = Book(USUAL, [], 0, is_written=is_written)
+    with pytest.raises(PermissionError):
+        book._seal(written=False)
+    book.close()
+
+
+def test_only_a_book_that_is_written_has_a_view_for_that() -> None:
+    book = Book(USUAL, [], 0, is_written=False)
+    assert book.view is None
+    book.close()
+
+
+def test_the_view_that_can_be_written_is_not_passed_on() -> None:
+    book = Book(USUAL, [], 0, is_written=True)
+    assert book.view is not None
+    assert ctypes.string_at(book.view, 1)
+    pid = os.fork()
+    if pid == 0:
+        faulthandler.disable()
+        ctypes.string_at(book.view, 1)
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] & 0x7F == signal.SIGSEGV
+    book.close()
+
+
+def test_a_kernel_that_can_not_seal_is_a_failure_with_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = open_descriptors()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(Book, "_seal", refuse)
+    with pytest.raises(Failure, match="Invalid argument") as caught:
+        Book(USUAL, [], 0, is_written=True)
+    assert "Linux 5.1" in str(caught.value.hint)
+    for fd in open_descriptors() - before:
+        os.close(fd)
+
+
+# --- in the process that opens it -----------------------------------------------------------------
+
+# What each of the programs below starts with.
+BEGIN = """
+import ctypes, mmap, os, signal, socket, sys
+from ipaddress import ip_address
+from hardsplice import linux, socketcalls
+from hardsplice.book import LARGE, SLOT, USUAL, VALUES_SIZE, Book, Place, Pointer
+from hardsplice.errors import Failure
+from hardsplice.relay import kernel
+libc = ctypes.CDLL(None, use_errno=True)
+def target(number):
+    return socketcalls.sockaddr(ip_address("127.0.0.1"), number)
+def ended(function):
+    pid = os.fork()
+    if pid == 0:
+        function()
+        os._exit(0)
+    return os.waitpid(pid, 0)[1]
+"""
+
+
+def run(program: str) -> str:
+    """What a program prints that is started afresh."""
+    done = subprocess.run(
+        [sys.executable, "-c", BEGIN + program],
+        env={"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_it_is_where_the_filter_looks_for_it_and_all_of_its_place_is_taken() -> None:
+    program = """
+book = Book(PLACE, [target(80)], 0, is_written=False)
+book.open()
+book.close()
+for line in open("/proc/self/maps"):
+    if "memfd:targets" in line:
+        first, last = (int(one, 16) for one in line.split()[0].split("-"))
+        print(f"{first:#x} {last:#x}", line.split()[1])
+"""
+    lines = run(program.replace("PLACE", "USUAL")).splitlines()
+    # The values and the slots are neighbours there, and may be shown as one.
+    assert lines[0].startswith("0x1f0000 ")
+    assert lines[-1].split()[1:] == ["0x400000", "r--s"]
+    lines = run(program.replace("PLACE", "LARGE")).splitlines()
+    assert lines[0].startswith("0x6fff0000 ")
+    assert lines[-1].split()[1:] == ["0x70400000", "r--s"]
+
+
+def test_it_can_be_read_and_not_written() -> None:
+    shown = run("""
+book = Book(USUAL, [target(80)], 4, is_written=True)
+book.open()
+at = USUAL.address + SLOT * book.slot(target(80))
+print(ctypes.string_at(at, 16) == target(80))
+print(ctypes.string_at(USUAL.address + SLOT, SLOT) == socketcalls.NO_ADDRESS)
+for where in (at, USUAL.values):
+    print(ended(lambda: ctypes.memmove(where, b"x", 1)) == signal.SIGSEGV)
+for where in (at & ~0xfff, USUAL.values):
+    print(libc.mprotect(ctypes.c_void_p(where), 4096, 3) != 0)
+""")
+    assert set(shown.split()) == {"True"}
+
+
+def test_another_process_sees_what_the_writer_adds_and_takes_out() -> None:
+    shown = run("""
+book = Book(USUAL, [], 4, is_written=True)
+there, here = socket.socketpair()
+pid = os.fork()
+if pid == 0:
+    book.open()
+    there.send(b"ready")
+    for _ in range(3):
+        number = there.recv(8)[0]
+        one = Pointer(USUAL, number, 0, target(80))
+        there.send(bytes([one.holds()]))
+    os._exit(0)
+here.recv(8)
+def asked():
+    here.send(bytes([0]))
+    return here.recv(1)[0]
+said = [asked()]
+assert book.add(target(80)) == 0
+said.append(asked())
+book.remove(target(80))
+said.append(asked())
+os.waitpid(pid, 0)
+print(said)
+""")
+    assert shown == "[0, 1, 0]\n"
+
+
+def test_a_target_that_was_given_up_is_refused_without_a_connect() -> None:
+    """A flow may have waited for a socket while its port was removed, and its slot used again."""
+    shown = run("""
+with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as client:
+    port = server.getsockname()[1]
+    book = Book(USUAL, [], 4, is_written=True)
+    book.open()
+    slot = book.add(target(port))
+    one = Pointer(USUAL, slot, 0, target(port))
+    client.setblocking(False)
+    book.remove(target(port))
+    book._write(slot, target(port + 1).ljust(SLOT, bytes(1)))
+    print(kernel.connect(client.fileno(), one))
+    book._write(slot, target(port).ljust(SLOT, bytes(1)))
+    print(kernel.connect(client.fileno(), one) in (0, -115), socketcalls.connected(client.fileno()))
+""")
+    assert shown == f"-{errno.ECONNREFUSED}\nTrue 0\n"
+
+
+def test_the_values_of_options_are_taken_from_there() -> None:
+    shown = run("""
+a, b = (socket.socket() for _ in range(2))
+book = Book(USUAL, [], 4, is_written=True)
+book.open()
+book.pin(is_writer=True)
+assert socketcalls.abort(a.fileno()) == 0
+print(a.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8).hex())
+for size in socketcalls.UNSENT_SIZES:
+    assert socketcalls.limit_unsent(a.fileno(), size) == 0
+    print(a.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == size)
+# Whoever can write has its own word on it: it is that memory.
+ctypes.memmove(book.view + socketcalls.LINGER, bytes(8), 8)
+assert socketcalls.abort(b.fileno()) == 0
+print(b.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8).hex())
+""").split()
+    on = (1).to_bytes(4, sys.byteorder).hex()
+    assert shown == [on + "00000000", *["True"] * 4, "0" * 16]
+
+
+@written
+def test_only_the_writer_writes_down_where_to_listen(is_written: bool) -> None:
+    """Anybody else would have to have a view for that, and there is none."""
+    shown = run(f"""
+book = Book(USUAL, [], 4, is_written=True)
+book.open()
+book.pin(is_writer={is_written})
+try:
+    socketcalls.write_place(target(80), b"lo")
+    print(ctypes.string_at(USUAL.values + socketcalls.BIND, 16) == target(80))
+    print(ctypes.string_at(USUAL.values + socketcalls.DEVICE, 3) == b"lo" + bytes(1))
+    socketcalls.clear_place()
+except AssertionError:
+    print("no")
+print(ctypes.string_at(USUAL.values + socketcalls.BIND, 32) == socketcalls.NO_ADDRESS)
+""").split()
+    assert shown == (["True"] * 3 if is_written else ["no", "True"])
+
+
+LAST = "USUAL.address + USUAL.size - 4096"
+
+
+@pytest.mark.parametrize("at", ["USUAL.values", "USUAL.address", LAST])
+def test_what_is_in_its_place_already_is_not_mapped_over(at: str) -> None:
+    shown = run(f"""
+fd = os.memfd_create("mine")
+os.ftruncate(fd, 65536)
+linux.map_shared(fd, 4096, mmap.PROT_READ, address={at})
+try:
+    Book(USUAL, [], 4, is_written=True).open()
+except Failure as failure:
+    print(failure)
+print(ctypes.string_at({at}, 4) == bytes(4))
+""")
+    line, untouched = shown.splitlines()
+    assert line == "cannot map the address book at 0x200000: File exists"
+    assert untouched == "True"
+
+
+def test_it_stays_when_its_file_is_closed_and_is_inherited() -> None:
+    shown = run("""
+book = Book(USUAL, [target(80)], 0, is_written=False)
+book.open()
+book.close()
+book.close()
+one = Pointer(USUAL, 0, 0, target(80))
+print(one.holds())
+print(ended(lambda: os._exit(0 if one.holds() else 1)))
+""")
+    assert shown == "True\n0\n"
+
+
+def test_it_is_sealed_where_the_kernel_can_do_that() -> None:
+    shown = run("""
+import errno
+book = Book(USUAL, [target(80)], 0, is_written=False)
+try:
+    page = mmap.mmap(-1, 4096)
+    linux.mseal(ctypes.addressof(ctypes.c_char.from_buffer(page)), 4096)
+    can = True
+except OSError as error:
+    can = False
+print(book.open() == can)
+for where in (USUAL.values, USUAL.address):
+    print((libc.munmap(ctypes.c_void_p(where), 4096) == -1) == can)
+""")
+    assert set(shown.split()) == {"True"}
+
+
+def test_in_a_process_that_has_not_opened_it_a_family_that_does_not_exist_connects_to_nothing() -> (
+    None
+):
+    """What the kernel says to an unused slot."""
+    memory = ctypes.create_string_buffer(socketcalls.NO_ADDRESS, SLOT)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        client = socket.create_connection(server.getsockname(), timeout=5)
+        ours = server.accept()[0]
+        where = ctypes.c_void_p(ctypes.addressof(memory))
+        with client, ours, socket.socket() as fresh:
+            for length in (16, 28, 2):
+                for one in (ours, fresh):
+                    assert socketcalls.connect(one.fileno(), where, length) < 0
+            assert ours.getpeername() == client.getsockname(), "it is connected as before"
+            unspecified = ctypes.create_string_buffer(16)
+            where = ctypes.c_void_p(ctypes.addressof(unspecified))
+            assert socketcalls.connect(ours.fileno(), where, 16) == 0, "zeros disconnect"
+            with pytest.raises(OSError, match="not connected"):
+                ours.getpeername()
