@@ -24,25 +24,19 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from typing import TYPE_CHECKING
-
-import prctl
 
 from hardsplice import (
     container,
     descriptors,
-    emptyroot,
     isolate,
-    joining,
     landlock,
-    lifeline,
     linux,
     listeners,
+    lockdown,
     namespaces,
-    reach,
-    seccomp,
+    programs,
     service,
     sockdiag,
     socketcalls,
@@ -52,10 +46,9 @@ from hardsplice import (
 from hardsplice.channel import CROWDED_HINT, Channel, Kind, Record, close_all
 from hardsplice.cli import Mode, Options, Verbosity
 from hardsplice.desk import Desk
-from hardsplice.errors import Failure, failure_of, printable, quote, reason_of, text_of
+from hardsplice.errors import Failure, printable, quote, text_of
 from hardsplice.flowlog import Traffic
 from hardsplice.forwarding import DIRECTIONS, PLACES, Direction, Port
-from hardsplice.isolate import Lockdown
 from hardsplice.log import Level, Log, open_file
 from hardsplice.monitor import (
     PASSED_ON,
@@ -65,12 +58,10 @@ from hardsplice.monitor import (
 )
 from hardsplice.passed import Passed, stored_name
 from hardsplice.pidfile import PidFile
-from hardsplice.plans import Planner, place_of_books
+from hardsplice.plans import Planner
 from hardsplice.ports import Forward
 from hardsplice.relay.kernel import Kernel
 from hardsplice.relay.pipes import probe_size
-from hardsplice.relay.sockets import ALL_FAMILIES
-from hardsplice.relay.stats import shared_with_monitor
 from hardsplice.service import Notifier
 from hardsplice.values import RunAs
 from hardsplice.watch import Watched
@@ -79,24 +70,12 @@ if TYPE_CHECKING:
     from hardsplice.control.host import Control
     from hardsplice.control.socketfile import SocketFile
 
-ONLY_WRITTEN = "read nothing from where messages go"
 LEVELS = {
     Verbosity.QUIET: Level.ERROR,
     Verbosity.NORMAL: Level.INFO,
     Verbosity.DEBUG: Level.DEBUG,
     Verbosity.TRACE: Level.TRACE,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Programs:
-    """The compiled filters."""
-
-    host: bytes
-    target: bytes
-    relays: dict[Direction, bytes]
-    init: bytes
-    guard: bytes
 
 
 class Setup:
@@ -256,29 +235,7 @@ class Setup:
     def compile(self) -> None:
         """Compile the filters: libseccomp is needed in this process and now only."""
         self._stage("compile")
-        arch = seccomp.native_arch()
-        dynamic = self.options.dynamic
-        self.book_place = place_of_books(self.options, self.first_flow, arch)
-        words = {"FLOWS": self.first_flow, **self.book_place.words}
-        roles: dict[str, str] = {
-            "host": "monitor-control" if self.control else "monitor-host" if dynamic else "monitor",
-            "target": "monitor-ports" if dynamic else "monitor",
-            "init": "init",
-            "guard": "guard",
-            **{one: "relay-ports" if one in dynamic else "relay" for one in DIRECTIONS},
-        }
-        compiled = {
-            role: seccomp.compile_policy(seccomp.load_policy(role).settled(words), arch)
-            for role in sorted(set(roles.values()))
-        }
-        programs = {name: compiled[role] for name, role in roles.items()}
-        self.programs = Programs(
-            host=programs["host"],
-            target=programs["target"],
-            relays={one: programs[one] for one in DIRECTIONS},
-            init=programs["init"],
-            guard=programs["guard"],
-        )
+        self.programs = programs.compile_all(self.options, self.first_flow)
 
     def probe(self) -> None:
         """Find the pipe size."""
@@ -295,7 +252,7 @@ class Setup:
             options,
             self.pipe_size,
             self.first_flow,
-            self.book_place,
+            self.programs.book,
             self.programs.relays,
             has_ruleset=self.landlock.abi > 0,
         )
@@ -304,9 +261,9 @@ class Setup:
         if options.mode is Mode.COMMAND:
             self.container = self._make_container()
             self.target = self.container.target
-        self._confine_signals()
+        lockdown.confine_signals(self)
         if options.inbound or options.outbound or options.dynamic:
-            self._send_monitor()
+            target.start(self)
         self.ports += self.planner.ports("inbound", self.host_listeners)
         self.ports += self.planner.ports("outbound", self.target_listeners)
         self._keep_listeners()
@@ -326,40 +283,6 @@ class Setup:
         for index, fd in opened if self.options.dynamic else ():
             copy = descriptors.above(fd, self.first_flow, "a listener")
             self.copies[first + index] = copy
-
-    def _confine_signals(self) -> None:
-        """Keep the signals of all of hardsplice's processes among them: here, so that one layer
-        holds them all; and not before COMMAND's are forked, which owe us nothing.
-        """
-        steps = [isolate.no_new_privileges()]
-        ruleset = landlock.scope(self.landlock.abi)
-        if ruleset is not None:
-            steps.append(isolate.restriction("confine signals by Landlock", ruleset))
-        lockdown = self._lockdown(self.say)
-        lockdown.run(steps)
-        self.missing += lockdown.missing
-        if ruleset is not None:
-            os.close(ruleset)
-
-    def _send_monitor(self) -> None:
-        """Fork the target monitor, and take what it listens on."""
-        assert self.target is not None
-        folder = emptyroot.made_by_child() if joining.needs_empty_root(self.target) else None
-        hung_on, held = lifeline.pair()
-        ours, theirs = Channel.pair()
-        parent = os.getpid()
-        with shared_with_monitor(self.planner.stats["inbound"]):
-            pid = os.fork()
-        if pid == 0:
-            os.close(held)
-            ours.close()
-            target.main(self, theirs, joining.Tie(parent, hung_on), folder)
-        theirs.close()
-        os.close(hung_on)
-        if folder is not None:
-            os.close(folder)
-        self.monitor = Child(pid, os.pidfd_open(pid), ours, lifeline.Hold(held))
-        self._receive_listeners(ours)
 
     def _make_container(self) -> container.Container:
         """COMMAND's namespaces, and a line on whom COMMAND is where that may surprise."""
@@ -390,21 +313,6 @@ class Setup:
             text = f"COMMAND cannot reach its working directory {quote(made.warning)}"
             self.log.line(Level.WARNING, f"{text}: {hint}" if hint else text)
         return made
-
-    def _receive_listeners(self, channel: Channel) -> None:
-        while True:
-            record = channel.receive()
-            if record is None:
-                raise Failure("start", "the target monitor", "it ended early")
-            if record.kind == Kind.FATAL:
-                raise failure_of(record.text)
-            if record.kind == Kind.BOUND:
-                for fd in record.fds:
-                    self.askers["inbound"] = sockdiag.at(fd)
-                self.target_families = tuple(one for one in ALL_FAMILIES if one in record.text)
-                return
-            indexes = [int(index) for index in record.text.split()]
-            self.target_listeners += zip(indexes, record.fds, strict=True)
 
     def _keep_listeners(self) -> None:
         """Have the service manager keep the listeners that are ours, for when we are restarted, and
@@ -493,79 +401,7 @@ class Setup:
         """Lock the host monitor down."""
         self._stage("isolate")
         self.locked = True
-        prctl.set_name("hs-host")
-        self.planner.books["outbound"].open()
-        self.planner.books["outbound"].pin(is_writer=True)
-        keep = [descriptors.LOG_FD, descriptors.SIGNALS_FD]
-        if self.launcher:
-            keep.append(descriptors.CHANNEL_FD)
-        if self.ready_fd is not None:
-            descriptors.move(self.ready_fd, descriptors.READY_FD)
-            keep.append(descriptors.READY_FD)
-        keep += self.notifier.settle()
-        if self.monitor:
-            keep += [self.monitor.pidfd, self.monitor.channel.fileno()]
-            keep.append(self.monitor.line.fileno())
-        if self.container:
-            keep += self.container.descriptors
-        if self.target:
-            keep += [fd for fd in (self.target.process, self.target.watch) if fd is not None]
-        keep += [fd for _, fd in self.target_listeners]
-        keep += self.copies.values()
-        if self.control:
-            keep.append(self.control.fileno())
-        keep += [asker.fileno() for asker in self.askers.values()]
-        descriptors.null_standard_streams((0, 1))
-        self.log.settle()
-        lockdown = self.lockdown("outbound", self.say)
-        descriptors.keep((descriptors.RULESET_FD, *keep), self.first_flow)
-        own = self._ruleset("outbound", scoped=False)
-        is_real_root = os.geteuid() == 0 and namespaces.owns_all_ids()
-        if self.options.log_file is None:  # which is read again when it is full
-            reopen = partial(descriptors.write_only, descriptors.LOG_FD)
-            lockdown.run([isolate.Step(ONLY_WRITTEN, reopen, reason_of)])
-        lockdown.run(
-            [
-                *isolate.leaving_steps(new_user_namespace=not is_real_root),
-                *isolate.first_steps(self.log.file_limit),
-                *isolate.rights_steps(self.user, self.last_capability, own),
-            ]
-        )
-        if own is not None:
-            os.close(own)
-        self.missing += lockdown.missing
-        lockdown.run([isolate.filter_step(self.programs.host)])
-
-    def lockdown(self, direction: Direction, say: Callable[[str], None]) -> Lockdown:
-        """The lock-down of the monitor that keeps the relays of ``direction``. Their Landlock
-        ruleset is put at its fixed descriptor.
-        """
-        lockdown = self._lockdown(say)
-        lacks = self.landlock.missing
-        if lacks and lockdown.strict:
-            what, _, why = lacks[0].partition(": ")
-            raise Failure("lock down", what, why)
-        lockdown.missing += lacks
-        ruleset = self._ruleset(direction, scoped=True)
-        if ruleset is not None:
-            descriptors.move(ruleset, descriptors.RULESET_FD)
-        return lockdown
-
-    def _lockdown(self, say: Callable[[str], None]) -> Lockdown:
-        return Lockdown(strict=self.options.sandbox == "strict", say=say)
-
-    def _ruleset(self, direction: Direction, *, scoped: bool) -> int | None:
-        """The Landlock ruleset for a direction: it allows connections to the targets, and binding
-        where the other direction's ports may change, whose listeners this direction's monitor
-        makes.
-        """
-        (other,) = {*DIRECTIONS} - {direction}
-        return landlock.ruleset(
-            self.landlock.abi,
-            connect=reach.connected_to(self.options, direction),
-            bind=reach.listened_on(self.options, other),
-            scoped=scoped,
-        )
+        lockdown.lock_host_monitor(self)
 
     def ready(self) -> None:
         """All is bound and locked down: say so, to whoever asked to be told."""

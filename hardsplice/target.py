@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, NoReturn
 
 import prctl
 
-from hardsplice import descriptors, isolate, joining, listeners, sockdiag
+from hardsplice import (
+    descriptors,
+    emptyroot,
+    isolate,
+    joining,
+    lifeline,
+    listeners,
+    lockdown,
+    sockdiag,
+)
 from hardsplice.channel import CROWDED_HINT, Channel, Kind, Malformed, Record, close_all
 from hardsplice.crew import Crew
 from hardsplice.descriptors import (
@@ -24,15 +33,17 @@ from hardsplice.descriptors import (
     LOG_FD,
     RULESET_FD,
 )
-from hardsplice.errors import Failure, relay_lost, text_of
+from hardsplice.errors import Failure, failure_of, relay_lost, text_of
 from hardsplice.exchange import TargetSide
 from hardsplice.forwarding import PLACES
 from hardsplice.isolate import Lockdown
 from hardsplice.joining import Tie
 from hardsplice.log import Level
 from hardsplice.loop import Loop
+from hardsplice.monitor import Child
 from hardsplice.relay import main as relay
-from hardsplice.relay.stats import UNPASSED
+from hardsplice.relay.sockets import ALL_FAMILIES
+from hardsplice.relay.stats import UNPASSED, shared_with_monitor
 
 if TYPE_CHECKING:
     from hardsplice.setup import Setup
@@ -116,6 +127,43 @@ class TargetMonitor:
         return True
 
 
+def start(setup: Setup) -> None:
+    """Fork the target monitor, and take what it listens on."""
+    assert setup.target is not None
+    folder = emptyroot.made_by_child() if joining.needs_empty_root(setup.target) else None
+    hung_on, held = lifeline.pair()
+    ours, theirs = Channel.pair()
+    parent = os.getpid()
+    with shared_with_monitor(setup.planner.stats["inbound"]):
+        pid = os.fork()
+    if pid == 0:
+        os.close(held)
+        ours.close()
+        main(setup, theirs, Tie(parent, hung_on), folder)
+    theirs.close()
+    os.close(hung_on)
+    if folder is not None:
+        os.close(folder)
+    setup.monitor = Child(pid, os.pidfd_open(pid), ours, lifeline.Hold(held))
+    _receive_listeners(setup, ours)
+
+
+def _receive_listeners(setup: Setup, channel: Channel) -> None:
+    while True:
+        record = channel.receive()
+        if record is None:
+            raise Failure("start", "the target monitor", "it ended early")
+        if record.kind == Kind.FATAL:
+            raise failure_of(record.text)
+        if record.kind == Kind.BOUND:
+            for fd in record.fds:
+                setup.askers["inbound"] = sockdiag.at(fd)
+            setup.target_families = tuple(one for one in ALL_FAMILIES if one in record.text)
+            return
+        indexes = [int(index) for index in record.text.split()]
+        setup.target_listeners += zip(indexes, record.fds, strict=True)
+
+
 def main(setup: Setup, channel: Channel, tie: Tie, folder: int | None) -> NoReturn:
     """The life of the forked process: let go of all that is the host's, join, bind, lock down,
     serve. ``folder`` is what joining.join wants of it.
@@ -135,20 +183,20 @@ def _live(setup: Setup, channel: Channel, tie: Tie, folder: int | None) -> int:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.setsid()
     prctl.set_name("hs-target")
-    lockdown = setup.lockdown("inbound", lambda _: None)
+    begun = lockdown.of_monitor(setup, "inbound", lambda _: None)
     setup.log.level = Level.ERROR
     _keep_only_ours(setup, channel, tie.line, folder)
-    families = _enter(setup, channel, lockdown, Tie(tie.parent, LIFELINE_FD), folder)
+    families = _enter(setup, channel, begun, Tie(tie.parent, LIFELINE_FD), folder)
     setup.planner.books["inbound"].pin(is_writer=False)
     plans = setup.planner.relays("inbound", setup.host_listeners, families)
     places = range(FIRST_LISTENER, setup.first_flow)
     descriptors.keep((CHANNEL_FD, RULESET_FD, LIFELINE_FD, *places), setup.first_flow)
     ruleset = RULESET_FD if setup.landlock.abi else None
-    lockdown.run(isolate.rights_steps(setup.user, setup.last_capability, ruleset))
+    begun.run(isolate.rights_steps(setup.user, setup.last_capability, ruleset))
     Tie(tie.parent, LIFELINE_FD).renew()
-    lockdown.run([isolate.filter_step(setup.programs.target)])
+    begun.run([isolate.filter_step(setup.programs.target)])
     asked = families if setup.options.dynamic else None
-    return TargetMonitor(channel, plans, lockdown.missing, asked).run()
+    return TargetMonitor(channel, plans, begun.missing, asked).run()
 
 
 def _keep_only_ours(setup: Setup, channel: Channel, line: int, folder: int | None) -> None:
@@ -170,14 +218,14 @@ def _keep_only_ours(setup: Setup, channel: Channel, line: int, folder: int | Non
 
 
 def _enter(
-    setup: Setup, channel: Channel, lockdown: Lockdown, tie: Tie, folder: int | None
+    setup: Setup, channel: Channel, begun: Lockdown, tie: Tie, folder: int | None
 ) -> tuple[int, ...]:
     """Join the namespace, bind what is to be listened on in there, and hand it over; the families
     that the namespace has.
     """
     options = setup.options
     assert setup.target is not None
-    joining.join(setup.target, folder, lockdown, tie, setup.landlock.abi)
+    joining.join(setup.target, folder, begun, tie, setup.landlock.abi)
     families = listeners.usable_families(options.families)
     bound = listeners.open_listeners(
         options.outbound, families, PLACES["outbound"], setup.kept("outbound", families)

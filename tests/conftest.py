@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path as FilePath
 
 import pytest
+from hypothesis import settings
 
 from tests.support import procfs
 from tests.support.netns import Identity, Namespace, can_make, ordinary_user
@@ -37,6 +38,9 @@ def pytest_configure(config: pytest.Config) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     # nohup(1) has SIGHUP ignored, which everything that we start would inherit.
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    # How long an example takes depends on what else the machine does.
+    settings.register_profile("tests", deadline=None)
+    settings.load_profile("tests")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

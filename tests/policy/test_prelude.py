@@ -82,7 +82,7 @@ def meant(
     return PASSED_ON
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(policies(), st.sets(st.sampled_from(sorted(NUMBERS))), targets, st.data())
 def test_the_prelude_answers_what_the_comparisons_mean(
     allowed: dict[str, Alternatives], asked: set[str], target: Architecture, data: st.DataObject

@@ -198,7 +198,7 @@ def test_neither_a_program_nor_its_heap_is_in_its_place(arch: str, targets: int)
     assert place.values % 0x10000 == 0, "where pages of any size may begin"
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 9)), max_size=60))
 def test_whatever_is_added_and_removed_the_book_holds_what_is_needed(
     steps: list[tuple[bool, int]],

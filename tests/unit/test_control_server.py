@@ -286,9 +286,7 @@ def test_what_is_no_request_is_an_error_and_a_close(
     eventually(lambda: not served.server.connections, "it is still there")
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.one_of(st.binary(max_size=300), st.just(GET), st.just(b"\r\n")), max_size=6))
 def test_any_bytes_are_answered_or_hung_up_on(served: Served, pieces: list[bytes]) -> None:
     with served.connect() as client:

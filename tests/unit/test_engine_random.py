@@ -228,6 +228,5 @@ TestAnything = Anything.TestCase
 TestAnything.settings = settings(
     max_examples=300,
     stateful_step_count=40,
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )

@@ -101,7 +101,7 @@ def test_without_the_flag_they_would_be_inherited(packets: Pair) -> None:
     close_all([*sent, *fds])
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=100), st.integers(0, 5))
 def test_one_room_is_used_again_and_nothing_of_the_last_message_remains(
     packets: Pair, data: bytes, number: int
@@ -115,6 +115,15 @@ def test_one_room_is_used_again_and_nothing_of_the_last_message_remains(
     got, fds, _ = messages.recvmsg(packets[1].fileno(), NOW)
     assert (got, len(fds)) == (data, number)
     close_all([*sent, *fds])
+
+
+def test_what_was_sent_last_sets_no_limit_to_what_is_received(packets: Pair) -> None:
+    messages = Messages(100, 1)
+    messages.sendmsg(packets[0].fileno(), b"x", (), 0)
+    packets[0].send(bytes(100))
+    for size in (1, 100):
+        data, _, flags = messages.recvmsg(packets[1].fileno(), NOW)
+        assert (len(data), flags & socket.MSG_TRUNC) == (size, 0)
 
 
 def test_what_is_too_long_is_cut_and_said_so(packets: Pair) -> None:

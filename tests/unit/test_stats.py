@@ -19,7 +19,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hardsplice import flowlog
@@ -126,7 +126,6 @@ def quiet() -> Any:
     os.close(nowhere)
 
 
-@settings(deadline=None)
 @given(noise, st.tuples(heads, tables).map(lambda both: (*both[0], *both[1])))
 @example(b"\xff" * 8 * WORDS, ())
 @example(bytes(8 * WORDS), ())

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The lock-down of this start: which of isolate.py's steps the first process takes, with which
+Landlock rulesets, and which descriptors it keeps; and what the target monitor's shares with it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+import prctl
+
+from hardsplice import descriptors, isolate, landlock, namespaces, reach
+from hardsplice.errors import Failure, reason_of
+from hardsplice.forwarding import DIRECTIONS, Direction
+from hardsplice.isolate import Lockdown
+
+if TYPE_CHECKING:
+    from hardsplice.setup import Setup
+
+ONLY_WRITTEN = "read nothing from where messages go"
+
+
+def confine_signals(setup: Setup) -> None:
+    """Keep the signals of all of hardsplice's processes among them: early, so that one layer holds
+    them all; and not before COMMAND's are forked, which owe us nothing.
+    """
+    steps = [isolate.no_new_privileges()]
+    ruleset = landlock.scope(setup.landlock.abi)
+    if ruleset is not None:
+        steps.append(isolate.restriction("confine signals by Landlock", ruleset))
+    begun = _begun(setup, setup.say)
+    begun.run(steps)
+    setup.missing += begun.missing
+    if ruleset is not None:
+        os.close(ruleset)
+
+
+def of_monitor(setup: Setup, direction: Direction, say: Callable[[str], None]) -> Lockdown:
+    """The lock-down of the monitor that keeps the relays of ``direction``. Their Landlock ruleset
+    is put at its fixed descriptor.
+    """
+    begun = _begun(setup, say)
+    lacks = setup.landlock.missing
+    if lacks and begun.strict:
+        what, _, why = lacks[0].partition(": ")
+        raise Failure("lock down", what, why)
+    begun.missing += lacks
+    ruleset = _ruleset(setup, direction, scoped=True)
+    if ruleset is not None:
+        descriptors.move(ruleset, descriptors.RULESET_FD)
+    return begun
+
+
+def lock_host_monitor(setup: Setup) -> None:
+    """Lock this process down, as the host monitor."""
+    prctl.set_name("hs-host")
+    setup.planner.books["outbound"].open()
+    setup.planner.books["outbound"].pin(is_writer=True)
+    if setup.ready_fd is not None:
+        descriptors.move(setup.ready_fd, descriptors.READY_FD)
+    kept = _kept(setup)
+    descriptors.null_standard_streams((0, 1))
+    setup.log.settle()
+    begun = of_monitor(setup, "outbound", setup.say)
+    descriptors.keep((descriptors.RULESET_FD, *kept), setup.first_flow)
+    own = _ruleset(setup, "outbound", scoped=False)
+    is_real_root = os.geteuid() == 0 and namespaces.owns_all_ids()
+    if setup.options.log_file is None:  # which is read again when it is full
+        reopen = partial(descriptors.write_only, descriptors.LOG_FD)
+        begun.run([isolate.Step(ONLY_WRITTEN, reopen, reason_of)])
+    begun.run(
+        [
+            *isolate.leaving_steps(new_user_namespace=not is_real_root),
+            *isolate.first_steps(setup.log.file_limit),
+            *isolate.rights_steps(setup.user, setup.last_capability, own),
+        ]
+    )
+    if own is not None:
+        os.close(own)
+    setup.missing += begun.missing
+    begun.run([isolate.filter_step(setup.programs.host)])
+
+
+def _kept(setup: Setup) -> list[int]:
+    """The descriptors that the host monitor serves with."""
+    keep = [descriptors.LOG_FD, descriptors.SIGNALS_FD]
+    if setup.launcher:
+        keep.append(descriptors.CHANNEL_FD)
+    if setup.ready_fd is not None:
+        keep.append(descriptors.READY_FD)
+    keep += setup.notifier.settle()
+    if setup.monitor:
+        keep += [setup.monitor.pidfd, setup.monitor.channel.fileno()]
+        keep.append(setup.monitor.line.fileno())
+    if setup.container:
+        keep += setup.container.descriptors
+    if setup.target:
+        keep += [fd for fd in (setup.target.process, setup.target.watch) if fd is not None]
+    keep += [fd for _, fd in setup.target_listeners]
+    keep += setup.copies.values()
+    if setup.control:
+        keep.append(setup.control.fileno())
+    keep += [asker.fileno() for asker in setup.askers.values()]
+    return keep
+
+
+def _begun(setup: Setup, say: Callable[[str], None]) -> Lockdown:
+    return Lockdown(strict=setup.options.sandbox == "strict", say=say)
+
+
+def _ruleset(setup: Setup, direction: Direction, *, scoped: bool) -> int | None:
+    """The Landlock ruleset for a direction: it allows connections to the targets, and binding where
+    the other direction's ports may change, whose listeners this direction's monitor makes.
+    """
+    (other,) = {*DIRECTIONS} - {direction}
+    return landlock.ruleset(
+        setup.landlock.abi,
+        connect=reach.connected_to(setup.options, direction),
+        bind=reach.listened_on(setup.options, other),
+        scoped=scoped,
+    )
