@@ -74,7 +74,7 @@ class Site:
         if "-m" in argv:
             argv = [*argv[: argv.index("-m") + 1], "hardsplice.ctl"]
         else:  # an installed one lies beside hardsplice
-            argv[-1] = str(Path(argv[-1]).with_name("hardsplicectl"))
+            argv = [*argv[:-1], str(Path(argv[-1]).with_name("hardsplicectl"))]
         done = subprocess.run(
             [*argv, *words], env={**environment, "HARDSPLICE_CONTROL": str(self.path)}, cwd="/",
             check=False, capture_output=True, text=True, timeout=PATIENCE,
