@@ -252,6 +252,7 @@ class Setup:
             options,
             self.pipe_size,
             self.first_flow,
+            self.programs.book,
             self.programs.relays,
             has_ruleset=self.landlock.abi > 0,
         )
