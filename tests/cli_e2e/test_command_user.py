@@ -84,6 +84,15 @@ def test_without_a_user_namespace_it_is_the_user_that_was_asked_for(program: Pro
     assert (done.returncode, done.stdout) == (0, "1234\n"), done.stderr
 
 
+@pytest.mark.root
+def test_without_a_user_namespace_root_stays_root_and_nothing_is_read_only(
+    program: Program,
+) -> None:
+    script = "id -u; ( : >>/proc/sys/kernel/core_pattern ) && echo writable"
+    done = run(program, ROOT, "-q", "--netns-only", "--", "sh", "-c", script)
+    assert (done.returncode, done.stdout) == (0, "0\nwritable\n"), done.stderr
+
+
 # A session with a secret in it: starts a command, and finds out whether one has it.
 _SESSION = """
 import ctypes, os, sys

@@ -382,6 +382,14 @@ def test_the_commands_keepers_are_locked_down(identity: Identity, launch: Launch
     instance.wait()
 
 
+def test_a_command_does_not_begin_before_pid_1_is_locked_down(
+    program: Program, identity: Identity
+) -> None:
+    look = ("grep", "Seccomp:", "/proc/1/status")
+    done = run(program, identity, "-q", "-t", f"127.0.0.1/{free_ports()}:80", "--", *look)
+    assert (done.stdout, done.stderr) == ("Seccomp:\t2\n", "")
+
+
 def test_help_and_version(program: Program) -> None:
     mine = Identity("me")
     assert run(program, mine, "--version").stdout.startswith("hardsplice ")

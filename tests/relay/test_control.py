@@ -330,6 +330,35 @@ def test_the_command_is_not_heard_although_it_is_the_same_user(
         assert done.stdout.strip() == "403", done.stderr
 
 
+@pytest.mark.root
+def test_roots_command_can_not_even_open_the_socket(program: Program, tmp_path: Path) -> None:
+    """It is another user, whose the socket isn't, although root in its own namespace."""
+    tmp_path.chmod(0o755)
+    for folder in itertools.islice(tmp_path.parents, 3):
+        folder.chmod(folder.stat().st_mode | 0o111)
+    path = str(tmp_path / "control")
+    inside = ["/usr/bin/python3", "-I", "-c", _CONNECT, path]
+    done = run(program, Identity("root"), "-q", "--control", path, "--", *inside)
+    assert (done.returncode, done.stderr.strip()) == (1, "Permission denied")
+
+
+@pytest.mark.root
+def test_where_the_user_is_the_overflow_id_only_the_mode_protects(
+    program: Program, launch: Launch, tmp_path: Path
+) -> None:
+    """Everybody whom a user namespace doesn't know looks like that user."""
+    nobody = Identity("nobody", 65534)
+    os.chown(tmp_path, 65534, 65534)
+    tmp_path.chmod(0o755)
+    for folder in itertools.islice(tmp_path.parents, 3):
+        folder.chmod(folder.stat().st_mode | 0o111)
+    with sited(program, launch, nobody, tmp_path) as site:
+        other = setpriv(next(_others))
+        assert status_for(site.path, *other) == "Permission denied"
+        site.path.chmod(0o666)
+        assert status_for(site.path, *other) == "200"
+
+
 # --- the file -------------------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ import os
 import pty
 import re
 import select
+import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ TYPED = b"secret\n" * 4  # a line for each attempt
 # monitor once it is locked down, each in a process of its own; what came of it is written there.
 READ = """
 import os, sys
-from hardsplice import descriptors, linux, socketcalls
+from hardsplice import descriptors, linux, scm, socketcalls
 from hardsplice.start import main
 from hardsplice.monitor import HostMonitor
 if sys.argv.pop(1) == "unfixed":
@@ -43,9 +44,11 @@ def receive():
 TRIES = {
     "read": lambda: len(os.read(2, 100)),
     "pread": lambda: len(os.pread(2, 100, 0)),
-    "recvmsg": receive,
+    "recvfrom": receive,
+    "recvmsg": lambda: len(messages.recvmsg(2, 0x40)[0]),  # MSG_DONTWAIT
     "splice": splice,
 }
+messages = scm.Messages(100, 1)
 run = HostMonitor.run
 def acting(self):
     for name, attempt in TRIES.items():
@@ -145,13 +148,30 @@ def test_what_is_typed_is_out_of_reach(
     with running(argv, environment, terminal.slave, *serving(namespace)):
         said = terminal.read()
     found = {name: int(status) for name, status in re.findall(r"(\w+) came to (\d+)", said)}
-    assert set(found) == {"read", "pread", "recvmsg", "splice"}, said
+    assert set(found) == {"read", "pread", "recvfrom", "recvmsg", "splice"}, said
     got = {name for name, status in found.items() if status == GOT}
     if how == "fixed":
         assert not got
         assert "not in force: read nothing" not in said
     else:
         assert got & {"read", "splice"}
+
+
+def test_of_a_socket_it_can_get_what_the_other_end_sends(
+    identity: Identity, namespace: Namespace, program: Program
+) -> None:
+    """A concession of SECURITY.md's: a socket can't be opened again, and a monitor may receive."""
+    argv, environment = program.argv(identity)
+    argv = [*argv[: argv.index("-m")], "-c", READ.replace("FLAGS", str(FLAGS)), "fixed"]
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.sendall(TYPED)
+        ours.setblocking(False)
+        with running(argv, environment, theirs.fileno(), *serving(namespace)):
+            said = ours.recv(4096).decode()
+    found = {name: int(status) for name, status in re.findall(r"(\w+) came to (\d+)", said)}
+    assert found["recvmsg"] == GOT
+    assert GOT not in (found["read"], found["recvfrom"])
 
 
 @pytest.mark.root  # nobody else may look into processes that aren't dumpable

@@ -277,6 +277,7 @@ class Claim:
 
 CONTROL = frozenset({"monitor-control"})
 HOSTS = frozenset({"monitor-host", "monitor-control"})
+NOTIFICATION = ("RECV", "SEND", "ADDFD")
 CLAIMS = (
     Claim("connect", "slots of the book", "addr", {BOOK}),
     Claim("recvfrom", "one byte at a time; in H with a control", "size", {1}, but=CONTROL),
@@ -298,6 +299,14 @@ CLAIMS = (
     Claim("mprotect", "not the book, nor its place", "addr", {BOOK_END}, ">="),
     Claim("munmap", "not the book, nor its place", "addr", {BOOK_END}, ">="),
     Claim("mremap", "not the book, nor its place", "old_address", {BOOK_END}, ">="),
+    Claim(
+        "ioctl", "ioctl asks two questions", "op", number("SIOCATMARK", "TIOCOUTQ"),
+        but=frozenset({"monitor-ports", *HOSTS}),
+    ),
+    Claim(
+        "ioctl", "SECCOMP_IOCTL_NOTIF_ADDFD", "op",
+        number("SIOCATMARK", "TIOCOUTQ", *(f"SECCOMP_IOCTL_NOTIF_{one}" for one in NOTIFICATION)),
+    ),
     Claim("fcntl", "fcntl sizes pipes", "op", number("F_SETPIPE_SZ", "F_GETPIPE_SZ")),
 )  # fmt: skip
 

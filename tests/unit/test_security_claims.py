@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Every sentence of SECURITY.md has a test that holds it, or a reason why it needs none:
+tests/security_claims.toml names them. Its tables and commands have tests of their own
+(test_security_table.py, service/test_security_page.py).
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from hardsplice import book, exchange, reach, watch
+from hardsplice.control import server
+from tests.sandbox import attempts
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence, by its first words, and what holds it, or why nothing has to."""
+
+    says: str
+    tests: tuple[str, ...]
+    why_not: str
+
+
+def claims() -> list[Claim]:
+    text = (ROOT / "tests" / "security_claims.toml").read_text(encoding="utf-8")
+    return [
+        Claim(one["says"], tuple(one.get("tests", ())), one.get("why_not", ""))
+        for one in tomllib.loads(text)["claim"]
+    ]
+
+
+CLAIMS = claims()
+
+
+_TITLE = re.compile(r"^(- )?\*[^*]+\.\*\s|^\*\*[^*]+\*\*\s|^- ")
+
+
+def sentences(text: str) -> list[str]:
+    """All but headings, tables and commands. A list's item is a paragraph of its own."""
+    found = []
+    for block in re.split(r"\n\s*\n|\n(?=#|[*-] |\|)", text):
+        if block and not block.startswith(("#", "|", "    ")):
+            found += re.split(r"(?<=[.!?])\**\s+", _TITLE.sub("", " ".join(block.split())))
+    return found
+
+
+def test_every_sentence_is_in_the_list_once() -> None:
+    for sentence in sentences(PAGE):
+        found = [claim for claim in CLAIMS if sentence.startswith(claim.says)]
+        assert len(found) == 1, f"{len(found)} entries: {sentence}"
+
+
+def test_every_entry_is_a_sentence() -> None:
+    found = sentences(PAGE)
+    assert [
+        claim.says for claim in CLAIMS if not any(one.startswith(claim.says) for one in found)
+    ] == []
+
+
+def test_a_sentence_that_is_new_is_missed() -> None:
+    new = sentences(PAGE + "\n\nNothing can ever go wrong.\n")[-1]
+    assert not any(new.startswith(claim.says) for claim in CLAIMS)
+
+
+@cache
+def functions(path: Path) -> set[str]:
+    """The tests of a module."""
+    return set(re.findall(r"^def (test_\w+)\(", path.read_text(encoding="utf-8"), re.MULTILINE))
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.says)
+def test_what_holds_it_exists(claim: Claim) -> None:
+    assert bool(claim.tests) != bool(claim.why_not), "a test, or a reason"
+    for name in claim.tests:
+        path, _, function = name.partition("::")
+        assert (ROOT / "tests" / path).is_file(), path
+        assert not function or function in functions(ROOT / "tests" / path), function
+
+
+def test_numbers_on_the_page_are_those_of_the_code() -> None:
+    said = {
+        f"({book.USUAL.address:#x}, {book.SLOT} bytes a slot": 1,
+        f"{book.LARGE.address:#x} where more than {book.USUAL.size // book.SLOT:,} slots": 1,
+        f"no more than {reach.MANY_PORTS} ports": 1,
+        f"{server.CONNECTIONS} connections at most": 1,
+    }
+    text = " ".join(PAGE.split())
+    assert {one: text.count(one) for one in said} == said
+    assert ("for five seconds each" in text, exchange.ANSWER_SECONDS) == (True, 5)
+    assert ("a twentieth of the time" in text, watch.SHARE) == (True, 20)
+    assert "some 300 attempts" in text
+    assert abs(len(attempts.ROWS) - 300) < 25
