@@ -36,41 +36,61 @@ from dataclasses import dataclass
 from hardsplice import linux, socketcalls
 from hardsplice.errors import Failure, reason_of
 from hardsplice.files import any_size
+from hardsplice.syscalls import ARCHITECTURES
 
 SLOT = 32  # bytes: a struct sockaddr_in6 fits
+TARGETS_A_PORT = 2  # at the most: the loopback addresses of both families
 _UNUSED = socketcalls.NO_ADDRESS
-# Both begin where pages of any size may (64 KiB); a program that isn't position independent begins
-# at 4 MiB (x86_64, aarch64) or later.
-VALUES, VALUES_SIZE = 0x1F0000, 0x10000
+VALUES_SIZE = 0x10000  # bytes
 _F_SEAL_FUTURE_WRITE = 0x10  # linux/fcntl.h, Linux 5.1
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a book's slots are, in bytes. The size is a power of two that divides the address."""
+    """Where a book's slots are, in bytes. The size is a power of two that divides the address. Both
+    halves begin where pages of any size may (64 KiB).
+    """
 
     address: int
     size: int
 
     @property
+    def values(self) -> int:
+        """Where the other half is."""
+        return self.address - VALUES_SIZE
+
+    @property
     def words(self) -> dict[str, int]:
-        """What the policies call it."""
+        """What the policies call it, and what is in the other half."""
         numbered = self.size - SLOT  # the bits that number the slots
         return {
             "BOOK": self.address,
             "BOOK_SLOTS": (1 << 64) - 1 - numbered,
             "BOOK_END": self.address + self.size,
+            **{name: self.values + offset for name, offset in socketcalls.PINNED.items()},
         }
 
 
+# Nothing else may ever want to be at a book's place, and what comes and goes has to lie above it.
+# The kernel maps from the top of a process's memory down, or, where its stack has no limit, from a
+# third or a quarter of it up: in 32 bits from 1 GiB on. Low are only the program, if it isn't
+# position independent, and behind it its heap, which begins up to 1 GiB later (in 32 bits 32 MiB;
+# arch_randomize_brk) and grows. So there is room in front of the program, on most architectures,
+# and behind where a heap may begin.
 USUAL = Place(0x200000, 0x200000)
-# For more targets than the usual place has slots for: two for each of 65,535 ports.
-LARGE = Place(0x40000000, 0x400000)
+# With slots for two targets of each of 65,535 ports, which is more than the usual place has.
+LARGE = Place(0x70000000, 0x400000)
+LARGE_32 = Place(0x3FC00000, 0x400000)
+PLACES = (USUAL, LARGE, LARGE_32)
+# Where a program begins at 64 KiB; elsewhere it is 4 MiB or more (ld/emulparams of binutils).
+_LOW_PROGRAMS = ("armhf", "riscv64")
 
 
-def place_for(targets: int) -> Place:
-    """The place of books with room for so many targets."""
-    return USUAL if targets <= USUAL.size // SLOT else LARGE
+def place_for(targets: int, arch: str) -> Place:
+    """The place of books with room for so many targets, on an architecture."""
+    if targets <= USUAL.size // SLOT and arch not in _LOW_PROGRAMS:
+        return USUAL
+    return LARGE if ARCHITECTURES[arch].bits == 64 else LARGE_32
 
 
 class Book:
@@ -131,17 +151,17 @@ class Book:
         """
         read, place = mmap.PROT_READ, self.place
         try:
-            linux.map_shared(self.fd, VALUES_SIZE, read, address=VALUES)
+            linux.map_shared(self.fd, VALUES_SIZE, read, address=place.values)
             # The whole place is taken, though there may be less behind it: what a process asks to
             # be mapped could else land in there.
             linux.map_shared(self.fd, place.size, read, address=place.address, offset=VALUES_SIZE)
         except OSError as error:
             what = f"the address book at {place.address:#x}"
-            raise Failure("map", what, reason_of(error)) from error
+            raise Failure("map", what, reason_of(error), _hint(error)) from error
         global _seen
         _seen = memoryview((ctypes.c_char * place.size).from_address(place.address)).cast("B")
         try:
-            linux.mseal(VALUES, VALUES_SIZE)
+            linux.mseal(place.values, VALUES_SIZE)
             linux.mseal(place.address, place.size)
         except OSError as error:
             if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EINVAL):
@@ -153,7 +173,7 @@ class Book:
         """Take the values of socket options from it, from now on. ``is_writer`` says that this is
         the process that made it.
         """
-        socketcalls.pin(VALUES, self.view if is_writer else None)
+        socketcalls.pin(self.place.values, self.view if is_writer else None)
 
     def close(self) -> None:
         """Let go of the file; mappings stay."""
@@ -201,6 +221,11 @@ class Book:
         ctypes.memmove(at, _UNUSED[:2], 2)
         ctypes.memmove(at + 2, content[2:], SLOT - 2)
         ctypes.memmove(at, content[:2], 2)
+
+
+def _hint(error: OSError) -> str | None:
+    taken = "something of this interpreter's is there: use one that is position independent"
+    return taken if error.errno == errno.EEXIST else None
 
 
 _seen: memoryview | None = None  # the slots, as this process sees them

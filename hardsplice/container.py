@@ -31,14 +31,19 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import prctl
 
-from hardsplice import guard, landlock, lifeline, namespaces
-from hardsplice.channel import Channel, Kind, Malformed, Record
-from hardsplice.deaths import exit_status
-from hardsplice.errors import Failure, failure_of, reason_of
+from hardsplice import guard, landlock, lifeline, namespaces, users
+from hardsplice.channel import Channel, Kind, Malformed, Record, close_all
+from hardsplice.deaths import describe_status, exit_status
+from hardsplice.errors import Failure, failure_of, quote, reason_of
+from hardsplice.log import Level
 from hardsplice.values import RunAs
+
+if TYPE_CHECKING:
+    from hardsplice.setup import Setup
 
 # For PID 1 to leave by itself, and for the kernel to end what did not, in seconds
 _LEAVE_SECONDS = 0.3
@@ -131,10 +136,19 @@ class Container:
         except Malformed as error:
             raise Failure("create", "namespaces", str(error)) from error
         if record is None:
-            raise Failure("create", "namespaces", "the process that makes them ended early")
+            raise Failure("create", "namespaces", self._early_end())
         if record.kind == Kind.FATAL:
             raise failure_of(record.text)
         return record
+
+    def _early_end(self) -> str:
+        """What is known of it, since the guard has ended or hangs up."""
+        known = "the process that makes them ended early"
+        if _has_ended(self._guard_pidfd, _LEAVE_SECONDS):
+            status = self._reap(self._guard)
+            if status is not None:
+                return f"{known}: {describe_status(status)}"
+        return known
 
     @property
     def pidfd(self) -> int:
@@ -184,3 +198,34 @@ def _has_ended(pidfd: int, seconds: float) -> bool:
     poller = select.poll()
     poller.register(pidfd, select.POLLIN)
     return bool(poller.poll(int(seconds * 1000)))
+
+
+def for_command(setup: Setup) -> Container:
+    """COMMAND's namespaces, and a line on whom COMMAND is where that may surprise."""
+    options = setup.options
+    new_user = not options.netns_only
+    user = setup.user if new_user else options.runas
+    hint = users.hint(user) if user and users.is_real_root() else None
+    made = Container(
+        Recipe(
+            command=options.command or (os.environ.get("SHELL") or "/bin/sh",),
+            user=user,
+            hint=hint,
+            new_user=new_user,
+            is_shielded=new_user and users.keeps_root(user),
+            aside=setup.aside,
+            file_limits=setup.file_limits,
+            init_program=setup.programs.init,
+            guard_program=setup.programs.guard,
+            last_capability=setup.last_capability,
+            landlock_abi=setup.landlock.abi,
+            strict=options.sandbox == "strict",
+        )
+    )
+    close_all(setup.aside.values())
+    if hint and options.runas is None:
+        setup.log.line(Level.INFO, f"started by root: {hint}")
+    if made.warning:
+        text = f"COMMAND cannot reach its working directory {quote(made.warning)}"
+        setup.log.line(Level.WARNING, f"{text}: {hint}" if hint else text)
+    return made

@@ -10,6 +10,7 @@ without the child, or any mount namespace: it is in no tree, so that ".." stays 
 
 from __future__ import annotations
 
+import errno
 import os
 
 from hardsplice import linux, namespaces
@@ -27,10 +28,18 @@ def leave() -> None:
     flags = linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
     linux.mount("tmpfs", _PLACE, "tmpfs", flags, "nr_inodes=2,size=4k,mode=0555")
     os.chdir(_PLACE)
-    # Both on the same place: the old root ends up on top of the new one, and is then taken off
-    # (pivot_root(2)).
-    linux.pivot_root(".", ".")
-    linux.umount2(".", linux.MNT_DETACH)
+    try:
+        # Both on the same place: the old root ends up on top of the new one, and is then taken off
+        # (pivot_root(2)).
+        linux.pivot_root(".", ".")
+        linux.umount2(".", linux.MNT_DETACH)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        # The root is the initramfs, which can't be left: it stays below the new one, as it does
+        # when a system starts (switch_root(8)). To get there takes capabilities.
+        linux.mount(".", "/", None, linux.MS_MOVE)
+        os.chroot(".")
     os.chdir("/")
 
 

@@ -42,6 +42,10 @@ def stored_name(direction: str, forward: Forward) -> str:
     return f"{STORED}{direction}/{address}{interface}/{forward.port}"
 
 
+Identity = tuple[int, int]
+"""What tells a socket from any other one."""
+
+
 class Passed:
     """Descriptors that were passed, each by its name, until somebody takes it."""
 
@@ -52,7 +56,8 @@ class Passed:
             moved = descriptors.above(fd, first, f"listener {quote(name)}")
             os.close(fd)
             self._left.append((name, moved))
-        self._stored = [(name, fd) for name, fd in self._left if name.startswith(STORED)]
+        # Those that are taken get another number.
+        self._stored = [(name, identity(fd)) for name, fd in self._left if name.startswith(STORED)]
 
     def inherit(self, asked: Sequence[Inherited]) -> list[tuple[Forward, int]]:
         """What -t inherit asks for: those with names first, then the one that takes all others.
@@ -123,16 +128,17 @@ def _restore(fd: int) -> None:
 
 
 def to_drop_and_keep(
-    stored: Sequence[tuple[str, int]], current: Sequence[tuple[str, int]]
+    stored: Sequence[tuple[str, Identity]], current: Sequence[tuple[str, int]]
 ) -> tuple[list[str], list[tuple[str, int]]]:
     """What the service manager should keep no longer, and what it should keep from now on."""
-    kept, used = ({_identity(fd) for _, fd in some} for some in (stored, current))
-    drop = [name for name, fd in stored if _identity(fd) not in used]
-    return drop, [(name, fd) for name, fd in current if _identity(fd) not in kept]
+    used = {identity(fd) for _, fd in current}
+    kept = {one for _, one in stored}
+    drop = [name for name, one in stored if one not in used]
+    return drop, [(name, fd) for name, fd in current if identity(fd) not in kept]
 
 
-def _identity(fd: int) -> tuple[int, int]:
-    """The same for two descriptors of one socket."""
+def identity(fd: int) -> Identity:
+    """The same for two descriptors of one socket, while there is any."""
     found = os.fstat(fd)
     return found.st_dev, found.st_ino
 

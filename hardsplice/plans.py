@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from hardsplice import flowtable, listeners
-from hardsplice.book import Book, Place, place_for
+from hardsplice.book import TARGETS_A_PORT, Book, Place, place_for
 from hardsplice.cli import Options, Verbosity
 from hardsplice.descriptors import FIRST_LISTENER
 from hardsplice.errors import Failure
@@ -19,8 +19,6 @@ from hardsplice.relay import main as relay
 from hardsplice.relay.engine import Listener
 from hardsplice.relay.sockets import ALL_FAMILIES
 from hardsplice.relay.stats import Stats
-
-TARGETS_A_PORT = 2  # at the most: the loopback addresses of both families
 
 
 class Planner:
@@ -33,19 +31,21 @@ class Planner:
         options: Options,
         pipe_size: int,
         first_flow: int,
+        place: Place,
         programs: Mapping[Direction, bytes],
         *,
         has_ruleset: bool,
     ) -> None:
         """``pipe_size`` is in bytes, ``first_flow`` the first descriptor behind listeners,
-        ``programs`` are the relays' filters; ``has_ruleset`` says that there is one of Landlock.
+        ``place`` where the address books are; ``programs`` are the relays' filters;
+        ``has_ruleset`` says that there is one of Landlock.
         """
         self._options = options
         self._pipe_size = pipe_size
         self._first_flow = first_flow
         self._programs = programs
         self._has_ruleset = has_ruleset
-        self.books = books(options, first_flow)
+        self.books = books(options, first_flow, place)
         rows = _flow_rows(options)
         self.stats = {
             direction: tuple(Stats(rows) for _ in range(options.workers))
@@ -120,7 +120,7 @@ class Planner:
         return Listener(fd, *plans, self.first(direction) + index)
 
 
-def books(options: Options, first_flow: int) -> dict[Direction, Book]:
+def books(options: Options, first_flow: int, place: Place) -> dict[Direction, Book]:
     """The address books of both directions, with room for what may come at run time."""
     is_dynamic = bool(options.dynamic)
     targets = {
@@ -132,7 +132,6 @@ def books(options: Options, first_flow: int) -> dict[Direction, Book]:
         for direction in DIRECTIONS
     }
     late = TARGETS_A_PORT * (first_flow - FIRST_LISTENER) if is_dynamic else 0
-    place = place_of_books(options, first_flow)
     return {
         direction: Book(
             place, targets[direction], late if direction in options.dynamic else 0,
@@ -142,11 +141,11 @@ def books(options: Options, first_flow: int) -> dict[Direction, Book]:
     }  # fmt: skip
 
 
-def place_of_books(options: Options, first_flow: int) -> Place:
-    """Where both address books are."""
+def place_of_books(options: Options, first_flow: int, arch: str) -> Place:
+    """Where both address books are, on an architecture."""
     listening = max(len(options.forwards(direction)) for direction in DIRECTIONS)
     late = first_flow - FIRST_LISTENER if options.dynamic else 0
-    return place_for(TARGETS_A_PORT * (listening + late))
+    return place_for(TARGETS_A_PORT * (listening + late), arch)
 
 
 def _flow_rows(options: Options) -> int:

@@ -26,6 +26,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from hardsplice.book import TARGETS_A_PORT, place_for
 from hardsplice.descriptors import FIRST_LISTENER
 from hardsplice.errors import Failure, quote, reason_of, tell
 from hardsplice.policyfile import OUTSIDE
@@ -238,7 +239,7 @@ def _parser() -> argparse.ArgumentParser:
                 "--listeners",
                 metavar="N",
                 type=_listeners,
-                help="for so many listeners, behind which connections begin",
+                help="as it is in force for so many listeners, behind which connections begin",
             )
         if name == "export":
             formats = ("text", "bpf", "oci", "systemd")
@@ -284,6 +285,12 @@ def _export(policy: Policy, arch: str, form: str) -> None:
         print({"text": table, "systemd": systemd}[form](policy, arch), end="")
 
 
+def _settled(policy: Policy, arch: str, listeners: int) -> Policy:
+    """The policy as set-up has it on an architecture, for so many listeners."""
+    words = place_for(TARGETS_A_PORT * listeners, arch).words
+    return policy.settled({**words, "FLOWS": FIRST_LISTENER + listeners})
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; its exit status."""
     try:
@@ -291,9 +298,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "check":
             return _check_command(options.role)
         policy = load_policy(options.role)
-        if options.listeners is not None:
-            policy = policy.settled({"FLOWS": FIRST_LISTENER + options.listeners})
         arch = options.arch or native_arch()
+        if options.listeners is not None:
+            policy = _settled(policy, arch, options.listeners)
         if options.command == "show":
             print(show(policy, arch), end="")
         else:

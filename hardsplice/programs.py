@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hardsplice import seccomp
+from hardsplice.book import Place
 from hardsplice.cli import Options
 from hardsplice.forwarding import DIRECTIONS, Direction
 from hardsplice.plans import place_of_books
@@ -15,13 +16,14 @@ from hardsplice.plans import place_of_books
 
 @dataclass(frozen=True, slots=True)
 class Programs:
-    """What each process hands to seccomp(2)."""
+    """What each process hands to seccomp(2), and where they all look for the address book."""
 
     host: bytes
     target: bytes
     relays: dict[Direction, bytes]
     init: bytes
     guard: bytes
+    book: Place
 
 
 def compile_all(options: Options, first_flow: int) -> Programs:
@@ -38,7 +40,8 @@ def compile_all(options: Options, first_flow: int) -> Programs:
         **{one: "relay-ports" if one in dynamic else "relay" for one in DIRECTIONS},
     }
     arch = seccomp.native_arch()
-    words = {"FLOWS": first_flow, **place_of_books(options, first_flow).words}
+    book = place_of_books(options, first_flow, arch)
+    words = {"FLOWS": first_flow, **book.words}
     compiled = {
         role: seccomp.compile_policy(seccomp.load_policy(role).settled(words), arch)
         for role in sorted(set(roles.values()))
@@ -50,4 +53,5 @@ def compile_all(options: Options, first_flow: int) -> Programs:
         relays={one: made[one] for one in DIRECTIONS},
         init=made["init"],
         guard=made["guard"],
+        book=book,
     )

@@ -39,11 +39,10 @@ from hardsplice import (
     programs,
     service,
     sockdiag,
-    socketcalls,
     target,
     users,
 )
-from hardsplice.channel import CROWDED_HINT, Channel, Kind, Record, close_all
+from hardsplice.channel import CROWDED_HINT, Channel, Kind, Record
 from hardsplice.cli import Mode, Options, Verbosity
 from hardsplice.desk import Desk
 from hardsplice.errors import Failure, printable, quote, text_of
@@ -252,13 +251,14 @@ class Setup:
             options,
             self.pipe_size,
             self.first_flow,
+            self.programs.book,
             self.programs.relays,
             has_ruleset=self.landlock.abi > 0,
         )
         gc.collect()
         gc.freeze()
         if options.mode is Mode.COMMAND:
-            self.container = self._make_container()
+            self.container = container.for_command(self)
             self.target = self.container.target
         lockdown.confine_signals(self)
         if options.inbound or options.outbound or options.dynamic:
@@ -282,36 +282,6 @@ class Setup:
         for index, fd in opened if self.options.dynamic else ():
             copy = descriptors.above(fd, self.first_flow, "a listener")
             self.copies[first + index] = copy
-
-    def _make_container(self) -> container.Container:
-        """COMMAND's namespaces, and a line on whom COMMAND is where that may surprise."""
-        options = self.options
-        new_user = not options.netns_only
-        user = self.user if new_user else options.runas
-        hint = users.hint(user) if user and users.is_real_root() else None
-        made = container.Container(
-            container.Recipe(
-                command=options.command or (os.environ.get("SHELL") or "/bin/sh",),
-                user=user,
-                hint=hint,
-                new_user=new_user,
-                is_shielded=new_user and users.keeps_root(user),
-                aside=self.aside,
-                file_limits=self.file_limits,
-                init_program=self.programs.init,
-                guard_program=self.programs.guard,
-                last_capability=self.last_capability,
-                landlock_abi=self.landlock.abi,
-                strict=options.sandbox == "strict",
-            )
-        )
-        close_all(self.aside.values())
-        if hint and options.runas is None:
-            self.log.line(Level.INFO, f"started by root: {hint}")
-        if made.warning:
-            text = f"COMMAND cannot reach its working directory {quote(made.warning)}"
-            self.log.line(Level.WARNING, f"{text}: {hint}" if hint else text)
-        return made
 
     def _keep_listeners(self) -> None:
         """Have the service manager keep the listeners that are ours, for when we are restarted, and
@@ -361,7 +331,7 @@ class Setup:
             plans=self.planner.relays("outbound", self.target_listeners, self.host_families),
             traffic=[Traffic(one, self.planner.stats[one]) for one in DIRECTIONS],
             log_flows=options.log_flows,
-            control=self._control(self.control) if self.control else None,
+            control=self._control() if self.control else None,
             notifier=self.notifier,
             watchdog=self.manager.watchdog,
             missing=self.missing,  # the target monitor's is added
@@ -377,24 +347,11 @@ class Setup:
             self.copies,
         )
 
-    def _control(self, file: SocketFile) -> Control:
-        """What the control socket is served with. Nothing of it is imported where there is none."""
-        from hardsplice.control.host import Control
-        from hardsplice.control.server import Admission
+    def _control(self) -> Control:
+        """Nothing of what serves the control socket is imported where there is none."""
+        from hardsplice.control import host
 
-        options = self.options
-        assert self.target is not None
-        return Control(
-            listener=file.fileno(),
-            # Root's id means root where root started us; in a namespace of our own nobody has it.
-            admission=Admission(
-                frozenset({0, os.geteuid()}), socketcalls.namespace_cookie(file.fileno())
-            ),
-            versions=options.families,
-            served=quote(self.container.command) if self.container else self.target.name,
-            served_pid=self.container.init if self.container else options.pid,
-            began=self.began,
-        )
+        return host.control_of(self)
 
     def isolate(self) -> None:
         """Lock the host monitor down."""

@@ -84,6 +84,10 @@ else:
 # Offsets in the memory that is pinned; the policies name the addresses.
 LINGER, ONE, ZERO, MOST, UNSENT = 0x00, 0x20, 0x40, 0x60, 0x80
 BIND, DEVICE = 0x8000, 0x8020
+PINNED = {
+    "LINGER": LINGER, "ONE": ONE, "ZERO": ZERO, "MOST": MOST, "UNSENT": UNSENT,
+    "BIND": BIND, "DEVICE": DEVICE,
+}  # fmt: skip
 VALUES_END = 0x8040
 # What TCP_NOTSENT_LOWAT may be set to, in bytes; each is 32 bytes behind the one before.
 UNSENT_SIZES = (512 << 10, 256 << 10, 128 << 10, 64 << 10)

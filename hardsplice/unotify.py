@@ -15,7 +15,7 @@ import errno
 import os
 import struct
 import sys
-from ctypes import c_long, c_uint, c_ulong
+from ctypes import c_long, c_ulong
 
 from hardsplice.linux import MACHINE, SockFprog, fail, libc
 
@@ -66,7 +66,7 @@ def next_question(fd: int) -> tuple[int, int] | None:
     for a descriptor that is readable, as this waits otherwise.
     """
     room = ctypes.create_string_buffer(_NOTIF.size)
-    if _ioctl(fd, c_uint(_NOTIF_RECV), ctypes.byref(room)) != 0:
+    if _ioctl(fd, c_ulong(_NOTIF_RECV), ctypes.byref(room)) != 0:
         if ctypes.get_errno() in (errno.ENOENT, errno.EINTR):
             return None
         fail()
@@ -79,14 +79,14 @@ def put(fd: int, identity: int, source: int, place: int) -> None:
     that any more, EINVAL where the kernel can't (before Linux 5.9).
     """
     request = _ADDFD.pack(identity, _ADDFD_FLAG_SETFD, source, place, os.O_CLOEXEC)
-    if _ioctl(fd, c_uint(_NOTIF_ADDFD), request) < 0:
+    if _ioctl(fd, c_ulong(_NOTIF_ADDFD), request) < 0:
         fail()
 
 
 def answer(fd: int, identity: int, value: int) -> bool:
     """Let the call return ``value``; False where nobody waits for it any more."""
     response = ctypes.create_string_buffer(_RESPONSE.pack(identity, value, 0, 0), _RESPONSE.size)
-    if _ioctl(fd, c_uint(_NOTIF_SEND), ctypes.byref(response)) != 0:
+    if _ioctl(fd, c_ulong(_NOTIF_SEND), ctypes.byref(response)) != 0:
         if ctypes.get_errno() == errno.ENOENT:
             return False
         fail()

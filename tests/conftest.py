@@ -36,8 +36,11 @@ def pytest_configure(config: pytest.Config) -> None:
     # Processes that outlive their parents become children of this one: they can be seen, waited
     # for and ended, and none can hide from `nothing_left_behind`.
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    # nohup(1) has SIGHUP ignored, which everything that we start would inherit.
+    # nohup(1) has SIGHUP ignored, a shell SIGINT where it starts something in the background; which
+    # everything that we start would inherit.
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # How long an example takes depends on what else the machine does.
     settings.register_profile("tests", deadline=None)
     settings.load_profile("tests")

@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hardsplice import __version__
+from hardsplice import __version__, socketcalls
 from hardsplice.control.http import Request, Response
 from hardsplice.control.routes import dispatch
 from hardsplice.control.server import Admission, Server
 from hardsplice.control.world import RelayView, Snapshot, refusal
-from hardsplice.errors import Failure, printable
+from hardsplice.errors import Failure, printable, quote
 from hardsplice.flowtable import FlowRow
 from hardsplice.forwarding import Direction, Ports
 from hardsplice.log import Level
@@ -26,6 +26,7 @@ from hardsplice.relay.stats import Stats
 
 if TYPE_CHECKING:
     from hardsplice.monitor import HostMonitor
+    from hardsplice.setup import Setup
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,23 @@ class Control:
         world = HostWorld(monitor, self)
         world.server.start()
         return world
+
+
+def control_of(setup: Setup) -> Control:
+    """What the control socket of this start is served with."""
+    options = setup.options
+    assert setup.control is not None
+    assert setup.target is not None
+    listener = setup.control.fileno()
+    return Control(
+        listener=listener,
+        # Root's id means root where root started us; in a namespace of our own nobody has it.
+        admission=Admission(frozenset({0, os.geteuid()}), socketcalls.namespace_cookie(listener)),
+        versions=options.families,
+        served=quote(setup.container.command) if setup.container else setup.target.name,
+        served_pid=setup.container.init if setup.container else options.pid,
+        began=setup.began,
+    )
 
 
 class HostWorld:

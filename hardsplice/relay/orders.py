@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 
-from hardsplice.book import LARGE, SLOT, USUAL, Place, Pointer
+from hardsplice.book import PLACES, SLOT, Place, Pointer
 from hardsplice.channel import Kind, Malformed, Record
 from hardsplice.relay.engine import Listener
 from hardsplice.relay.sockets import FAMILIES
@@ -18,7 +18,7 @@ from hardsplice.relay.sockets import FAMILIES
 _HEAD = struct.Struct("=BBI")  # targets for an IPv4 and for an IPv6 client; where the book is
 _TARGET = struct.Struct("=BBI28s")  # family index, length, slot, sockaddr
 _SOCKADDR_LENGTHS = (16, 28)  # sizeof(struct sockaddr_in), sizeof(struct sockaddr_in6)
-_PLACES = {place.address: place for place in (USUAL, LARGE)}
+_PLACES = {place.address: place for place in PLACES}
 
 
 def serve(listener: Listener, place: Place) -> Record:

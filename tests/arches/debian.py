@@ -33,6 +33,8 @@ _PATIENCE = 600  # seconds for one step that uses the network
 _RECIPE = 2  # to be raised when what is unpacked, or how, changes
 # Since Debian 12 these are links into usr; older packages have files in them.
 _MERGED = ("bin", "lib", "lib64", "sbin")
+# What `-t auto` asks the kernel by; in the order in which they are loaded
+MODULES = ("inet_diag", "tcp_diag")
 _PYTHON = ("python3", "python3-prctl", "libseccomp2", "libc-bin")
 
 
@@ -79,18 +81,21 @@ def python_tree(release: Release) -> Path:
     return _kept(f"tree-{release}", " ".join(_PYTHON), unpack)
 
 
-def kernel(release: Release, package: str) -> Path:
-    """The kernel (vmlinux or vmlinuz) that a metapackage such as linux-image-arm64 stands for.
+def kernel(release: Release, package: str) -> tuple[Path, tuple[Path, ...]]:
+    """The kernel (vmlinux or vmlinuz) that a metapackage such as linux-image-arm64 stands for, and
+    its modules among MODULES, in that order.
 
     Raises Unavailable.
     """
 
     def unpack(folder: Path) -> None:
         (archive,) = _download(release, [_newest(release, package)], alone=True)
-        _extract(archive, folder, "--wildcards", "--strip-components=2", "./boot/vmlinu*")
+        wanted = ["./boot/vmlinu*", *(f"*/kernel/net/ipv4/{name}.ko*" for name in MODULES)]
+        _extract(archive, folder, "--wildcards", "--transform=s,.*/,,", *wanted)
 
-    folder = _kept(f"kernel-{release}-{package}", package, unpack)
-    return next(folder.glob("vmlinu*"))
+    folder = _kept(f"kernel-{release}-{package}", f"{package} {MODULES}", unpack)
+    modules = (next(folder.glob(f"{name}.ko*")) for name in MODULES)
+    return next(folder.glob("vmlinu*")), tuple(modules)
 
 
 def _extract(package: Path, folder: Path, *options: str) -> None:

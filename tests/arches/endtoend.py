@@ -18,13 +18,12 @@ import random
 import signal
 import socket
 import struct
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from hardsplice import linux, namespaces, seccomp
+from tests.arches import commands
 from tests.arches.instance import PATIENCE, Instance, calls_are, is_locked_down
 from tests.arches.tap import Writer
 
@@ -311,35 +310,6 @@ def restart(instance: Instance, lane: Lane) -> None:
     assert instance.processes()[lane.relay] != before, "the killed relay is still there"
 
 
-_COMMAND = """
-import socket, sys
-with socket.create_server(("127.0.0.1", 8080)) as server:
-    print("listening", flush=True)
-    with server.accept()[0] as peer:
-        peer.sendall(peer.recv(100).upper())
-sys.exit(7)
-"""
-
-
-def command(user: int | None) -> None:
-    """COMMAND in namespaces of its own: reached through a port, its status passed on."""
-    command = [sys.executable, "-c", _COMMAND]
-    instance = Instance(
-        "-t", "127.0.0.1/19090:8080", "--", *command, user=user, stdout=subprocess.PIPE
-    )
-    try:
-        instance.wait_ready()
-        assert instance.process.stdout is not None
-        assert instance.process.stdout.readline() == b"listening\n"
-        is_locked_down(instance, {"hs-host", "hs-target", "hs-relay-in", "hs-guard", "hs-init"})
-        with socket.create_connection(("127.0.0.1", 19090), PATIENCE) as client:
-            client.sendall(b"hello")
-            expect(client, b"HELLO")
-            expect_end(client)
-    finally:
-        instance.end(7)
-
-
 def run(report: Writer, arch: str) -> None:
     """All of it."""
     native = seccomp.native_arch()
@@ -354,8 +324,8 @@ def run(report: Writer, arch: str) -> None:
     instance.process.terminate()
     report.check("SIGTERM ends it", lambda: instance.end(0))
     inside.close()
-    report.check("a command, as root", lambda: command(None))
-    report.check("a command, as an ordinary user", lambda: command(1000))
+    report.check("a command, as an ordinary user", lambda: commands.fixed_ports(1000))
+    report.check("a command, as root, and ports that change", commands.changing_ports)
 
 
 def _serve(report: Writer, arch: str, instance: Instance, inside: Namespace) -> None:

@@ -198,7 +198,6 @@ def attempts(arch: str) -> list[Attempt]:
         Attempt("socket, raw", "socket", lambda: (socket.AF_INET, socket.SOCK_RAW, 1)),
         Attempt("bind", "bind", lambda: (_tcp(), _local_address(), 16)),
         Attempt("listen", "listen", lambda: (_tcp(), 1)),
-        Attempt("accept4, without flags", "accept4", lambda: (_listener(), 0, 0, 0)),
         Attempt("shutdown, to read", "shutdown", lambda: (_pair(), socket.SHUT_RD)),
         Attempt(
             "setsockopt, another option",
@@ -216,14 +215,12 @@ def attempts(arch: str) -> list[Attempt]:
         Attempt("recvmsg, elsewhere", "recvmsg", lambda: (_pair(), _message(), 0), _NOT_MONITOR),
         Attempt("sendmsg, elsewhere", "sendmsg", lambda: (_pair(), _message(), 0), _NOT_MONITOR),
         Attempt("sendmmsg", "sendmmsg", lambda: (_pair(), _longs(*(8 * (0,))), 0, 0)),
-        Attempt("splice, blocking", "splice", lambda: (_pipe()[0], 0, _pipe()[1], 0, 2, 0)),
         Attempt("tee", "tee", lambda: (_pipe()[0], _pipe()[1], 2, 0)),
         Attempt("vmsplice", "vmsplice", lambda: (_pipe()[1], _iovec(), 1, 0)),
         # descriptors
         Attempt("dup", "dup", lambda: (0,)),
         Attempt("fcntl", "fcntl64" if "fcntl64" in known else "fcntl", lambda: (0, 0, 30)),
         Attempt("ioctl", "ioctl", lambda: (_pipe()[0], termios.FIONREAD, _room())),
-        Attempt("pipe2, another flag", "pipe2", lambda: (_room(), os.O_CLOEXEC)),
         # the rest of the kernel
         Attempt("bpf", "bpf", lambda: (0, _bpf_map(), 16), everywhere=False),
         Attempt("io_uring_setup", "io_uring_setup", lambda: (1, _room()), everywhere=False),

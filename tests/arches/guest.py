@@ -7,6 +7,7 @@ a folder with namespaces of its own on the host's kernel. `python3 -m tests.arch
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import resource
@@ -14,7 +15,8 @@ import stat
 import sys
 
 from hardsplice import linux, namespaces
-from tests.arches import endtoend, forbidden
+from tests.arches import captured, endtoend, forbidden, numbers
+from tests.arches.debian import MODULES
 from tests.arches.tap import Writer
 
 _POWER_OFF = 0x4321FEDC  # linux/reboot.h, LINUX_REBOOT_CMD_POWER_OFF
@@ -35,15 +37,26 @@ def prepare() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
+def load_modules(arch: str) -> None:
+    """What a machine's kernel has as modules; a folder's has them built in or loaded."""
+    for name in MODULES:
+        with contextlib.suppress(FileNotFoundError), open(f"/{name}.ko", "rb") as file:
+            call = ctypes.c_long(numbers.of(arch)["finit_module"])
+            if ctypes.CDLL(None, use_errno=True).syscall(call, file.fileno(), b"", 0) != 0:
+                raise OSError(ctypes.get_errno(), name)
+
+
 def main() -> None:
     """Everything, in order; whatever happens, a virtual machine is switched off."""
     machine = os.uname()
     report = Writer()
     try:
         report.check("guest set up", prepare)
+        report.check("modules", lambda: load_modules(sys.argv[1]))
         report.fact("kernel", f"{machine.release} {machine.machine}")
         report.fact("python", sys.version.split()[0])
         endtoend.run(report, sys.argv[1])
+        captured.run(report, sys.argv[1])
         forbidden.run(report, sys.argv[1])
         report.plan()
     finally:

@@ -21,12 +21,18 @@ _CAP_KILL = 5  # linux/capability.h
 class Instance:
     """A hardsplice in the foreground."""
 
-    def __init__(self, *arguments: str, user: int | None = None, stdout: int | None = None) -> None:
+    def __init__(
+        self,
+        *arguments: str,
+        user: int | None = None,
+        stdout: int | None = None,
+        module: str = "hardsplice",
+    ) -> None:
         self._messages = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as this is
         self._ready, told = os.pipe()
         try:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "hardsplice", "-f", "-d", f"--ready-fd={told}", *arguments],
+                [sys.executable, "-m", module, "-f", "-d", f"--ready-fd={told}", *arguments],
                 stdin=subprocess.DEVNULL, stdout=stdout, stderr=self._messages, pass_fds=[told],
                 user=user, group=user, extra_groups=None if user is None else [],
             )  # fmt: skip

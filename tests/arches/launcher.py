@@ -14,10 +14,13 @@ from pathlib import Path
 
 from tests.arches import debian, folder
 
-# A folder with a __main__.py is a program to Python, and first on its path.
+# The commands, and where each begins. Each is a folder with a __main__.py, which is a program to
+# Python.
+_COMMANDS = {"hardsplice": "hardsplice.start", "hardsplicectl": "hardsplice.ctl.commands"}
 _MAIN = """\
 import sys
-from hardsplice.start import main
+sys.path[0] = {sources!r}
+from {module} import main
 sys.exit(main(sys.argv[1:]))
 """
 # The loader is named, since the program's own name for it leads to the host's, if to any. Nothing
@@ -25,21 +28,25 @@ sys.exit(main(sys.argv[1:]))
 _SCRIPT = """\
 #!/bin/sh
 exec {tree}/lib/ld-linux.so.2 --library-path {tree}/lib/i386-linux-gnu \\
-    {tree}/usr/bin/python3 -I {sources} "$@"
+    {tree}/usr/bin/python3 -I {program} "$@"
 """
 
 
 def make(release: debian.Release) -> Path:
-    """The launcher's path. Raises debian.Unavailable."""
+    """The launcher's path; beside it lies that of hardsplicectl. Raises debian.Unavailable."""
     tree = debian.python_tree(release)
     place = debian.cache_folder() / f"hardsplice-{release}"
     shutil.rmtree(place, ignore_errors=True)
-    sources = folder.stage(place / "hardsplice")
-    (sources / "__main__.py").write_text(_MAIN)
-    launcher = place / "run"
-    launcher.write_text(_SCRIPT.format(tree=tree, sources=sources))
-    launcher.chmod(0o755)
-    return launcher
+    sources = folder.stage(place / "sources")
+    for name, module in _COMMANDS.items():
+        program = place / f"{name}.program"
+        program.mkdir()
+        main = _MAIN.format(sources=str(sources), module=module)
+        (program / "__main__.py").write_text(main)
+        launcher = place / name
+        launcher.write_text(_SCRIPT.format(tree=tree, program=program))
+        launcher.chmod(0o755)
+    return place / "hardsplice"
 
 
 def _main() -> str | None:

@@ -8,9 +8,11 @@ even though each instruction is translated (TCG; no hardware helps).
 
 from __future__ import annotations
 
+import lzma
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,13 +120,30 @@ def need(machine: Machine) -> None:
         raise Unavailable(f"{' '.join(command)} failed")
 
 
+def _unpacked(modules: Sequence[Path], scratch: Path) -> Iterator[Path]:
+    for path in modules:
+        if path.suffix == ".xz":
+            plain = scratch / path.stem
+            plain.write_bytes(lzma.decompress(path.read_bytes()))
+            yield plain
+        else:
+            yield path
+
+
 def boot(
-    machine: Machine, kernel: Path, tree: Path, sources: Path, scratch: Path
+    machine: Machine,
+    kernel: Path,
+    modules: Sequence[Path],
+    tree: Path,
+    sources: Path,
+    scratch: Path,
 ) -> tuple[tap.Report, str]:
     """Run the guest on the machine; its report, and all of its console."""
     archive = scratch / "initramfs"
+    contents = {"": tree, SOURCES.strip("/"): sources}
+    contents |= {f"{path.stem}.ko": path for path in _unpacked(modules, scratch)}
     with archive.open("wb") as file:
-        initramfs.write(file, {"": tree, SOURCES.strip("/"): sources})
+        initramfs.write(file, contents)
     # The kernel hands what it doesn't know itself to PID 1: settings as environment, and what
     # follows the dashes as arguments.
     line = (

@@ -24,13 +24,14 @@ def outcome(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     machine: qemu.Machine = request.param
     try:
         qemu.need(machine)
-        kernel = debian.kernel(machine.release, machine.image)
+        kernel, modules = debian.kernel(machine.release, machine.image)
         tree = debian.python_tree(machine.release)
     except debian.Unavailable as reason:
         pytest.skip(f"no {machine.arch} machine to be had: {reason}")
     sources = folder.stage(tmp_path_factory.mktemp("sources"))
     began = time.monotonic()
-    report, console = qemu.boot(machine, kernel, tree, sources, tmp_path_factory.mktemp("boot"))
+    scratch = tmp_path_factory.mktemp("boot")
+    report, console = qemu.boot(machine, kernel, modules, tree, sources, scratch)
     guest = f"{machine.arch} kernel ({machine.release})"
     outcome = Outcome(guest, machine.arch, report, console, time.monotonic() - began)
     tell(request, outcome)

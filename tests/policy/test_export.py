@@ -165,6 +165,25 @@ def test_an_export_for_some_listeners_begins_behind_them(
         assert f"FLOWS = {10 + listeners}" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.parametrize(
+    ("arch", "listeners", "where"),
+    [
+        ("arm64", 32768, 0x200000),
+        ("arm64", 32769, 0x70000000),
+        ("riscv64", 1, 0x70000000),
+        ("armhf", 1, 0x3FC00000),
+    ],
+)
+def test_an_export_for_some_listeners_has_the_book_where_set_up_puts_it(
+    capsys: pytest.CaptureFixture[str], arch: str, listeners: int, where: int
+) -> None:
+    words = ["--role", "relay", "--arch", arch, "--listeners", str(listeners)]
+    assert command.main(["show", *words]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"BOOK = {where:#x}" in shown
+    assert f"LINGER = {where - 0x10000:#x}" in shown
+
+
 @pytest.mark.parametrize("value", ["-1", "x", "", "1048577", "1.5", "\N{ARABIC-INDIC DIGIT TWO}"])
 def test_a_number_of_listeners_that_is_none_is_one_error(
     capsys: pytest.CaptureFixture[str], value: str

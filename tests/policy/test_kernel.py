@@ -133,7 +133,7 @@ FORBIDDEN = {
     "connect by an address of its own": "pooled.connect_ex(target.getsockname())",
     "connect to no address": "connect(client.fileno(), ctypes.addressof(own))",
     "connect between two slots": "connect(pooled.fileno(), place.where.value + 8)",
-    "connect into the values": "connect(pooled.fileno(), book.VALUES)",
+    "connect into the values": "connect(pooled.fileno(), book.USUAL.values)",
     "connect behind the book": "connect(pooled.fileno(), 0x400000)",
     "connect a listener": "connect(10, place.where.value)",
     "shut a listener down": "libc.shutdown(10, socket.SHUT_WR)",
@@ -141,10 +141,10 @@ FORBIDDEN = {
     "close the channel": "os.close(3)",
     "close what is no descriptor, by its low half": "libc.syscall("
     f"{oracle.numbers(native_arch())['close']}, ctypes.c_long((1 << 32) + 3))",
-    "a listener's linger": "option(10, 1, 13, book.VALUES, 8)",
+    "a listener's linger": "option(10, 1, 13, book.USUAL.values, 8)",
     "a linger of its own": "option(client.fileno(), 1, 13, ctypes.addressof(own), 8)",
     "an urgent byte of its own": "option(client.fileno(), 1, 10, ctypes.addressof(own))",
-    "another slot's value": "option(client.fileno(), 6, 25, book.VALUES + 0xA0 - 32 * 3)",
+    "another slot's value": "option(client.fileno(), 6, 25, book.USUAL.values + 0xA0 - 32 * 3)",
     # From Linux 6.10 on these would be refused anyway (mseal); what lies below is not sealed.
     "the book taken away": "libc.munmap(ctypes.c_void_p(0x200000), 4096)",
     "the values taken away": "libc.munmap(ctypes.c_void_p(0x1f0000), 4096)",

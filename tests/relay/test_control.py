@@ -71,10 +71,13 @@ class Site:
     def ctl(self, *words: str, status: int = 0) -> str:
         """What hardsplicectl says, run as the identity."""
         argv, environment = self.program.argv(self.identity)
-        argv = [*argv[: argv.index("-m") + 1], "hardsplice.ctl", *words]
+        if "-m" in argv:
+            argv = [*argv[: argv.index("-m") + 1], "hardsplice.ctl"]
+        else:  # an installed one lies beside hardsplice
+            argv = [*argv[:-1], str(Path(argv[-1]).with_name("hardsplicectl"))]
         done = subprocess.run(
-            argv, env={**environment, "HARDSPLICE_CONTROL": str(self.path)}, cwd="/", check=False,
-            capture_output=True, text=True, timeout=PATIENCE,
+            [*argv, *words], env={**environment, "HARDSPLICE_CONTROL": str(self.path)}, cwd="/",
+            check=False, capture_output=True, text=True, timeout=PATIENCE,
         )  # fmt: skip
         assert done.returncode == status, done.stdout + done.stderr
         return done.stdout + done.stderr

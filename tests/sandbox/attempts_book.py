@@ -11,7 +11,7 @@ import socket
 import struct
 from collections.abc import Callable
 
-from hardsplice.book import SLOT, USUAL, VALUES
+from hardsplice.book import SLOT, USUAL
 from hardsplice.descriptors import FIRST_LISTENER
 from hardsplice.socketcalls import BIND, LINGER
 from tests.sandbox.attempts import (
@@ -86,7 +86,7 @@ def connections() -> list[Row]:
             elsewhere=dict.fromkeys(SERVING, "EAFNOSUPPORT"), bare="EAFNOSUPPORT"),
         Row("connect to a slot that the book has no memory for", _connect(END - SLOT), SERVING,
             elsewhere=dict.fromkeys(SERVING, "EFAULT"), bare="EFAULT"),
-        Row("connect to what lies before the book", _connect(VALUES + LINGER), SERVING,
+        Row("connect to what lies before the book", _connect(USUAL.values + LINGER), SERVING,
             bare=REACHES),
         Row("connect to what lies behind the book", _connect(END), SERVING, bare=REACHES),
         Row("connect to a slot with a bit more", _connect(BOOK | 1 << 40), SERVING, bare=REACHES),
@@ -102,7 +102,7 @@ def listeners() -> list[Row]:
     for name, fd in (("a listener", FIRST_LISTENER),
                      ("a listener with a high bit", _HIGH | FIRST_LISTENER)):  # fmt: skip
         rows += [
-            Row(f"SO_LINGER of {name}", _linger(fd, VALUES + LINGER), RELAYS),
+            Row(f"SO_LINGER of {name}", _linger(fd, USUAL.values + LINGER), RELAYS),
             Row(f"SO_LINGER of {name}, by a value of one's own", _linger(fd, _OWN_LINGER), RELAYS),
             Row(f"connect {name}", _simply("connect", fd, BOOK, 16), lives, bare="EISCONN"),
             Row(f"shut down {name} for sending", _simply("shutdown", fd, 1), RELAYS, bare=REACHES),
@@ -153,7 +153,7 @@ def memory() -> list[Row]:
         ("munmap", "the book", (BOOK, page), REACHES),
         ("munmap", "from below", (0x10000, 0x1000000), REACHES),
         ("mprotect", "the book", (BOOK, page, _RW), REACHES),
-        ("mprotect", "from below", (VALUES, END - VALUES, _RW), REACHES),
+        ("mprotect", "from below", (USUAL.values, END - USUAL.values, _RW), REACHES),
         ("mremap", "the book", (BOOK, page, page, _MAYMOVE, 0), REACHES),
         ("mremap", "onto the book",
          (_PAGE, page, page, _MAYMOVE | _MREMAP_FIXED, BOOK), REACHES),
@@ -169,7 +169,7 @@ def memory() -> list[Row]:
         Row("mmap of a memfd", lambda s: call("mmap", 0, page, _RW, 2, s.props["memory"], 0)),
         Row("write into the book", lambda _: ctypes.memset(BOOK, 0, 1) and 0, SERVING,
             elsewhere=where, bare="SIGSEGV"),
-        Row("write an option's value", lambda _: ctypes.memset(VALUES, 0, 1) and 0, SERVING,
+        Row("write an option's value", lambda _: ctypes.memset(USUAL.values, 0, 1) and 0, SERVING,
             elsewhere=where, bare="SIGSEGV"),
     ]  # fmt: skip
 
@@ -191,10 +191,10 @@ def numbers() -> list[Row]:
         Row("read from standard input", lambda _: call("read", 0, _INT, 4), bare=WORKS),
         Row("bind to a UNIX name", named),
         Row("bind from the place for listeners",
-            lambda scene: call("bind", scene.pooled(), VALUES + BIND, 16), SERVING,
+            lambda scene: call("bind", scene.pooled(), USUAL.values + BIND, 16), SERVING,
             dynamic=dict.fromkeys(MONITORS, "EAFNOSUPPORT"), bare="EAFNOSUPPORT"),
         Row("bind by a pointer to nearby",
-            lambda scene: call("bind", scene.pooled(), VALUES + BIND + 32, 16), SERVING,
+            lambda scene: call("bind", scene.pooled(), USUAL.values + BIND + 32, 16), SERVING,
             bare=REACHES),
         Row("listen with the largest backlog",
             lambda scene: call("listen", scene.pooled(), 65535), SERVING,

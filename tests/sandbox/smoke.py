@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The smoke run: short, and all that hardsplice does once it is locked down happens in it.
 
-There are five: serving a namespace (`serve`), ports that change (`ports`), the control socket
-(`control`), a COMMAND (`command`), and starting in the background (`background`). Each ends with
-hardsplice's own end. What must be true in between is asserted; a process that its filter kills is
-told apart from any other failure (`Killed`).
+There are six: serving a namespace (`serve`), ports that change (`ports`), the control socket
+(`control`), a COMMAND (`command`), starting in the background (`background`), and a namespace by
+its path (`path`, which takes root). Each ends with hardsplice's own end. What must be true in
+between is asserted; a process that its filter kills is told apart from any other failure
+(`Killed`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 from tests.sandbox.captured import Captured, end
 from tests.sandbox.job import VARIABLE, Job
 from tests.support import procfs
-from tests.support.netns import Identity, Namespace
+from tests.support.netns import Identity, Namespace, mounted, unmount
 from tests.support.product import Instance, free_ports
 from tests.support.stream import Violation, eventually, reset
 
@@ -45,6 +46,7 @@ class Smoke:
         environment: dict[str, str] | None = None,
     ) -> None:  # fmt: skip
         self.program, self.identity, self.namespace = program, identity, namespace
+        self.folder = folder
         self.log, self.pid_file = folder / "log", folder / "pid"
         self.notify = folder / "notify"
         self.socket = folder / "control"
@@ -194,41 +196,49 @@ class Smoke:
 
     def ports(self, job: Job) -> None:
         """Servers in the namespace and on the host come and go, which auto follows: at an IPv4
-        address, and at an interface.
+        address, at an interface, and at an IPv6 address.
         """
-        first = free_ports(3)
+        first = free_ports(4)
         instance = self.start(
             job, "-f", *self.runas, "-t", f"127.0.0.1/auto,{first}", "-t", f"%lo/auto,{first + 1}",
-            "-T", f"127.0.0.1/auto,{first + 2}", str(self.namespace.pid),
+            "-T", f"127.0.0.1/auto,{first + 2}", "-t", f"::1/auto,{first + 3}",
+            str(self.namespace.pid),
         )  # fmt: skip
         with contextlib.ExitStack() as stack:
             stack.callback(end, instance)
             with self.judged(instance):
                 instance.wait_ready()
-            sides = [(self.namespace, None), (self.namespace, None), (None, self.namespace)]
-            for number, (servers, clients) in enumerate(sides):
+            ours, theirs = None, self.namespace
+            sides = [
+                (theirs, ours, "127.0.0.1"), (theirs, ours, "127.0.0.1"),
+                (ours, theirs, "127.0.0.1"), (theirs, ours, "::1"),
+            ]  # fmt: skip
+            for number, (servers, clients, address) in enumerate(sides):
                 with self.judged(instance):
-                    self.follow(first + number, servers, clients)
+                    self.follow(first + number, servers, clients, address)
             with self.judged(instance):
                 instance.process.terminate()
                 assert instance.wait(2 * SHORT) == 0
 
-    def follow(self, port: int, servers: Namespace | None, clients: Namespace | None) -> None:
+    def follow(
+        self, port: int, servers: Namespace | None, clients: Namespace | None, address: str
+    ) -> None:
         """A server comes, is reached, and goes."""
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
 
         def connected() -> socket.socket | None:
-            made = clients.socket(socket.AF_INET) if clients else socket.socket()
+            made = clients.socket(family) if clients else socket.socket(family)
             made.settimeout(SHORT)
             try:
-                made.connect(("127.0.0.1", port))
+                made.connect((address, port))
             except ConnectionError:
                 made.close()
                 return None
             return made
 
-        with servers.socket(socket.AF_INET) if servers else socket.socket() as server:
+        with servers.socket(family) if servers else socket.socket(family) as server:
             server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            server.bind(("127.0.0.1", port))
+            server.bind((address, port))
             server.listen()
             server.settimeout(SHORT)
             exchange(eventually(connected, "it is not forwarded", within=SHORT), server)
@@ -297,6 +307,19 @@ class Smoke:
                     use(instance)
                 instance.process.send_signal(signal.SIGUSR1)
                 assert instance.wait(2 * SHORT) == 7
+
+    # --- a namespace's path -----------------------------------------------------------------------
+
+    def path(self, job: Job) -> None:
+        """The path of the namespace goes, and hardsplice with it."""
+        with mounted(self.namespace, self.folder / "net") as path, contextlib.ExitStack() as stack:
+            port = free_ports()
+            instance = self.start(job, "-f", "-t", f"127.0.0.1/{port}:80", "--netns", str(path))
+            stack.callback(end, instance)
+            with self.judged(instance):
+                instance.wait_ready()
+                unmount(path)
+                assert instance.wait(2 * SHORT) == 0
 
     # --- the background ---------------------------------------------------------------------------
 

@@ -218,17 +218,22 @@ def close_fewer(wanted: Iterable[int], first: int = 0) -> None:
     _close_others((*wanted, *scene.props.values()), first)
 
 
+def kind(role: str) -> str:
+    """monitor, of monitor-host and its like."""
+    return role.partition("-")[0]
+
+
 def reduced(role: str) -> Policy:
     """In the place of seccomp.load_policy: without the rules, or the ways of a rule, that a job
     drops.
 
-    A rule is dropped for its own role: a monitor that lacked what its relay needs would prove
-    nothing of the relay.
+    A rule is dropped for its own kind of process, in each role that has it: a monitor that lacked
+    what its relay needs would prove nothing of the relay.
     """
     policy = _load_policy(role)
     rules = []
     for rule in policy.rules:
-        drop = job.drop if rule.role == role else ()
+        drop = job.drop if kind(rule.role) == kind(role) else ()
         ways = tuple(way for way in rule.when if key(replace(rule, when=(way,))) not in drop)
         if key(rule) not in drop and (ways or not rule.when):
             rules.append(replace(rule, when=ways))

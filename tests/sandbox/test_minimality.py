@@ -8,7 +8,7 @@ import os
 import queue
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -55,7 +55,7 @@ def run_for(way: str) -> Callable[[Smoke, Job], None]:
     """The smoke run in which it is needed."""
     if way.startswith(("init: ", "guard: ")):
         return Smoke.command
-    if way.startswith("monitor-ports: "):
+    if way.startswith(("monitor-ports: ", "monitor-host: ", "relay-ports: ")):
         return Smoke.ports
     if way.startswith("monitor-control: "):
         return Smoke.control
@@ -63,6 +63,8 @@ def run_for(way: str) -> Callable[[Smoke, Job], None]:
         return Smoke.command
     if way == "monitor: close fd == CHANNEL":
         return Smoke.background
+    if way == "monitor: read fd == WATCH":
+        return Smoke.path
     return Smoke.serve
 
 
@@ -85,6 +87,7 @@ class Bench:
     """Where runs are made."""
 
     captured: Captured
+    identity: Identity
     free: queue.SimpleQueue[Smoke]
     board: str
 
@@ -112,7 +115,7 @@ class Bench:
 def bench(captured: Captured) -> Iterator[Bench]:
     identity = Identity("root" if os.geteuid() == 0 else "user")
     with smokes(captured, identity, AT_ONCE) as free:
-        yield Bench(captured, free, captured.board()[1])
+        yield Bench(captured, identity, free, captured.board()[1])
 
 
 def test_with_all_rules_the_smoke_runs_pass(bench: Bench) -> None:
@@ -123,6 +126,8 @@ def test_with_all_rules_the_smoke_runs_pass(bench: Bench) -> None:
     smoke.control(job)
     smoke.command(job)
     smoke.background(job)
+    if bench.identity.is_root:
+        smoke.path(job)
     bench.free.put(smoke)
 
 
@@ -139,7 +144,19 @@ def test_without_any_rule_somebody_is_killed(bench: Bench) -> None:
 
 _CALL = re.compile(r"(\d+) +(<\.\.\. )?(\w+)(?:\(| resumed>)(.*)")
 
-_INNER = re.compile(r'PR_SET_NAME, "hs-(init|guard)"')
+_NAMED = re.compile(r'PR_SET_NAME, "(hs-[a-z-]+)"')
+_FILTERED = (
+    ("prctl", "PR_SET_SECCOMP, SECCOMP_MODE_FILTER"),
+    ("seccomp", "SECCOMP_SET_MODE_FILTER"),
+)
+ROLE_OF = {
+    "hs-host": "monitor", "hs-target": "monitor", "hs-relay-in": "relay", "hs-relay-out": "relay",
+    "hs-init": "init", "hs-guard": "guard",
+}  # fmt: skip
+PORTS = {
+    "hs-host": "monitor-host", "hs-target": "monitor-ports", "hs-relay-in": "relay-ports",
+    "hs-relay-out": "relay-ports",
+}  # fmt: skip
 
 
 class Traced(Captured):
@@ -154,9 +171,9 @@ class Traced(Captured):
         return ["strace", "-D", "-f", "-qq", "-o", str(self.output), *argv], environment
 
 
-def calls_after_lock_down(trace: str, monitor: str) -> dict[str, set[str]]:
-    """The calls that each role made once its filter was in force, from strace's output; the role of
-    monitors is ``monitor``.
+def calls_after_lock_down(trace: str, roles: Mapping[str, str]) -> dict[str, set[str]]:
+    """The calls that each role made once its filter was in force, from strace's output; ``roles``
+    has them by the names of processes.
 
     A relay is forked by a monitor that has its filter: until a relay has its own, it counts as
     its monitor.
@@ -167,21 +184,20 @@ def calls_after_lock_down(trace: str, monitor: str) -> dict[str, set[str]]:
             lines.setdefault(int(match[1]), []).append((match[3], match[4], bool(match[2])))
     made: dict[str, set[str]] = {role: set() for role in ROLES}
 
-    def follow(pid: int, role: str) -> None:
-        after = {"": monitor, monitor: "relay"}  # what installing a filter makes of a process
+    def follow(pid: int, role: str, name: str) -> None:
         for call, rest, resumed in lines.pop(pid, []):
             if role and not resumed:
                 made[role].add(call)
-            if call == "prctl" and (named := _INNER.match(rest)):
-                after[""] = named[1]
-            elif call == "prctl" and rest.startswith("PR_SET_SECCOMP, SECCOMP_MODE_FILTER"):
-                role = after.get(role, role)
+            if call == "prctl" and (named := _NAMED.match(rest)):
+                name = named[1]
+            elif any(call == one and rest.startswith(how) for one, how in _FILTERED):
+                role = roles.get(name, role)  # libseccomp asks what there is, in no role
             elif call in ("clone", "clone3", "fork", "vfork"):
                 child = rest.rpartition("= ")[2]
                 if child.isdigit():
-                    follow(int(child), role)
+                    follow(int(child), role, name)
 
-    follow(next(iter(lines)), "")
+    follow(next(iter(lines)), "", "")
     return made
 
 
@@ -195,8 +211,13 @@ def test_every_call_is_made_and_every_call_made_is_allowed() -> None:
         pytest.skip("strace of processes that change their user needs root")
     made: dict[str, set[str]] = {role: set() for role in ROLES}
     with Namespace(Identity("root")) as namespace, folder_for(Identity("root")) as folder:
-        roles = {Smoke.ports: "monitor-ports", Smoke.control: "monitor-control"}
-        for run in (Smoke.serve, Smoke.ports, Smoke.control, Smoke.command, Smoke.background):
+        dynamic = {
+            Smoke.ports: {**ROLE_OF, **PORTS},
+            Smoke.control: {**ROLE_OF, **PORTS, "hs-host": "monitor-control"},
+        }
+        for run in (
+            Smoke.serve, Smoke.ports, Smoke.control, Smoke.command, Smoke.background, Smoke.path,
+        ):  # fmt: skip
             program = Traced(folder / "trace")
             with contextlib.closing(program):
                 run(
@@ -204,7 +225,7 @@ def test_every_call_is_made_and_every_call_made_is_allowed() -> None:
                     Job(board=program.board()[1]),
                 )
             traced = program.output.read_text()
-            for role, calls in calls_after_lock_down(traced, roles.get(run, "monitor")).items():
+            for role, calls in calls_after_lock_down(traced, dynamic.get(run, ROLE_OF)).items():
                 made[role] |= calls
     for role in ROLES:
         rules = load_policy(role).rules_for(native_arch())

@@ -49,7 +49,7 @@ class Program:
 
     def _find(self, identity: Identity) -> tuple[list[str], dict[str, str]]:
         if self._command:
-            return [self._command], clean_environment({})
+            return self._installed(identity, self._command)
         complaint = ""
         for interpreter, staged in (
             (sys.executable, False),
@@ -69,6 +69,16 @@ class Program:
             complaint = (done.stderr.strip() or f"status {done.returncode}").splitlines()[-1]
         pytest.skip(f"{identity.name} can run no Python with what hardsplice needs: {complaint}")
 
+    def _installed(self, identity: Identity, command: str) -> tuple[list[str], dict[str, str]]:
+        environment = clean_environment({})
+        done = subprocess.run(
+            identity.wrap([command, "--version"]),
+            env=environment, cwd="/", capture_output=True, check=False, timeout=PATIENCE,
+        )  # fmt: skip
+        if done.returncode != 0:
+            pytest.skip(f"{identity.name} can't run {command}")
+        return [command], environment
+
     def stage(self) -> Path:
         """A copy of the package and of what it depends on that everybody can read."""
         if self._stage is None:
@@ -87,6 +97,16 @@ class Launched(Program):
     def __init__(self, module: str) -> None:
         super().__init__()
         self._module = module
+
+    def _installed(self, identity: Identity, command: str) -> tuple[list[str], dict[str, str]]:
+        environment = clean_environment({})
+        done = subprocess.run(
+            identity.wrap([command, "--version"]),
+            env=environment, cwd="/", capture_output=True, check=False, timeout=PATIENCE,
+        )  # fmt: skip
+        if done.returncode != 0:
+            pytest.skip(f"{identity.name} can't run {command}")
+        return [command], environment
 
     def stage(self) -> Path:
         """The folder with the package, and now also with the module."""

@@ -15,7 +15,7 @@ from hardsplice.channel import close_all
 from hardsplice.cli import parse_args
 from hardsplice.errors import Failure
 from hardsplice.listeners import open_listener, write_place
-from hardsplice.passed import Passed, stored_name, to_drop_and_keep
+from hardsplice.passed import Passed, identity, stored_name, to_drop_and_keep
 from hardsplice.ports import Forward, parse_inherited
 from hardsplice.relay.sockets import IPV4, IPV6
 from hardsplice.spec import Inherited
@@ -176,13 +176,13 @@ def test_one_that_listens_elsewhere_under_its_name_is_not_taken() -> None:
     ):
         left = passed((name, wrong))
         assert left.take("inbound", forward, (IPV4, IPV6)) is None
-        close_all([fd for _, fd in left._stored])
+        close_all([fd for _, fd in left._left])
 
 
 def test_what_is_kept_changes_by_as_little_as_possible() -> None:
     a, b, c = (socket.create_server(("127.0.0.1", 0)) for _ in range(3))
     again = os.dup(b.fileno())  # the same socket by another number
-    stored = [("a", a.fileno()), ("b", b.fileno())]
+    stored = [("a", identity(a.fileno())), ("b", identity(b.fileno()))]
     current = [("b", again), ("c", c.fileno())]
     assert to_drop_and_keep(stored, current) == (["a"], [("c", c.fileno())])
     for one in (a, b, c):
@@ -236,4 +236,4 @@ def test_several_of_one_name_are_taken_together_and_ours_never() -> None:
     rest, web = Inherited((), None, 81), Inherited(("web",), None, 80)
     taken = left.inherit([rest, web])
     assert [forward.target_port for forward, _ in taken] == [80, 80, 81]
-    close_all([fd for _, fd in (*taken, *left._stored)])
+    close_all([fd for _, fd in (*taken, *left._left)])
