@@ -73,6 +73,7 @@ def right_descriptors(found: Looked) -> bool:
     return all(seen[fd] == "/dev/null" for fd in null) and channel
 
 
+PLACES = {(0x1F0000, 0x400000), (0x6FFF0000, 0x70400000), (0x3FBF0000, 0x40000000)}
 BOOK = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S+) .*/memfd:targets")
 
 
@@ -86,8 +87,8 @@ def right_book(found: Looked) -> bool:
     views = [(first, end) for first, end, rights in maps if rights == "rw-s"]
     expected = 2 if found.dynamic and found.name == "hs-host" else 0
     read = sorted((first, end) for first, end, rights in maps if rights == "r--s")
-    edges = [0x1F0000, *(first for first, _ in read[1:]), 0x400000]
-    joined = [first for first, _ in read] == edges[:-1] and [end for _, end in read] == edges[1:]
+    firsts, ends = [first for first, _ in read], [end for _, end in read]
+    joined = firsts[1:] == ends[:-1] and (firsts[0], ends[-1]) in PLACES
     return joined and len(views) == expected and len(read) + len(views) == len(maps)
 
 
@@ -119,9 +120,9 @@ EXPECTED: dict[str, tuple[str, Callable[[Looked], bool]]] = {
     ),
     "grep memfd:targets /proc/$PID/maps": (
         (
-            "`r--s` from 001f0000 to 00400000 (slots from 40000000 on where there are more than "
-            "65,536); of hs-host where ports may change two that are `rw-s` besides; nothing of "
-            "hs-init and hs-guard"
+            "`r--s` from 001f0000 to 00400000 (at the other places from 6fff0000 to 70400000, from "
+            "3fbf0000 to 40000000); of hs-host where ports may change two that are `rw-s` besides; "
+            "nothing of hs-init and hs-guard"
         ),
         right_book,
     ),

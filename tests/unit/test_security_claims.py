@@ -89,8 +89,10 @@ def test_what_holds_it_exists(claim: Claim) -> None:
 
 def test_numbers_on_the_page_are_those_of_the_code() -> None:
     said = {
-        f"({book.USUAL.address:#x}, {book.SLOT} bytes a slot": 1,
-        f"{book.LARGE.address:#x} where more than {book.USUAL.size // book.SLOT:,} slots": 1,
+        f"({book.USUAL.address:#x}; on armhf": 1,
+        f"{book.USUAL.size // book.SLOT:,} slots may be needed, {book.LARGE.address:#x}": 1,
+        f"in 32 bits {book.LARGE_32.address:#x}; {book.SLOT} bytes a slot": 1,
+        **{f"from {one.values:08x} to {one.address + one.size:08x}": 1 for one in book.PLACES},
         f"no more than {reach.MANY_PORTS} ports": 1,
         f"{server.CONNECTIONS} connections at most": 1,
     }
