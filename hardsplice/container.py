@@ -225,6 +225,8 @@ def for_command(setup: Setup) -> Container:
     close_all(setup.aside.values())
     if hint and options.runas is None:
         setup.log.line(Level.INFO, f"started by root: {hint}")
+    elif options.runas is None and users.is_real_root():
+        setup.log.line(Level.INFO, f"started by root: {users.ROOT_HINT}")
     if made.warning:
         text = f"COMMAND cannot reach its working directory {quote(made.warning)}"
         setup.log.line(Level.WARNING, f"{text}: {hint}" if hint else text)

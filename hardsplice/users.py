@@ -14,6 +14,7 @@ from hardsplice.errors import Failure
 from hardsplice.values import RunAs
 
 NOBODY = RunAs(65534, 65534)
+ROOT_HINT = "COMMAND is root of the host with --netns-only; --runas USER names another user"
 
 
 def is_real_root() -> bool:

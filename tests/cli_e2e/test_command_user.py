@@ -89,8 +89,12 @@ def test_without_a_user_namespace_root_stays_root_and_nothing_is_read_only(
     program: Program,
 ) -> None:
     script = "id -u; ( : >>/proc/sys/kernel/core_pattern ) && echo writable"
-    done = run(program, ROOT, "-q", "--netns-only", "--", "sh", "-c", script)
+    done = run(program, ROOT, "--netns-only", "--", "sh", "-c", script)
     assert (done.returncode, done.stdout) == (0, "0\nwritable\n"), done.stderr
+    assert done.stderr == (
+        "hardsplice: started by root: COMMAND is root of the host with --netns-only; "
+        "--runas USER names another user\n"
+    )
 
 
 # A session with a secret in it: starts a command, and finds out whether one has it.
