@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 
 from hardsplice.ctl.client import Client
-from tests.arches.instance import PATIENCE, Instance, eventually, is_locked_down
+from tests.arches.instance import PATIENCE, Instance, eventually, is_locked_down, pause
 
 _CONTROL = "/tmp/control"  # of the guest
 _PROCESSES = {"hs-host", "hs-target", "hs-relay-in", "hs-guard", "hs-init"}
@@ -61,6 +61,8 @@ def fixed_ports(user: int | None) -> None:
     """Ports of the command line, and a status that is passed on."""
     with _command(("-t", "127.0.0.1/19090:8080"), "1", user=user) as instance:
         is_locked_down(instance, _PROCESSES)
+        for pid in instance.processes().values():
+            pause(pid)
         assert _exchange(19090)
 
 

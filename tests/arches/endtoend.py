@@ -274,9 +274,9 @@ def refusal(lane: Lane) -> None:
 
 
 def short_connections(lane: Lane) -> None:
-    """Two hundred connections, one after the other: pools are refilled on the way."""
+    """Eighty connections, one after the other: pools, of 32, are refilled on the way."""
     with lane.listening() as server:
-        for index in range(200):
+        for index in range(80):
             with lane.connect() as client:
                 client.sendall(struct.pack("!I", index))
                 client.shutdown(socket.SHUT_WR)

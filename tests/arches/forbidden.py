@@ -34,9 +34,10 @@ _PR_GET_DUMPABLE = 3
 _AT_FDCWD = -100  # linux/fcntl.h
 _PROT_ALL = mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC
 _ANONYMOUS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-_ALL = ("relay", "monitor", "init")
+# A relay has its monitor's filter besides its own.
+_ALL = ("monitor", "init")
 _NOT_MONITOR = ("relay", "init")
-_NOT_INIT = ("relay", "monitor")
+_NOT_INIT = ("monitor",)
 _RELAY = ("relay",)
 # A kernel may be built without these, or have them switched off even for root.
 _MAY_LACK = frozenset({errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP})

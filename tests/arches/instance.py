@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -78,12 +79,24 @@ class Instance:
         return f"{what}; it said:\n{said}"
 
 
-def _runs(pid: int) -> bool:
+def _state(pid: int) -> str:
+    """The letter that proc_pid_stat(5) gives for what a process does."""
     try:
         with open(f"/proc/{pid}/stat", encoding="ascii") as stat:
-            return stat.read().rpartition(")")[2].split()[0] not in "ZX"
+            return stat.read().rpartition(")")[2].split()[0]
     except OSError:
-        return False
+        return "X"
+
+
+def _runs(pid: int) -> bool:
+    return _state(pid) not in "ZX"
+
+
+def pause(pid: int) -> None:
+    """Stop a process and let it go on, at which the kernel has it make some calls again."""
+    os.kill(pid, signal.SIGSTOP)
+    eventually(lambda: _state(pid) == "T", "a process does not stop")
+    os.kill(pid, signal.SIGCONT)
 
 
 def eventually(condition: Callable[[], bool], what: str) -> None:

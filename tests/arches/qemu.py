@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.arches import initramfs, tap
+from tests.arches import debian, initramfs, tap
 from tests.arches.debian import Release, Unavailable
 from tests.arches.folder import SOURCES
 
@@ -139,6 +139,7 @@ def boot(
     scratch: Path,
 ) -> tuple[tap.Report, str]:
     """Run the guest on the machine; its report, and all of its console."""
+    debian.precompile(sources, tree)
     archive = scratch / "initramfs"
     contents = {"": tree, SOURCES.strip("/"): sources}
     contents |= {f"{path.stem}.ko": path for path in _unpacked(modules, scratch)}
