@@ -125,6 +125,9 @@ def test_sighup_loses_nothing(lanes: tuple[Instance, Lane, Lane]) -> None:
     os.kill(instance.pid, signal.SIGHUP)
     for pair in pairs:
         works(pair)
-    assert {pid: procfs.descriptors(pid) for pid in instance.processes()} == before
+    after = {pid: procfs.descriptors(pid) for pid in instance.processes()}
+    assert after.keys() == before.keys()
+    for pid, held in before.items():
+        assert held.items() <= after[pid].items()  # pools may have been filled up meanwhile
     assert instance.messages() == ""
     instance.stop()
