@@ -27,14 +27,17 @@ class Desk:
         families: Mapping[Direction, Sequence[int]],
         ports: Sequence[Port],
         kept: Mapping[int, int],
+        target: int | None,
     ) -> None:
         """``families`` are those of the namespace that a direction's listeners are made in;
-        ``ports`` are written down already, and their listeners ``kept``.
+        ``ports`` are written down already, and their listeners ``kept``. ``target`` is the number
+        of the network namespace that is served (socketcalls.namespace_cookie).
         """
         self._books = books
         self._families = families
         self._written = {port.id: (port.direction, port.forward) for port in ports}
         self._kept = dict(kept)
+        self._target = target
 
     # --- targets --------------------------------------------------------------------------------
 
@@ -78,6 +81,16 @@ class Desk:
     def keep(self, index: int, fd: int) -> None:
         """Keep a port's listener, until it is ended."""
         self._kept[index] = fd
+
+    def is_wanted(self, fd: int, forward: Forward) -> bool:
+        """Whether what the target monitor sent, which may have been taken over, is the listener
+        that it was asked for, as we would have made it. Before Linux 5.14 the namespace can't be
+        asked for.
+        """
+        if not listeners.is_listener(fd, forward.port) or not listeners.is_sound(fd):
+            return False
+        found = socketcalls.namespace_cookie(fd)
+        return found is None or found == self._target
 
     def offer_place(self, forward: Forward) -> None:
         """Write down where the target monitor is to make an outbound listener."""

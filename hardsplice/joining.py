@@ -41,7 +41,7 @@ class Tie:
         """Make sure of all of it; the process ends where the monitor has gone."""
         prctl.set_dumpable(0)
         isolate.die_with(self.parent)
-        lifeline.hang_on(self.line)
+        lifeline.hang_on(self.line, group=True)  # this process leads one: target.py
 
 
 def may_make_namespaces() -> bool:

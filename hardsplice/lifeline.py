@@ -41,15 +41,16 @@ class Hold:
             self._fd = None
 
 
-def hang_on(fd: int) -> None:
+def hang_on(fd: int, *, group: bool = False) -> None:
     """Have this process killed when the other end of ``fd`` is let go of; at once where that has
-    happened already.
+    happened already. With ``group``, have all of its process group killed, of which it has to be
+    the leader: a process that it forks asks for nothing by itself.
 
     The kernel looks at the user that a process had here, so it is asked again after a change of
     user (sigio_perm, fs/fcntl.c).
     """
     fcntl.fcntl(fd, _F_SETSIG, signal.SIGKILL)
-    fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(fd, fcntl.F_SETOWN, -os.getpid() if group else os.getpid())
     fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
     try:
         if not os.read(fd, 1):

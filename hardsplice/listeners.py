@@ -118,6 +118,12 @@ _SOUND = (
 )
 
 
+def namespace_here() -> int | None:
+    """The number of this process's network namespace; None before Linux 5.14."""
+    with socket.socket(socket.AF_UNIX) as ours:
+        return socketcalls.namespace_cookie(ours.fileno())
+
+
 def is_sound(fd: int) -> bool:
     """Whether a listener has the options that it was made with. One that listens no longer is not
     asked for them: the host monitor ended it (desk.py), and nobody is accepted from it any more.
@@ -127,6 +133,16 @@ def is_sound(fd: int) -> bool:
     return all(socketcalls.option(fd, level, name) == value for level, name, value in _SOUND)
 
 
+# What a listener that was ended demands of whom it hears (socketcalls.retire).
+_HOPS = {
+    socket.AF_INET: ((socket.IPPROTO_IP, socketcalls.IP_MINTTL),),
+    socket.AF_INET6: (
+        (socket.IPPROTO_IP, socketcalls.IP_MINTTL),
+        (socket.IPPROTO_IPV6, socketcalls.IPV6_MINHOPCOUNT),
+    ),
+}
+
+
 def make_sound(listener: socket.socket) -> None:
     """Give a listener that somebody else made, or kept, the options that ours have."""
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -134,6 +150,8 @@ def make_sound(listener: socket.socket) -> None:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes(8))
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 0)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 0)
+    for level, name in _HOPS[listener.family]:
+        listener.setsockopt(level, name, 0)
     listener.setblocking(False)
 
 

@@ -19,7 +19,7 @@ from ipaddress import IPv6Address, ip_address
 
 from hardsplice import descriptors, socketcalls
 from hardsplice.errors import Failure, quote, reason_of
-from hardsplice.listeners import bound_address, is_listener, make_sound
+from hardsplice.listeners import bound_address, is_listener, make_sound, namespace_here
 from hardsplice.ports import Forward
 from hardsplice.relay.sockets import FAMILIES
 from hardsplice.service import Notifier
@@ -220,6 +220,5 @@ def _is_here(listener: socket.socket) -> bool:
     """Whether a socket belongs to this process's network namespace. Before Linux 5.14 the service
     manager's word has to do.
     """
-    with socket.socket(listener.family, socket.SOCK_STREAM) as ours:
-        here = socketcalls.namespace_cookie(ours.fileno())
+    here = namespace_here()
     return here is None or here == socketcalls.namespace_cookie(listener.fileno())

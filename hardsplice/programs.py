@@ -31,7 +31,7 @@ def compile_all(options: Options, first_flow: int) -> Programs:
     listeners. Failure where libseccomp can't be loaded or lacks something.
     """
     dynamic = options.dynamic
-    host = "monitor-host" if dynamic else "monitor"
+    host = "monitor-host" if dynamic else "monitor-fixed"
     roles: dict[str, str] = {
         "host": "monitor-control" if options.control is not None else host,
         "target": "monitor-ports" if dynamic else "monitor",

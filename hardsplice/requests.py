@@ -19,7 +19,7 @@ from hardsplice.crew import Crew
 from hardsplice.desk import Desk
 from hardsplice.errors import Failure
 from hardsplice.forwarding import PLACES, Direction
-from hardsplice.listeners import cannot_listen, describe, is_listener, no_family
+from hardsplice.listeners import cannot_listen, describe, no_family
 from hardsplice.ports import Address, Forward
 from hardsplice.relay.sockets import ALL_FAMILIES
 from hardsplice.spec import is_interface_name
@@ -192,12 +192,9 @@ class OpenRequest(Request):
         if not answer.fds:
             self.desk.cross_out(self.index)
             return _failure(self.forward, "outbound", answer.detail or errno.EPROTO)
-        (fd,) = answer.fds
-        if not is_listener(fd, self.forward.port):
-            raise Malformed("a descriptor that is not the listener")
-        self.desk.keep(self.index, fd)
+        self._keep(answer)
         try:
-            self.crew.add(self.index, fd, self.forward, self.slots)
+            self.crew.add(self.index, answer.fds[0], self.forward, self.slots)
         except BaseException as error:
             self.give_up()
             if isinstance(error, Failure):
@@ -206,10 +203,16 @@ class OpenRequest(Request):
         return None
 
     def undo(self, answer: Record) -> Request | None:
-        for fd in answer.fds:
-            self.desk.keep(self.index, fd)
+        if answer.fds:
+            self._keep(answer)
         self.give_up()
         return None
+
+    def _keep(self, answer: Record) -> None:
+        (fd,) = answer.fds
+        if not self.desk.is_wanted(fd, self.forward):
+            raise Malformed("a descriptor that is not the listener")
+        self.desk.keep(self.index, fd)
 
     def give_up(self) -> None:
         self.desk.withdraw_place()

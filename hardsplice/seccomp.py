@@ -41,6 +41,7 @@ ROLES = (
     "relay",
     "relay-ports",
     "monitor",
+    "monitor-fixed",
     "monitor-ports",
     "monitor-host",
     "monitor-control",

@@ -96,6 +96,7 @@ class Setup:
         self.host_listeners: list[tuple[int, int]] = []
         self.copies: dict[int, int] = {}  # of listeners, by the numbers of their ports
         self.target_families: Sequence[int] = ()
+        self.target_namespace: int | None = None  # socketcalls.namespace_cookie
         self.target_listeners: list[tuple[int, int]] = []
         self.passed_first = 0  # index of the first inbound forward whose listener was passed to us
         self.ports: list[Port] = []
@@ -345,6 +346,7 @@ class Setup:
             {one: families[one] for one in DIRECTIONS},
             self.ports,
             self.copies,
+            self.target_namespace,
         )
 
     def _control(self) -> Control:

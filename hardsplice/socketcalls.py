@@ -385,7 +385,7 @@ def listen(fd: int, backlog: int) -> None:
         fail()
 
 
-_IP_MINTTL, _IPV6_MINHOPCOUNT = 21, 73  # linux/in.h, linux/in6.h
+IP_MINTTL, IPV6_MINHOPCOUNT = 21, 73  # linux/in.h, linux/in6.h
 
 
 def retire(fd: int) -> None:
@@ -393,9 +393,9 @@ def retire(fd: int) -> None:
     largest number of hops before it, which nobody sends; no filter lets anybody undo that. Without
     it, who still has it could listen again, or connect it in the namespace that it belongs to.
     """
-    _set(fd, socket.IPPROTO_IP, _IP_MINTTL, _values.most)
+    _set(fd, socket.IPPROTO_IP, IP_MINTTL, _values.most)
     if option(fd, socket.SOL_SOCKET, socket.SO_DOMAIN) == socket.AF_INET6:
-        _set(fd, socket.IPPROTO_IPV6, _IPV6_MINHOPCOUNT, _values.most)
+        _set(fd, socket.IPPROTO_IPV6, IPV6_MINHOPCOUNT, _values.most)
     shutdown(fd, socket.SHUT_RDWR)
 
 

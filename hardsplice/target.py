@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import signal
+import struct
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
@@ -48,6 +49,7 @@ from hardsplice.relay.stats import UNPASSED, shared_with_monitor
 if TYPE_CHECKING:
     from hardsplice.setup import Setup
 
+COOKIE = struct.Struct("=Q")  # of a network namespace; 0: unknown
 HANDED_AT_ONCE = 100  # listeners beside one record
 
 
@@ -158,7 +160,9 @@ def _receive_listeners(setup: Setup, channel: Channel) -> None:
         if record.kind == Kind.BOUND:
             for fd in record.fds:
                 setup.askers["inbound"] = sockdiag.at(fd)
-            setup.target_families = tuple(one for one in ALL_FAMILIES if one in record.text)
+            cookie, families = record.text[: COOKIE.size], record.text[COOKIE.size :]
+            setup.target_namespace = COOKIE.unpack(cookie)[0] or None
+            setup.target_families = tuple(one for one in ALL_FAMILIES if one in families)
             return
         indexes = [int(index) for index in record.text.split()]
         setup.target_listeners += zip(indexes, record.fds, strict=True)
@@ -238,5 +242,6 @@ def _enter(
     with contextlib.ExitStack() as stack:
         asker = stack.enter_context(sockdiag.open_socket()) if options.inbound_auto else None
         fds = (asker.fileno(),) if asker else ()
-        channel.send(Record(Kind.BOUND, text=bytes(families), fds=fds))
+        cookie = COOKIE.pack(listeners.namespace_here() or 0)
+        channel.send(Record(Kind.BOUND, text=cookie + bytes(families), fds=fds))
     return families

@@ -22,7 +22,7 @@ import prctl
 from hardsplice import descriptors, isolate, seal
 from hardsplice.book import Place
 from hardsplice.channel import Channel, Kind, Malformed, Note, Record, close_all
-from hardsplice.descriptors import CHANNEL_FD, FIRST_LISTENER, RULESET_FD
+from hardsplice.descriptors import CHANNEL_FD, FIRST_LISTENER, LIFELINE_FD, RULESET_FD
 from hardsplice.errors import Failure
 from hardsplice.flowtable import End
 from hardsplice.relay import orders
@@ -141,12 +141,13 @@ def _live(plan: Plan, channel: Channel, monitor: int) -> int:
     channel.move_to(CHANNEL_FD)
     # The places of listeners are as the monitor has them: the relay's listeners, or /dev/null.
     places = range(FIRST_LISTENER, plan.first_flow)
-    descriptors.keep((CHANNEL_FD, RULESET_FD, *places), plan.first_flow)
+    # No filter lets anything else get the number of the line that the target monitor hangs on.
+    descriptors.keep((CHANNEL_FD, RULESET_FD, LIFELINE_FD, *places), plan.first_flow)
     prctl.set_name("hs-relay-in" if plan.direction == "inbound" else "hs-relay-out")
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     if plan.direction == "outbound":
-        os.setsid()  # away from the terminal that the host monitor still has
+        _leave_session()
 
     kernel = Kernel()
     other = fixed_use(plan.first_flow)
@@ -186,6 +187,11 @@ def _live(plan: Plan, channel: Channel, monitor: int) -> int:
     engine.start()
     engine.run({CHANNEL_FD: on_channel})
     return 0
+
+
+def _leave_session() -> None:
+    """Away from the terminal that the host monitor still has."""
+    os.setsid()
 
 
 def _install_filter(plan: Plan, lockdown: isolate.Lockdown) -> tuple[int, ...]:

@@ -32,6 +32,7 @@ ROLES = (
     "relay",
     "relay-ports",
     "monitor",
+    "monitor-fixed",
     "monitor-ports",
     "monitor-host",
     "monitor-control",

@@ -67,7 +67,7 @@ DIFFERENCES: dict[str, dict[str, tuple[str, str]]] = {
 }
 # What they have besides is the same everywhere.
 DIFFERENCES["relay-ports"] = DIFFERENCES["relay"]
-for _more in ("monitor-ports", "monitor-host", "monitor-control"):
+for _more in ("monitor-fixed", "monitor-ports", "monitor-host", "monitor-control"):
     DIFFERENCES[_more] = DIFFERENCES["monitor"]
 
 

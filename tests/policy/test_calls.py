@@ -152,7 +152,7 @@ RELAY = (
     all_but("relay/sockets"),
     all_but("relay/ledger"),
     all_but("relay/orders"),
-    all_but("relay/main", "_live"),
+    all_but("relay/main", "_live", "_leave_session"),
     all_but("flowtable"),
     some("relay/stats", "count_latency"),
     some("book", "Pointer.holds"),
@@ -166,7 +166,7 @@ PARTS = {
     # A relay lives under its monitor's filter until it has its own.
     "monitor": (
         *RELAY,
-        all_but("relay/main"),
+        all_but("relay/main", "_leave_session"),
         all_but("relay/stats", "Stats.__init__"),
         all_but("channel"),
         all_but("keeper"),
@@ -192,6 +192,7 @@ PARTS = {
         some("listeners", "is_sound"),
         some("socketcalls", "stream_socket", "set_nodelay", "_set"),
     ),
+    "monitor-fixed": (all_but("monitor"), some("relay/main", "_leave_session")),
     "monitor-ports": (
         all_but("exchange"),
         all_but("requests"),
@@ -212,6 +213,7 @@ PARTS = {
         some("isolate", "asking_filter_step"),
     ),
     "monitor-host": (
+        some("relay/main", "_leave_session"),
         all_but("desk"),
         all_but("exchange"),
         all_but("requests"),

@@ -220,6 +220,7 @@ SUBCALLS: dict[str, set[int]] = {
     "relay": set(),
     "relay-ports": set(),
     "monitor": {1, 6, 8},
+    "monitor-fixed": {1, 6, 8},
     "monitor-ports": {1, 6, 8},
     "monitor-host": {1, 6, 8, 16, 17},
     "monitor-control": {1, 6, 8, 16, 17},

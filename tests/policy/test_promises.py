@@ -17,7 +17,7 @@ from tests.policy import oracle
 from tests.policy.bpf import ALLOW, ASK, KILL_PROCESS, Call, Filter
 from tests.policy.test_filters import filter_of
 
-MONITORS = ("monitor", "monitor-ports", "monitor-host", "monitor-control")
+MONITORS = ("monitor", "monitor-fixed", "monitor-ports", "monitor-host", "monitor-control")
 RELAYS = ("relay", "relay-ports")
 CONNECTING = (*RELAYS, *MONITORS)  # PID 1 has nothing to do with connections
 
@@ -174,6 +174,7 @@ HOST_OPTIONS = PORTS_OPTIONS | {(0, 21): [MOST], (41, 73): [MOST]}
 OPTIONS = {
     **dict.fromkeys(RELAYS, RELAY_OPTIONS),
     "monitor": MONITOR_OPTIONS,
+    "monitor-fixed": MONITOR_OPTIONS,
     "monitor-ports": PORTS_OPTIONS,
     "monitor-host": HOST_OPTIONS,
     "monitor-control": HOST_OPTIONS,
@@ -354,7 +355,7 @@ def test_nothing_else_changes_what_is_mapped(role: str, arch: str) -> None:
 @everywhere
 def test_a_relay_asks_for_places_of_listeners_and_nothing_else(role: str, arch: str) -> None:
     """Those are asked of the monitor: no kernel serves the call, whatever its arguments."""
-    asks = role in ("relay-ports", *MONITORS[1:])
+    asks = role in ("relay-ports", *MONITORS[2:])
     places = (*range(FLOWS + 4), 1 << 20, 2**31 - 1, *(bits | 10 for bits in high_bits(arch)))
     passed = {
         place: found
@@ -415,3 +416,13 @@ def test_a_call_whose_arguments_are_looked_at_is_not_constant() -> None:
     asked = filter_of("relay", "x86_64")
     assert not asked.is_constant(call_of("x86_64", "close", 20))
     assert not asked.is_constant(call_of("x86_64", "execve")), "what is killed isn't, either"
+
+
+@everyone
+@everywhere
+def test_signals_go_to_single_processes(role: str, arch: str) -> None:
+    """kill(2) to a group, to which processes outside the PID namespace belong, or to all: never."""
+    tried = (0, 1, 2, 3, 4711, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**32 + 2, 2**64 - 1)
+    pids = {pid & (2 ** oracle.BITS[arch] - 1) for pid in tried}
+    passed = {pid for pid in pids if answer(role, arch, "kill", pid, 9) == ALLOW}
+    assert passed == ({2, 3, 4711, 2**31 - 1} if role == "init" else set())

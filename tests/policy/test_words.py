@@ -115,6 +115,7 @@ def test_descriptors_have_the_numbers_that_the_code_gives_them(role: str) -> Non
         "REASON": init.REASON_FD,
         "REPORT": descriptors.CHANNEL_FD,
         "WATCH": descriptors.WATCH_FD,
+        "LIFELINE": descriptors.LIFELINE_FD,
         "LISTENERS": descriptors.FIRST_LISTENER,
     }
     found = dict(load_policy(role).descriptors)

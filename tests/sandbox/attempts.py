@@ -343,6 +343,10 @@ def _others() -> list[Row]:
             elsewhere={"init": "ESRCH"},
             bare=REACHES,
         ),
+        # To which whoever started hardsplice belongs.
+        Row("kill the process group", lambda s: call("kill", 0, 0), bare=WORKS),
+        Row("kill it, as 64 bits", lambda s: call("kill", 1 << 32, 0), bare=WORKS),
+        Row("kill all", lambda s: call("kill", -1, 0), bare=REACHES),
         Row(f"tkill {outside}", victim("tkill", 0), bare=REACHES),
         Row(
             f"tgkill {outside}",

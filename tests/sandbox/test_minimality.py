@@ -150,7 +150,8 @@ _FILTERED = (
     ("seccomp", "SECCOMP_SET_MODE_FILTER"),
 )
 ROLE_OF = {
-    "hs-host": "monitor", "hs-target": "monitor", "hs-relay-in": "relay", "hs-relay-out": "relay",
+    "hs-host": "monitor-fixed", "hs-target": "monitor", "hs-relay-in": "relay",
+    "hs-relay-out": "relay",
     "hs-init": "init", "hs-guard": "guard",
 }  # fmt: skip
 PORTS = {

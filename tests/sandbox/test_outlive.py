@@ -152,11 +152,21 @@ def slip(self):
     attempt(lambda: os.close(descriptors.LIFELINE_FD))
     attempt(lambda: linux.prctl(1, 0))  # PR_SET_PDEATHSIG: none any more
     deaf(self)
+def fork(self):
+    if linux.fork() == 0:
+        attempt(os.setsid)
+        attempt(lambda: os.dup2(0, descriptors.LIFELINE_FD, inheritable=False))
+        self.loop.run()
+    deaf(self)
 if how == "slippery":
     target.TargetMonitor.run = slip
+if how in ("forking", "free to fork"):
+    target.TargetMonitor.run = fork
+if how == "free to fork":
+    lifeline.hang_on = lambda fd, group=False, hang_on=lifeline.hang_on: hang_on(fd)
 if how == "free":
     isolate.die_with = lambda parent: None
-    lifeline.hang_on = lambda fd: None
+    lifeline.hang_on = lambda fd, group=False: None
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -174,7 +184,7 @@ class Deaf(Program):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-@pytest.mark.parametrize("how", ["deaf", "slippery"])
+@pytest.mark.parametrize("how", ["deaf", "slippery", "forking"])
 def test_a_hostile_target_monitor_ends_with_the_first_process(
     how: str, number: signal.Signals, pair: tuple[Identity, Identity], of_both: Namespace
 ) -> None:
@@ -186,11 +196,12 @@ def test_a_hostile_target_monitor_ends_with_the_first_process(
         assert can_bind("127.0.0.1", tree.port)
 
 
+@pytest.mark.parametrize("how", ["free", "free to fork"])
 def test_without_what_ends_it_it_would_stay(
-    pair: tuple[Identity, Identity], of_both: Namespace
+    how: str, pair: tuple[Identity, Identity], of_both: Namespace
 ) -> None:
-    """The unfixed row."""
-    program = Deaf("free")
+    """The unfixed rows."""
+    program = Deaf(how)
     with contextlib.closing(program), running(program, pair[0], of_both) as tree:
         os.kill(tree.instance.pid, signal.SIGKILL)
         assert "hs-target" in tree.left(WITHIN)

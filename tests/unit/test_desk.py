@@ -18,7 +18,7 @@ from hardsplice.book import USUAL, Book
 from hardsplice.desk import Desk
 from hardsplice.errors import Failure
 from hardsplice.forwarding import DIRECTIONS, Direction, Port, Source
-from hardsplice.listeners import targets
+from hardsplice.listeners import namespace_here, targets
 from hardsplice.ports import Forward
 from hardsplice.relay.sockets import ALL_FAMILIES
 from tests.support.descriptors import open_descriptors
@@ -50,7 +50,9 @@ class Stand:
         ]
         self.listener = socket.create_server(("127.0.0.1", 0))
         kept = {1: os.dup(self.listener.fileno())}
-        self.desk = Desk(self.books, dict.fromkeys(DIRECTIONS, ALL_FAMILIES), ports, kept)
+        self.desk = Desk(
+            self.books, dict.fromkeys(DIRECTIONS, ALL_FAMILIES), ports, kept, namespace_here()
+        )
 
     def uses(self, direction: Direction) -> dict[bytes, int]:
         return dict(self.books[direction]._uses)

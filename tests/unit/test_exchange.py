@@ -29,7 +29,7 @@ from hardsplice.desk import Desk
 from hardsplice.errors import Failure
 from hardsplice.exchange import ANSWER_SECONDS, WAITING_MAX, HostSide, TargetSide
 from hardsplice.forwarding import DIRECTIONS, Direction
-from hardsplice.listeners import no_family, targets
+from hardsplice.listeners import namespace_here, no_family, targets
 from hardsplice.ports import Forward
 from hardsplice.relay.sockets import IPV4, IPV6
 from hardsplice.requests import decode, encode
@@ -136,7 +136,7 @@ class Sides:
         assert view is not None
         self.view = view
         socketcalls.pin(view, view)
-        self.desk = Desk(self.books, dict.fromkeys(DIRECTIONS, BOTH), [], {})
+        self.desk = Desk(self.books, dict.fromkeys(DIRECTIONS, BOTH), [], {}, namespace_here())
         self.host_end, self.target_end = Channel.pair()
         self.inbound, self.outbound = Crew(), Crew()
         self.timers, self.trouble = Timers(), list[Failure]()

@@ -235,16 +235,11 @@ def test_nowhere_is_where_nothing_listens() -> None:
 # --- looking at listeners ---
 
 
-def _shut(one: socket.socket) -> None:
-    one.shutdown(socket.SHUT_RDWR)
-
-
 def _set(level: int, name: int, value: int | bytes) -> Callable[[socket.socket], None]:
     return lambda one: one.setsockopt(level, name, value)
 
 
 SPOILT = {
-    "shut down": _shut,
     "cut off": _set(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)),
     "waits": _set(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 60)),
     "urgent": _set(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1),
@@ -271,11 +266,19 @@ def test_whatever_a_relay_could_want_to_do_to_a_listener_is_noticed(
 def test_what_was_never_a_listener_is_not_sound() -> None:
     with open(os.devnull) as null, socket.socket() as idle:
         assert not is_sound(null.fileno())
-        assert not is_sound(idle.fileno())
+        assert not is_listener(idle.fileno(), 0)
     assert not is_sound(-1)
 
 
-@pytest.mark.parametrize("spoil", [name for name in SPOILT if name != "shut down"])
+def test_a_listener_that_was_ended_is_not_asked() -> None:
+    """Nobody is accepted from it; that it was ended is being told."""
+    with opened(forward()) as listener:
+        socketcalls.retire(listener.fileno())
+        assert is_sound(listener.fileno())
+        assert not is_listener(listener.fileno(), listener.getsockname()[1])
+
+
+@pytest.mark.parametrize("spoil", SPOILT)
 def test_what_somebody_else_kept_is_made_sound(spoil: str) -> None:
     with opened(forward()) as listener:
         SPOILT[spoil](listener)

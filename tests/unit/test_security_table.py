@@ -29,7 +29,7 @@ POLICIES = {
     "r": {"relay-ports"},
     "T": {"monitor", "monitor-ports"},
     "t": {"monitor-ports"},
-    "H": {"monitor", "monitor-host", "monitor-control"},
+    "H": {"monitor-fixed", "monitor-host", "monitor-control"},
     "h": {"monitor-host", "monitor-control"},
     "I": {"init"},
     "G": {"guard"},
@@ -160,11 +160,11 @@ def test_a_row_too_few_is_noticed() -> None:
 
 # --- which descriptors ----------------------------------------------------------------------------
 
-FLOWS, LISTENERS = 16, 10  # relay.toml
+FLOWS, LISTENERS, LIFELINE = 16, 10, 9  # relay.toml, monitor.toml
 DESCRIPTOR = {"fd", "newfd", "first", "targetfd"}
 BEHIND = "from the first flow's number on"
 PLACES = "places of listeners"
-FIXED = "fixed numbers and places"
+FIXED = "fixed numbers"
 # What has which number, in the words of the page.
 NUMBERS = {
     ("T", 2): "the log", ("T", 4): "--ready-fd", ("T", 5): "the service manager",
@@ -187,7 +187,7 @@ def described(letter: str, call: str, way: tuple[Term, ...]) -> str:
     terms = {(term.operator, term.value) for term in on_descriptor(call, way)}
     if terms == {(">=", FLOWS)}:
         return BEHIND
-    if terms == {("<", FLOWS)}:
+    if terms == {("<", LIFELINE)}:
         return FIXED
     if terms == {(">=", LISTENERS), ("<", FLOWS)}:
         return PLACES
