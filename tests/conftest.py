@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -107,9 +108,7 @@ def user_directory(identity: Identity) -> Iterator[FilePath]:
     if identity.uid is not None:
         os.chown(path, identity.uid, identity.uid)
     yield path
-    for left in path.iterdir():
-        left.unlink()
-    path.rmdir()
+    shutil.rmtree(path)
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli_e2e import hooks
+from tests.cli_e2e.hooks import HOOK
 from tests.support.netns import Identity, Namespace
 from tests.support.product import ROOT, Instance, Launched, Program, free_ports, run
 from tests.support.stream import PATIENCE, eventually
@@ -44,17 +46,6 @@ VARIABLES = {
     "PYTHON_GIL": "1",
     "PYTHON_JIT": "1",
 }
-# A sitecustomize as distributions and profilers have them, and worse: each fork after lock-down
-# makes a socket, and the filter kills whoever does.
-HOOK = """
-import os, random, logging, socket
-
-os.register_at_fork(
-    before=lambda: socket.socket(socket.AF_UNIX).close(),
-    after_in_parent=lambda: socket.socket(socket.AF_UNIX).close(),
-    after_in_child=lambda: socket.socket(socket.AF_UNIX).close(),
-)
-"""
 
 
 @pytest.fixture
@@ -166,7 +157,7 @@ def test_nor_do_customizations_of_the_site(
 @pytest.fixture(scope="module")
 def hooked() -> Iterator[Program]:
     """hardsplice in an interpreter in which somebody has registered hooks for each fork."""
-    launched = Launched(__file__)
+    launched = Launched(hooks.__file__)
     yield launched
     launched.close()
 
@@ -242,10 +233,3 @@ def test_packages_are_found_wherever_the_interpreter_found_them(
     words = ("-q", "-t", "none", "echo", "ran")
     done = run(program, identity, *words, environment={"PYTHONPATH": path})
     assert (done.returncode, done.stdout, done.stderr) == (0, "ran\n", "")
-
-
-if __name__ == "__main__":
-    exec(HOOK)
-    from hardsplice.start import main
-
-    sys.exit(main(sys.argv[1:]))

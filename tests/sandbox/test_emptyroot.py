@@ -137,6 +137,7 @@ def in_child(live: Callable[[], Any]) -> Any:
                 os.setresgid(47_001, 47_001, 47_001)
                 os.setresuid(47_001, 47_001, 47_001)
                 linux.prctl(4, 1)  # PR_SET_DUMPABLE, as after exec
+            os.chdir("/")  # the checkout may be out of this user's reach
             os.write(writing, json.dumps(live()).encode())
         except BaseException as error:
             os.write(writing, json.dumps(repr(error)).encode())

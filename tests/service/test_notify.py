@@ -81,7 +81,10 @@ def test_sighup_reloads_nothing_and_loses_nothing(
             reloading = manager.heard[-2]
             assert reloading["RELOADING"] == "1"
             assert now <= int(reloading["MONOTONIC_USEC"]) <= time.monotonic_ns() // 1000
-        assert {pid: procfs.descriptors(pid) for pid in family(manager.main)} == before
+        after = {pid: procfs.descriptors(pid) for pid in family(manager.main)}
+        assert after.keys() == before.keys()
+        for pid, held in before.items():
+            assert held.items() <= after[pid].items()  # pools may have been filled up meanwhile
         client.sendall(b"still")
         assert server.recv(5, socket.MSG_WAITALL) == b"still"
     passes(port, inside)

@@ -93,7 +93,9 @@ class Systemd:
         assert user.uid is not None
         os.fchown(terminal, user.uid, user.uid)
         namespaces = ["-U", "-r", "-m", "-p", "-f", "-C", "-i", "-u", "--kill-child=KILL"]
-        words = ["unshare", *namespaces, "bash", str(_SCRIPT), str(self._folder), str(program)]
+        # As a text: the checkout may be out of this user's reach.
+        script = ["bash", "-c", _SCRIPT.read_text(), _SCRIPT.name]
+        words = ["unshare", *namespaces, *script, str(self._folder), str(program)]
         process = subprocess.Popen(
             ["sh", "-c", 'echo $$ >"$0"/cgroup.procs; exec "$@"', str(self._cgroup),
              *user.wrap(words)],

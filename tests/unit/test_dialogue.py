@@ -77,7 +77,7 @@ def test_init_says_that_a_signal_was_passed_on_as_often_as_one_was() -> None:
 @children
 @given(st.integers(0, 255), st.sampled_from(Phase))
 def test_descriptors_come_beside_a_listener_only(rules: Rules, kind: int, phase: Phase) -> None:
-    dialogue = Dialogue(rules)
+    dialogue = Dialogue(rules, (Kind.OPENED,) if rules is TARGET_MONITOR else ())
     dialogue.phase = phase
     record = Record(kind, fds=(3,))
     if rules is TARGET_MONITOR and kind == Kind.OPENED and phase is Phase.SERVING:
