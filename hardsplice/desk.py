@@ -8,14 +8,21 @@ lets options be set behind the places of listeners only.
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from ipaddress import IPv4Address, IPv6Address
+from socket import AF_INET, AF_INET6, SHUT_RDWR, SO_DOMAIN, SOL_SOCKET
 
 from hardsplice import listeners, socketcalls
-from hardsplice.book import Book
+from hardsplice.book import Book, Pointer
+from hardsplice.errors import Failure
 from hardsplice.forwarding import Direction, Port
 from hardsplice.ports import Forward
 from hardsplice.relay.sockets import ALL_FAMILIES
+
+ATTEMPTS = 100  # to get ahead of whoever uses a listener that is being ended
 
 
 class Desk:
@@ -38,6 +45,8 @@ class Desk:
         self._written = {port.id: (port.direction, port.forward) for port in ports}
         self._kept = dict(kept)
         self._target = target
+        # Called where somebody, who must have been taken over, uses a listener while it is ended.
+        self.on_misuse: Callable[[], None] = lambda: None
 
     # --- targets --------------------------------------------------------------------------------
 
@@ -104,6 +113,53 @@ class Desk:
     def end(self, index: int) -> None:
         """End a listener, whoever else has it."""
         fd = self._kept.pop(index, None)
-        if fd is not None:
-            socketcalls.retire(fd)
-            os.close(fd)
+        if fd is None:
+            return
+        socketcalls.retire(fd)
+        if self._written[index][0] == "inbound":  # it is the host's, and the target monitor has it
+            self._use_up(fd)
+        os.close(fd)
+
+    def _use_up(self, fd: int) -> None:
+        """Connect what was a listener to a socket of ours that ends at once. A socket that was
+        connected can neither listen nor connect again but by connect(2) with AF_UNSPEC
+        (net/ipv4/af_inet.c), which is in no address book. Where that fails, at an interface of its
+        own for one, it stays deaf but for whoever sends with the largest number of hops.
+        """
+        ours = socketcalls.stream_socket(socketcalls.option(fd, SOL_SOCKET, SO_DOMAIN))
+        try:
+            socketcalls.send_far(ours)
+            socketcalls.listen(ours, listeners.BACKLOG)
+            there = _reached(socketcalls.local_address(fd), socketcalls.local_port(ours))
+            book = self._books["outbound"]  # which is the one that this process connects by
+            pointer = Pointer(book.place, book.add(there), 0, there)
+            try:
+                self._connect(fd, pointer)
+            finally:
+                book.remove(there)
+        except (OSError, Failure):
+            return  # too few descriptors, or slots
+        finally:
+            os.close(ours)
+
+    def _connect(self, fd: int, pointer: Pointer) -> None:
+        for _ in range(ATTEMPTS):
+            socketcalls.connect(fd, pointer.where, pointer.length)
+            code = socketcalls.connect(fd, pointer.where, pointer.length)
+            if code not in (-errno.EISCONN, -errno.EALREADY, -errno.EINVAL):
+                return
+            if not socketcalls.connected(fd):
+                return
+            socketcalls.shutdown(fd, SHUT_RDWR)  # somebody listens or connects on it meanwhile
+        self.on_misuse()
+
+
+def _reached(bound: bytes, port: int) -> bytes:
+    """Where a socket that is bound so reaches a port of its own machine."""
+    any_ipv4, any_ipv6 = bytes(4), bytes(16)
+    family = int.from_bytes(bound[:2], sys.byteorder)
+    if family == AF_INET and bound[4:8] == any_ipv4:
+        return socketcalls.sockaddr(IPv4Address("127.0.0.1"), port)
+    if family == AF_INET6 and bound[8:24] == any_ipv6:
+        return socketcalls.sockaddr(IPv6Address("::1"), port)
+    return bound[:2] + port.to_bytes(2, "big") + bound[4:]

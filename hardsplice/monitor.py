@@ -105,6 +105,9 @@ class HostMonitor:
             if host.desk and host.monitor
             else None
         )
+        if host.desk:
+            misused = Malformed("it uses a listener that was ended")
+            host.desk.on_misuse = lambda: self._distrust("the target monitor", misused)
         self.registry = Ports(
             host.ports, host.first_free, host.dynamic, self.exchange, host.check_room
         )

@@ -390,8 +390,8 @@ IP_MINTTL, IPV6_MINHOPCOUNT = 21, 73  # linux/in.h, linux/in6.h
 
 def retire(fd: int) -> None:
     """End a listener for whoever has it: it listens no longer, and hears nothing that has not the
-    largest number of hops before it, which nobody sends; no filter lets anybody undo that. Without
-    it, who still has it could listen again, or connect it in the namespace that it belongs to.
+    largest number of hops before it, which few send; no filter lets anybody undo that. Without it,
+    who still has it could listen again, or connect it in the namespace that it belongs to.
     """
     _set(fd, socket.IPPROTO_IP, IP_MINTTL, _values.most)
     if option(fd, socket.SOL_SOCKET, socket.SO_DOMAIN) == socket.AF_INET6:
@@ -399,9 +399,21 @@ def retire(fd: int) -> None:
     shutdown(fd, socket.SHUT_RDWR)
 
 
-def local_port(fd: int) -> int:
-    """The port that a TCP socket is bound to."""
+def send_far(fd: int) -> None:
+    """Be heard by those who demand the largest number of hops."""
+    if option(fd, socket.SOL_SOCKET, socket.SO_DOMAIN) == socket.AF_INET6:
+        _set(fd, socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, _values.most)
+    _set(fd, socket.IPPROTO_IP, socket.IP_TTL, _values.most)
+
+
+def local_address(fd: int) -> bytes:
+    """The struct sockaddr_in or sockaddr_in6 that a TCP socket is bound to."""
     _peer_length.value = 28
     if _getsockname(fd, _peer_ref, _peer_length_ref) != 0:
         fail()
-    return int.from_bytes(_peer.raw[2:4], "big")
+    return _peer.raw[: _peer_length.value]
+
+
+def local_port(fd: int) -> int:
+    """The port that a TCP socket is bound to."""
+    return int.from_bytes(local_address(fd)[2:4], "big")

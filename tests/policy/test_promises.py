@@ -170,7 +170,7 @@ PORTS_OPTIONS = MONITOR_OPTIONS | {
     (1, 25): [DEVICE],
     (41, 26): [ONE, ZERO],
 }
-HOST_OPTIONS = PORTS_OPTIONS | {(0, 21): [MOST], (41, 73): [MOST]}
+HOST_OPTIONS = PORTS_OPTIONS | {(0, 21): [MOST], (41, 73): [MOST], (0, 2): [MOST], (41, 16): [MOST]}
 OPTIONS = {
     **dict.fromkeys(RELAYS, RELAY_OPTIONS),
     "monitor": MONITOR_OPTIONS,

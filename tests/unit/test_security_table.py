@@ -335,7 +335,7 @@ OPTIONS = {
     "relay": {"SO_LINGER", "SO_OOBINLINE", "TCP_NOTSENT_LOWAT"},
     "monitor": {"TCP_NODELAY"},
     "monitor-ports": LISTENER,
-    "monitor-host": {"IP_MINTTL", "IPV6_MINHOPCOUNT"},
+    "monitor-host": {"IP_MINTTL", "IPV6_MINHOPCOUNT", "IP_TTL", "IPV6_UNICAST_HOPS"},
 }
 
 
