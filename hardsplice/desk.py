@@ -116,7 +116,8 @@ class Desk:
         if fd is None:
             return
         socketcalls.retire(fd)
-        if self._written[index][0] == "inbound":  # it is the host's, and the target monitor has it
+        direction, _ = self._written.get(index, ("inbound", None))
+        if direction == "inbound":  # it is the host's, and the target monitor has it
             self._use_up(fd)
         os.close(fd)
 
