@@ -59,6 +59,7 @@ class Recipe:
     hint: str | None  # what to do where that user can't run it
     new_user: bool  # user namespaces too, in which COMMAND is root
     is_shielded: bool  # the kernel's settings are read-only
+    ignores_children: bool  # COMMAND has SIGCHLD ignored, as the caller had
     aside: Mapping[int, int]  # COMMAND's descriptors: the number that each is to have, and has
     file_limits: tuple[int, int]  # RLIMIT_NOFILE, soft and hard, as COMMAND is to have it
     init_program: bytes  # PID 1's filter
@@ -213,6 +214,7 @@ def for_command(setup: Setup) -> Container:
             hint=hint,
             new_user=new_user,
             is_shielded=new_user and users.keeps_root(user),
+            ignores_children=setup.ignores_children,
             aside=setup.aside,
             file_limits=setup.file_limits,
             init_program=setup.programs.init,

@@ -57,6 +57,8 @@ def take_ready(fd: int, first: int) -> int:
     it is one of the standard streams.
     """
     moved = above(fd, first, f"--ready-fd {fd}")
+    if fcntl.fcntl(moved, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+        raise Failure("write", f"--ready-fd {fd}", "it is open for reading only")
     if fd > LOG_FD:
         os.close(fd)
     return moved
@@ -104,7 +106,8 @@ def reserve(first: int, ours: Sequence[int]) -> None:
     except OSError as error:
         what = f"{first - FIRST_LISTENER} listeners"
         hint = "each takes a descriptor: raise the limit with ulimit -n, or forward fewer ports"
-        raise Failure("keep room for", what, reason_of(error), hint) from error
+        reason = os.strerror(errno.EMFILE if error.errno == errno.EBADF else error.errno or 0)
+        raise Failure("keep room for", what, reason, hint) from error
     finally:
         if null >= first:
             os.close(null)

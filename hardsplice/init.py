@@ -133,6 +133,8 @@ def _become_command(recipe: Recipe, reason: int, mask: Iterable[int]) -> NoRetur
         for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):
             if number != signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, signal.SIG_DFL)
+        if recipe.ignores_children:
+            signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         while not _is_go(signal.sigwaitinfo({signal.SIGCONT})):
             pass
         descriptors.put_back(recipe.aside)

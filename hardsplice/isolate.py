@@ -99,11 +99,13 @@ def _limit(which: int, value: int) -> None:
 def _drop_bounding(last: int) -> None:
     for capability in range(last + 1):
         try:
-            if linux.prctl(linux.PR_CAPBSET_READ, capability) == 1:
-                linux.prctl(linux.PR_CAPBSET_DROP, capability)
+            is_there = linux.prctl(linux.PR_CAPBSET_READ, capability) == 1
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
+            continue  # the kernel knows no such capability
+        if is_there:
+            linux.prctl(linux.PR_CAPBSET_DROP, capability)
 
 
 def _clear_ambient() -> None:

@@ -19,6 +19,7 @@ nothing but what an interpreter has loaded by then.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import os
 import sys
 
@@ -32,6 +33,7 @@ def begin(module: str) -> None:
     """Begin again as the isolated ``module``, of which ``main`` is called; return where that has
     happened already.
     """
+    end_by_interrupt()
     if (sys.flags.isolated and sys.flags.no_site) or not sys.executable:
         return
     restore_environment()
@@ -43,6 +45,12 @@ def begin(module: str) -> None:
         os.execv(sys.executable, command)
     except OSError as error:
         sys.exit(f"hardsplice: cannot start {sys.executable!a}: {error.strerror}")
+
+
+def end_by_interrupt() -> None:
+    """Have SIGINT end this process, as any other one, instead of an exception wherever it is."""
+    if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
+        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
 
 
 def restore_environment() -> None:
@@ -73,6 +81,7 @@ def _package_folders() -> list[str]:
 
 def _run() -> None:
     """What the isolated interpreter does: find hardsplice and its packages, and call ``main``."""
+    end_by_interrupt()
     home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     sys.path.insert(0, home)
     from hardsplice import __path__ as _  # noqa: F401 - its modules are found from here on

@@ -38,6 +38,7 @@ from hardsplice.channel import (
 )
 from hardsplice.deaths import DEATHS_MAX, WINDOW, Backoff, describe_status, is_denial
 from hardsplice.dialogue import RELAY, Dialogue
+from hardsplice.errors import reason_of
 from hardsplice.flowtable import End, Nonsense, read_record
 from hardsplice.listeners import is_sound
 from hardsplice.loop import Alarm, Loop
@@ -140,8 +141,14 @@ class Keeper:
         """Fork a relay."""
         ours, theirs = Channel.pair()
         monitor = os.getpid()
-        with self.plan.stats.shared():
-            pid = linux.fork()
+        try:
+            with self.plan.stats.shared():
+                pid = linux.fork()
+        except OSError as error:
+            ours.close()
+            theirs.close()
+            self._start_later(error)
+            return
         if pid == 0:
             relay.main(self.plan, theirs, monitor)  # never returns
         theirs.close()
@@ -287,6 +294,15 @@ class Keeper:
         self.upward.note(Note.RESTARTED, 0, 0, reason.encode(errors="replace"))
         self.upward.relay_yields()
         self.loop.after(delay, self.start)
+
+    def _start_later(self, error: OSError) -> None:
+        """There are too many processes now, or too little memory."""
+        reason = f"cannot fork: {reason_of(error)}"
+        delay = self.backoff.delay(time.monotonic()) if self.was_ready else None
+        if delay is None:
+            self.upward.relay_lost(reason)
+        else:
+            self.loop.after(delay, self.start)
 
     def _count(self, status: int) -> None:
         """The relay is replaced: count that, and whether it had tried what it may not."""

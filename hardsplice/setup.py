@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import select
 import signal
 import socket
 import time
@@ -80,8 +81,18 @@ LEVELS = {
 class Setup:
     """One start, stage by stage. What a stage opened, the attribute beside it holds."""
 
-    def __init__(self, options: Options, launcher: Channel | None, began: float) -> None:
+    def __init__(
+        self,
+        options: Options,
+        launcher: Channel | None,
+        began: float,
+        *,
+        ignores_children: bool = False,
+    ) -> None:
+        """``ignores_children``: the caller had SIGCHLD ignored, and COMMAND is to have it so."""
         self.options = options
+        self.ignores_children = ignores_children
+        self.is_ready = False
         self.launcher = launcher
         self.began = began
         journal = os.environ.get("JOURNAL_STREAM", "")
@@ -368,11 +379,13 @@ class Setup:
         for what in missing:
             self.log.line(Level.WARNING, f"not in force: {what}")
         self._stage("ready")
+        self.is_ready = True
         took = f"ready in {1000 * (time.monotonic() - self.began):.0f} ms"
         self.log.line(Level.DEBUG, took)
         if self.ready_fd is not None:
             with contextlib.suppress(OSError):
-                os.write(descriptors.READY_FD, b"\n")
+                if _has_room(descriptors.READY_FD):  # its reader may be anybody
+                    os.write(descriptors.READY_FD, b"\n")
             descriptors.clear((descriptors.READY_FD,))
         if self.launcher:  # it exits now, or prints what --audit shows
             text = "\n".join([took, *missing])
@@ -399,3 +412,9 @@ class Setup:
                 signal.pidfd_send_signal(self.monitor.pidfd, signal.SIGKILL)
             with contextlib.suppress(OSError):
                 os.waitpid(self.monitor.pid, 0)
+
+
+def _has_room(fd: int) -> bool:
+    poller = select.poll()
+    poller.register(fd, select.POLLOUT)
+    return bool(poller.poll(0))

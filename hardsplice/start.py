@@ -27,16 +27,20 @@ ENDING_SECONDS = 3.0  # that a process which said what is wrong may take to end
 def main(argv: Sequence[str]) -> int:
     """Run hardsplice with the words of its command line; the exit status."""
     began = time.monotonic()
+    # Who has SIGCHLD ignored never learns how a child ended (wait(2)).
+    ignores = signal.signal(signal.SIGCHLD, signal.SIG_DFL) is signal.SIG_IGN
     try:
         _refuse_jit(getattr(sys, "_jit", None))
         options = cli.parse_args(argv)
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # which is COMMAND's to inherit
             signal.signal(signal.SIGINT, signal.SIG_DFL)
         if options.foreground:
-            _serve(options, _start_auditor(options) if options.audit else None, began)
-        return _launch(options, began)
+            _serve(options, _start_auditor(options) if options.audit else None, began, ignores)
+        return _launch(options, began, ignores)
     except Failure as failure:
         return _say(failure)
+    except OSError as error:
+        return _say(Failure("start", "hardsplice", reason_of(error)))
 
 
 def _refuse_jit(jit: Any) -> None:
@@ -54,7 +58,7 @@ def _say(failure: Failure) -> int:
     return 1
 
 
-def _unforeseen(error: BaseException) -> Failure:
+def _unforeseen(error: BaseException, *, is_ready: bool) -> Failure:
     """An error that no rule foresees, in the common form: traceback would read source files, which
     may be gone by now.
     """
@@ -62,7 +66,8 @@ def _unforeseen(error: BaseException) -> Failure:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     where = f" in {trace.tb_frame.f_code.co_qualname}, line {trace.tb_lineno}" if trace else ""
-    return Failure("go on", "serving", f"{type(error).__name__}{where}: {error}")
+    reason = f"{type(error).__name__}{where}: {error}"
+    return Failure("go on", "serving", reason) if is_ready else Failure("start", "serving", reason)
 
 
 def _start_auditor(options: cli.Options) -> Channel:
@@ -103,20 +108,22 @@ def _audit(options: cli.Options, server: int, record: Record) -> None:
         _say(Failure("write", "the audit", reason_of(error)))
 
 
-def _serve(options: cli.Options, launcher: Channel | None, began: float) -> NoReturn:
+def _serve(
+    options: cli.Options, launcher: Channel | None, began: float, ignores_children: bool
+) -> NoReturn:
     """Set up and serve in this process. After lock-down the interpreter's own way out is closed, so
     leave by os._exit.
     """
     from hardsplice.setup import Setup
 
-    setup = Setup(options, launcher, began)
+    setup = Setup(options, launcher, began, ignores_children=ignores_children)
     status = 1
     try:
         status = setup.run()
     except Failure as failure:
         setup.report(failure)
     except BaseException as error:  # noqa: BLE001 - the last resort: one line, and no traceback
-        setup.report(_unforeseen(error))
+        setup.report(_unforeseen(error, is_ready=setup.is_ready))
     os._exit(status)
 
 
@@ -128,7 +135,7 @@ def _on_signal(number: int, _frame: object) -> NoReturn:
     raise _Ended(number)
 
 
-def _launch(options: cli.Options, began: float) -> int:
+def _launch(options: cli.Options, began: float, ignores_children: bool) -> int:
     """Start a process in the background; wait until it is ready, or has failed, and say which.
 
     Whatever happens to it, or to us meanwhile: it is there if this returns 0, and gone if not.
@@ -146,7 +153,7 @@ def _launch(options: cli.Options, began: float) -> int:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         ours.close()
         os.setsid()
-        _serve(options, theirs, began)
+        _serve(options, theirs, began, ignores_children)
     theirs.close()
     pidfd = os.pidfd_open(child)
     for number in ENDING:
@@ -158,6 +165,7 @@ def _launch(options: cli.Options, began: float) -> int:
         notifier.say(f"MAINPID={child}")
         record = _first_word(ours, pidfd)
         if record is not None and record.kind == Kind.READY:
+            signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # from here on we say that it runs
             if options.verbosity >= cli.Verbosity.DEBUG:
                 said = record.text.decode(errors="replace").partition("\n")[0]
                 tell([f"hardsplice: {said}"])

@@ -98,8 +98,8 @@ def _locked(folder: str) -> Iterator[None]:
     """Keep other instances out of ``folder`` meanwhile: what one of them has just bound looks stale
     until it listens.
 
-    They are in there for a moment only. Who stays longer, in a folder such as /tmp, is up to no
-    good, and not waited for.
+    They are in there for a moment only. Who stays longer is somebody else, who may look into it,
+    and is not waited for.
     """
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -110,7 +110,7 @@ def _locked(folder: str) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise
+                    break
                 time.sleep(0.01)
         yield
     finally:
@@ -121,9 +121,6 @@ def _locked(folder: str) -> Iterator[None]:
 def _failures(path: str) -> Iterator[None]:
     try:
         yield
-    except BlockingIOError as error:
-        reason = "another process works on its folder"
-        raise Failure("bind", f"control socket {path}", reason, "try again") from error
     except OSError as error:
         hint = "a socket's path has 107 bytes at most" if error.errno is None else None
         raise Failure("bind", f"control socket {path}", reason_of(error), hint) from error

@@ -9,6 +9,7 @@ import dataclasses
 import io
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -26,10 +27,13 @@ def main(argv: Sequence[str]) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # what the locale has no code for is no error
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # top puts the terminal in order
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         given = cli.parse_args(argv)
         with contextlib.closing(Client(given.socket)) as client:
             COMMANDS[given.command](client, given)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as where the shell closed it
+            sys.stdout.flush()
     except Failure as failure:
         return _complain(failure.lines("hardsplicectl"))
     except Refused as refused:

@@ -21,7 +21,7 @@ import pytest
 from tests.support import procfs
 from tests.support.files import KINDS, make_something
 from tests.support.netns import Identity, Namespace
-from tests.support.product import Program, free_ports
+from tests.support.product import Instance, Program, free_ports
 from tests.support.stream import PATIENCE, eventually
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")
@@ -92,21 +92,22 @@ def test_a_pipe_that_somebody_reads_is_no_pid_file_either(
         assert "it is no regular file" in only_line(ran)
 
 
-@pytest.mark.parametrize("mode", ["foreground", "background"])
 def test_a_stranger_who_locks_the_folder_costs_a_moment(
-    program: Program, identity: Identity, folder: Path, namespace: Namespace, mode: str
+    program: Program, identity: Identity, folder: Path, namespace: Namespace
 ) -> None:
-    path = folder / "control"
+    """Whoever may look into a folder can have a lock on it."""
     fd = os.open(folder, os.O_RDONLY)
     fcntl.flock(fd, fcntl.LOCK_EX)
+    arguments = ["-f", "--control", str(folder / "control"), str(namespace.pid)]
     try:
-        flags = ["--foreground"] if mode == "foreground" else []
-        arguments = ("--control", str(path), "-P", str(folder / "pid"), str(namespace.pid))
-        said = only_line(start(program, identity, *flags, *arguments))
+        instance = Instance(program, identity, arguments)
+        try:
+            instance.wait_ready()
+            instance.stop()
+        finally:
+            instance.discard()
     finally:
         os.close(fd)
-    assert "another process works on its folder" in said
-    assert list(folder.iterdir()) == []
 
 
 def test_a_stranger_who_locks_the_log_file_costs_nothing(
