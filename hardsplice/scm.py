@@ -54,19 +54,23 @@ class Messages:
         self._iovec = _Iovec(ctypes.addressof(self._data), size)
         self._header = _Msghdr(iov=ctypes.addressof(self._iovec), iov_length=1)
         self._ref = byref(self._header)
+        self._data_at = ctypes.addressof(self._data)
+        self._control_at = ctypes.addressof(self._control)
+        self._size, self._control_size = size, len(self._control)
+        self._view = memoryview(self._data).cast("B")  # of it, .raw would copy the whole
 
     def sendmsg(self, fd: int, data: bytes, fds: Sequence[int], flags: int) -> None:
         """Send one message, with descriptors beside it."""
         header = self._header
-        ctypes.memmove(self._data, data, len(data))
+        ctypes.memmove(self._data_at, data, len(data))
         self._iovec.length = len(data)
         header.control, header.control_length = None, 0
         if fds:
             rights = struct.pack(f"@{len(fds)}i", *fds)
             length = _CMSG.size + len(rights)
             beside = _CMSG.pack(length, socket.SOL_SOCKET, socket.SCM_RIGHTS) + rights
-            ctypes.memmove(self._control, beside, len(beside))
-            header.control, header.control_length = ctypes.addressof(self._control), length
+            ctypes.memmove(self._control_at, beside, len(beside))
+            header.control, header.control_length = self._control_at, length
         while _sendmsg(fd, self._ref, flags) < 0:
             if _errno() != errno.EINTR:
                 fail()
@@ -74,20 +78,22 @@ class Messages:
     def recvmsg(self, fd: int, flags: int) -> tuple[bytes, tuple[int, ...], int]:
         """Receive one message: its bytes, the descriptors beside it, MSG_* of what is missing."""
         header = self._header
-        self._iovec.length = len(self._data)
-        header.control, header.control_length = ctypes.addressof(self._control), len(self._control)
+        self._iovec.length = self._size
+        header.control, header.control_length = self._control_at, self._control_size
         while (count := _recvmsg(fd, self._ref, flags)) < 0:
             if _errno() != errno.EINTR:
                 fail()
-        return self._data.raw[:count], self._rights(header.control_length), int(header.flags)
+        length = header.control_length
+        fds = self._rights(length) if length else ()
+        return self._view[:count].tobytes(), fds, header.flags
 
     def _rights(self, length: int) -> tuple[int, ...]:
-        control, at = self._control.raw[:length], 0
+        control, at = self._control, 0
         fds: list[int] = []
-        while at + _CMSG.size <= len(control):
+        while at + _CMSG.size <= length:
             size, level, kind = _CMSG.unpack_from(control, at)
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                number = (min(size, len(control) - at) - _CMSG.size) // 4
+                number = (min(size, length - at) - _CMSG.size) // 4
                 fds += struct.unpack_from(f"@{number}i", control, at + _CMSG.size)
             at += _padded(max(size, _CMSG.size))
         return tuple(fds)

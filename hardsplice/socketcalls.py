@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import os
 import socket
 import struct
 import sys
@@ -330,6 +331,7 @@ def endpoint(sockaddr: bytes) -> tuple[bytes, int]:
 # --- calls that raise OSError: making sockets -----------------------------------------------------
 
 _SOCKET_TYPE = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+_IPPROTO_TCP, _TCP_NODELAY = int(socket.IPPROTO_TCP), int(socket.TCP_NODELAY)
 
 
 def stream_socket(family: int) -> int:
@@ -339,6 +341,18 @@ def stream_socket(family: int) -> int:
     fd: int = _socket(int(family), _SOCKET_TYPE, 0)
     if fd < 0:
         fail()
+    return fd
+
+
+def pool_socket(family: int) -> int:
+    """The same with TCP_NODELAY set."""
+    fd: int = _socket(family, _SOCKET_TYPE, 0)
+    if fd < 0 or _setsockopt(fd, _IPPROTO_TCP, _TCP_NODELAY, _values.one, 4) != 0:
+        try:
+            fail()
+        finally:
+            if fd >= 0:
+                os.close(fd)
     return fd
 
 

@@ -10,7 +10,6 @@ count as under way, of which each user has so many and no more (Sent.CROWDED).
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Callable, Iterable
 
 from hardsplice import socketcalls
@@ -94,10 +93,4 @@ def open_socket(family: int) -> int:
     """A socket for a pool: not blocking, with TCP_NODELAY set, since it has no listener to inherit
     that from; ``family`` is an index into FAMILIES.
     """
-    fd = socketcalls.stream_socket(FAMILIES[family])
-    try:
-        socketcalls.set_nodelay(fd)
-    except OSError:
-        os.close(fd)
-        raise
-    return fd
+    return socketcalls.pool_socket(int(FAMILIES[family]))
