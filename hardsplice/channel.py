@@ -15,12 +15,14 @@ import errno
 import os
 import socket
 import struct
+from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, IntEnum, auto, unique
 
 from hardsplice import descriptors, socketcalls
 from hardsplice.scm import Messages
+from hardsplice.socketcalls import IS_DIRECT
 
 _HEADER = struct.Struct("=BBHiI")
 TEXT_LIMIT = 2048  # bytes of text in a record
@@ -37,7 +39,9 @@ CROWDED_HINT = (
     "ones: run each instance as a user of its own (--runas, User=), or raise ulimit -n"
 )
 # One at a time is sent or received in a process.
-_messages = Messages(_HEADER.size + TEXT_LIMIT, FDS_LIMIT)
+_SIZE, _ANCILLARY = _HEADER.size + TEXT_LIMIT, socket.CMSG_SPACE(4 * FDS_LIMIT)
+# Where the C library would go through socketcall(2); else Python's own way is the faster one.
+_messages = Messages(_SIZE, FDS_LIMIT) if IS_DIRECT else None
 
 
 @unique
@@ -174,7 +178,12 @@ class Channel:
         """Send a record. With ``wait`` off it may be that the other end has too much to read."""
         flags = socket.MSG_NOSIGNAL | (0 if wait else socket.MSG_DONTWAIT)
         try:
-            _messages.sendmsg(self.socket.fileno(), encode(record), record.fds, flags)
+            if _messages is not None:
+                _messages.sendmsg(self.socket.fileno(), encode(record), record.fds, flags)
+            else:
+                rights = array("i", record.fds)
+                beside = ((socket.SOL_SOCKET, socket.SCM_RIGHTS, rights),) if record.fds else ()
+                self.socket.sendmsg((encode(record),), beside, flags)
         except BlockingIOError:
             return Sent.FULL
         except ConnectionError:
@@ -207,13 +216,22 @@ class Channel:
             raise
 
     def _receive(self, flags: int) -> tuple[bytes, tuple[int, ...], int]:
-        fd = self.socket.fileno()
         try:
-            return _messages.recvmsg(fd, flags)
+            return self._recvmsg(flags)
         except ConnectionResetError:
             # The other end has gone without reading all (unix_release_sock, net/unix/af_unix.c).
             # That is said once, before what it sent: its last words are still to come.
-            return _messages.recvmsg(fd, flags)
+            return self._recvmsg(flags)
+
+    def _recvmsg(self, flags: int) -> tuple[bytes, tuple[int, ...], int]:
+        if _messages is not None:
+            return _messages.recvmsg(self.socket.fileno(), flags)
+        packet, beside, what, _ = self.socket.recvmsg(_SIZE, _ANCILLARY, flags)
+        fds = array("i")
+        for level, kind, data in beside:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+        return packet, tuple(fds), what
 
     def drain(self) -> None:
         """Get rid of what is still to be received, before closing: nobody will look at it."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Messages with descriptors beside them: sendmsg(2), recvmsg(2), SCM_RIGHTS in cmsg(3).
 
-As socketcalls.py makes them: by numbers of their own where the C library would use socketcall(2),
+By numbers of their own, as socketcalls.py has them, where the C library would use socketcall(2),
 which a relay doesn't have.
 """
 
