@@ -104,7 +104,7 @@ def allowed_numbers(role: str) -> set[int]:
     """
     allowed = set(NATIVE)
     for name in ("monitor", "relay") if role.startswith("relay") else (role,):
-        policy = "monitor" if name in ("target", "host") else name
+        policy = {"target": "monitor", "host": "monitor-fixed"}.get(name, name)
         program = Filter(seccomp.compile_policy(seccomp.load_policy(policy), "x86_64"), "little")
         named = oracle.allowed_by_number(policy, "x86_64")
         allowed &= {
