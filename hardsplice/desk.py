@@ -8,6 +8,7 @@ lets options be set behind the places of listeners only.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
@@ -118,7 +119,8 @@ class Desk:
         socketcalls.retire(fd)
         direction, _ = self._written.get(index, ("inbound", None))
         if direction == "inbound":  # it is the host's, and the target monitor has it
-            self._use_up(fd)
+            with contextlib.suppress(OSError, Failure):  # too few descriptors, or slots
+                self._use_up(fd)
         os.close(fd)
 
     def _use_up(self, fd: int) -> None:
@@ -138,8 +140,6 @@ class Desk:
                 self._connect(fd, pointer)
             finally:
                 book.remove(there)
-        except (OSError, Failure):
-            return  # too few descriptors, or slots
         finally:
             os.close(ours)
 

@@ -6,6 +6,7 @@ and keeps listeners so that it can end them.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import socket
 from collections.abc import Iterator
@@ -160,3 +161,17 @@ def test_a_listener_of_the_start_is_ended_whoever_has_it(stand: Stand) -> None:
     stand.desk.end(1)
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(address, timeout=5)
+
+
+def test_a_listener_is_ended_also_where_no_other_socket_can_be_had(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(_: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(socketcalls, "stream_socket", none)
+    assert stand.desk._written[1][0] == "inbound"
+    stand.desk.end(1)
+    code = stand.listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    assert code == 0
+    assert 1 not in stand.desk._kept
