@@ -98,16 +98,6 @@ class Launched(Program):
         super().__init__()
         self._module = module
 
-    def _installed(self, identity: Identity, command: str) -> tuple[list[str], dict[str, str]]:
-        environment = clean_environment({})
-        done = subprocess.run(
-            identity.wrap([command, "--version"]),
-            env=environment, cwd="/", capture_output=True, check=False, timeout=PATIENCE,
-        )  # fmt: skip
-        if done.returncode != 0:
-            pytest.skip(f"{identity.name} can't run {command}")
-        return [command], environment
-
     def stage(self) -> Path:
         """The folder with the package, and now also with the module."""
         folder = super().stage()
