@@ -14,7 +14,9 @@ from __future__ import annotations
 import socket
 from collections import deque
 
-POOL_SIZE = 32  # sockets of each family, as the original has it
+# Sockets of each family. An order of half of them costs its monitor and the relay some 20 us beyond
+# the sockets themselves, so twice what the original keeps makes that 0.6 us a connection.
+POOL_SIZE = 64
 FAMILIES = (socket.AF_INET, socket.AF_INET6)
 IPV4, IPV6 = ALL_FAMILIES = (0, 1)  # indexes into FAMILIES, and into every list kept by family
 
