@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import prctl
 
 from hardsplice import descriptors, isolate, landlock, namespaces, reach
-from hardsplice.errors import Failure, reason_of
+from hardsplice.errors import not_done, reason_of
 from hardsplice.forwarding import DIRECTIONS, Direction
 from hardsplice.isolate import Lockdown
 
@@ -46,7 +46,7 @@ def of_monitor(setup: Setup, direction: Direction, say: Callable[[str], None]) -
     lacks = setup.landlock.missing
     if lacks and begun.strict:
         what, _, why = lacks[0].partition(": ")
-        raise Failure("lock down", what, why)
+        raise not_done(what, why, isolate.NOT_STRICT)
     begun.missing += lacks
     ruleset = _ruleset(setup, direction, scoped=True)
     if ruleset is not None:

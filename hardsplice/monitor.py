@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from hardsplice import container, linux
 from hardsplice.channel import LAST_RECORDS, Channel, Kind, Malformed, Record, close_all
+from hardsplice.children import hear, wait_for
 from hardsplice.crew import Crew
 from hardsplice.deaths import describe_status, exit_status
 from hardsplice.desk import Desk
@@ -27,7 +28,7 @@ from hardsplice.exchange import HostSide
 from hardsplice.flowlog import FlowLog, Traffic
 from hardsplice.flowtable import Nonsense
 from hardsplice.forwarding import Direction, Port, Ports
-from hardsplice.keeper import STOP_SECONDS, hear, wait_for
+from hardsplice.keeper import STOP_SECONDS
 from hardsplice.lifeline import Hold
 from hardsplice.listeners import describe
 from hardsplice.log import Level, Log
@@ -220,9 +221,9 @@ class HostMonitor:
         """The outbound relays serve."""
         self._arrived("relays")
 
-    def relay_lost(self, reason: str) -> None:
+    def relay_lost(self, reason: str, hint: str | None = None) -> None:
         """An outbound relay can't be kept running: end."""
-        self._fail(relay_lost("outbound", reason))
+        self._fail(relay_lost("outbound", reason, hint))
 
     def _fail(self, failure: Failure) -> None:
         if self.failure is None:

@@ -20,6 +20,7 @@ import pytest
 from hardsplice import seal, socketcalls
 from hardsplice.book import USUAL
 from hardsplice.channel import Channel, Kind, Note, Record, Sent, close_all, encode
+from hardsplice.children import wait_for
 from hardsplice.deaths import (
     DEATHS_MAX,
     DELAYS,
@@ -35,7 +36,6 @@ from hardsplice.keeper import (
     ROWS_A_PASS,
     TELL_SECONDS,
     Keeper,
-    wait_for,
 )
 from hardsplice.listeners import open_listener, write_place
 from hardsplice.notes import BY_KEEPERS, BY_RELAYS, BY_TRACED_RELAYS
