@@ -115,6 +115,8 @@ def _not_loaded(error: Exception) -> str:
         hint = "raise the limit with ulimit -n" if error.errno == _EMFILE else ""
     elif isinstance(error, ModuleNotFoundError):
         reason, hint = f"there is no module {error.name}", "install what hardsplice needs"
+    elif not isinstance(error, ImportError):
+        reason = f"{type(error).__name__}: {error}"
     lines = [f"cannot start hardsplice: {reason}", *([hint] if hint else [])]
     return "\n".join(f"hardsplice: {line}" for line in lines)
 

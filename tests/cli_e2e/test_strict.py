@@ -29,7 +29,7 @@ old.load()
 os.execvp(command[0], command)
 """
 PR_SET_MDWE, PR_CAPBSET_DROP, PR_SET_SECCOMP, PR_SET_SECUREBITS = 65, 24, 22, 28
-PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, MSEAL = 4, 38, 462
+PR_SET_DUMPABLE, PR_CAPBSET_READ, PR_SET_NO_NEW_PRIVS, MSEAL = 4, 23, 38, 462
 F_ADD_SEALS = 1033
 NEWNS, NEWUTS, NEWIPC, NEWUSER = 0x00020000, 0x04000000, 0x08000000, 0x10000000
 OLDER, FILTER = "this kernel lacks it", "a filter that hardsplice was started under forbids it"
@@ -61,6 +61,8 @@ REQUIRED = {
     "seccomp": (("prctl", errno.EINVAL, 0, PR_SET_SECCOMP), "system call filter"),
     "capabilities": (("capset", errno.EPERM, 0, ""), "capabilities"),
     "the bounding set": (("prctl", errno.EPERM, 0, PR_CAPBSET_DROP), "bounding set"),
+    "the bounding set, once more": (("prctl", errno.EINVAL, 0, PR_CAPBSET_DROP), "bounding set"),
+    "what is in the bounding set": (("prctl", errno.EPERM, 0, PR_CAPBSET_READ), "bounding set"),
     "securebits": (("prctl", errno.EPERM, 0, PR_SET_SECUREBITS), "securebits"),
     "the empty root": (("pivot_root", errno.EPERM, 0, ""), "leave the file system"),
     "its mount namespace": (("unshare", errno.ENOSPC, 0, NEWNS), "leave the file system"),

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import pytest
 
-from hardsplice import seal, socketcalls
+from hardsplice import linux, seal, socketcalls
 from hardsplice.book import USUAL
 from hardsplice.channel import Channel, Kind, Note, Record, Sent, close_all, encode
 from hardsplice.children import wait_for
@@ -640,6 +640,32 @@ def test_a_pooled_socket_is_ready_to_be_connected(family: int) -> None:
     assert not os.get_inheritable(fd)
     assert not os.get_blocking(fd)
     close_all([fd])
+
+
+# --- no process to be had ---
+
+
+def no_process() -> int:
+    raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+
+@pytest.mark.parametrize("was_ready", [False, True])
+def test_without_a_process_to_spare_a_relay_is_started_later_or_not_at_all(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch, *, was_ready: bool
+) -> None:
+    """A successor is: the crowd may be gone by then. Both ends of its channel are closed."""
+    keeper, above, _ = stand
+    keeper.was_ready = was_ready
+    timers = cast("Timers", keeper.loop)
+    monkeypatch.setattr(linux, "fork", no_process)
+    before = open_descriptors()
+    keeper.start()
+    assert open_descriptors() == before
+    if was_ready:
+        assert timers.due[-1] == (DELAYS[0], keeper.start)
+        for _ in range(DEATHS_MAX):
+            keeper.start()
+    assert above.said == [os.strerror(errno.EAGAIN)], "given up, in the end"
 
 
 # --- what a relay is told ---

@@ -39,28 +39,31 @@ def test_what_is_no_limit_has_no_such_step(error: BaseException | None) -> None:
     assert next_step(error) is None
 
 
-def test_a_failure_that_a_limit_caused_gets_the_step_if_it_has_none() -> None:
-    for own in (None, "do that"):
-        try:
-            try:
-                raise OSError(errno.EMFILE, "x")
-            except OSError as error:
-                raise Failure("join", "process 1", "why", own) from error
-        except Failure as failure:
-            assert told(failure) is failure
-            assert failure.hint == (own or "raise the limit with ulimit -n")
+def joined(own: str | None) -> None:
+    try:
+        raise OSError(errno.EMFILE, "x")
+    except OSError as error:
+        raise Failure("join", "process 1", "why", own) from error
+
+
+@pytest.mark.parametrize("own", [None, "do that"])
+def test_a_failure_that_a_limit_caused_gets_the_step_if_it_has_none(own: str | None) -> None:
+    with pytest.raises(Failure) as caught:
+        joined(own)
+    failure = told(caught.value)
+    assert failure is caught.value
+    assert failure.hint == (own or "raise the limit with ulimit -n")
+
+
+def fails() -> None:
+    raise KeyError("what")
 
 
 def test_any_other_error_says_where_it_was() -> None:
-    def fails() -> None:
-        raise KeyError("what")
-
-    try:
+    with pytest.raises(KeyError) as caught:
         fails()
-    except KeyError as error:
-        place = f"fails, line {fails.__code__.co_firstlineno + 1}: 'what'"
-        assert told(error).reason.endswith(place)
-    try:
+    line = fails.__code__.co_firstlineno + 1
+    assert told(caught.value).reason == f"KeyError in fails, line {line}: 'what'"
+    with pytest.raises(OSError, match="nonexistent") as missing:
         os.stat("/nonexistent")
-    except OSError as error:
-        assert told(error).reason.startswith("/nonexistent: No such file or directory in ")
+    assert told(missing.value).reason.startswith("/nonexistent: No such file or directory in ")
