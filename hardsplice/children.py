@@ -9,11 +9,23 @@ import select
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NoReturn
 
 from hardsplice.channel import Channel, Kind, Record
 from hardsplice.errors import text_of
+from hardsplice.lifeline import Hold
 from hardsplice.unforeseen import as_failure
+
+
+@dataclass(slots=True)
+class Child:
+    """A process that the host monitor waits for."""
+
+    pid: int
+    pidfd: int
+    channel: Channel
+    line: Hold  # which it hangs on
 
 
 def live(life: Callable[[], int], channel: Channel, verb: str, object: str) -> NoReturn:  # noqa: A002

@@ -161,12 +161,18 @@ class Container:
         """What the host monitor keeps."""
         return self.channel.fileno(), self._pidfd, self._guard_pidfd, self._line
 
-    def status(self) -> int:
-        """How PID 1 ended, as a shell gives it: the guard ends in the same way, unless it can't."""
-        if not has_ended(self._guard_pidfd, _LEAVE_SECONDS):
-            return 128 + signal.SIGKILL
-        status = self._reap(self._guard)
-        return 128 + signal.SIGKILL if status is None else exit_status(status)
+    def status(self) -> tuple[int, str]:
+        """How PID 1 ended, as a shell gives it and in words: the guard ends in the same way, unless
+        it can't, or was ended itself, and PID 1 with it.
+        """
+        has_left = has_ended(self._guard_pidfd, _LEAVE_SECONDS)
+        status = self._reap(self._guard) if has_left else None
+        if status is None:
+            return 128 + signal.SIGKILL, f"hs-init was {describe_status(signal.SIGKILL)}"
+        code = exit_status(status)
+        if os.WIFSIGNALED(status):
+            return code, f"hs-guard was {describe_status(status)}"
+        return code, f"hs-init was {describe_status(code - 128 if code > 128 else code << 8)}"
 
     def end(self, *, patience: float = _LEAVE_SECONDS) -> None:
         """End all processes in there. PID 1 may take ``patience`` seconds to leave at end of file;

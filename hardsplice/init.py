@@ -23,7 +23,7 @@ from hardsplice import children, descriptors, isolate, linux, namespaces, shield
 from hardsplice.channel import Channel, Kind, Record
 from hardsplice.descriptors import CHANNEL_FD, FIRST_LISTENER, LOG_FD, SIGNALS_FD
 from hardsplice.errors import Failure, reason_of, text_of
-from hardsplice.unforeseen import as_failure, errno_of
+from hardsplice.unforeseen import as_failure, next_step
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -160,9 +160,11 @@ def not_run(name: str, as_other_user: str | None, error: BaseException) -> Failu
     """Why this process can't run COMMAND; ``as_other_user`` is what to do where that is because of
     whose process it is.
     """
-    code = errno_of(error)
-    if code not in (errno.ENOENT, errno.EACCES):
+    if not isinstance(error, OSError):
         return as_failure(error, "run", name)
+    code = error.errno
+    if code not in (errno.ENOENT, errno.EACCES):
+        return Failure("run", name, reason_of(error), next_step(error))
     places = [name] if "/" in name else [os.path.join(one, name) for one in os.get_exec_path()]
     path = next(filter(os.path.lexists, places), None)
     if path is None and "/" not in name:

@@ -93,6 +93,7 @@ class Keeper:
         self.was_ready = False
         self.dialogue = self._dialogue()
         self.last_words = ""
+        self.succeeds = ""  # why the one ended of which the relay takes the place
         self.is_cut_off = False
         self.is_in_breach = False  # it sent what it may not
         self.is_asked = False  # whether the relay owes an answer
@@ -261,7 +262,7 @@ class Keeper:
             self.upward.relay_lost(f"it died {DEATHS_MAX + 1} times in {WINDOW:.0f} s: {reason}")
             return
         self._count(status)
-        self.upward.note(Note.RESTARTED, 0, 0, reason.encode(errors="replace"))
+        self.succeeds = reason
         self.upward.relay_yields()
         self.loop.after(delay, self.start)
 
@@ -347,6 +348,9 @@ class Keeper:
         if self.plan.is_dynamic and not self._take_questions(record.fds):
             return
         self._alive()  # one that was being replaced can't have heard the question
+        if self.succeeds:
+            self.upward.note(Note.RESTARTED, 0, 0, self.succeeds.encode(errors="replace"))
+            self.succeeds = ""
         if not self.was_ready:
             self.was_ready = True
             self.upward.relay_ready()

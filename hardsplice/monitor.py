@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hardsplice import container, linux
-from hardsplice.channel import LAST_RECORDS, Channel, Kind, Malformed, Record, close_all
-from hardsplice.children import hear, wait_for
+from hardsplice.channel import LAST_RECORDS, Kind, Malformed, Record, close_all
+from hardsplice.children import Child, hear, wait_for
 from hardsplice.crew import Crew
 from hardsplice.deaths import describe_status, exit_status
 from hardsplice.desk import Desk
@@ -29,7 +29,6 @@ from hardsplice.flowlog import FlowLog, Traffic
 from hardsplice.flowtable import Nonsense
 from hardsplice.forwarding import Direction, Port, Ports
 from hardsplice.keeper import STOP_SECONDS
-from hardsplice.lifeline import Hold
 from hardsplice.listeners import describe
 from hardsplice.log import Level, Log
 from hardsplice.loop import Loop
@@ -52,16 +51,6 @@ ENDING = (signal.SIGTERM, signal.SIGINT)
 FINAL = (*ENDING, signal.SIGHUP, signal.SIGQUIT)
 PASSED_ON = (*FINAL, signal.SIGUSR1, signal.SIGUSR2)
 DEAF_SECONDS = 0.5  # for PID 1 to pass such a signal on
-
-
-@dataclass(slots=True)
-class Child:
-    """A process that the host monitor waits for."""
-
-    pid: int
-    pidfd: int
-    channel: Channel
-    line: Hold  # which it hangs on
 
 
 @dataclass(slots=True)
@@ -422,7 +411,10 @@ class HostMonitor:
                     break
                 self._on_init_record(record)
         self.loop.remove(inside.pidfd)
-        self.loop.stop(inside.status())
+        status, how = inside.status()
+        if self.init_says.phase is not Phase.ENDING:
+            self.log.last_words(str(Failure("keep", "COMMAND running", how)))
+        self.loop.stop(status)
 
     # --- words ------------------------------------------------------------------------------------
 

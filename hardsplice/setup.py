@@ -44,18 +44,14 @@ from hardsplice import (
     users,
 )
 from hardsplice.channel import CROWDED_HINT, Channel, Kind, Record
+from hardsplice.children import Child
 from hardsplice.cli import Mode, Options, Verbosity
 from hardsplice.desk import Desk
 from hardsplice.errors import Failure, printable, quote, text_of
 from hardsplice.flowlog import Traffic
 from hardsplice.forwarding import DIRECTIONS, PLACES, Direction, Port
 from hardsplice.log import Level, Log, open_file
-from hardsplice.monitor import (
-    PASSED_ON,
-    Child,
-    Host,
-    HostMonitor,
-)
+from hardsplice.monitor import PASSED_ON, Host, HostMonitor
 from hardsplice.passed import Passed, stored_name
 from hardsplice.pidfile import PidFile
 from hardsplice.plans import Planner

@@ -27,6 +27,7 @@ from hardsplice import (
     sockdiag,
 )
 from hardsplice.channel import CROWDED_HINT, Channel, Kind, Malformed, Record, close_all
+from hardsplice.children import Child
 from hardsplice.crew import Crew
 from hardsplice.descriptors import (
     CHANNEL_FD,
@@ -42,7 +43,6 @@ from hardsplice.isolate import Lockdown
 from hardsplice.joining import Tie
 from hardsplice.log import Level
 from hardsplice.loop import Loop
-from hardsplice.monitor import Child
 from hardsplice.relay import main as relay
 from hardsplice.relay.sockets import ALL_FAMILIES
 from hardsplice.relay.stats import UNPASSED, shared_with_monitor

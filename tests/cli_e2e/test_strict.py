@@ -184,3 +184,45 @@ def test_only_that_mappings_are_sealed_is_done_without_in_silence(
     kernel = (MSEAL, answer, 0, "")
     done = run_on(kernel, program, identity, "-q", *more, *ports, "--", "true")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+OTHERS = 0x40000000 | NEWIPC | NEWUTS  # NEWNET and those, as COMMAND's namespaces are made
+HINTED = {
+    "no such call": (("pivot_root", errno.ENOSYS, 0, ""), ""),
+    "pivot_root may not": (("pivot_root", errno.EPERM, 0, ""), ""),
+    "no mount namespace left": (("unshare", errno.ENOSPC, 0, NEWNS), "user.max_mnt_namespaces"),
+    "no IPC namespace left": (("unshare", errno.ENOSPC, 0, NEWIPC), "user.max_ipc_namespaces"),
+    "an IPC namespace may not be": (("unshare", errno.EPERM, 0, NEWIPC), ""),
+    "no user namespace": (("unshare", errno.EPERM, 0, NEWUSER), "user.max_user_namespaces"),
+}
+
+
+@pytest.mark.parametrize("what", HINTED)
+def test_a_next_step_is_named_where_it_is_one(
+    what: str, program: Program, user: Identity, namespace_of_user: Namespace
+) -> None:
+    kernel, hint = HINTED[what]
+    done = run_on(kernel, program, user, "-f", "-t", "none", str(namespace_of_user.pid))
+    assert done.returncode == 1
+    _, *hints = done.stderr.splitlines()
+    assert len(hints) == bool(hint), done.stderr
+    assert all(hint in line for line in hints)
+
+
+@pytest.mark.parametrize(
+    ("answer", "hint"), [(errno.EPERM, ""), (errno.ENOSPC, "user.max_*_namespaces")]
+)
+@pytest.mark.parametrize("options", [(), ("--netns-only",)])
+def test_nor_another_one_for_commands_namespaces(
+    program: Program, identity: Identity, options: tuple[str, ...], answer: int, hint: str
+) -> None:
+    if options and not identity.is_root:
+        pytest.skip("only root may")
+    asked = OTHERS if options else OTHERS | NEWUSER | NEWNS
+    kernel = ("unshare", answer, 0, asked)
+    done = run_on(kernel, program, identity, "-q", *options, "-t", "none", "true")
+    assert done.returncode == 1
+    first, *hints = done.stderr.splitlines()
+    assert first.startswith("hardsplice: cannot create namespaces: ")
+    assert len(hints) == bool(hint), done.stderr
+    assert all(hint in line for line in hints)

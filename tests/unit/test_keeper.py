@@ -243,9 +243,25 @@ def test_a_relay_that_breaks_the_rules_is_counted_as_one(stand: Stand, breach: b
     counted = keeper.plan.stats.snapshot()
     assert (counted["restarts"], counted["denied_records"]) == (1, int(breach))
     assert counted["denied_calls"] == 0
-    kind, _, _, text = above.said[0]
-    assert kind == Note.RESTARTED
-    assert (b"protocol" in text) == breach
+    assert above.said == ["yields"]
+    assert ("protocol" in keeper.succeeds) == breach
+
+
+def test_that_a_relay_was_started_again_is_said_once_it_was(stand: Stand) -> None:
+    """And not of each that fails on the way."""
+    keeper, above, _ = stand
+    os.kill(keeper.pid, signal.SIGKILL)
+    keeper._on_exit()
+    assert above.said == ["yields"]
+    for _ in range(2):
+        keeper.channel, relay = Channel.pair()
+        keeper.dialogue = keeper._dialogue()
+        relay.send(Record(Kind.READY))
+        relay.close()
+        keeper._on_channel()
+        keeper.channel.close()
+    keeper.channel = None
+    assert above.said == ["yields", (Note.RESTARTED, 0, 0, b"killed by SIGKILL")]
 
 
 def test_descriptors_from_a_relay_are_closed_and_end_it(stand: Stand) -> None:
@@ -617,7 +633,7 @@ def test_no_relay_goes_on_with_a_listener_that_is_not_as_it_was_made(
         os.kill(keeper.pid, signal.SIGKILL)
         keeper._on_exit()
     if spoil in (None, retire):
-        assert [said[0] for said in above.said if said != "yields"] == [Note.RESTARTED]
+        assert (above.said, keeper.succeeds) == (["yields"], "killed by SIGKILL")
     else:
         assert above.said == ["a listener has other options than it was made with"]
 
