@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import prctl
 
 from hardsplice import descriptors, isolate, landlock, namespaces, reach
+from hardsplice.book import SEALED
 from hardsplice.errors import not_done, reason_of
 from hardsplice.forwarding import DIRECTIONS, Direction
 from hardsplice.isolate import Lockdown
@@ -57,7 +58,8 @@ def of_monitor(setup: Setup, direction: Direction, say: Callable[[str], None]) -
 def lock_host_monitor(setup: Setup) -> None:
     """Lock this process down, as the host monitor."""
     prctl.set_name("hs-host")
-    setup.planner.books["outbound"].open()
+    unsealed = setup.planner.books["outbound"].open()
+    setup.unsealed = [f"{SEALED}: {unsealed}"] if unsealed else []
     setup.planner.books["outbound"].pin(is_writer=True)
     if setup.ready_fd is not None:
         descriptors.move(setup.ready_fd, descriptors.READY_FD)

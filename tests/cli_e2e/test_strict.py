@@ -186,6 +186,23 @@ def test_only_that_mappings_are_sealed_is_done_without_in_silence(
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize(
+    ("answer", "reason"), [(errno.ENOSYS, OLDER), (errno.EINVAL, OLDER), (errno.EPERM, FILTER)]
+)
+def test_whoever_asks_is_told_that_mappings_are_not_sealed(
+    answer: int, reason: str, program: Program, identity: Identity, namespace: Namespace
+) -> None:
+    line = f"not in force: seal the address book's mappings (Linux 6.10): {reason}"
+    kernel = (MSEAL, answer, 0, "")
+    strict = ("--sandbox=strict", "-t", f"127.0.0.1/{free_ports()}:80")
+    in_front = run_on(kernel, program, identity, "--debug", *strict, "--", "true")
+    behind = run_on(kernel, program, identity, "--audit", *strict, str(namespace.pid))
+    namespace.kill()
+    for done, said in ((in_front, in_front.stderr), (behind, behind.stdout)):
+        assert done.returncode == 0
+        assert len([one for one in said.splitlines() if one.endswith(line)]) == 1, said
+
+
 OTHERS = 0x40000000 | NEWIPC | NEWUTS  # NEWNET and those, as COMMAND's namespaces are made
 HINTED = {
     "no such call": (("pivot_root", errno.ENOSYS, 0, ""), ""),
