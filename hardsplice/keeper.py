@@ -248,9 +248,8 @@ class Keeper:
 
     def _replace(self, status: int) -> None:
         """Start another relay, unless that makes no sense."""
-        reason = self.last_words or describe_status(status)
+        reason, _, hint = (self.last_words or describe_status(status)).partition("\n")
         if not self.was_ready:
-            reason, _, hint = reason.partition("\n")
             self.upward.relay_lost(f"it did not start: {reason}", hint or None)
             return
         if not all(is_sound(one.fd) for one in self.plan.listeners):

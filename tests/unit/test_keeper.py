@@ -247,6 +247,25 @@ def test_a_relay_that_breaks_the_rules_is_counted_as_one(stand: Stand, breach: b
     assert ("protocol" in keeper.succeeds) == breach
 
 
+@pytest.mark.parametrize("was_ready", [False, True])
+def test_what_to_do_about_a_relay_that_does_not_start_is_a_line_of_its_own(
+    stand: Stand, was_ready: bool
+) -> None:
+    """One that has served is not asked for advice: it may have been taken over."""
+    keeper, above, relay = stand
+    lost: list[tuple[str, str | None]] = []
+    above.relay_lost = lambda reason, hint=None: lost.append((reason, hint))  # type: ignore[method-assign]
+    keeper.was_ready = was_ready
+    relay.send(Record(Kind.FATAL, text=b"why\nwhat to do"))
+    keeper._on_channel()
+    os.kill(keeper.pid, signal.SIGKILL)
+    keeper._on_exit()
+    if was_ready:
+        assert (lost, keeper.succeeds) == ([], "why")
+    else:
+        assert lost == [("it did not start: why", "what to do")]
+
+
 def test_that_a_relay_was_started_again_is_said_once_it_was(stand: Stand) -> None:
     """And not of each that fails on the way."""
     keeper, above, _ = stand
