@@ -467,7 +467,7 @@ def test_an_answer_for_which_there_is_no_room_is_an_error(
 def test_an_answer_that_the_shell_wants_nothing_of_is_none(world: FakeWorld, words: str) -> None:
     done = subprocess.run(
         ["sh", "-c", f'"$@" {words} >&-', "sh", *COMMAND],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False,
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
 
