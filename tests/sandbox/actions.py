@@ -20,6 +20,7 @@ from typing import Any
 
 from hardsplice import linux
 from hardsplice.channel import FDS_LIMIT, TEXT_LIMIT, Kind, Note, Record, encode
+from hardsplice.relay.sockets import POOL_SIZE
 from tests.sandbox.job import Board
 
 FLOOD = 400  # records
@@ -112,7 +113,7 @@ FORBIDDEN: dict[str, Callable[[socket.socket], None]] = {
             Kind.CLOSED,
         )
     },
-    "too many sockets": _one(_record(Kind.ASK, 0, 33)),
+    "too many sockets": _one(_record(Kind.ASK, 0, POOL_SIZE + 1)),
     "no sockets": _one(_record(Kind.ASK, 0, 0)),
     "less than no sockets": _one(_record(Kind.ASK, 0, -1)),
     "sockets of no family": _one(_record(Kind.ASK, 7, 1)),
