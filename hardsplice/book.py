@@ -33,11 +33,12 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from hardsplice import linux, socketcalls
+from hardsplice import landlock, linux, socketcalls
 from hardsplice.errors import Failure, reason_of
 from hardsplice.files import any_size
 from hardsplice.syscalls import ARCHITECTURES
 
+SEALED = "seal the address book's mappings (Linux 6.10)"
 SLOT = 32  # bytes: a struct sockaddr_in6 fits
 TARGETS_A_PORT = 2  # at the most: the loopback addresses of both families
 _UNUSED = socketcalls.NO_ADDRESS
@@ -145,9 +146,9 @@ class Book:
 
     # --- in the process that uses it ------------------------------------------------------------
 
-    def open(self) -> bool:
-        """Map it where this process's filter will look for it; whether the mapping is sealed, too.
-        It can be done once, and not be undone.
+    def open(self) -> str | None:
+        """Map it where this process's filter will look for it. It can be done once, and not be
+        undone. Why the mapping isn't sealed, too, where it isn't.
         """
         read, place = mmap.PROT_READ, self.place
         try:
@@ -166,8 +167,8 @@ class Book:
         except OSError as error:
             if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EINVAL):
                 raise
-            return False
-        return True
+            return landlock.FORBIDDEN if error.errno == errno.EPERM else landlock.LACKED
+        return None
 
     def pin(self, *, is_writer: bool) -> None:
         """Take the values of socket options from it, from now on. ``is_writer`` says that this is

@@ -18,7 +18,7 @@ import getopt
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from hardsplice import __version__, ports, values
+from hardsplice import __version__, output, ports, values
 from hardsplice.errors import Failure, quote
 from hardsplice.spec import Inherited, is_inherited
 
@@ -230,7 +230,7 @@ def read_ephemeral_range(path: str = _EPHEMERAL_PATH) -> tuple[int, int]:
 # The options
 
 
-class Parser(argparse.ArgumentParser):
+class Parser(output.Parser):
     """An ArgumentParser whose errors are Failures, and whose help is a page of sections."""
 
     def __init__(self) -> None:

@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -37,6 +36,7 @@ import prctl
 
 from hardsplice import guard, landlock, lifeline, namespaces, users
 from hardsplice.channel import Channel, Kind, Malformed, Record, close_all
+from hardsplice.children import has_ended
 from hardsplice.deaths import describe_status, exit_status
 from hardsplice.errors import Failure, failure_of, quote, reason_of
 from hardsplice.log import Level
@@ -119,7 +119,7 @@ class Container:
                 is_root = os.geteuid() == 0
                 namespaces.write_id_maps(self._guard, uids, gids, deny_setgroups=not is_root)
             except OSError as error:
-                hint = namespaces.USERNS_HINT
+                hint = namespaces.userns_hint(error)
                 raise Failure("create", "namespaces", reason_of(error), hint) from error
             report.send(Record(Kind.GO))
         started = self._expect(report)
@@ -145,7 +145,7 @@ class Container:
     def _early_end(self) -> str:
         """What is known of it, since the guard has ended or hangs up."""
         known = "the process that makes them ended early"
-        if _has_ended(self._guard_pidfd, _LEAVE_SECONDS):
+        if has_ended(self._guard_pidfd, _LEAVE_SECONDS):
             status = self._reap(self._guard)
             if status is not None:
                 return f"{known}: {describe_status(status)}"
@@ -161,12 +161,18 @@ class Container:
         """What the host monitor keeps."""
         return self.channel.fileno(), self._pidfd, self._guard_pidfd, self._line
 
-    def status(self) -> int:
-        """How PID 1 ended, as a shell gives it: the guard ends in the same way, unless it can't."""
-        if not _has_ended(self._guard_pidfd, _LEAVE_SECONDS):
-            return 128 + signal.SIGKILL
-        status = self._reap(self._guard)
-        return 128 + signal.SIGKILL if status is None else exit_status(status)
+    def status(self) -> tuple[int, str]:
+        """How PID 1 ended, as a shell gives it and in words: the guard ends in the same way, unless
+        it can't, or was ended itself, and PID 1 with it.
+        """
+        has_left = has_ended(self._guard_pidfd, _LEAVE_SECONDS)
+        status = self._reap(self._guard) if has_left else None
+        if status is None:
+            return 128 + signal.SIGKILL, f"hs-init was {describe_status(signal.SIGKILL)}"
+        code = exit_status(status)
+        if os.WIFSIGNALED(status):
+            return code, f"hs-guard was {describe_status(status)}"
+        return code, f"hs-init was {describe_status(code - 128 if code > 128 else code << 8)}"
 
     def end(self, *, patience: float = _LEAVE_SECONDS) -> None:
         """End all processes in there. PID 1 may take ``patience`` seconds to leave at end of file;
@@ -178,11 +184,11 @@ class Container:
         self.channel.drain()
         self.channel.close()
         if self._pidfd:
-            _has_ended(self._pidfd, patience)
+            has_ended(self._pidfd, patience)
         os.close(self._line)
         deadline = time.monotonic() + _END_SECONDS
         for pid, pidfd in ((self._guard, self._guard_pidfd), (self.init, self._pidfd)):
-            if pidfd and _has_ended(pidfd, max(0.0, deadline - time.monotonic())):
+            if pidfd and has_ended(pidfd, max(0.0, deadline - time.monotonic())):
                 self._reap(pid)
 
     def _reap(self, pid: int) -> int | None:
@@ -192,13 +198,6 @@ class Container:
         with contextlib.suppress(ChildProcessError):
             return os.waitpid(pid, os.WNOHANG)[1]
         return None
-
-
-def _has_ended(pidfd: int, seconds: float) -> bool:
-    """Wait for a process to end, though no longer than so."""
-    poller = select.poll()
-    poller.register(pidfd, select.POLLIN)
-    return bool(poller.poll(int(seconds * 1000)))
 
 
 def for_command(setup: Setup) -> Container:

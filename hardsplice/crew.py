@@ -33,7 +33,7 @@ class Upward(Protocol):
     def relays_ready(self) -> None:
         """Every relay is locked down and serves, for the first time."""
 
-    def relay_lost(self, reason: str) -> None:
+    def relay_lost(self, reason: str, hint: str | None = None) -> None:
         """One of the relays can't be kept running."""
 
     def relays_alive(self) -> None:
@@ -115,9 +115,9 @@ class Crew:
         if self.awaited == 0:
             self.upward.relays_ready()
 
-    def relay_lost(self, reason: str) -> None:
+    def relay_lost(self, reason: str, hint: str | None = None) -> None:
         """Fewer relays than were asked for is an error."""
-        self.upward.relay_lost(reason)
+        self.upward.relay_lost(reason, hint)
 
     def relay_alive(self) -> None:
         """One more has answered."""

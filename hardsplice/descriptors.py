@@ -118,6 +118,8 @@ def above(fd: int, first: int, what: str) -> int:
     try:
         return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, first)
     except OSError as error:
+        if error.errno == errno.EINVAL:  # ``first`` is behind the limit
+            error = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         raise Failure("use", what, reason_of(error)) from error
 
 

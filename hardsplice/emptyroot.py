@@ -13,9 +13,9 @@ from __future__ import annotations
 import errno
 import os
 
-from hardsplice import linux, namespaces
+from hardsplice import children, linux, namespaces
 from hardsplice.channel import Channel, Kind, Record
-from hardsplice.errors import Failure, failure_of, reason_of, text_of
+from hardsplice.errors import failure_of, not_done, reason_of
 
 LEAVE = "leave the file system for an empty one"
 _PLACE = "/proc"  # a folder that is there for sure, to mount the new root on
@@ -48,7 +48,7 @@ def made_by_child() -> int:
     ours, theirs = Channel.pair()
     pid = os.fork()
     if pid == 0:
-        _make(theirs)
+        children.live(lambda: _make(theirs), theirs, *LEAVE.split(" ", 1))
     theirs.close()
     try:
         record = ours.receive()
@@ -56,26 +56,22 @@ def made_by_child() -> int:
         ours.close()
         os.waitpid(pid, 0)
     if record is None:
-        raise Failure("lock down", LEAVE, "the process that makes it ended early")
+        raise not_done(LEAVE, "the process that makes it ended early")
     if record.kind == Kind.FATAL:
         raise failure_of(record.text)
     (folder,) = record.fds
     return folder
 
 
-def _make(channel: Channel) -> None:
-    status = 1
+def _make(channel: Channel) -> int:
     try:
         namespaces.enter_own_user_namespace()
         leave()
-        folder = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        channel.send(Record(Kind.READY, fds=(folder,)))
-        status = 0
     except OSError as error:
-        failure = Failure("lock down", LEAVE, reason_of(error), namespaces.USERNS_HINT)
-        channel.send(Record(Kind.FATAL, text=text_of(failure)))
-    finally:
-        os._exit(status)
+        raise not_done(LEAVE, reason_of(error), namespaces.userns_hint(error)) from error
+    folder = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    channel.send(Record(Kind.READY, fds=(folder,)))
+    return 0
 
 
 def enter(folder: int) -> None:

@@ -20,8 +20,8 @@ import unicodedata
 from collections.abc import Iterable
 
 __all__ = [
-    "Failure", "failure_of", "printable", "quote", "reason_of", "relay_lost", "tell", "text_of",
-    "write_all",
+    "Failure", "failure_of", "not_done", "printable", "quote", "reason_of", "relay_lost", "tell",
+    "text_of", "write_all",
 ]  # fmt: skip
 
 SHOWN_LIMIT = 1000  # characters of one line
@@ -69,9 +69,15 @@ class Failure(Exception):  # noqa: N818 - it is what messages call it
         return tuple(f"{program}: {text}" for text in texts)
 
 
-def relay_lost(direction: str, reason: str) -> Failure:
+def relay_lost(direction: str, reason: str, hint: str | None) -> Failure:
     """What both monitors end with when a relay of theirs can't be kept."""
-    return Failure("keep", f"the {direction} relay running", reason)
+    return Failure("keep", f"the {direction} relay running", reason, hint)
+
+
+def not_done(what: str, reason: str, hint: str | None = None) -> Failure:
+    """A Failure at what is put as it is done: "clear the ambient set"."""
+    verb, _, object = what.partition(" ")  # noqa: A001 - as in Failure
+    return Failure(verb, object, reason, hint)
 
 
 def text_of(failure: Failure) -> bytes:

@@ -17,17 +17,31 @@ from collections.abc import Iterator
 def open_regular(path: str, flags: int, mode: int) -> int:
     """A regular file's descriptor, close-on-exec; made with ``mode`` where ``flags`` say so and
     nothing is there. Raises OSError, also for what is there and is no regular file.
+
+    A umask takes from others, and from the group; never from the owner, who is to use it again.
     """
     with contextlib.suppress(FileNotFoundError):
         _check(os.lstat(path))  # merely to open some devices has an effect
     flags |= os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
-    fd = os.open(path, flags, mode)
+    with owner_keeps_rights():
+        fd = os.open(path, flags, mode)
     try:
         _check(os.fstat(fd))
     except BaseException:
         os.close(fd)
         raise
     return fd
+
+
+@contextlib.contextmanager
+def owner_keeps_rights() -> Iterator[None]:
+    """Make files whose owner has the rights that they are made with, whatever the umask is."""
+    before = os.umask(0o077)
+    os.umask(before & 0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def _check(found: os.stat_result) -> None:

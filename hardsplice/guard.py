@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, NoReturn
 
 import prctl
 
-from hardsplice import descriptors, init, isolate, lifeline, linux, namespaces, users
+from hardsplice import children, descriptors, init, isolate, lifeline, linux, namespaces, users
 from hardsplice.channel import Channel, Kind, Record, encode
 from hardsplice.deaths import exit_status
 from hardsplice.descriptors import CHANNEL_FD, FIRST_LISTENER
-from hardsplice.errors import Failure, reason_of, text_of
+from hardsplice.errors import Failure, reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -33,26 +33,22 @@ def live(recipe: Recipe, channel: Channel, report: Channel, line: int) -> NoRetu
     """The life of the process that the host monitor forks. ``channel`` is for PID 1, ``report`` is
     its own, and it hangs on ``line``.
     """
-    try:
-        prctl.set_name("hs-guard")
-        # What the terminal sends, and to end all by kill(1), is for COMMAND: it has its mask back
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        keep = (channel.fileno(), report.fileno(), line, *recipe.aside.values())
-        descriptors.close_others((0, 1, 2, *keep))
+    children.live(lambda: _live(recipe, channel, report, line), report, "create", "namespaces")
+
+
+def _live(recipe: Recipe, channel: Channel, report: Channel, line: int) -> int:
+    prctl.set_name("hs-guard")
+    # What the terminal sends, and to end all by kill(1), is for COMMAND: it has its mask back
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    keep = (channel.fileno(), report.fileno(), line, *recipe.aside.values())
+    descriptors.close_others((0, 1, 2, *keep))
+    lifeline.hang_on(line)
+    if recipe.new_user:
+        _enter(recipe, report)
         lifeline.hang_on(line)
-        if recipe.new_user:
-            _enter(recipe, report)
-            lifeline.hang_on(line)
-        pid = _start_init(recipe, channel, report, mask)
-        lock_down(recipe, report, line)
-        os._exit(wait(pid))
-    except Failure as failure:
-        report.send(Record(Kind.FATAL, text=text_of(failure)))
-    except BaseException as error:  # noqa: BLE001 - a forked process must not return
-        unforeseen = Failure("create", "namespaces", f"{type(error).__name__}: {error}")
-        with contextlib.suppress(Exception):
-            report.send(Record(Kind.FATAL, text=text_of(unforeseen)))
-    os._exit(1)
+    pid = _start_init(recipe, channel, report, mask)
+    lock_down(recipe, report, line)
+    return wait(pid)
 
 
 def _enter(recipe: Recipe, report: Channel) -> None:
@@ -64,7 +60,7 @@ def _enter(recipe: Recipe, report: Channel) -> None:
     try:
         linux.unshare(linux.CLONE_NEWUSER)
     except OSError as error:
-        hint = namespaces.USERNS_HINT
+        hint = namespaces.userns_hint(error)
         raise Failure("create", "namespaces", reason_of(error), hint) from error
     report.send(Record(Kind.READY))
     if report.receive() is None:

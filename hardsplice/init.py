@@ -14,14 +14,16 @@ import os
 import resource
 import select
 import signal
+import stat
 from typing import TYPE_CHECKING, NoReturn
 
 import prctl
 
-from hardsplice import descriptors, isolate, linux, namespaces, shield, users
+from hardsplice import children, descriptors, isolate, linux, namespaces, shield, users
 from hardsplice.channel import Channel, Kind, Record
 from hardsplice.descriptors import CHANNEL_FD, FIRST_LISTENER, LOG_FD, SIGNALS_FD
 from hardsplice.errors import Failure, reason_of, text_of
+from hardsplice.unforeseen import as_failure, next_step
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -38,30 +40,26 @@ _SI_USER = 0  # asm-generic/siginfo.h: sent by kill(2)
 
 def live(recipe: Recipe, channel: Channel, guard: Channel, mask: Iterable[int]) -> NoReturn:
     """The life of the process that the guard forks; ``mask`` is the caller's signal mask."""
-    try:
-        prctl.set_name("hs-init")
-        prctl.set_pdeathsig(signal.SIGKILL)
-        keep = (channel.fileno(), guard.fileno(), *recipe.aside.values())
-        descriptors.close_others((0, 1, 2, *keep))
-        _make_namespaces(recipe, guard)
-        channel.send(Record(Kind.NAMESPACES))
-        _await_go(channel)  # it has opened them
-        prctl.set_dumpable(0)
-        _await_go(channel)
-        signal.pthread_sigmask(signal.SIG_SETMASK, (signal.SIGCHLD, signal.SIGCONT))
-        read, write = os.pipe2(os.O_CLOEXEC)
-        pid = _fork_command(recipe, write, mask)
-        os.close(write)
-        _lock_down(recipe, channel, read)
-        channel.send(Record(Kind.READY))
-        os._exit(reap(channel, pid, recipe))
-    except Failure as failure:
-        channel.send(Record(Kind.FATAL, text=text_of(failure)))
-    except BaseException as error:  # noqa: BLE001 - a forked process must not return
-        unforeseen = Failure("create", "namespaces", f"{type(error).__name__}: {error}")
-        with contextlib.suppress(Exception):
-            channel.send(Record(Kind.FATAL, text=text_of(unforeseen)))
-    os._exit(1)
+    children.live(lambda: _live(recipe, channel, guard, mask), channel, "create", "namespaces")
+
+
+def _live(recipe: Recipe, channel: Channel, guard: Channel, mask: Iterable[int]) -> int:
+    prctl.set_name("hs-init")
+    prctl.set_pdeathsig(signal.SIGKILL)
+    keep = (channel.fileno(), guard.fileno(), *recipe.aside.values())
+    descriptors.close_others((0, 1, 2, *keep))
+    _make_namespaces(recipe, guard)
+    channel.send(Record(Kind.NAMESPACES))
+    _await_go(channel)  # it has opened them
+    prctl.set_dumpable(0)
+    _await_go(channel)
+    signal.pthread_sigmask(signal.SIG_SETMASK, (signal.SIGCHLD, signal.SIGCONT))
+    read, write = os.pipe2(os.O_CLOEXEC)
+    pid = _fork_command(recipe, write, mask)
+    os.close(write)
+    _lock_down(recipe, channel, read)
+    channel.send(Record(Kind.READY))
+    return reap(channel, pid, recipe)
 
 
 def _await_go(channel: Channel) -> None:
@@ -91,8 +89,8 @@ def _make_namespaces(recipe: Recipe, guard: Channel) -> None:
         namespaces.bring_up_loopback()
     except OSError as error:
         reason = f"{error.filename or 'set-up inside'}: {reason_of(error)}"
-        is_refused = error.filename is None and error.errno in (errno.EPERM, errno.ENOSPC)
-        hint = namespaces.USERNS_HINT if is_refused else None
+        # That there is user namespace A shows that they are not switched off.
+        hint = namespaces.limited_by("*", error)
         raise Failure("create", "namespaces", reason, hint) from error
 
 
@@ -126,8 +124,9 @@ def _become_command(recipe: Recipe, reason: int, mask: Iterable[int]) -> NoRetur
     """Wait, and run COMMAND with what it would have without us: nothing else is open by then."""
     name = recipe.command[0]
     try:
-        # Away from the numbers that are to be put back.
-        moved = descriptors.above(reason, 1 + max(recipe.aside, default=LOG_FD), "a pipe")
+        # Away from the numbers that are to be put back: those of others are taken.
+        changed = (old for old, new in recipe.aside.items() if old != new)
+        moved = descriptors.above(reason, 1 + max(changed, default=LOG_FD), "a pipe")
         descriptors.close_others((0, 1, 2, moved, *recipe.aside.values()))
         reason = moved
         for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):
@@ -145,10 +144,10 @@ def _become_command(recipe: Recipe, reason: int, mask: Iterable[int]) -> NoRetur
             os.setresuid(*[recipe.user.uid] * 3)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.execvp(name, list(recipe.command))
-    except OSError as error:
-        os.write(reason, _reason_not_run(name, error).encode()[:_REASON_LIMIT])
     except BaseException as error:  # noqa: BLE001 - a forked process must not return
-        os.write(reason, f"{type(error).__name__}: {error}".encode()[:_REASON_LIMIT])
+        failure = not_run(name, recipe.hint, error)
+        said = "\n".join(filter(None, (failure.reason, failure.hint)))
+        os.write(reason, said.encode(errors="replace")[:_REASON_LIMIT])
     os._exit(127)
 
 
@@ -157,15 +156,41 @@ def _is_go(sent: signal.struct_siginfo) -> bool:
     return sent.si_code == _SI_USER and sent.si_pid == 1
 
 
-def _reason_not_run(name: str, error: OSError) -> str:
-    """Why COMMAND can't be run. A folder of PATH that can't be searched hides that nothing of that
-    name was found.
+def not_run(name: str, as_other_user: str | None, error: BaseException) -> Failure:
+    """Why this process can't run COMMAND; ``as_other_user`` is what to do where that is because of
+    whose process it is.
     """
-    if "/" not in name:
-        places = (os.path.join(folder, name) for folder in os.get_exec_path())
-        if not any(map(os.path.lexists, places)):
-            return os.strerror(errno.ENOENT)
-    return reason_of(error)
+    if not isinstance(error, OSError):
+        return as_failure(error, "run", name)
+    code = error.errno
+    if code not in (errno.ENOENT, errno.EACCES):
+        return Failure("run", name, reason_of(error), next_step(error))
+    places = [name] if "/" in name else [os.path.join(one, name) for one in os.get_exec_path()]
+    path = next(filter(os.path.lexists, places), None)
+    if path is None and "/" not in name:
+        # A folder of PATH that can't be searched hides that nothing of that name was found.
+        hint = as_other_user if code == errno.EACCES else None
+        return Failure("run", name, os.strerror(errno.ENOENT), hint)
+    if code == errno.ENOENT:
+        # Who could follow a path to where nothing is would find no more as another user.
+        there = path is not None and os.path.exists(path)
+        reason = "its interpreter is not there" if there else os.strerror(errno.ENOENT)
+        return Failure("run", name, reason)
+    return Failure("run", name, os.strerror(errno.EACCES), _whose(path) or as_other_user)
+
+
+def _whose(path: str | None) -> str | None:
+    """Why nobody can execute what is at a path, if nobody can."""
+    with contextlib.suppress(OSError):
+        if path is not None:
+            mode = os.stat(path).st_mode
+            if not stat.S_ISREG(mode):
+                return "it is no program"
+            if not mode & (stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH):
+                return "nobody may execute it: see its permissions"
+            if os.statvfs(path).f_flag & os.ST_NOEXEC:
+                return "its file system is mounted noexec"
+    return None
 
 
 # --- afterwards -----------------------------------------------------------------------------------
@@ -234,8 +259,6 @@ def _last_word(status: int, recipe: Recipe) -> Record:
     said = os.read(REASON_FD, _REASON_LIMIT)
     if not said:
         return Record(Kind.EXITED, detail=status)
-    name, reason = recipe.command[0], said.decode(errors="replace")
-    # A path that its user could follow to where nothing is: nobody else would find more there
-    is_nowhere = "/" in name and reason == os.strerror(errno.ENOENT)
-    failure = Failure("run", name, reason, None if is_nowhere else recipe.hint)
+    reason, _, hint = said.decode(errors="replace").partition("\n")
+    failure = Failure("run", recipe.command[0], reason, hint or None)
     return Record(Kind.FATAL, text=text_of(failure))

@@ -25,9 +25,12 @@ from functools import partial
 import prctl
 
 from hardsplice import emptyroot, landlock, linux, namespaces, unotify
-from hardsplice.errors import Failure, reason_of
+from hardsplice.errors import not_done, reason_of
+from hardsplice.unforeseen import next_step
 from hardsplice.values import RunAs
 
+# What to do where only --sandbox=strict asks for a layer
+NOT_STRICT = "leave out --sandbox=strict to go on without it"
 _LAST_CAP = "/proc/sys/kernel/cap_last_cap"
 
 
@@ -47,13 +50,13 @@ def lacking(error: OSError) -> str | None:
 @dataclass(frozen=True, slots=True)
 class Step:
     """One thing to give up. ``excuse`` says why it may be left out for an error, or None; ``hint``
-    is the next step for people where it may not.
+    says what people can do where it may not.
     """
 
     describe: str
     execute: Callable[[], None]
     excuse: Callable[[OSError], str | None] = no_excuse
-    hint: str | None = None
+    hint: Callable[[OSError], str | None] = next_step
 
 
 class Lockdown:
@@ -73,8 +76,8 @@ class Lockdown:
             except OSError as error:
                 why = one.excuse(error)
                 if why is None or self.strict:
-                    reason = why or reason_of(error)
-                    raise Failure("lock down", one.describe, reason, one.hint) from error
+                    hint = one.hint(error) if why is None else NOT_STRICT
+                    raise not_done(one.describe, why or reason_of(error), hint) from error
                 self.missing.append(f"{one.describe}: {why}")
 
 
@@ -142,9 +145,9 @@ def leaving_steps(*, new_user_namespace: bool) -> list[Step]:
     own_user = Step(
         "enter a user namespace of its own",
         namespaces.enter_own_user_namespace,
-        hint=namespaces.USERNS_HINT,
+        hint=namespaces.userns_hint,
     )
-    leave = Step(emptyroot.LEAVE, emptyroot.leave, hint=_limited_by("mnt"))
+    leave = Step(emptyroot.LEAVE, emptyroot.leave, hint=partial(namespaces.limited_by, "mnt"))
     return [*([own_user] if new_user_namespace else []), leave, *separating_steps()]
 
 
@@ -156,15 +159,10 @@ def separating_steps() -> list[Step]:
             f"enter {name} namespace of its own",
             partial(linux.unshare, flag),
             lacking,
-            _limited_by(kind),
+            partial(namespaces.limited_by, kind),
         )
         for name, kind, flag in made
     ]
-
-
-def _limited_by(kind: str) -> str:
-    setting = f"user.max_{kind}_namespaces"
-    return f"see the sysctl {setting}: root in a user namespace can set it for all in there"
 
 
 def first_steps(file_limit: int) -> list[Step]:
@@ -211,7 +209,7 @@ def _common_steps() -> list[Step]:
 
 def _undumpable() -> Step:
     """Asked for again after each change of user: fs.suid_dumpable says what that leaves."""
-    return Step("be neither dumped nor traced", lambda: prctl.set_dumpable(0))
+    return Step("refuse to be dumped or traced", lambda: prctl.set_dumpable(0))
 
 
 def no_new_privileges() -> Step:
@@ -230,8 +228,8 @@ def relay_steps(ruleset: int | None) -> list[Step]:
     layer = [] if ruleset is None else [restriction("deny signals to the monitor", ruleset)]
     return [
         *layer,
-        Step("start no process", lambda: _limit(resource.RLIMIT_NPROC, 0)),
-        Step("write no file", lambda: _limit(resource.RLIMIT_FSIZE, 0)),
+        Step("forbid processes of its own", lambda: _limit(resource.RLIMIT_NPROC, 0)),
+        Step("forbid files of its own", lambda: _limit(resource.RLIMIT_FSIZE, 0)),
     ]
 
 
@@ -242,7 +240,7 @@ def init_steps(
     ``deny_files`` puts it under Landlock, where there is that.
     """
     steps = [
-        Step(emptyroot.LEAVE, emptyroot.leave, hint=_limited_by("mnt")),
+        Step(emptyroot.LEAVE, emptyroot.leave, hint=partial(namespaces.limited_by, "mnt")),
         *separating_steps(),
         Step("limit core dumps and files", lambda: _limit_files(0)),
         Step("lock the securebits", _lock_securebits),

@@ -27,6 +27,7 @@ import sys
 # write to its memory, as Python 3.14 has it; older ones don't know the word, and don't mind.
 _OPTIONS = ("-I", "-S", "-W", "ignore", "-X", "disable-remote-debug")
 _FOLDERS = "hardsplice"  # the -X option's name
+_ENOMEM, _EMFILE = 12, 24  # asm-generic/errno-base.h
 
 
 def begin(module: str) -> None:
@@ -93,7 +94,31 @@ def _run() -> None:
 
     name = sys.argv.pop(1)
     sys.argv[0] = name.partition(".")[0]
-    sys.exit(import_module(name).main())
+    try:
+        status = import_module(name).main()
+    except Exception as error:  # noqa: BLE001 - no traceback
+        status = _not_loaded(error)
+    sys.exit(status)
+
+
+def _not_loaded(error: Exception) -> str:
+    """What is told where there is too little of something to load hardsplice itself, or a part of
+    it is missing.
+    """
+    reason, hint = str(error), ""
+    is_memory = isinstance(error, OSError) and error.errno == _ENOMEM
+    # The interpreter's own code may lose a MemoryError on its way.
+    if is_memory or isinstance(error, MemoryError | SystemError):
+        reason, hint = os.strerror(_ENOMEM), "there is too little memory: see ulimit -v"
+    elif isinstance(error, OSError):
+        reason = error.strerror or reason
+        hint = "raise the limit with ulimit -n" if error.errno == _EMFILE else ""
+    elif isinstance(error, ModuleNotFoundError):
+        reason, hint = f"there is no module {error.name}", "install what hardsplice needs"
+    elif not isinstance(error, ImportError):
+        reason = f"{type(error).__name__}: {error}"
+    lines = [f"cannot start hardsplice: {reason}", *([hint] if hint else [])]
+    return "\n".join(f"hardsplice: {line}" for line in lines)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ import contextlib
 import errno
 import itertools
 import os
-import select
 import signal
 import time
 from collections import deque
@@ -36,6 +35,7 @@ from hardsplice.channel import (
     Sent,
     close_all,
 )
+from hardsplice.children import wait_for
 from hardsplice.deaths import DEATHS_MAX, WINDOW, Backoff, describe_status, is_denial
 from hardsplice.dialogue import RELAY, Dialogue
 from hardsplice.errors import reason_of
@@ -49,43 +49,12 @@ from hardsplice.relay.engine import Listener
 from hardsplice.relay.sockets import POOL_SIZE
 from hardsplice.relay.stats import DENIED_CALLS, DENIED_RECORDS, RESTARTS
 from hardsplice.supply import SHORT_SECONDS, Supply
+from hardsplice.unforeseen import next_step
 
 TELL_SECONDS = 0.01  # until a relay is told again what its channel had no room for
 ROWS_A_PASS = 256  # of a relay's flow table that are closed before others have their turn
 DEAF_SECONDS = 2.0  # that a relay may leave its channel full
 STOP_SECONDS = 0.5  # for a child to leave by itself once its channel is closed
-
-
-def wait_for(pid: int, pidfd: int, seconds: float) -> int:
-    """Wait for a child that was asked to leave; after ``seconds`` it is killed. Its wait status.
-
-    PID 1 of a COMMAND may be another user's, whom we can't kill: the kernel does that when we end.
-    """
-    poller = select.poll()
-    poller.register(pidfd, select.POLLIN)
-    if not poller.poll(int(seconds * 1000)):
-        try:
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        except PermissionError:
-            return signal.SIGKILL
-    return os.waitpid(pid, 0)[1]
-
-
-def hear(channel: Channel, pidfd: int, seconds: float, handle: Callable[[], bool]) -> None:
-    """Hear a child that was told to leave until it has ended, though no longer than ``seconds``:
-    ``handle`` takes one record, and says whether there may be more.
-    """
-    poller = select.poll()
-    for fd in (channel.fileno(), pidfd):
-        poller.register(fd, select.POLLIN)
-    deadline = time.monotonic() + seconds
-    while (left := deadline - time.monotonic()) > 0:
-        ready = dict(poller.poll(int(left * 1000) + 1))
-        if channel.fileno() in ready:
-            if not handle():
-                poller.unregister(channel.fileno())
-        elif ready:
-            return
 
 
 class Upward(Protocol):
@@ -94,7 +63,7 @@ class Upward(Protocol):
     def relay_ready(self) -> None:
         """The relay is locked down and serves, for the first time."""
 
-    def relay_lost(self, reason: str) -> None:
+    def relay_lost(self, reason: str, hint: str | None = None) -> None:
         """The relay can't be kept running."""
 
     def relay_alive(self) -> None:
@@ -124,6 +93,7 @@ class Keeper:
         self.was_ready = False
         self.dialogue = self._dialogue()
         self.last_words = ""
+        self.succeeds = ""  # why the one ended of which the relay takes the place
         self.is_cut_off = False
         self.is_in_breach = False  # it sent what it may not
         self.is_asked = False  # whether the relay owes an answer
@@ -278,9 +248,9 @@ class Keeper:
 
     def _replace(self, status: int) -> None:
         """Start another relay, unless that makes no sense."""
-        reason = self.last_words or describe_status(status)
+        reason, _, hint = (self.last_words or describe_status(status)).partition("\n")
         if not self.was_ready:
-            self.upward.relay_lost(f"it did not start: {reason}")
+            self.upward.relay_lost(f"it did not start: {reason}", hint or None)
             return
         if not all(is_sound(one.fd) for one in self.plan.listeners):
             # No relay can do that; if one did all the same, its successor doesn't go on with it.
@@ -291,16 +261,15 @@ class Keeper:
             self.upward.relay_lost(f"it died {DEATHS_MAX + 1} times in {WINDOW:.0f} s: {reason}")
             return
         self._count(status)
-        self.upward.note(Note.RESTARTED, 0, 0, reason.encode(errors="replace"))
+        self.succeeds = reason
         self.upward.relay_yields()
         self.loop.after(delay, self.start)
 
     def _start_later(self, error: OSError) -> None:
         """There are too many processes now, or too little memory."""
-        reason = f"cannot fork: {reason_of(error)}"
         delay = self.backoff.delay(time.monotonic()) if self.was_ready else None
         if delay is None:
-            self.upward.relay_lost(reason)
+            self.upward.relay_lost(reason_of(error), next_step(error))
         else:
             self.loop.after(delay, self.start)
 
@@ -378,6 +347,9 @@ class Keeper:
         if self.plan.is_dynamic and not self._take_questions(record.fds):
             return
         self._alive()  # one that was being replaced can't have heard the question
+        if self.succeeds:
+            self.upward.note(Note.RESTARTED, 0, 0, self.succeeds.encode(errors="replace"))
+            self.succeeds = ""
         if not self.was_ready:
             self.was_ready = True
             self.upward.relay_ready()

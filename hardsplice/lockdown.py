@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import prctl
 
 from hardsplice import descriptors, isolate, landlock, namespaces, reach
-from hardsplice.errors import Failure, reason_of
+from hardsplice.book import SEALED
+from hardsplice.errors import not_done, reason_of
 from hardsplice.forwarding import DIRECTIONS, Direction
 from hardsplice.isolate import Lockdown
 
@@ -46,7 +47,7 @@ def of_monitor(setup: Setup, direction: Direction, say: Callable[[str], None]) -
     lacks = setup.landlock.missing
     if lacks and begun.strict:
         what, _, why = lacks[0].partition(": ")
-        raise Failure("lock down", what, why)
+        raise not_done(what, why, isolate.NOT_STRICT)
     begun.missing += lacks
     ruleset = _ruleset(setup, direction, scoped=True)
     if ruleset is not None:
@@ -57,7 +58,8 @@ def of_monitor(setup: Setup, direction: Direction, say: Callable[[str], None]) -
 def lock_host_monitor(setup: Setup) -> None:
     """Lock this process down, as the host monitor."""
     prctl.set_name("hs-host")
-    setup.planner.books["outbound"].open()
+    unsealed = setup.planner.books["outbound"].open()
+    setup.unsealed = [f"{SEALED}: {unsealed}"] if unsealed else []
     setup.planner.books["outbound"].pin(is_writer=True)
     if setup.ready_fd is not None:
         descriptors.move(setup.ready_fd, descriptors.READY_FD)

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hardsplice import container, linux
-from hardsplice.channel import LAST_RECORDS, Channel, Kind, Malformed, Record, close_all
+from hardsplice.channel import LAST_RECORDS, Kind, Malformed, Record, close_all
+from hardsplice.children import Child, hear, wait_for
 from hardsplice.crew import Crew
 from hardsplice.deaths import describe_status, exit_status
 from hardsplice.desk import Desk
@@ -27,8 +28,7 @@ from hardsplice.exchange import HostSide
 from hardsplice.flowlog import FlowLog, Traffic
 from hardsplice.flowtable import Nonsense
 from hardsplice.forwarding import Direction, Port, Ports
-from hardsplice.keeper import STOP_SECONDS, hear, wait_for
-from hardsplice.lifeline import Hold
+from hardsplice.keeper import STOP_SECONDS
 from hardsplice.listeners import describe
 from hardsplice.log import Level, Log
 from hardsplice.loop import Loop
@@ -51,16 +51,6 @@ ENDING = (signal.SIGTERM, signal.SIGINT)
 FINAL = (*ENDING, signal.SIGHUP, signal.SIGQUIT)
 PASSED_ON = (*FINAL, signal.SIGUSR1, signal.SIGUSR2)
 DEAF_SECONDS = 0.5  # for PID 1 to pass such a signal on
-
-
-@dataclass(slots=True)
-class Child:
-    """A process that the host monitor waits for."""
-
-    pid: int
-    pidfd: int
-    channel: Channel
-    line: Hold  # which it hangs on
 
 
 @dataclass(slots=True)
@@ -220,9 +210,9 @@ class HostMonitor:
         """The outbound relays serve."""
         self._arrived("relays")
 
-    def relay_lost(self, reason: str) -> None:
+    def relay_lost(self, reason: str, hint: str | None = None) -> None:
         """An outbound relay can't be kept running: end."""
-        self._fail(relay_lost("outbound", reason))
+        self._fail(relay_lost("outbound", reason, hint))
 
     def _fail(self, failure: Failure) -> None:
         if self.failure is None:
@@ -421,7 +411,10 @@ class HostMonitor:
                     break
                 self._on_init_record(record)
         self.loop.remove(inside.pidfd)
-        self.loop.stop(inside.status())
+        status, how = inside.status()
+        if self.init_says.phase is not Phase.ENDING:
+            self.log.last_words(str(Failure("keep", "COMMAND running", how)))
+        self.loop.stop(status)
 
     # --- words ------------------------------------------------------------------------------------
 

@@ -13,12 +13,12 @@ import errno
 import fcntl
 import os
 import re
-import select
 import socket
 import struct
 from dataclasses import dataclass
 
 from hardsplice import linux
+from hardsplice.children import has_ended
 from hardsplice.errors import Failure, quote, reason_of
 
 RUN_NETNS = "/run/netns"
@@ -30,6 +30,22 @@ USERNS_HINT = (
     "kernel.unprivileged_userns_clone (Debian) and "
     "kernel.apparmor_restrict_unprivileged_userns (Ubuntu)"
 )
+
+
+_SWITCHED_OFF = (errno.EPERM, errno.EACCES, errno.ENOSPC, errno.EUSERS)
+
+
+def userns_hint(error: OSError) -> str | None:
+    """USERNS_HINT, for an error of unshare(2) or of the ID maps by which it may be that."""
+    return USERNS_HINT if error.errno in _SWITCHED_OFF else None
+
+
+def limited_by(kind: str, error: OSError) -> str | None:
+    """What to do about an error of unshare(2), where it is that of a limit."""
+    if error.errno != errno.ENOSPC or error.filename is not None:
+        return None
+    setting = f"user.max_{kind}_namespaces"
+    return f"see the sysctl {setting}: root in a user namespace can set it for all in there"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +124,7 @@ def _refuse_ended(process: int, name: str) -> None:
     """Look again, once all that a number led to is open: if the process has ended, the number may
     have been another one's by then.
     """
-    poller = select.poll()
-    poller.register(process, select.POLLIN)
-    if poller.poll(0):
+    if has_ended(process):
         raise Failure("join", name, "no such process")
 
 

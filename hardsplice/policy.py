@@ -19,16 +19,16 @@ if __name__ == "__main__":
 import argparse
 import ast
 import json
-import os
 import sys
 import textwrap
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from hardsplice import output
 from hardsplice.book import TARGETS_A_PORT, place_for
 from hardsplice.descriptors import FIRST_LISTENER
-from hardsplice.errors import Failure, quote, reason_of, tell
+from hardsplice.errors import Failure, quote, tell
 from hardsplice.policyfile import OUTSIDE
 from hardsplice.policymodel import Comparison, Policy, asked, resolve
 from hardsplice.seccomp import ROLES, compile_policy, load_policy, native_arch, policy_directory
@@ -216,7 +216,7 @@ def check(roles: Iterable[str] = ROLES) -> tuple[list[str], list[str]]:
 # --- the command ----------------------------------------------------------------------------------
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(output.Parser):
     def error(self, message: str) -> NoReturn:
         raise Failure("understand", "the command line", message, f"try: {self.prog} --help")
 
@@ -311,10 +311,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(line, file=sys.stderr)
         return 1
     except OSError as error:
-        # What is still buffered would raise again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):  # whose reader has seen enough
-            tell(Failure("write", "the policy", reason_of(error)).lines())
+        lost = output.lost(error, "the policy")
+        tell(lost.lines() if lost else ())
         return 1
     return 0
 

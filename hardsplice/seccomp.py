@@ -12,6 +12,7 @@ often: these are decided by a prelude to its program (prelude.py).
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import struct
 import sys
@@ -26,6 +27,7 @@ from hardsplice.policyfile import parse_policy
 from hardsplice.policymodel import Alternatives, Comparison, Policy, asked, resolve
 from hardsplice.prelude import ALLOW, KILL_PROCESS
 from hardsplice.syscalls import ARCHITECTURES, SOCKETCALL, Architecture
+from hardsplice.unforeseen import as_failure, next_step
 
 __all__ = [
     "ROLES",
@@ -100,20 +102,22 @@ def compile_policy(policy: Policy, arch: str) -> bytes:
     """
     target = ARCHITECTURES[arch]
     allowed, by_monitor = resolve(policy, arch), asked(policy, arch)
-    library = _library()
+    library, hint = _library(), None
     try:
         first = prelude.build(allowed, by_monitor, _guarded(library, allowed, target), target)
         program = _compile(library, allowed, target)
     except _UnsupportedError as error:
         reason = str(error)
     except OSError as error:
-        reason = f"libseccomp: {reason_of(error)}"
+        is_limit = error.errno == errno.EFBIG  # not libseccomp's error
+        reason = reason_of(error) if is_limit else f"libseccomp: {reason_of(error)}"
+        hint = next_step(error)
     else:
         program = right_answers(program, target.byte_order)
         if answers(program, target.byte_order) <= {ALLOW, KILL_PROCESS}:
             return first + program
         reason = "libseccomp wrote an answer that is neither to allow nor to kill"
-    raise Failure("compile", f"the policy {policy.role} for {arch}", reason) from None
+    raise Failure("compile", f"the policy {policy.role} for {arch}", reason, hint) from None
 
 
 def answers(program: bytes, byte_order: str) -> set[int]:
@@ -171,11 +175,15 @@ def _compile(library: Any, allowed: dict[str, Alternatives], target: Architectur
             except OSError as error:
                 raise _UnsupportedError(f"{call}: libseccomp: {reason_of(error)}") from None
     with open(os.memfd_create("filter", os.MFD_CLOEXEC), "rb") as file, any_size():
-        rules.export_bpf(file)
+        try:
+            rules.export_bpf(file)
+        except OSError as error:
+            if error.errno != errno.ECANCELED:  # it could not write
+                raise
         file.seek(0)
         program = file.read()
-    if not _is_whole(program, target.byte_order):
-        raise _UnsupportedError("libseccomp's program is cut short: RLIMIT_FSIZE is too small")
+    if not _is_whole(program, target.byte_order):  # RLIMIT_FSIZE cut it short
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
     return program
 
 
@@ -249,6 +257,8 @@ def _library() -> Any:
             "import", "pyseccomp", str(error), "install it: pip install pyseccomp"
         ) from None
     except OSError as error:
+        if next_step(error) is not None:
+            raise as_failure(error, "load", _LIBSECCOMP) from None
         hint = "install libseccomp (Debian and Ubuntu: libseccomp2)"
         raise Failure("load", _LIBSECCOMP, str(error), hint) from None
     finally:

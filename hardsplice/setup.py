@@ -44,18 +44,14 @@ from hardsplice import (
     users,
 )
 from hardsplice.channel import CROWDED_HINT, Channel, Kind, Record
+from hardsplice.children import Child
 from hardsplice.cli import Mode, Options, Verbosity
 from hardsplice.desk import Desk
 from hardsplice.errors import Failure, printable, quote, text_of
 from hardsplice.flowlog import Traffic
 from hardsplice.forwarding import DIRECTIONS, PLACES, Direction, Port
 from hardsplice.log import Level, Log, open_file
-from hardsplice.monitor import (
-    PASSED_ON,
-    Child,
-    Host,
-    HostMonitor,
-)
+from hardsplice.monitor import PASSED_ON, Host, HostMonitor
 from hardsplice.passed import Passed, stored_name
 from hardsplice.pidfile import PidFile
 from hardsplice.plans import Planner
@@ -117,6 +113,7 @@ class Setup:
         self.notifier = Notifier(None)
         self.locked = False  # lock-down has begun
         self.missing: list[str] = []  # what lock-down has to do without, here and in the monitors
+        self.unsealed: list[str] = []  # and what is told only to who asks: the filter says the same
 
     def say(self, text: str) -> None:
         """Tell what is being done, for --debug."""
@@ -378,6 +375,8 @@ class Setup:
         missing = list(dict.fromkeys(map(printable, self.missing)))
         for what in missing:
             self.log.line(Level.WARNING, f"not in force: {what}")
+        for what in self.unsealed:
+            self.log.line(Level.DEBUG, f"not in force: {what}")
         self._stage("ready")
         self.is_ready = True
         took = f"ready in {1000 * (time.monotonic() - self.began):.0f} ms"
@@ -388,7 +387,7 @@ class Setup:
                     os.write(descriptors.READY_FD, b"\n")
             descriptors.clear((descriptors.READY_FD,))
         if self.launcher:  # it exits now, or prints what --audit shows
-            text = "\n".join([took, *missing])
+            text = "\n".join([took, *missing, *self.unsealed])
             heard = self.launcher.send(Record(Kind.READY, text=text.encode()))
             if not heard and not self.options.foreground:
                 raise Failure("go", "into the background", "the process that started it is gone")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from hardsplice import cli
 from hardsplice.errors import Failure, reason_of, tell, write_all
+from hardsplice.unforeseen import as_failure
 
 if TYPE_CHECKING:
     from hardsplice.channel import Channel, Record
@@ -37,10 +38,8 @@ def main(argv: Sequence[str]) -> int:
         if options.foreground:
             _serve(options, _start_auditor(options) if options.audit else None, began, ignores)
         return _launch(options, began, ignores)
-    except Failure as failure:
-        return _say(failure)
-    except OSError as error:
-        return _say(Failure("start", "hardsplice", reason_of(error)))
+    except Exception as error:  # noqa: BLE001 - the last resort: no traceback
+        return _say(as_failure(error, "start", "hardsplice"))
 
 
 def _refuse_jit(jit: Any) -> None:
@@ -56,18 +55,6 @@ def _refuse_jit(jit: Any) -> None:
 def _say(failure: Failure) -> int:
     tell(failure.lines())
     return 1
-
-
-def _unforeseen(error: BaseException, *, is_ready: bool) -> Failure:
-    """An error that no rule foresees, in the common form: traceback would read source files, which
-    may be gone by now.
-    """
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    where = f" in {trace.tb_frame.f_code.co_qualname}, line {trace.tb_lineno}" if trace else ""
-    reason = f"{type(error).__name__}{where}: {error}"
-    return Failure("go on", "serving", reason) if is_ready else Failure("start", "serving", reason)
 
 
 def _start_auditor(options: cli.Options) -> Channel:
@@ -120,10 +107,9 @@ def _serve(
     status = 1
     try:
         status = setup.run()
-    except Failure as failure:
-        setup.report(failure)
     except BaseException as error:  # noqa: BLE001 - the last resort: one line, and no traceback
-        setup.report(_unforeseen(error, is_ready=setup.is_ready))
+        what = ("go on", "serving") if setup.is_ready else ("start", "hardsplice")
+        setup.report(as_failure(error, *what))
     os._exit(status)
 
 
@@ -205,9 +191,9 @@ def _first_word(channel: Channel, pidfd: int) -> Record | None:
 
 def _finish(child: int, pidfd: int, wait: float = ENDING_SECONDS) -> None:
     """See to it that the background process ends, by itself if that does not take it long."""
-    poller = select.poll()
-    poller.register(pidfd, select.POLLIN)
-    if not poller.poll(1000 * wait):
+    from hardsplice.children import has_ended
+
+    if not has_ended(pidfd, wait):
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     os.waitpid(child, 0)
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 import prctl
 
 from hardsplice import (
+    children,
     descriptors,
     emptyroot,
     isolate,
@@ -26,6 +27,7 @@ from hardsplice import (
     sockdiag,
 )
 from hardsplice.channel import CROWDED_HINT, Channel, Kind, Malformed, Record, close_all
+from hardsplice.children import Child
 from hardsplice.crew import Crew
 from hardsplice.descriptors import (
     CHANNEL_FD,
@@ -41,7 +43,6 @@ from hardsplice.isolate import Lockdown
 from hardsplice.joining import Tie
 from hardsplice.log import Level
 from hardsplice.loop import Loop
-from hardsplice.monitor import Child
 from hardsplice.relay import main as relay
 from hardsplice.relay.sockets import ALL_FAMILIES
 from hardsplice.relay.stats import UNPASSED, shared_with_monitor
@@ -89,9 +90,9 @@ class TargetMonitor:
         """This monitor goes on, and so do its relays."""
         self.parent.send(Record(Kind.PONG), wait=False)
 
-    def relay_lost(self, reason: str) -> None:
+    def relay_lost(self, reason: str, hint: str | None = None) -> None:
         """Without its relays this monitor is of no use."""
-        self.parent.send(Record(Kind.FATAL, text=text_of(relay_lost("inbound", reason))))
+        self.parent.send(Record(Kind.FATAL, text=text_of(relay_lost("inbound", reason, hint))))
         self.loop.stop(1)
 
     def note(self, kind: int, detail: int, index: int, text: bytes) -> None:
@@ -172,15 +173,7 @@ def main(setup: Setup, channel: Channel, tie: Tie, folder: int | None) -> NoRetu
     """The life of the forked process: let go of all that is the host's, join, bind, lock down,
     serve. ``folder`` is what joining.join wants of it.
     """
-    status = 1
-    try:
-        status = _live(setup, channel, tie, folder)
-    except Failure as failure:
-        channel.send(Record(Kind.FATAL, text=text_of(failure)))
-    except BaseException as error:  # noqa: BLE001 - a forked process must not return
-        unforeseen = Failure("run", "the target monitor", f"{type(error).__name__}: {error}")
-        channel.send(Record(Kind.FATAL, text=text_of(unforeseen)))
-    os._exit(status)
+    children.live(lambda: _live(setup, channel, tie, folder), channel, "run", "the target monitor")
 
 
 def _live(setup: Setup, channel: Channel, tie: Tie, folder: int | None) -> int:

@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator
 
 from hardsplice.errors import Failure, reason_of
-from hardsplice.files import identity
+from hardsplice.files import identity, owner_keeps_rights
 
 BACKLOG = 64  # clients that wait to be accepted
 LOCK_SECONDS = 1.0
@@ -38,7 +38,7 @@ class SocketFile:
             try:
                 # The file gets the mode that the socket has (unix_bind, net/unix/af_unix.c).
                 os.fchmod(self.listener.fileno(), 0o600)
-                with _locked(os.path.dirname(path) or "."):
+                with _locked(os.path.dirname(path) or "."), owner_keeps_rights():
                     self._bind()
                     self._made = identity(os.lstat(path))
                     self.listener.listen(BACKLOG)

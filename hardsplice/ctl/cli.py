@@ -7,7 +7,7 @@ import argparse
 from collections.abc import Sequence
 from typing import NoReturn
 
-from hardsplice import __version__
+from hardsplice import __version__, output
 from hardsplice.ctl.client import default_path
 from hardsplice.errors import Failure, quote
 from hardsplice.values import number
@@ -16,7 +16,7 @@ INTERVAL_LEAST, INTERVAL_MOST = 0.1, 3600.0  # seconds
 _LAST_ID = 10**9 - 1
 
 
-class Parser(argparse.ArgumentParser):
+class Parser(output.Parser):
     """An ArgumentParser whose errors are Failures."""
 
     def error(self, message: str) -> NoReturn:

@@ -8,17 +8,16 @@ import contextlib
 import dataclasses
 import io
 import json
-import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from hardsplice import audit, ports
+from hardsplice import audit, output, ports
 from hardsplice.cli import read_ephemeral_range
 from hardsplice.control import portapi
 from hardsplice.ctl import cli, show, top
 from hardsplice.ctl.client import Client, Refused
-from hardsplice.errors import Failure, printable, reason_of
+from hardsplice.errors import Failure, printable
 from hardsplice.forwarding import Direction
 
 
@@ -42,11 +41,8 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except OSError as error:
-        # What is still buffered would raise again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):
-            return 1  # the reader has seen enough
-        return _complain(Failure("write", "the answer", reason_of(error)).lines("hardsplicectl"))
+        lost = output.lost(error, "the answer")
+        return _complain(lost.lines("hardsplicectl")) if lost else 1
     return 0
 
 

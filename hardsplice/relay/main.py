@@ -35,6 +35,7 @@ from hardsplice.relay.sockets import IPV4, IPV6, SocketPool
 from hardsplice.relay.sockets import POOL_SIZE as SOCKETS
 from hardsplice.relay.stats import Stats
 from hardsplice.relay.table import Limits, Resources
+from hardsplice.unforeseen import as_failure
 
 NOTE_SECONDS = 1.0  # between two notes of one kind
 FLOWS_MIN = 4  # with fewer descriptors than these need, a relay is of no use
@@ -125,8 +126,8 @@ def main(plan: Plan, channel: Channel, monitor: int) -> NoReturn:
     try:
         os._exit(_live(plan, channel, monitor))
     except BaseException as error:  # noqa: BLE001 - a forked process must not return
-        text = str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}"
-        _tell(channel, text)
+        failure = as_failure(error, "run", "a relay")
+        _tell(channel, "\n".join(filter(None, (str(failure), failure.hint))))
         os._exit(1)
 
 

@@ -106,11 +106,6 @@ class PipePool:
         self.kernel.close(pipe.read)
         self.kernel.close(pipe.write)
 
-    def trim(self, keep: int) -> None:
-        """Close clean pipes down to ``keep``: memory and descriptors are wanted elsewhere."""
-        while len(self.spare) > keep:
-            self.discard(self.spare.pop(0))
-
     def _new(self) -> Pipe | None:
         try:
             read, write = self.kernel.open_pipe()

@@ -23,7 +23,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from hardsplice import keeper, linux, socketcalls, supply
+from hardsplice import children, keeper, linux, socketcalls, supply
 from hardsplice.book import Book, place_for
 from hardsplice.channel import Channel, Kind, Record
 from hardsplice.descriptors import FIRST_LISTENER
@@ -92,7 +92,7 @@ def _start_relays(
             ours.send(Record(Kind.SOCKETS, 0, fds=(fd,)), wait=False)
             os.close(fd)
             pidfd = os.pidfd_open(pid)
-            _STATUS.pack_into(board, index * _STATUS.size, keeper.wait_for(pid, pidfd, PATIENCE))
+            _STATUS.pack_into(board, index * _STATUS.size, children.wait_for(pid, pidfd, PATIENCE))
             os.close(pidfd)
             ours.close()
         _start(self)
@@ -165,7 +165,7 @@ def _bare_scene(arch: str, *, sealed: bool) -> Scene:
     if not sealed:
         linux.mseal = _lacking  # type: ignore[assignment]
     book = Book(place, [socketcalls.sockaddr(ADDRESS, PORT)], 0, is_written=False)
-    assert book.open() is sealed
+    assert (book.open() is None) == sealed
     with socket.create_server((str(ADDRESS), PORT)) as server:
         os.dup2(server.fileno(), FIRST_LISTENER)
     return Scene(

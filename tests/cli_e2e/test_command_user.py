@@ -495,6 +495,8 @@ def test_all_ends_with_one_of_them(
     family = _members(instance)
     os.kill(family[name], signal.SIGKILL)
     assert instance.wait(2) == 128 + signal.SIGKILL
+    said = f"hardsplice: cannot keep COMMAND running: {name} was killed by SIGKILL\n"
+    assert instance.messages().endswith(said)
     assert not [one for one, pid in family.items() if procfs.alive(pid)]
 
 
@@ -522,6 +524,39 @@ def test_a_command_that_is_killed_before_it_runs_leaves_nothing(
         os.kill(_members(instance)["hs-command"], signal.SIGKILL)
     instance.process.terminate()
     assert instance.wait(2) in (128 + signal.SIGKILL, 128 + signal.SIGTERM)
+
+
+CANNOT_RUN = {
+    "no x": ("Permission denied", "hardsplice: nobody may execute it: see its permissions"),
+    "a folder": ("Permission denied", "hardsplice: it is no program"),
+    "no interpreter": ("its interpreter is not there", ""),
+    "no format": ("Exec format error", ""),
+    "nothing": ("No such file or directory", ""),
+    "no such name": ("No such file or directory", ""),
+}
+
+
+@pytest.mark.parametrize("what", CANNOT_RUN)
+def test_why_nobody_could_run_it(
+    program: Program, identity: Identity, user_directory: Path, what: str
+) -> None:
+    """Then no other user is recommended."""
+    path = user_directory / "program"
+    command = "no-such-command" if what == "no such name" else str(path)
+    if what == "a folder":
+        path.mkdir()
+    elif not what.startswith("no"):
+        path.write_text("x")
+    else:
+        path.write_text("#!/nonexistent/sh\n" if what == "no interpreter" else "\1\2\3")
+        path.chmod(0o644 if what == "no x" else 0o755)
+    if what == "nothing":
+        path.unlink(missing_ok=True)
+    there = {"PATH": "/usr/bin:/bin"}  # folders that everybody may search
+    done = run(program, identity, "-q", "-t", "none", "--", command, environment=there)
+    reason, *hints = CANNOT_RUN[what]
+    said = [f"hardsplice: cannot run {command}: {reason}", *filter(None, hints)]
+    assert (done.returncode, done.stderr.splitlines()) == (1, said)
 
 
 @pytest.mark.root

@@ -136,6 +136,25 @@ def test_a_socket_where_nobody_accepts_is_not_waited_for(
         assert "another process listens there" in only_line(ran)
 
 
+@pytest.mark.parametrize("umask", [0o777, 0o277, 0o022, 0])
+def test_files_are_their_owners_to_use_whatever_the_umask(
+    program: Program, identity: Identity, folder: Path, namespace: Namespace, umask: int
+) -> None:
+    """And it goes on to keep others out."""
+    made = {"--pid": 0o644, "--log-file": 0o640, "--control": 0o600}
+    arguments = [word for option in made for word in (option, str(folder / option[2:]))]
+    argv, environment = program.argv(identity)
+    done = subprocess.run(
+        [*argv, *arguments, "-t", "none", str(namespace.pid)], env=environment, cwd="/",
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SOON, check=False,
+        umask=umask,
+    )  # fmt: skip
+    namespace.kill()
+    assert (done.returncode, done.stderr) == (0, "")
+    modes = {option: (folder / option[2:]).stat().st_mode & 0o777 for option in made}
+    assert modes == {option: mode & ~(umask & 0o077) for option, mode in made.items()}
+
+
 # --- the process that waits for the one in the background ---
 
 
@@ -206,6 +225,61 @@ def test_if_the_process_that_waits_is_killed_the_other_one_does_not_stay(
     eventually(lambda: not procfs.alive(child), "the process in the background ends")
 
 
+def test_a_signal_that_comes_once_it_is_ready_changes_nothing(
+    program: Program, identity: Identity, folder: Path, namespace: Namespace
+) -> None:
+    """The process that waits is held up while it prints the audit, which is more than the pipe
+    takes.
+    """
+    pid_file = folder / "pid"
+    argv, environment = program.argv(identity)
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    process = subprocess.Popen(
+        [*argv, "--audit=json", "-P", str(pid_file), "-t", "none", str(namespace.pid)],
+        env=environment, cwd="/", stdin=subprocess.DEVNULL, stdout=writer, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    os.close(writer)
+    with open(reader, "rb") as audit:
+        audit.read(1)  # it was told that all is ready
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            process.send_signal(number)
+        audit.read()
+    _, said = process.communicate(timeout=PATIENCE)
+    server = int(pid_file.read_text())
+    running = procfs.alive(server)
+    namespace.kill()
+    assert (process.returncode, said, running) == (0, b"", True)
+    pid_file.unlink()
+
+
+@pytest.mark.parametrize("ignored", [True, False])
+@pytest.mark.parametrize("mode", ["command", "status", "background"])
+def test_who_ignores_the_ends_of_children_can_start_it_and_command_ignores_them_too(
+    program: Program, identity: Identity, namespace: Namespace, mode: str, *, ignored: bool
+) -> None:
+    """As some daemons do, and whatever they start without a thought."""
+    argv, environment = program.argv(identity)
+    words = {
+        "command": ["-q", "grep", "SigIgn", "/proc/self/status"],
+        "status": ["-q", "sh", "-c", "exit 7"],
+        "background": [str(namespace.pid)],
+    }
+
+    def ignore() -> None:
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN if ignored else signal.SIG_DFL)
+
+    done = subprocess.run(
+        [*argv, "-t", f"127.0.0.1/{free_ports()}:80", *words[mode]], env=environment, cwd="/",
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE, check=False,
+        preexec_fn=ignore,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (7 if mode == "status" else 0, "")
+    if mode == "command":
+        mask = int(done.stdout.split()[1], 16)
+        assert bool(mask >> signal.SIGCHLD - 1 & 1) == ignored
+
+
 # --- nobody takes what is said ---
 
 
@@ -269,6 +343,36 @@ def full() -> Iterator[int]:
     yield writer
     os.close(reader)
     os.close(writer)
+
+
+def told_when_ready(
+    program: Program, identity: Identity, fd: int
+) -> subprocess.CompletedProcess[str]:
+    argv, environment = program.argv(identity)
+    return subprocess.run(
+        [*argv, "-q", "--ready-fd", str(fd), "-t", "none", "true"], env=environment, cwd="/",
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SOON, check=False,
+        pass_fds=[fd],
+    )  # fmt: skip
+
+
+def test_nor_does_a_ready_descriptor_that_nobody_reads(
+    program: Program, identity: Identity, full: int
+) -> None:
+    done = told_when_ready(program, identity, full)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_ready_descriptor_that_can_not_be_written_is_refused(
+    program: Program, identity: Identity
+) -> None:
+    fd = os.open(os.devnull, os.O_RDONLY)
+    try:
+        done = told_when_ready(program, identity, fd)
+    finally:
+        os.close(fd)
+    said = f"hardsplice: cannot write --ready-fd {fd}: it is open for reading only\n"
+    assert (done.returncode, done.stderr) == (1, said)
 
 
 def test_a_log_that_nobody_reads_holds_up_neither_start_nor_service_nor_end(

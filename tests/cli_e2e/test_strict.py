@@ -29,7 +29,7 @@ old.load()
 os.execvp(command[0], command)
 """
 PR_SET_MDWE, PR_CAPBSET_DROP, PR_SET_SECCOMP, PR_SET_SECUREBITS = 65, 24, 22, 28
-PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, MSEAL = 4, 38, 462
+PR_SET_DUMPABLE, PR_CAPBSET_READ, PR_SET_NO_NEW_PRIVS, MSEAL = 4, 23, 38, 462
 F_ADD_SEALS = 1033
 NEWNS, NEWUTS, NEWIPC, NEWUSER = 0x00020000, 0x04000000, 0x08000000, 0x10000000
 OLDER, FILTER = "this kernel lacks it", "a filter that hardsplice was started under forbids it"
@@ -61,6 +61,8 @@ REQUIRED = {
     "seccomp": (("prctl", errno.EINVAL, 0, PR_SET_SECCOMP), "system call filter"),
     "capabilities": (("capset", errno.EPERM, 0, ""), "capabilities"),
     "the bounding set": (("prctl", errno.EPERM, 0, PR_CAPBSET_DROP), "bounding set"),
+    "the bounding set, once more": (("prctl", errno.EINVAL, 0, PR_CAPBSET_DROP), "bounding set"),
+    "what is in the bounding set": (("prctl", errno.EPERM, 0, PR_CAPBSET_READ), "bounding set"),
     "securebits": (("prctl", errno.EPERM, 0, PR_SET_SECUREBITS), "securebits"),
     "the empty root": (("pivot_root", errno.EPERM, 0, ""), "leave the file system"),
     "its mount namespace": (("unshare", errno.ENOSPC, 0, NEWNS), "leave the file system"),
@@ -128,9 +130,10 @@ def test_strict_refuses_to_start_without_a_layer(
     arguments = ("--sandbox=strict", "--audit", "-P", str(pid_file), *ports, str(namespace.pid))
     done = run_on(kernel, program, identity, *arguments)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("hardsplice: cannot lock down ")
+    assert done.stderr.startswith("hardsplice: cannot ")
     assert words in done.stderr
     assert f": {reason}\n" in done.stderr
+    assert "leave out --sandbox=strict" in done.stderr
     assert not pid_file.exists()
 
 
@@ -141,13 +144,7 @@ def test_without_what_is_required_it_never_starts(
     kernel, words = REQUIRED[layer]
     done = run_on(kernel, program, identity, *ports, "--", "true")
     assert done.returncode == 1
-    # COMMAND's own namespaces are made before any process is locked down.
-    began = (
-        "hardsplice: cannot lock down ",
-        "hardsplice: cannot create ",
-        "hardsplice: cannot make ",
-    )
-    assert done.stderr.startswith(began)
+    assert done.stderr.startswith("hardsplice: cannot ")
     assert words in done.stderr or "cannot create namespaces" in done.stderr
     assert reason_of_errno(kernel) in done.stderr
 
@@ -165,7 +162,7 @@ def test_without_a_user_namespace_of_its_own_it_never_starts(
     kernel = ("unshare", errno.EPERM, 0, NEWUSER)
     done = run_on(kernel, program, user, "-f", *ports, str(namespace_of_user.pid))
     assert done.returncode == 1
-    assert done.stderr.startswith("hardsplice: cannot lock down ")
+    assert done.stderr.startswith("hardsplice: cannot ")
     assert "kernel.unprivileged_userns_clone" in done.stderr
 
 
@@ -187,3 +184,62 @@ def test_only_that_mappings_are_sealed_is_done_without_in_silence(
     kernel = (MSEAL, answer, 0, "")
     done = run_on(kernel, program, identity, "-q", *more, *ports, "--", "true")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"), [(errno.ENOSYS, OLDER), (errno.EINVAL, OLDER), (errno.EPERM, FILTER)]
+)
+def test_whoever_asks_is_told_that_mappings_are_not_sealed(
+    answer: int, reason: str, program: Program, identity: Identity, namespace: Namespace
+) -> None:
+    line = f"not in force: seal the address book's mappings (Linux 6.10): {reason}"
+    kernel = (MSEAL, answer, 0, "")
+    strict = ("--sandbox=strict", "-t", f"127.0.0.1/{free_ports()}:80")
+    in_front = run_on(kernel, program, identity, "--debug", *strict, "--", "true")
+    behind = run_on(kernel, program, identity, "--audit", *strict, str(namespace.pid))
+    namespace.kill()
+    for done, said in ((in_front, in_front.stderr), (behind, behind.stdout)):
+        assert done.returncode == 0
+        assert len([one for one in said.splitlines() if one.endswith(line)]) == 1, said
+
+
+OTHERS = 0x40000000 | NEWIPC | NEWUTS  # NEWNET and those, as COMMAND's namespaces are made
+HINTED = {
+    "no such call": (("pivot_root", errno.ENOSYS, 0, ""), ""),
+    "pivot_root may not": (("pivot_root", errno.EPERM, 0, ""), ""),
+    "no mount namespace left": (("unshare", errno.ENOSPC, 0, NEWNS), "user.max_mnt_namespaces"),
+    "no IPC namespace left": (("unshare", errno.ENOSPC, 0, NEWIPC), "user.max_ipc_namespaces"),
+    "an IPC namespace may not be": (("unshare", errno.EPERM, 0, NEWIPC), ""),
+    "no user namespace": (("unshare", errno.EPERM, 0, NEWUSER), "user.max_user_namespaces"),
+}
+
+
+@pytest.mark.parametrize("what", HINTED)
+def test_a_next_step_is_named_where_it_is_one(
+    what: str, program: Program, user: Identity, namespace_of_user: Namespace
+) -> None:
+    kernel, hint = HINTED[what]
+    done = run_on(kernel, program, user, "-f", "-t", "none", str(namespace_of_user.pid))
+    assert done.returncode == 1
+    _, *hints = done.stderr.splitlines()
+    assert len(hints) == bool(hint), done.stderr
+    assert all(hint in line for line in hints)
+
+
+@pytest.mark.parametrize(
+    ("answer", "hint"), [(errno.EPERM, ""), (errno.ENOSPC, "user.max_*_namespaces")]
+)
+@pytest.mark.parametrize("options", [(), ("--netns-only",)])
+def test_nor_another_one_for_commands_namespaces(
+    program: Program, identity: Identity, options: tuple[str, ...], answer: int, hint: str
+) -> None:
+    if options and not identity.is_root:
+        pytest.skip("only root may")
+    asked = OTHERS if options else OTHERS | NEWUSER | NEWNS
+    kernel = ("unshare", answer, 0, asked)
+    done = run_on(kernel, program, identity, "-q", *options, "-t", "none", "true")
+    assert done.returncode == 1
+    first, *hints = done.stderr.splitlines()
+    assert first.startswith("hardsplice: cannot create namespaces: ")
+    assert len(hints) == bool(hint), done.stderr
+    assert all(hint in line for line in hints)

@@ -27,6 +27,7 @@ from dataclasses import replace
 from typing import Any, NoReturn
 
 from hardsplice import (
+    children,
     descriptors,
     init,
     isolate,
@@ -93,7 +94,7 @@ def attempt_now(index: int) -> NoReturn:
 def wait(index: int, pid: int) -> None:
     """How the process of an attempt ended; one that hangs is ended."""
     pidfd = os.pidfd_open(pid)
-    board.put_status(index, keeper.wait_for(pid, pidfd, PATIENCE))
+    board.put_status(index, children.wait_for(pid, pidfd, PATIENCE))
     os.close(pidfd)
 
 

@@ -152,7 +152,9 @@ def test_a_relay_that_breaks_the_protocol_is_replaced(captured: Captured, action
         )
         product.exchange()
         assert monitors(product.instance) == before
-        assert "the relay was started again" in product.instance.messages()
+        eventually(
+            lambda: "the relay was started again" in product.instance.messages(), "no word of it"
+        )
         product.instance.stop()
 
 

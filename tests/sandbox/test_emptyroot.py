@@ -64,7 +64,7 @@ def test_what_it_can_keep_from_us_ends_the_start(
     instance = launch(user, "-f", "-t", f"127.0.0.1/{free_ports()}:80", str(of_user.pid))
     assert instance.wait() == 1
     said = instance.messages().splitlines()
-    assert said[0].startswith("hardsplice: cannot lock down enter a")
+    assert said[0].startswith("hardsplice: cannot enter a")
     assert f"user.max_{kind}_namespaces" in said[1]
 
 

@@ -87,8 +87,10 @@ def test_a_relay_killed_amid_many_flows_costs_its_own_and_nobody_else(
         works(pair)
     assert monitors < set(instance.processes()), "no monitor was replaced"
     assert victim not in instance.relays()
+    again = f"{direction}: the relay was started again: killed by SIGKILL"
+    eventually(lambda: again in instance.messages(), "no word of it")
     said = instance.messages()
-    assert said.count(f"{direction}: the relay was started again: killed by SIGKILL") == 1
+    assert said.count(again) == 1
     assert said.count("broken off when the relay died") == FLOWS
     instance.stop()
 

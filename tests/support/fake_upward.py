@@ -24,7 +24,7 @@ class Above:
 
     relays_ready, relays_alive = relay_ready, relay_alive
 
-    def relay_lost(self, reason: str) -> None:
+    def relay_lost(self, reason: str, hint: str | None = None) -> None:
         self.said.append(reason)
 
     def note(self, kind: int, detail: int, index: int, text: bytes) -> None:

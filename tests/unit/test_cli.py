@@ -466,6 +466,7 @@ def test_importing_the_command_line_is_light() -> None:
         "hardsplice",
         "hardsplice.cli",
         "hardsplice.errors",
+        "hardsplice.output",
         "hardsplice.ports",
         "hardsplice.spec",
         "hardsplice.values",

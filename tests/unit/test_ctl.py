@@ -463,6 +463,15 @@ def test_an_answer_for_which_there_is_no_room_is_an_error(
     assert done.stderr == "hardsplicectl: cannot write the answer: No space left on device\n"
 
 
+@pytest.mark.parametrize("words", ["status", "--json status", "ports", "metrics"])
+def test_an_answer_that_the_shell_wants_nothing_of_is_none(world: FakeWorld, words: str) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f'"$@" {words} >&-', "sh", *COMMAND],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_what_the_locale_has_no_code_for_is_no_error(world: FakeWorld) -> None:
     world.lacking = ["\u65e5"]
     done = subprocess.run(

@@ -223,6 +223,7 @@ SINKS: dict[str, list[Callable[[Capture], None]] | str] = {
     ],
     "log.make_room": "what was in the log before",
     "namespaces.write_id_maps": MACHINE,
+    "output.Parser._print_message": "its own help",
     "pidfile.PidFile.write": MACHINE,
     "policy._check_command": OWN_FILES,
     "policy._export": OWN_FILES,

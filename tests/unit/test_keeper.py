@@ -17,9 +17,10 @@ from typing import Any, cast
 
 import pytest
 
-from hardsplice import seal, socketcalls
+from hardsplice import linux, seal, socketcalls
 from hardsplice.book import USUAL
 from hardsplice.channel import Channel, Kind, Note, Record, Sent, close_all, encode
+from hardsplice.children import wait_for
 from hardsplice.deaths import (
     DEATHS_MAX,
     DELAYS,
@@ -35,7 +36,6 @@ from hardsplice.keeper import (
     ROWS_A_PASS,
     TELL_SECONDS,
     Keeper,
-    wait_for,
 )
 from hardsplice.listeners import open_listener, write_place
 from hardsplice.notes import BY_KEEPERS, BY_RELAYS, BY_TRACED_RELAYS
@@ -243,9 +243,44 @@ def test_a_relay_that_breaks_the_rules_is_counted_as_one(stand: Stand, breach: b
     counted = keeper.plan.stats.snapshot()
     assert (counted["restarts"], counted["denied_records"]) == (1, int(breach))
     assert counted["denied_calls"] == 0
-    kind, _, _, text = above.said[0]
-    assert kind == Note.RESTARTED
-    assert (b"protocol" in text) == breach
+    assert above.said == ["yields"]
+    assert ("protocol" in keeper.succeeds) == breach
+
+
+@pytest.mark.parametrize("was_ready", [False, True])
+def test_what_to_do_about_a_relay_that_does_not_start_is_a_line_of_its_own(
+    stand: Stand, was_ready: bool
+) -> None:
+    """One that has served is not asked for advice: it may have been taken over."""
+    keeper, above, relay = stand
+    lost: list[tuple[str, str | None]] = []
+    above.relay_lost = lambda reason, hint=None: lost.append((reason, hint))  # type: ignore[method-assign]
+    keeper.was_ready = was_ready
+    relay.send(Record(Kind.FATAL, text=b"why\nwhat to do"))
+    keeper._on_channel()
+    os.kill(keeper.pid, signal.SIGKILL)
+    keeper._on_exit()
+    if was_ready:
+        assert (lost, keeper.succeeds) == ([], "why")
+    else:
+        assert lost == [("it did not start: why", "what to do")]
+
+
+def test_that_a_relay_was_started_again_is_said_once_it_was(stand: Stand) -> None:
+    """And not of each that fails on the way."""
+    keeper, above, _ = stand
+    os.kill(keeper.pid, signal.SIGKILL)
+    keeper._on_exit()
+    assert above.said == ["yields"]
+    for _ in range(2):
+        keeper.channel, relay = Channel.pair()
+        keeper.dialogue = keeper._dialogue()
+        relay.send(Record(Kind.READY))
+        relay.close()
+        keeper._on_channel()
+        keeper.channel.close()
+    keeper.channel = None
+    assert above.said == ["yields", (Note.RESTARTED, 0, 0, b"killed by SIGKILL")]
 
 
 def test_descriptors_from_a_relay_are_closed_and_end_it(stand: Stand) -> None:
@@ -617,7 +652,7 @@ def test_no_relay_goes_on_with_a_listener_that_is_not_as_it_was_made(
         os.kill(keeper.pid, signal.SIGKILL)
         keeper._on_exit()
     if spoil in (None, retire):
-        assert [said[0] for said in above.said if said != "yields"] == [Note.RESTARTED]
+        assert (above.said, keeper.succeeds) == (["yields"], "killed by SIGKILL")
     else:
         assert above.said == ["a listener has other options than it was made with"]
 
@@ -640,6 +675,32 @@ def test_a_pooled_socket_is_ready_to_be_connected(family: int) -> None:
     assert not os.get_inheritable(fd)
     assert not os.get_blocking(fd)
     close_all([fd])
+
+
+# --- no process to be had ---
+
+
+def no_process() -> int:
+    raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+
+@pytest.mark.parametrize("was_ready", [False, True])
+def test_without_a_process_to_spare_a_relay_is_started_later_or_not_at_all(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch, *, was_ready: bool
+) -> None:
+    """A successor is: the crowd may be gone by then. Both ends of its channel are closed."""
+    keeper, above, _ = stand
+    keeper.was_ready = was_ready
+    timers = cast("Timers", keeper.loop)
+    monkeypatch.setattr(linux, "fork", no_process)
+    before = open_descriptors()
+    keeper.start()
+    assert open_descriptors() == before
+    if was_ready:
+        assert timers.due[-1] == (DELAYS[0], keeper.start)
+        for _ in range(DEATHS_MAX):
+            keeper.start()
+    assert above.said == [os.strerror(errno.EAGAIN)], "given up, in the end"
 
 
 # --- what a relay is told ---

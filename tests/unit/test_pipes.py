@@ -195,20 +195,6 @@ def test_a_pool_keeps_no_more_than_it_was_told() -> None:
     assert len(pool.spare) == pool.open == kernel.pipes_open == 2
 
 
-def test_a_pool_is_trimmed_from_its_cold_end() -> None:
-    kernel = FakeKernel()
-    pool = PipePool(kernel, 64, 4)
-    pool.fill()
-    warmest = pool.spare[-1]
-    pool.trim(1)
-    assert pool.spare == [warmest]
-    assert pool.open == kernel.pipes_open == 1
-    pool.trim(3)
-    assert pool.spare == [warmest]
-    pool.trim(0)
-    assert kernel.table == {}
-
-
 # --- many at once ---
 
 
