@@ -102,6 +102,7 @@ SYSTEM_CALLS = {
     "_shutdown": "shutdown",
     "_sockatmark": "ioctl",
     "_socket": "socket",
+    "_socketpair": "socketpair",
     "_syscall _LANDLOCK_RESTRICT_SELF": "landlock_restrict_self",
     "_syscall c_long(_PIDFD_GETFD)": "pidfd_getfd",
     "_syscall c_long(numbers.get(MACHINE, 277))": "seccomp",
