@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import prctl
 
-from hardsplice import children, descriptors, isolate, linux, namespaces, shield, users
+from hardsplice import children, descriptors, environment, isolate, linux, namespaces, shield, users
 from hardsplice.channel import Channel, Kind, Record
 from hardsplice.descriptors import CHANNEL_FD, FIRST_LISTENER, LOG_FD, SIGNALS_FD
 from hardsplice.errors import Failure, reason_of, text_of
@@ -205,6 +205,7 @@ def _lock_down(recipe: Recipe, channel: Channel, reason: int) -> None:
     descriptors.null_standard_streams((0, 1, 2))
     descriptors.keep((CHANNEL_FD, SIGNALS_FD, REASON_FD), FIRST_LISTENER)
     lockdown = isolate.Lockdown(strict=recipe.strict, say=lambda _: None)
+    environment.forget()
     lockdown.run(isolate.init_steps((CAP_KILL,), recipe.last_capability, recipe.deny_files))
     # The kernel forgets it at some changes of credentials. The guard has our user, or this would
     # not reach us; that it still lives is for the host monitor to see, as we can't.

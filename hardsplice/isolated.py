@@ -59,12 +59,29 @@ def restore_environment() -> None:
     locale is C (PEP 538).
     """
     try:
-        with open("/proc/self/environ", "rb") as file:
-            given = file.read().split(b"\0")
+        is_given = _has_variable(b"LC_CTYPE")
     except OSError:
         return
-    if not any(entry.startswith(b"LC_CTYPE=") for entry in given):
+    if not is_given:
         os.environ.pop("LC_CTYPE", None)
+
+
+def _has_variable(name: bytes) -> bool:
+    """Whether we were started with a variable. The environment is looked through piece by piece, in
+    memory that is overwritten, so that no copy is left (environment.py).
+    """
+    wanted = b"\0" + name + b"="
+    kept = len(wanted) - 1  # bytes of the piece before
+    room = bytearray(kept + 4096)
+    try:
+        with open("/proc/self/environ", "rb", buffering=0) as file:
+            while size := file.readinto(memoryview(room)[kept:]):
+                if room.find(wanted, 0, kept + size) >= 0:
+                    return True
+                room[:kept] = room[size : size + kept]
+    finally:
+        room[:] = bytes(len(room))
+    return False
 
 
 def _package_folders() -> list[str]:
