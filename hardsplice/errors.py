@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import signal
 import unicodedata
 from collections.abc import Iterable
 
@@ -161,6 +162,13 @@ def tell(lines: Iterable[str], fd: int = 2) -> None:
             with contextlib.suppress(OSError):
                 # In one piece for a pipe (PIPE_BUF), which has room for that now.
                 write_all(fd, printable(line).encode(errors="backslashreplace") + b"\n")
+
+
+def outlast_terminal() -> None:
+    """Go on writing where a terminal stops those of its background who write (TOSTOP, termios(3)):
+    COMMAND can bring about both.
+    """
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)
 
 
 def write_all(fd: int, data: bytes) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import prctl
 
-from hardsplice import descriptors, environment, isolate, landlock, namespaces, reach
+from hardsplice import descriptors, environment, errors, isolate, landlock, namespaces, reach
 from hardsplice.book import SEALED
 from hardsplice.errors import not_done, reason_of
 from hardsplice.forwarding import DIRECTIONS, Direction
@@ -59,6 +59,7 @@ def lock_host_monitor(setup: Setup) -> None:
     """Lock this process down, as the host monitor."""
     prctl.set_name("hs-host")
     environment.forget()
+    errors.outlast_terminal()  # not before COMMAND's are forked, which would have it too
     unsealed = setup.planner.books["outbound"].open()
     setup.unsealed = [f"{SEALED}: {unsealed}"] if unsealed else []
     setup.planner.books["outbound"].pin(is_writer=True)

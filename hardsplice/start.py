@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hardsplice import cli
-from hardsplice.errors import Failure, reason_of, tell, write_all
+from hardsplice.errors import Failure, outlast_terminal, reason_of, tell, write_all
 from hardsplice.unforeseen import as_failure
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ def _start_auditor(options: cli.Options) -> Channel:
     between = os.fork()
     if between == 0:
         if os.fork() == 0:
+            outlast_terminal()
             theirs.close()
             record = ours.receive()
             if record is not None:
