@@ -38,6 +38,7 @@ from hardsplice import guard, landlock, lifeline, namespaces, users
 from hardsplice.channel import Channel, Kind, Malformed, Record, close_all
 from hardsplice.children import has_ended
 from hardsplice.deaths import describe_status, exit_status
+from hardsplice.dialogue import OF_INIT, last_words
 from hardsplice.errors import Failure, failure_of, quote, reason_of
 from hardsplice.log import Level
 from hardsplice.values import RunAs
@@ -87,6 +88,7 @@ class Container:
     def __init__(self, recipe: Recipe) -> None:
         """Make them; PID 1 waits for GO then, to start COMMAND. Failure leaves nothing behind."""
         self.command = recipe.command[0]  # its program's name
+        self._hints = () if recipe.hint is None else (recipe.hint,)  # that PID 1 may give
         self.warning = ""  # what COMMAND will miss
         self.init = self._pidfd = 0  # PID 1, by its number here
         self._has_been_ended = False
@@ -173,6 +175,15 @@ class Container:
         if os.WIFSIGNALED(status):
             return code, f"hs-guard was {describe_status(status)}"
         return code, f"hs-init was {describe_status(code - 128 if code > 128 else code << 8)}"
+
+    def last_words(self, text: bytes, *, runs: bool) -> Failure:
+        """What PID 1 ends with; ``runs`` is whether COMMAND was told to run. Malformed where that
+        is not its to say.
+        """
+        failure = last_words(text, OF_INIT if runs else None, self._hints)
+        if failure.verb == "run":
+            failure.object = self.command
+        return failure
 
     def end(self, *, patience: float = _LEAVE_SECONDS) -> None:
         """End all processes in there. PID 1 may take ``patience`` seconds to leave at end of file;

@@ -20,6 +20,9 @@ from collections.abc import Collection, Mapping
 from enum import Enum, auto
 
 from hardsplice.channel import Kind, Malformed, Record
+from hardsplice.errors import Failure, failure_of
+from hardsplice.isolate import NOT_STRICT
+from hardsplice.unforeseen import LIMIT_HINTS
 
 
 class Phase(Enum):
@@ -104,3 +107,26 @@ class Dialogue:
                 raise Malformed("an answer that nobody asked for")
             self._owed[record.kind] -= 1
         self.phase = following
+
+
+# What a child that serves may be unable to do, as verb and object: its own task, and nothing else.
+OF_TARGET_MONITOR = frozenset(
+    {("keep", "the inbound relay running"), ("run", "the target monitor")}
+)
+OF_INIT = frozenset({("run", "COMMAND"), ("create", "namespaces")})
+_HINTS = LIMIT_HINTS | {NOT_STRICT}
+
+
+def last_words(
+    text: bytes, about: Collection[tuple[str, str]] | None, hints: Collection[str] = ()
+) -> Failure:
+    """The Failure with which a child ends. Malformed where it is not ``about`` one of these; None
+    is for a child that nobody could have taken over yet. A next step, which is a line of its own,
+    is told only if it is among those that we know, or ``hints``.
+    """
+    failure = failure_of(text)
+    if about is not None and (failure.verb, failure.object) not in about:
+        raise Malformed("its last words are not about its task")
+    if failure.hint not in _HINTS and failure.hint not in hints:
+        failure.hint = None
+    return failure

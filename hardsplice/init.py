@@ -59,7 +59,7 @@ def _live(recipe: Recipe, channel: Channel, guard: Channel, mask: Iterable[int])
     os.close(write)
     _lock_down(recipe, channel, read)
     channel.send(Record(Kind.READY))
-    return reap(channel, pid, recipe)
+    return reap(channel, pid)
 
 
 def _await_go(channel: Channel) -> None:
@@ -213,7 +213,7 @@ def _lock_down(recipe: Recipe, channel: Channel, reason: int) -> None:
     lockdown.run([isolate.filter_step(recipe.init_program)])
 
 
-def reap(channel: Channel, pid: int, recipe: Recipe) -> int:
+def reap(channel: Channel, pid: int) -> int:
     """Reap whatever ends, pass signals on to COMMAND, and report how it ended."""
     poller = select.poll()
     poller.register(channel.fileno(), select.POLLIN)
@@ -233,7 +233,7 @@ def reap(channel: Channel, pid: int, recipe: Recipe) -> int:
             os.read(SIGNALS_FD, linux.SIGNALFD_SIGINFO)
             status = _reap_all(pid)
             if status is not None:
-                channel.send(_last_word(status, recipe))
+                channel.send(_last_word(status))
                 return 0
 
 
@@ -255,11 +255,13 @@ def _reap_all(pid: int) -> int | None:
     return found
 
 
-def _last_word(status: int, recipe: Recipe) -> Record:
-    """How COMMAND ended, or why it could not be run: the pipe's other end is closed by now."""
+def _last_word(status: int) -> Record:
+    """How COMMAND ended, or why it could not be run: the pipe's other end is closed by now. Which
+    program that is the host monitor knows.
+    """
     said = os.read(REASON_FD, _REASON_LIMIT)
     if not said:
         return Record(Kind.EXITED, detail=status)
     reason, _, hint = said.decode(errors="replace").partition("\n")
-    failure = Failure("run", recipe.command[0], reason, hint or None)
+    failure = Failure("run", "COMMAND", reason, hint or None)
     return Record(Kind.FATAL, text=text_of(failure))

@@ -22,8 +22,8 @@ from hardsplice.children import Child, hear, wait_for
 from hardsplice.crew import Crew
 from hardsplice.deaths import describe_status, exit_status
 from hardsplice.desk import Desk
-from hardsplice.dialogue import INIT, TARGET_MONITOR, Dialogue, Phase
-from hardsplice.errors import Failure, failure_of, relay_lost
+from hardsplice.dialogue import INIT, OF_TARGET_MONITOR, TARGET_MONITOR, Dialogue, Phase, last_words
+from hardsplice.errors import Failure, relay_lost
 from hardsplice.exchange import HostSide
 from hardsplice.flowlog import FlowLog, Traffic
 from hardsplice.flowtable import Nonsense
@@ -338,7 +338,8 @@ class HostMonitor:
             self.host.missing += lacking(record.text, self.host.missing)
             self._arrived("target")
         elif record.kind == Kind.FATAL:
-            self._fail(failure_of(record.text))
+            about = None if "target" in self.waiting else OF_TARGET_MONITOR
+            self._fail(last_words(record.text, about))
         elif record.kind == Kind.FLOW:
             if self.flows is None:
                 raise Nonsense("nobody asked for the ends of flows")
@@ -364,9 +365,8 @@ class HostMonitor:
         self._fail(Failure("keep", "the target monitor running", f"it was {how}"))
 
     def _on_init(self) -> None:
-        assert self.host.container is not None
-        if not self._hear_init():
-            self.loop.remove(self.host.container.channel.fileno())
+        if (inside := self.host.container) and not self._hear_init():
+            self.loop.remove(inside.channel.fileno())
 
     def _hear_init(self) -> bool:
         """Take one record of PID 1; False when there will be none any more."""
@@ -379,24 +379,24 @@ class HostMonitor:
             self._distrust("PID 1 of COMMAND", error)
             return False
         if record is not None:
-            self._on_init_record(record)
+            self._on_init_record(self.host.container, record)
         return record is not None
 
-    def _on_init_record(self, record: Record) -> None:
+    def _on_init_record(self, inside: container.Container, record: Record) -> None:
         """PID 1 lives beside COMMAND, and may have been taken over by it."""
         try:
             self.init_says.hear(record)
+            if record.kind == Kind.FATAL:
+                self._fail(inside.last_words(record.text, runs=self.announced))
         except Malformed as error:
             close_all(record.fds)
             self._distrust("PID 1 of COMMAND", error)
             return
-        if record.kind == Kind.FATAL:
-            self._fail(failure_of(record.text))
-        elif record.kind == Kind.READY:
+        if record.kind == Kind.READY:
             self._arrived("init")
         elif record.kind == Kind.SIGNAL:
             self.answered += 1
-        else:
+        elif record.kind == Kind.EXITED:
             self.loop.stop(exit_status(record.detail))
 
     def _on_init_exit(self) -> None:
@@ -409,7 +409,7 @@ class HostMonitor:
             for _ in range(LAST_RECORDS):
                 if (record := inside.channel.receive(wait=False)) is None:
                     break
-                self._on_init_record(record)
+                self._on_init_record(inside, record)
         self.loop.remove(inside.pidfd)
         status, how = inside.status()
         if self.init_says.phase is not Phase.ENDING:

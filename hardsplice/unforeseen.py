@@ -29,6 +29,7 @@ _HINTS = {
     errno.EAGAIN: _PROCESSES,
     errno.ENOMEM: _of_memory(),
 }
+LIMIT_HINTS = frozenset(hint for hint in _HINTS.values() if hint is not None)
 
 
 def next_step(error: BaseException | None) -> str | None:
