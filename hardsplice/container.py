@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING
 
 import prctl
 
-from hardsplice import guard, landlock, lifeline, namespaces, users
+from hardsplice import guard, init, landlock, lifeline, namespaces, users
 from hardsplice.channel import Channel, Kind, Malformed, Record, close_all
 from hardsplice.children import has_ended
 from hardsplice.deaths import describe_status, exit_status
@@ -88,7 +88,7 @@ class Container:
     def __init__(self, recipe: Recipe) -> None:
         """Make them; PID 1 waits for GO then, to start COMMAND. Failure leaves nothing behind."""
         self.command = recipe.command[0]  # its program's name
-        self._hints = () if recipe.hint is None else (recipe.hint,)  # that PID 1 may give
+        self._hints = (*init.HINTS, *([recipe.hint] if recipe.hint else []))  # of PID 1's
         self.warning = ""  # what COMMAND will miss
         self.init = self._pidfd = 0  # PID 1, by its number here
         self._has_been_ended = False

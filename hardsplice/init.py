@@ -35,6 +35,11 @@ CAP_KILL = 5
 # A fixed descriptor beside those of descriptors.py: where COMMAND says why it can't be run
 REASON_FD = 8
 _REASON_LIMIT = 256  # bytes
+# Why nobody can run a program; the host monitor shows no other hints of ours than these
+_NO_PROGRAM = "it is no program"
+_NOT_EXECUTABLE = "nobody may execute it: see its permissions"
+_MOUNTED_NOEXEC = "its file system is mounted noexec"
+HINTS = (_NO_PROGRAM, _NOT_EXECUTABLE, _MOUNTED_NOEXEC)
 _SI_USER = 0  # asm-generic/siginfo.h: sent by kill(2)
 
 
@@ -185,11 +190,11 @@ def _whose(path: str | None) -> str | None:
         if path is not None:
             mode = os.stat(path).st_mode
             if not stat.S_ISREG(mode):
-                return "it is no program"
+                return _NO_PROGRAM
             if not mode & (stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH):
-                return "nobody may execute it: see its permissions"
+                return _NOT_EXECUTABLE
             if os.statvfs(path).f_flag & os.ST_NOEXEC:
-                return "its file system is mounted noexec"
+                return _MOUNTED_NOEXEC
     return None
 
 
