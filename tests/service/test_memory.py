@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What lies in the memory of a locked-down process, for whoever takes it over: looked for from
-outside, in all that is mapped.
+"""The memory of locked-down processes, seen from outside: what lies in it for whoever takes one
+over, and how much of it there can be.
 """
 
 from __future__ import annotations
@@ -8,15 +8,18 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
+from hardsplice.isolate import MEMORY, MEMORY_EACH
 from tests.support import procfs
 from tests.support.netns import Identity, Namespace
 from tests.support.product import Instance, Program, free_ports
-from tests.support.stream import eventually
+from tests.support.stream import PATIENCE, eventually
 
 pytestmark = [
     pytest.mark.root,  # nobody else may look into processes that aren't dumpable
@@ -132,3 +135,82 @@ def test_where_it_is_not_overwritten_all_have_it(identity: Identity, arguments: 
     with contextlib.closing(Remembering()) as program:
         left = left_in(program, identity, secret, [*spec, *arguments])
     assert left == dict.fromkeys(left, secret.parts)
+
+
+# --- how much -------------------------------------------------------------------------------------
+
+
+def address_space(pid: int) -> tuple[int, int]:
+    """What a process has, and may have, in bytes."""
+    lines = Path(f"/proc/{pid}/limits").read_text(encoding="ascii").splitlines()
+    (limit,) = (line.split()[3:5] for line in lines if line.startswith("Max address space"))
+    assert limit[0] == limit[1], "soft and hard"
+    return 1024 * int(procfs.status(pid)["VmSize"].split()[0]), int(limit[0])
+
+
+def test_each_process_has_a_limit(
+    program: Program, identity: Identity, arguments: list[str]
+) -> None:
+    spec = ["-t", f"127.0.0.1/{free_ports()}:80", "-T", f"81:{free_ports()}"]
+    instance = Instance(program, identity, [*spec, *arguments], descriptors=5000)
+    with contextlib.ExitStack() as stack:
+        stack.callback(instance.discard)
+        instance.wait_ready()
+        processes = named(instance)
+        for name in WITH_COMMAND & processes.keys():
+            has, may_have = address_space(processes[name])
+            room = MEMORY if name in ("hs-guard", "hs-init") else MEMORY + MEMORY_EACH * 5000
+            assert abs(has + room - may_have) < 32 << 20, name
+
+
+def test_a_lower_limit_of_the_caller_s_stays(
+    program: Program, identity: Identity, namespace: Namespace
+) -> None:
+    argv, _ = program.argv(identity)
+    low = 120 << 20
+    limited = ["prlimit", f"--as={low}", *argv]
+
+    class Limited(Program):
+        def argv(self, identity: Identity) -> tuple[list[str], dict[str, str]]:
+            return limited, program.argv(identity)[1]
+
+    spec = ["-f", "-t", f"127.0.0.1/{free_ports()}:80", str(namespace.pid)]
+    with contextlib.closing(Limited()) as launcher, contextlib.ExitStack() as stack:
+        instance = Instance(launcher, identity, spec)
+        stack.callback(instance.discard)
+        instance.wait_ready()
+        assert {address_space(pid)[1] for pid in named(instance).values()} == {low}
+
+
+CONNECTIONS = 1500
+
+
+@pytest.mark.parametrize("kind", ["idle", "blocked"])
+def test_the_limit_has_room_for_all_connections(
+    kind: str, program: Program, identity: Identity, namespace: Namespace
+) -> None:
+    """What one takes of it is less than what its two descriptors add to it, also where nobody reads
+    and its data wait in a pipe of its own.
+    """
+    port = free_ports()
+    spec = ["-f", "-t", f"127.0.0.1/{port}:80", str(namespace.pid)]
+    instance = Instance(program, identity, spec)
+    with contextlib.ExitStack() as stack:
+        stack.callback(instance.discard)
+        instance.wait_ready()
+        server = stack.enter_context(namespace.socket(socket.AF_INET))
+        server.bind(("127.0.0.1", 80))
+        server.listen(4096)
+        relay = named(instance)["hs-relay-in"]
+        before = address_space(relay)[0]
+        for _ in range(CONNECTIONS):
+            client = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
+            stack.enter_context(client)
+            stack.enter_context(server.accept()[0])
+            if kind == "blocked":
+                client.setblocking(False)
+                with contextlib.suppress(BlockingIOError):
+                    for _ in range(64):
+                        client.send(bytes(1 << 16))
+        assert len(procfs.descriptors(relay)) > 2 * CONNECTIONS
+        assert address_space(relay)[0] - before < 2 * MEMORY_EACH * CONNECTIONS
