@@ -21,7 +21,6 @@ from enum import Enum, auto
 
 from hardsplice.channel import Kind, Malformed, Record
 from hardsplice.errors import Failure, failure_of
-from hardsplice.isolate import NOT_STRICT
 from hardsplice.unforeseen import LIMIT_HINTS
 
 
@@ -114,19 +113,21 @@ OF_TARGET_MONITOR = frozenset(
     {("keep", "the inbound relay running"), ("run", "the target monitor")}
 )
 OF_INIT = frozenset({("run", "COMMAND"), ("create", "namespaces")})
-_HINTS = LIMIT_HINTS | {NOT_STRICT}
 
 
 def last_words(
     text: bytes, about: Collection[tuple[str, str]] | None, hints: Collection[str] = ()
 ) -> Failure:
-    """The Failure with which a child ends. Malformed where it is not ``about`` one of these; None
-    is for a child that nobody could have taken over yet. A next step, which is a line of its own,
-    is told only if it is among those that we know, or ``hints``.
+    """The Failure with which a child ends. None is for a child that has not served yet, so that
+    nobody had an opportunity to take it over. Else Malformed where it is not ``about`` one of
+    these; and a next step, which is a line of its own, is told if it is among ``hints``, or one
+    that we know.
     """
     failure = failure_of(text)
-    if about is not None and (failure.verb, failure.object) not in about:
+    if about is None:
+        return failure
+    if (failure.verb, failure.object) not in about:
         raise Malformed("its last words are not about its task")
-    if failure.hint not in _HINTS and failure.hint not in hints:
+    if failure.hint not in LIMIT_HINTS and failure.hint not in hints:
         failure.hint = None
     return failure
