@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from hardsplice import __version__, ports, values
 from hardsplice.errors import Failure, quote
+from hardsplice.modes import Mode, detect_mode, pid_of
 from hardsplice.spec import Inherited, is_inherited
 
 if TYPE_CHECKING:
@@ -40,17 +41,8 @@ __all__ = [
 
 _EPHEMERAL_PATH = "/proc/sys/net/ipv4/ip_local_port_range"
 _EPHEMERAL_DEFAULT = (32768, 60999)  # net/ipv4/af_inet.c, inet_init_net()
-_LAST_PID = 2**22  # PID_MAX_LIMIT, include/linux/threads.h
 _LOG_SIZE = 1 << 20
 _BOTH: frozenset[Direction] = frozenset(("inbound", "outbound"))
-
-
-class Mode(enum.Enum):
-    """Whose namespaces are served."""
-
-    COMMAND = "new ones, in which COMMAND runs"
-    PID = "those of a running process"
-    NETNS = "those at a path"
 
 
 class Verbosity(enum.IntEnum):
@@ -160,7 +152,7 @@ def parse_args(
     return Options(
         mode=mode,
         command=tuple(positional) if mode is Mode.COMMAND else (),
-        pid=_pid(positional[0]) if mode is Mode.PID else None,
+        pid=pid_of(positional[0]) if mode is Mode.PID else None,
         netns=given.netns,
         userns=given.userns,
         netns_only=given.netns_only,
@@ -186,32 +178,6 @@ def parse_args(
         ready_fd=given.ready_fd,
         audit=given.audit,
     )
-
-
-def detect_mode(positional: Sequence[str], netns: str | None, userns: str | None) -> Mode:
-    """Which of the three synopses this is. Raises Failure where it is a mixture of them."""
-    first = positional[0] if positional else ""
-    is_pid = first.isascii() and first.isdigit()
-    if netns is not None:
-        if is_pid and len(positional) == 1:
-            reason = "a process has a network namespace already; leave out one of the two"
-            raise Failure("combine", f"--netns with PID {quote(first)}", reason)
-        if positional:
-            reason = "COMMAND runs in new namespaces; leave out --netns, or run it with nsenter(1)"
-            raise Failure("combine", f"--netns with COMMAND {quote(first)}", reason)
-        return Mode.NETNS
-    if userns is not None:
-        reason = "it says which user namespace owns that of --netns; add --netns, or leave it out"
-        raise Failure("use", "--userns without --netns", reason)
-    if not is_pid:
-        return Mode.COMMAND
-    if len(positional) > 1:
-        reason = (
-            f"after it stands {quote(positional[1])}; put options before it "
-            f"(a command of that name is ./{first})"
-        )
-        raise Failure("use", f"PID {quote(first)}", reason)
-    return Mode.PID
 
 
 def read_ephemeral_range(path: str = _EPHEMERAL_PATH) -> tuple[int, int]:
@@ -438,11 +404,3 @@ def _verbosity(given: argparse.Namespace) -> Verbosity:
     if given.debug:
         return Verbosity.DEBUG
     return Verbosity.QUIET if given.quiet else Verbosity.NORMAL
-
-
-def _pid(text: str) -> int:
-    pid = values.number(text, 1, _LAST_PID)
-    if pid is None:
-        reason = f"PIDs are 1 to {_LAST_PID} (a command of that name is ./{text})"
-        raise Failure("use", f"PID {quote(text)}", reason)
-    return pid

@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING
 import prctl
 
 from hardsplice import guard, landlock, lifeline, namespaces, users
+from hardsplice.caller import Caller
 from hardsplice.channel import Channel, Kind, Malformed, Record, close_all
 from hardsplice.deaths import describe_status, exit_status
 from hardsplice.errors import Failure, failure_of, quote, reason_of
@@ -59,7 +60,7 @@ class Recipe:
     hint: str | None  # what to do where that user can't run it
     new_user: bool  # user namespaces too, in which COMMAND is root
     is_shielded: bool  # the kernel's settings are read-only
-    ignores_children: bool  # COMMAND has SIGCHLD ignored, as the caller had
+    caller: Caller  # what COMMAND is to have as the caller had it
     aside: Mapping[int, int]  # COMMAND's descriptors: the number that each is to have, and has
     file_limits: tuple[int, int]  # RLIMIT_NOFILE, soft and hard, as COMMAND is to have it
     init_program: bytes  # PID 1's filter
@@ -214,7 +215,7 @@ def for_command(setup: Setup) -> Container:
             hint=hint,
             new_user=new_user,
             is_shielded=new_user and users.keeps_root(user),
-            ignores_children=setup.ignores_children,
+            caller=setup.caller,
             aside=setup.aside,
             file_limits=setup.file_limits,
             init_program=setup.programs.init,

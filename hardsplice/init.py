@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 import prctl
 
-from hardsplice import descriptors, isolate, linux, namespaces, shield, users
+from hardsplice import caller, descriptors, isolate, linux, namespaces, shield, users
 from hardsplice.channel import Channel, Kind, Record
+from hardsplice.deaths import exit_status
 from hardsplice.descriptors import CHANNEL_FD, FIRST_LISTENER, LOG_FD, SIGNALS_FD
 from hardsplice.errors import Failure, reason_of, text_of
 
@@ -33,6 +34,9 @@ CAP_KILL = 5
 # A fixed descriptor beside those of descriptors.py: where COMMAND says why it can't be run
 REASON_FD = 8
 _REASON_LIMIT = 256  # bytes
+_SHELL = "/bin/sh"  # what runs a script that names no interpreter, as execvp(3) has it
+# With what hardsplice ends where COMMAND could not be run, as shells, env(1) and timeout(1) have it
+NOT_EXECUTED, NOT_FOUND = 126, 127
 _SI_USER = 0  # asm-generic/siginfo.h: sent by kill(2)
 
 
@@ -133,8 +137,6 @@ def _become_command(recipe: Recipe, reason: int, mask: Iterable[int]) -> NoRetur
         for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):
             if number != signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, signal.SIG_DFL)
-        if recipe.ignores_children:
-            signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         while not _is_go(signal.sigwaitinfo({signal.SIGCONT})):
             pass
         descriptors.put_back(recipe.aside)
@@ -143,13 +145,29 @@ def _become_command(recipe: Recipe, reason: int, mask: Iterable[int]) -> NoRetur
             users.leave_what_is_the_callers(recipe.user)
             os.setresgid(*[recipe.user.gid] * 3)
             os.setresuid(*[recipe.user.uid] * 3)
+        caller.give_back(recipe.caller)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        os.execvp(name, list(recipe.command))
+        _execute(name, recipe.command)
     except OSError as error:
-        os.write(reason, _reason_not_run(name, error).encode()[:_REASON_LIMIT])
+        why = _why_not_run(name, error)
+        os.write(reason, os.strerror(why).encode()[:_REASON_LIMIT])
+        os._exit(NOT_FOUND if why == errno.ENOENT else NOT_EXECUTED)
     except BaseException as error:  # noqa: BLE001 - a forked process must not return
         os.write(reason, f"{type(error).__name__}: {error}".encode()[:_REASON_LIMIT])
-    os._exit(127)
+    os._exit(NOT_EXECUTED)
+
+
+def _execute(name: str, command: tuple[str, ...]) -> NoReturn:
+    """Become COMMAND, as a shell would: ``os.execvp`` doesn't take scripts without a first line
+    that says by what they are run.
+    """
+    for path in [name] if "/" in name else [os.path.join(one, name) for one in os.get_exec_path()]:
+        try:
+            os.execv(path, command)
+        except OSError as error:
+            if error.errno == errno.ENOEXEC:
+                os.execv(_SHELL, [_SHELL, path, *command[1:]])
+    os.execvp(name, command)  # for the error that counts
 
 
 def _is_go(sent: signal.struct_siginfo) -> bool:
@@ -157,15 +175,15 @@ def _is_go(sent: signal.struct_siginfo) -> bool:
     return sent.si_code == _SI_USER and sent.si_pid == 1
 
 
-def _reason_not_run(name: str, error: OSError) -> str:
-    """Why COMMAND can't be run. A folder of PATH that can't be searched hides that nothing of that
-    name was found.
+def _why_not_run(name: str, error: OSError) -> int:
+    """The errno for which COMMAND can't be run. A folder of PATH that can't be searched hides that
+    nothing of that name was found.
     """
     if "/" not in name:
         places = (os.path.join(folder, name) for folder in os.get_exec_path())
         if not any(map(os.path.lexists, places)):
-            return os.strerror(errno.ENOENT)
-    return reason_of(error)
+            return errno.ENOENT
+    return error.errno or errno.EIO
 
 
 # --- afterwards -----------------------------------------------------------------------------------
@@ -238,4 +256,4 @@ def _last_word(status: int, recipe: Recipe) -> Record:
     # A path that its user could follow to where nothing is: nobody else would find more there
     is_nowhere = "/" in name and reason == os.strerror(errno.ENOENT)
     failure = Failure("run", name, reason, None if is_nowhere else recipe.hint)
-    return Record(Kind.FATAL, text=text_of(failure))
+    return Record(Kind.FATAL, detail=exit_status(status), text=text_of(failure))

@@ -27,6 +27,7 @@ from hardsplice.exchange import HostSide
 from hardsplice.flowlog import FlowLog, Traffic
 from hardsplice.flowtable import Nonsense
 from hardsplice.forwarding import Direction, Port, Ports
+from hardsplice.init import NOT_EXECUTED, NOT_FOUND
 from hardsplice.keeper import STOP_SECONDS, hear, wait_for
 from hardsplice.lifeline import Hold
 from hardsplice.listeners import describe
@@ -401,7 +402,8 @@ class HostMonitor:
             self._distrust("PID 1 of COMMAND", error)
             return
         if record.kind == Kind.FATAL:
-            self._fail(failure_of(record.text))
+            is_commands = record.detail in (NOT_EXECUTED, NOT_FOUND)
+            self._fail(failure_of(record.text, record.detail if is_commands else 1))
         elif record.kind == Kind.READY:
             self._arrived("init")
         elif record.kind == Kind.SIGNAL:

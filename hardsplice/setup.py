@@ -43,6 +43,7 @@ from hardsplice import (
     target,
     users,
 )
+from hardsplice.caller import Caller
 from hardsplice.channel import CROWDED_HINT, Channel, Kind, Record
 from hardsplice.cli import Mode, Options, Verbosity
 from hardsplice.desk import Desk
@@ -86,12 +87,10 @@ class Setup:
         options: Options,
         launcher: Channel | None,
         began: float,
-        *,
-        ignores_children: bool = False,
+        caller: Caller,
     ) -> None:
-        """``ignores_children``: the caller had SIGCHLD ignored, and COMMAND is to have it so."""
         self.options = options
-        self.ignores_children = ignores_children
+        self.caller = caller
         self.is_ready = False
         self.launcher = launcher
         self.began = began

@@ -313,8 +313,20 @@ def test_signals_reach_the_command(identity: Identity, launch: Launch, number: i
 
 
 def test_the_shell_is_the_default(identity: Identity, program: Program) -> None:
-    ran = run(program, identity, given="exit 3\n", environment={"SHELL": "/bin/sh"})
-    assert ran.returncode == 3, ran.stderr
+    argv, environment = program.argv(identity)
+    terminal, theirs = pty.openpty()
+    child = subprocess.Popen(
+        ["setsid", "--ctty", *argv], env={**environment, "SHELL": "/bin/sh"}, cwd="/",
+        stdin=theirs, stdout=theirs, stderr=theirs,
+    )  # fmt: skip
+    os.close(theirs)
+    try:
+        os.write(terminal, b"exit 3\n")
+        assert child.wait(PATIENCE) == 3
+    finally:
+        child.kill()
+        child.wait()
+        os.close(terminal)
 
 
 def test_the_terminal_is_the_commands(identity: Identity, program: Program) -> None:
