@@ -28,14 +28,14 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 import prctl
 
-from hardsplice import guard, landlock, lifeline, namespaces, users
+from hardsplice import guard, landlock, lifeline, namespaces, terminal, users
 from hardsplice.caller import Caller
 from hardsplice.channel import Channel, Kind, Malformed, Record, close_all
 from hardsplice.deaths import describe_status, exit_status
@@ -61,6 +61,7 @@ class Recipe:
     new_user: bool  # user namespaces too, in which COMMAND is root
     is_shielded: bool  # the kernel's settings are read-only
     caller: Caller  # what COMMAND is to have as the caller had it
+    takes_foreground: bool  # COMMAND becomes the terminal's foreground group, and not the caller's
     aside: Mapping[int, int]  # COMMAND's descriptors: the number that each is to have, and has
     file_limits: tuple[int, int]  # RLIMIT_NOFILE, soft and hard, as COMMAND is to have it
     init_program: bytes  # PID 1's filter
@@ -158,6 +159,11 @@ class Container:
         return self._pidfd
 
     @property
+    def pids(self) -> tuple[int, ...]:
+        """Our children: the guard, and after its end PID 1."""
+        return self._guard, self.init
+
+    @property
     def descriptors(self) -> tuple[int, ...]:
         """What the host monitor keeps."""
         return self.channel.fileno(), self._pidfd, self._guard_pidfd, self._line
@@ -202,20 +208,28 @@ def _has_ended(pidfd: int, seconds: float) -> bool:
     return bool(poller.poll(int(seconds * 1000)))
 
 
+def _takes_foreground(setup: Setup, command: Sequence[str]) -> bool:
+    """Whether COMMAND is a shell for whom the terminal is ours to give."""
+    is_here = setup.terminal is not None and setup.terminal.is_ours() and os.isatty(0)
+    return is_here and terminal.is_for_people(command)
+
+
 def for_command(setup: Setup) -> Container:
     """COMMAND's namespaces, and a line on whom COMMAND is where that may surprise."""
     options = setup.options
     new_user = not options.netns_only
     user = setup.user if new_user else options.runas
     hint = users.hint(user) if user and users.is_real_root() else None
+    command = options.command or (os.environ.get("SHELL") or "/bin/sh",)
     made = Container(
         Recipe(
-            command=options.command or (os.environ.get("SHELL") or "/bin/sh",),
+            command=command,
             user=user,
             hint=hint,
             new_user=new_user,
             is_shielded=new_user and users.keeps_root(user),
             caller=setup.caller,
+            takes_foreground=_takes_foreground(setup, command),
             aside=setup.aside,
             file_limits=setup.file_limits,
             init_program=setup.programs.init,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import prctl
 
-from hardsplice import caller, descriptors, isolate, linux, namespaces, shield, users
+from hardsplice import caller, descriptors, isolate, linux, namespaces, shield, terminal, users
 from hardsplice.channel import Channel, Kind, Record
 from hardsplice.deaths import exit_status
 from hardsplice.descriptors import CHANNEL_FD, FIRST_LISTENER, LOG_FD, SIGNALS_FD
@@ -145,6 +145,8 @@ def _become_command(recipe: Recipe, reason: int, mask: Iterable[int]) -> NoRetur
             users.leave_what_is_the_callers(recipe.user)
             os.setresgid(*[recipe.user.gid] * 3)
             os.setresuid(*[recipe.user.uid] * 3)
+        if recipe.takes_foreground:
+            terminal.take_foreground()
         caller.give_back(recipe.caller)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         _execute(name, recipe.command)

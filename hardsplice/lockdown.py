@@ -103,6 +103,8 @@ def _kept(setup: Setup) -> list[int]:
     keep += setup.copies.values()
     if setup.control:
         keep.append(setup.control.fileno())
+    if setup.terminal:
+        keep.append(setup.terminal.fileno())
     keep += [asker.fileno() for asker in setup.askers.values()]
     return keep
 

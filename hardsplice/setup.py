@@ -33,14 +33,15 @@ from hardsplice import (
     descriptors,
     isolate,
     landlock,
-    linux,
     listeners,
     lockdown,
     namespaces,
     programs,
     service,
+    signals,
     sockdiag,
     target,
+    terminal,
     users,
 )
 from hardsplice.caller import Caller
@@ -50,13 +51,9 @@ from hardsplice.desk import Desk
 from hardsplice.errors import Failure, printable, quote, text_of
 from hardsplice.flowlog import Traffic
 from hardsplice.forwarding import DIRECTIONS, PLACES, Direction, Port
+from hardsplice.host import Child, Host
 from hardsplice.log import Level, Log, open_file
-from hardsplice.monitor import (
-    PASSED_ON,
-    Child,
-    Host,
-    HostMonitor,
-)
+from hardsplice.monitor import HostMonitor
 from hardsplice.passed import Passed, stored_name
 from hardsplice.pidfile import PidFile
 from hardsplice.plans import Planner
@@ -97,6 +94,7 @@ class Setup:
         journal = os.environ.get("JOURNAL_STREAM", "")
         self.log = Log(LEVELS[options.verbosity], options.log_format, journal)
         self.user: RunAs | None = None
+        self.terminal: terminal.Terminal | None = None
         self.target: namespaces.Target | None = None
         self.pid_file: PidFile | None = None
         self.control: SocketFile | None = None
@@ -163,6 +161,8 @@ class Setup:
         service.forget(os.environ)
         self.user = users.own_user(options.runas)
         self._number_descriptors()
+        if options.foreground:
+            self.terminal = terminal.Terminal.open()
         self.last_capability = isolate.read_last_capability()
         self.landlock = landlock.support()
         if options.mode is Mode.PID:
@@ -317,8 +317,8 @@ class Setup:
     def gather(self) -> Host:
         """What the host monitor works with."""
         options = self.options
-        signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
-        descriptors.move(linux.signalfd(PASSED_ON), descriptors.SIGNALS_FD)
+        taken = signals.take(has_command=self.container is not None)
+        descriptors.move(taken, descriptors.SIGNALS_FD)
         if self.target and self.target.watch is not None:
             descriptors.move(self.target.watch, descriptors.WATCH_FD)
             self.target = replace(self.target, watch=descriptors.WATCH_FD)
@@ -337,6 +337,7 @@ class Setup:
             versions=options.families,
             check_room=self.planner.check_room,
             signals=descriptors.SIGNALS_FD,
+            terminal=self.terminal,
             monitor=self.monitor,
             container=self.container,
             plans=self.planner.relays("outbound", self.target_listeners, self.host_families),

@@ -110,9 +110,7 @@ def _audit(options: cli.Options, server: int, record: Record) -> None:
         _say(Failure("write", "the audit", reason_of(error)))
 
 
-def _serve(
-    options: cli.Options, launcher: Channel | None, began: float, given: Caller
-) -> NoReturn:
+def _serve(options: cli.Options, launcher: Channel | None, began: float, given: Caller) -> NoReturn:
     """Set up and serve in this process. After lock-down the interpreter's own way out is closed, so
     leave by os._exit.
     """

@@ -37,11 +37,11 @@ from hardsplice.descriptors import (
 from hardsplice.errors import Failure, failure_of, relay_lost, text_of
 from hardsplice.exchange import TargetSide
 from hardsplice.forwarding import PLACES
+from hardsplice.host import Child
 from hardsplice.isolate import Lockdown
 from hardsplice.joining import Tie
 from hardsplice.log import Level
 from hardsplice.loop import Loop
-from hardsplice.monitor import Child
 from hardsplice.relay import main as relay
 from hardsplice.relay.sockets import ALL_FAMILIES
 from hardsplice.relay.stats import UNPASSED, shared_with_monitor

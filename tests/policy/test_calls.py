@@ -34,6 +34,7 @@ SYSTEM_CALLS = {
     "os.fsencode": "",
     "os.getpid": "getpid",
     "os.getppid": "getppid",
+    "os.getpriority": "getpriority",
     "os.kill": "kill",
     "os.lseek": "lseek",
     "os.path.basename": "",
@@ -43,6 +44,9 @@ SYSTEM_CALLS = {
     "os.read": "read",
     "os.setsid": "setsid",
     "os.strerror": "",
+    "os.tcgetpgrp": "ioctl",
+    "os.tcsetpgrp": "ioctl",
+    "os.waitid": "waitid",
     "os.waitpid": "wait4",
     "os.write": "write",
     "prctl.set_name": "prctl",
@@ -160,6 +164,7 @@ RELAY = (
     all_but("scm"),
     CONNECTIONS,
 )
+TERMINAL = some("terminal", "Terminal._front", "Terminal.has_hung_up", "Terminal.give_back")
 PARTS = {
     "relay": RELAY,
     "relay-ports": (*RELAY, some("unotify", "ask")),
@@ -192,7 +197,12 @@ PARTS = {
         some("listeners", "is_sound"),
         some("socketcalls", "stream_socket", "set_nodelay", "_set"),
     ),
-    "monitor-fixed": (all_but("monitor"), some("relay/main", "_leave_session")),
+    "monitor-fixed": (
+        all_but("monitor"),
+        all_but("orphans"),
+        TERMINAL,
+        some("relay/main", "_leave_session"),
+    ),
     "monitor-ports": (
         all_but("exchange"),
         all_but("requests"),
@@ -214,6 +224,8 @@ PARTS = {
     ),
     "monitor-host": (
         some("relay/main", "_leave_session"),
+        all_but("orphans"),
+        TERMINAL,
         all_but("desk"),
         all_but("exchange"),
         all_but("requests"),
