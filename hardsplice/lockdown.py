@@ -81,6 +81,7 @@ def lock_host_monitor(setup: Setup) -> None:
     if own is not None:
         os.close(own)
     setup.missing += begun.missing
+    setup.parent.ask_again()
     begun.run([isolate.filter_step(setup.programs.host)])
 
 

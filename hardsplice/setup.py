@@ -164,6 +164,7 @@ class Setup:
         if options.foreground:
             self.terminal = terminal.Terminal.open()
         self.last_capability = isolate.read_last_capability()
+        self.parent = isolate.Parent.now()
         self.landlock = landlock.support()
         if options.mode is Mode.PID:
             assert options.pid is not None
@@ -174,7 +175,7 @@ class Setup:
                 options.netns, options.userns, netns_only=options.netns_only
             )
         if options.log_file is not None:
-            self._open_log(options.log_file)
+            self.log.to_file(open_file(options.log_file), options.log_size)
         elif not options.foreground:
             self.log.to_syslog()
         self.notifier = Notifier(self.manager.notify)
@@ -238,9 +239,6 @@ class Setup:
     ) -> Callable[[Forward], int | None]:
         """What has the listeners of a direction that were kept while we were restarted."""
         return lambda forward: self.passed.take(direction, forward, families)
-
-    def _open_log(self, path: str) -> None:
-        self.log.to_file(open_file(path), self.options.log_size)
 
     def compile(self) -> None:
         """Compile the filters: libseccomp is needed in this process and now only."""

@@ -194,6 +194,30 @@ def test_the_terminal_comes_back_from_an_inner_shell(
         assert line.leader.wait(PATIENCE) == 0
 
 
+@pytest.mark.root  # nobody else may look into processes that aren't dumpable
+def test_what_the_host_monitor_has_of_the_terminal_is_for_neither_reading_nor_writing(
+    program: Program, identity: Identity
+) -> None:
+    """Access mode 3, with which the kernel refuses both (open(2))."""
+    with session(program, identity, "-q", "--", *UP) as line:
+        line.until("up")
+        for pid in procfs.tree(line.leader.pid):
+            if not procfs.status(pid)["Name"].startswith("hs-"):
+                continue
+            held = [fd for fd, what in procfs.descriptors(pid).items() if what == "/dev/tty"]
+            assert len(held) == (pid == line.leader.pid), procfs.status(pid)["Name"]
+            for fd in held:
+                flags = Path(f"/proc/{pid}/fdinfo/{fd}").read_text().split("flags:")[1].split()[0]
+                assert int(flags, 8) & os.O_ACCMODE == 3
+    fd = os.open("/dev/null", 3)
+    try:
+        for attempt in (lambda: os.read(fd, 1), lambda: os.write(fd, b"x")):
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                attempt()
+    finally:
+        os.close(fd)
+
+
 def test_ctrl_z_and_fg(program: Program, identity: Identity) -> None:
     with session(program, identity, shell=("-i",)) as line:
         line.type(f"{command_line(program, identity)} -q -- sh -c 'echo u''p; exec sleep 1000'\n")

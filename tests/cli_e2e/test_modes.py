@@ -296,7 +296,13 @@ def _first_comm(seen: str) -> str:
     return seen.splitlines()[0]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGWINCH,
+        signal.SIGALRM, signal.SIGPWR, signal.SIGRTMIN + 3,
+    ],
+)  # fmt: skip
 def test_signals_reach_the_command(identity: Identity, launch: Launch, number: int) -> None:
     """The command handles it, and hardsplice ends only with the command."""
     instance = launch(

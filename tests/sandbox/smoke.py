@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The smoke run: short, and all that hardsplice does once it is locked down happens in it.
 
-There are six: serving a namespace (`serve`), ports that change (`ports`), the control socket
-(`control`), a COMMAND (`command`), starting in the background (`background`), and a namespace by
-its path (`path`, which takes root). Each ends with hardsplice's own end. What must be true in
-between is asserted; a process that its filter kills is told apart from any other failure
-(`Killed`).
+There are seven: serving a namespace (`serve`), ports that change (`ports`), the control socket
+(`control`), a COMMAND (`command`), one at a terminal (`terminal`), starting in the background
+(`background`), and a namespace by its path (`path`, which takes root). Each ends with
+hardsplice's own end. What must be true in between is asserted; a process that its filter kills is
+told apart from any other failure (`Killed`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import contextlib
 import itertools
 import json
 import os
+import pty
 import signal
 import socket
 import subprocess
@@ -24,7 +25,7 @@ from tests.sandbox.captured import Captured, end
 from tests.sandbox.job import VARIABLE, Job
 from tests.support import procfs
 from tests.support.netns import Identity, Namespace, mounted, unmount
-from tests.support.product import Instance, free_ports
+from tests.support.product import Instance, Program, free_ports
 from tests.support.stream import Violation, eventually, reset
 
 SHORT = 1.5  # seconds that a step may take; after that something is wrong
@@ -32,6 +33,25 @@ LOG_SIZE = 16384
 
 
 _users = itertools.count(60_001 + os.getpid() % 3000)
+
+
+_CONTROLLED = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+
+
+class AtTerminal(Program):
+    """A program in a session that its standard input controls."""
+
+    def __init__(self, program: Program) -> None:
+        super().__init__()
+        self.program = program
+
+    def argv(self, identity: Identity) -> tuple[list[str], dict[str, str]]:
+        argv, environment = self.program.argv(identity)
+        return ["/usr/bin/python3", "-I", "-c", _CONTROLLED, *argv], environment
 
 
 class Killed(Exception):
@@ -307,6 +327,31 @@ class Smoke:
                     use(instance)
                 instance.process.send_signal(signal.SIGUSR1)
                 assert instance.wait(2 * SHORT) == 7
+
+    def terminal(self, job: Job, *more: str) -> None:
+        """A shell that people type at; the terminal comes back from it."""
+        master, slave = pty.openpty()
+        if self.identity.uid is not None:
+            os.fchown(slave, self.identity.uid, -1)
+        with contextlib.ExitStack() as stack:
+            stack.callback(os.close, master)
+            try:
+                instance = Instance(
+                    AtTerminal(self.program), self.identity, ["-f", *more, "--", "/bin/sh"],
+                    stdin=slave, environment={**self.environment, VARIABLE: job.dump()},
+                )  # fmt: skip
+            finally:
+                os.close(slave)
+            stack.callback(end, instance)
+            with self.judged(instance):
+                instance.wait_ready()
+                eventually(lambda: os.tcgetpgrp(master) != instance.pid, "no shell", within=SHORT)
+                os.write(master, b"exit 7\n")
+                assert instance.wait(2 * SHORT) == 7
+
+    def terminal_of_changing_ports(self, job: Job) -> None:
+        """The same where the host monitor has another policy."""
+        self.terminal(job, "-t", f"127.0.0.1/auto,{free_ports()}")
 
     # --- a namespace's path -----------------------------------------------------------------------
 

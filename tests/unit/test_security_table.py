@@ -301,12 +301,22 @@ CLAIMS = (
     Claim("mremap", "not the book, nor its place", "old_address", {BOOK_END}, ">="),
     Claim(
         "ioctl", "ioctl asks two questions", "op", number("SIOCATMARK", "TIOCOUTQ"),
-        but=frozenset({"monitor-ports", *HOSTS}),
+        but=frozenset({"monitor-ports", "monitor-fixed", *HOSTS}),
     ),
     Claim(
         "ioctl", "SECCOMP_IOCTL_NOTIF_ADDFD", "op",
         number("SIOCATMARK", "TIOCOUTQ", *(f"SECCOMP_IOCTL_NOTIF_{one}" for one in NOTIFICATION)),
+        but=frozenset({"monitor-fixed", *HOSTS}),
     ),
+    Claim(
+        "ioctl", "which group of its own session has the terminal (TIOCSPGRP)", "op",
+        number(
+            "SIOCATMARK", "TIOCOUTQ", "TIOCGPGRP", "TIOCSPGRP",
+            *(f"SECCOMP_IOCTL_NOTIF_{one}" for one in NOTIFICATION),
+        ),
+    ),
+    Claim("getpriority", "is there a process group", "which", number("PRIO_PGRP")),
+    Claim("waitid", "which child has ended", "options", number("WNOHANG|WEXITED|WNOWAIT")),
     Claim("fcntl", "fcntl sizes pipes", "op", number("F_SETPIPE_SZ", "F_GETPIPE_SZ")),
 )  # fmt: skip
 
