@@ -65,6 +65,8 @@ class Options:
     netns: str | None
     userns: str | None
     netns_only: bool
+    #: Whether COMMAND has its user's subordinate ids.
+    map_auto: bool
     netns_quit: bool
     #: Listeners on the host, for servers in the namespace (-t).
     inbound: tuple[ports.Forward, ...]
@@ -132,6 +134,9 @@ def parse_args(
     given = parser.parse_args(words)
     mode = detect_mode(positional, given.netns, given.userns)
     _refuse_contradictions(given)
+    if given.map_auto and mode is not Mode.COMMAND:
+        reason = "it says which ids COMMAND has; leave it out"
+        raise Failure("use", "--map-auto without COMMAND", reason)
     families = (4,) if given.ipv4 else (6,) if given.ipv6 else (4, 6)
     ranges = None
     if given.inbound or given.outbound:
@@ -156,6 +161,7 @@ def parse_args(
         netns=given.netns,
         userns=given.userns,
         netns_only=given.netns_only,
+        map_auto=given.map_auto,
         netns_quit=given.netns_quit,
         inbound=tuple(inbound.forwards),
         outbound=tuple(outbound.forwards),
@@ -282,6 +288,7 @@ def build_parser() -> Parser:
         help="the user namespace that owns it",
     )
     flag("--netns-only", help="neither create nor join a user namespace")
+    flag("--map-auto", help="COMMAND has its user's subordinate ids")
     flag("--no-netns-quit", dest="netns_quit", action="store_false", help="outlive the namespace")
 
     parser.section("Running")
@@ -389,6 +396,9 @@ def _refuse_contradictions(given: argparse.Namespace) -> None:
     if given.netns_only and given.userns is not None:
         reason = "the one rules out joining a user namespace; leave out one of the two"
         raise Failure("combine", "--netns-only with --userns", reason)
+    if given.netns_only and given.map_auto:
+        reason = "ids are mapped in a user namespace; leave out one of the two"
+        raise Failure("combine", "--netns-only with --map-auto", reason)
     if given.quiet and (given.debug or given.trace):
         louder = "-d" if given.debug else "--trace"
         reason = "the one asks for less, the other for more; leave out one of the two"

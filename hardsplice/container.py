@@ -35,12 +35,13 @@ from typing import TYPE_CHECKING
 
 import prctl
 
-from hardsplice import guard, landlock, lifeline, namespaces, terminal, users
+from hardsplice import guard, landlock, lifeline, namespaces, subids, terminal, users
 from hardsplice.caller import Caller
 from hardsplice.channel import Channel, Kind, Malformed, Record, close_all
 from hardsplice.deaths import describe_status, exit_status
 from hardsplice.errors import Failure, failure_of, quote, reason_of
 from hardsplice.log import Level
+from hardsplice.subids import Ids
 from hardsplice.values import RunAs
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Recipe:
     user: RunAs | None  # whom COMMAND is to be outside of its user namespace; None: as we are
     hint: str | None  # what to do where that user can't run it
     new_user: bool  # user namespaces too, in which COMMAND is root
+    ids: Ids  # that are mapped there
     is_shielded: bool  # the kernel's settings are read-only
     caller: Caller  # what COMMAND is to have as the caller had it
     takes_foreground: bool  # COMMAND becomes the terminal's foreground group, and not the caller's
@@ -69,12 +71,6 @@ class Recipe:
     last_capability: int
     landlock_abi: int
     strict: bool
-
-    @property
-    def id_maps(self) -> tuple[str, str]:
-        """Of A, for uid and gid, as they are outside."""
-        uid, gid = (self.user.uid, self.user.gid) if self.user else (os.geteuid(), os.getegid())
-        return f"0 {uid} 1", f"0 {gid} 1"
 
     @property
     def deny_files(self) -> Callable[[], None] | None:
@@ -117,9 +113,7 @@ class Container:
         if recipe.new_user:
             self._expect(report)
             try:
-                uids, gids = recipe.id_maps
-                is_root = os.geteuid() == 0
-                namespaces.write_id_maps(self._guard, uids, gids, deny_setgroups=not is_root)
+                subids.write(self._guard, recipe.ids)
             except OSError as error:
                 hint = namespaces.USERNS_HINT
                 raise Failure("create", "namespaces", reason_of(error), hint) from error
@@ -227,6 +221,7 @@ def for_command(setup: Setup) -> Container:
             user=user,
             hint=hint,
             new_user=new_user,
+            ids=subids.of_command(user, with_subordinate=options.map_auto),
             is_shielded=new_user and users.keeps_root(user),
             caller=setup.caller,
             takes_foreground=_takes_foreground(setup, command),

@@ -26,7 +26,8 @@ from hardsplice.container import Recipe
 aside = descriptors.set_aside(7)
 ours = [Channel.pair(), os.open("/etc/passwd", 0), os.open("/", 0), os.pipe()]
 recipe = Recipe(
-    ("true",), None, None, True, False, Caller(), aside, (64, 64), b"", b"", 40, 0, False
+    ("true",), None, None, True, None, False, Caller(), False, aside, (64, 64), b"", b"", 40, 0,
+    False,
 )
 signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGCHLD, signal.SIGCONT))
 read, write = os.pipe2(os.O_CLOEXEC)
