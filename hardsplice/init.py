@@ -134,9 +134,8 @@ def _become_command(recipe: Recipe, reason: int, mask: Iterable[int]) -> NoRetur
         moved = descriptors.above(reason, 1 + max(recipe.aside, default=LOG_FD), "a pipe")
         descriptors.close_others((0, 1, 2, moved, *recipe.aside.values()))
         reason = moved
-        for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):
-            if number != signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, signal.SIG_DFL)
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
         while not _is_go(signal.sigwaitinfo({signal.SIGCONT})):
             pass
         descriptors.put_back(recipe.aside)

@@ -75,6 +75,31 @@ def test_command_is_given_what_the_caller_gave(program: Program, identity: Ident
     )
 
 
+@pytest.mark.parametrize("shell", ["sh", "bash"])
+@pytest.mark.parametrize("ignored", ["", "PIPE", "PIPE XFSZ"])
+def test_what_a_shell_ignores_stays_ignored(
+    program: Program, identity: Identity, shell: str, ignored: str
+) -> None:
+    """Also what Python ignores at its start, whoever starts it."""
+    argv, environment = program.argv(identity)
+    look = ["grep", "SigIgn", "/proc/self/status"]
+    trap = f"trap '' {ignored}; " * bool(ignored)
+    found = [
+        subprocess.run(
+            [shell, "-c", f'{trap} "$@"; exit $?', shell, *words], env=environment, cwd="/",
+            stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, check=True, timeout=PATIENCE,
+        ).stdout
+        for words in (look, [*argv, "-q", "--", *look])
+    ]  # fmt: skip
+    assert found[0] == found[1]
+
+
+def test_what_a_python_ignores_for_itself_is_not(program: Program, identity: Identity) -> None:
+    """As these tests do, and their children don't."""
+    done = run(program, identity, "-q", "--", "grep", "SigIgn", "/proc/self/status")
+    assert int(done.stdout.split()[1], 16) & (1 << (signal.SIGPIPE - 1)) == 0
+
+
 @pytest.mark.parametrize("locale", [{}, {"LC_CTYPE": "C"}, {"LC_CTYPE": "POSIX"}, {"LC_CTYPE": ""}])
 def test_its_environment_is_the_callers(
     program: Program, identity: Identity, locale: dict[str, str]
