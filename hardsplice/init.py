@@ -14,11 +14,22 @@ import os
 import resource
 import select
 import signal
+import time
 from typing import TYPE_CHECKING, NoReturn
 
 import prctl
 
-from hardsplice import caller, descriptors, isolate, linux, namespaces, shield, terminal, users
+from hardsplice import (
+    caller,
+    descriptors,
+    isolate,
+    linux,
+    namespaces,
+    shield,
+    signals,
+    terminal,
+    users,
+)
 from hardsplice.channel import Channel, Kind, Record
 from hardsplice.deaths import exit_status
 from hardsplice.descriptors import CHANNEL_FD, FIRST_LISTENER, LOG_FD, SIGNALS_FD
@@ -34,6 +45,7 @@ CAP_KILL = 5
 # A fixed descriptor beside those of descriptors.py: where COMMAND says why it can't be run
 REASON_FD = 8
 _REASON_LIMIT = 256  # bytes
+_GROUP_SECONDS = 0.5  # between a signal's way to us and by the host monitor
 _SHELL = "/bin/sh"  # what runs a script that names no interpreter, as execvp(3) has it
 # With what hardsplice ends where COMMAND could not be run, as shells, env(1) and timeout(1) have it
 NOT_EXECUTED, NOT_FOUND = 126, 127
@@ -52,7 +64,7 @@ def live(recipe: Recipe, channel: Channel, guard: Channel, mask: Iterable[int]) 
         _await_go(channel)  # it has opened them
         prctl.set_dumpable(0)
         _await_go(channel)
-        signal.pthread_sigmask(signal.SIG_SETMASK, (signal.SIGCHLD, signal.SIGCONT))
+        signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
         read, write = os.pipe2(os.O_CLOEXEC)
         pid = _fork_command(recipe, write, mask)
         os.close(write)
@@ -191,10 +203,11 @@ def _why_not_run(name: str, error: OSError) -> int:
 
 
 def _lock_down(recipe: Recipe, channel: Channel, reason: int) -> None:
-    signals = descriptors.above(linux.signalfd((signal.SIGCHLD,)), FIRST_LISTENER, "a signalfd")
+    taken = linux.signalfd(signals.taken(has_command=True))
+    taken = descriptors.above(taken, FIRST_LISTENER, "a signalfd")
     reason = descriptors.above(reason, FIRST_LISTENER, "a pipe")
     channel.move_to(CHANNEL_FD)
-    descriptors.move(signals, SIGNALS_FD)
+    descriptors.move(taken, SIGNALS_FD)
     descriptors.move(reason, REASON_FD)
     descriptors.null_standard_streams((0, 1, 2))
     descriptors.keep((CHANNEL_FD, SIGNALS_FD, REASON_FD), FIRST_LISTENER)
@@ -206,13 +219,50 @@ def _lock_down(recipe: Recipe, channel: Channel, reason: int) -> None:
     lockdown.run([isolate.filter_step(recipe.init_program)])
 
 
+class ToGroup:
+    """What was sent to the whole process group in which the host monitor is, and so are we: COMMAND
+    has it already, as long as it is there, too. The host monitor can't tell, and has it passed on.
+
+    The kernel serves a group's newest process first, so that we have heard of it when we are asked.
+    """
+
+    def __init__(self) -> None:
+        self._heard: dict[int, float] = {}  # signals, by when
+
+    def hear(self) -> None:
+        """Take what has arrived."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                number, code = linux.siginfo(os.read(SIGNALS_FD, linux.SIGNALFD_SIGINFO))
+                if code != linux.SI_KERNEL:  # of which the host monitor doesn't speak
+                    self._heard[number] = time.monotonic()
+
+    def had(self, number: int) -> bool:
+        """Whether this signal was among it just now, and not spoken of yet."""
+        return time.monotonic() - self._heard.pop(number, -_GROUP_SECONDS) < _GROUP_SECONDS
+
+
+def _is_in_our_group(pid: int) -> bool:
+    """The caller's group has no number in here."""
+    with contextlib.suppress(ProcessLookupError):
+        return os.getpgid(pid) == 0
+    return False
+
+
 def reap(channel: Channel, pid: int, recipe: Recipe) -> int:
     """Reap whatever ends, pass signals on to COMMAND, and report how it ended."""
     poller = select.poll()
     poller.register(channel.fileno(), select.POLLIN)
     poller.register(SIGNALS_FD, select.POLLIN)
+    to_group = ToGroup()
     while True:
         ready = dict(poller.poll())
+        if SIGNALS_FD in ready:
+            to_group.hear()
+            status = _reap_all(pid)
+            if status is not None:
+                channel.send(_last_word(status, recipe))
+                return 0
         if channel.fileno() in ready:
             record = channel.receive()
             if record is None:
@@ -220,14 +270,9 @@ def reap(channel: Channel, pid: int, recipe: Recipe) -> int:
             if record.kind == Kind.GO:
                 _send_signal(pid, signal.SIGCONT)
             elif record.kind == Kind.SIGNAL:
-                _send_signal(pid, record.detail)
+                if not (to_group.had(record.detail) and _is_in_our_group(pid)):
+                    _send_signal(pid, record.detail)
                 channel.send(Record(Kind.SIGNAL, detail=record.detail))  # it was passed on
-        if SIGNALS_FD in ready:
-            os.read(SIGNALS_FD, linux.SIGNALFD_SIGINFO)
-            status = _reap_all(pid)
-            if status is not None:
-                channel.send(_last_word(status, recipe))
-                return 0
 
 
 def _send_signal(pid: int, number: int) -> None:

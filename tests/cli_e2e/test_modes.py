@@ -318,6 +318,40 @@ def test_signals_reach_the_command(identity: Identity, launch: Launch, number: i
     assert instance.wait() == 42
 
 
+_COUNT = """
+import os, signal, sys, time
+got = []
+signal.signal(signal.SIGTERM, lambda number, _: got.append(number))
+if sys.argv[1] == "leaves": os.setpgid(0, 0)
+print("set", flush=True)
+while not got: signal.pause()
+until = time.monotonic() + 0.3
+while time.monotonic() < until: time.sleep(0.01)
+sys.exit(40 + len(got))
+"""
+
+
+@pytest.mark.parametrize("where", ["stays", "leaves"])
+@pytest.mark.parametrize("to", ["hardsplice", "its group"])
+def test_a_signal_reaches_the_command_once(
+    identity: Identity, launch: Launch, to: str, where: str
+) -> None:
+    """Also one to all of the group, as shells and timeout(1) send it. Who has left the group gets
+    it from hardsplice alone.
+    """
+    instance = launch(
+        identity, "--", "/usr/bin/python3", "-c", _COUNT, where, stdout=subprocess.PIPE
+    ).wait_ready()
+    assert instance.process.stdout is not None
+    assert instance.process.stdout.readline() == b"set\n"
+    instance.process.stdout.close()
+    if to == "hardsplice":
+        instance.process.terminate()
+    else:
+        os.killpg(instance.pid, signal.SIGTERM)
+    assert instance.wait() == 41
+
+
 def test_the_shell_is_the_default(identity: Identity, program: Program) -> None:
     argv, environment = program.argv(identity)
     terminal, theirs = pty.openpty()

@@ -32,6 +32,7 @@ SYSTEM_CALLS = {
     "os.ftruncate": "ftruncate",
     "os.fsdecode": "",
     "os.fsencode": "",
+    "os.getpgid": "getpgid",
     "os.getpid": "getpid",
     "os.getppid": "getppid",
     "os.getpriority": "getpriority",
@@ -247,7 +248,8 @@ PARTS = {
         some("socketcalls", "accept4", "namespace_cookie", "peer_user", "send", "receive"),
     ),
     "init": (
-        some("init", "reap", "_send_signal", "_reap_all", "_last_word"),
+        some("init", "reap", "_send_signal", "_reap_all", "_last_word", "_is_in_our_group"),
+        some("init", "ToGroup.hear", "ToGroup.had"),
         some("channel", "Channel.send", "Channel.receive"),
         all_but("scm"),
     ),

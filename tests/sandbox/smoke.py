@@ -307,7 +307,9 @@ class Smoke:
         """A COMMAND that is sent a signal, has orphans to be reaped, and ends with a status of
         its own.
         """
-        script = "trap 'exit 7' USR1; (sleep 0.05 &); echo up; while :; do sleep 0.05; done"
+        # Of two that wait the kernel gives the one with the lower number first.
+        traps = "trap : USR1; trap 'exit 7' USR2"
+        script = f"{traps}; (sleep 0.05 &); echo up; while :; do sleep 0.05; done"
         read, write = os.pipe()
         with open(read, "rb", buffering=0) as output, contextlib.ExitStack() as stack:
             environment = {**self.environment, VARIABLE: job.dump()}
@@ -325,7 +327,8 @@ class Smoke:
                 eventually(lambda: is_locked(instance), "PID 1 is not locked down", within=SHORT)
                 if use:
                     use(instance)
-                instance.process.send_signal(signal.SIGUSR1)
+                os.killpg(instance.pid, signal.SIGUSR1)
+                instance.process.send_signal(signal.SIGUSR2)
                 assert instance.wait(2 * SHORT) == 7
 
     def terminal(self, job: Job, *more: str) -> None:

@@ -181,7 +181,7 @@ class Traced(Captured):
 
     def argv(self, identity: Identity) -> tuple[list[str], dict[str, str]]:
         argv, environment = super().argv(identity)
-        return ["strace", "-D", "-f", "-qq", "-o", str(self.output), *argv], environment
+        return ["strace", "-DD", "-f", "-qq", "-o", str(self.output), *argv], environment
 
 
 def calls_after_lock_down(trace: str, roles: Mapping[str, str]) -> dict[str, set[str]]:
