@@ -254,14 +254,15 @@ def reap(channel: Channel, pid: int, recipe: Recipe) -> int:
     poller = select.poll()
     poller.register(channel.fileno(), select.POLLIN)
     poller.register(SIGNALS_FD, select.POLLIN)
-    to_group = ToGroup()
+    to_group, command = ToGroup(), Charge(pid)
     while True:
         ready = dict(poller.poll())
         if SIGNALS_FD in ready:
             to_group.hear()
-            status = _reap_all(pid)
-            if status is not None:
-                channel.send(_last_word(status, recipe))
+            if command.reap():
+                channel.send(Record(Kind.STOPPED), wait=False)
+            if command.status is not None:
+                channel.send(_last_word(command.status, recipe))
                 return 0
         if channel.fileno() in ready:
             record = channel.receive()
@@ -273,6 +274,9 @@ def reap(channel: Channel, pid: int, recipe: Recipe) -> int:
                 if not (to_group.had(record.detail) and _is_in_our_group(pid)):
                     _send_signal(pid, record.detail)
                 channel.send(Record(Kind.SIGNAL, detail=record.detail))  # it was passed on
+            elif record.kind == Kind.PING:
+                command.reap()
+                channel.send(Record(Kind.PONG, int(command.is_stopped)))
 
 
 def _send_signal(pid: int, number: int) -> None:
@@ -280,17 +284,28 @@ def _send_signal(pid: int, number: int) -> None:
         os.kill(pid, number)
 
 
-def _reap_all(pid: int) -> int | None:
-    """Reap all that have ended; how COMMAND ended, if it is among them."""
-    found = None
-    with contextlib.suppress(ChildProcessError):
-        while True:
-            ended, status = os.waitpid(-1, os.WNOHANG)
-            if ended == 0:
-                break
-            if ended == pid:
-                found = status
-    return found
+class Charge:
+    """COMMAND, as its parent knows it."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self.is_stopped = False
+        self.status: int | None = None  # how it ended
+
+    def reap(self) -> bool:
+        """Reap all that have ended; whether COMMAND was stopped meanwhile."""
+        was_stopped = False
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
+                if pid == 0:
+                    break
+                if pid == self._pid:
+                    self.is_stopped = os.WIFSTOPPED(status)
+                    was_stopped |= self.is_stopped
+                    if os.WIFEXITED(status) or os.WIFSIGNALED(status):
+                        self.status = status
+        return was_stopped
 
 
 def _last_word(status: int, recipe: Recipe) -> Record:

@@ -386,8 +386,19 @@ class HostMonitor:
             self._arrived("init")
         elif record.kind == Kind.SIGNAL:
             self.answered += 1
+        elif record.kind == Kind.STOPPED:
+            self._ask_whether_stopped()
+        elif record.kind == Kind.PONG:
+            if record.small and self.host.terminal:
+                self.host.terminal.stop()
         else:
             self.loop.stop(exit_status(record.detail))
+
+    def _ask_whether_stopped(self) -> None:
+        """The terminal's key stops us, too: then we hear of it when COMMAND has gone on already."""
+        inside = self.host.container
+        if inside and inside.channel.send(Record(Kind.PING), wait=False):
+            self.init_says.asked()
 
     def _on_init_exit(self) -> None:
         """PID 1 is gone, and all of the PID namespace with it; it said how COMMAND ended, or was

@@ -12,14 +12,14 @@ ENDING = (signal.SIGTERM, signal.SIGINT)
 # What people send who want COMMAND to end.
 FINAL = (*ENDING, signal.SIGHUP, signal.SIGQUIT)
 # Nobody is asked to end by these.
-HARMLESS = (signal.SIGWINCH,)
+HARMLESS = (signal.SIGWINCH, signal.SIGCONT)
 _SERVING = (*FINAL, signal.SIGUSR1, signal.SIGUSR2)
-# Those that tell a process of what it did itself, and of its children; and what stops and continues
-# it, which whoever waits for it has to see.
+# Those that tell a process of what it did itself, and of its children; and what stops it, which
+# whoever waits for it has to see.
 _ITS_OWN = frozenset({
     signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV, signal.SIGSYS,
     signal.SIGTRAP, signal.SIGPIPE, signal.SIGXCPU, signal.SIGXFSZ, signal.SIGURG, signal.SIGCHLD,
-    signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU,
+    signal.SIGKILL, signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU,
 })  # fmt: skip
 # What a terminal sends to all of its foreground group: COMMAND has it already.
 _FOR_GROUPS = frozenset({signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGWINCH})

@@ -257,6 +257,7 @@ _SAME_EVERYWHERE: Final = {
     "SIGKILL": 9,
     "SIGTERM": 15,
     "SIGCHLD": 17,
+    "SIGTSTP": 20,
     "SIG_BLOCK": 0,
     "SIG_UNBLOCK": 1,
     "SIG_SETMASK": 2,

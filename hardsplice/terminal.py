@@ -55,6 +55,13 @@ class Terminal:
         """Whether nobody is at its other end any more."""
         return self._front() is None
 
+    def stop(self) -> None:
+        """Stop as by the terminal's key: COMMAND has stopped by itself, and whoever waits for it at
+        this terminal has to see that. Where Landlock keeps our signals in, no others of our group
+        stop with us.
+        """
+        os.kill(0, signal.SIGTSTP)
+
     def give_back(self) -> None:
         """Put our group in the foreground, where the one that stands there has ended. A group that
         is there still was put there by somebody who is, too: the shell that we were started from.

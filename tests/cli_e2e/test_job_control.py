@@ -218,20 +218,56 @@ def test_what_the_host_monitor_has_of_the_terminal_is_for_neither_reading_nor_wr
         os.close(fd)
 
 
-def test_ctrl_z_and_fg(program: Program, identity: Identity) -> None:
+@pytest.mark.parametrize("stops", ["by the key", "by itself", "again and again"])
+def test_ctrl_z_and_fg(program: Program, identity: Identity, stops: str) -> None:
+    """A program may also take the key itself, and stop nobody but itself, as editors do."""
+    by_itself = "kill -TSTP $$; " * (stops != "by the key")
+    by_itself *= 3 if stops == "again and again" else 1
+    script = f"echo u''p; {by_itself}echo w''ent on; exec sleep 1000"
     with session(program, identity, shell=("-i",)) as line:
-        line.type(f"{command_line(program, identity)} -q -- sh -c 'echo u''p; exec sleep 1000'\n")
+        line.type(f"{command_line(program, identity)} -q -- sh -c {shlex.quote(script)}\n")
         line.until("up\r\n")
-        line.type("\x1a")
-        line.until("Stopped")
-        line.type("echo o''uter\n")
-        line.until("outer")
-        line.type("fg\n")
-        line.until("sleep 1000'\r\n")
+        if not by_itself:
+            line.until("went on\r\n")
+            line.type("\x1a")
+        for _ in range(max(1, by_itself.count("kill"))):
+            line.until("Stopped")
+            line.type("echo o''uter\n")
+            line.until("outer")
+            line.type("fg\n")
+        if by_itself:
+            line.until("went on\r\n")
+        eventually(lambda: _front(line) != line.leader.pid, "it is not in the foreground")
+        eventually(lambda: not _stopped(line), "it does not go on")
         line.type("\x03")
         line.until("$ ")
         line.type("echo status $?\n")
         line.until("status 130")
+        line.type("exit\n")
+        line.leader.wait(PATIENCE)
+
+
+def _front(line: Session) -> int:
+    return os.tcgetpgrp(line.master)
+
+
+def _stopped(line: Session) -> list[int]:
+    return [pid for pid in procfs.tree(line.leader.pid) if procfs.stat(pid)[0] == "T"]
+
+
+def test_a_shell_can_be_suspended(program: Program, identity: Identity) -> None:
+    """It has a process group of its own."""
+    with session(program, identity, shell=("-i",)) as line:
+        line.type(f"{command_line(program, identity)} -q -- bash --norc -i\n")
+        line.type("echo in''ner; suspend\n")
+        line.until("inner")
+        line.until("Stopped")
+        line.type("echo o''uter; fg\n")
+        line.until("outer")
+        line.type("echo in''side; exit 5\n")
+        line.until("inside")
+        line.type("echo status $?\n")
+        line.until("status 5")
         line.type("exit\n")
         line.leader.wait(PATIENCE)
 

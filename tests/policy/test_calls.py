@@ -21,7 +21,9 @@ SYSTEM_CALLS = {
     "fcntl.fcntl": "fcntl",
     "fcntl.ioctl": "ioctl",
     "os.WEXITSTATUS": "",
+    "os.WIFEXITED": "",
     "os.WIFSIGNALED": "",
+    "os.WIFSTOPPED": "",
     "os.WTERMSIG": "",
     "os._exit": "exit_group",
     "os.close": "close",
@@ -165,7 +167,9 @@ RELAY = (
     all_but("scm"),
     CONNECTIONS,
 )
-TERMINAL = some("terminal", "Terminal._front", "Terminal.has_hung_up", "Terminal.give_back")
+TERMINAL = some(
+    "terminal", *(f"Terminal.{one}" for one in ("_front", "has_hung_up", "give_back", "stop"))
+)
 PARTS = {
     "relay": RELAY,
     "relay-ports": (*RELAY, some("unotify", "ask")),
@@ -248,7 +252,7 @@ PARTS = {
         some("socketcalls", "accept4", "namespace_cookie", "peer_user", "send", "receive"),
     ),
     "init": (
-        some("init", "reap", "_send_signal", "_reap_all", "_last_word", "_is_in_our_group"),
+        some("init", "reap", "_send_signal", "Charge.reap", "_last_word", "_is_in_our_group"),
         some("init", "ToGroup.hear", "ToGroup.had"),
         some("channel", "Channel.send", "Channel.receive"),
         all_but("scm"),

@@ -35,15 +35,24 @@ LOG_SIZE = 16384
 _users = itertools.count(60_001 + os.getpid() % 3000)
 
 
-_CONTROLLED = """
-import fcntl, os, sys, termios
+# As a shell that people type at has its jobs: in the foreground, in groups of their own.
+_JOB = """
+import fcntl, os, signal, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-os.execvp(sys.argv[1], sys.argv[1:])
+signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+pid = os.fork()
+if pid == 0:
+    os.setpgid(0, 0)
+    os.tcsetpgrp(0, os.getpgrp())
+    signal.signal(signal.SIGTTOU, signal.SIG_DFL)
+    os.execvp(sys.argv[1], sys.argv[1:])
+status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+sys.exit(128 - status if status < 0 else status)
 """
 
 
 class AtTerminal(Program):
-    """A program in a session that its standard input controls."""
+    """A program that is a job at a terminal, its standard input."""
 
     def __init__(self, program: Program) -> None:
         super().__init__()
@@ -51,7 +60,7 @@ class AtTerminal(Program):
 
     def argv(self, identity: Identity) -> tuple[list[str], dict[str, str]]:
         argv, environment = self.program.argv(identity)
-        return ["/usr/bin/python3", "-I", "-c", _CONTROLLED, *argv], environment
+        return ["/usr/bin/python3", "-I", "-c", _JOB, *argv], environment
 
 
 class Killed(Exception):
@@ -348,8 +357,14 @@ class Smoke:
             stack.callback(end, instance)
             with self.judged(instance):
                 instance.wait_ready()
-                eventually(lambda: os.tcgetpgrp(master) != instance.pid, "no shell", within=SHORT)
+                names = {procfs.status(pid)["Name"]: pid for pid in procfs.tree(instance.pid)}
+                host = names["hs-host"]
+                eventually(lambda: os.tcgetpgrp(master) != host, "no shell", within=SHORT)
+                (shell,) = procfs.tree(os.tcgetpgrp(master))
+                os.kill(shell, signal.SIGSTOP)
+                eventually(lambda: procfs.stat(host)[0] in "Tt", "it goes on", within=SHORT)
                 os.write(master, b"exit 7\n")
+                os.kill(host, signal.SIGCONT)  # and the shell by it
                 assert instance.wait(2 * SHORT) == 7
 
     def terminal_of_changing_ports(self, job: Job) -> None:

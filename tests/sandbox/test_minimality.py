@@ -60,7 +60,7 @@ def run_for(way: str) -> Callable[[Smoke, Job], None]:
     """The smoke run in which it is needed."""
     if way.startswith(("init: ", "guard: ")):
         return Smoke.command
-    if any(call in way for call in ("TIOCGPGRP", "TIOCSPGRP", "getpriority")):
+    if any(call in way for call in ("TIOCGPGRP", "TIOCSPGRP", "getpriority", "SIGTSTP")):
         of_changing = way.startswith("monitor-host: ")
         return Smoke.terminal_of_changing_ports if of_changing else Smoke.terminal
     if way.startswith(("monitor-ports: ", "monitor-host: ", "relay-ports: ")):
