@@ -28,25 +28,12 @@ class Caller:
 
     ignores_children: bool = False  # SIGCHLD is ignored
     ignored: frozenset[int] = frozenset()  # which of Python's signals are
-    closed: tuple[int, ...] = ()  # which of the standard streams are
 
 
 def take() -> Caller:
-    """Make this process one that works: who has SIGCHLD ignored never learns how a child ended
-    (wait(2)), and what is opened must not take the place of a standard stream.
-    """
-    closed = tuple(fd for fd in (0, 1, 2) if _fill(fd))
+    """Look, and have SIGCHLD not ignored: who has that never learns how a child ended (wait(2))."""
     ignores = signal.signal(signal.SIGCHLD, signal.SIG_DFL) is signal.SIG_IGN
-    return Caller(ignores, _ignored_by_parent(), closed)
-
-
-def _fill(fd: int) -> bool:
-    """Put /dev/null where nothing is open; whether that was so. Those below are taken already."""
-    try:
-        os.fstat(fd)
-    except OSError:
-        return os.open(os.devnull, os.O_RDWR) == fd
-    return False
+    return Caller(ignores, _ignored_by_parent())
 
 
 def _ignored_by_parent() -> frozenset[int]:
@@ -75,5 +62,3 @@ def give_back(caller: Caller) -> None:
         signal.signal(number, signal.SIG_IGN if number in caller.ignored else signal.SIG_DFL)
     if caller.ignores_children:
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    for fd in caller.closed:
-        os.close(fd)
