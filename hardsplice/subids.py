@@ -64,9 +64,14 @@ class Ids:
     gids: IdMap
 
     @property
+    def has_subordinate(self) -> bool:
+        """Whether there are others than root's."""
+        return max(len(self.uids.ranges), len(self.gids.ranges)) > 1
+
+    @property
     def takes_helpers(self) -> bool:
         """Whether an ordinary user can't write them."""
-        return os.geteuid() != 0 and max(len(self.uids.ranges), len(self.gids.ranges)) > 1
+        return os.geteuid() != 0 and self.has_subordinate
 
 
 def of_command(user: RunAs | None, *, with_subordinate: bool) -> Ids:
@@ -124,7 +129,13 @@ def write(pid: int, ids: Ids) -> None:
     """
     if not ids.takes_helpers:
         is_ordinary = os.geteuid() != 0
-        namespaces.write_id_maps(pid, ids.uids.text, ids.gids.text, deny_setgroups=is_ordinary)
+        try:
+            namespaces.write_id_maps(pid, ids.uids.text, ids.gids.text, deny_setgroups=is_ordinary)
+        except PermissionError as error:
+            if not ids.has_subordinate:
+                raise
+            hint = "the user namespace that hardsplice runs in has to have all of them"
+            raise Failure("map", "subordinate ids", reason_of(error), hint) from error
         return
     for kind, one in (("user", ids.uids), ("group", ids.gids)):
         _run(_HELPERS[kind], [str(pid), *(str(number) for line in one.lines for number in line)])
@@ -148,4 +159,11 @@ def _run(helper: str, words: list[str]) -> None:
         said = output.read(_SAID_LIMIT).decode(errors="replace").strip()
     if os.waitpid(pid, 0)[1] != 0:
         reason = said.partition("\n")[0] or f"{quote(helper)} failed"
-        raise Failure("map", "subordinate ids", reason, _HELPER_HINT)
+        raise Failure("map", "subordinate ids", reason, helper_hint(reason))
+
+
+def helper_hint(said: str) -> str | None:
+    """What to do about what newuidmap or newgidmap says, where that is known."""
+    if "different user" in said:  # it compares with the password database, the group too
+        return "hardsplice's group has to be that of its user's account: see id -g, and newgrp(1)"
+    return _HELPER_HINT if "not permitted" in said or "Could not" in said else None

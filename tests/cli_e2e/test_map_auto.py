@@ -249,11 +249,34 @@ def test_what_newuidmap_refuses_is_told(program: Program, user: Account) -> None
     check(done, says="newuidmap: ", hints="no_new_privs")
 
 
+def test_whose_group_is_another_than_the_account_s_is_told(program: Program, user: Account) -> None:
+    argv, environment = program.argv(user)
+    other = [word.replace("--regid=", "--regid=1") for word in argv]
+    done = subprocess.run(
+        [*other, "--map-auto", "--", "true"], env=environment, cwd="/", capture_output=True,
+        text=True, timeout=PATIENCE, check=False,
+    )  # fmt: skip
+    check(done, says="different user", hints="group")
+
+
 def test_a_range_that_is_not_one_s_own_is_refused(program: Program, user: Account) -> None:
     """By newuidmap, which reads the same files: here they changed in between, as it seems to us."""
     user.give("uid", f"hs-tests:{FIRST}:65536\nhs-tests:{FIRST + 10}:65536")
     done = run(program, user, "--map-auto", "--", "true")
     check(done, says="newuidmap: ")
+
+
+def test_ids_that_a_container_does_not_have_are_named(program: Program, user: Account) -> None:
+    """Root there may have an entry in its /etc/subuid that its own user namespace doesn't map."""
+    for kind in ("uid", "gid"):
+        user.give(kind, f"root:{FIRST}:65536")
+    argv, environment = program.argv(user)
+    at = argv.index("-m") - 1
+    done = subprocess.run(
+        [*argv[:at], "unshare", "-Ur", *argv[at:], "--map-auto", "--", "true"],
+        env=environment, cwd="/", capture_output=True, text=True, timeout=PATIENCE, check=False,
+    )  # fmt: skip
+    check(done, says="cannot map subordinate ids", hints="has to have all of them")
 
 
 def test_root_is_told_that_a_user_can_be_named(program: Program, user: Account) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from hardsplice.subids import IdMap, of_command, parse
+from hardsplice.subids import IdMap, helper_hint, of_command, parse
 from hardsplice.values import RunAs
 
 
@@ -35,3 +35,18 @@ def test_ids_inside_follow_each_other() -> None:
 def test_without_subordinate_ids_there_is_root_alone() -> None:
     ids = of_command(RunAs(12, 34), with_subordinate=False)
     assert (ids.uids.text, ids.gids.text, ids.takes_helpers) == ("0 12 1", "0 34 1", False)
+
+
+@pytest.mark.parametrize(
+    ("said", "hint"),
+    [
+        ("newuidmap: write to uid_map failed: Operation not permitted", "set-user-ID"),
+        ("newuidmap: Could not set caps", "set-user-ID"),
+        ("newgidmap: Target process 7 is owned by a different user: uid:1 pw_uid:1", "group"),
+        ("newuidmap: uid range [1-9) -> [5-13) not allowed", None),
+        ("newuidmap: write to uid_map failed: Invalid argument", None),
+    ],
+)
+def test_a_hint_is_given_where_one_is_known(said: str, hint: str | None) -> None:
+    found = helper_hint(said)
+    assert (hint in found) if hint and found else (found is hint)
