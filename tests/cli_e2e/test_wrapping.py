@@ -225,6 +225,8 @@ def alone(program: Program) -> Iterator[subprocess.Popen[str]]:
         env=environment, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     yield process
+    for pid in _children(process.pid):
+        os.kill(pid, signal.SIGKILL)
     process.kill()
     process.wait(PATIENCE)
     assert process.stdout is not None
