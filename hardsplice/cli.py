@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from hardsplice import __version__, output, ports, values
 from hardsplice.errors import Failure, quote
+from hardsplice.modes import Mode, detect_mode, pid_of
 from hardsplice.spec import Inherited, is_inherited
 
 if TYPE_CHECKING:
@@ -40,17 +41,8 @@ __all__ = [
 
 _EPHEMERAL_PATH = "/proc/sys/net/ipv4/ip_local_port_range"
 _EPHEMERAL_DEFAULT = (32768, 60999)  # net/ipv4/af_inet.c, inet_init_net()
-_LAST_PID = 2**22  # PID_MAX_LIMIT, include/linux/threads.h
 _LOG_SIZE = 1 << 20
 _BOTH: frozenset[Direction] = frozenset(("inbound", "outbound"))
-
-
-class Mode(enum.Enum):
-    """Whose namespaces are served."""
-
-    COMMAND = "new ones, in which COMMAND runs"
-    PID = "those of a running process"
-    NETNS = "those at a path"
 
 
 class Verbosity(enum.IntEnum):
@@ -73,6 +65,8 @@ class Options:
     netns: str | None
     userns: str | None
     netns_only: bool
+    #: Whether COMMAND has its user's subordinate ids.
+    map_auto: bool
     netns_quit: bool
     #: Listeners on the host, for servers in the namespace (-t).
     inbound: tuple[ports.Forward, ...]
@@ -140,6 +134,9 @@ def parse_args(
     given = parser.parse_args(words)
     mode = detect_mode(positional, given.netns, given.userns)
     _refuse_contradictions(given)
+    if given.map_auto and mode is not Mode.COMMAND:
+        reason = "it says which ids COMMAND has; leave it out"
+        raise Failure("use", "--map-auto without COMMAND", reason)
     families = (4,) if given.ipv4 else (6,) if given.ipv6 else (4, 6)
     ranges = None
     if given.inbound or given.outbound:
@@ -160,10 +157,11 @@ def parse_args(
     return Options(
         mode=mode,
         command=tuple(positional) if mode is Mode.COMMAND else (),
-        pid=_pid(positional[0]) if mode is Mode.PID else None,
+        pid=pid_of(positional[0]) if mode is Mode.PID else None,
         netns=given.netns,
         userns=given.userns,
         netns_only=given.netns_only,
+        map_auto=given.map_auto,
         netns_quit=given.netns_quit,
         inbound=tuple(inbound.forwards),
         outbound=tuple(outbound.forwards),
@@ -186,32 +184,6 @@ def parse_args(
         ready_fd=given.ready_fd,
         audit=given.audit,
     )
-
-
-def detect_mode(positional: Sequence[str], netns: str | None, userns: str | None) -> Mode:
-    """Which of the three synopses this is. Raises Failure where it is a mixture of them."""
-    first = positional[0] if positional else ""
-    is_pid = first.isascii() and first.isdigit()
-    if netns is not None:
-        if is_pid and len(positional) == 1:
-            reason = "a process has a network namespace already; leave out one of the two"
-            raise Failure("combine", f"--netns with PID {quote(first)}", reason)
-        if positional:
-            reason = "COMMAND runs in new namespaces; leave out --netns, or run it with nsenter(1)"
-            raise Failure("combine", f"--netns with COMMAND {quote(first)}", reason)
-        return Mode.NETNS
-    if userns is not None:
-        reason = "it says which user namespace owns that of --netns; add --netns, or leave it out"
-        raise Failure("use", "--userns without --netns", reason)
-    if not is_pid:
-        return Mode.COMMAND
-    if len(positional) > 1:
-        reason = (
-            f"after it stands {quote(positional[1])}; put options before it "
-            f"(a command of that name is ./{first})"
-        )
-        raise Failure("use", f"PID {quote(first)}", reason)
-    return Mode.PID
 
 
 def read_ephemeral_range(path: str = _EPHEMERAL_PATH) -> tuple[int, int]:
@@ -316,6 +288,7 @@ def build_parser() -> Parser:
         help="the user namespace that owns it",
     )
     flag("--netns-only", help="neither create nor join a user namespace")
+    flag("--map-auto", help="COMMAND has its user's subordinate ids")
     flag("--no-netns-quit", dest="netns_quit", action="store_false", help="outlive the namespace")
 
     parser.section("Running")
@@ -423,6 +396,9 @@ def _refuse_contradictions(given: argparse.Namespace) -> None:
     if given.netns_only and given.userns is not None:
         reason = "the one rules out joining a user namespace; leave out one of the two"
         raise Failure("combine", "--netns-only with --userns", reason)
+    if given.netns_only and given.map_auto:
+        reason = "ids are mapped in a user namespace; leave out one of the two"
+        raise Failure("combine", "--netns-only with --map-auto", reason)
     if given.quiet and (given.debug or given.trace):
         louder = "-d" if given.debug else "--trace"
         reason = "the one asks for less, the other for more; leave out one of the two"
@@ -438,11 +414,3 @@ def _verbosity(given: argparse.Namespace) -> Verbosity:
     if given.debug:
         return Verbosity.DEBUG
     return Verbosity.QUIET if given.quiet else Verbosity.NORMAL
-
-
-def _pid(text: str) -> int:
-    pid = values.number(text, 1, _LAST_PID)
-    if pid is None:
-        reason = f"PIDs are 1 to {_LAST_PID} (a command of that name is ./{text})"
-        raise Failure("use", f"PID {quote(text)}", reason)
-    return pid

@@ -27,19 +27,21 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 import prctl
 
-from hardsplice import guard, landlock, lifeline, namespaces, users
+from hardsplice import guard, landlock, lifeline, namespaces, subids, terminal, users
+from hardsplice.caller import Caller
 from hardsplice.channel import Channel, Kind, Malformed, Record, close_all
 from hardsplice.children import has_ended
 from hardsplice.deaths import describe_status, exit_status
 from hardsplice.errors import Failure, failure_of, quote, reason_of
 from hardsplice.log import Level
+from hardsplice.subids import Ids
 from hardsplice.values import RunAs
 
 if TYPE_CHECKING:
@@ -58,8 +60,10 @@ class Recipe:
     user: RunAs | None  # whom COMMAND is to be outside of its user namespace; None: as we are
     hint: str | None  # what to do where that user can't run it
     new_user: bool  # user namespaces too, in which COMMAND is root
+    ids: Ids  # that are mapped there
     is_shielded: bool  # the kernel's settings are read-only
-    ignores_children: bool  # COMMAND has SIGCHLD ignored, as the caller had
+    caller: Caller  # what COMMAND is to have as the caller had it
+    takes_foreground: bool  # COMMAND becomes the terminal's foreground group, and not the caller's
     aside: Mapping[int, int]  # COMMAND's descriptors: the number that each is to have, and has
     file_limits: tuple[int, int]  # RLIMIT_NOFILE, soft and hard, as COMMAND is to have it
     init_program: bytes  # PID 1's filter
@@ -67,12 +71,6 @@ class Recipe:
     last_capability: int
     landlock_abi: int
     strict: bool
-
-    @property
-    def id_maps(self) -> tuple[str, str]:
-        """Of A, for uid and gid, as they are outside."""
-        uid, gid = (self.user.uid, self.user.gid) if self.user else (os.geteuid(), os.getegid())
-        return f"0 {uid} 1", f"0 {gid} 1"
 
     @property
     def deny_files(self) -> Callable[[], None] | None:
@@ -115,9 +113,7 @@ class Container:
         if recipe.new_user:
             self._expect(report)
             try:
-                uids, gids = recipe.id_maps
-                is_root = os.geteuid() == 0
-                namespaces.write_id_maps(self._guard, uids, gids, deny_setgroups=not is_root)
+                subids.write(self._guard, recipe.ids)
             except OSError as error:
                 hint = namespaces.userns_hint(error)
                 raise Failure("create", "namespaces", reason_of(error), hint) from error
@@ -155,6 +151,11 @@ class Container:
     def pidfd(self) -> int:
         """Readable when PID 1 has ended, and with it all that was in its PID namespace."""
         return self._pidfd
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Our children: the guard, and after its end PID 1."""
+        return self._guard, self.init
 
     @property
     def descriptors(self) -> tuple[int, ...]:
@@ -200,20 +201,29 @@ class Container:
         return None
 
 
+def _takes_foreground(setup: Setup, command: Sequence[str]) -> bool:
+    """Whether COMMAND is a shell for whom the terminal is ours to give."""
+    is_here = setup.terminal is not None and setup.terminal.is_ours() and os.isatty(0)
+    return is_here and terminal.is_for_people(command)
+
+
 def for_command(setup: Setup) -> Container:
     """COMMAND's namespaces, and a line on whom COMMAND is where that may surprise."""
     options = setup.options
     new_user = not options.netns_only
     user = setup.user if new_user else options.runas
     hint = users.hint(user) if user and users.is_real_root() else None
+    command = options.command or (os.environ.get("SHELL") or "/bin/sh",)
     made = Container(
         Recipe(
-            command=options.command or (os.environ.get("SHELL") or "/bin/sh",),
+            command=command,
             user=user,
             hint=hint,
             new_user=new_user,
+            ids=subids.of_command(user, with_subordinate=options.map_auto),
             is_shielded=new_user and users.keeps_root(user),
-            ignores_children=setup.ignores_children,
+            caller=setup.caller,
+            takes_foreground=_takes_foreground(setup, command),
             aside=setup.aside,
             file_limits=setup.file_limits,
             init_program=setup.programs.init,

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from hardsplice.container import Recipe
 
-_INSIDE = ("0 0 1", "0 0 1")  # the maps of B: what is root in A is root in B
-
 
 def live(recipe: Recipe, channel: Channel, report: Channel, line: int) -> NoReturn:
     """The life of the process that the host monitor forks. ``channel`` is for PID 1, ``report`` is
@@ -82,7 +80,8 @@ def _start_init(recipe: Recipe, channel: Channel, report: Channel, mask: Iterabl
     channel.close()
     report.send(Record(Kind.READY, detail=pid, text=_unreachable_directory(recipe).encode()))
     if recipe.new_user and ours.receive() is not None:
-        namespaces.write_id_maps(pid, *_INSIDE, deny_setgroups=False)
+        maps = recipe.ids.uids.same_below, recipe.ids.gids.same_below  # who is root in A is so in B
+        namespaces.write_id_maps(pid, *maps, deny_setgroups=False)
         ours.send(Record(Kind.GO))
     ours.close()
     return pid

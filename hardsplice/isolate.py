@@ -266,6 +266,28 @@ def asking_filter_step(program: bytes, take: Callable[[int], None]) -> Step:
     return Step("install the system call filter", lambda: take(unotify.set_filter(program)))
 
 
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """Whoever started this process, and the signal that is to come at its end, if any: the kernel
+    forgets that at a change of credentials.
+    """
+
+    pid: int
+    signal: int
+
+    @classmethod
+    def now(cls) -> Parent:
+        """As it is."""
+        return cls(os.getppid(), prctl.get_pdeathsig())
+
+    def ask_again(self) -> None:
+        """Have that signal at its end; at once where it has ended meanwhile."""
+        if self.signal:
+            prctl.set_pdeathsig(self.signal)
+            if os.getppid() != self.pid:
+                os.kill(os.getpid(), self.signal)
+
+
 def die_with(parent: int) -> None:
     """Be killed when the process that forked us ends, even if it is killed itself.
 

@@ -56,15 +56,19 @@ def end_by_interrupt() -> None:
 
 def restore_environment() -> None:
     """Take out of the environment what the interpreter itself put in: it sets LC_CTYPE where the
-    locale is C (PEP 538).
+    locale is C (PEP 538), also where that is what it was.
     """
     try:
         with open("/proc/self/environ", "rb") as file:
             given = file.read().split(b"\0")
     except OSError:
         return
-    if not any(entry.startswith(b"LC_CTYPE=") for entry in given):
-        os.environ.pop("LC_CTYPE", None)
+    name = b"LC_CTYPE"
+    before = [entry for entry in given if entry.startswith(name + b"=")]
+    if not before:
+        os.environb.pop(name, None)
+    elif before[0] != name + b"=" + os.environb.get(name, b""):
+        os.environb[name] = before[0].partition(b"=")[2]
 
 
 def _package_folders() -> list[str]:

@@ -83,6 +83,7 @@ def lock_host_monitor(setup: Setup) -> None:
     if own is not None:
         os.close(own)
     setup.missing += begun.missing
+    setup.parent.ask_again()
     begun.run([isolate.filter_step(setup.programs.host)])
 
 
@@ -105,6 +106,8 @@ def _kept(setup: Setup) -> list[int]:
     keep += setup.copies.values()
     if setup.control:
         keep.append(setup.control.fileno())
+    if setup.terminal:
+        keep.append(setup.terminal.fileno())
     keep += [asker.fileno() for asker in setup.askers.values()]
     return keep
 

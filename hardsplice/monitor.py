@@ -12,71 +12,40 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from hardsplice import container, linux
 from hardsplice.channel import LAST_RECORDS, Kind, Malformed, Record, close_all
-from hardsplice.children import Child, hear, wait_for
+from hardsplice.children import hear, wait_for
 from hardsplice.crew import Crew
 from hardsplice.deaths import describe_status, exit_status
-from hardsplice.desk import Desk
 from hardsplice.dialogue import INIT, TARGET_MONITOR, Dialogue, Phase
 from hardsplice.errors import Failure, failure_of, relay_lost
 from hardsplice.exchange import HostSide
-from hardsplice.flowlog import FlowLog, Traffic
+from hardsplice.flowlog import FlowLog
 from hardsplice.flowtable import Nonsense
-from hardsplice.forwarding import Direction, Port, Ports
+from hardsplice.forwarding import Direction, Ports
+from hardsplice.host import Host
+from hardsplice.init import NOT_EXECUTED, NOT_FOUND
 from hardsplice.keeper import STOP_SECONDS
 from hardsplice.listeners import describe
-from hardsplice.log import Level, Log
+from hardsplice.log import Level
 from hardsplice.loop import Loop
 from hardsplice.namespaces import Target
 from hardsplice.notes import BY_KEEPERS, BY_RELAYS, BY_TRACED_RELAYS, in_words, lacking
-from hardsplice.relay import main as relay
-from hardsplice.service import Notifier, Watchdog
-from hardsplice.watch import Watch, Watched
+from hardsplice.orphans import Orphans
+from hardsplice.service import Watchdog
+from hardsplice.signals import ENDING, FINAL, HARMLESS, is_to_be_passed_on
+from hardsplice.watch import Watch
 
 if TYPE_CHECKING:
-    from hardsplice.control.host import Control, HostWorld
+    from hardsplice.control.host import HostWorld
 
 # For the target monitor to end its relays, each of which has STOP_SECONDS, and to leave
 END_SECONDS = STOP_SECONDS + 0.2
 ANSWERS = (Kind.OPENED, Kind.SERVED, Kind.CLOSED)
-# What is passed on to COMMAND when it is sent to hardsplice; without a COMMAND the first two end
-# hardsplice.
-ENDING = (signal.SIGTERM, signal.SIGINT)
-# What people send who want it to end.
-FINAL = (*ENDING, signal.SIGHUP, signal.SIGQUIT)
-PASSED_ON = (*FINAL, signal.SIGUSR1, signal.SIGUSR2)
-DEAF_SECONDS = 0.5  # for PID 1 to pass such a signal on
-
-
-@dataclass(slots=True)
-class Host:
-    """What the host monitor is told by set-up."""
-
-    log: Log
-    target: Target | None
-    quit_with_target: bool
-    ports: Sequence[Port]  # those that are listened on
-    first_free: int  # from this number on, none is a port's
-    dynamic: frozenset[Direction]  # those whose ports may change at run time
-    desk: Desk | None  # where ports may change
-    check_room: Callable[[int], None]  # raises Failure where a relay can't have so many listeners
-    watched: dict[Direction, Watched]  # by -t auto and -T auto
-    versions: Sequence[int]  # of IP, in use
-    signals: int  # signalfd
-    monitor: Child | None  # the target monitor
-    container: container.Container | None
-    plans: Sequence[relay.Plan]  # of the outbound relays
-    traffic: Sequence[Traffic]  # each direction's counters and flow tables
-    log_flows: bool  # whether the end of each flow is written to the log
-    control: Control | None  # the control socket
-    notifier: Notifier
-    watchdog: float | None  # seconds within which the service manager wants to hear of us
-    missing: list[str]  # layers of the lock-down that are not in force
+DEAF_SECONDS = 0.5  # for PID 1 to pass on a signal after which COMMAND may be expected to end
 
 
 class HostMonitor:
@@ -118,6 +87,7 @@ class HostMonitor:
             if host.watchdog
             else None
         )
+        self.orphans = Orphans(self.loop, self._children)
         self.failure: Failure | None = None
         self.announced = False
         self.is_watching = False
@@ -143,6 +113,7 @@ class HostMonitor:
         elif host.target and host.quit_with_target:
             self._watch(host.target)
         self.crew.start()
+        self.orphans.look()
         self._arrived("")
         try:
             status = self.loop.run()
@@ -174,6 +145,8 @@ class HostMonitor:
             self.host.monitor = None
         if self.flows:
             self.flows.finish()
+        if self.host.terminal:
+            self.host.terminal.give_back()
 
     # --- getting ready ----------------------------------------------------------------------------
 
@@ -223,8 +196,10 @@ class HostMonitor:
 
     def _on_signal(self) -> None:
         number, code = linux.siginfo(os.read(self.host.signals, linux.SIGNALFD_SIGINFO))
-        if self.host.container is None:
-            if number in ENDING:
+        if number == signal.SIGCHLD:
+            self.orphans.look()
+        elif self.host.container is None:
+            if number in ENDING or (number == signal.SIGHUP and self._is_left()):
                 self.log.line(Level.DEBUG, f"ending: {signal.Signals(number).name}")
                 self.loop.stop(0)
             elif number == signal.SIGHUP and self.announced:
@@ -232,9 +207,24 @@ class HostMonitor:
                 self.host.notifier.reloading()
                 self._say_ready()
         elif self.waiting:
-            self.loop.stop(128 + number)
-        elif code != linux.SI_KERNEL:  # what the terminal sends reaches COMMAND by itself
+            if number not in HARMLESS:
+                self.loop.stop(128 + number)
+        elif is_to_be_passed_on(number, code, is_told_of_hangup=self._leads_session()):
             self._pass_on(self.host.container, number)
+
+    def _leads_session(self) -> bool:
+        return self.host.terminal is not None and self.host.terminal.is_led_by_us
+
+    def _is_left(self) -> bool:
+        """Whether the terminal that we were started at has hung up; nohup(1) is for who minds."""
+        terminal = self.host.terminal
+        return terminal is not None and terminal.is_minded and terminal.has_hung_up()
+
+    def _children(self) -> set[int]:
+        """Those whose end somebody here waits for."""
+        inside, monitor = self.host.container, self.host.monitor
+        ours = {keeper.pid for keeper in self.crew.keepers}
+        return ours | {monitor.pid if monitor else 0} | set(inside.pids if inside else ())
 
     def _pass_on(self, inside: container.Container, number: int) -> None:
         """Have COMMAND get a signal. Where it should end by it, PID 1 has to be quick."""
@@ -391,13 +381,25 @@ class HostMonitor:
             self._distrust("PID 1 of COMMAND", error)
             return
         if record.kind == Kind.FATAL:
-            self._fail(failure_of(record.text))
+            is_commands = record.detail in (NOT_EXECUTED, NOT_FOUND)
+            self._fail(failure_of(record.text, record.detail if is_commands else 1))
         elif record.kind == Kind.READY:
             self._arrived("init")
         elif record.kind == Kind.SIGNAL:
             self.answered += 1
+        elif record.kind == Kind.STOPPED:
+            self._ask_whether_stopped()
+        elif record.kind == Kind.PONG:
+            if record.small and self.host.terminal:
+                self.host.terminal.stop()
         else:
             self.loop.stop(exit_status(record.detail))
+
+    def _ask_whether_stopped(self) -> None:
+        """The terminal's key stops us, too: then we hear of it when COMMAND has gone on already."""
+        inside = self.host.container
+        if inside and inside.channel.send(Record(Kind.PING), wait=False):
+            self.init_says.asked()
 
     def _on_init_exit(self) -> None:
         """PID 1 is gone, and all of the PID namespace with it; it said how COMMAND ended, or was

@@ -33,16 +33,18 @@ from hardsplice import (
     descriptors,
     isolate,
     landlock,
-    linux,
     listeners,
     lockdown,
     namespaces,
     programs,
     service,
+    signals,
     sockdiag,
     target,
+    terminal,
     users,
 )
+from hardsplice.caller import Caller
 from hardsplice.channel import CROWDED_HINT, Channel, Kind, Record
 from hardsplice.children import Child
 from hardsplice.cli import Mode, Options, Verbosity
@@ -50,8 +52,9 @@ from hardsplice.desk import Desk
 from hardsplice.errors import Failure, printable, quote, text_of
 from hardsplice.flowlog import Traffic
 from hardsplice.forwarding import DIRECTIONS, PLACES, Direction, Port
+from hardsplice.host import Host
 from hardsplice.log import Level, Log, open_file
-from hardsplice.monitor import PASSED_ON, Host, HostMonitor
+from hardsplice.monitor import HostMonitor
 from hardsplice.passed import Passed, stored_name
 from hardsplice.pidfile import PidFile
 from hardsplice.plans import Planner
@@ -82,18 +85,17 @@ class Setup:
         options: Options,
         launcher: Channel | None,
         began: float,
-        *,
-        ignores_children: bool = False,
+        caller: Caller,
     ) -> None:
-        """``ignores_children``: the caller had SIGCHLD ignored, and COMMAND is to have it so."""
         self.options = options
-        self.ignores_children = ignores_children
+        self.caller = caller
         self.is_ready = False
         self.launcher = launcher
         self.began = began
         journal = os.environ.get("JOURNAL_STREAM", "")
         self.log = Log(LEVELS[options.verbosity], options.log_format, journal)
         self.user: RunAs | None = None
+        self.terminal: terminal.Terminal | None = None
         self.target: namespaces.Target | None = None
         self.pid_file: PidFile | None = None
         self.control: SocketFile | None = None
@@ -161,7 +163,10 @@ class Setup:
         service.forget(os.environ)
         self.user = users.own_user(options.runas)
         self._number_descriptors()
+        if options.foreground:
+            self.terminal = terminal.Terminal.open()
         self.last_capability = isolate.read_last_capability()
+        self.parent = isolate.Parent.now()
         self.landlock = landlock.support()
         if options.mode is Mode.PID:
             assert options.pid is not None
@@ -172,7 +177,7 @@ class Setup:
                 options.netns, options.userns, netns_only=options.netns_only
             )
         if options.log_file is not None:
-            self._open_log(options.log_file)
+            self.log.to_file(open_file(options.log_file), options.log_size)
         elif not options.foreground:
             self.log.to_syslog()
         self.notifier = Notifier(self.manager.notify)
@@ -236,9 +241,6 @@ class Setup:
     ) -> Callable[[Forward], int | None]:
         """What has the listeners of a direction that were kept while we were restarted."""
         return lambda forward: self.passed.take(direction, forward, families)
-
-    def _open_log(self, path: str) -> None:
-        self.log.to_file(open_file(path), self.options.log_size)
 
     def compile(self) -> None:
         """Compile the filters: libseccomp is needed in this process and now only."""
@@ -315,8 +317,8 @@ class Setup:
     def gather(self) -> Host:
         """What the host monitor works with."""
         options = self.options
-        signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
-        descriptors.move(linux.signalfd(PASSED_ON), descriptors.SIGNALS_FD)
+        taken = signals.take(has_command=self.container is not None)
+        descriptors.move(taken, descriptors.SIGNALS_FD)
         if self.target and self.target.watch is not None:
             descriptors.move(self.target.watch, descriptors.WATCH_FD)
             self.target = replace(self.target, watch=descriptors.WATCH_FD)
@@ -335,6 +337,7 @@ class Setup:
             versions=options.families,
             check_room=self.planner.check_room,
             signals=descriptors.SIGNALS_FD,
+            terminal=self.terminal,
             monitor=self.monitor,
             container=self.container,
             plans=self.planner.relays("outbound", self.target_listeners, self.host_families),

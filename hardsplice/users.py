@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import pwd
 
 from hardsplice import linux, namespaces
 from hardsplice.errors import Failure
@@ -60,6 +61,14 @@ def leave_what_is_the_callers(user: RunAs) -> None:
     except OSError as error:  # EPERM: some containers' filters, for all of keyctl(2)
         if error.errno not in (errno.ENOSYS, errno.EPERM):
             raise
+
+
+def name_of(uid: int) -> str | None:
+    """The login of a user who has one."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return None
 
 
 def is_mapped(user: RunAs) -> bool:

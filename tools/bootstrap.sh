@@ -78,6 +78,7 @@ need_tools() {
     need iproute2 has_command ip
     need rootlesskit has_command rootlessctl
     need curl has_command curl
+    need uidmap has_command newuidmap
     need procps has_command ps
     need strace has_command strace
     need groff-base has_command groff

@@ -70,7 +70,7 @@ _hardsplice() {
             if [[ $cur == -* ]] && ((i == COMP_CWORD)) && [[ ${COMP_WORDS[i - 1]} != -- ]]; then
                 mapfile -t COMPREPLY < <(compgen -W '
                     -t --tcp-ports -T --tcp-ns -4 --ipv4-only -6 --ipv6-only
-                    --netns --userns --netns-only --no-netns-quit
+                    --netns --userns --netns-only --map-auto --no-netns-quit
                     -f --foreground -P --pid --control --ready-fd --runas --workers
                     --sandbox --audit --audit-json
                     -q --quiet -d --debug --trace -l --log-file --log-size

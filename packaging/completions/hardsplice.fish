@@ -8,7 +8,7 @@ function __hardsplice_command
     set -l tokens (commandline -opc) (commandline -ct)
     set -e tokens[1]
     set -l options t/tcp-ports=+ T/tcp-ns=+ 4/ipv4-only 6/ipv6-only
-    set -a options netns= userns= netns-only no-netns-quit
+    set -a options netns= userns= netns-only map-auto no-netns-quit
     set -a options f/foreground P/pid= control= ready-fd= runas= workers=
     set -a options sandbox= audit audit-json
     set -a options q/quiet d/debug trace l/log-file= log-size= log-format= log-flows
@@ -46,6 +46,7 @@ $option -s 6 -l ipv6-only -d 'Use IPv6 only'
 $option -l netns -x -a '(__hardsplice_netns)' -d 'Join a network namespace'
 $option -l userns -r -F -d 'The user namespace that owns it'
 $option -l netns-only -d 'Neither create nor join a user namespace'
+$option -l map-auto -d 'COMMAND has its user\'s subordinate ids'
 $option -l no-netns-quit -d 'Outlive the namespace'
 $option -s f -l foreground -d 'Stay in the foreground'
 $option -s P -l pid -r -F -d 'Write the PID to a file'

@@ -150,7 +150,7 @@ def test_a_program_of_roots_alone_costs_a_line_with_the_way_out(
 ) -> None:
     path = str(private / "program")
     done = run(program, ROOT, "-q", "--", path)
-    assert done.returncode == 1
+    assert done.returncode == 126
     assert done.stderr.splitlines() == [
         f"hardsplice: cannot run {path}: Permission denied",
         "hardsplice: COMMAND is user 65534 here; --runas USER names another, --runas 0 keeps root",

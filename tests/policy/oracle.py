@@ -69,6 +69,7 @@ _POSITION = {
     "ftruncate": {"fd": 0},
     "ftruncate64": {"fd": 0},
     "getrandom": {"flags": 2},
+    "getpriority": {"which": 0},
     "getsockname": {"fd": 0},
     "getsockopt": {"level": 1, "optname": 2},
     "ioctl": {"op": 1},
@@ -104,6 +105,7 @@ _POSITION = {
     "socketpair": {"domain": 0, "type": 1},
     "splice": {"flags": 5},
     "wait4": {"pid": 0, "options": 2},
+    "waitid": {"idtype": 0, "options": 3},
     "write": {"fd": 0, "count": 2},
 }
 _POSITION_ELSEWHERE = {("s390x", "clone"): {"flags": 1}}
@@ -153,6 +155,9 @@ _LITERAL = {
 }
 _BY_ARCHITECTURE = {
     "SO_PEERCRED": {arch: 21 if arch == "ppc64le" else 17 for arch in ARCHES},
+    # _IOR and _IOW of 't', 119 and 118, and an int
+    "TIOCGPGRP": {arch: 0x40047477 if arch == "ppc64le" else 0x540F for arch in ARCHES},
+    "TIOCSPGRP": {arch: 0x80047476 if arch == "ppc64le" else 0x5410 for arch in ARCHES},
     "TIOCOUTQ": {arch: 0x40047473 if arch == "ppc64le" else 0x5411 for arch in ARCHES},
     # _IOW: PowerPC's bit for it is 2**31, the others' 2**30
     "SECCOMP_IOCTL_NOTIF_ADDFD": {

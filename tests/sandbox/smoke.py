@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The smoke run: short, and all that hardsplice does once it is locked down happens in it.
 
-There are six: serving a namespace (`serve`), ports that change (`ports`), the control socket
-(`control`), a COMMAND (`command`), starting in the background (`background`), and a namespace by
-its path (`path`, which takes root). Each ends with hardsplice's own end. What must be true in
-between is asserted; a process that its filter kills is told apart from any other failure
-(`Killed`).
+There are seven: serving a namespace (`serve`), ports that change (`ports`), the control socket
+(`control`), a COMMAND (`command`), one at a terminal (`terminal`), starting in the background
+(`background`), and a namespace by its path (`path`, which takes root). Each ends with
+hardsplice's own end. What must be true in between is asserted; a process that its filter kills is
+told apart from any other failure (`Killed`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import contextlib
 import itertools
 import json
 import os
+import pty
 import signal
 import socket
 import subprocess
@@ -24,7 +25,7 @@ from tests.sandbox.captured import Captured, end
 from tests.sandbox.job import VARIABLE, Job
 from tests.support import procfs
 from tests.support.netns import Identity, Namespace, mounted, unmount
-from tests.support.product import Instance, free_ports
+from tests.support.product import Instance, Program, free_ports
 from tests.support.stream import Violation, eventually, reset
 
 SHORT = 1.5  # seconds that a step may take; after that something is wrong
@@ -32,6 +33,34 @@ LOG_SIZE = 16384
 
 
 _users = itertools.count(60_001 + os.getpid() % 3000)
+
+
+# As a shell that people type at has its jobs: in the foreground, in groups of their own.
+_JOB = """
+import fcntl, os, signal, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+pid = os.fork()
+if pid == 0:
+    os.setpgid(0, 0)
+    os.tcsetpgrp(0, os.getpgrp())
+    signal.signal(signal.SIGTTOU, signal.SIG_DFL)
+    os.execvp(sys.argv[1], sys.argv[1:])
+status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+sys.exit(128 - status if status < 0 else status)
+"""
+
+
+class AtTerminal(Program):
+    """A program that is a job at a terminal, its standard input."""
+
+    def __init__(self, program: Program) -> None:
+        super().__init__()
+        self.program = program
+
+    def argv(self, identity: Identity) -> tuple[list[str], dict[str, str]]:
+        argv, environment = self.program.argv(identity)
+        return ["/usr/bin/python3", "-I", "-c", _JOB, *argv], environment
 
 
 class Killed(Exception):
@@ -287,7 +316,9 @@ class Smoke:
         """A COMMAND that is sent a signal, has orphans to be reaped, and ends with a status of
         its own.
         """
-        script = "trap 'exit 7' USR1; (sleep 0.05 &); echo up; while :; do sleep 0.05; done"
+        # Of two that wait the kernel gives the one with the lower number first.
+        traps = "trap : USR1; trap 'exit 7' USR2"
+        script = f"{traps}; (sleep 0.05 &); echo up; while :; do sleep 0.05; done"
         read, write = os.pipe()
         with open(read, "rb", buffering=0) as output, contextlib.ExitStack() as stack:
             environment = {**self.environment, VARIABLE: job.dump()}
@@ -305,8 +336,40 @@ class Smoke:
                 eventually(lambda: is_locked(instance), "PID 1 is not locked down", within=SHORT)
                 if use:
                     use(instance)
-                instance.process.send_signal(signal.SIGUSR1)
+                os.killpg(instance.pid, signal.SIGUSR1)
+                instance.process.send_signal(signal.SIGUSR2)
                 assert instance.wait(2 * SHORT) == 7
+
+    def terminal(self, job: Job, *more: str) -> None:
+        """A shell that people type at; the terminal comes back from it."""
+        master, slave = pty.openpty()
+        if self.identity.uid is not None:
+            os.fchown(slave, self.identity.uid, -1)
+        with contextlib.ExitStack() as stack:
+            stack.callback(os.close, master)
+            try:
+                instance = Instance(
+                    AtTerminal(self.program), self.identity, ["-f", *more, "--", "/bin/sh"],
+                    stdin=slave, environment={**self.environment, VARIABLE: job.dump()},
+                )  # fmt: skip
+            finally:
+                os.close(slave)
+            stack.callback(end, instance)
+            with self.judged(instance):
+                instance.wait_ready()
+                names = {procfs.status(pid)["Name"]: pid for pid in procfs.tree(instance.pid)}
+                host = names["hs-host"]
+                eventually(lambda: os.tcgetpgrp(master) != host, "no shell", within=SHORT)
+                (shell,) = procfs.tree(os.tcgetpgrp(master))
+                os.kill(shell, signal.SIGSTOP)
+                eventually(lambda: procfs.stat(host)[0] in "Tt", "it goes on", within=SHORT)
+                os.write(master, b"exit 7\n")
+                os.kill(host, signal.SIGCONT)  # and the shell by it
+                assert instance.wait(2 * SHORT) == 7
+
+    def terminal_of_changing_ports(self, job: Job) -> None:
+        """The same where the host monitor has another policy."""
+        self.terminal(job, "-t", f"127.0.0.1/auto,{free_ports()}")
 
     # --- a namespace's path -----------------------------------------------------------------------
 

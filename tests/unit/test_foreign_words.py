@@ -281,6 +281,7 @@ SOURCES: dict[str, Callable[[bytes], str] | str] = {
     "passed._interface": "an interface's name, in a Failure",
     "requests.decode": "an interface's name, in a Failure",
     "start._audit": "SINKS",
+    "subids._run": "a Failure",
     "start._launch": "by errors.tell",
 }
 _READS = ("os.fsdecode", "json.loads", "fsdecode")
