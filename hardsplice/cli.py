@@ -3,22 +3,17 @@
 
 Nothing is opened here but /proc's range of ephemeral ports, and nothing is changed. pasta's
 spelling is used wherever pasta has the option, so that what starts pasta can start hardsplice.
-
-Two parsers share the work. getopt knows where the options end: the first word that is none belongs
-to COMMAND, and so does all that follows. argparse has no such notion; it looks at every word and
-refuses one of COMMAND's that resembles an option of ours. So getopt cuts and resolves, with its
-lists made from argparse's actions, and argparse gets `--name=value` words only, which it converts.
 """
 
 from __future__ import annotations
 
 import argparse
 import enum
-import getopt
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from hardsplice import __version__, output, ports, values
+from hardsplice import __version__, ports, values
+from hardsplice.commandline import Parser, cut
 from hardsplice.errors import Failure, quote
 from hardsplice.modes import Mode, detect_mode, pid_of
 from hardsplice.spec import Inherited, is_inherited
@@ -31,7 +26,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Mode",
     "Options",
-    "Parser",
     "Verbosity",
     "build_parser",
     "detect_mode",
@@ -95,6 +89,8 @@ class Options:
     pid_file: str | None
     #: Where the control socket is to be, if there is to be one.
     control: str | None
+    #: Whether the namespace that is served is heard there too.
+    control_from_namespace: bool
     runas: values.RunAs | None
     sandbox: values.Sandbox
     #: A descriptor that is told when all is ready.
@@ -130,7 +126,7 @@ def parse_args(
     Raises Failure, and SystemExit(0) after --help and --version have been answered.
     """
     parser = build_parser()
-    words, positional = _cut(argv, parser)
+    words, positional = cut(argv, parser)
     given = parser.parse_args(words)
     mode = detect_mode(positional, given.netns, given.userns)
     _refuse_contradictions(given)
@@ -179,6 +175,7 @@ def parse_args(
         log_flows=given.log_flows,
         pid_file=given.pid_file,
         control=given.control,
+        control_from_namespace=given.control_from_namespace,
         runas=given.runas,
         sandbox=given.sandbox,
         ready_fd=given.ready_fd,
@@ -200,69 +197,6 @@ def read_ephemeral_range(path: str = _EPHEMERAL_PATH) -> tuple[int, int]:
 
 
 # The options
-
-
-class Parser(output.Parser):
-    """An ArgumentParser whose errors are Failures, and whose help is a page of sections."""
-
-    def __init__(self) -> None:
-        super().__init__(prog="hardsplice", usage=_USAGE, add_help=False, allow_abbrev=False)
-        self.sections: dict[str, list[argparse.Action]] = {}
-
-    def section(self, title: str) -> None:
-        """Open a section of the help: the options added next stand in it."""
-        self.sections[title] = []
-
-    def flag(self, *names: str, help: str, action: str = "store_true", **settings: Any) -> None:  # noqa: A002
-        self._note(self.add_argument(*names, help=help, action=action, **settings))
-
-    def value(self, *names: str, metavar: str, help: str, **settings: Any) -> None:  # noqa: A002 - argparse's name
-        self._note(self.add_argument(*names, metavar=metavar, help=help, **settings))
-
-    def actions(self) -> list[argparse.Action]:
-        """Every option, in the order of the help."""
-        return [action for actions in self.sections.values() for action in actions]
-
-    def _note(self, action: argparse.Action) -> None:
-        list(self.sections.values())[-1].append(action)
-
-    def format_help(self) -> str:
-        lines = [_USAGE, "", _DESCRIPTION]
-        for section, actions in self.sections.items():
-            lines += ["", f"{section}:"]
-            for action in actions:
-                names = ", ".join(action.option_strings)
-                left = f"  {names} {action.metavar}" if action.metavar else f"  {names}"
-                lines.append(f"{left:<28}  {action.help}")
-        return "\n".join([*lines, "", _EPILOG])
-
-    def error(self, message: str) -> NoReturn:
-        raise Failure("parse", "the command line", f"{message}; see hardsplice --help")
-
-
-_USAGE = """\
-usage: hardsplice [OPTION]... [COMMAND [ARG]...]
-       hardsplice [OPTION]... PID
-       hardsplice [OPTION]... --netns PATH|NAME [--userns PATH]"""
-
-_DESCRIPTION = """\
-Join chosen TCP ports of a network namespace with ports of the host. It is a new
-one, in which COMMAND (by default the shell) runs, or one that exists."""
-
-_EPILOG = """\
-SPEC is none (the default), all, auto (what is listened on over there), or ports
-and ~exclusions; before them may stand a listening address, after each a target:
-  8080  80,443  8000-8009  8080:80  127.0.0.1/22  5432:10.0.0.5/5433  all,~22
-A service manager's listener NAME is taken by -t inherit:NAME:PORT.
-
-Examples:
-  hardsplice -t 8080:80 -- ./server        its port 80 is the host's 8080
-  hardsplice -T 5432 -- ./client           the host's port 5432 is its own
-  hardsplice -t 127.0.0.1/2222:22 1234     for process 1234, in the background
-  hardsplice -f -t 80 --netns blue         for /run/netns/blue
-
-The manual is hardsplice(1).
-"""
 
 
 def build_parser() -> Parser:
@@ -307,6 +241,7 @@ def build_parser() -> Parser:
         type=values.path("--control"),
         help="serve hardsplicectl and the like here",
     )
+    flag("--control-from-namespace", help="and to those in the namespace, for its own ports")
     value(
         "--ready-fd", metavar="N", type=values.descriptor, help="write to descriptor N when ready"
     )
@@ -346,6 +281,10 @@ def build_parser() -> Parser:
     flag("--log-flows", help="a line for each flow that ends")
 
     parser.section("Other")
+    for udp in (("-u", "--udp-ports"), ("-U", "--udp-ns")):
+        value(
+            *udp, metavar="SPEC", type=values.no_udp(udp[0]), help="none is accepted; no UDP here"
+        )
     flag("--splice-only", action="store_const", const=None, help="accepted; always so")
     flag("--host-lo-to-ns-lo", action="store_const", const=None, help="accepted; always so")
     flag("-h", "--help", action="help", help="show this")
@@ -355,38 +294,6 @@ def build_parser() -> Parser:
 
 def _audit(form: values.Audit) -> dict[str, Any]:
     return {"dest": "audit", "action": "store_const", "const": form}
-
-
-def _cut(argv: Sequence[str], parser: Parser) -> tuple[list[str], list[str]]:
-    """The options, each as one `--name` or `--name=value`, and the words after them."""
-    spelling = {}
-    short = ""
-    long = []
-    for action in parser.actions():
-        takes_value = action.metavar is not None
-        for name in action.option_strings:
-            spelling[name] = action.option_strings[-1]
-            if name.startswith("--"):
-                long.append(name[2:] + "=" * takes_value)
-            else:
-                short += name[1:] + ":" * takes_value
-    # getopt has no optional values. What is COMMAND's stays as it was typed.
-    words = ["--audit-json" if word == "--audit=json" else word for word in argv]
-    try:
-        pairs, rest = getopt.getopt(words, short, long)
-        rest = list(argv[len(argv) - len(rest) :])
-    except getopt.GetoptError as error:
-        typed = f"--{error.opt}"
-        meant = [name for name in spelling if name.startswith(typed)]
-        if len(meant) > 1 and any(word.partition("=")[0] == typed for word in argv):
-            parser.error(f"option {typed} could be {' or '.join(meant)}")
-        parser.error(error.msg)
-    with_value = {f"--{name[:-1]}" for name in long if name.endswith("=")}
-    words = []
-    for name, text in pairs:
-        full = spelling[name]
-        words.append(f"{full}={text}" if full in with_value else full)
-    return words, rest
 
 
 def _refuse_contradictions(given: argparse.Namespace) -> None:
@@ -403,6 +310,9 @@ def _refuse_contradictions(given: argparse.Namespace) -> None:
         louder = "-d" if given.debug else "--trace"
         reason = "the one asks for less, the other for more; leave out one of the two"
         raise Failure("combine", f"-q with {louder}", reason)
+    if given.control_from_namespace and given.control is None:
+        reason = "there is no control socket to be heard at; add --control, or leave it out"
+        raise Failure("use", "--control-from-namespace without --control", reason)
     if given.log_size is not None and given.log_file is None:
         reason = "there is no log file to limit; add --log-file, or leave it out"
         raise Failure("use", "--log-size without --log-file", reason)

@@ -11,7 +11,7 @@ The registry decides what may be asked; `exchange` does it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Literal, Protocol
 
@@ -30,6 +30,7 @@ class Source(Enum):
     OPTION = "option"
     AUTO = "auto"
     CONTROL = "control"
+    NAMESPACE = "namespace"  # as CONTROL, from the namespace that is served
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +60,9 @@ class Worker(Protocol):
         index: int,
         direction: Direction,
         forward: Forward,
-        done: Callable[[Failure | None], None],
+        done: Callable[[Failure | Forward], None],
     ) -> None:
-        """Listen, and have connections served."""
+        """Listen, and have connections served: told is what is listened on, with its number."""
 
     def remove(
         self, index: int, direction: Direction, *, reset_flows: bool, done: Callable[[], None]
@@ -131,20 +132,23 @@ class Ports:
             return
         port = Port(self._next, direction, forward, source)
         self._next += 1
-        self._keys[key] = port.id
+        if forward.port:  # of a free one the number is known later
+            self._keys[key] = port.id
         self._held[port.id] = port
         self.changes += 1
         self._listening[direction] += 1
 
-        def finish(failure: Failure | None) -> None:
-            if failure is None:
-                self._ports[port.id] = port
-                self.changes += 1
-                done(port)
-            else:
+        def finish(outcome: Failure | Forward) -> None:
+            if isinstance(outcome, Failure):
                 self._forget(port)
                 self._release(port.id)
-                done(failure)
+                done(outcome)
+                return
+            listening = replace(port, forward=outcome)
+            self._keys[_key(direction, outcome)] = port.id
+            self._ports[port.id] = self._held[port.id] = listening
+            self.changes += 1
+            done(listening)
 
         assert self._worker is not None
         self._worker.add(port.id, direction, forward, finish)
@@ -184,5 +188,5 @@ class Ports:
         self.changes += 1
 
     def _forget(self, port: Port) -> None:
-        del self._keys[_key(port.direction, port.forward)]
+        self._keys.pop(_key(port.direction, port.forward), None)
         self._listening[port.direction] -= 1

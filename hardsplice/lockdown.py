@@ -6,6 +6,8 @@ Landlock rulesets, and which descriptors it keeps; and what the target monitor's
 from __future__ import annotations
 
 import os
+import resource
+import stat
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
@@ -21,6 +23,7 @@ from hardsplice.isolate import Lockdown
 if TYPE_CHECKING:
     from hardsplice.setup import Setup
 
+READY_ROOM = 1 << 20  # bytes: more than the lines of all ports take
 ONLY_WRITTEN = "read nothing from where messages go"
 
 
@@ -76,7 +79,7 @@ def lock_host_monitor(setup: Setup) -> None:
     begun.run(
         [
             *isolate.leaving_steps(new_user_namespace=not is_real_root),
-            *isolate.first_steps(setup.log.file_limit),
+            *isolate.first_steps(_file_limit(setup)),
             *isolate.rights_steps(setup.user, setup.last_capability, own),
         ]
     )
@@ -87,6 +90,21 @@ def lock_host_monitor(setup: Setup) -> None:
     begun.run([isolate.filter_step(setup.programs.host)])
 
 
+def _file_limit(setup: Setup) -> int:
+    """The largest file that this process still has to write, in bytes; -1 for any. --ready-fd may
+    lead to one, as where a shell sends standard output there.
+    """
+    limit = setup.log.file_limit
+    if setup.ready_fd is None or limit == resource.RLIM_INFINITY:
+        return limit
+    found = os.fstat(descriptors.READY_FD)
+    if not stat.S_ISREG(found.st_mode):
+        return limit
+    wanted = max(limit, found.st_size + READY_ROOM)
+    soft, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    return wanted if soft == resource.RLIM_INFINITY else min(wanted, soft)
+
+
 def _kept(setup: Setup) -> list[int]:
     """The descriptors that the host monitor serves with."""
     keep = [descriptors.LOG_FD, descriptors.SIGNALS_FD]
@@ -94,6 +112,8 @@ def _kept(setup: Setup) -> list[int]:
         keep.append(descriptors.CHANNEL_FD)
     if setup.ready_fd is not None:
         keep.append(descriptors.READY_FD)
+    if setup.pid_file:
+        keep.append(setup.pid_file.held)
     keep += setup.notifier.settle()
     if setup.monitor:
         keep += [setup.monitor.pidfd, setup.monitor.channel.fileno()]

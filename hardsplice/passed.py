@@ -39,7 +39,14 @@ def stored_name(direction: str, forward: Forward) -> str:
         for char in forward.interface or ""
     )
     interface = f"%{plain}" if plain else ""
-    return f"{STORED}{direction}/{address}{interface}/{forward.port}"
+    port = f"{forward.port}" if forward.port else f"0={_leads_to(forward)}"
+    return f"{STORED}{direction}/{address}{interface}/{port}"
+
+
+def _leads_to(forward: Forward) -> str:
+    """What tells one listener at a free port from another."""
+    target = "" if forward.target is None else f"{forward.target}".replace(":", "_") + "/"
+    return f"{target}{forward.target_port}"
 
 
 Identity = tuple[int, int]

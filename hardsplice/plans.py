@@ -40,7 +40,7 @@ class Planner:
         ``place`` where the address books are; ``programs`` are the relays' filters;
         ``has_ruleset`` says that there is one of Landlock.
         """
-        self._options = options
+        self.options = options
         self._pipe_size = pipe_size
         self._first_flow = first_flow
         self._programs = programs
@@ -54,11 +54,11 @@ class Planner:
 
     def first(self, direction: Direction) -> int:
         """The number of a direction's first forward: those of both are numbered in one row."""
-        return 1 if direction == "inbound" else 1 + len(self._options.inbound)
+        return 1 if direction == "inbound" else 1 + len(self.options.inbound)
 
     def ports(self, direction: Direction, opened: Sequence[tuple[int, int]]) -> list[Port]:
         """The ports that are listened on, with their numbers."""
-        first, forwards = self.first(direction), self._options.forwards(direction)
+        first, forwards = self.first(direction), self.options.forwards(direction)
         return [
             Port(first + index, direction, forwards[index], Source.OPTION) for index, _ in opened
         ]
@@ -79,7 +79,7 @@ class Planner:
         ``opened`` has the listeners: index of the forward, descriptor. ``families`` are those of
         the namespace in which the relays connect.
         """
-        options = self._options
+        options = self.options
         is_dynamic = direction in options.dynamic
         if not opened and not is_dynamic:
             return ()
@@ -111,7 +111,7 @@ class Planner:
         self, direction: Direction, index: int, fd: int, families: Sequence[int]
     ) -> Listener:
         """One of the first listeners, with its plans."""
-        forward, book = self._options.forwards(direction)[index], self.books[direction]
+        forward, book = self.options.forwards(direction)[index], self.books[direction]
         slots = {
             family: book.slot(sockaddr)
             for family, sockaddr in listeners.targets(forward, ALL_FAMILIES).items()

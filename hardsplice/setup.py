@@ -20,7 +20,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import select
 import signal
 import socket
 import time
@@ -52,6 +51,7 @@ from hardsplice.desk import Desk
 from hardsplice.errors import Failure, printable, quote, text_of
 from hardsplice.flowlog import Traffic
 from hardsplice.forwarding import DIRECTIONS, PLACES, Direction, Port
+from hardsplice.freeports import FreePorts
 from hardsplice.host import Host
 from hardsplice.log import Level, Log, open_file
 from hardsplice.monitor import HostMonitor
@@ -107,6 +107,7 @@ class Setup:
         self.target_families: Sequence[int] = ()
         self.target_namespace: int | None = None  # socketcalls.namespace_cookie
         self.target_listeners: list[tuple[int, int]] = []
+        self.free = FreePorts()
         self.passed_first = 0  # index of the first inbound forward whose listener was passed to us
         self.ports: list[Port] = []
         self.askers: dict[Direction, socket.socket] = {}
@@ -136,6 +137,8 @@ class Setup:
             host = self.gather()
             if self.pid_file:
                 self.pid_file.write()
+            if not self.options.foreground:
+                self.free.tell_people(self.log)
             self.isolate()
             return HostMonitor(host, self.ready).run()
         except BaseException:
@@ -196,6 +199,7 @@ class Setup:
             PLACES["inbound"],
             self.kept("inbound", self.host_families),
         )
+        options = self.options = self.free.settle(options, "inbound", self.host_listeners)
         inherited = self.passed.inherit(options.inherited)
         self.passed_first = len(options.inbound)
         self.host_listeners += enumerate((fd for _, fd in inherited), self.passed_first)
@@ -274,6 +278,8 @@ class Setup:
         lockdown.confine_signals(self)
         if options.inbound or options.outbound or options.dynamic:
             target.start(self)
+        self.options = self.free.settle(self.options, "outbound", self.target_listeners)
+        self.planner.options = self.options
         self.ports += self.planner.ports("inbound", self.host_listeners)
         self.ports += self.planner.ports("outbound", self.target_listeners)
         self._keep_listeners()
@@ -302,7 +308,7 @@ class Setup:
         opened: dict[Direction, list[tuple[int, int]]]
         opened = {"inbound": own, "outbound": self.target_listeners}
         current = [
-            (stored_name(direction, self.options.forwards(direction)[index]), fd)
+            (stored_name(direction, self.free.asked(self.options, direction, index)), fd)
             for direction, listening in opened.items()
             for index, fd in listening
         ]
@@ -384,10 +390,9 @@ class Setup:
         self.is_ready = True
         took = f"ready in {1000 * (time.monotonic() - self.began):.0f} ms"
         self.log.line(Level.DEBUG, took)
+        self.free.log(self.log)
         if self.ready_fd is not None:
-            with contextlib.suppress(OSError):
-                if _has_room(descriptors.READY_FD):  # its reader may be anybody
-                    os.write(descriptors.READY_FD, b"\n")
+            self.free.tell_program(descriptors.READY_FD)
             descriptors.clear((descriptors.READY_FD,))
         if self.launcher:  # it exits now, or prints what --audit shows
             text = "\n".join([took, *missing, *self.unsealed])
@@ -414,9 +419,3 @@ class Setup:
                 signal.pidfd_send_signal(self.monitor.pidfd, signal.SIGKILL)
             with contextlib.suppress(OSError):
                 os.waitpid(self.monitor.pid, 0)
-
-
-def _has_room(fd: int) -> bool:
-    poller = select.poll()
-    poller.register(fd, select.POLLOUT)
-    return bool(poller.poll(0))

@@ -89,8 +89,8 @@ def _audit(options: cli.Options, server: int, record: Record) -> None:
     try:
         text = audit.report(server, lacking, options.audit or "table")
         write_all(2 if options.mode is cli.Mode.COMMAND else 1, text.encode() + b"\n")
-    except (FileNotFoundError, ProcessLookupError):
-        _say(Failure("audit", f"process {server}", "it has ended already"))
+    except Failure as failure:
+        _say(failure)
     except BrokenPipeError:
         pass  # the reader has seen enough
     except OSError as error:

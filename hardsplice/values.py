@@ -26,6 +26,7 @@ __all__ = [
     "descriptor",
     "log_format",
     "netns",
+    "no_udp",
     "number",
     "path",
     "runas",
@@ -74,6 +75,20 @@ def netns(text: str) -> str:
         reason = "that is neither a path nor a name; write one, as ip-netns(8) lists them"
         raise Failure("parse", f"--netns {quote(text)}", reason)
     return text if "/" in text else f"/run/netns/{text}"
+
+
+def no_udp(option: str) -> Callable[[str], str]:
+    """What checks the value of pasta's option for UDP ports: there may be one, as long as it asks
+    for nothing.
+    """
+
+    def check(text: str) -> str:
+        if text != "none":
+            reason = "hardsplice forwards TCP alone; leave it out, or write none"
+            raise Failure("use", f"{option} {quote(text)}", reason)
+        return text
+
+    return check
 
 
 def number(text: str, least: int, most: int) -> int | None:

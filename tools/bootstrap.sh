@@ -77,6 +77,7 @@ need_tools() {
     [[ $profile == test ]] || return 0
     need iproute2 has_command ip
     need rootlesskit has_command rootlessctl
+    need bubblewrap has_command bwrap
     need curl has_command curl
     need uidmap has_command newuidmap
     need procps has_command ps

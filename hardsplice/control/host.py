@@ -56,7 +56,11 @@ def control_of(setup: Setup) -> Control:
     return Control(
         listener=listener,
         # Root's id means root where root started us; in a namespace of our own nobody has it.
-        admission=Admission(frozenset({0, os.geteuid()}), socketcalls.namespace_cookie(listener)),
+        admission=Admission(
+            frozenset({0, os.geteuid()}),
+            socketcalls.namespace_cookie(listener),
+            setup.target_namespace if options.control_from_namespace else None,
+        ),
         versions=options.families,
         served=quote(setup.container.command) if setup.container else setup.target.name,
         served_pid=setup.container.init if setup.container else options.pid,

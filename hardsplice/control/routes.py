@@ -18,10 +18,13 @@ Handler = Callable[[Call], None]
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A handler, and the parameters of the query that it knows, each with its values."""
+    """A handler, and the parameters of the query that it knows, each with its values; and whether
+    it is for those, too, who ask from the namespace that is served.
+    """
 
     handler: Handler
     query: Mapping[str, tuple[str, ...]]
+    inside: bool = False
 
 
 _DIRECTIONS = {"direction": ("inbound", "outbound", "all")}
@@ -29,12 +32,14 @@ _DIRECTIONS = {"direction": ("inbound", "outbound", "all")}
 # {id} stands for one part of a path.
 ROUTES: dict[str, dict[str, Route]] = {
     # RootlessKit's port API
-    "/v1/info": {"GET": Route(portapi.info, {})},
+    "/v1/info": {"GET": Route(portapi.info, {}, inside=True)},
     "/v1/ports": {
-        "GET": Route(portapi.list_ports, _DIRECTIONS),
-        "POST": Route(portapi.add_port, {}),
+        "GET": Route(portapi.list_ports, _DIRECTIONS, inside=True),
+        "POST": Route(portapi.add_port, {}, inside=True),
     },
-    "/v1/ports/{id}": {"DELETE": Route(portapi.remove_port, {"flows": ("keep", "reset")})},
+    "/v1/ports/{id}": {
+        "DELETE": Route(portapi.remove_port, {"flows": ("keep", "reset")}, inside=True)
+    },
     # our own
     "/v1/status": {"GET": Route(report.status, {})},
     "/v1/flows": {"GET": Route(report.flows, {})},
@@ -77,6 +82,9 @@ def dispatch(request: Request, world: World, respond: Callable[[Response], None]
     if route is None:
         allow = ", ".join(methods)
         respond(refusal(405, f"this path takes {allow}", close=False, allow=allow))
+        return
+    if request.inside and not route.inside:
+        respond(refusal(403, "this is not for the namespace that is served", close=False))
         return
     query = read_query(request.query, route.query)
     if isinstance(query, str):

@@ -138,14 +138,9 @@ def _audit(client: Client, given: argparse.Namespace) -> None:
         lacking = [str(layer) for layer in answer["lacking"]]
     # Who answers is the kernel's word: by his own he could be anybody.
     pid = client.process
-    try:
-        if not pid:
-            raise ProcessLookupError
-        text = audit.report(pid, lacking, "json" if given.json else "table")
-    except (FileNotFoundError, ProcessLookupError):
-        reason = "it is not in this PID namespace, or has ended"
-        raise Failure("audit", "the process that answers", reason) from None
-    print(text)
+    if not pid:
+        raise Failure("audit", "the process that answers", "it is not in this PID namespace")
+    print(audit.report(pid, lacking, "json" if given.json else "table"))
 
 
 def _top(client: Client, given: argparse.Namespace) -> None:

@@ -22,14 +22,14 @@ _hardsplice() {
                 break
                 ;;
             --tcp-ports | --tcp-ns | --netns | --userns | --pid | --control | --ready-fd | --runas | \
-                --workers | --sandbox | --log-file | --log-size | \
+                --udp-ports | --udp-ns | --workers | --sandbox | --log-file | --log-size | \
                 --log-format)
                 pending=$word
                 ;;
             --*) ;;
             -*)
                 # One or more flags, and maybe an option whose value is the next word.
-                [[ $word =~ ^-[46fqdh]*([tTPl])$ ]] && pending=-${BASH_REMATCH[1]}
+                [[ $word =~ ^-[46fqdh]*([tTPluU])$ ]] && pending=-${BASH_REMATCH[1]}
                 ;;
             *) break ;;
         esac
@@ -50,6 +50,7 @@ _hardsplice() {
         -t | --tcp-ports | -T | --tcp-ns)
             mapfile -t COMPREPLY < <(compgen -W 'none all auto' -- "$cur")
             ;;
+        -u | --udp-ports | -U | --udp-ns) mapfile -t COMPREPLY < <(compgen -W none -- "$cur") ;;
         --netns)
             compopt -o filenames 2>/dev/null
             mapfile -t COMPREPLY < <(
@@ -71,10 +72,11 @@ _hardsplice() {
                 mapfile -t COMPREPLY < <(compgen -W '
                     -t --tcp-ports -T --tcp-ns -4 --ipv4-only -6 --ipv6-only
                     --netns --userns --netns-only --map-auto --no-netns-quit
-                    -f --foreground -P --pid --control --ready-fd --runas --workers
+                    -f --foreground -P --pid --control --control-from-namespace --ready-fd --runas --workers
                     --sandbox --audit --audit-json
                     -q --quiet -d --debug --trace -l --log-file --log-size
                     --log-format --log-flows
+                    -u --udp-ports -U --udp-ns
                     --splice-only --host-lo-to-ns-lo -h --help --version' -- "$cur")
             elif [[ $cur =~ ^[0-9]+$ ]]; then
                 mapfile -t COMPREPLY < <(cd /proc && compgen -G "$cur*")

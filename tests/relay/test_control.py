@@ -224,6 +224,26 @@ def test_hardsplicectl_shows_what_happens(site: Site) -> None:
     assert {one["seccomp"] for one in tree} == {2}
 
 
+def test_a_port_of_roots_is_not_to_be_had_any_more_and_what_to_do_is_said(site: Site) -> None:
+    """Whoever asks, also where root started it; what it says then works."""
+    if int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()) <= 81:
+        pytest.skip("ordinary users may bind port 81 here")
+    lines = site.ctl("ports", "add", "81", status=1).splitlines()
+    assert lines[0].endswith("cannot listen on port 81 on the host: Permission denied")
+    assert "start it as root with this port, or, as root, sysctl" in lines[1]
+    assert "net.ipv4.ip_unprivileged_port_start=81" in lines[1]
+    lines = site.ctl("ports", "add", "-T", "81", status=1).splitlines()
+    assert lines[0].endswith("cannot listen on port 81 in the namespace: Permission denied")
+    assert "start it with this port, or, as root in there, sysctl" in lines[1]
+    inside = [] if site.identity.is_root else ["-U", "--preserve-credentials"]
+    way = lines[1].partition("as root in there, ")[2].split(",")[0].split(" ")[:2]
+    subprocess.run(
+        site.identity.wrap(["nsenter", "-t", str(site.namespace.pid), "-n", *inside, *way]),
+        check=True, capture_output=True,
+    )  # fmt: skip
+    assert " *:81 " in site.ctl("ports", "add", "-T", "81")
+
+
 def test_curl_speaks_to_it(site: Site) -> None:
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")

@@ -69,6 +69,7 @@ def test_nothing_given_runs_the_shell_with_no_ports() -> None:
         inbound=(),
         outbound=(),
         control=None,
+        control_from_namespace=False,
         inherited=(),
         inbound_auto=(),
         outbound_auto=(),
@@ -130,6 +131,9 @@ def test_an_option_sets_its_field(argv: list[str], field: str, value: object) ->
 
 def test_accepted_options_change_nothing() -> None:
     assert parse("--splice-only", "--host-lo-to-ns-lo") == parse()
+    # As Podman has pasta: no UDP either way, again and again.
+    none = ("-t", "none", "-u", "none", "-T", "none", "-U", "none")
+    assert parse(*none, "-unone", "--udp-ports=none", "--udp-ns", "none") == parse("-t", "none")
 
 
 @pytest.mark.parametrize(
@@ -231,6 +235,7 @@ def test_every_option_is_understood_in_every_spelling() -> None:
             continue
         extra = ["-l", "log"] if action.dest == "log_size" else []
         extra += ["--netns", "x"] if action.dest == "userns" else []
+        extra += ["--control", "x"] if action.dest == "control_from_namespace" else []
         found = set()
         for name in action.option_strings:
             value = [values.get(str(action.metavar), "x")] if action.metavar else []
@@ -315,8 +320,29 @@ def test_contradictions_are_refused_with_a_next_step(
     [
         (["--nonsense"], ["--nonsense not recognized", "see hardsplice --help"]),
         (["-Z"], ["-Z not recognized", "see hardsplice --help"]),
-        (["-n"], ["-n not recognized", "see hardsplice --help"]),
-        (["-t"], ["-t requires argument", "see hardsplice --help"]),
+        (["-n"], ["use -n: it is about pasta's tap interface", "leave it out"]),
+        (["-fn", "x"], ["use -n: it is about pasta's tap interface", "leave it out"]),
+        (["--config-net"], ["use --config-net: it is about pasta's tap", "leave it out"]),
+        (["-t"], ["use --tcp-ports without a value", "write SPEC after --tcp-ports"]),
+        (["--netns"], ["use --netns without a value", "write PATH|NAME after --netns"]),
+        (["--netns", "-t", "80"], ["use --netns without a value: '-t' is an option"]),
+        (["--netns", "-f4", "-t80"], ["use --netns without a value: '-f4' is an option"]),
+        (["-P", "--netns=x", "-t80"], ["use -P without a value: '--netns=x' is an option"]),
+        (["--netns", "--", "true"], ["use --netns without a value: '--' is an option"]),
+        (["--net", "x"], ["option --net could be --netns or --netns-only"]),
+        (["-u", "53"], ["use -u '53': hardsplice forwards TCP alone", "or write none"]),
+        (["-Uauto"], ["use -U 'auto': hardsplice forwards TCP alone", "or write none"]),
+        (["--udp-ports=all"], ["use -u 'all': hardsplice forwards TCP alone"]),
+        (["-p", "8080:80"], ["use -p '8080:80'", "write -t 8080:80"]),
+        (["-fp8080:80/tcp"], ["use -p '8080:80/tcp'", "write -t 8080:80"]),
+        (
+            ["--publish=127.0.0.1:8080:80"],
+            ["--publish '127.0.0.1:8080:80'", "-t 127.0.0.1/8080:80"],
+        ),
+        (["--publish", "53:53/udp"], ["use --publish '53:53/udp'", "forwards TCP alone"]),
+        (["-p"], ["use -p ''", "write -t SPEC"]),
+        (["-p", "trace.pcap"], ["use -p: it is about pasta's tap interface"]),
+        (["--control-from-namespace"], ["without --control", "add --control, or leave it out"]),
         (["--debug=3"], ["--debug must not have an argument", "see hardsplice --help"]),
         (["-t", "80-70"], ["parse -t '80-70'", "write 70-80"]),
         (["-T", "80:10.0.0.5,auto"], ["a target that auto can't watch", "leave out the address"]),
@@ -476,7 +502,9 @@ def test_importing_the_command_line_is_light() -> None:
     assert {name for name in loaded if name.startswith("hardsplice")} == {
         "hardsplice",
         "hardsplice.cli",
+        "hardsplice.commandline",
         "hardsplice.errors",
+        "hardsplice.foreign",
         "hardsplice.modes",
         "hardsplice.output",
         "hardsplice.ports",

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 
 import pytest
@@ -20,6 +20,9 @@ def forward(port: int, address: str | None = None, *, interface: str | None = No
     return Forward(ip_address(address) if address else None, interface, port, None, 80, True)
 
 
+FREE = 40_000  # the port that this worker finds where any will do
+
+
 @dataclass
 class Worker:
     """Writes down what it is to do; `answer` makes it done."""
@@ -32,10 +35,11 @@ class Worker:
         index: int,
         direction: Direction,
         forward: Forward,
-        done: Callable[[Failure | None], None],
+        done: Callable[[Failure | Forward], None],
     ) -> None:
         self.asked.append(("add", index, direction, forward.port))
-        self.pending.append(done)
+        found = forward if forward.port else replace(forward, port=FREE)
+        self.pending.append(lambda failure: done(failure or found))
 
     def remove(
         self, index: int, direction: Direction, *, reset_flows: bool, done: Callable[[], None]
