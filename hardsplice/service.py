@@ -47,7 +47,12 @@ class Manager:
 
 
 def manager_of(environment: Mapping[str, str], pid: int) -> Manager:
-    """What the environment says to the process ``pid``."""
+    """What the environment says to the process ``pid``. One that is not the main process of its
+    service has nobody to tell anything: with NotifyAccess=all the manager would believe it.
+    """
+    passed = _passed(environment) if _number(environment, "LISTEN_PID") == pid else ()
+    if not _is_main(environment, pid):
+        return Manager(notify=None, watchdog=None, keeps=0, passed=passed)
     notify = environment.get("NOTIFY_SOCKET", "")
     period = _number(environment, "WATCHDOG_USEC")
     for_us = _number(environment, "WATCHDOG_PID", pid) == pid
@@ -55,7 +60,17 @@ def manager_of(environment: Mapping[str, str], pid: int) -> Manager:
         notify=notify if notify.startswith(("/", "@")) else None,
         watchdog=period / 1e6 if period and for_us else None,
         keeps=_number(environment, "FDSTORE"),
-        passed=_passed(environment) if _number(environment, "LISTEN_PID") == pid else (),
+        passed=passed,
+    )
+
+
+def _is_main(environment: Mapping[str, str], pid: int) -> bool:
+    """Whether the process ``pid`` can be its service's main one. MAINPID says which that is, where
+    there is one already (ExecStartPost= and its like); SYSTEMD_EXEC_PID, from systemd 248 on, which
+    process the manager itself started (systemd.exec(5)).
+    """
+    return all(
+        environment.get(name, "") in ("", str(pid)) for name in ("MAINPID", "SYSTEMD_EXEC_PID")
     )
 
 

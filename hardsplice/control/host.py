@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hardsplice import __version__, socketcalls
+from hardsplice.cli import Options
 from hardsplice.control.http import Request, Response
 from hardsplice.control.routes import dispatch
 from hardsplice.control.server import Admission, Server
@@ -38,6 +39,7 @@ class Control:
     versions: Sequence[int]  # of IP in use
     served: str  # whose namespace it is, for people
     served_pid: int | None
+    label: str  # whose namespace it is, in metrics
     began: float  # when hardsplice was started, in CLOCK_MONOTONIC seconds
 
     def serve(self, monitor: HostMonitor) -> HostWorld:
@@ -60,8 +62,16 @@ def control_of(setup: Setup) -> Control:
         versions=options.families,
         served=quote(setup.container.command) if setup.container else setup.target.name,
         served_pid=setup.container.init if setup.container else options.pid,
+        label=label(options, setup.container.command if setup.container else ""),
         began=setup.began,
     )
+
+
+def label(options: Options, command: str) -> str:
+    """What metrics call the namespace: as short as the options name it."""
+    if options.netns is not None:
+        return printable(options.netns.removeprefix("/run/netns/"))
+    return printable(command) if options.pid is None else str(options.pid)
 
 
 class HostWorld:
@@ -91,6 +101,7 @@ class HostWorld:
             pid=os.getpid(),
             served=self.control.served,
             served_pid=self.control.served_pid,
+            label=self.control.label,
             uptime=time.monotonic() - self.control.began,
             lacking=tuple(map(printable, monitor.host.missing)),
             relays=[

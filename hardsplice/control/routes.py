@@ -73,9 +73,10 @@ def dispatch(request: Request, world: World, respond: Callable[[Response], None]
         respond(refusal(404, f"there is nothing at this path; there are {paths}", close=False))
         return
     methods, argument = found
-    route = methods.get(request.method)
+    # HEAD is GET without the body, which the server leaves out (RFC 9110, section 9.3.2).
+    route = methods.get("GET" if request.method == "HEAD" else request.method)
     if route is None:
-        allow = ", ".join(methods)
+        allow = ", ".join([*methods, "HEAD"] if "GET" in methods else methods)
         respond(refusal(405, f"this path takes {allow}", close=False, allow=allow))
         return
     query = read_query(request.query, route.query)

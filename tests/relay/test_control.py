@@ -57,13 +57,17 @@ class Site:
             return client.get(path)
 
     def metrics(self) -> dict[tuple[str, str], float]:
-        """Each metric's value by its name and its labels but "relay", summed over relays."""
+        """Each metric's value by its name and its labels but "relay" and "namespace", summed over
+        relays.
+        """
         with contextlib.closing(self.client()) as client:
             text = client.text("/metrics")
         found: dict[tuple[str, str], float] = {}
         for family in text_string_to_metric_families(text):
             for one in family.samples:
-                labels = [f"{key}={val}" for key, val in one.labels.items() if key != "relay"]
+                assert one.labels.pop("namespace") == str(self.namespace.pid)
+                one.labels.pop("relay", None)
+                labels = [f"{key}={val}" for key, val in one.labels.items()]
                 key = one.name.removeprefix("hardsplice_"), ",".join(sorted(labels))
                 found[key] = found.get(key, 0) + one.value
         return found
@@ -217,7 +221,8 @@ def test_hardsplicectl_shows_what_happens(site: Site) -> None:
     status = site.ctl("status")
     assert f"serves process {site.namespace.pid}" in status
     metrics = json.loads(site.ctl("metrics", "--json"))
-    assert {"name": "hardsplice_info", "labels": {"version": "0.1.0"}, "value": 1.0} in metrics
+    labels = {"namespace": str(site.namespace.pid), "version": "0.1.0"}
+    assert {"name": "hardsplice_info", "labels": labels, "value": 1.0} in metrics
     assert "hs-relay-in" in site.ctl("audit")
     tree = json.loads(site.ctl("audit", "--json"))["processes"]
     assert {one["comm"] for one in tree} == {"hs-host", "hs-target", "hs-relay-in", "hs-relay-out"}

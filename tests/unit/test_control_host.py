@@ -15,6 +15,7 @@ from typing import Any, cast
 import pytest
 
 from hardsplice import socketcalls
+from hardsplice.cli import parse_args
 from hardsplice.control import host
 from hardsplice.control.host import Control, HostWorld
 from hardsplice.control.http import Request, Response
@@ -36,7 +37,9 @@ def world() -> HostWorld:
         log=Log(Level.ERROR, "text", ""),
         loop=None,
     )
-    control = Control(-1, Admission(frozenset(), None), (4, 6), "process 7", 7, time.monotonic())
+    control = Control(
+        -1, Admission(frozenset(), None), (4, 6), "process 7", 7, "7", time.monotonic()
+    )
     return HostWorld(cast(Any, monitor), control)
 
 
@@ -84,3 +87,19 @@ def test_an_error_of_ours_costs_one_request_and_is_logged(
     said = "cannot answer a request: ZeroDivisionError: by zero"
     assert json.loads(answer.body) == {"message": said}
     assert capfd.readouterr().err == f"hardsplice: {said}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "command", "shown"),
+    [
+        (["--netns", "blue"], "", "blue"),
+        (["--netns", "/run/netns/blue"], "", "blue"),
+        (["--netns", "/proc/7/ns/net"], "", "/proc/7/ns/net"),
+        (["--netns", "/run/user/bl\udcffe"], "", "/run/user/bl\\udcffe"),
+        (["7"], "", "7"),
+        (["./server"], "./server", "./server"),
+        ([], "/bin/sh", "/bin/sh"),
+    ],
+)
+def test_what_metrics_call_the_namespace(words: list[str], command: str, shown: str) -> None:
+    assert host.label(parse_args(["-t", "8080", *words]), command) == shown

@@ -42,6 +42,19 @@ def test_all_that_a_service_manager_says() -> None:
     assert manager_of(environment, 8).watchdog == 1.5, "to whoever reads it"
 
 
+@pytest.mark.parametrize("name", ["MAINPID", "SYSTEMD_EXEC_PID"])
+def test_who_is_not_the_main_process_has_nobody_to_tell(name: str) -> None:
+    """As after ExecStart= (ExecStartPost=), or started by the process that the manager started."""
+    environment = {"NOTIFY_SOCKET": "/run/notify", "WATCHDOG_USEC": "1500000", "FDSTORE": "64"}
+    ours = Manager("/run/notify", 1.5, 64, ())
+    assert manager_of({**environment, name: "7"}, 7) == ours
+    assert manager_of({**environment, name: ""}, 7) == ours
+    for other in ("6", "77", "0", "x"):
+        assert manager_of({**environment, name: other}, 7) == NOTHING
+    listening = {"LISTEN_PID": "7", "LISTEN_FDS": "1", "LISTEN_FDNAMES": "web"}
+    assert manager_of({**listening, name: "6"}, 7).passed == (("web", 3),), "it was passed that"
+
+
 @pytest.mark.parametrize("names", ["", "one", "one:two:three"])
 def test_names_that_do_not_fit_are_none(names: str) -> None:
     environment = {"LISTEN_PID": "7", "LISTEN_FDS": "2", "LISTEN_FDNAMES": names}

@@ -50,7 +50,9 @@ def world_of(stats: Stats) -> HostWorld:
         log=Log(Level.ERROR, "text", ""),
         loop=None,
     )
-    control = Control(-1, Admission(frozenset(), None), (4, 6), "process 7", 7, time.monotonic())
+    control = Control(
+        -1, Admission(frozenset(), None), (4, 6), "process 7", 7, "7", time.monotonic()
+    )
     return HostWorld(cast(Any, monitor), control)
 
 
