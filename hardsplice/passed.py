@@ -13,19 +13,27 @@ is expected.
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from ipaddress import IPv6Address, ip_address
 
-from hardsplice import descriptors, socketcalls
+from hardsplice import descriptors, socketcalls, spec
 from hardsplice.errors import Failure, quote, reason_of
+from hardsplice.forwarding import Direction
 from hardsplice.listeners import bound_address, is_listener, make_sound, namespace_here
-from hardsplice.ports import Forward
+from hardsplice.ports import Forward, single
 from hardsplice.relay.sockets import FAMILIES
 from hardsplice.service import Notifier
 from hardsplice.spec import Address, Inherited
 
 STORED = "hardsplice/"  # what the names of listeners begin with that we had kept
+_ADDED = f"{STORED}added/"  # ... of ports that were added at run time
+_ADDED_NAME = re.compile(
+    rf"{_ADDED}(inbound|outbound)/(\*|[0-9a-f._]+)(?:%([A-Za-z0-9.=-]+))?/([0-9]{{1,5}})"
+    r"/(\*|[0-9a-f._]+)/([0-9]{1,5})"
+)
 _NAME_SIZE = 16  # IFNAMSIZ
 
 
@@ -33,13 +41,51 @@ def stored_name(direction: str, forward: Forward) -> str:
     """The name under which a listener is kept: printable ASCII without a colon, and another one for
     each listener (FDNAME in sd_pid_notify_with_fds(3)).
     """
+    return f"{STORED}{direction}/{_listener(forward)}"
+
+
+def added_name(direction: str, forward: Forward) -> str:
+    """The same for one that no option asks for: it also says where connections go."""
+    target = "*" if forward.target is None else str(forward.target).replace(":", "_")
+    return f"{_ADDED}{direction}/{_listener(forward)}/{target}/{forward.target_port}"
+
+
+def _listener(forward: Forward) -> str:
     address = "*" if forward.address is None else str(forward.address).replace(":", "_")
     plain = "".join(
         char if char.isascii() and (char.isalnum() or char in "-.") else f"={ord(char):x}="
         for char in forward.interface or ""
     )
     interface = f"%{plain}" if plain else ""
-    return f"{STORED}{direction}/{address}{interface}/{forward.port}"
+    return f"{address}{interface}/{forward.port}"
+
+
+def read_added(name: str, families: Sequence[int]) -> tuple[Direction, Forward] | None:
+    """What ``added_name`` gave a name to; None for any other name, and for what can't be had with
+    the versions of IP in use.
+    """
+    match = _ADDED_NAME.fullmatch(name)
+    if match is None:
+        return None
+    direction, address, interface, port, target, target_port = match.groups()
+    listening = "" if address == "*" else address.replace("_", ":")
+    try:
+        if interface:
+            plain = re.sub(r"=([0-9a-f]+)=", lambda coded: chr(int(coded[1], 16)), interface)
+            listening += f"%{plain}"
+        forward = single(
+            spec.read_listen(listening) if listening else spec.ANYWHERE,
+            int(port),
+            None if target == "*" else spec.read_target(target.replace("_", ":"), name),
+            int(target_port),
+            versions=families,
+            families=families,
+        )
+    except (spec.Refusal, ValueError, OverflowError):
+        return None
+    if not (1 <= forward.port <= spec.LAST_PORT and 1 <= forward.target_port <= spec.LAST_PORT):
+        return None
+    return ("inbound" if direction == "inbound" else "outbound"), replace(forward, required=False)
 
 
 Identity = tuple[int, int]
@@ -87,12 +133,21 @@ class Passed:
     def take(self, direction: str, forward: Forward, families: Sequence[int]) -> int | None:
         """The listener of a forward as it was kept, if it is there and is what it should be."""
         name = stored_name(direction, forward)
+        added = f"{_ADDED}{direction}/{_listener(forward)}/"
         for item in self._left:
-            if item[0] == name and _is(item[1], forward, families):
+            ours = item[0] == name or item[0].startswith(added)
+            if ours and _is(item[1], forward, families):
                 self._left.remove(item)
                 _restore(item[1])
                 return item[1]
         return None
+
+    def added(self, families: Sequence[int]) -> list[tuple[Direction, Forward]]:
+        """What was added at run time, of those that nobody has taken; ``families`` are the versions
+        of IP in use.
+        """
+        found = (read_added(name, families) for name, _ in self._left)
+        return [one for one in found if one is not None]
 
     def unclaimed(self) -> list[str]:
         """The names of those of socket units that nobody took."""
@@ -100,7 +155,8 @@ class Passed:
 
     def kept_for(self, direction: str) -> list[int]:
         """The descriptors that ``take`` may still find for a direction."""
-        return [fd for name, fd in self._left if name.startswith(f"{STORED}{direction}/")]
+        ours = f"{STORED}{direction}/", f"{_ADDED}{direction}/"
+        return [fd for name, fd in self._left if name.startswith(ours)]
 
     def hand_over(
         self, notifier: Notifier, current: Sequence[tuple[str, int]], room: int
@@ -131,10 +187,9 @@ def to_drop_and_keep(
     stored: Sequence[tuple[str, Identity]], current: Sequence[tuple[str, int]]
 ) -> tuple[list[str], list[tuple[str, int]]]:
     """What the service manager should keep no longer, and what it should keep from now on."""
-    used = {identity(fd) for _, fd in current}
-    kept = {one for _, one in stored}
-    drop = [name for name, one in stored if one not in used]
-    return drop, [(name, fd) for name, fd in current if identity(fd) not in kept]
+    used = {(name, identity(fd)) for name, fd in current}
+    drop = [item[0] for item in stored if item not in used]
+    return drop, [(name, fd) for name, fd in current if (name, identity(fd)) not in stored]
 
 
 def identity(fd: int) -> Identity:

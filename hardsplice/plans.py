@@ -56,11 +56,20 @@ class Planner:
         """The number of a direction's first forward: those of both are numbered in one row."""
         return 1 if direction == "inbound" else 1 + len(self._options.inbound)
 
-    def ports(self, direction: Direction, opened: Sequence[tuple[int, int]]) -> list[Port]:
-        """The ports that are listened on, with their numbers."""
+    def ports(
+        self,
+        direction: Direction,
+        opened: Sequence[tuple[int, int]],
+        added: Mapping[Direction, int],
+    ) -> list[Port]:
+        """The ports that are listened on, with their numbers. Those from the index in ``added`` on
+        were added before a restart.
+        """
         first, forwards = self.first(direction), self._options.forwards(direction)
+        sources = {False: Source.OPTION, True: Source.CONTROL}
         return [
-            Port(first + index, direction, forwards[index], Source.OPTION) for index, _ in opened
+            Port(first + index, direction, forwards[index], sources[index >= added[direction]])
+            for index, _ in opened
         ]
 
     def check_room(self, listening: int) -> None:

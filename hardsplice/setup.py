@@ -32,6 +32,7 @@ from hardsplice import (
     container,
     descriptors,
     isolate,
+    keeping,
     landlock,
     linux,
     listeners,
@@ -43,7 +44,7 @@ from hardsplice import (
     target,
     users,
 )
-from hardsplice.channel import CROWDED_HINT, Channel, Kind, Record
+from hardsplice.channel import Channel, Kind, Record
 from hardsplice.cli import Mode, Options, Verbosity
 from hardsplice.desk import Desk
 from hardsplice.errors import Failure, printable, quote, text_of
@@ -56,7 +57,7 @@ from hardsplice.monitor import (
     Host,
     HostMonitor,
 )
-from hardsplice.passed import Passed, stored_name
+from hardsplice.passed import Passed
 from hardsplice.pidfile import PidFile
 from hardsplice.plans import Planner
 from hardsplice.ports import Forward
@@ -110,11 +111,13 @@ class Setup:
         self.target_namespace: int | None = None  # socketcalls.namespace_cookie
         self.target_listeners: list[tuple[int, int]] = []
         self.passed_first = 0  # index of the first inbound forward whose listener was passed to us
+        self.added = dict.fromkeys(DIRECTIONS, 0)  # ... and of those added before a restart
         self.ports: list[Port] = []
         self.askers: dict[Direction, socket.socket] = {}
         self.pipe_size = 0
         self.ready_fd: int | None = None
         self.notifier = Notifier(None)
+        self.store: keeping.Store
         self.locked = False  # lock-down has begun
         self.missing: list[str] = []  # what lock-down has to do without, here and in the monitors
 
@@ -199,6 +202,7 @@ class Setup:
         self.host_listeners += enumerate((fd for _, fd in inherited), self.passed_first)
         taken = (forward for forward, _ in inherited)
         self.options = replace(options, inbound=(*options.inbound, *taken))
+        keeping.bring_back(self)
         self.host_listeners = self.settle(self.host_listeners)
         for name in self.passed.unclaimed():
             text = f"listener {quote(name)} was passed, but no -t inherit takes it"
@@ -210,7 +214,7 @@ class Setup:
         """
         options = self.options
         passed = self.manager.passed
-        listening = max(len(options.inbound) + len(passed), len(options.outbound))
+        listening = max(len(options.inbound), len(options.outbound)) + len(passed)
         self.file_limits = descriptors.raise_limit()
         self.first_flow = first = descriptors.first_flow(
             listening, self.file_limits[1], is_dynamic=bool(options.dynamic)
@@ -275,9 +279,9 @@ class Setup:
         lockdown.confine_signals(self)
         if options.inbound or options.outbound or options.dynamic:
             target.start(self)
-        self.ports += self.planner.ports("inbound", self.host_listeners)
-        self.ports += self.planner.ports("outbound", self.target_listeners)
-        self._keep_listeners()
+        self.ports += self.planner.ports("inbound", self.host_listeners, self.added)
+        self.ports += self.planner.ports("outbound", self.target_listeners, self.added)
+        self.store = keeping.keep(self)
         self._give_up_inbound()
         self.target_listeners = self.settle(self.target_listeners)
         self._keep_copies("outbound", self.target_listeners)
@@ -294,26 +298,6 @@ class Setup:
         for index, fd in opened if self.options.dynamic else ():
             copy = descriptors.above(fd, self.first_flow, "a listener")
             self.copies[first + index] = copy
-
-    def _keep_listeners(self) -> None:
-        """Have the service manager keep the listeners that are ours, for when we are restarted, and
-        no other ones.
-        """
-        own = [(index, fd) for index, fd in self.host_listeners if index < self.passed_first]
-        opened: dict[Direction, list[tuple[int, int]]]
-        opened = {"inbound": own, "outbound": self.target_listeners}
-        current = [
-            (stored_name(direction, self.options.forwards(direction)[index]), fd)
-            for direction, listening in opened.items()
-            for index, fd in listening
-        ]
-        left_out, unsent = self.passed.hand_over(self.notifier, current, self.manager.keeps)
-        if unsent:
-            text = f"{unsent} of {len(current)} listeners could not be given to the service manager"
-            self.log.line(Level.WARNING, f"{text} to keep: {CROWDED_HINT}")
-        if left_out and self.manager.keeps:
-            text = f"the service manager does not keep {left_out} of {len(current)} listeners"
-            self.log.line(Level.WARNING, f"{text}: raise FileDescriptorStoreMax=")
 
     def gather(self) -> Host:
         """What the host monitor works with."""

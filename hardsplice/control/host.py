@@ -22,6 +22,7 @@ from hardsplice.control.world import RelayView, Snapshot, refusal
 from hardsplice.errors import Failure, printable, quote
 from hardsplice.flowtable import FlowRow
 from hardsplice.forwarding import Direction, Ports
+from hardsplice.keeping import Store
 from hardsplice.log import Level
 from hardsplice.relay.stats import Stats
 
@@ -40,11 +41,16 @@ class Control:
     served: str  # whose namespace it is, for people
     served_pid: int | None
     label: str  # whose namespace it is, in metrics
+    store: Store  # what the service manager keeps
     began: float  # when hardsplice was started, in CLOCK_MONOTONIC seconds
 
     def serve(self, monitor: HostMonitor) -> HostWorld:
         """Begin to serve, on the monitor's loop."""
         world = HostWorld(monitor, self)
+        desk = monitor.host.desk
+        assert desk is not None
+        monitor.registry.on_added = lambda port: self.store.added(port, desk.listener(port.id))
+        monitor.registry.on_removed = self.store.removed
         world.server.start()
         return world
 
@@ -63,6 +69,7 @@ def control_of(setup: Setup) -> Control:
         served=quote(setup.container.command) if setup.container else setup.target.name,
         served_pid=setup.container.init if setup.container else options.pid,
         label=label(options, setup.container.command if setup.container else ""),
+        store=setup.store,
         began=setup.began,
     )
 

@@ -22,9 +22,11 @@ from hardsplice.control.http import Request, Response
 from hardsplice.control.server import Admission
 from hardsplice.flowlog import Traffic
 from hardsplice.forwarding import Ports
+from hardsplice.keeping import Store
 from hardsplice.log import Level, Log
 from hardsplice.relay import stats as count
 from hardsplice.relay.stats import Stats
+from hardsplice.service import Notifier
 
 
 @pytest.fixture
@@ -37,9 +39,9 @@ def world() -> HostWorld:
         log=Log(Level.ERROR, "text", ""),
         loop=None,
     )
-    control = Control(
-        -1, Admission(frozenset(), None), (4, 6), "process 7", 7, "7", time.monotonic()
-    )
+    store = Store(Notifier(None), 0, {}, print)
+    admission = Admission(frozenset(), None)
+    control = Control(-1, admission, (4, 6), "process 7", 7, "7", store, time.monotonic())
     return HostWorld(cast(Any, monitor), control)
 
 

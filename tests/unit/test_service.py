@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from hardsplice.errors import Failure
 from hardsplice.passed import Passed
+from hardsplice.scm import Messages
 from hardsplice.service import VARIABLES, Manager, Notifier, Watchdog, forget, manager_of
 
 NOTHING = Manager(None, None, 0, ())
@@ -133,7 +134,7 @@ def test_descriptors_that_can_not_be_sent_are_kept_by_nobody_and_that_is_said(
     def crowded(*_: object) -> int:
         raise OSError(errno.ETOOMANYREFS, os.strerror(errno.ETOOMANYREFS))
 
-    monkeypatch.setattr(socket, "send_fds", crowded)
+    monkeypatch.setattr(Messages, "sendmsg", crowded)
     assert not told.keep("a name", 0)
     with socket.create_server(("127.0.0.1", 0)) as one:
         current = [("a", one.fileno()), ("b", one.fileno()), ("c", one.fileno())]
