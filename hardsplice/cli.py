@@ -101,6 +101,7 @@ class Options:
     pid_file: str | None
     #: Where the control socket is to be, if there is to be one.
     control: str | None
+    metrics: str | None  # ... and the one that everybody may ask for metrics
     runas: values.RunAs | None
     sandbox: values.Sandbox
     #: A descriptor that is told when all is ready.
@@ -181,6 +182,7 @@ def parse_args(
         log_flows=given.log_flows,
         pid_file=given.pid_file,
         control=given.control,
+        metrics=given.metrics,
         runas=given.runas,
         sandbox=given.sandbox,
         ready_fd=given.ready_fd,
@@ -334,6 +336,8 @@ def build_parser() -> Parser:
         type=values.path("--control"),
         help="serve hardsplicectl and the like here",
     )
+    path = values.path("--metrics")
+    value("--metrics", metavar="PATH", type=path, help="serve everybody /metrics here, and no more")
     value(
         "--ready-fd", metavar="N", type=values.descriptor, help="write to descriptor N when ready"
     )
@@ -427,6 +431,9 @@ def _refuse_contradictions(given: argparse.Namespace) -> None:
         louder = "-d" if given.debug else "--trace"
         reason = "the one asks for less, the other for more; leave out one of the two"
         raise Failure("combine", f"-q with {louder}", reason)
+    if given.metrics is not None and given.control is None:
+        reason = "it goes with that; add --control PATH, or leave it out"
+        raise Failure("use", "--metrics without --control", reason)
     if given.log_size is not None and given.log_file is None:
         reason = "there is no log file to limit; add --log-file, or leave it out"
         raise Failure("use", "--log-size without --log-file", reason)

@@ -102,6 +102,7 @@ class Setup:
         self.target: namespaces.Target | None = None
         self.pid_file: PidFile | None = None
         self.control: SocketFile | None = None
+        self.metrics: SocketFile | None = None
         self.container: container.Container | None = None
         self.monitor: Child | None = None
         self.first_flow = 0  # the first descriptor behind the places of listeners
@@ -188,6 +189,8 @@ class Setup:
             from hardsplice.control.socketfile import SocketFile
 
             self.control = SocketFile(options.control)
+            if options.metrics is not None:
+                self.metrics = SocketFile(options.metrics, mode=0o666)
         if options.outbound_auto:
             self.askers["outbound"] = sockdiag.open_socket()
         self.host_families = listeners.usable_families(options.families)
@@ -385,8 +388,9 @@ class Setup:
         """
         if self.pid_file and not self.locked:
             self.pid_file.remove()
-        if self.control and not self.locked:
-            self.control.remove()
+        for one in (self.control, self.metrics):
+            if one and not self.locked:
+                one.remove()
         if self.container:
             self.container.end()
         if self.monitor:

@@ -61,12 +61,12 @@ Handle = Callable[[Request, Respond], None]
 class Admission:
     """Who may talk to us."""
 
-    users: frozenset[int]  # effective ids, as this process sees them
+    users: frozenset[int] | None  # effective ids, as this process sees them; None is everybody
     namespace: int | None  # the network namespace's cookie; None where the kernel can't tell
 
     def objection(self, user: int, namespace: int | None) -> str | None:
         """Why a peer is refused, if it is."""
-        if user not in self.users:
+        if self.users is not None and user not in self.users:
             return "this socket is for the user who started hardsplice: connect as that user"
         if self.namespace is not None and namespace != self.namespace:
             return "this socket is for the network namespace in which hardsplice was started"

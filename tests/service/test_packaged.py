@@ -5,11 +5,13 @@ restart and stop.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from hardsplice.values import WORKERS_MAX
 from tests.support.nspawn import PACKAGED, Machine, reason_to_skip
@@ -246,6 +248,87 @@ def test_a_namespace_that_is_made_anew_is_served_anew(machine: Machine, named: s
     machine.control("daemon-reload")
 
 
+# --- what else there is to have -----------------------------------------------------------------
+
+
+def test_ports_that_were_added_are_kept_over_a_restart(machine: Machine, named: str) -> None:
+    path = "/run/hardsplice/blue.sock"
+    configure(machine, "blue", f"OPTIONS=-t 127.0.0.1/8080:8000 --control {path}")
+    machine.control("start", named)
+    ctl = ("hardsplicectl", "--socket", path)
+    status, said = machine.run(*ctl, "ports", "add", "127.0.0.1/8085:8000")
+    assert status == 0, said
+    eventually(lambda: machine.property(named, "NFileDescriptorStore") == "2", "it was not kept")
+    for words in (("restart", named), ("kill", "--signal=KILL", named)):
+        before = process(machine, named)
+        machine.control(*words)
+        eventually(lambda: renewed(machine, {before}, named), "it does not come back")  # noqa: B023
+        passes(machine, 8080)
+        passes(machine, 8085)
+    listed = json.loads(machine.run(*ctl, "--json", "ports")[1])
+    (number,) = [port["id"] for port in listed if port["source"] == "control"]
+    assert machine.run(*ctl, "ports", "remove", str(number))[0] == 0
+    eventually(lambda: machine.property(named, "NFileDescriptorStore") == "1", "it is kept on")
+    machine.control("restart", named)
+    assert machine.run("python3", "-c", CLIENT, "8085")[0] != 0
+
+
+FETCH = """import http.client, sys
+client = http.client.HTTPConnection("127.0.0.1", 9820, timeout=10)
+client.request(*sys.argv[1:])
+answer = client.getresponse()
+print(answer.status)
+print(answer.read().decode(), end="")
+"""
+
+
+def fetch(machine: Machine, *words: str) -> tuple[int, str]:
+    """What the exporter answers: the status, the text."""
+    status, said = machine.run("python3", "-c", FETCH, *words)
+    assert status == 0, said + machine.journal("hardsplice-exporter")
+    number, _, text = said.partition("\n")
+    return int(number), text + "\n"
+
+
+def test_prometheus_has_the_metrics_of_all_instances_and_nobody_has_more(
+    machine: Machine, named: str, of_service: str
+) -> None:
+    for name, port in (("blue", 8080), ("web", 8081)):
+        sockets = "--control /run/hardsplice/{0}.sock --metrics /run/hardsplice/{0}.metrics"
+        options = f"-t 127.0.0.1/{port}:8000 {sockets.format(name)}"
+        configure(machine, name, f"OPTIONS={options}")
+    machine.control("start", "hardsplice-exporter.socket", named, of_service)
+    passes(machine, 8080)
+    status, text = fetch(machine, "GET", "/metrics")
+    assert status == 200
+    families = {one.name: one for one in text_string_to_metric_families(text)}
+    up = {one.labels["socket"]: one.value for one in families["hardsplice_up"].samples}
+    assert up == {"/run/hardsplice/blue.metrics": 1, "/run/hardsplice/web.metrics": 1}
+    accepted = {
+        one.labels["namespace"]: one.value
+        for one in families["hardsplice_accepted"].samples
+        if one.labels["direction"] == "inbound"
+    }
+    assert accepted == {"blue": 1, process(machine, "web"): 0}
+    assert fetch(machine, "HEAD", "/metrics") == (200, "\n")
+    spec = json.dumps({"proto": "tcp", "parentPort": 8086, "childPort": 8000})
+    assert fetch(machine, "POST", "/v1/ports", spec)[0] == 404
+    assert fetch(machine, "GET", "/v1/flows")[0] == 404
+    assert fetch(machine, "DELETE", "/metrics")[0] == 405
+    said = machine.run("cat", f"/proc/{process(machine, 'hardsplice-exporter')}/status")[1]
+    assert re.search(r"^Uid:\t(?!0\t)", said, re.MULTILINE), "it is not root"
+    assert re.search(r"^CapBnd:\t0+$", said, re.MULTILINE), "and can't become it"
+    machine.control("stop", of_service)
+    eventually(
+        lambda: (
+            'hardsplice_up{socket="/run/hardsplice/web.metrics"} 0'
+            in fetch(machine, "GET", "/metrics")[1]
+        ),
+        "one that is gone is said to be there",
+    )
+    machine.control("stop", "hardsplice-exporter.socket", "hardsplice-exporter.service")
+
+
 # --- the units themselves -------------------------------------------------------------------------
 
 
@@ -264,7 +347,7 @@ def test_what_systemd_thinks_of_the_exposure(machine: Machine, name: str) -> Non
     assert float(found[1]) <= 3.5, said
 
 
-@pytest.mark.parametrize("name", [name for name in SERVICES if "exporter" not in name])
+@pytest.mark.parametrize("name", [name for name in SERVICES if "@" in name])
 def test_there_may_be_as_many_tasks_as_workers_take(name: str) -> None:
     text = (PACKAGED / name).read_text()
     (limit,) = re.findall(r"^TasksMax=(\d+)$", text, re.MULTILINE)
@@ -276,5 +359,5 @@ def test_the_packages_have_every_unit() -> None:
     units = {path.name for path in PACKAGED.iterdir() if path.is_file()}
     for listed in ("debian/hardsplice.install", "rpm/hardsplice.spec"):
         assert units == set(
-            re.findall(r"packaging/systemd/(\S+@\.\w+)", (root / listed).read_text())
+            re.findall(r"packaging/systemd/(\S+\.(?:service|socket)) ", (root / listed).read_text())
         )

@@ -68,6 +68,7 @@ def test_nothing_given_runs_the_shell_with_no_ports() -> None:
         inbound=(),
         outbound=(),
         control=None,
+        metrics=None,
         inherited=(),
         inbound_auto=(),
         outbound_auto=(),
@@ -229,6 +230,7 @@ def test_every_option_is_understood_in_every_spelling() -> None:
             continue
         extra = ["-l", "log"] if action.dest == "log_size" else []
         extra += ["--netns", "x"] if action.dest == "userns" else []
+        extra += ["--control", "y"] if action.dest == "metrics" else []
         found = set()
         for name in action.option_strings:
             value = [values.get(str(action.metavar), "x")] if action.metavar else []
@@ -280,6 +282,7 @@ def test_a_user_namespace_goes_with_a_network_namespace() -> None:
         (["-46"], "combine -4 with -6", "leave out both"),
         (["-q", "-d"], "combine -q with -d", "leave out one"),
         (["-q", "--trace"], "combine -q with --trace", "leave out one"),
+        (["--metrics", "x"], "use --metrics without --control", "add --control"),
         (["--log-size", "1M"], "use --log-size without --log-file", "add --log-file"),
         (
             ["--netns-only", "--netns", "x", "--userns", "y"],

@@ -54,7 +54,7 @@ def world_of(stats: Stats) -> HostWorld:
     )
     store = Store(Notifier(None), 0, {}, print)
     admission = Admission(frozenset(), None)
-    control = Control(-1, admission, (4, 6), "process 7", 7, "7", store, time.monotonic())
+    control = Control(-1, None, admission, (4, 6), "process 7", 7, "7", store, time.monotonic())
     return HostWorld(cast(Any, monitor), control)
 
 
