@@ -23,7 +23,8 @@ from tests.support.systemd import Units
 
 PACKAGED = ROOT / "packaging" / "systemd"
 _SCRIPT = Path(__file__).with_name("nspawn_root.sh")
-_COMMANDS = {"hardsplice": "hardsplice", "hardsplicectl": "hardsplice.ctl"}
+# One where packages put it, one where pip does.
+_COMMANDS = {"bin/hardsplicectl": "hardsplice.ctl", "local/bin/hardsplice": "hardsplice"}
 _COMMAND = '#!/bin/sh\nPYTHONPATH=/program exec /usr/bin/python3 -m {} "$@"\n'
 
 
@@ -84,9 +85,9 @@ class Machine(Units):
     def _install(self, etc: Mapping[str, str]) -> None:
         """The commands and units, where packages have them."""
         usr = self._folder / "usr"
-        (usr / "bin").mkdir(parents=True)
         for name, module in _COMMANDS.items():
-            path = usr / "bin" / name
+            path = usr / name
+            path.parent.mkdir(parents=True)
             path.write_text(_COMMAND.format(module))
             path.chmod(0o755)
         units = usr / "lib/systemd/system"
@@ -102,11 +103,15 @@ class Machine(Units):
             path.chmod(path.stat().st_mode | (0o755 if path.is_dir() else 0o644))
 
     def _boot(self, program: Path) -> subprocess.Popen[bytes]:
-        script = 'for one in "${@:4}"; do echo $$ >"$one"/cgroup.procs; done; '
-        script += 'exec unshare --mount --propagation private bash "$1" "$2" "$3"'
+        join = 'while [ "$1" != -- ]; do echo $$ >"$1"/cgroup.procs; shift; done; '
+        # Whoever is killed, be it these tests, all of it ends.
+        words = [
+            "setpriv", "--pdeathsig=KILL", "unshare", "--mount", "--propagation=private",
+            "--pid", "--fork", "--mount-proc", "--kill-child=KILL",
+            "bash", str(_SCRIPT), str(self._folder), str(program),
+        ]  # fmt: skip
         return subprocess.Popen(
-            ["bash", "-c", script, "bash", str(_SCRIPT), str(self._folder), str(program),
-             *map(str, self._cgroups)],
+            ["sh", "-c", f'{join} shift; exec "$@"', "sh", *map(str, self._cgroups), "--", *words],
             stdin=subprocess.DEVNULL, stdout=self._messages, stderr=self._messages, cwd="/",
             start_new_session=True,
         )  # fmt: skip
@@ -120,7 +125,7 @@ class Machine(Units):
         """PID 1, by its number here; 0 while there is none."""
         for pid in procfs.tree(self._process.pid)[1:]:
             with contextlib.suppress(ProcessLookupError):
-                if procfs.status(pid)["NSpid"].split()[1:] == ["1"]:
+                if procfs.status(pid)["NSpid"].split()[2:] == ["1"]:
                     return pid
         return 0
 
@@ -135,7 +140,7 @@ class Machine(Units):
         """A command in there: its status, and what it says."""
         done = subprocess.run(
             ["nsenter", "--target", str(self.pid), "--mount", "--uts", "--ipc", "--net", "--pid",
-             "--cgroup", "--", "env", "-i", "PATH=/usr/sbin:/usr/bin", *words],
+             "--cgroup", "--", "env", "-i", "PATH=/usr/local/bin:/usr/sbin:/usr/bin", *words],
             input=given, capture_output=True, text=True, timeout=PATIENCE, check=False, cwd="/",
             start_new_session=True,
         )  # fmt: skip
@@ -152,11 +157,7 @@ class Machine(Units):
         return self.run("journalctl", "--no-pager", "--output=cat", f"--unit={unit}")[1]
 
     def _end(self) -> None:
-        if (first := self.pid) != 0:
-            os.kill(first, 9)  # and with it all in there
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(PATIENCE)
-        self._process.kill()
+        self._process.kill()  # and --kill-child ends nspawn, and with it all in there
         self._process.wait(PATIENCE)
 
     def close(self) -> None:
