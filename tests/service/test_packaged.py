@@ -143,9 +143,12 @@ def process(machine: Machine, unit: str) -> str:
 
 def renewed(machine: Machine, before: set[str], *units: str) -> bool:
     """Whether all of them are up, each as another process than ``before``."""
-    return all(machine.is_ready(unit) for unit in units) and not before & {
-        machine.property(unit, "MainPID") for unit in units
-    }
+    for unit in units:
+        said = machine.control("show", "--property=ActiveState,MainPID", unit)  # at one moment
+        now = dict(line.split("=", 1) for line in said.splitlines())
+        if now["ActiveState"] != "active" or now["MainPID"] in {"0", *before}:
+            return False
+    return True
 
 
 @pytest.fixture
