@@ -30,6 +30,7 @@ from hardsplice.values import number
 METRICS = "/metrics"
 SUFFIX = ".metrics"  # of sockets, where a folder is given
 FRESH_SECONDS = 0.25  # for which an answer holds
+ANSWER_SECONDS = 2  # for one instance, so that one that hangs does not hide the others
 EVERYBODY = Admission(None, None)
 _PREFIX = "hardsplice_"  # of every metric
 _COMMENTS = ("# HELP ", "# TYPE ")
@@ -82,7 +83,7 @@ def sockets(path: str) -> Sequence[str]:
 
 def _ask(path: str) -> str | None:
     try:
-        with contextlib.closing(Client(path)) as client:
+        with contextlib.closing(Client(path, ANSWER_SECONDS)) as client:
             return client.text(METRICS)
     except (Failure, Refused):
         return None

@@ -146,6 +146,19 @@ def test_one_socket_may_be_named(tmp_path: Path, serve: Serve) -> None:
     assert collect(str(tmp_path)) == "", "nobody is there"
 
 
+def test_one_that_hangs_does_not_hide_the_others(
+    tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporter, "ANSWER_SECONDS", 1)
+    with socket.socket(socket.AF_UNIX) as deaf:
+        deaf.bind(str(tmp_path / "a.metrics"))
+        deaf.listen()
+        serve(tmp_path / "b.metrics")
+        text = collect(str(tmp_path))
+    assert f'hardsplice_up{{socket="{tmp_path}/a.metrics"}} 0' in text
+    assert f'hardsplice_up{{socket="{tmp_path}/b.metrics"}} 1' in text
+
+
 @given(st.lists(st.text(max_size=60), max_size=4), st.text(max_size=20))
 def test_whatever_answers_nothing_is_passed_on_but_metrics(lines: list[str], name: str) -> None:
     """What is at a path may be somebody else's."""
