@@ -15,6 +15,7 @@ from hardsplice.channel import CROWDED_HINT
 from hardsplice.forwarding import DIRECTIONS, PLACES, Direction, Port, Source
 from hardsplice.log import Level
 from hardsplice.passed import added_name, stored_name
+from hardsplice.ports import Forward, overlap
 from hardsplice.service import Notifier
 
 if TYPE_CHECKING:
@@ -58,19 +59,30 @@ def _what(port: Port) -> str:
     return f"the service manager does not keep the listener of {where}"
 
 
-def bring_back(setup: Setup) -> None:
-    """Forward again what was added before the restart, where ports may be added now, too. What an
-    option listens on already is the option's.
+def sort_out(setup: Setup) -> list[tuple[Direction, Forward]]:
+    """End what was kept and is not asked for any more. What was added at run time before the
+    restart, and may come back: ports may be added now, too, and no option is in the way.
     """
     options = setup.options
-    setup.added = {one: len(options.forwards(one)) for one in DIRECTIONS}
-    if options.control is None:
-        return
-    for direction, forward in setup.passed.added(options.families):
-        name = stored_name(direction, forward)
+    asked = [(one, forward) for one in DIRECTIONS for forward in options.forwards(one)]
+    known = setup.passed.added(options.families) if options.control is not None else []
+    back = [
+        (direction, forward)
+        for direction, forward in known
+        if not any(
+            (way, one.port) == (direction, forward.port) and overlap(one, forward)
+            for way, one in asked
+        )
+    ]
+    setup.passed.end_others([*asked, *back])
+    return back
+
+
+def bring_back(setup: Setup, added: Sequence[tuple[Direction, Forward]]) -> None:
+    """Forward again what was ``added`` before the restart."""
+    setup.added = {one: len(setup.options.forwards(one)) for one in DIRECTIONS}
+    for direction, forward in added:
         now = setup.options
-        if any(name == stored_name(direction, one) for one in now.forwards(direction)):
-            continue
         if direction == "inbound":
             setup.options = replace(now, inbound=(*now.inbound, forward))
         else:

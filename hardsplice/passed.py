@@ -12,6 +12,7 @@ is expected.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
@@ -132,15 +133,23 @@ class Passed:
 
     def take(self, direction: str, forward: Forward, families: Sequence[int]) -> int | None:
         """The listener of a forward as it was kept, if it is there and is what it should be."""
-        name = stored_name(direction, forward)
-        added = f"{_ADDED}{direction}/{_listener(forward)}/"
-        for item in self._left:
-            ours = item[0] == name or item[0].startswith(added)
-            if ours and _is(item[1], forward, families):
-                self._left.remove(item)
+        for item in [one for one in self._left if _is_for(one[0], direction, forward)]:
+            self._left.remove(item)
+            if _is(item[1], forward, families):
                 _restore(item[1])
                 return item[1]
+            _end(item[1])  # it may be in the way of the one that will be opened
         return None
+
+    def end_others(self, wanted: Sequence[tuple[Direction, Forward]]) -> None:
+        """End those that were kept, and that nobody asks for any more: they would be in the way of
+        others with the same port.
+        """
+        for item in list(self._left):
+            ours = item[0].startswith(STORED)
+            if ours and not any(_is_for(item[0], *one) for one in wanted):
+                self._left.remove(item)
+                _end(item[1])
 
     def added(self, families: Sequence[int]) -> list[tuple[Direction, Forward]]:
         """What was added at run time, of those that nobody has taken; ``families`` are the versions
@@ -170,6 +179,21 @@ class Passed:
             notifier.drop(name)
         unsent = sum(not notifier.keep(name, fd) for name, fd in keep)
         return max(0, len(current) - room), unsent
+
+
+def _is_for(name: str, direction: str, forward: Forward) -> bool:
+    """Whether a kept listener is called as that of a forward, be it added or asked for."""
+    added = f"{_ADDED}{direction}/{_listener(forward)}/"
+    return name == stored_name(direction, forward) or name.startswith(added)
+
+
+def _end(fd: int) -> None:
+    """Have nobody listen there any more, the service manager's copy included."""
+    with contextlib.suppress(OSError), socket.socket(fileno=fd) as one:
+        one.shutdown(socket.SHUT_RDWR)
+        return
+    with contextlib.suppress(OSError):  # it was no socket
+        os.close(fd)
 
 
 def _restore(fd: int) -> None:

@@ -194,6 +194,7 @@ class Setup:
         if options.outbound_auto:
             self.askers["outbound"] = sockdiag.open_socket()
         self.host_families = listeners.usable_families(options.families)
+        added = keeping.sort_out(self)
         self.host_listeners = listeners.open_listeners(
             options.inbound,
             self.host_families,
@@ -205,7 +206,7 @@ class Setup:
         self.host_listeners += enumerate((fd for _, fd in inherited), self.passed_first)
         taken = (forward for forward, _ in inherited)
         self.options = replace(options, inbound=(*options.inbound, *taken))
-        keeping.bring_back(self)
+        keeping.bring_back(self, added)
         self.host_listeners = self.settle(self.host_listeners)
         for name in self.passed.unclaimed():
             text = f"listener {quote(name)} was passed, but no -t inherit takes it"

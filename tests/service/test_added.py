@@ -179,3 +179,17 @@ def test_nobody_is_told_where_nothing_is_kept(
     manager.stop()
     assert manager.store == []
     assert "keep" not in manager.messages()
+
+
+def test_an_option_that_wants_the_port_on_more_addresses_has_it(
+    serve: Serve, namespace: Namespace, inside: socket.socket, user_directory: Path
+) -> None:
+    port, path = free_ports(), user_directory / "control"
+    options = ["-f", "--control", str(path)]
+    manager = serve(Manager(), *options, str(namespace.pid)).until_ready()
+    added(manager, path, ("inbound", port, 81))
+    manager.stop()
+    serve(manager, *options, "-t", f"{port}:80", str(namespace.pid)).until_ready()
+    assert sources(path) == {f"*:{port}": "option"}
+    passes(port, inside)
+    manager.stop()
