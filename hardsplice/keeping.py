@@ -65,14 +65,14 @@ def sort_out(setup: Setup) -> list[tuple[Direction, Forward]]:
     """
     options = setup.options
     asked = [(one, forward) for one in DIRECTIONS for forward in options.forwards(one)]
+    by_port: dict[tuple[Direction, int], list[Forward]] = {}
+    for direction, forward in asked:
+        by_port.setdefault((direction, forward.port), []).append(forward)
     known = setup.passed.added(options.families) if options.control is not None else []
     back = [
         (direction, forward)
         for direction, forward in known
-        if not any(
-            (way, one.port) == (direction, forward.port) and overlap(one, forward)
-            for way, one in asked
-        )
+        if not any(overlap(one, forward) for one in by_port.get((direction, forward.port), ()))
     ]
     setup.passed.end_others([*asked, *back])
     return back

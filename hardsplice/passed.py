@@ -13,10 +13,11 @@ is expected.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from ipaddress import IPv6Address, ip_address
 
@@ -42,23 +43,30 @@ def stored_name(direction: str, forward: Forward) -> str:
     """The name under which a listener is kept: printable ASCII without a colon, and another one for
     each listener (FDNAME in sd_pid_notify_with_fds(3)).
     """
-    return f"{STORED}{direction}/{_listener(forward)}"
+    return f"{STORED}{_key(direction, forward)}"
 
 
 def added_name(direction: str, forward: Forward) -> str:
     """The same for one that no option asks for: it also says where connections go."""
     target = "*" if forward.target is None else str(forward.target).replace(":", "_")
-    return f"{_ADDED}{direction}/{_listener(forward)}/{target}/{forward.target_port}"
+    return f"{_ADDED}{_key(direction, forward)}/{target}/{forward.target_port}"
 
 
-def _listener(forward: Forward) -> str:
+def _key_of(name: str) -> str:
+    """What a name under which a listener is kept says of where it listens."""
+    if name.startswith(_ADDED):
+        return name.removeprefix(_ADDED).rsplit("/", 2)[0]
+    return name.removeprefix(STORED)
+
+
+def _key(direction: str, forward: Forward) -> str:
     address = "*" if forward.address is None else str(forward.address).replace(":", "_")
     plain = "".join(
         char if char.isascii() and (char.isalnum() or char in "-.") else f"={ord(char):x}="
         for char in forward.interface or ""
     )
     interface = f"%{plain}" if plain else ""
-    return f"{address}{interface}/{forward.port}"
+    return f"{direction}/{address}{interface}/{forward.port}"
 
 
 def read_added(name: str, families: Sequence[int]) -> tuple[Direction, Forward] | None:
@@ -98,13 +106,19 @@ class Passed:
 
     def __init__(self, passed: Iterable[tuple[str, int]], first: int) -> None:
         """Take them out of the way of the numbers below ``first``, and of COMMAND."""
-        self._left: list[tuple[str, int]] = []
+        self._left: list[tuple[str, int]] = []  # those of socket units
+        self._kept: dict[str, list[tuple[str, int]]] = {}  # ours, by what they listen on
         for name, fd in passed:
             moved = descriptors.above(fd, first, f"listener {quote(name)}")
             os.close(fd)
-            self._left.append((name, moved))
+            ours = name.startswith(STORED)
+            into = self._kept.setdefault(_key_of(name), []) if ours else self._left
+            into.append((name, moved))
         # Those that are taken get another number.
-        self._stored = [(name, identity(fd)) for name, fd in self._left if name.startswith(STORED)]
+        self._stored = [(name, identity(fd)) for name, fd in self._all_kept()]
+
+    def _all_kept(self) -> Iterator[tuple[str, int]]:
+        return itertools.chain.from_iterable(self._kept.values())
 
     def inherit(self, asked: Sequence[Inherited]) -> list[tuple[Forward, int]]:
         """What -t inherit asks for: those with names first, then the one that takes all others.
@@ -113,11 +127,7 @@ class Passed:
         taken = []
         for one in sorted(asked, key=lambda one: not one.names):
             for name in one.names or (None,):
-                found = [
-                    item
-                    for item in self._left
-                    if not item[0].startswith(STORED) and name in (None, item[0])
-                ]
+                found = [item for item in self._left if name in (None, item[0])]
                 if not found:
                     raise self._none_passed(name)
                 for item in found:
@@ -126,46 +136,45 @@ class Passed:
         return taken
 
     def _none_passed(self, name: str | None) -> Failure:
-        names = ", ".join(quote(name) for name, _ in self._left if not name.startswith(STORED))
+        names = ", ".join(quote(name) for name, _ in self._left)
         hint = f"these are left to take: {names}" if names else "start it by a socket unit"
         what = "a listener" if name is None else f"listener {quote(name)}"
         return Failure("take", what, "the service manager passed none", hint)
 
     def take(self, direction: str, forward: Forward, families: Sequence[int]) -> int | None:
         """The listener of a forward as it was kept, if it is there and is what it should be."""
-        for item in [one for one in self._left if _is_for(one[0], direction, forward)]:
-            self._left.remove(item)
-            if _is(item[1], forward, families):
-                _restore(item[1])
-                return item[1]
-            _end(item[1])  # it may be in the way of the one that will be opened
+        kept = self._kept.get(_key(direction, forward), [])
+        while kept:
+            _, fd = kept.pop()
+            if _is(fd, forward, families):
+                _restore(fd)
+                return fd
+            _end(fd)  # it may be in the way of the one that will be opened
         return None
 
     def end_others(self, wanted: Sequence[tuple[Direction, Forward]]) -> None:
         """End those that were kept, and that nobody asks for any more: they would be in the way of
         others with the same port.
         """
-        for item in list(self._left):
-            ours = item[0].startswith(STORED)
-            if ours and not any(_is_for(item[0], *one) for one in wanted):
-                self._left.remove(item)
-                _end(item[1])
+        for key in self._kept.keys() - {_key(*one) for one in wanted}:
+            for _, fd in self._kept.pop(key):
+                _end(fd)
 
     def added(self, families: Sequence[int]) -> list[tuple[Direction, Forward]]:
         """What was added at run time, of those that nobody has taken; ``families`` are the versions
         of IP in use.
         """
-        found = (read_added(name, families) for name, _ in self._left)
+        found = (read_added(name, families) for name, _ in self._all_kept())
         return [one for one in found if one is not None]
 
     def unclaimed(self) -> list[str]:
         """The names of those of socket units that nobody took."""
-        return [name for name, _ in self._left if not name.startswith(STORED)]
+        return [name for name, _ in self._left]
 
     def kept_for(self, direction: str) -> list[int]:
         """The descriptors that ``take`` may still find for a direction."""
-        ours = f"{STORED}{direction}/", f"{_ADDED}{direction}/"
-        return [fd for name, fd in self._left if name.startswith(ours)]
+        kept = (found for key, found in self._kept.items() if key.startswith(f"{direction}/"))
+        return [fd for _, fd in itertools.chain.from_iterable(kept)]
 
     def hand_over(
         self, notifier: Notifier, current: Sequence[tuple[str, int]], room: int
@@ -179,12 +188,6 @@ class Passed:
             notifier.drop(name)
         unsent = sum(not notifier.keep(name, fd) for name, fd in keep)
         return max(0, len(current) - room), unsent
-
-
-def _is_for(name: str, direction: str, forward: Forward) -> bool:
-    """Whether a kept listener is called as that of a forward, be it added or asked for."""
-    added = f"{_ADDED}{direction}/{_listener(forward)}/"
-    return name == stored_name(direction, forward) or name.startswith(added)
 
 
 def _end(fd: int) -> None:
@@ -212,8 +215,9 @@ def to_drop_and_keep(
 ) -> tuple[list[str], list[tuple[str, int]]]:
     """What the service manager should keep no longer, and what it should keep from now on."""
     used = {(name, identity(fd)) for name, fd in current}
+    kept = {*stored}
     drop = [item[0] for item in stored if item not in used]
-    return drop, [(name, fd) for name, fd in current if (name, identity(fd)) not in stored]
+    return drop, [(name, fd) for name, fd in current if (name, identity(fd)) not in kept]
 
 
 def identity(fd: int) -> Identity:

@@ -218,7 +218,7 @@ def test_one_that_listens_elsewhere_under_its_name_is_not_taken() -> None:
     ):
         left = passed((name, wrong))
         assert left.take("inbound", forward, (IPV4, IPV6)) is None
-        close_all([fd for _, fd in left._left])
+        assert left.kept_for("inbound") == []
 
 
 def test_what_is_kept_changes_by_as_little_as_possible() -> None:
@@ -280,4 +280,4 @@ def test_several_of_one_name_are_taken_together_and_ours_never() -> None:
     rest, web = Inherited((), None, 81), Inherited(("web",), None, 80)
     taken = left.inherit([rest, web])
     assert [forward.target_port for forward, _ in taken] == [80, 80, 81]
-    close_all([fd for _, fd in (*taken, *left._left)])
+    close_all([*(fd for _, fd in taken), *left.kept_for("inbound")])
