@@ -167,6 +167,8 @@ class Setup:
         )
         service.forget(os.environ)
         self.user = users.own_user(options.runas)
+        if options.runas is not None:
+            self.options = options = replace(options, runas=self.user)
         self._number_descriptors()
         self.last_capability = isolate.read_last_capability()
         self.landlock = landlock.support()
