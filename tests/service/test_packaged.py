@@ -82,6 +82,7 @@ def test_ports_that_were_added_are_kept_over_a_restart(machine: Machine, named: 
     ctl = ("hardsplicectl", "--socket", path)
     status, said = machine.run(*ctl, "ports", "add", "127.0.0.1/8085:8000")
     assert status == 0, said
+    passes(machine, 8085)
     eventually(lambda: machine.property(named, "NFileDescriptorStore") == "2", "it was not kept")
     for words in (("restart", named), ("kill", "--signal=KILL", named)):
         before = process(machine, named)

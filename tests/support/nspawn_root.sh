@@ -30,5 +30,5 @@ cp -r "$folder"/etc/. "$root/etc/"
 export SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1
 exec systemd-nspawn --quiet --register=no --keep-unit --link-journal=no --console=pipe \
     --private-network --directory="$root" --boot \
-    --system-call-filter="bpf landlock_create_ruleset landlock_add_rule landlock_restrict_self" \
+    --system-call-filter="bpf landlock_create_ruleset landlock_add_rule landlock_restrict_self pidfd_getfd" \
     -- --unit=multi-user.target --show-status=0
