@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Ports that change, under somebody else's filter, as containers and services have one, that forbids
-the call by which a relay asks for its listeners: it is said, and no client is left to wait.
+"""Ports that change, under somebody else's filter that forbids the call by which a relay asks for
+its listeners, as containers and services have one: it is said, and no client is left to wait.
 """
 
 from __future__ import annotations
