@@ -270,7 +270,7 @@ try:
     end.connect(sys.argv[1])
 except OSError as error:
     sys.exit(error.strerror)
-what = sys.argv[2].encode()
+what = (sys.argv[2:] or ["GET /v1/audit"])[0].encode()
 end.sendall(what + b" HTTP/1.1\\r\\nHost: a\\r\\nConnection: close\\r\\n\\r\\n")
 print(end.recv(4096).split()[1].decode())
 """
