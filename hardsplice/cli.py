@@ -91,6 +91,8 @@ class Options:
     control: str | None
     #: Whether the namespace that is served is heard there too.
     control_from_namespace: bool
+    #: Where the socket is to be that everybody may ask for metrics.
+    metrics: str | None
     runas: values.RunAs | None
     sandbox: values.Sandbox
     #: A descriptor that is told when all is ready.
@@ -176,6 +178,7 @@ def parse_args(
         pid_file=given.pid_file,
         control=given.control,
         control_from_namespace=given.control_from_namespace,
+        metrics=given.metrics,
         runas=given.runas,
         sandbox=given.sandbox,
         ready_fd=given.ready_fd,
@@ -242,6 +245,8 @@ def build_parser() -> Parser:
         help="serve hardsplicectl and the like here",
     )
     flag("--control-from-namespace", help="and to those in the namespace, for its own ports")
+    path = values.path("--metrics")
+    value("--metrics", metavar="PATH", type=path, help="serve everybody /metrics here, and no more")
     value(
         "--ready-fd", metavar="N", type=values.descriptor, help="write to descriptor N when ready"
     )
@@ -313,6 +318,9 @@ def _refuse_contradictions(given: argparse.Namespace) -> None:
     if given.control_from_namespace and given.control is None:
         reason = "there is no control socket to be heard at; add --control, or leave it out"
         raise Failure("use", "--control-from-namespace without --control", reason)
+    if given.metrics is not None and given.control is None:
+        reason = "it goes with that; add --control PATH, or leave it out"
+        raise Failure("use", "--metrics without --control", reason)
     if given.log_size is not None and given.log_file is None:
         reason = "there is no log file to limit; add --log-file, or leave it out"
         raise Failure("use", "--log-size without --log-file", reason)

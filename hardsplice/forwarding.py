@@ -100,6 +100,9 @@ class Ports:
         self._directions = directions
         self._worker = worker
         self._check_room = check_room
+        # Told of each port that was added, and of the number of each that was removed.
+        self.on_added: Callable[[Port], None] = lambda _: None
+        self.on_removed: Callable[[int], None] = lambda _: None
         self._listening = {one: sum(p.direction == one for p in ports) for one in DIRECTIONS}
 
     def list(self) -> Sequence[Port]:
@@ -148,6 +151,7 @@ class Ports:
             self._keys[_key(direction, outcome)] = port.id
             self._ports[port.id] = self._held[port.id] = listening
             self.changes += 1
+            self.on_added(listening)
             done(listening)
 
         assert self._worker is not None
@@ -179,6 +183,7 @@ class Ports:
 
         def finish() -> None:
             self._release(port_id)
+            self.on_removed(port_id)
             done(None)
 
         self._worker.remove(port_id, port.direction, reset_flows=reset_flows, done=finish)

@@ -176,9 +176,11 @@ def open_listeners(
     families: Sequence[int],
     place: str,
     kept: Callable[[Forward], int | None] = lambda _: None,
+    optional_from: int | None = None,
 ) -> list[tuple[int, int]]:
     """Open all of ``forwards``, in ``place`` ("on the host" or so): (index, descriptor) of each
-    that is open. ``kept`` has the descriptors of some that are open already.
+    that is open. ``kept`` has the descriptors of some that are open already. From the index
+    ``optional_from`` on, each that can't be had is left out, whatever the reason.
 
     One that is required and can't be had closes all of them again and raises Failure.
     """
@@ -191,6 +193,8 @@ def open_listeners(
                 fd = open_listener(forward, families)
             opened.append((index, fd))
         except OSError as error:
+            if optional_from is not None and index >= optional_from:
+                continue
             if not forward.required and error.errno in (errno.EADDRINUSE, errno.EACCES):
                 continue
             close_all([fd for _, fd in opened])

@@ -124,10 +124,7 @@ def _kept(setup: Setup) -> list[int]:
         keep += [fd for fd in (setup.target.process, setup.target.watch) if fd is not None]
     keep += [fd for _, fd in setup.target_listeners]
     keep += setup.copies.values()
-    if setup.control:
-        keep.append(setup.control.fileno())
-    if setup.terminal:
-        keep.append(setup.terminal.fileno())
+    keep += [one.fileno() for one in (setup.control, setup.metrics, setup.terminal) if one]
     keep += [asker.fileno() for asker in setup.askers.values()]
     return keep
 

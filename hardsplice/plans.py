@@ -9,7 +9,7 @@ import resource
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from hardsplice import flowtable, listeners
+from hardsplice import flowtable, listeners, unotify
 from hardsplice.book import TARGETS_A_PORT, Book, Place, place_for
 from hardsplice.cli import Options, Verbosity
 from hardsplice.descriptors import FIRST_LISTENER
@@ -45,6 +45,7 @@ class Planner:
         self._first_flow = first_flow
         self._programs = programs
         self._has_ruleset = has_ruleset
+        self._obstacle = unotify.obstacle() if options.dynamic else None
         self.books = books(options, first_flow, place)
         rows = _flow_rows(options)
         self.stats = {
@@ -56,15 +57,29 @@ class Planner:
         """The number of a direction's first forward: those of both are numbered in one row."""
         return 1 if direction == "inbound" else 1 + len(self.options.inbound)
 
-    def ports(self, direction: Direction, opened: Sequence[tuple[int, int]]) -> list[Port]:
-        """The ports that are listened on, with their numbers."""
+    def ports(
+        self,
+        direction: Direction,
+        opened: Sequence[tuple[int, int]],
+        added: Mapping[Direction, int],
+    ) -> list[Port]:
+        """The ports that are listened on, with their numbers. Those from the index in ``added`` on
+        were added before a restart.
+        """
         first, forwards = self.first(direction), self.options.forwards(direction)
+        sources = {False: Source.OPTION, True: Source.CONTROL}
         return [
-            Port(first + index, direction, forwards[index], Source.OPTION) for index, _ in opened
+            Port(first + index, direction, forwards[index], sources[index >= added[direction]])
+            for index, _ in opened
         ]
 
     def check_room(self, listening: int) -> None:
-        """Failure where there is no place for so many listeners."""
+        """Failure where there is no place for so many listeners, or no way to hand one over."""
+        if self._obstacle is not None:
+            hint = (
+                "allow it, as by SystemCallFilter=pidfd_getfd in a unit, or name ports by options"
+            )
+            raise Failure("listen on", "one more port", self._obstacle, hint)
         places = self._first_flow - FIRST_LISTENER
         if listening > places:
             reason = f"there are places for {places} listeners"

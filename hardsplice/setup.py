@@ -31,6 +31,7 @@ from hardsplice import (
     container,
     descriptors,
     isolate,
+    keeping,
     landlock,
     listeners,
     lockdown,
@@ -44,7 +45,7 @@ from hardsplice import (
     users,
 )
 from hardsplice.caller import Caller
-from hardsplice.channel import CROWDED_HINT, Channel, Kind, Record
+from hardsplice.channel import Channel, Kind, Record
 from hardsplice.children import Child
 from hardsplice.cli import Mode, Options, Verbosity
 from hardsplice.desk import Desk
@@ -55,7 +56,7 @@ from hardsplice.freeports import FreePorts
 from hardsplice.host import Host
 from hardsplice.log import Level, Log, open_file
 from hardsplice.monitor import HostMonitor
-from hardsplice.passed import Passed, stored_name
+from hardsplice.passed import Passed
 from hardsplice.pidfile import PidFile
 from hardsplice.plans import Planner
 from hardsplice.ports import Forward
@@ -99,6 +100,7 @@ class Setup:
         self.target: namespaces.Target | None = None
         self.pid_file: PidFile | None = None
         self.control: SocketFile | None = None
+        self.metrics: SocketFile | None = None
         self.container: container.Container | None = None
         self.monitor: Child | None = None
         self.first_flow = 0  # the first descriptor behind the places of listeners
@@ -109,11 +111,13 @@ class Setup:
         self.target_listeners: list[tuple[int, int]] = []
         self.free = FreePorts()
         self.passed_first = 0  # index of the first inbound forward whose listener was passed to us
+        self.added = dict.fromkeys(DIRECTIONS, 0)  # ... and of those added before a restart
         self.ports: list[Port] = []
         self.askers: dict[Direction, socket.socket] = {}
         self.pipe_size = 0
         self.ready_fd: int | None = None
         self.notifier = Notifier(None)
+        self.store: keeping.Store
         self.locked = False  # lock-down has begun
         self.missing: list[str] = []  # what lock-down has to do without, here and in the monitors
         self.unsealed: list[str] = []  # and what is told only to who asks: the filter says the same
@@ -165,6 +169,8 @@ class Setup:
         )
         service.forget(os.environ)
         self.user = users.own_user(options.runas)
+        if options.runas is not None:
+            self.options = options = replace(options, runas=self.user)
         self._number_descriptors()
         if options.foreground:
             self.terminal = terminal.Terminal.open()
@@ -190,9 +196,12 @@ class Setup:
             from hardsplice.control.socketfile import SocketFile
 
             self.control = SocketFile(options.control)
+            if options.metrics is not None:
+                self.metrics = SocketFile(options.metrics, mode=0o666)
         if options.outbound_auto:
             self.askers["outbound"] = sockdiag.open_socket()
         self.host_families = listeners.usable_families(options.families)
+        added = keeping.sort_out(self)
         self.host_listeners = listeners.open_listeners(
             options.inbound,
             self.host_families,
@@ -205,6 +214,7 @@ class Setup:
         self.host_listeners += enumerate((fd for _, fd in inherited), self.passed_first)
         taken = (forward for forward, _ in inherited)
         self.options = replace(options, inbound=(*options.inbound, *taken))
+        keeping.bring_back(self, added)
         self.host_listeners = self.settle(self.host_listeners)
         for name in self.passed.unclaimed():
             text = f"listener {quote(name)} was passed, but no -t inherit takes it"
@@ -216,7 +226,7 @@ class Setup:
         """
         options = self.options
         passed = self.manager.passed
-        listening = max(len(options.inbound) + len(passed), len(options.outbound))
+        listening = max(len(options.inbound), len(options.outbound)) + len(passed)
         self.file_limits = descriptors.raise_limit()
         self.first_flow = first = descriptors.first_flow(
             listening, self.file_limits[1], is_dynamic=bool(options.dynamic)
@@ -280,9 +290,9 @@ class Setup:
             target.start(self)
         self.options = self.free.settle(self.options, "outbound", self.target_listeners)
         self.planner.options = self.options
-        self.ports += self.planner.ports("inbound", self.host_listeners)
-        self.ports += self.planner.ports("outbound", self.target_listeners)
-        self._keep_listeners()
+        self.ports += self.planner.ports("inbound", self.host_listeners, self.added)
+        self.ports += self.planner.ports("outbound", self.target_listeners, self.added)
+        self.store = keeping.keep(self)
         self._give_up_inbound()
         self.target_listeners = self.settle(self.target_listeners)
         self._keep_copies("outbound", self.target_listeners)
@@ -299,26 +309,6 @@ class Setup:
         for index, fd in opened if self.options.dynamic else ():
             copy = descriptors.above(fd, self.first_flow, "a listener")
             self.copies[first + index] = copy
-
-    def _keep_listeners(self) -> None:
-        """Have the service manager keep the listeners that are ours, for when we are restarted, and
-        no other ones.
-        """
-        own = [(index, fd) for index, fd in self.host_listeners if index < self.passed_first]
-        opened: dict[Direction, list[tuple[int, int]]]
-        opened = {"inbound": own, "outbound": self.target_listeners}
-        current = [
-            (stored_name(direction, self.free.asked(self.options, direction, index)), fd)
-            for direction, listening in opened.items()
-            for index, fd in listening
-        ]
-        left_out, unsent = self.passed.hand_over(self.notifier, current, self.manager.keeps)
-        if unsent:
-            text = f"{unsent} of {len(current)} listeners could not be given to the service manager"
-            self.log.line(Level.WARNING, f"{text} to keep: {CROWDED_HINT}")
-        if left_out and self.manager.keeps:
-            text = f"the service manager does not keep {left_out} of {len(current)} listeners"
-            self.log.line(Level.WARNING, f"{text}: raise FileDescriptorStoreMax=")
 
     def gather(self) -> Host:
         """What the host monitor works with."""
@@ -408,8 +398,9 @@ class Setup:
         """
         if self.pid_file and not self.locked:
             self.pid_file.remove()
-        if self.control and not self.locked:
-            self.control.remove()
+        for one in (self.control, self.metrics):
+            if one and not self.locked:
+                one.remove()
         if self.container:
             self.container.end()
         if self.monitor:

@@ -211,3 +211,5 @@ def _clean_up(options: cli.Options, child: int, *, had_pid_file: bool) -> None:
         from hardsplice.control.socketfile import remove_if_stale
 
         remove_if_stale(options.control)
+        if options.metrics is not None:
+            remove_if_stale(options.metrics)

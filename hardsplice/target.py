@@ -225,7 +225,11 @@ def _enter(
     joining.join(setup.target, folder, begun, tie, setup.landlock.abi)
     families = listeners.usable_families(options.families)
     bound = listeners.open_listeners(
-        options.outbound, families, PLACES["outbound"], setup.kept("outbound", families)
+        options.outbound,
+        families,
+        PLACES["outbound"],
+        setup.kept("outbound", families),
+        optional_from=setup.added["outbound"],
     )
     for start in range(0, len(bound), HANDED_AT_ONCE):
         some = bound[start : start + HANDED_AT_ONCE]

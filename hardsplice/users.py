@@ -12,10 +12,20 @@ import pwd
 
 from hardsplice import linux, namespaces
 from hardsplice.errors import Failure
-from hardsplice.values import RunAs
+from hardsplice.values import OWN, RunAs
 
 NOBODY = RunAs(65534, 65534)
 ROOT_HINT = "COMMAND is root of the host with --netns-only; --runas USER names another user"
+
+
+# Ids that nobody has: above those that directories of users are known to use, and below those that
+# systemd keeps for itself (its UIDS-GIDS.md).
+_MADE_UP_FIRST, _MADE_UP_BITS = 0x7800_0000, 26
+
+
+def _made_up() -> RunAs:
+    number = _MADE_UP_FIRST + int.from_bytes(os.urandom(4)) % (1 << _MADE_UP_BITS)
+    return RunAs(number, number)
 
 
 def is_real_root() -> bool:
@@ -29,6 +39,9 @@ def own_user(asked: RunAs | None) -> RunAs | None:
     """
     if asked is None:
         return NOBODY if is_real_root() else None
+    if asked == OWN:
+        asked = _made_up()
+        asked = asked if is_mapped(asked) else NOBODY
     if os.geteuid() not in (0, asked.uid):
         hint = "leave --runas out, or start hardsplice as root"
         raise Failure("become", f"user {asked.uid}", "only root may", hint)

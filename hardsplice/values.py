@@ -58,6 +58,10 @@ class RunAs:
     gid: int
 
 
+OWN = RunAs(-1, -1)
+"""A user of this instance's own, who is made up at its start (users.own_user)."""
+
+
 def path(option: str) -> Callable[[str], str]:
     """What checks the path that `option` is given: only that there is one."""
 
@@ -151,7 +155,11 @@ def size(text: str) -> int:
 
 
 def runas(text: str) -> RunAs:
-    """The user and group of UID[:GID]|LOGIN[:GROUP], looked up now: later there are no files."""
+    """The user and group of UID[:GID]|LOGIN[:GROUP], looked up now: later there are no files; or
+    OWN.
+    """
+    if text == "own":
+        return OWN
     user, colon, group = text.partition(":")
     try:
         if not user or (colon and not group):

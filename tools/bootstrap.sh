@@ -85,6 +85,7 @@ need_tools() {
     need groff-base has_command groff
     need mandoc has_command mandoc
     need man-db has_command man
+    [[ ! -e /usr/lib/systemd/systemd ]] || need systemd-container has_command systemd-nspawn
     need python3-prctl system_python_has prctl # it is what a real systemd starts in tests/service
 }
 

@@ -102,7 +102,7 @@ def audit(call: Call) -> None:
 def metrics(call: Call) -> None:
     """Everything that is counted, for Prometheus."""
     now = call.world.snapshot()
-    text = render(families(now, call.world.ports.list()))
+    text = render(families(now, call.world.ports.list()), {"namespace": now.label})
     call.respond(Response(200, text.encode(), CONTENT_TYPE))
 
 

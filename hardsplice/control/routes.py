@@ -27,10 +27,12 @@ class Route:
     inside: bool = False
 
 
+Routes = dict[str, dict[str, Route]]
+
 _DIRECTIONS = {"direction": ("inbound", "outbound", "all")}
 
 # {id} stands for one part of a path.
-ROUTES: dict[str, dict[str, Route]] = {
+ROUTES: Routes = {
     # RootlessKit's port API
     "/v1/info": {"GET": Route(portapi.info, {}, inside=True)},
     "/v1/ports": {
@@ -48,12 +50,16 @@ ROUTES: dict[str, dict[str, Route]] = {
 }
 
 
-def find(path: str) -> tuple[dict[str, Route], str] | None:
+# What everybody may ask for.
+FOR_ALL = {"/metrics": ROUTES["/metrics"]}
+
+
+def find(path: str, routes: Routes) -> tuple[dict[str, Route], str] | None:
     """The methods of a path and what stands for its {id}; None where there is no such path."""
-    if path in ROUTES and "{" not in path:
-        return ROUTES[path], ""
+    if path in routes and "{" not in path:
+        return routes[path], ""
     parent, _, last = path.rpartition("/")
-    methods = ROUTES.get(f"{parent}/{{id}}") if last else None
+    methods = routes.get(f"{parent}/{{id}}") if last else None
     return None if methods is None else (methods, last)
 
 
@@ -70,17 +76,23 @@ def read_query(text: str, known: Mapping[str, tuple[str, ...]]) -> dict[str, str
     return found
 
 
-def dispatch(request: Request, world: World, respond: Callable[[Response], None]) -> None:
+def dispatch(
+    request: Request,
+    world: World,
+    respond: Callable[[Response], None],
+    routes: Routes = ROUTES,
+) -> None:
     """Serve one request. ``respond`` is called once, now or later."""
-    found = find(request.path)
+    found = find(request.path, routes)
     if found is None:
-        paths = ", ".join(ROUTES)
+        paths = ", ".join(routes)
         respond(refusal(404, f"there is nothing at this path; there are {paths}", close=False))
         return
     methods, argument = found
-    route = methods.get(request.method)
+    # HEAD is GET without the body, which the server leaves out (RFC 9110, section 9.3.2).
+    route = methods.get("GET" if request.method == "HEAD" else request.method)
     if route is None:
-        allow = ", ".join(methods)
+        allow = ", ".join([*methods, "HEAD"] if "GET" in methods else methods)
         respond(refusal(405, f"this path takes {allow}", close=False, allow=allow))
         return
     if request.inside and not route.inside:

@@ -64,13 +64,13 @@ Handle = Callable[[Request, Respond], None]
 class Admission:
     """Who may talk to us."""
 
-    users: frozenset[int]  # effective ids, as this process sees them
+    users: frozenset[int] | None  # effective ids, as this process sees them; None is everybody
     namespace: int | None  # the network namespace's cookie; None where the kernel can't tell
     served: int | None = None  # that of the one that is served, where it is to be heard too
 
     def objection(self, user: int, namespace: int | None) -> str | None:
         """Why a peer is refused, if it is."""
-        if user not in self.users:
+        if self.users is not None and user not in self.users:
             return "this socket is for the user who started hardsplice: connect as that user"
         if self.namespace is None or namespace == self.namespace or self.is_inside(namespace):
             return None

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from hardsplice import audit, output, ports
 from hardsplice.cli import read_ephemeral_range
 from hardsplice.control import portapi
-from hardsplice.ctl import cli, show, top
+from hardsplice.ctl import cli, exporter, show, top
 from hardsplice.ctl.client import Client, Refused
 from hardsplice.errors import Failure, printable
 from hardsplice.forwarding import Direction
@@ -153,6 +153,11 @@ def _top(client: Client, given: argparse.Namespace) -> None:
             top.run(client, given.interval)
 
 
+def _exporter(client: Client, given: argparse.Namespace) -> None:
+    """It asks by connections of its own, one each time."""
+    exporter.run(client.path, given.listen)
+
+
 COMMANDS: dict[str, Callable[[Client, argparse.Namespace], None]] = {
     "ports": _ports,
     "status": _status,
@@ -160,4 +165,5 @@ COMMANDS: dict[str, Callable[[Client, argparse.Namespace], None]] = {
     "metrics": _metrics,
     "audit": _audit,
     "top": _top,
+    "exporter": _exporter,
 }

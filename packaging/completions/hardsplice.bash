@@ -21,7 +21,7 @@ _hardsplice() {
                 i=$((i + 1))
                 break
                 ;;
-            --tcp-ports | --tcp-ns | --netns | --userns | --pid | --control | --ready-fd | --runas | \
+            --tcp-ports | --tcp-ns | --netns | --userns | --pid | --control | --metrics | --ready-fd | --runas | \
                 --udp-ports | --udp-ns | --workers | --sandbox | --log-file | --log-size | \
                 --log-format)
                 pending=$word
@@ -58,7 +58,7 @@ _hardsplice() {
                 compgen -f -- "$cur"
             )
             ;;
-        --userns | -P | --pid | --control | -l | --log-file)
+        --userns | -P | --pid | --control | --metrics | -l | --log-file)
             compopt -o filenames 2>/dev/null
             mapfile -t COMPREPLY < <(compgen -f -- "$cur")
             ;;
@@ -72,7 +72,7 @@ _hardsplice() {
                 mapfile -t COMPREPLY < <(compgen -W '
                     -t --tcp-ports -T --tcp-ns -4 --ipv4-only -6 --ipv6-only
                     --netns --userns --netns-only --map-auto --no-netns-quit
-                    -f --foreground -P --pid --control --control-from-namespace --ready-fd --runas --workers
+                    -f --foreground -P --pid --control --control-from-namespace --metrics --ready-fd --runas --workers
                     --sandbox --audit --audit-json
                     -q --quiet -d --debug --trace -l --log-file --log-size
                     --log-format --log-flows

@@ -305,3 +305,18 @@ def test_there_may_be_less_room_than_listeners(
     assert "does not keep 1 of 2 listeners: raise FileDescriptorStoreMax=" in manager.messages()
     passes(port, inside)
     manager.stop()
+
+
+@pytest.mark.parametrize("direction", ["-t", "-T"])
+def test_what_is_kept_does_not_stand_in_the_way_of_what_is_asked_for_instead(
+    serve: Serve, namespace: Namespace, direction: str
+) -> None:
+    """The same port, on one address and then on all, and back."""
+    port = free_ports()
+    manager = serve(Manager(), "-f", direction, f"127.0.0.1/{port}:80", str(namespace.pid))
+    manager.until_ready()
+    manager.stop()
+    for spec in (f"{port}:80", f"127.0.0.1/{port}:80"):
+        serve(manager, "-f", direction, spec, str(namespace.pid)).until_ready()
+        assert len(manager.store) == 1
+        manager.stop()

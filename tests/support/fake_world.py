@@ -72,6 +72,7 @@ class FakeWorld:
             pid=42,
             served="process 7",
             served_pid=7,
+            label="7",
             uptime=12.5,
             lacking=self.lacking,
             relays=self.relays,

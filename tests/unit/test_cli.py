@@ -70,6 +70,7 @@ def test_nothing_given_runs_the_shell_with_no_ports() -> None:
         outbound=(),
         control=None,
         control_from_namespace=False,
+        metrics=None,
         inherited=(),
         inbound_auto=(),
         outbound_auto=(),
@@ -236,6 +237,7 @@ def test_every_option_is_understood_in_every_spelling() -> None:
         extra = ["-l", "log"] if action.dest == "log_size" else []
         extra += ["--netns", "x"] if action.dest == "userns" else []
         extra += ["--control", "x"] if action.dest == "control_from_namespace" else []
+        extra += ["--control", "y"] if action.dest == "metrics" else []
         found = set()
         for name in action.option_strings:
             value = [values.get(str(action.metavar), "x")] if action.metavar else []
@@ -296,6 +298,7 @@ def test_a_user_namespace_goes_with_a_network_namespace() -> None:
         (["-46"], "combine -4 with -6", "leave out both"),
         (["-q", "-d"], "combine -q with -d", "leave out one"),
         (["-q", "--trace"], "combine -q with --trace", "leave out one"),
+        (["--metrics", "x"], "use --metrics without --control", "add --control"),
         (["--log-size", "1M"], "use --log-size without --log-file", "add --log-file"),
         (
             ["--netns-only", "--netns", "x", "--userns", "y"],

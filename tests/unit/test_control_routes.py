@@ -284,9 +284,16 @@ def test_other_paths_are_not_there(world: FakeWorld, path: str) -> None:
 
 def test_other_methods_are_not_allowed(world: FakeWorld) -> None:
     answer = ask(world, "PUT", "/v1/ports")
-    assert (answer.status, answer.allow) == (405, "GET, POST")
-    assert ask(world, "HEAD", "/metrics").allow == "GET"
+    assert (answer.status, answer.allow) == (405, "GET, POST, HEAD")
+    assert ask(world, "POST", "/metrics").allow == "GET, HEAD"
+    assert ask(world, "HEAD", "/v1/ports/1").allow == "DELETE"
     assert ask(world, "GET", "/v1/ports/1").allow == "DELETE"
+
+
+@pytest.mark.parametrize("path", [path for path in ROUTES if "GET" in ROUTES[path]])
+def test_head_is_get_for_every_path_that_has_it(world: FakeWorld, path: str) -> None:
+    post(world)
+    assert ask(world, "HEAD", path) == ask(world, "GET", path)
 
 
 @pytest.mark.parametrize(
