@@ -94,6 +94,7 @@ class Engine(Connector):
         self.listeners = {listener.fd: listener for listener in listeners}
         self.accepting = False
         self.turns = 0
+        self.rounds = 0  # turns after which nobody was left that was ready (habits.Burst)
         self.burst = Burst()
         # With so many descriptors in use there is room left whatever the pools hold.
         promised = sum(self.pools[family].size for family in self.families)
@@ -113,7 +114,10 @@ class Engine(Connector):
         late: list[int] = []
         find, move = self.flows.get, self._move
         timeout = self._timeout() if self.restless else -1
-        for fd, events in self.epoll.poll(timeout, EVENTS_A_WAIT):
+        ready = self.epoll.poll(timeout, EVENTS_A_WAIT)
+        if len(ready) < EVENTS_A_WAIT:
+            self.rounds += 1
+        for fd, events in ready:
             flow = find(fd)
             if flow is None:
                 late.append(fd)
@@ -174,7 +178,7 @@ class Engine(Connector):
     # --- accepting -------------------------------------------------------------------------------
 
     def _accept_some(self, listener: Listener) -> None:
-        limit = self.burst.begin(self.turns)
+        limit = self.burst.begin(self.turns, self.rounds, 1 + len(self.flows) // EVENTS_A_WAIT)
         accepted = 0
         while accepted < limit and self._accept(listener):
             accepted += 1

@@ -4,7 +4,8 @@
 The lowest of the four layers that make up the engine: table, moving, connecting, engine. Each knows
 the ones below it. A reset is passed on only once the other side has taken what was sent to it
 before, since an abortive close throws away what the kernel has not sent yet; but it waits no longer
-than that side goes on taking some.
+than that side goes on taking some, and in all no longer than GRACE_WHOLE: who takes a byte now and
+then must learn of the reset, too.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from hardsplice.relay.sockets import SocketPool
 GRACE_FIRST = 0.01  # seconds until a reset looks again whether what came before it has been taken
 GRACE_LIMIT = 0.1  # seconds between two looks, at the most
 GRACE_PATIENCE = 0.5  # seconds that a reset waits for a peer that takes nothing
+GRACE_WHOLE = 3.0  # seconds that it waits in all
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,7 @@ class Grace:
     wait: float  # seconds from the last look to that
     # Bytes on their way to the other side at the last look: in the pipe, in the kernel's hands.
     untaken: tuple[int, int]
+    end: float  # when it waits no longer, whatever that side takes
 
 
 class Monitor(Protocol):
@@ -181,7 +184,9 @@ class FlowTable:
         """Let side ``well`` take what the failed side sent, as long as it does take some."""
         now = self.kernel.now()
         flow.deadline = now + GRACE_PATIENCE
-        self.grace[flow] = Grace(now + GRACE_FIRST, GRACE_FIRST, self._untaken(flow, well))
+        begun = self.grace.get(flow)  # where the pipe was what was in the way at first
+        end = begun.end if begun else now + GRACE_WHOLE
+        self.grace[flow] = Grace(now + GRACE_FIRST, GRACE_FIRST, self._untaken(flow, well), end)
         self.restless = True
 
     def _untaken(self, flow: Flow, well: int) -> tuple[int, int]:
@@ -198,12 +203,12 @@ class FlowTable:
             return
         untaken = self._untaken(flow, well)
         if untaken != grace.untaken:
-            flow.deadline = now + GRACE_PATIENCE
+            flow.deadline = min(now + GRACE_PATIENCE, grace.end)
         if now >= flow.deadline or (untaken == (0, 0) and flow.state[1 - well] == FINISHED):
             self._end(flow, abort=(well,))
             return
         wait = min(2 * grace.wait, GRACE_LIMIT)
-        self.grace[flow] = Grace(now + wait, wait, untaken)
+        self.grace[flow] = Grace(now + wait, wait, untaken, grace.end)
 
     def _on_grace(self, flow: Flow, side: int, events: int) -> None:
         if events & EPOLLERR and not flow.failed[side]:
