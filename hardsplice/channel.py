@@ -71,6 +71,7 @@ class Kind(IntEnum):
     FLOW = 20  # relay to monitor to host monitor: a flow ended; small = how, text = its row
     PING = 21  # host monitor to target monitor, monitor to relay: do you go on?
     PONG = 22  # the answer
+    DRAIN = 23  # as PING: accept nobody any more, end once nobody is connected
 
 
 class Note(IntEnum):

@@ -16,9 +16,11 @@ import argparse
 import enum
 import getopt
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hardsplice import __version__, ports, values
+from hardsplice.ephemeral import read_ephemeral_range
 from hardsplice.errors import Failure, quote
 from hardsplice.spec import Inherited, is_inherited
 
@@ -35,11 +37,8 @@ __all__ = [
     "build_parser",
     "detect_mode",
     "parse_args",
-    "read_ephemeral_range",
 ]
 
-_EPHEMERAL_PATH = "/proc/sys/net/ipv4/ip_local_port_range"
-_EPHEMERAL_DEFAULT = (32768, 60999)  # net/ipv4/af_inet.c, inet_init_net()
 _LAST_PID = 2**22  # PID_MAX_LIMIT, include/linux/threads.h
 _LOG_SIZE = 1 << 20
 _BOTH: frozenset[Direction] = frozenset(("inbound", "outbound"))
@@ -103,6 +102,10 @@ class Options:
     control: str | None
     runas: values.RunAs | None
     sandbox: values.Sandbox
+    #: Seconds that connections have to come to their own end when hardsplice is told to end.
+    drain: int
+    #: Seconds after which a connection in which nothing moves is reset; 0: never.
+    idle_timeout: int
     #: A descriptor that is told when all is ready.
     ready_fd: int | None
     #: In which form to show every process and its sandbox once all is ready, if at all.
@@ -183,6 +186,8 @@ def parse_args(
         control=given.control,
         runas=given.runas,
         sandbox=given.sandbox,
+        drain=given.drain,
+        idle_timeout=given.idle_timeout,
         ready_fd=given.ready_fd,
         audit=given.audit,
     )
@@ -212,19 +217,6 @@ def detect_mode(positional: Sequence[str], netns: str | None, userns: str | None
         )
         raise Failure("use", f"PID {quote(first)}", reason)
     return Mode.PID
-
-
-def read_ephemeral_range(path: str = _EPHEMERAL_PATH) -> tuple[int, int]:
-    """The first and last port that the kernel hands out by itself; its default if it won't say.
-
-    Only `all` and lone exclusions need it, so being unable to read it is no reason to stop.
-    """
-    try:
-        with open(path, encoding="ascii") as file:
-            first, last = map(int, file.read().split())
-    except (OSError, ValueError):
-        return _EPHEMERAL_DEFAULT
-    return first, last
 
 
 # The options
@@ -345,6 +337,13 @@ def build_parser() -> Parser:
         default=1,
         help="relays a direction (default 1); auto: one a CPU",
     )
+
+    for name, text in (
+        ("--drain", "at the end, let connections finish first"),
+        ("--idle-timeout", "reset connections in which nothing moves"),
+    ):
+        kind = partial(values.seconds, name)
+        value(name, metavar="SECONDS", type=kind, default=0, help=text)
 
     parser.section("Security")
     value(

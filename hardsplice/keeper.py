@@ -17,7 +17,6 @@ import contextlib
 import errno
 import itertools
 import os
-import select
 import signal
 import time
 from collections import deque
@@ -45,47 +44,16 @@ from hardsplice.loop import Alarm, Loop
 from hardsplice.placing import NOT_HERE, Placing
 from hardsplice.relay import main as relay
 from hardsplice.relay import orders
-from hardsplice.relay.engine import Listener
+from hardsplice.relay.accepting import Listener
 from hardsplice.relay.sockets import POOL_SIZE
 from hardsplice.relay.stats import DENIED_CALLS, DENIED_RECORDS, RESTARTS
 from hardsplice.supply import SHORT_SECONDS, Supply
+from hardsplice.waiting import wait_for
 
 TELL_SECONDS = 0.01  # until a relay is told again what its channel had no room for
 ROWS_A_PASS = 256  # of a relay's flow table that are closed before others have their turn
 DEAF_SECONDS = 2.0  # that a relay may leave its channel full
 STOP_SECONDS = 0.5  # for a child to leave by itself once its channel is closed
-
-
-def wait_for(pid: int, pidfd: int, seconds: float) -> int:
-    """Wait for a child that was asked to leave; after ``seconds`` it is killed. Its wait status.
-
-    PID 1 of a COMMAND may be another user's, whom we can't kill: the kernel does that when we end.
-    """
-    poller = select.poll()
-    poller.register(pidfd, select.POLLIN)
-    if not poller.poll(int(seconds * 1000)):
-        try:
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        except PermissionError:
-            return signal.SIGKILL
-    return os.waitpid(pid, 0)[1]
-
-
-def hear(channel: Channel, pidfd: int, seconds: float, handle: Callable[[], bool]) -> None:
-    """Hear a child that was told to leave until it has ended, though no longer than ``seconds``:
-    ``handle`` takes one record, and says whether there may be more.
-    """
-    poller = select.poll()
-    for fd in (channel.fileno(), pidfd):
-        poller.register(fd, select.POLLIN)
-    deadline = time.monotonic() + seconds
-    while (left := deadline - time.monotonic()) > 0:
-        ready = dict(poller.poll(int(left * 1000) + 1))
-        if channel.fileno() in ready:
-            if not handle():
-                poller.unregister(channel.fileno())
-        elif ready:
-            return
 
 
 class Upward(Protocol):
@@ -109,6 +77,9 @@ class Upward(Protocol):
     def flow_ended(self, end: int, row: bytes) -> None:
         """A flow ended; what is said of it was checked (flowtable.read_record)."""
 
+    def relay_drained(self) -> None:
+        """The relay has ended, as it was told to; or there was none."""
+
 
 class Keeper:
     """One relay and its channel."""
@@ -127,6 +98,7 @@ class Keeper:
         self.is_cut_off = False
         self.is_in_breach = False  # it sent what it may not
         self.is_asked = False  # whether the relay owes an answer
+        self.is_draining = False
         self.untold: deque[Record] = deque()  # what the relay's channel had no room for yet
         self.deaf_since = 0.0
         self.telling = Alarm(loop, self._tell_more)
@@ -139,6 +111,8 @@ class Keeper:
 
     def start(self) -> None:
         """Fork a relay."""
+        if self.is_draining:
+            return
         ours, theirs = Channel.pair()
         monitor = os.getpid()
         try:
@@ -169,6 +143,16 @@ class Keeper:
             wait_for(self.pid, self.pidfd, max(0.0, deadline - time.monotonic()))
             self._hear_out()
             self._forget()
+
+    def drain(self) -> None:
+        """Have the relay accept nobody any more, and leave once nobody is connected."""
+        self.is_draining = True
+        self._tell(Record(Kind.DRAIN))
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether there is no relay any more, and none will be."""
+        return self.is_draining and not self.pid
 
     # --- what the relay is told ------------------------------------------------------------------
 
@@ -217,7 +201,8 @@ class Keeper:
                 return
             self.deaf_since = time.monotonic()
             told = self.untold.popleft()
-            self.placing.told(told.detail, told.index if told.kind == Kind.SERVE else None)
+            if told.kind != Kind.DRAIN:
+                self.placing.told(told.detail, told.index if told.kind == Kind.SERVE else None)
 
     def _crowded(self, what: bytes) -> None:
         self.upward.note(Note.CROWDED, errno.ETOOMANYREFS, 0, what)
@@ -229,7 +214,7 @@ class Keeper:
 
     def ask_alive(self) -> None:
         """Ask the relay whether it goes on."""
-        self.is_asked = True
+        self.is_asked = not self.is_drained
         if self.channel is None or self.is_cut_off:
             return
         if self.channel.send(Record(Kind.PING), wait=False):
@@ -278,6 +263,10 @@ class Keeper:
 
     def _replace(self, status: int) -> None:
         """Start another relay, unless that makes no sense."""
+        if self.is_draining:
+            self._alive()
+            self.upward.relay_drained()
+            return
         reason = self.last_words or describe_status(status)
         if not self.was_ready:
             self.upward.relay_lost(f"it did not start: {reason}")

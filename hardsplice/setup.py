@@ -20,7 +20,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import select
 import signal
 import socket
 import time
@@ -36,6 +35,7 @@ from hardsplice import (
     linux,
     listeners,
     lockdown,
+    loops,
     namespaces,
     programs,
     service,
@@ -64,6 +64,7 @@ from hardsplice.relay.kernel import Kernel
 from hardsplice.relay.pipes import probe_size
 from hardsplice.service import Notifier
 from hardsplice.values import RunAs
+from hardsplice.waiting import has_room
 from hardsplice.watch import Watched
 
 if TYPE_CHECKING:
@@ -266,6 +267,8 @@ class Setup:
             self.programs.book,
             self.programs.relays,
             has_ruleset=self.landlock.abi > 0,
+            passed_first=self.passed_first,
+            are_kept=self.manager.keeps > 0,
         )
         gc.collect()
         gc.freeze()
@@ -277,6 +280,7 @@ class Setup:
             target.start(self)
         self.ports += self.planner.ports("inbound", self.host_listeners)
         self.ports += self.planner.ports("outbound", self.target_listeners)
+        loops.refuse([(port.direction, port.forward) for port in self.ports])
         self._keep_listeners()
         self._give_up_inbound()
         self.target_listeners = self.settle(self.target_listeners)
@@ -343,6 +347,7 @@ class Setup:
             plans=self.planner.relays("outbound", self.target_listeners, self.host_families),
             traffic=[Traffic(one, self.planner.stats[one]) for one in DIRECTIONS],
             log_flows=options.log_flows,
+            drain=options.drain,
             control=self._control() if self.control else None,
             notifier=self.notifier,
             watchdog=self.manager.watchdog,
@@ -384,7 +389,7 @@ class Setup:
         self.log.line(Level.DEBUG, took)
         if self.ready_fd is not None:
             with contextlib.suppress(OSError):
-                if _has_room(descriptors.READY_FD):  # its reader may be anybody
+                if has_room(descriptors.READY_FD):  # its reader may be anybody
                     os.write(descriptors.READY_FD, b"\n")
             descriptors.clear((descriptors.READY_FD,))
         if self.launcher:  # it exits now, or prints what --audit shows
@@ -412,9 +417,3 @@ class Setup:
                 signal.pidfd_send_signal(self.monitor.pidfd, signal.SIGKILL)
             with contextlib.suppress(OSError):
                 os.waitpid(self.monitor.pid, 0)
-
-
-def _has_room(fd: int) -> bool:
-    poller = select.poll()
-    poller.register(fd, select.POLLOUT)
-    return bool(poller.poll(0))

@@ -14,10 +14,10 @@ import sys
 from collections.abc import Callable, Sequence
 
 from hardsplice import audit, ports
-from hardsplice.cli import read_ephemeral_range
 from hardsplice.control import portapi
 from hardsplice.ctl import cli, show, top
 from hardsplice.ctl.client import Client, Refused
+from hardsplice.ephemeral import read_ephemeral_range
 from hardsplice.errors import Failure, printable, reason_of
 from hardsplice.forwarding import Direction
 

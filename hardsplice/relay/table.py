@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The flows of a relay, what epoll watches for them, and how they end.
 
-The lowest of the four layers that make up the engine: table, moving, connecting, engine. Each knows
-the ones below it. A reset is passed on only once the other side has taken what was sent to it
-before, since an abortive close throws away what the kernel has not sent yet; but it waits no longer
-than that side goes on taking some, and in all no longer than GRACE_WHOLE: who takes a byte now and
-then must learn of the reset, too.
+The lowest of the five layers that make up the engine: table, moving, connecting, accepting, engine.
+Each knows the ones below it. A reset is passed on only once the other side has taken what was sent
+to it before, since an abortive close throws away what the kernel has not sent yet; but it waits no
+longer than that side goes on taking some, and in all no longer than GRACE_WHOLE: who takes a byte
+now and then must learn of the reset, too.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ class Limits:
 
     descriptors: int  # RLIMIT_NOFILE
     connect_seconds: float = 10.0
+    idle_seconds: float = 0.0  # until a flow without bytes is reset; 0: never
     descriptor_pressure: int = 30
     flow_pressure: int = 30
     # Slots that a pipe has at least where sources begin edge-triggered: with fewer, too few reads
@@ -127,6 +128,7 @@ class FlowTable:
         self.grace: dict[Flow, Grace] = {}  # resets that wait for the other side
         # Whether more than events is to be looked after: whoever makes it so says so here.
         self.restless = True
+        self.wary = False  # a client has just reset: the next one may have, too (accepting.py)
 
     def _free(self) -> int:
         """Descriptors that are neither used nor promised."""
@@ -235,6 +237,8 @@ class FlowTable:
             self.connecting.pop(flow, None)
         if self.grace:
             self.grace.pop(flow, None)
+        if flow.failed[CLIENT]:
+            self.wary = True
         close = self.kernel.close
         for side in SIDES:
             if flow.pipe[side] is not None:
@@ -247,6 +251,8 @@ class FlowTable:
             del self.flows[fd]
             if side in abort:
                 self.kernel.abort(fd)
+            elif flow.slow[side]:
+                self.kernel.spare(fd)
             close(fd)
         flow.state[CLIENT] = flow.state[TARGET] = FINISHED
         if self.ledger is not None:

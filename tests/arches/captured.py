@@ -23,7 +23,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from hardsplice import keeper, linux, socketcalls, supply
+from hardsplice import keeper, linux, socketcalls, supply, waiting
 from hardsplice.book import Book, place_for
 from hardsplice.channel import Channel, Kind, Record
 from hardsplice.descriptors import FIRST_LISTENER
@@ -92,7 +92,7 @@ def _start_relays(
             ours.send(Record(Kind.SOCKETS, 0, fds=(fd,)), wait=False)
             os.close(fd)
             pidfd = os.pidfd_open(pid)
-            _STATUS.pack_into(board, index * _STATUS.size, keeper.wait_for(pid, pidfd, PATIENCE))
+            _STATUS.pack_into(board, index * _STATUS.size, waiting.wait_for(pid, pidfd, PATIENCE))
             os.close(pidfd)
             ours.close()
         _start(self)

@@ -26,6 +26,7 @@ import socket
 import struct
 import subprocess
 import termios
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -35,7 +36,7 @@ from tests.support.paths import Lane, Path
 from tests.support.stream import PATIENCE, Stream, Violation, eventually
 
 CLIENT, SERVER = 0, 1
-ARRIVAL = 200  # milliseconds until an end has arrived
+ARRIVAL = 100  # milliseconds in which more would have arrived, or an end
 GRACE = 5.0  # seconds until a reset is passed on, at the latest
 OUTSTANDING = 100_000  # bytes that nobody has read, at the most: any path holds so many
 SIOCATMARK = 0x8905  # asm-generic/sockios.h
@@ -180,18 +181,24 @@ def _unread(end: End) -> int:
 
 
 def _arrives(end: End, other: End) -> None:
-    """Wait until something of what the other one has sent and this one has not read is there, and
-    its end, if nothing is before that.
+    """Wait until what the other one has sent and this one has not read is there, as far as the
+    window has room for it, and its end, if nothing is before that.
     """
     if not (end.is_there and other.state != "reset"):
         return
     poller = select.poll()
     poller.register(end.sock, select.POLLRDHUP)
+    seen = [-1.0, 0.0]  # bytes that are there, and since when
 
     def is_there() -> bool:
         if dict(poller.poll(0)):
             return True
-        return _unread(end) > 0 or (other.sent == end.got and other.state == "open")
+        missing, unread = other.sent - end.got, _unread(end)
+        if unread != seen[0]:
+            seen[:] = unread, time.monotonic()
+        if unread >= missing:
+            return missing > 0 or other.state == "open"
+        return unread > 0 and time.monotonic() - seen[1] > ARRIVAL / 1000  # the window is full
 
     eventually(is_there, "what was sent does not arrive")
     if other.state != "open":

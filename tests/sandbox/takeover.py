@@ -37,6 +37,7 @@ from hardsplice import (
     seccomp,
     supply,
     unotify,
+    waiting,
 )
 from hardsplice.channel import Channel, Kind, Record
 from hardsplice.monitor import HostMonitor
@@ -93,7 +94,7 @@ def attempt_now(index: int) -> NoReturn:
 def wait(index: int, pid: int) -> None:
     """How the process of an attempt ended; one that hangs is ended."""
     pidfd = os.pidfd_open(pid)
-    board.put_status(index, keeper.wait_for(pid, pidfd, PATIENCE))
+    board.put_status(index, waiting.wait_for(pid, pidfd, PATIENCE))
     os.close(pidfd)
 
 
@@ -259,7 +260,7 @@ def take_over() -> None:
         scene.helper = ctypes.CDLL(job.helper, use_errno=True)
     before(engine.Engine, "turn", "relay-in", "relay-out")
     before(TargetMonitor, "note", "target")
-    before(HostMonitor, "_tell", "host")
+    before(HostMonitor, "_take", "host")
     before(init, "reap", "init")
 
 

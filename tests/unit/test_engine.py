@@ -715,7 +715,9 @@ def test_a_reset_waits_for_a_peer_that_goes_on_reading(side: int) -> None:
 
 
 @sides
-def test_a_reset_does_not_wait_for_ever_for_a_peer_that_takes_a_byte_now_and_then(side: int) -> None:
+def test_a_reset_does_not_wait_for_ever_for_a_peer_that_takes_a_byte_now_and_then(
+    side: int,
+) -> None:
     relay = Relay()
     sender, receiver = pick(relay.connect(), side)
     sender.send(TEXT[:MUCH])

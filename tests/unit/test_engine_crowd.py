@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from hardsplice.relay.engine import EVENTS_A_WAIT
+from hardsplice.relay.accepting import EVENTS_A_WAIT
 from hardsplice.relay.habits import BURST_MAX
 from tests.support.fake_kernel import FakeKernel
 from tests.support.fake_relay import Relay

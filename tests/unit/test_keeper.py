@@ -35,16 +35,16 @@ from hardsplice.keeper import (
     ROWS_A_PASS,
     TELL_SECONDS,
     Keeper,
-    wait_for,
 )
 from hardsplice.listeners import open_listener, write_place
 from hardsplice.notes import BY_KEEPERS, BY_RELAYS, BY_TRACED_RELAYS
 from hardsplice.ports import Forward
-from hardsplice.relay.engine import Listener
+from hardsplice.relay.accepting import Listener
 from hardsplice.relay.main import NOTE_SECONDS, Plan
 from hardsplice.relay.sockets import POOL_SIZE
 from hardsplice.relay.stats import DENIED_RECORDS, RESTARTS, Stats
 from hardsplice.supply import SHORT_SECONDS, open_socket
+from hardsplice.waiting import wait_for
 from tests.support.descriptors import open_descriptors
 from tests.support.fake_upward import Above, Timers
 
@@ -156,6 +156,8 @@ def stand() -> Iterator[Stand]:
         first_flow=64,
         filter=b"",
         is_dynamic=False,
+        lent=frozenset(),
+        idle_seconds=0,
         book=USUAL,
         stats=Stats(8),
         trace=False,
