@@ -268,7 +268,7 @@ def both(plain: Lane, forwarded: Lane, seed: int) -> None:
     "number",
     [
         pytest.param(200, marks=pytest.mark.timeout(120)),
-        pytest.param(10_000, marks=[pytest.mark.soak, pytest.mark.timeout(3000)]),
+        pytest.param(5000, marks=[pytest.mark.soak, pytest.mark.timeout(3000)]),
     ],
 )
 def test_sessions_at_random_are_as_over_plain_tcp(
