@@ -73,6 +73,7 @@ class Kind(IntEnum):
     PING = 21
     PONG = 22  # the answer; PID 1's is in small
     STOPPED = 23  # PID 1 to host monitor: the command was stopped, and may go on by now
+    DRAIN = 24  # as PING: accept nobody any more, end once nobody is connected
 
 
 class Note(IntEnum):

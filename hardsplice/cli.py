@@ -10,10 +10,12 @@ from __future__ import annotations
 import argparse
 import enum
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hardsplice import __version__, ports, values
 from hardsplice.commandline import Parser, cut
+from hardsplice.ephemeral import read_ephemeral_range
 from hardsplice.errors import Failure, quote
 from hardsplice.modes import Mode, detect_mode, pid_of
 from hardsplice.spec import Inherited, is_inherited
@@ -30,11 +32,8 @@ __all__ = [
     "build_parser",
     "detect_mode",
     "parse_args",
-    "read_ephemeral_range",
 ]
 
-_EPHEMERAL_PATH = "/proc/sys/net/ipv4/ip_local_port_range"
-_EPHEMERAL_DEFAULT = (32768, 60999)  # net/ipv4/af_inet.c, inet_init_net()
 _LOG_SIZE = 1 << 20
 _BOTH: frozenset[Direction] = frozenset(("inbound", "outbound"))
 
@@ -95,6 +94,10 @@ class Options:
     metrics: str | None
     runas: values.RunAs | None
     sandbox: values.Sandbox
+    #: Seconds that connections have to come to their own end when hardsplice is told to end.
+    drain: int
+    #: Seconds after which a connection in which nothing moves is reset; 0: never.
+    idle_timeout: int
     #: A descriptor that is told when all is ready.
     ready_fd: int | None
     #: In which form to show every process and its sandbox once all is ready, if at all.
@@ -181,22 +184,11 @@ def parse_args(
         metrics=given.metrics,
         runas=given.runas,
         sandbox=given.sandbox,
+        drain=given.drain,
+        idle_timeout=given.idle_timeout,
         ready_fd=given.ready_fd,
         audit=given.audit,
     )
-
-
-def read_ephemeral_range(path: str = _EPHEMERAL_PATH) -> tuple[int, int]:
-    """The first and last port that the kernel hands out by itself; its default if it won't say.
-
-    Only `all` and lone exclusions need it, so being unable to read it is no reason to stop.
-    """
-    try:
-        with open(path, encoding="ascii") as file:
-            first, last = map(int, file.read().split())
-    except (OSError, ValueError):
-        return _EPHEMERAL_DEFAULT
-    return first, last
 
 
 # The options
@@ -258,6 +250,13 @@ def build_parser() -> Parser:
         default=1,
         help="relays a direction (default 1); auto: one a CPU",
     )
+
+    for name, text in (
+        ("--drain", "at the end, let connections finish first"),
+        ("--idle-timeout", "reset connections in which nothing moves"),
+    ):
+        kind = partial(values.seconds, name)
+        value(name, metavar="SECONDS", type=kind, default=0, help=text)
 
     parser.section("Security")
     value(

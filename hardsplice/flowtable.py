@@ -75,6 +75,8 @@ class End(IntEnum):
     RELAY_DIED = 7
     STOPPED = 8  # hardsplice ended
     REMOVED = 9  # its port was removed, and its flows with it
+    IDLE = 10  # nothing had moved for --idle-timeout
+    JAMMED = 11  # half-closed, and in the way of others
 
 
 _BUSY = frozenset(State) - {State.FREE}

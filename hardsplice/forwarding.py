@@ -10,7 +10,7 @@ The registry decides what may be asked; `exchange` does it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Literal, Protocol
@@ -87,10 +87,12 @@ class Ports:
         directions: frozenset[Direction],
         worker: Worker | None,
         check_room: Callable[[int], None],
+        check_loop: Callable[[Direction, Forward, Iterable[Port]], None],
     ) -> None:
         """``ports`` are there already; numbers from ``first_free`` on are unused. Only
         ``directions`` can change, which takes a ``worker``. ``check_room`` raises Failure where a
-        relay with so many listeners would have too few descriptors.
+        relay with so many listeners would have too few descriptors, ``check_loop`` where one more
+        port would lead back to itself by way of those that there are (loops.check).
         """
         self._ports = {port.id: port for port in ports}
         self._keys = {_key(port.direction, port.forward): port.id for port in ports}
@@ -99,11 +101,16 @@ class Ports:
         self._next = first_free
         self._directions = directions
         self._worker = worker
-        self._check_room = check_room
+        self._check_room, self._check_loop = check_room, check_loop
+        self.is_closed = False  # no more changes are taken
         # Told of each port that was added, and of the number of each that was removed.
         self.on_added: Callable[[Port], None] = lambda _: None
         self.on_removed: Callable[[int], None] = lambda _: None
         self._listening = {one: sum(p.direction == one for p in ports) for one in DIRECTIONS}
+
+    def close(self) -> None:
+        """Take no more changes."""
+        self.is_closed = True
 
     def list(self) -> Sequence[Port]:
         """The ports that are listened on, in the order in which they were asked for."""
@@ -158,12 +165,16 @@ class Ports:
         self._worker.add(port.id, direction, forward, finish)
 
     def _check(self, direction: Direction, forward: Forward, key: Key) -> None:
+        if self.is_closed:
+            what = f"{describe(forward)} {PLACES[direction]}"
+            raise Failure("listen on", what, "hardsplice is about to end")
         if direction not in self._directions:
             reason = f"{direction} ports were not to change when hardsplice was started"
             raise Failure("listen on", f"{describe(forward)} {PLACES[direction]}", reason)
         if key in self._keys:
             raise Conflict(forward, direction, self._keys[key])
         self._check_room(self._listening[direction] + 1)
+        self._check_loop(direction, forward, self._held.values())
 
     def remove(
         self, port_id: int, *, reset_flows: bool, done: Callable[[Failure | None], None]
@@ -172,6 +183,9 @@ class Ports:
         port = self._ports.get(port_id)
         if port is None:
             done(Failure("remove", f"port {port_id}", "there is no port with that id"))
+            return
+        if self.is_closed:
+            done(Failure("remove", f"port {port_id}", "hardsplice is about to end"))
             return
         if port.direction not in self._directions:
             reason = f"{port.direction} ports were not to change when hardsplice was started"

@@ -44,6 +44,7 @@ class Host:
     plans: Sequence[relay.Plan]  # of the outbound relays
     traffic: Sequence[Traffic]  # each direction's counters and flow tables
     log_flows: bool  # whether the end of each flow is written to the log
+    drain: int  # seconds that flows have to come to their own end
     control: Control | None  # the control socket
     notifier: Notifier
     watchdog: float | None  # seconds within which the service manager wants to hear of us

@@ -24,7 +24,7 @@ from hardsplice.book import Place, Pointer
 from hardsplice.channel import CROWDED_HINT, close_all
 from hardsplice.errors import Failure, reason_of
 from hardsplice.ports import Address, Forward
-from hardsplice.relay.engine import Listener
+from hardsplice.relay.accepting import Listener
 from hardsplice.relay.sockets import FAMILIES, IPV4, IPV6
 from hardsplice.spec import LAST_PORT
 

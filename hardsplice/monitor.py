@@ -15,28 +15,29 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from hardsplice import container, linux
+from hardsplice import container, linux, loops
 from hardsplice.channel import LAST_RECORDS, Kind, Malformed, Record, close_all
 from hardsplice.children import hear, wait_for
 from hardsplice.crew import Crew
 from hardsplice.deaths import describe_status, exit_status
 from hardsplice.dialogue import INIT, TARGET_MONITOR, Dialogue, Phase
+from hardsplice.ending import Ending, account
 from hardsplice.errors import Failure, failure_of, relay_lost
 from hardsplice.exchange import HostSide
 from hardsplice.flowlog import FlowLog
 from hardsplice.flowtable import Nonsense
-from hardsplice.forwarding import Direction, Ports
+from hardsplice.forwarding import Ports
 from hardsplice.host import Host
 from hardsplice.init import NOT_EXECUTED, NOT_FOUND
 from hardsplice.keeper import STOP_SECONDS
-from hardsplice.listeners import describe
 from hardsplice.log import Level
 from hardsplice.loop import Loop
 from hardsplice.namespaces import Target
-from hardsplice.notes import BY_KEEPERS, BY_RELAYS, BY_TRACED_RELAYS, in_words, lacking
+from hardsplice.notes import BY_KEEPERS, BY_RELAYS, BY_TRACED_RELAYS, lacking
 from hardsplice.orphans import Orphans
 from hardsplice.service import Watchdog
 from hardsplice.signals import ENDING, FINAL, HARMLESS, is_to_be_passed_on
+from hardsplice.teller import Teller
 from hardsplice.watch import Watch
 
 if TYPE_CHECKING:
@@ -59,8 +60,9 @@ class HostMonitor:
         self.on_ready = on_ready
         self.loop = Loop()
         self.crew = Crew(host.plans, self.loop, self)
+        self.teller = Teller(host.log, lambda one: self.registry.find(one))  # noqa: PLW0108 - below
         self.exchange = (
-            HostSide(host.monitor.channel, self.crew, host.desk, self.loop, self._trouble)
+            HostSide(host.monitor.channel, self.crew, host.desk, self.loop, self.teller.trouble)
             if host.desk and host.monitor
             else None
         )
@@ -68,17 +70,17 @@ class HostMonitor:
             misused = Malformed("it uses a listener that was ended")
             host.desk.on_misuse = lambda: self._distrust("the target monitor", misused)
         self.registry = Ports(
-            host.ports, host.first_free, host.dynamic, self.exchange, host.check_room
+            host.ports, host.first_free, host.dynamic, self.exchange, host.check_room, loops.check
         )
         self.watch = (
-            Watch(host.watched, host.versions, self.registry, self.loop, self._tell_of_port)
+            Watch(host.watched, host.versions, self.registry, self.loop, self.teller.of_port)
             if host.watched
             else None
         )
         self.waiting = {
             name for name, part in (("target", host.monitor), ("relays", host.plans)) if part
         }
-        self.flows = FlowLog(host.log, host.traffic, self._where) if host.log_flows else None
+        self.flows = FlowLog(host.log, host.traffic, self.teller.where) if host.log_flows else None
         traced = BY_TRACED_RELAYS if host.log.level >= Level.TRACE else frozenset[int]()
         self.noted = BY_RELAYS | BY_KEEPERS | traced  # what the target monitor may pass on
         self.world: HostWorld | None = None  # what the control socket shows
@@ -88,6 +90,7 @@ class HostMonitor:
             else None
         )
         self.orphans = Orphans(self.loop, self._children)
+        self.ending = Ending(self.loop, host.drain, host.log, host.notifier)
         self.failure: Failure | None = None
         self.announced = False
         self.is_watching = False
@@ -125,7 +128,8 @@ class HostMonitor:
 
     def close(self) -> None:
         """End what belongs to us, and wait until it has ended: no port is held after that."""
-        self.host.notifier.status(str(self.failure or "ending"), "STOPPING=1")
+        if not self.ending.is_draining:
+            self.host.notifier.status(str(self.failure or "ending"), "STOPPING=1")
         inside, self.host.container = self.host.container, None
         monitor = self.host.monitor
         deadline = time.monotonic() + END_SECONDS
@@ -145,6 +149,7 @@ class HostMonitor:
             self.host.monitor = None
         if self.flows:
             self.flows.finish()
+        account(self.log, self.host.traffic)
         if self.host.terminal:
             self.host.terminal.give_back()
 
@@ -198,10 +203,13 @@ class HostMonitor:
         number, code = linux.siginfo(os.read(self.host.signals, linux.SIGNALFD_SIGINFO))
         if number == signal.SIGCHLD:
             self.orphans.look()
+        elif self.ending.is_draining:
+            if number in (FINAL if self.host.container else ENDING):
+                self.ending.at_once()
         elif self.host.container is None:
             if number in ENDING or (number == signal.SIGHUP and self._is_left()):
                 self.log.line(Level.DEBUG, f"ending: {signal.Signals(number).name}")
-                self.loop.stop(0)
+                self._end(0)
             elif number == signal.SIGHUP and self.announced:
                 self.log.line(Level.DEBUG, "SIGHUP: there is nothing to read again")
                 self.host.notifier.reloading()
@@ -247,7 +255,7 @@ class HostMonitor:
     def _ask_alive(self) -> set[str]:
         """Ask everybody whether they go on: who was asked."""
         asked = set()
-        if self.crew.keepers:
+        if not self.crew.is_drained:
             asked.add("relays")
             self.crew.ask_alive()
         if self.host.monitor:
@@ -281,7 +289,23 @@ class HostMonitor:
 
     def _target_gone(self, target: Target) -> None:
         self.log.line(Level.DEBUG, f"ending: {target.name} is gone")
-        self.loop.stop(0)
+        self._end(0)
+
+    def _end(self, status: int) -> None:
+        """End with that status, once flows have had the time that --drain gives them."""
+        target = self.host.target
+        for fd in (target.process, target.watch) if target else ():
+            if fd is not None:
+                self.loop.remove(fd)
+        if not self.announced:
+            self.loop.stop(status)
+            return
+        self.registry.close()
+        self.ending.begin(status, self.host.monitor, self.crew)
+
+    def relays_drained(self) -> None:
+        """Nobody is connected to the outbound relays any more."""
+        self.ending.drained("relays")
 
     def _on_monitor(self) -> None:
         assert self.host.monitor is not None
@@ -334,7 +358,7 @@ class HostMonitor:
                 raise Nonsense("nobody asked for the ends of flows")
             self.flows.ended("inbound", record.small, record.text)
         elif record.small in self.noted:
-            self._tell("inbound", record)
+            self.teller.tell("inbound", record)
         else:
             raise Malformed(f"note {record.small} is not its to send")
 
@@ -350,8 +374,13 @@ class HostMonitor:
         self.host.monitor = None
         self.loop.remove(monitor.channel.fileno())
         self.loop.remove(monitor.pidfd)
-        how = describe_status(os.waitpid(monitor.pid, 0)[1])
-        self._fail(Failure("keep", "the target monitor running", f"it was {how}"))
+        status = os.waitpid(monitor.pid, 0)[1]
+        if self.ending.is_draining and status == 0:
+            self._alive("target")
+            self.ending.drained("target")
+            return
+        how = f"it was {describe_status(status)}"
+        self._fail(Failure("keep", "the target monitor running", how))
 
     def _on_init(self) -> None:
         assert self.host.container is not None
@@ -393,7 +422,7 @@ class HostMonitor:
             if record.small and self.host.terminal:
                 self.host.terminal.stop()
         else:
-            self.loop.stop(exit_status(record.detail))
+            self._end(exit_status(record.detail))
 
     def _ask_whether_stopped(self) -> None:
         """The terminal's key stops us, too: then we hear of it when COMMAND has gone on already."""
@@ -416,7 +445,7 @@ class HostMonitor:
         status, how = inside.status()
         if self.init_says.phase is not Phase.ENDING:
             self.log.last_words(str(Failure("keep", "COMMAND running", how)))
-        self.loop.stop(status)
+        self._end(status)
 
     # --- words ------------------------------------------------------------------------------------
 
@@ -427,31 +456,4 @@ class HostMonitor:
 
     def note(self, kind: int, detail: int, index: int, text: bytes) -> None:
         """An outbound relay, or its keeper, has something for the log."""
-        self._tell("outbound", Record(Kind.NOTE, kind, index, detail, text))
-
-    def _trouble(self, failure: Failure) -> None:
-        """Something about ports went wrong that those who asked for them may not be there to hear
-        of.
-        """
-        hint = f": {failure.hint}" if failure.hint else ""
-        self.log.limited(Level.WARNING, ("ports", failure.verb), f"{failure}{hint}")
-
-    def _tell_of_port(self, failure: Failure) -> None:
-        """A port that auto found can't be had. Nobody asked for it by name: it is said once, and
-        of many with the same reason at the same moment only the first.
-        """
-        self.log.limited(Level.INFO, ("auto", failure.reason), f"auto: {failure}")
-
-    def _where(self, direction: Direction, index: int) -> str:
-        """The port with this number as lines name it, where the number is not made up."""
-        port = self.registry.find(index)
-        known = port is not None and port.direction == direction
-        return describe(port.forward) if port and known else "a port"
-
-    def _tell(self, direction: Direction, record: Record) -> None:
-        where = self._where(direction, record.index)
-        level, line = in_words(direction, where, record.small, record.detail, record.text)
-        if level is Level.TRACE:
-            self.log.line(level, line)  # each of them was asked for
-        else:
-            self.log.limited(level, (direction, record.small), line)
+        self.teller.tell("outbound", Record(Kind.NOTE, kind, index, detail, text))

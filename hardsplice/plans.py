@@ -16,7 +16,7 @@ from hardsplice.descriptors import FIRST_LISTENER
 from hardsplice.errors import Failure
 from hardsplice.forwarding import DIRECTIONS, Direction, Port, Source
 from hardsplice.relay import main as relay
-from hardsplice.relay.engine import Listener
+from hardsplice.relay.accepting import Listener
 from hardsplice.relay.sockets import ALL_FAMILIES
 from hardsplice.relay.stats import Stats
 
@@ -35,10 +35,13 @@ class Planner:
         programs: Mapping[Direction, bytes],
         *,
         has_ruleset: bool,
+        passed_first: int,
+        are_kept: bool,
     ) -> None:
         """``pipe_size`` is in bytes, ``first_flow`` the first descriptor behind listeners,
         ``place`` where the address books are; ``programs`` are the relays' filters;
-        ``has_ruleset`` says that there is one of Landlock.
+        ``has_ruleset`` says that there is one of Landlock. The service manager has listeners, too:
+        those of inbound forwards from the index ``passed_first`` on, and all if they ``are_kept``.
         """
         self.options = options
         self._pipe_size = pipe_size
@@ -46,6 +49,7 @@ class Planner:
         self._programs = programs
         self._has_ruleset = has_ruleset
         self._obstacle = unotify.obstacle() if options.dynamic else None
+        self._passed_first, self._are_kept = passed_first, are_kept
         self.books = books(options, first_flow, place)
         rows = _flow_rows(options)
         self.stats = {
@@ -113,14 +117,23 @@ class Planner:
             first_flow=self._first_flow,
             filter=self._programs[direction],
             is_dynamic=is_dynamic,
+            lent=self._lent(direction, opened),
             book=self.books[direction].place,
             stats=self.stats[direction][0],
+            idle_seconds=options.idle_timeout,
             trace=options.verbosity >= Verbosity.TRACE,
             log_flows=options.log_flows,
             has_ruleset=self._has_ruleset,
             strict=options.sandbox == "strict",
         )
         return tuple(replace(plan, stats=stats) for stats in self.stats[direction])
+
+    def _lent(self, direction: Direction, opened: Sequence[tuple[int, int]]) -> frozenset[int]:
+        """The numbers of the listeners that the service manager has, too."""
+        first = 0 if self._are_kept else self._passed_first
+        if direction == "outbound" and not self._are_kept:
+            return frozenset()
+        return frozenset(self.first(direction) + index for index, _ in opened if index >= first)
 
     def _listener(
         self, direction: Direction, index: int, fd: int, families: Sequence[int]

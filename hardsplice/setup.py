@@ -35,6 +35,7 @@ from hardsplice import (
     landlock,
     listeners,
     lockdown,
+    loops,
     namespaces,
     programs,
     service,
@@ -279,6 +280,8 @@ class Setup:
             self.programs.book,
             self.programs.relays,
             has_ruleset=self.landlock.abi > 0,
+            passed_first=self.passed_first,
+            are_kept=self.manager.keeps > 0,
         )
         gc.collect()
         gc.freeze()
@@ -292,6 +295,7 @@ class Setup:
         self.planner.options = self.options
         self.ports += self.planner.ports("inbound", self.host_listeners, self.added)
         self.ports += self.planner.ports("outbound", self.target_listeners, self.added)
+        loops.refuse([(port.direction, port.forward) for port in self.ports])
         self.store = keeping.keep(self)
         self._give_up_inbound()
         self.target_listeners = self.settle(self.target_listeners)
@@ -339,6 +343,7 @@ class Setup:
             plans=self.planner.relays("outbound", self.target_listeners, self.host_families),
             traffic=[Traffic(one, self.planner.stats[one]) for one in DIRECTIONS],
             log_flows=options.log_flows,
+            drain=options.drain,
             control=self._control() if self.control else None,
             notifier=self.notifier,
             watchdog=self.manager.watchdog,

@@ -104,6 +104,10 @@ class TargetMonitor:
         if not self.parent.send(Record(Kind.FLOW, end, text=row), wait=False):
             self.crew.keepers[0].plan.stats.kept[UNPASSED] += 1
 
+    def relays_drained(self) -> None:
+        """Nobody is connected any more, and nobody comes."""
+        self.loop.stop(0)
+
     def _on_parent(self) -> None:
         """End with the host monitor; or do what it asks for, where it may ask for something."""
         with contextlib.suppress(BlockingIOError):
@@ -118,8 +122,8 @@ class TargetMonitor:
         try:
             if record.kind == Kind.PING and not record.fds:
                 self.crew.ask_alive()
-                if not self.crew.keepers:
-                    self.relays_alive()
+            elif record.kind == Kind.DRAIN and not record.fds:
+                self.crew.drain()
             elif self.requests is None:
                 raise Malformed("nothing is to be asked for")
             else:
@@ -178,6 +182,7 @@ def main(setup: Setup, channel: Channel, tie: Tie, folder: int | None) -> NoRetu
 
 def _live(setup: Setup, channel: Channel, tie: Tie, folder: int | None) -> int:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as in relays
     os.setsid()
     prctl.set_name("hs-target")
     begun = lockdown.of_monitor(setup, "inbound", lambda _: None)

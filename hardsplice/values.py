@@ -45,6 +45,7 @@ _LOG_FORMATS: tuple[LogFormat, ...] = ("text", "json")
 _LAST_ID = 2**32 - 2  # the last one, (uid_t)-1, means "leave as it is" to setresuid(2)
 _LAST_FD = 2**31 - 1
 WORKERS_MAX = 64
+SECONDS_MAX = 86400
 _LOG_SIZE_MIN = 4096
 _LOG_SIZE_LIMIT = 2**63  # off_t
 _SIZE_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
@@ -119,6 +120,15 @@ def workers(text: str) -> int:
     if value is None:
         reason = f"it is not a number of relays; write 1 to {WORKERS_MAX}, or auto"
         raise Failure("parse", f"--workers {quote(text)}", reason)
+    return value
+
+
+def seconds(option: str, text: str) -> int:
+    """The value of an option that is a time, in whole seconds up to a day."""
+    value = number(text, 1, SECONDS_MAX)
+    if value is None:
+        reason = f"it is not a time; write seconds, 1 to {SECONDS_MAX}"
+        raise Failure("parse", f"{option} {quote(text)}", reason)
     return value
 
 

@@ -13,10 +13,10 @@ import sys
 from collections.abc import Callable, Sequence
 
 from hardsplice import audit, output, ports
-from hardsplice.cli import read_ephemeral_range
 from hardsplice.control import portapi
 from hardsplice.ctl import cli, exporter, show, top
 from hardsplice.ctl.client import Client, Refused
+from hardsplice.ephemeral import read_ephemeral_range
 from hardsplice.errors import Failure, printable
 from hardsplice.forwarding import Direction
 

@@ -6,6 +6,10 @@ EINPROGRESS, since the socket's own lock holds the answer back until then. getpe
 for one call more and without waiting. (A second connect(2) would too, but on a socket that was
 reset meanwhile it disconnects, and throws away what the target had sent: tcp_disconnect.) Nothing
 is read off a client before its target is connected.
+
+*Keepalive.* An accepted socket has it from its listener. One from the pool has nothing to inherit
+it from, and another call for each would be felt; so it is set where the target is on another
+machine, which can go without a word.
 """
 
 from __future__ import annotations
@@ -90,6 +94,8 @@ class Connector(Mover):
             self.monitor.trace(Note.OPENED, flow.listener)
         if self.ledger is not None:
             self.ledger.connected(flow)
+        if flow.plan[flow.attempt].may_vanish:
+            self.kernel.keep_alive(flow.fd[TARGET])
         flow.plan = ()
         if self.warm is None or self.warm.slots < self.limits.edge_slots:
             flow.edge = [False, False]
@@ -122,6 +128,7 @@ class Connector(Mover):
     def _on_connecting(self, flow: Flow, side: int, events: int) -> None:
         if side == CLIENT:
             if events & (EPOLLERR | EPOLLHUP):
+                self.wary = True
                 self.counters[count.RESET] += 1
                 self._end(flow, abort=SIDES, end=End.CLIENT_RESET)
             return

@@ -22,7 +22,7 @@ _hardsplice() {
                 break
                 ;;
             --tcp-ports | --tcp-ns | --netns | --userns | --pid | --control | --metrics | --ready-fd | --runas | \
-                --udp-ports | --udp-ns | --workers | --sandbox | --log-file | --log-size | \
+                --udp-ports | --udp-ns | --workers | --drain | --idle-timeout | --sandbox | --log-file | --log-size | \
                 --log-format)
                 pending=$word
                 ;;
@@ -66,6 +66,7 @@ _hardsplice() {
         --workers) mapfile -t COMPREPLY < <(compgen -W 'auto 1 2 4 8' -- "$cur") ;;
         --sandbox) mapfile -t COMPREPLY < <(compgen -W 'best-effort strict' -- "$cur") ;;
         --log-format) mapfile -t COMPREPLY < <(compgen -W 'text json' -- "$cur") ;;
+        --drain | --idle-timeout) mapfile -t COMPREPLY < <(compgen -W '10 60 600' -- "$cur") ;;
         --ready-fd | --log-size) ;;
         *)
             if [[ $cur == -* ]] && ((i == COMP_CWORD)) && [[ ${COMP_WORDS[i - 1]} != -- ]]; then
@@ -73,6 +74,7 @@ _hardsplice() {
                     -t --tcp-ports -T --tcp-ns -4 --ipv4-only -6 --ipv6-only
                     --netns --userns --netns-only --map-auto --no-netns-quit
                     -f --foreground -P --pid --control --control-from-namespace --metrics --ready-fd --runas --workers
+                    --drain --idle-timeout
                     --sandbox --audit --audit-json
                     -q --quiet -d --debug --trace -l --log-file --log-size
                     --log-format --log-flows

@@ -9,7 +9,7 @@ function __hardsplice_command
     set -e tokens[1]
     set -l options t/tcp-ports=+ T/tcp-ns=+ 4/ipv4-only 6/ipv6-only
     set -a options netns= userns= netns-only map-auto no-netns-quit
-    set -a options f/foreground P/pid= control= control-from-namespace metrics= ready-fd= runas= workers=
+    set -a options f/foreground P/pid= control= control-from-namespace metrics= ready-fd= runas= workers= drain= idle-timeout=
     set -a options sandbox= audit audit-json
     set -a options q/quiet d/debug trace l/log-file= log-size= log-format= log-flows
     set -a options u/udp-ports= U/udp-ns= splice-only host-lo-to-ns-lo h/help version
@@ -56,6 +56,8 @@ $option -l metrics -r -F -d 'Serve everybody /metrics here'
 $option -l ready-fd -x -d 'Write to a descriptor when ready'
 $option -l runas -x -a '(__fish_complete_users)' -d 'As root, change to this user'
 $option -l workers -x -a 'auto 1 2 4 8' -d 'Relays a direction'
+$option -l drain -x -a '10 60 600' -d 'At the end, let connections finish first'
+$option -l idle-timeout -x -a '10 60 600' -d 'Reset connections in which nothing moves'
 $option -l sandbox -x -a 'best-effort strict' -d 'Where the kernel lacks a layer'
 $option -l audit -d 'When ready, show what each process may do'
 $option -l audit-json -d 'The same as JSON'

@@ -30,6 +30,7 @@ from tests.support.stream import Violation, eventually, reset
 
 SHORT = 1.5  # seconds that a step may take; after that something is wrong
 LOG_SIZE = 16384
+ELSEWHERE = "10.9.9.9"  # an address that might be another machine's
 
 
 _users = itertools.count(60_001 + os.getpid() % 3000)
@@ -120,12 +121,18 @@ class Smoke:
     def serve(self, job: Job, use: Callable[[Instance], None] | None = None) -> None:
         """Both directions with everything that happens to connections, and to relays."""
         with contextlib.ExitStack() as stack:
-            port = free_ports(3)
+            port = free_ports(4)
             inside = stack.enter_context(self.namespace.socket(socket.AF_INET))
             inside.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             inside.bind(("127.0.0.1", 80))
             inside.listen()
             inside.settimeout(SHORT)
+            self.namespace.add_address(ELSEWHERE)
+            elsewhere = stack.enter_context(self.namespace.socket(socket.AF_INET))
+            elsewhere.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            elsewhere.bind((ELSEWHERE, 81))
+            elsewhere.listen()
+            elsewhere.settimeout(SHORT)
             outside = stack.enter_context(socket.create_server(("127.0.0.1", port + 2)))
             outside.settimeout(SHORT)
             notify = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
@@ -137,8 +144,9 @@ class Smoke:
             self.log.write_bytes(b"-" * (LOG_SIZE - 151) + b"\n")
             self.log.chmod(0o666)
             instance = self.start(
-                job, "-f", *self.runas, "-l", str(self.log), "--log-size", str(LOG_SIZE),
-                "-t", f"127.0.0.1/{port}:80", "-t", f"127.0.0.1/{port + 1}:79",
+                job, "-f", *self.runas, "--drain", "1",
+                "-l", str(self.log), "--log-size", str(LOG_SIZE), "-t", f"127.0.0.1/{port}:80",
+                "-t", f"127.0.0.1/{port + 3}:{ELSEWHERE}/81", "-t", f"127.0.0.1/{port + 1}:79",
                 "-T", f"127.0.0.1/82:{port + 2}", str(self.namespace.pid),
                 NOTIFY_SOCKET=str(self.notify),
             )  # fmt: skip
@@ -150,6 +158,7 @@ class Smoke:
             steps: list[Callable[[], None]] = [
                 lambda: exchange(self.connect(port), inside),
                 lambda: exchange(self.inside_out(), outside),
+                lambda: exchange(self.connect(port + 3), elsewhere),
                 lambda: urgent(self.connect(port), inside),
                 lambda: refused(lambda: self.connect(port + 1)),
                 lambda: blocked(self.connect(port), inside),

@@ -24,8 +24,8 @@ from hardsplice.cli import (
     build_parser,
     detect_mode,
     parse_args,
-    read_ephemeral_range,
 )
+from hardsplice.ephemeral import read_ephemeral_range
 from hardsplice.errors import Failure
 from hardsplice.values import RunAs
 
@@ -86,6 +86,8 @@ def test_nothing_given_runs_the_shell_with_no_ports() -> None:
         pid_file=None,
         runas=None,
         sandbox="best-effort",
+        drain=0,
+        idle_timeout=0,
         ready_fd=None,
         audit=None,
     )
@@ -120,6 +122,8 @@ def test_nothing_given_runs_the_shell_with_no_ports() -> None:
         (["-P", "first", "-P", "last"], "pid_file", "last"),
         (["--workers", "2"], "workers", 2),
         (["--workers=64"], "workers", 64),
+        (["--drain", "1"], "drain", 1),
+        (["--idle-timeout=86400"], "idle_timeout", 86400),
         (["--sandbox=strict"], "sandbox", "strict"),
         (["--sandbox", "best-effort"], "sandbox", "best-effort"),
         (["--ready-fd", "3"], "ready_fd", 3),
@@ -230,7 +234,7 @@ def test_long_options_can_be_shortened_while_unambiguous() -> None:
 
 def test_every_option_is_understood_in_every_spelling() -> None:
     values = {"SPEC": "none", "SIZE": "1M", "N": "5", "MODE": "strict", "USER[:GROUP]": "0:0"}
-    values |= {"N|auto": "auto", "FORM": "json"}
+    values |= {"N|auto": "auto", "FORM": "json", "SECONDS": "7"}
     for action in options():
         if action.dest in ("help", "version"):
             continue
@@ -362,6 +366,11 @@ def test_contradictions_are_refused_with_a_next_step(
             ([f"--workers={wrong}"], ["parse --workers", "1 to 64, or auto"])
             for wrong in ("", "0", "65", "-1", "two")
         ),
+        *(
+            ([f"{option}={wrong}"], [f"parse {option}", "write seconds, 1 to 86400"])
+            for option in ("--drain", "--idle-timeout")
+            for wrong in ("", "0", "86401", "-1", "1.5", "1m", "ten")
+        ),
         (["--sandbox", "lax"], ["parse --sandbox 'lax'", "write best-effort or strict"]),
         (["-l", "x", "--log-size", "x"], ["parse --log-size 'x'", "k, M or G"]),
         (["-l", "x", "--log-size", ""], ["parse --log-size ''", "k, M or G"]),
@@ -462,7 +471,7 @@ def test_help_names_every_option_on_narrow_lines(capsys: pytest.CaptureFixture[s
     lines = shown.splitlines()
     assert shown.startswith("usage: hardsplice ")
     assert max(map(len, lines)) <= 80
-    assert len(lines) <= 66
+    assert len(lines) <= 68
     for action in options():
         left = "  " + ", ".join(action.option_strings)
         assert sum(line.startswith((f"{left} ", f"{left}\n")) for line in lines) == 1
@@ -506,6 +515,7 @@ def test_importing_the_command_line_is_light() -> None:
         "hardsplice",
         "hardsplice.cli",
         "hardsplice.commandline",
+        "hardsplice.ephemeral",
         "hardsplice.errors",
         "hardsplice.foreign",
         "hardsplice.modes",

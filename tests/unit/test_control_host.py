@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import pytest
 
-from hardsplice import socketcalls
+from hardsplice import loops, socketcalls
 from hardsplice.cli import parse_args
 from hardsplice.control import host
 from hardsplice.control.host import Control, HostWorld
@@ -37,7 +37,7 @@ def world() -> HostWorld:
     traffic = [Traffic("inbound", [Stats(8)]), Traffic("outbound", [Stats(8), Stats(8)])]
     monitor = SimpleNamespace(
         host=SimpleNamespace(traffic=traffic, missing=["Landlock"]),
-        registry=Ports([], 1, frozenset(), None, lambda _: None),
+        registry=Ports([], 1, frozenset(), None, lambda _: None, loops.check),
         log=Log(Level.ERROR, "text", ""),
         loop=None,
     )

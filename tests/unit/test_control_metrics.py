@@ -43,8 +43,9 @@ def test_prometheus_reads_every_family_with_its_type_and_help() -> None:
         "connected": "counter", "closed": "counter", "resets": "counter", "refused": "counter",
         "timed_out": "counter", "errors": "counter", "urgent_bytes": "counter",
         "blocked": "counter", "starved": "counter", "accept_pauses": "counter",
-        "unlisted_flows": "counter", "descriptors": "gauge", "descriptors_limit": "gauge",
-        "connect_seconds": "histogram",
+        "stopped_flows": "counter", "drained_flows": "counter", "idle_flows": "counter",
+        "jammed_flows": "counter", "unlisted_flows": "counter", "descriptors": "gauge",
+        "descriptors_limit": "gauge", "connect_seconds": "histogram",
     }  # fmt: skip
     assert all(family.documentation for family in families)
 

@@ -9,6 +9,7 @@ from ipaddress import ip_address
 
 import pytest
 
+from hardsplice import loops
 from hardsplice.errors import Failure
 from hardsplice.forwarding import Conflict, Direction, Port, Ports, Source
 from hardsplice.ports import Forward
@@ -60,7 +61,9 @@ class Stand:
         self.worker = Worker()
         self.room = 100
         first_free = 1 + max((port.id for port in ports or []), default=0)
-        self.ports = Ports(ports or [], first_free, directions, self.worker, self.check_room)
+        self.ports = Ports(
+            ports or [], first_free, directions, self.worker, self.check_room, loops.check
+        )
         self.told: list[object] = []
 
     def check_room(self, listening: int) -> None:

@@ -22,7 +22,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from hardsplice import flowlog
+from hardsplice import flowlog, loops
 from hardsplice.control.host import Control, HostWorld
 from hardsplice.control.http import Request, Response
 from hardsplice.control.report import FLOWS_SHOWN
@@ -48,7 +48,7 @@ def world_of(stats: Stats) -> HostWorld:
     traffic = [Traffic("inbound", [stats]), Traffic("outbound", [stats])]
     monitor = SimpleNamespace(
         host=SimpleNamespace(traffic=traffic, missing=[]),
-        registry=Ports([], 1, frozenset(), None, lambda _: None),
+        registry=Ports([], 1, frozenset(), None, lambda _: None, loops.check),
         log=Log(Level.ERROR, "text", ""),
         loop=None,
     )
