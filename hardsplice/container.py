@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING
 
 import prctl
 
-from hardsplice import guard, landlock, lifeline, namespaces, users
+from hardsplice import guard, landlock, lifeline, namespaces, refusals, users
 from hardsplice.channel import Channel, Kind, Malformed, Record, close_all
 from hardsplice.deaths import describe_status, exit_status
 from hardsplice.errors import Failure, failure_of, quote, reason_of
@@ -48,6 +48,10 @@ if TYPE_CHECKING:
 # For PID 1 to leave by itself, and for the kernel to end what did not, in seconds
 _LEAVE_SECONDS = 0.3
 _END_SECONDS = 2.0
+_PROC_KEPT = (
+    "COMMAND has the /proc that is here, as the kernel refuses it one of its own: it sees other "
+    "processes, with their command lines and connections"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +79,11 @@ class Recipe:
         return f"0 {uid} 1", f"0 {gid} 1"
 
     @property
+    def is_root_outside(self) -> bool:
+        """Whether COMMAND has the user who is root in our own user namespace."""
+        return (self.user.uid if self.user else os.geteuid()) == 0
+
+    @property
     def deny_files(self) -> Callable[[], None] | None:
         """The Landlock layer of PID 1 and its guard, where there is Landlock."""
         abi = self.landlock_abi
@@ -88,6 +97,7 @@ class Container:
         """Make them; PID 1 waits for GO then, to start COMMAND. Failure leaves nothing behind."""
         self.command = recipe.command[0]  # its program's name
         self.warning = ""  # what COMMAND will miss
+        self.has_own_proc = True
         self.init = self._pidfd = 0  # PID 1, by its number here
         self._has_been_ended = False
         prctl.set_child_subreaper(1)  # PID 1 becomes our child if the guard ends before it
@@ -116,16 +126,16 @@ class Container:
             self._expect(report)
             try:
                 uids, gids = recipe.id_maps
-                is_root = os.geteuid() == 0
-                namespaces.write_id_maps(self._guard, uids, gids, deny_setgroups=not is_root)
+                deny = not prctl.cap_effective.setgid
+                namespaces.write_id_maps(self._guard, uids, gids, deny_setgroups=deny)
             except OSError as error:
-                hint = namespaces.USERNS_HINT
+                hint = refusals.userns_hint(error)
                 raise Failure("create", "namespaces", reason_of(error), hint) from error
             report.send(Record(Kind.GO))
         started = self._expect(report)
         self.init, self.warning = started.detail, started.text.decode(errors="replace")
         self._pidfd = os.pidfd_open(self.init)
-        self._expect(self.channel)
+        self.has_own_proc = bool(self._expect(self.channel).detail)
         self._expect(report)  # the guard is locked down
 
     def _expect(self, channel: Channel) -> Record:
@@ -232,4 +242,7 @@ def for_command(setup: Setup) -> Container:
     if made.warning:
         text = f"COMMAND cannot reach its working directory {quote(made.warning)}"
         setup.log.line(Level.WARNING, f"{text}: {hint}" if hint else text)
+    if not made.has_own_proc:
+        for text in (_PROC_KEPT, refusals.PROC_HINT):
+            setup.log.line(Level.WARNING, text)
     return made

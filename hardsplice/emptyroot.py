@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import os
 
-from hardsplice import linux, namespaces
+from hardsplice import linux, namespaces, refusals
 from hardsplice.channel import Channel, Kind, Record
 from hardsplice.errors import Failure, failure_of, reason_of, text_of
 
@@ -72,7 +72,7 @@ def _make(channel: Channel) -> None:
         channel.send(Record(Kind.READY, fds=(folder,)))
         status = 0
     except OSError as error:
-        failure = Failure("lock down", LEAVE, reason_of(error), namespaces.USERNS_HINT)
+        failure = Failure("lock down", LEAVE, reason_of(error), refusals.userns_hint(error))
         channel.send(Record(Kind.FATAL, text=text_of(failure)))
     finally:
         os._exit(status)

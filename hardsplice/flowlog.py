@@ -27,6 +27,7 @@ _WORDS = {
     End.RELAY_DIED: "broken off when the relay died",
     End.STOPPED: "broken off when hardsplice ended",
     End.REMOVED: "reset when its port was removed",
+    End.LOOPBACK: "refused: the loopback interface is down",
 }
 
 

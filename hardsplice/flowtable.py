@@ -75,6 +75,7 @@ class End(IntEnum):
     RELAY_DIED = 7
     STOPPED = 8  # hardsplice ended
     REMOVED = 9  # its port was removed, and its flows with it
+    LOOPBACK = 10  # the loopback interface with the target is down: a monitor finds that out
 
 
 _BUSY = frozenset(State) - {State.FREE}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import prctl
 
-from hardsplice import descriptors, init, isolate, lifeline, linux, namespaces, users
+from hardsplice import descriptors, init, isolate, lifeline, linux, namespaces, refusals, users
 from hardsplice.channel import Channel, Kind, Record, encode
 from hardsplice.deaths import exit_status
 from hardsplice.descriptors import CHANNEL_FD, FIRST_LISTENER
@@ -64,7 +64,7 @@ def _enter(recipe: Recipe, report: Channel) -> None:
     try:
         linux.unshare(linux.CLONE_NEWUSER)
     except OSError as error:
-        hint = namespaces.USERNS_HINT
+        hint = refusals.userns_hint(error)
         raise Failure("create", "namespaces", reason_of(error), hint) from error
     report.send(Record(Kind.READY))
     if report.receive() is None:

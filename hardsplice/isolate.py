@@ -24,7 +24,7 @@ from functools import partial
 
 import prctl
 
-from hardsplice import emptyroot, landlock, linux, namespaces, unotify
+from hardsplice import emptyroot, landlock, linux, namespaces, refusals, unotify
 from hardsplice.errors import Failure, reason_of
 from hardsplice.values import RunAs
 
@@ -36,24 +36,29 @@ def no_excuse(_: OSError) -> str | None:
     return None
 
 
+def no_hint(_: OSError) -> str | None:
+    """Where nothing that people could do is known."""
+    return None
+
+
 def lacking(error: OSError) -> str | None:
     """The excuse of what an older kernel, or one built without it, may lack: that it does. For
     calls that give these errors for no other reason.
     """
     lacks = error.errno in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
-    return landlock.LACKED if lacks else None
+    return landlock.lacked() if lacks else None
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
     """One thing to give up. ``excuse`` says why it may be left out for an error, or None; ``hint``
-    is the next step for people where it may not.
+    finds the next step for people where it may not.
     """
 
     describe: str
     execute: Callable[[], None]
     excuse: Callable[[OSError], str | None] = no_excuse
-    hint: str | None = None
+    hint: Callable[[OSError], str | None] = no_hint
 
 
 class Lockdown:
@@ -74,7 +79,8 @@ class Lockdown:
                 why = one.excuse(error)
                 if why is None or self.strict:
                     reason = why or reason_of(error)
-                    raise Failure("lock down", one.describe, reason, one.hint) from error
+                    hint = one.hint(error)
+                    raise Failure("lock down", one.describe, reason, hint) from error
                 self.missing.append(f"{one.describe}: {why}")
 
 
@@ -137,12 +143,14 @@ _SECBIT_NO_CAP_AMBIENT_RAISE = 1 << 6
 _SECBIT_NO_CAP_AMBIENT_RAISE_LOCKED = 1 << 7
 
 
-def leaving_steps(*, new_user_namespace: bool) -> list[Step]:
-    """How a process that may make namespaces leaves what it has in common with others."""
+def leaving_steps(*, new_user_namespace: bool, user: RunAs | None = None) -> list[Step]:
+    """How a process leaves what it has in common with others: in a user namespace of its own where
+    it may make no others without, of which ``user`` is whom it is to become.
+    """
     own_user = Step(
         "enter a user namespace of its own",
-        namespaces.enter_own_user_namespace,
-        hint=namespaces.USERNS_HINT,
+        partial(namespaces.enter_own_user_namespace, user),
+        hint=refusals.userns_hint,
     )
     leave = Step(emptyroot.LEAVE, emptyroot.leave, hint=_limited_by("mnt"))
     return [*([own_user] if new_user_namespace else []), leave, *separating_steps()]
@@ -162,9 +170,16 @@ def separating_steps() -> list[Step]:
     ]
 
 
-def _limited_by(kind: str) -> str:
-    setting = f"user.max_{kind}_namespaces"
-    return f"see the sysctl {setting}: root in a user namespace can set it for all in there"
+def _limited_by(kind: str) -> Callable[[OSError], str | None]:
+    """What to do where there can be no more namespaces of a kind, or none at all."""
+
+    def hint(error: OSError) -> str | None:
+        if error.errno != errno.ENOSPC:
+            return refusals.mount_hint(error)
+        setting = f"user.max_{kind}_namespaces"
+        return f"see the sysctl {setting}: root in a user namespace can set it for all in there"
+
+    return hint
 
 
 def first_steps(file_limit: int) -> list[Step]:

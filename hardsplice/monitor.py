@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hardsplice import container, linux
+from hardsplice import container, departure, linux
 from hardsplice.channel import LAST_RECORDS, Channel, Kind, Malformed, Record, close_all
 from hardsplice.crew import Crew
 from hardsplice.deaths import describe_status, exit_status
@@ -151,7 +151,7 @@ class HostMonitor:
             self.loop.add(host.container.channel.fileno(), self._on_init)
             self.loop.add(host.container.pidfd, self._on_init_exit)
         elif host.target and host.quit_with_target:
-            self._watch(host.target)
+            departure.watch(host.target, self.loop, self._target_gone)
         self.crew.start()
         self._arrived("")
         try:
@@ -286,21 +286,9 @@ class HostMonitor:
 
     # --- what others tell -------------------------------------------------------------------------
 
-    def _watch(self, target: Target) -> None:
-        if target.process is not None:
-            self.loop.add(target.process, lambda: self._target_gone(target))
-        if target.watch is not None:
-            self.loop.add(target.watch, lambda: self._on_directory(target))
-
-    def _on_directory(self, target: Target) -> None:
-        assert target.watch is not None
-        assert target.path is not None
-        with contextlib.suppress(BlockingIOError):
-            if os.path.basename(target.path) in linux.inotify_names(os.read(target.watch, 4096)):
-                self._target_gone(target)
-
-    def _target_gone(self, target: Target) -> None:
-        self.log.line(Level.DEBUG, f"ending: {target.name} is gone")
+    def _target_gone(self) -> None:
+        assert self.host.target is not None
+        self.log.line(Level.DEBUG, f"ending: {self.host.target.name} is gone")
         self.loop.stop(0)
 
     def _on_monitor(self) -> None:

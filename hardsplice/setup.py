@@ -36,6 +36,7 @@ from hardsplice import (
     linux,
     listeners,
     lockdown,
+    loopback,
     namespaces,
     programs,
     service,
@@ -174,6 +175,7 @@ class Setup:
             self.target = namespaces.open_path(
                 options.netns, options.userns, netns_only=options.netns_only
             )
+            self._check_watch(self.target)
         if options.log_file is not None:
             self._open_log(options.log_file)
         elif not options.foreground:
@@ -202,6 +204,16 @@ class Setup:
         self.host_listeners = self.settle(self.host_listeners)
         for name in self.passed.unclaimed():
             text = f"listener {quote(name)} was passed, but no -t inherit takes it"
+            self.log.line(Level.WARNING, text)
+
+    def _check_watch(self, served: namespaces.Target) -> None:
+        """Hold a table of mounts only where it is to be watched; and say where nothing is."""
+        if not self.options.netns_quit:
+            if served.watched is not None:
+                os.close(served.watched.table)
+            self.target = replace(served, watched=None)
+        elif served.process is None and served.watched is None:
+            text = f"the end of {served.name} will not be noticed: it is no mount that is seen here"
             self.log.line(Level.WARNING, text)
 
     def _number_descriptors(self) -> None:
@@ -273,6 +285,11 @@ class Setup:
             self.container = container.for_command(self)
             self.target = self.container.target
         lockdown.confine_signals(self)
+        if (options.inbound or options.outbound or options.dynamic) and loopback.is_down():
+            text = (
+                "the loopback interface is down in hardsplice's own network namespace, so nothing"
+            )
+            self.log.line(Level.WARNING, f"{text} is reached at its addresses: ip link set lo up")
         if options.inbound or options.outbound or options.dynamic:
             target.start(self)
         self.ports += self.planner.ports("inbound", self.host_listeners)
@@ -320,9 +337,10 @@ class Setup:
         options = self.options
         signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
         descriptors.move(linux.signalfd(PASSED_ON), descriptors.SIGNALS_FD)
-        if self.target and self.target.watch is not None:
-            descriptors.move(self.target.watch, descriptors.WATCH_FD)
-            self.target = replace(self.target, watch=descriptors.WATCH_FD)
+        if self.target and self.target.watched is not None:
+            descriptors.move(self.target.watched.table, descriptors.WATCH_FD)
+            watched = self.target.watched.moved_to(descriptors.WATCH_FD)
+            self.target = replace(self.target, watched=watched)
         return Host(
             log=self.log,
             target=self.target,

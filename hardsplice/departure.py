@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Noticing that the namespace which is served is gone: its process has ended, or the mount that
+gave it its name is in the table of mounts no more.
+"""
+
+from __future__ import annotations
+
+import select
+
+from hardsplice.loop import Alarm, Callback, Loop
+from hardsplice.mounts import Watch
+from hardsplice.namespaces import Target
+
+# Seconds from a change of the table until it is read: where many mounts come and go, once for all.
+PAUSE = 0.3
+
+
+def watch(target: Target, loop: Loop, gone: Callback) -> bool:
+    """Call back when the target is gone; False where nothing tells."""
+    if target.process is not None:
+        loop.add(target.process, gone)
+    elif target.watched is not None:
+        _MountEnd(target.watched, loop, gone)
+    else:
+        return False
+    return True
+
+
+class _MountEnd:
+    """The end of one mount. Mounts that come or go while the table is read may hide one that is
+    there, so it is gone when two readings miss it.
+    """
+
+    def __init__(self, watched: Watch, loop: Loop, gone: Callback) -> None:
+        self._watched = watched
+        self._gone = gone
+        self._missed = False
+        self._alarm = Alarm(loop, self._look)
+        loop.add(watched.table, self._changed, select.EPOLLPRI)  # EPOLLIN it always is
+        self._changed()  # it may have gone before
+
+    def _changed(self) -> None:
+        self._alarm.set(PAUSE)
+
+    def _look(self) -> None:
+        if self._watched.is_there():
+            self._missed = False
+        elif self._missed:
+            self._gone()
+        else:
+            self._missed = True
+            self._alarm.set(PAUSE)
