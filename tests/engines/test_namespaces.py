@@ -91,7 +91,7 @@ CONTAINERS = {
     "of another user": RUN.replace("--detach", "--detach --user 1000"),
     "keep-id": RUN.replace("--detach", "--detach --userns keep-id"),
     "in the network of another one": (
-        f"{RUN} >/dev/null; podman run --detach --userns keep-id {SHARED} {IMAGE} httpd -f -p {PORT + 1}"
+        f"{RUN} >/dev/null; podman run --detach --userns keep-id {SHARED} {IMAGE} httpd -f -p 8081"
     ),
 }
 
