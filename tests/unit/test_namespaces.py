@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from hardsplice.namespaces import (
 )
 from tests.support.descriptors import open_descriptors
 from tests.support.netns import Identity, Namespace
+from tests.support.stream import PATIENCE
 
 
 @pytest.fixture(autouse=True)
@@ -155,3 +157,42 @@ def test_a_number_that_is_used_again_is_noticed(
     monkeypatch.setattr(namespaces, "_open_namespace", open_late)
     with pytest.raises(Failure, match="no such process"):
         find(process.pid)
+
+
+# --- paths ---
+
+
+def test_links_are_followed_up_to_proc(tmp_path: Path) -> None:
+    """Those of /proc lead to no path, and a number in there is a process."""
+    (tmp_path / "one").symlink_to("two")
+    (tmp_path / "two").symlink_to("/proc/1/ns/net")
+    (tmp_path / "round").symlink_to("round")
+    (tmp_path / "file").touch()
+    assert namespaces._real(str(tmp_path / "one")) == "/proc/1/ns/net"
+    assert namespaces._real("/proc/1/ns/net") == "/proc/1/ns/net"
+    assert namespaces._real(str(tmp_path / "file")) == str(tmp_path / "file")
+    assert namespaces._real(str(tmp_path / "round")) == str(tmp_path / "round")
+
+
+# --- a user namespace of one's own ---
+
+_ENTERED = """
+import os, sys
+from hardsplice import namespaces
+from hardsplice.values import RunAs
+user = RunAs(int(sys.argv[1]), int(sys.argv[1])) if sys.argv[1:] else None
+namespaces.enter_own_user_namespace(user)
+if user:
+    os.setresgid(*[user.gid] * 3)
+    os.setresuid(*[user.uid] * 3)
+print(os.getuid(), *open("/proc/self/uid_map").read().split())
+"""
+
+
+@pytest.mark.parametrize("user", [None, pytest.param("65534", marks=pytest.mark.root)])
+def test_its_only_user_is_whom_the_process_may_become(user: str | None, other: Namespace) -> None:
+    """``other`` skips where there can be none."""
+    words = [sys.executable, "-c", _ENTERED, *([user] if user else [])]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=PATIENCE)
+    uid = user or str(os.geteuid())
+    assert done.stdout.split() == [uid, uid, uid, "1"]
