@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING
 
 import prctl
 
-from hardsplice import guard, landlock, lifeline, namespaces, refusals, users
+from hardsplice import guard, landlock, lifeline, namespaces, refusals, rights, users
 from hardsplice.channel import Channel, Kind, Malformed, Record, close_all
 from hardsplice.deaths import describe_status, exit_status
 from hardsplice.errors import Failure, failure_of, quote, reason_of
@@ -215,6 +215,9 @@ def for_command(setup: Setup) -> Container:
     """COMMAND's namespaces, and a line on whom COMMAND is where that may surprise."""
     options = setup.options
     new_user = not options.netns_only
+    if not (new_user or rights.may_make_namespaces()):
+        reason = "without a user namespace it takes CAP_SYS_ADMIN, which is not there"
+        raise Failure("create", "namespaces", reason, "leave --netns-only out")
     user = setup.user if new_user else options.runas
     hint = users.hint(user) if user and users.is_real_root() else None
     made = Container(

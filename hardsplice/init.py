@@ -90,13 +90,22 @@ def _make_namespaces(recipe: Recipe, guard: Channel) -> bool:
         else:
             linux.unshare(others)
         guard.close()
-        loopback.bring_up()
     except OSError as error:
         reason = f"{error.filename or 'set-up inside'}: {reason_of(error)}"
         find = refusals.mount_hint if error.filename else refusals.userns_hint
         hint = refusals.PROC_HINT if error.errno == errno.EROFS else find(error)
         raise Failure("create", "namespaces", reason, hint) from error
+    _set_up_loopback()
     return has_own_proc
+
+
+def _set_up_loopback() -> None:
+    try:
+        loopback.bring_up()
+    except OSError as error:
+        hint = "without a user namespace it takes CAP_NET_ADMIN: leave --netns-only out"
+        told = hint if error.errno == errno.EPERM else None
+        raise Failure("set up", "the loopback interface", reason_of(error), told) from error
 
 
 def _mount(recipe: Recipe) -> bool:

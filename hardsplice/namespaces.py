@@ -19,6 +19,8 @@ import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import prctl
+
 from hardsplice import linux, mounts, refusals, rights
 from hardsplice.errors import Failure, quote, reason_of
 from hardsplice.values import RunAs
@@ -233,18 +235,25 @@ def _join(target: Target, fd: int, kind: int) -> None:
 
 def enter_own_user_namespace(user: RunAs | None = None) -> None:
     """Enter a user namespace of our own, ids unchanged: whoever has no CAP_SYS_ADMIN may give up
-    the bounding set, and the file system, only in one. Its only user is ``user``, whom this process
-    may then become, or else the one that it is.
+    the bounding set, and the file system, only in one. It knows whom this process is, and
+    ``user``, whom it may then become.
     """
-    uid, gid = (user.uid, user.gid) if user else (os.geteuid(), os.getegid())
-    maps = f"{uid} {uid} 1", f"{gid} {gid} 1"
-    if (uid, gid) == (os.geteuid(), os.getegid()):
+    uid, gid = os.geteuid(), os.getegid()
+    if user is None or (user.uid, user.gid) == (uid, gid):
         linux.unshare(linux.CLONE_NEWUSER)
-        write_id_maps("self", *maps, deny_setgroups=True)
+        write_id_maps("self", _same(uid), _same(gid), deny_setgroups=True)
         return
-    with _outside(maps) as go:
+    # To map root the kernel asks for CAP_SETFCAP (verify_root_map, kernel/user_namespace.c).
+    known = [uid] if uid != 0 or prctl.cap_effective.setfcap else []
+    uids, gids = _same(*known, user.uid), _same(gid, user.gid)
+    with _outside((uids, gids)) as go:
         linux.unshare(linux.CLONE_NEWUSER)
         go()
+
+
+def _same(*ids: int) -> str:
+    """A map in which these ids are what they are outside."""
+    return "\n".join(f"{one} {one} 1" for one in dict.fromkeys(ids))
 
 
 @contextlib.contextmanager

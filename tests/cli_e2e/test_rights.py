@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from hardsplice.ctl.client import Client
 from tests.support import procfs
 from tests.support.netns import Identity, Namespace, mounted
 from tests.support.product import Program, free_ports
@@ -88,6 +90,18 @@ def test_ones_own_without_the_way_in(
     assert hint == "leave --netns-only out"
 
 
+@pytest.mark.parametrize("lacks", ["sys_admin", "net_admin"])
+def test_a_command_without_a_user_namespace_takes_what_is_named(
+    lacks: str, program: Program, identity: Identity
+) -> None:
+    if lacks == "net_admin" and not identity.is_root:
+        pytest.skip("others than root lack more")
+    before = without(lacks) if identity.is_root else ()
+    line, hint = said(program, identity, "--netns-only", "true", before=before)
+    assert f"CAP_{lacks.upper()}" in line + hint
+    assert hint.endswith("leave --netns-only out")
+
+
 @contextlib.contextmanager
 def hidden(hidepid: int) -> Iterator[tuple[str, ...]]:
     """Words before a command that runs it in a mount namespace whose /proc hides processes."""
@@ -156,6 +170,36 @@ def test_root_without_sys_admin_does_as_users_do(lacks: tuple[str, ...], program
     finally:
         process.kill()
         process.communicate()
+
+
+@pytest.mark.root
+def test_nor_does_it_forget_who_may_ask_it(program: Program, user: Identity) -> None:
+    """Its control socket hears root, and nobody else whom its user namespace doesn't know."""
+    root, folder = Identity("root"), Path(f"/tmp/hardsplice-test-rights-{os.getpid()}")
+    folder.mkdir(mode=0o755)
+    control = folder / "control"
+    argv, environment = program.argv(root)
+    words = [*without("sys_admin"), *argv, "--control", str(control), "sh", "-c", SERVES]
+    process = subprocess.Popen(
+        words, env=environment, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        with contextlib.closing(Client(str(control))) as client:
+            assert client.get("/v1/ports") == []
+        control.chmod(0o666)
+        ask = ["curl", "--silent", "--unix-socket", str(control), "http://hardsplice/v1/ports"]
+        for other in (user, Identity("nobody", 65534)):
+            done = subprocess.run(
+                other.wrap([*ask, "--write-out", "%{http_code}", "--output", "/dev/null"]),
+                capture_output=True, text=True, check=True, timeout=PATIENCE,
+            )  # fmt: skip
+            assert done.stdout == "403", other
+    finally:
+        process.terminate()
+        process.communicate()
+        shutil.rmtree(folder)
 
 
 # --- what forbids it ---

@@ -136,3 +136,15 @@ def test_root_that_is_to_stay_root_is_refused(program: Program) -> None:
     done = run(program, Identity("root"), MASKED, "--runas", "0")
     assert (done.returncode, done.stdout) == (1, "")
     assert "unmask=ALL" in done.stderr.splitlines()[-1]
+
+
+def test_without_a_user_namespace_of_its_own_it_is_refused(program: Program) -> None:
+    """It would have every right over the processes that it sees. A copy of what others masked
+    can't be unmasked: the kernel locks it.
+    """
+    copied = MASKED.replace('"$@"', 'unshare --user --map-root-user --mount "$@"')
+    done = run(program, Identity("root"), copied, "--netns-only")
+    assert (done.returncode, done.stdout) == (1, "")
+    refusal, hint = done.stderr.splitlines()[-2:]
+    assert "shows more than COMMAND may see" in refusal
+    assert "unmask=ALL" in hint
