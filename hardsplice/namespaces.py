@@ -118,14 +118,21 @@ def _open_pidfd(pid: int, name: str) -> int:
         raise Failure("join", name, reason) from error
 
 
-def _refuse_ended(process: int, name: str) -> None:
-    """Look again, once all that a number led to is open: if the process has ended, the number may
-    have been another one's by then.
+def _open_of_process(path: str, pid: int, process: int, name: str) -> int:
+    """The network namespace of the process behind a pidfd. Once it is open, or can't be, look
+    again: if the process has ended, the number may have been another one's by then.
     """
-    poller = select.poll()
-    poller.register(process, select.POLLIN)
-    if poller.poll(0):
-        raise Failure("join", name, "no such process")
+    net = None
+    try:
+        net = _open_namespace(path, linux.CLONE_NEWNET, name, pid)
+    finally:
+        poller = select.poll()
+        poller.register(process, select.POLLIN)
+        if poller.poll(0):
+            if net is not None:
+                os.close(net)
+            raise Failure("join", name, "no such process")
+    return net
 
 
 def open_process(pid: int, *, netns_only: bool) -> Target:
@@ -134,9 +141,8 @@ def open_process(pid: int, *, netns_only: bool) -> Target:
     with contextlib.ExitStack() as opened:
         process = _open_pidfd(pid, name)
         opened.callback(os.close, process)
-        net = _open_namespace(path, linux.CLONE_NEWNET, name, pid)
+        net = _open_of_process(path, pid, process, name)
         opened.callback(os.close, net)
-        _refuse_ended(process, name)
         _refuse_own(net, name, f"process {pid} is in the network namespace that hardsplice runs in")
         user = _owner(net, name, netns_only=netns_only)
         opened.pop_all()
@@ -155,11 +161,11 @@ def open_path(path: str, userns: str | None, *, netns_only: bool) -> Target:
         if pid is not None:
             process = _open_pidfd(pid, name)
             opened.callback(os.close, process)
-        net = _open_namespace(path, linux.CLONE_NEWNET, name, pid)
-        opened.callback(os.close, net)
-        if process is not None:
-            _refuse_ended(process, name)
+            net = _open_of_process(path, pid, process, name)
+            opened.callback(os.close, net)
         else:
+            net = _open_namespace(path, linux.CLONE_NEWNET, name)
+            opened.callback(os.close, net)
             watched = mounts.watch(path, net)
             if watched is not None:
                 opened.callback(os.close, watched.table)

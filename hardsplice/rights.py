@@ -111,7 +111,7 @@ def unreadable(path: str, pid: int | None, name: str, error: OSError) -> Failure
     ``pid`` is whose the file is, in /proc, of a process that is there.
     """
     if pid is not None and error.errno == errno.ENOENT:
-        reason = "/proc does not show it, as hidepid has it for those of others"
+        reason = "/proc does not show it: hidepid may keep it from others than its user"
         return Failure("join", name, reason, AS_OWNER)
     if error.errno not in (errno.EACCES, errno.EPERM):
         return None

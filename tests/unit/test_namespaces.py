@@ -121,6 +121,16 @@ def test_a_process_that_is_gone_is_said() -> None:
         open_process(pid, netns_only=False)
 
 
+def test_one_that_has_ended_but_nobody_waited_for_is_no_other() -> None:
+    pid = os.posix_spawnp("true", ["true"], os.environ)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    try:
+        with pytest.raises(Failure, match="no such process"):
+            open_process(pid, netns_only=False)
+    finally:
+        os.waitpid(pid, 0)
+
+
 @pytest.fixture
 def other() -> Iterator[Namespace]:
     """A process with namespaces of its own."""
