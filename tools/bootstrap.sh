@@ -80,6 +80,7 @@ need_tools() {
     need curl has_command curl
     need procps has_command ps
     need strace has_command strace
+    need bubblewrap has_command bwrap
     need groff-base has_command groff
     need mandoc has_command mandoc
     need man-db has_command man
