@@ -5,8 +5,11 @@ gave it its name is in the table of mounts no more.
 
 from __future__ import annotations
 
+import os
 import select
+from dataclasses import replace
 
+from hardsplice.log import Level, Log
 from hardsplice.loop import Alarm, Callback, Loop
 from hardsplice.mounts import Watch
 from hardsplice.namespaces import Target
@@ -15,15 +18,26 @@ from hardsplice.namespaces import Target
 PAUSE = 0.3
 
 
-def watch(target: Target, loop: Loop, gone: Callback) -> bool:
-    """Call back when the target is gone; False where nothing tells."""
+def prepared(target: Target, log: Log, *, ends: bool) -> Target:
+    """A target with a table of mounts only where its end ``ends`` hardsplice; it is said where
+    nothing will tell of that.
+    """
+    if not ends:
+        if target.watched is not None:
+            os.close(target.watched.table)
+        return replace(target, watched=None)
+    if target.process is None and target.watched is None:
+        text = f"the end of {target.name} will not be noticed: it is no mount that is seen here"
+        log.line(Level.WARNING, text)
+    return target
+
+
+def watch(target: Target, loop: Loop, gone: Callback) -> None:
+    """Call back when the target is gone."""
     if target.process is not None:
         loop.add(target.process, gone)
     elif target.watched is not None:
         _MountEnd(target.watched, loop, gone)
-    else:
-        return False
-    return True
 
 
 class _MountEnd:

@@ -30,13 +30,13 @@ from typing import TYPE_CHECKING
 
 from hardsplice import (
     container,
+    departure,
     descriptors,
     isolate,
     landlock,
     linux,
     listeners,
     lockdown,
-    loopback,
     namespaces,
     programs,
     service,
@@ -175,7 +175,7 @@ class Setup:
             self.target = namespaces.open_path(
                 options.netns, options.userns, netns_only=options.netns_only
             )
-            self._check_watch(self.target)
+            self.target = departure.prepared(self.target, self.log, ends=options.netns_quit)
         if options.log_file is not None:
             self._open_log(options.log_file)
         elif not options.foreground:
@@ -204,16 +204,6 @@ class Setup:
         self.host_listeners = self.settle(self.host_listeners)
         for name in self.passed.unclaimed():
             text = f"listener {quote(name)} was passed, but no -t inherit takes it"
-            self.log.line(Level.WARNING, text)
-
-    def _check_watch(self, served: namespaces.Target) -> None:
-        """Hold a table of mounts only where it is to be watched; and say where nothing is."""
-        if not self.options.netns_quit:
-            if served.watched is not None:
-                os.close(served.watched.table)
-            self.target = replace(served, watched=None)
-        elif served.process is None and served.watched is None:
-            text = f"the end of {served.name} will not be noticed: it is no mount that is seen here"
             self.log.line(Level.WARNING, text)
 
     def _number_descriptors(self) -> None:
@@ -285,11 +275,6 @@ class Setup:
             self.container = container.for_command(self)
             self.target = self.container.target
         lockdown.confine_signals(self)
-        if (options.inbound or options.outbound or options.dynamic) and loopback.is_down():
-            text = (
-                "the loopback interface is down in hardsplice's own network namespace, so nothing"
-            )
-            self.log.line(Level.WARNING, f"{text} is reached at its addresses: ip link set lo up")
         if options.inbound or options.outbound or options.dynamic:
             target.start(self)
         self.ports += self.planner.ports("inbound", self.host_listeners)

@@ -133,6 +133,9 @@ class TargetMonitor:
 def start(setup: Setup) -> None:
     """Fork the target monitor, and take what it listens on."""
     assert setup.target is not None
+    if loopback.is_down():
+        text = "the loopback interface is down in hardsplice's own network namespace, so nothing"
+        setup.log.line(Level.WARNING, f"{text} is reached at its addresses: ip link set lo up")
     folder = emptyroot.made_by_child() if joining.needs_empty_root(setup.target) else None
     hung_on, held = lifeline.pair()
     ours, theirs = Channel.pair()
