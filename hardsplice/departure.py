@@ -9,6 +9,7 @@ import os
 import select
 from dataclasses import replace
 
+from hardsplice import descriptors
 from hardsplice.log import Level, Log
 from hardsplice.loop import Alarm, Callback, Loop
 from hardsplice.mounts import Watch
@@ -30,6 +31,14 @@ def prepared(target: Target, log: Log, *, ends: bool) -> Target:
         text = f"the end of {target.name} will not be noticed: it is no mount that is seen here"
         log.line(Level.WARNING, text)
     return target
+
+
+def placed(target: Target) -> Target:
+    """The target with what is watched at its descriptor."""
+    if target.watched is None:
+        return target
+    descriptors.move(target.watched.table, descriptors.WATCH_FD)
+    return replace(target, watched=target.watched.moved_to(descriptors.WATCH_FD))
 
 
 def watch(target: Target, loop: Loop, gone: Callback) -> None:

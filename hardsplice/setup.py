@@ -322,10 +322,7 @@ class Setup:
         options = self.options
         signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
         descriptors.move(linux.signalfd(PASSED_ON), descriptors.SIGNALS_FD)
-        if self.target and self.target.watched is not None:
-            descriptors.move(self.target.watched.table, descriptors.WATCH_FD)
-            watched = self.target.watched.moved_to(descriptors.WATCH_FD)
-            self.target = replace(self.target, watched=watched)
+        self.target = self.target and departure.placed(self.target)
         return Host(
             log=self.log,
             target=self.target,
