@@ -89,6 +89,7 @@ class Note(IntEnum):
     OPENED = 8  # with --trace: a flow's target was reached
     ENDED = 9  # with --trace: a flow is over; detail is 0 after FIN both ways, 1 after a reset
     CROWDED = 10  # see Sent
+    LOOPBACK = 11  # of a monitor: a target is not reached, as the loopback interface is down
 
 
 class Sent(Enum):

@@ -34,7 +34,17 @@ from typing import TYPE_CHECKING
 
 import prctl
 
-from hardsplice import guard, landlock, lifeline, namespaces, subids, terminal, users
+from hardsplice import (
+    guard,
+    landlock,
+    lifeline,
+    namespaces,
+    refusals,
+    rights,
+    subids,
+    terminal,
+    users,
+)
 from hardsplice.caller import Caller
 from hardsplice.channel import Channel, Kind, Malformed, Record, close_all
 from hardsplice.children import has_ended
@@ -50,6 +60,10 @@ if TYPE_CHECKING:
 # For PID 1 to leave by itself, and for the kernel to end what did not, in seconds
 _LEAVE_SECONDS = 0.3
 _END_SECONDS = 2.0
+_PROC_KEPT = (
+    "COMMAND has the /proc that is here, as the kernel refuses it one of its own: it sees other "
+    "processes, with their command lines and connections"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +87,11 @@ class Recipe:
     strict: bool
 
     @property
+    def is_root_outside(self) -> bool:
+        """Whether COMMAND has the user who is root in our own user namespace."""
+        return (self.user.uid if self.user else os.geteuid()) == 0
+
+    @property
     def deny_files(self) -> Callable[[], None] | None:
         """The Landlock layer of PID 1 and its guard, where there is Landlock."""
         abi = self.landlock_abi
@@ -86,6 +105,7 @@ class Container:
         """Make them; PID 1 waits for GO then, to start COMMAND. Failure leaves nothing behind."""
         self.command = recipe.command[0]  # its program's name
         self.warning = ""  # what COMMAND will miss
+        self.has_own_proc = True
         self.init = self._pidfd = 0  # PID 1, by its number here
         self._has_been_ended = False
         prctl.set_child_subreaper(1)  # PID 1 becomes our child if the guard ends before it
@@ -115,13 +135,13 @@ class Container:
             try:
                 subids.write(self._guard, recipe.ids)
             except OSError as error:
-                hint = namespaces.userns_hint(error)
+                hint = refusals.userns_hint(error)
                 raise Failure("create", "namespaces", reason_of(error), hint) from error
             report.send(Record(Kind.GO))
         started = self._expect(report)
         self.init, self.warning = started.detail, started.text.decode(errors="replace")
         self._pidfd = os.pidfd_open(self.init)
-        self._expect(self.channel)
+        self.has_own_proc = bool(self._expect(self.channel).detail)
         self._expect(report)  # the guard is locked down
 
     def _expect(self, channel: Channel) -> Record:
@@ -211,6 +231,9 @@ def for_command(setup: Setup) -> Container:
     """COMMAND's namespaces, and a line on whom COMMAND is where that may surprise."""
     options = setup.options
     new_user = not options.netns_only
+    if not (new_user or rights.may_make_namespaces()):
+        reason = "without a user namespace it takes CAP_SYS_ADMIN, which is not there"
+        raise Failure("create", "namespaces", reason, "leave --netns-only out")
     user = setup.user if new_user else options.runas
     hint = users.hint(user) if user and users.is_real_root() else None
     command = options.command or (os.environ.get("SHELL") or "/bin/sh",)
@@ -241,4 +264,7 @@ def for_command(setup: Setup) -> Container:
     if made.warning:
         text = f"COMMAND cannot reach its working directory {quote(made.warning)}"
         setup.log.line(Level.WARNING, f"{text}: {hint}" if hint else text)
+    if not made.has_own_proc:
+        for text in (_PROC_KEPT, refusals.PROC_HINT):
+            setup.log.line(Level.WARNING, text)
     return made

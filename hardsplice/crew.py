@@ -21,8 +21,11 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from hardsplice import descriptors, socketcalls
+from hardsplice.channel import Note
 from hardsplice.descriptors import FIRST_LISTENER
+from hardsplice.doubt import Doubt
 from hardsplice.errors import Failure
+from hardsplice.flowtable import End
 from hardsplice.keeper import STOP_SECONDS, Keeper
 from hardsplice.listeners import Pointers
 from hardsplice.loop import Loop
@@ -73,6 +76,7 @@ class Crew:
         self.awaited = len(self.keepers)
         self.will_look = False
         self.lent = plans[0].lent if plans else frozenset()
+        self.doubt = Doubt()
 
     def start(self) -> None:
         """Fork all relays."""
@@ -162,11 +166,14 @@ class Crew:
 
     def note(self, kind: int, detail: int, index: int, text: bytes) -> None:
         """Pass it on."""
+        listener = self.listeners.get(index)
+        if listener is not None and self.doubt.explains_note(kind, detail, listener):
+            kind = Note.LOOPBACK
         self.upward.note(kind, detail, index, text)
 
     def flow_ended(self, end: int, row: bytes) -> None:
         """Pass it on."""
-        self.upward.flow_ended(end, row)
+        self.upward.flow_ended(End.LOOPBACK if self.doubt.explains_end(end, row) else end, row)
 
     def _look(self) -> None:
         self.will_look = False

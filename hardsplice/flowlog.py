@@ -29,6 +29,7 @@ _WORDS = {
     End.REMOVED: "reset when its port was removed",
     End.IDLE: "reset when nothing had moved for too long",
     End.JAMMED: "reset when descriptors had run out",
+    End.LOOPBACK: "refused: the loopback interface is down",
 }
 
 

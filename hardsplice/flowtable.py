@@ -77,6 +77,7 @@ class End(IntEnum):
     REMOVED = 9  # its port was removed, and its flows with it
     IDLE = 10  # nothing had moved for --idle-timeout
     JAMMED = 11  # half-closed, and in the way of others
+    LOOPBACK = 12  # the loopback interface with the target is down: a monitor finds that out
 
 
 _BUSY = frozenset(State) - {State.FREE}

@@ -15,7 +15,17 @@ from typing import TYPE_CHECKING, NoReturn
 
 import prctl
 
-from hardsplice import children, descriptors, init, isolate, lifeline, linux, namespaces, users
+from hardsplice import (
+    children,
+    descriptors,
+    init,
+    isolate,
+    lifeline,
+    linux,
+    namespaces,
+    refusals,
+    users,
+)
 from hardsplice.channel import Channel, Kind, Record, encode
 from hardsplice.deaths import exit_status
 from hardsplice.descriptors import CHANNEL_FD, FIRST_LISTENER
@@ -58,7 +68,7 @@ def _enter(recipe: Recipe, report: Channel) -> None:
     try:
         linux.unshare(linux.CLONE_NEWUSER)
     except OSError as error:
-        hint = namespaces.userns_hint(error)
+        hint = refusals.userns_hint(error)
         raise Failure("create", "namespaces", reason_of(error), hint) from error
     report.send(Record(Kind.READY))
     if report.receive() is None:

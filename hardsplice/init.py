@@ -16,6 +16,7 @@ import select
 import signal
 import stat
 import time
+from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 import prctl
@@ -26,7 +27,8 @@ from hardsplice import (
     descriptors,
     isolate,
     linux,
-    namespaces,
+    loopback,
+    refusals,
     shield,
     signals,
     terminal,
@@ -65,8 +67,8 @@ def _live(recipe: Recipe, channel: Channel, guard: Channel, mask: Iterable[int])
     prctl.set_pdeathsig(signal.SIGKILL)
     keep = (channel.fileno(), guard.fileno(), *recipe.aside.values())
     descriptors.close_others((0, 1, 2, *keep))
-    _make_namespaces(recipe, guard)
-    channel.send(Record(Kind.NAMESPACES))
+    has_own_proc = _make_namespaces(recipe, guard)
+    channel.send(Record(Kind.NAMESPACES, detail=has_own_proc))
     _await_go(channel)  # it has opened them
     prctl.set_dumpable(0)
     _await_go(channel)
@@ -87,11 +89,13 @@ def _await_go(channel: Channel) -> None:
 # --- namespaces -----------------------------------------------------------------------------------
 
 
-def _make_namespaces(recipe: Recipe, guard: Channel) -> None:
-    """First the mounts, in user namespace A; then B and all the rest, whose mounts are locked."""
+def _make_namespaces(recipe: Recipe, guard: Channel) -> bool:
+    """First the mounts, in user namespace A; then B and all the rest, whose mounts are locked.
+    Whether there is a /proc of its own.
+    """
     try:
         linux.unshare(linux.CLONE_NEWNS)
-        _mount(recipe)
+        has_own_proc = _mount(recipe)
         others = linux.CLONE_NEWNET | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS
         if recipe.new_user:
             # The guard is to write our maps, whose owner is root where we aren't dumpable. Nobody
@@ -103,23 +107,56 @@ def _make_namespaces(recipe: Recipe, guard: Channel) -> None:
         else:
             linux.unshare(others)
         guard.close()
-        namespaces.bring_up_loopback()
     except OSError as error:
         reason = f"{error.filename or 'set-up inside'}: {reason_of(error)}"
-        # That there is user namespace A shows that they are not switched off.
-        hint = namespaces.limited_by("*", error)
+        find = refusals.mount_hint if error.filename else partial(refusals.limited_by, "*")
+        hint = refusals.PROC_HINT if error.errno == errno.EROFS else find(error)
         raise Failure("create", "namespaces", reason, hint) from error
+    _set_up_loopback()
+    return has_own_proc
 
 
-def _mount(recipe: Recipe) -> None:
+def _set_up_loopback() -> None:
+    try:
+        loopback.bring_up()
+    except OSError as error:
+        hint = "without a user namespace it takes CAP_NET_ADMIN: leave --netns-only out"
+        told = hint if error.errno == errno.EPERM else None
+        raise Failure("set up", "the loopback interface", reason_of(error), told) from error
+
+
+def _mount(recipe: Recipe) -> bool:
     linux.mount("none", "/", None, linux.MS_REC | linux.MS_PRIVATE)
     if recipe.is_shielded:
         shield.refuse_cgroup_namespaces()
         shield.make_settings_read_only()
     flags = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
-    linux.mount("proc", "/proc", "proc", flags)
+    try:
+        linux.mount("proc", "/proc", "proc", flags)
+    except PermissionError as error:
+        if error.errno != errno.EPERM or refusals.filter_hint():
+            raise
+        _keep_proc(recipe)
+        return False
     if recipe.is_shielded:
         shield.make_proc_read_only()
+    return True
+
+
+def _keep_proc(recipe: Recipe) -> None:
+    """Go on with the /proc that is there. The kernel refuses a fresh one in a user namespace where
+    parts of the one that is there are covered, as container engines do (mount_too_revealing).
+
+    It shows the processes of our PID namespace, ours among them; and of each no more to COMMAND
+    than its user name, its command line and the like, as long as that is in a user namespace below.
+    But COMMAND may own files in there: where it is our root, those of processes that are not
+    dumpable.
+    """
+    if not recipe.new_user:
+        reason = "/proc: a fresh one is refused, and the one here shows more than COMMAND may see"
+        raise Failure("create", "namespaces", reason, refusals.PROC_HINT)
+    if recipe.is_root_outside:
+        shield.make_read_only("/proc")
 
 
 # --- COMMAND --------------------------------------------------------------------------------------

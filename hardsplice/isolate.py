@@ -24,7 +24,7 @@ from functools import partial
 
 import prctl
 
-from hardsplice import emptyroot, landlock, linux, namespaces, unotify
+from hardsplice import emptyroot, landlock, linux, namespaces, refusals, unotify
 from hardsplice.errors import not_done, reason_of
 from hardsplice.unforeseen import next_step
 from hardsplice.values import RunAs
@@ -39,12 +39,17 @@ def no_excuse(_: OSError) -> str | None:
     return None
 
 
+def no_hint(_: OSError) -> str | None:
+    """Where nothing that people could do is known."""
+    return None
+
+
 def lacking(error: OSError) -> str | None:
     """The excuse of what an older kernel, or one built without it, may lack: that it does. For
     calls that give these errors for no other reason.
     """
     lacks = error.errno in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
-    return landlock.LACKED if lacks else None
+    return landlock.lacked() if lacks else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,14 +145,16 @@ _SECBIT_NO_CAP_AMBIENT_RAISE = 1 << 6
 _SECBIT_NO_CAP_AMBIENT_RAISE_LOCKED = 1 << 7
 
 
-def leaving_steps(*, new_user_namespace: bool) -> list[Step]:
-    """How a process that may make namespaces leaves what it has in common with others."""
+def leaving_steps(*, new_user_namespace: bool, user: RunAs | None = None) -> list[Step]:
+    """How a process leaves what it has in common with others: in a user namespace of its own where
+    it may make no others without, of which ``user`` is whom it is to become.
+    """
     own_user = Step(
         "enter a user namespace of its own",
-        namespaces.enter_own_user_namespace,
-        hint=namespaces.userns_hint,
+        partial(namespaces.enter_own_user_namespace, user),
+        hint=refusals.userns_hint,
     )
-    leave = Step(emptyroot.LEAVE, emptyroot.leave, hint=partial(namespaces.limited_by, "mnt"))
+    leave = Step(emptyroot.LEAVE, emptyroot.leave, hint=partial(refusals.limited_by, "mnt"))
     return [*([own_user] if new_user_namespace else []), leave, *separating_steps()]
 
 
@@ -159,7 +166,7 @@ def separating_steps() -> list[Step]:
             f"enter {name} namespace of its own",
             partial(linux.unshare, flag),
             lacking,
-            partial(namespaces.limited_by, kind),
+            partial(refusals.limited_by, kind),
         )
         for name, kind, flag in made
     ]
@@ -240,7 +247,7 @@ def init_steps(
     ``deny_files`` puts it under Landlock, where there is that.
     """
     steps = [
-        Step(emptyroot.LEAVE, emptyroot.leave, hint=partial(namespaces.limited_by, "mnt")),
+        Step(emptyroot.LEAVE, emptyroot.leave, hint=partial(refusals.limited_by, "mnt")),
         *separating_steps(),
         Step("limit core dumps and files", lambda: _limit_files(0)),
         Step("lock the securebits", _lock_securebits),

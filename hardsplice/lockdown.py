@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import prctl
 
-from hardsplice import descriptors, isolate, landlock, namespaces, reach
+from hardsplice import descriptors, isolate, landlock, reach, rights, users
 from hardsplice.book import SEALED
 from hardsplice.errors import not_done, reason_of
 from hardsplice.forwarding import DIRECTIONS, Direction
@@ -72,13 +72,13 @@ def lock_host_monitor(setup: Setup) -> None:
     begun = of_monitor(setup, "outbound", setup.say)
     descriptors.keep((descriptors.RULESET_FD, *kept), setup.first_flow)
     own = _ruleset(setup, "outbound", scoped=False)
-    is_real_root = os.geteuid() == 0 and namespaces.owns_all_ids()
+    needs_user_namespace = not (users.is_real_root() and rights.may_make_namespaces())
     if setup.options.log_file is None:  # which is read again when it is full
         reopen = partial(descriptors.write_only, descriptors.LOG_FD)
         begun.run([isolate.Step(ONLY_WRITTEN, reopen, reason_of)])
     begun.run(
         [
-            *isolate.leaving_steps(new_user_namespace=not is_real_root),
+            *isolate.leaving_steps(new_user_namespace=needs_user_namespace, user=setup.user),
             *isolate.first_steps(_file_limit(setup)),
             *isolate.rights_steps(setup.user, setup.last_capability, own),
         ]
@@ -120,8 +120,10 @@ def _kept(setup: Setup) -> list[int]:
         keep.append(setup.monitor.line.fileno())
     if setup.container:
         keep += setup.container.descriptors
-    if setup.target:
-        keep += [fd for fd in (setup.target.process, setup.target.watch) if fd is not None]
+    if setup.target and setup.target.process is not None:
+        keep.append(setup.target.process)
+    if setup.target and setup.target.watched is not None:
+        keep.append(setup.target.watched.table)
     keep += [fd for _, fd in setup.target_listeners]
     keep += setup.copies.values()
     keep += [one.fileno() for one in (setup.control, setup.metrics, setup.terminal) if one]

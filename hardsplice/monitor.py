@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from hardsplice import container, linux, loops
+from hardsplice import container, departure, linux, loops
 from hardsplice.channel import LAST_RECORDS, Kind, Malformed, Record, close_all
 from hardsplice.children import hear, wait_for
 from hardsplice.crew import Crew
@@ -32,7 +32,6 @@ from hardsplice.init import NOT_EXECUTED, NOT_FOUND
 from hardsplice.keeper import STOP_SECONDS
 from hardsplice.log import Level
 from hardsplice.loop import Loop
-from hardsplice.namespaces import Target
 from hardsplice.notes import BY_KEEPERS, BY_RELAYS, BY_TRACED_RELAYS, lacking
 from hardsplice.orphans import Orphans
 from hardsplice.service import Watchdog
@@ -114,7 +113,7 @@ class HostMonitor:
             self.loop.add(host.container.channel.fileno(), self._on_init)
             self.loop.add(host.container.pidfd, self._on_init_exit)
         elif host.target and host.quit_with_target:
-            self._watch(host.target)
+            departure.watch(host.target, self.loop, self._target_gone)
         self.crew.start()
         self.orphans.look()
         self._arrived("")
@@ -274,29 +273,15 @@ class HostMonitor:
 
     # --- what others tell -------------------------------------------------------------------------
 
-    def _watch(self, target: Target) -> None:
-        if target.process is not None:
-            self.loop.add(target.process, lambda: self._target_gone(target))
-        if target.watch is not None:
-            self.loop.add(target.watch, lambda: self._on_directory(target))
-
-    def _on_directory(self, target: Target) -> None:
-        assert target.watch is not None
-        assert target.path is not None
-        with contextlib.suppress(BlockingIOError):
-            if os.path.basename(target.path) in linux.inotify_names(os.read(target.watch, 4096)):
-                self._target_gone(target)
-
-    def _target_gone(self, target: Target) -> None:
-        self.log.line(Level.DEBUG, f"ending: {target.name} is gone")
+    def _target_gone(self) -> None:
+        assert self.host.target is not None
+        self.log.line(Level.DEBUG, f"ending: {self.host.target.name} is gone")
         self._end(0)
 
     def _end(self, status: int) -> None:
         """End with that status, once flows have had the time that --drain gives them."""
-        target = self.host.target
-        for fd in (target.process, target.watch) if target else ():
-            if fd is not None:
-                self.loop.remove(fd)
+        if self.host.target:
+            departure.forget(self.host.target, self.loop)
         if not self.announced:
             self.loop.stop(status)
             return

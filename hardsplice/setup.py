@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 
 from hardsplice import (
     container,
+    departure,
     descriptors,
     isolate,
     keeping,
@@ -186,6 +187,7 @@ class Setup:
             self.target = namespaces.open_path(
                 options.netns, options.userns, netns_only=options.netns_only
             )
+            self.target = departure.prepared(self.target, self.log, ends=options.netns_quit)
         if options.log_file is not None:
             self.log.to_file(open_file(options.log_file), options.log_size)
         elif not options.foreground:
@@ -319,9 +321,7 @@ class Setup:
         options = self.options
         taken = signals.take(has_command=self.container is not None)
         descriptors.move(taken, descriptors.SIGNALS_FD)
-        if self.target and self.target.watch is not None:
-            descriptors.move(self.target.watch, descriptors.WATCH_FD)
-            self.target = replace(self.target, watch=descriptors.WATCH_FD)
+        self.target = self.target and departure.placed(self.target)
         return Host(
             log=self.log,
             target=self.target,

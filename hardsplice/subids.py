@@ -13,6 +13,8 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import prctl
+
 from hardsplice import namespaces, users
 from hardsplice.errors import Failure, quote, reason_of
 from hardsplice.values import RunAs
@@ -128,9 +130,9 @@ def write(pid: int, ids: Ids) -> None:
     what a helper says.
     """
     if not ids.takes_helpers:
-        is_ordinary = os.geteuid() != 0
+        deny = not prctl.cap_effective.setgid
         try:
-            namespaces.write_id_maps(pid, ids.uids.text, ids.gids.text, deny_setgroups=is_ordinary)
+            namespaces.write_id_maps(pid, ids.uids.text, ids.gids.text, deny_setgroups=deny)
         except PermissionError as error:
             if not ids.has_subordinate:
                 raise

@@ -304,6 +304,7 @@ _DIFFERENT: Final[dict[str, tuple[int, dict[str, int]]]] = {
     # asm/ioctls.h: PowerPC encodes direction and size in its requests, _IOW('f', 126, int)
     "FIONBIO": (0x5421, {"ppc64le": 0x8004667E}),
     "FIONREAD": (0x541B, {"ppc64le": 0x4004667F}),
+    "SIOCGIFFLAGS": (0x8913, {}),
     "TIOCOUTQ": (0x5411, {"ppc64le": 0x40047473}),
     "TIOCGPGRP": (0x540F, {"ppc64le": 0x40047477}),
     "TIOCSPGRP": (0x5410, {"ppc64le": 0x80047476}),

@@ -10,6 +10,8 @@ import errno
 import os
 import pwd
 
+import prctl
+
 from hardsplice import linux, namespaces
 from hardsplice.errors import Failure
 from hardsplice.values import OWN, RunAs
@@ -35,19 +37,30 @@ def is_real_root() -> bool:
 
 def own_user(asked: RunAs | None) -> RunAs | None:
     """Whom hardsplice's own processes become: what was asked for, or nobody when started as the
-    real root.
+    real root who may do that.
     """
     if asked is None:
-        return NOBODY if is_real_root() else None
+        return NOBODY if is_real_root() and may_change() else None
     if asked == OWN:
         asked = _made_up()
         asked = asked if is_mapped(asked) else NOBODY
+    if (asked.uid, asked.gid) == (os.geteuid(), os.getegid()):
+        return asked
+    if os.geteuid() == 0 and not may_change():
+        hint = "leave --runas out; a container gets both by --cap-add SETUID --cap-add SETGID"
+        reason = "root has no CAP_SETUID or no CAP_SETGID here"
+        raise Failure("become", f"user {asked.uid}", reason, hint)
     if os.geteuid() not in (0, asked.uid):
         hint = "leave --runas out, or start hardsplice as root"
         raise Failure("become", f"user {asked.uid}", "only root may", hint)
     if not is_mapped(asked):
         raise Failure("become", f"user {asked.uid}", "this user namespace does not map it")
     return asked
+
+
+def may_change() -> bool:
+    """Whether this process may become another user."""
+    return bool(prctl.cap_effective.setuid and prctl.cap_effective.setgid)
 
 
 def keeps_root(user: RunAs | None) -> bool:

@@ -82,6 +82,7 @@ need_tools() {
     need uidmap has_command newuidmap
     need procps has_command ps
     need strace has_command strace
+    need bubblewrap has_command bwrap
     need groff-base has_command groff
     need mandoc has_command mandoc
     need man-db has_command man

@@ -32,7 +32,7 @@ from hardsplice.relay.flow import (
     step,
 )
 from hardsplice.relay.habits import Eagerness
-from hardsplice.relay.ledger import end_of_attempt
+from hardsplice.relay.ledger import end_of_attempt, telling
 from hardsplice.relay.moving import Mover
 from hardsplice.relay.table import Resources
 
@@ -52,11 +52,10 @@ class Connector(Mover):
         self.short_until = self.kernel.now() + SHORT_SECONDS
         self.restless = True
 
-    def _try_connect(self, flow: Flow) -> None:
+    def _try_connect(self, flow: Flow, refusal: int = 0) -> None:
         """Connect to the next target of the plan, and the one after it when that is refused at
-        once.
+        once. ``refusal`` is the errno of those before.
         """
-        code = 0
         while flow.attempt < len(flow.plan):
             target = flow.plan[flow.attempt]
             ready = self.pools[target.family].ready
@@ -83,7 +82,8 @@ class Connector(Mover):
                 self._sync(flow)
                 return
             self._drop_target(flow)
-        self._refused(flow, -code)
+            refusal = telling(refusal, -code)
+        self._refused(flow, refusal)
 
     def _connected(self, flow: Flow, code: int) -> None:
         """The target was reached; ``code`` says whether it has reset the connection already (what
@@ -140,7 +140,7 @@ class Connector(Mover):
             self._connected(flow, code)
         elif flow.attempt + 1 < len(flow.plan):
             self._drop_target(flow)
-            self._try_connect(flow)
+            self._try_connect(flow, -code)
         else:
             self._refused(flow, -code)
 

@@ -119,6 +119,7 @@ _LITERAL = {
     "MREMAP_MAYMOVE": 1,
     "SECCOMP_SET_MODE_FILTER": 1,
     "SECCOMP_FILTER_FLAG_NEW_LISTENER": 1 << 3,
+    "SIOCGIFFLAGS": 0x8913,
     "SECCOMP_IOCTL_NOTIF_RECV": 3 << 30 | 80 << 16 | ord("!") << 8 | 0,
     "SECCOMP_IOCTL_NOTIF_SEND": 3 << 30 | 24 << 16 | ord("!") << 8 | 1,
     "IP_MINTTL": 21,

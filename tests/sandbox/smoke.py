@@ -33,6 +33,12 @@ LOG_SIZE = 16384
 ELSEWHERE = "10.9.9.9"  # an address that might be another machine's
 
 
+def set_loopback(namespace: Namespace, state: str) -> None:
+    """Set it up or down, as root."""
+    enter = ["nsenter", f"--net={namespace.net_path}"]
+    subprocess.run([*enter, "ip", "link", "set", "lo", state], check=True, timeout=SHORT)
+
+
 _users = itertools.count(60_001 + os.getpid() % 3000)
 
 
@@ -383,13 +389,22 @@ class Smoke:
     # --- a namespace's path -----------------------------------------------------------------------
 
     def path(self, job: Job) -> None:
-        """The path of the namespace goes, and hardsplice with it."""
+        """The namespace's loopback interface goes down, of which a client is told; its path goes,
+        and hardsplice with it.
+        """
         with mounted(self.namespace, self.folder / "net") as path, contextlib.ExitStack() as stack:
             port = free_ports()
-            instance = self.start(job, "-f", "-t", f"127.0.0.1/{port}:80", "--netns", str(path))
+            spec = f"127.0.0.1/{port}:[::1]/80"
+            instance = self.start(job, "-f", "-t", spec, "--netns", str(path))
             stack.callback(end, instance)
             with self.judged(instance):
                 instance.wait_ready()
+                stack.callback(set_loopback, self.namespace, "up")
+                set_loopback(self.namespace, "down")
+                with contextlib.suppress(ConnectionResetError):
+                    socket.create_connection(("127.0.0.1", port), SHORT).close()
+                down = "the loopback interface is down"
+                eventually(lambda: down in self.told(instance), "it isn't told", within=SHORT)
                 unmount(path)
                 assert instance.wait(2 * SHORT) == 0
 

@@ -73,7 +73,7 @@ def run_for(way: str) -> Callable[[Smoke, Job], None]:
         return Smoke.background
     if way == "monitor: dup3 newfd >= LISTENERS and newfd < FLOWS":  # a place is given up
         return Smoke.ports
-    if way == "monitor: read fd == WATCH":
+    if way in ("monitor: pread64 fd == WATCH", "monitor: ioctl op == SIOCGIFFLAGS"):
         return Smoke.path
     return Smoke.serve
 

@@ -275,7 +275,6 @@ SOURCES: dict[str, Callable[[bytes], str] | str] = {
     "errors.failure_of": _failure,
     "init._last_word": "a Failure",
     "keeper.Keeper._fatal": "a Failure",
-    "linux.inotify_names": "compared, never shown",
     "log._cut": "shown already",
     "notes.in_words": _note,
     "notes.lacking": "setup.ready and the control socket, by printable",

@@ -168,7 +168,7 @@ FIXED = "fixed numbers"
 # What has which number, in the words of the page.
 NUMBERS = {
     ("T", 2): "the log", ("T", 4): "--ready-fd", ("T", 5): "the service manager",
-    ("T", 7): "signals", ("T", 8): "the folder's changes", ("R", 3): "the channel",
+    ("T", 7): "signals", ("T", 8): "the table of mounts", ("R", 3): "the channel",
     ("I", 3): "the channel", ("I", 7): "signals", ("I", 8): "COMMAND's excuse",
     ("G", 3): "its report",
 }  # fmt: skip
@@ -282,6 +282,7 @@ class Claim:
 MONITORS = frozenset(one for letter in "TH" for one in POLICIES[letter])
 CONTROL = frozenset({"monitor-control"})
 HOSTS = frozenset({"monitor-host", "monitor-control"})
+QUESTIONS = ("SIOCATMARK", "TIOCOUTQ")
 NOTIFICATION = ("RECV", "SEND", "ADDFD")
 CLAIMS = (
     Claim("connect", "slots of the book", "addr", {BOOK}),
@@ -305,18 +306,25 @@ CLAIMS = (
     Claim("munmap", "not the book, nor its place", "addr", {BOOK_END}, ">="),
     Claim("mremap", "not the book, nor its place", "old_address", {BOOK_END}, ">="),
     Claim(
-        "ioctl", "ioctl asks two questions", "op", number("SIOCATMARK", "TIOCOUTQ"),
-        but=frozenset({"monitor-ports", "monitor-fixed", *HOSTS}),
+        "ioctl", "ioctl asks two questions", "op", number(*QUESTIONS),
+        but=frozenset({"monitor", "monitor-fixed", "monitor-ports", *HOSTS}),
+    ),
+    Claim(
+        "ioctl", "in T and H also whether an interface is up", "op",
+        number(*QUESTIONS, "SIOCGIFFLAGS"),
+        but=frozenset({"monitor-fixed", "monitor-ports", *HOSTS}),
     ),
     Claim(
         "ioctl", "SECCOMP_IOCTL_NOTIF_ADDFD", "op",
-        number("SIOCATMARK", "TIOCOUTQ", *(f"SECCOMP_IOCTL_NOTIF_{one}" for one in NOTIFICATION)),
+        number(
+            *QUESTIONS, "SIOCGIFFLAGS", *(f"SECCOMP_IOCTL_NOTIF_{one}" for one in NOTIFICATION)
+        ),
         but=frozenset({"monitor-fixed", *HOSTS}),
     ),
     Claim(
         "ioctl", "which group of its own session has the terminal (TIOCSPGRP)", "op",
         number(
-            "SIOCATMARK", "TIOCOUTQ", "TIOCGPGRP", "TIOCSPGRP",
+            *QUESTIONS, "SIOCGIFFLAGS", "TIOCGPGRP", "TIOCSPGRP",
             *(f"SECCOMP_IOCTL_NOTIF_{one}" for one in NOTIFICATION),
         ),
     ),
