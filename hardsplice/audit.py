@@ -9,7 +9,8 @@ its parent there becomes a child of PID 1, which has no children of ours.
 
 hardsplice's processes are not dumpable, so that their namespaces and descriptors are hidden from
 everybody but root, their own user included (ptrace(2), "Ptrace access mode checking"). What is
-hidden is None, and said to be. Of Landlock and MDWE /proc shows nothing to anybody: of these,
+hidden is None, and said to be. A /proc that is mounted with hidepid shows such a process to nobody
+but root at all. Of Landlock and MDWE /proc shows nothing to anybody: of these,
 `--audit` repeats what lock-down reported.
 """
 
@@ -19,6 +20,7 @@ import collections
 import contextlib
 import dataclasses
 import json
+import os
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -26,7 +28,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
-from hardsplice.errors import printable
+from hardsplice.errors import Failure, printable
 
 PROC = Path("/proc")
 NAMESPACES = ("net", "user", "pid", "mnt", "ipc", "uts")
@@ -271,14 +273,48 @@ def _wrapped(name: str, text: str) -> list[str]:
 
 
 def report(root: int, lacking: Sequence[str], form: str) -> str:
-    """What --audit prints for the tree below ``root``: form "table" or "json"."""
-    processes = read_tree(root)
+    """What --audit prints for the tree below ``root``: form "table" or "json". Raises Failure."""
+    processes = _seen(root)
     lacking = [printable(layer) for layer in lacking]
     if form == "json":
         tree = [dataclasses.asdict(one) | {"may": one.may} for one in processes]
         return json.dumps({"processes": tree, "lacking": lacking}, indent=2)
     said = [f"not in force: {layer}" for layer in lacking]
     return "\n".join([*tables(processes), "", *(said or ["Landlock and MDWE: in force"])])
+
+
+def _seen(root: int) -> list[Process]:
+    """As read_tree; a Failure where there is nothing to be seen."""
+    what = f"process {root}"
+    try:
+        if os.readlink(PROC / "self") != str(os.getpid()):
+            raise Failure("audit", what, f"{PROC} is that of another PID namespace")
+    except OSError:
+        raise Failure("audit", what, f"{PROC} is not mounted for this PID namespace") from None
+    try:
+        return read_tree(root)
+    except (*_GONE, PermissionError):
+        pass
+    try:
+        os.kill(root, 0)
+    except ProcessLookupError:
+        raise Failure("audit", what, "it has ended already") from None
+    except PermissionError:
+        pass  # it is there
+    option = _hidepid((PROC / "self" / "mountinfo").read_text(encoding="utf-8", errors="replace"))
+    reason = f"{PROC} does not show it to this user{f' ({option})' if option else ''}"
+    raise Failure("audit", what, f"{reason}; root may look" if os.geteuid() != 0 else reason)
+
+
+def _hidepid(mounts: str) -> str:
+    """The option that hides processes where PROC is mounted; nothing where there is none."""
+    found = ""
+    for line in mounts.splitlines():
+        fields = line.split(" ")
+        if fields[4] == str(PROC):  # of several on top of each other the last one is seen
+            options = fields[-1].split(",")
+            found = next((one for one in options if one.startswith("hidepid=")), "")
+    return found
 
 
 def describe_namespace(process: Process, kind: str, host: int) -> str:

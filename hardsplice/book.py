@@ -235,7 +235,7 @@ _seen: memoryview | None = None  # the slots, as this process sees them
 class Pointer:
     """A target as a relay connects to it: where it lies, and what must be there."""
 
-    __slots__ = ("_at", "family", "length", "slot", "sockaddr", "where")
+    __slots__ = ("_at", "family", "length", "may_vanish", "slot", "sockaddr", "where")
 
     def __init__(self, place: Place, slot: int, family: int, sockaddr: bytes) -> None:
         """``slot`` is the number of its slot, ``family`` an index into relay.sockets.FAMILIES."""
@@ -245,6 +245,8 @@ class Pointer:
         self.sockaddr = sockaddr
         self.length = len(sockaddr)
         self.where = ctypes.c_void_p(place.address + self._at)
+        # Whether it is a machine that can go without a word, which nothing on the loopback does.
+        self.may_vanish = not socketcalls.is_loopback(sockaddr)
 
     def holds(self) -> bool:
         """Whether the target is still there, in a process that has opened the book."""

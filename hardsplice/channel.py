@@ -65,8 +65,11 @@ class Kind(IntEnum):
     CLOSE = 18  # host monitor to target monitor to relay: end a listener; small: and its flows
     CLOSED = 19  # the target monitor's answer
     FLOW = 20  # relay to monitor to host monitor: a flow ended; small = how, text = its row
-    PING = 21  # host monitor to target monitor, monitor to relay: do you go on?
-    PONG = 22  # the answer
+    # host monitor to target monitor, monitor to relay: do you go on? To PID 1: has COMMAND stopped?
+    PING = 21
+    PONG = 22  # the answer; PID 1's is in small
+    STOPPED = 23  # PID 1 to host monitor: the command was stopped, and may go on by now
+    DRAIN = 24  # as PING: accept nobody any more, end once nobody is connected
 
 
 class Note(IntEnum):
@@ -82,6 +85,7 @@ class Note(IntEnum):
     OPENED = 8  # with --trace: a flow's target was reached
     ENDED = 9  # with --trace: a flow is over; detail is 0 after FIN both ways, 1 after a reset
     CROWDED = 10  # see Sent
+    LOOPBACK = 11  # of a monitor: a target is not reached, as the loopback interface is down
 
 
 class Sent(Enum):

@@ -3,23 +3,21 @@
 
 Nothing is opened here but /proc's range of ephemeral ports, and nothing is changed. pasta's
 spelling is used wherever pasta has the option, so that what starts pasta can start hardsplice.
-
-Two parsers share the work. getopt knows where the options end: the first word that is none belongs
-to COMMAND, and so does all that follows. argparse has no such notion; it looks at every word and
-refuses one of COMMAND's that resembles an option of ours. So getopt cuts and resolves, with its
-lists made from argparse's actions, and argparse gets `--name=value` words only, which it converts.
 """
 
 from __future__ import annotations
 
 import argparse
 import enum
-import getopt
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from hardsplice import __version__, output, ports, values
+from hardsplice import __version__, ports, values
+from hardsplice.commandline import Parser, cut
+from hardsplice.ephemeral import read_ephemeral_range
 from hardsplice.errors import Failure, quote
+from hardsplice.modes import Mode, detect_mode, pid_of
 from hardsplice.spec import Inherited, is_inherited
 
 if TYPE_CHECKING:
@@ -30,27 +28,14 @@ if TYPE_CHECKING:
 __all__ = [
     "Mode",
     "Options",
-    "Parser",
     "Verbosity",
     "build_parser",
     "detect_mode",
     "parse_args",
-    "read_ephemeral_range",
 ]
 
-_EPHEMERAL_PATH = "/proc/sys/net/ipv4/ip_local_port_range"
-_EPHEMERAL_DEFAULT = (32768, 60999)  # net/ipv4/af_inet.c, inet_init_net()
-_LAST_PID = 2**22  # PID_MAX_LIMIT, include/linux/threads.h
 _LOG_SIZE = 1 << 20
 _BOTH: frozenset[Direction] = frozenset(("inbound", "outbound"))
-
-
-class Mode(enum.Enum):
-    """Whose namespaces are served."""
-
-    COMMAND = "new ones, in which COMMAND runs"
-    PID = "those of a running process"
-    NETNS = "those at a path"
 
 
 class Verbosity(enum.IntEnum):
@@ -73,6 +58,8 @@ class Options:
     netns: str | None
     userns: str | None
     netns_only: bool
+    #: Whether COMMAND has its user's subordinate ids.
+    map_auto: bool
     netns_quit: bool
     #: Listeners on the host, for servers in the namespace (-t).
     inbound: tuple[ports.Forward, ...]
@@ -101,8 +88,16 @@ class Options:
     pid_file: str | None
     #: Where the control socket is to be, if there is to be one.
     control: str | None
+    #: Whether the namespace that is served is heard there too.
+    control_from_namespace: bool
+    #: Where the socket is to be that everybody may ask for metrics.
+    metrics: str | None
     runas: values.RunAs | None
     sandbox: values.Sandbox
+    #: Seconds that connections have to come to their own end when hardsplice is told to end.
+    drain: int
+    #: Seconds after which a connection in which nothing moves is reset; 0: never.
+    idle_timeout: int
     #: A descriptor that is told when all is ready.
     ready_fd: int | None
     #: In which form to show every process and its sandbox once all is ready, if at all.
@@ -136,10 +131,13 @@ def parse_args(
     Raises Failure, and SystemExit(0) after --help and --version have been answered.
     """
     parser = build_parser()
-    words, positional = _cut(argv, parser)
+    words, positional = cut(argv, parser)
     given = parser.parse_args(words)
     mode = detect_mode(positional, given.netns, given.userns)
     _refuse_contradictions(given)
+    if given.map_auto and mode is not Mode.COMMAND:
+        reason = "it says which ids COMMAND has; leave it out"
+        raise Failure("use", "--map-auto without COMMAND", reason)
     families = (4,) if given.ipv4 else (6,) if given.ipv6 else (4, 6)
     ranges = None
     if given.inbound or given.outbound:
@@ -160,10 +158,11 @@ def parse_args(
     return Options(
         mode=mode,
         command=tuple(positional) if mode is Mode.COMMAND else (),
-        pid=_pid(positional[0]) if mode is Mode.PID else None,
+        pid=pid_of(positional[0]) if mode is Mode.PID else None,
         netns=given.netns,
         userns=given.userns,
         netns_only=given.netns_only,
+        map_auto=given.map_auto,
         netns_quit=given.netns_quit,
         inbound=tuple(inbound.forwards),
         outbound=tuple(outbound.forwards),
@@ -181,116 +180,18 @@ def parse_args(
         log_flows=given.log_flows,
         pid_file=given.pid_file,
         control=given.control,
+        control_from_namespace=given.control_from_namespace,
+        metrics=given.metrics,
         runas=given.runas,
         sandbox=given.sandbox,
+        drain=given.drain,
+        idle_timeout=given.idle_timeout,
         ready_fd=given.ready_fd,
         audit=given.audit,
     )
 
 
-def detect_mode(positional: Sequence[str], netns: str | None, userns: str | None) -> Mode:
-    """Which of the three synopses this is. Raises Failure where it is a mixture of them."""
-    first = positional[0] if positional else ""
-    is_pid = first.isascii() and first.isdigit()
-    if netns is not None:
-        if is_pid and len(positional) == 1:
-            reason = "a process has a network namespace already; leave out one of the two"
-            raise Failure("combine", f"--netns with PID {quote(first)}", reason)
-        if positional:
-            reason = "COMMAND runs in new namespaces; leave out --netns, or run it with nsenter(1)"
-            raise Failure("combine", f"--netns with COMMAND {quote(first)}", reason)
-        return Mode.NETNS
-    if userns is not None:
-        reason = "it says which user namespace owns that of --netns; add --netns, or leave it out"
-        raise Failure("use", "--userns without --netns", reason)
-    if not is_pid:
-        return Mode.COMMAND
-    if len(positional) > 1:
-        reason = (
-            f"after it stands {quote(positional[1])}; put options before it "
-            f"(a command of that name is ./{first})"
-        )
-        raise Failure("use", f"PID {quote(first)}", reason)
-    return Mode.PID
-
-
-def read_ephemeral_range(path: str = _EPHEMERAL_PATH) -> tuple[int, int]:
-    """The first and last port that the kernel hands out by itself; its default if it won't say.
-
-    Only `all` and lone exclusions need it, so being unable to read it is no reason to stop.
-    """
-    try:
-        with open(path, encoding="ascii") as file:
-            first, last = map(int, file.read().split())
-    except (OSError, ValueError):
-        return _EPHEMERAL_DEFAULT
-    return first, last
-
-
 # The options
-
-
-class Parser(output.Parser):
-    """An ArgumentParser whose errors are Failures, and whose help is a page of sections."""
-
-    def __init__(self) -> None:
-        super().__init__(prog="hardsplice", usage=_USAGE, add_help=False, allow_abbrev=False)
-        self.sections: dict[str, list[argparse.Action]] = {}
-
-    def section(self, title: str) -> None:
-        """Open a section of the help: the options added next stand in it."""
-        self.sections[title] = []
-
-    def flag(self, *names: str, help: str, action: str = "store_true", **settings: Any) -> None:  # noqa: A002
-        self._note(self.add_argument(*names, help=help, action=action, **settings))
-
-    def value(self, *names: str, metavar: str, help: str, **settings: Any) -> None:  # noqa: A002 - argparse's name
-        self._note(self.add_argument(*names, metavar=metavar, help=help, **settings))
-
-    def actions(self) -> list[argparse.Action]:
-        """Every option, in the order of the help."""
-        return [action for actions in self.sections.values() for action in actions]
-
-    def _note(self, action: argparse.Action) -> None:
-        list(self.sections.values())[-1].append(action)
-
-    def format_help(self) -> str:
-        lines = [_USAGE, "", _DESCRIPTION]
-        for section, actions in self.sections.items():
-            lines += ["", f"{section}:"]
-            for action in actions:
-                names = ", ".join(action.option_strings)
-                left = f"  {names} {action.metavar}" if action.metavar else f"  {names}"
-                lines.append(f"{left:<28}  {action.help}")
-        return "\n".join([*lines, "", _EPILOG])
-
-    def error(self, message: str) -> NoReturn:
-        raise Failure("parse", "the command line", f"{message}; see hardsplice --help")
-
-
-_USAGE = """\
-usage: hardsplice [OPTION]... [COMMAND [ARG]...]
-       hardsplice [OPTION]... PID
-       hardsplice [OPTION]... --netns PATH|NAME [--userns PATH]"""
-
-_DESCRIPTION = """\
-Join chosen TCP ports of a network namespace with ports of the host. It is a new
-one, in which COMMAND (by default the shell) runs, or one that exists."""
-
-_EPILOG = """\
-SPEC is none (the default), all, auto (what is listened on over there), or ports
-and ~exclusions; before them may stand a listening address, after each a target:
-  8080  80,443  8000-8009  8080:80  127.0.0.1/22  5432:10.0.0.5/5433  all,~22
-A service manager's listener NAME is taken by -t inherit:NAME:PORT.
-
-Examples:
-  hardsplice -t 8080:80 -- ./server        its port 80 is the host's 8080
-  hardsplice -T 5432 -- ./client           the host's port 5432 is its own
-  hardsplice -t 127.0.0.1/2222:22 1234     for process 1234, in the background
-  hardsplice -f -t 80 --netns blue         for /run/netns/blue
-
-The manual is hardsplice(1).
-"""
 
 
 def build_parser() -> Parser:
@@ -316,6 +217,7 @@ def build_parser() -> Parser:
         help="the user namespace that owns it",
     )
     flag("--netns-only", help="neither create nor join a user namespace")
+    flag("--map-auto", help="COMMAND has its user's subordinate ids")
     flag("--no-netns-quit", dest="netns_quit", action="store_false", help="outlive the namespace")
 
     parser.section("Running")
@@ -334,6 +236,9 @@ def build_parser() -> Parser:
         type=values.path("--control"),
         help="serve hardsplicectl and the like here",
     )
+    flag("--control-from-namespace", help="and to those in the namespace, for its own ports")
+    path = values.path("--metrics")
+    value("--metrics", metavar="PATH", type=path, help="serve everybody /metrics here, and no more")
     value(
         "--ready-fd", metavar="N", type=values.descriptor, help="write to descriptor N when ready"
     )
@@ -345,6 +250,13 @@ def build_parser() -> Parser:
         default=1,
         help="relays a direction (default 1); auto: one a CPU",
     )
+
+    for name, text in (
+        ("--drain", "at the end, let connections finish first"),
+        ("--idle-timeout", "reset connections in which nothing moves"),
+    ):
+        kind = partial(values.seconds, name)
+        value(name, metavar="SECONDS", type=kind, default=0, help=text)
 
     parser.section("Security")
     value(
@@ -373,6 +285,10 @@ def build_parser() -> Parser:
     flag("--log-flows", help="a line for each flow that ends")
 
     parser.section("Other")
+    for udp in (("-u", "--udp-ports"), ("-U", "--udp-ns")):
+        value(
+            *udp, metavar="SPEC", type=values.no_udp(udp[0]), help="none is accepted; no UDP here"
+        )
     flag("--splice-only", action="store_const", const=None, help="accepted; always so")
     flag("--host-lo-to-ns-lo", action="store_const", const=None, help="accepted; always so")
     flag("-h", "--help", action="help", help="show this")
@@ -384,38 +300,6 @@ def _audit(form: values.Audit) -> dict[str, Any]:
     return {"dest": "audit", "action": "store_const", "const": form}
 
 
-def _cut(argv: Sequence[str], parser: Parser) -> tuple[list[str], list[str]]:
-    """The options, each as one `--name` or `--name=value`, and the words after them."""
-    spelling = {}
-    short = ""
-    long = []
-    for action in parser.actions():
-        takes_value = action.metavar is not None
-        for name in action.option_strings:
-            spelling[name] = action.option_strings[-1]
-            if name.startswith("--"):
-                long.append(name[2:] + "=" * takes_value)
-            else:
-                short += name[1:] + ":" * takes_value
-    # getopt has no optional values. What is COMMAND's stays as it was typed.
-    words = ["--audit-json" if word == "--audit=json" else word for word in argv]
-    try:
-        pairs, rest = getopt.getopt(words, short, long)
-        rest = list(argv[len(argv) - len(rest) :])
-    except getopt.GetoptError as error:
-        typed = f"--{error.opt}"
-        meant = [name for name in spelling if name.startswith(typed)]
-        if len(meant) > 1 and any(word.partition("=")[0] == typed for word in argv):
-            parser.error(f"option {typed} could be {' or '.join(meant)}")
-        parser.error(error.msg)
-    with_value = {f"--{name[:-1]}" for name in long if name.endswith("=")}
-    words = []
-    for name, text in pairs:
-        full = spelling[name]
-        words.append(f"{full}={text}" if full in with_value else full)
-    return words, rest
-
-
 def _refuse_contradictions(given: argparse.Namespace) -> None:
     if given.ipv4 and given.ipv6:
         reason = "each rules the other out; leave out both for IPv4 and IPv6"
@@ -423,10 +307,19 @@ def _refuse_contradictions(given: argparse.Namespace) -> None:
     if given.netns_only and given.userns is not None:
         reason = "the one rules out joining a user namespace; leave out one of the two"
         raise Failure("combine", "--netns-only with --userns", reason)
+    if given.netns_only and given.map_auto:
+        reason = "ids are mapped in a user namespace; leave out one of the two"
+        raise Failure("combine", "--netns-only with --map-auto", reason)
     if given.quiet and (given.debug or given.trace):
         louder = "-d" if given.debug else "--trace"
         reason = "the one asks for less, the other for more; leave out one of the two"
         raise Failure("combine", f"-q with {louder}", reason)
+    if given.control_from_namespace and given.control is None:
+        reason = "there is no control socket to be heard at; add --control, or leave it out"
+        raise Failure("use", "--control-from-namespace without --control", reason)
+    if given.metrics is not None and given.control is None:
+        reason = "it goes with that; add --control PATH, or leave it out"
+        raise Failure("use", "--metrics without --control", reason)
     if given.log_size is not None and given.log_file is None:
         reason = "there is no log file to limit; add --log-file, or leave it out"
         raise Failure("use", "--log-size without --log-file", reason)
@@ -438,11 +331,3 @@ def _verbosity(given: argparse.Namespace) -> Verbosity:
     if given.debug:
         return Verbosity.DEBUG
     return Verbosity.QUIET if given.quiet else Verbosity.NORMAL
-
-
-def _pid(text: str) -> int:
-    pid = values.number(text, 1, _LAST_PID)
-    if pid is None:
-        reason = f"PIDs are 1 to {_LAST_PID} (a command of that name is ./{text})"
-        raise Failure("use", f"PID {quote(text)}", reason)
-    return pid

@@ -27,20 +27,33 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 import prctl
 
-from hardsplice import guard, init, landlock, lifeline, namespaces, users
+from hardsplice import (
+    guard,
+    init,
+    landlock,
+    lifeline,
+    namespaces,
+    refusals,
+    rights,
+    subids,
+    terminal,
+    users,
+)
+from hardsplice.caller import Caller
 from hardsplice.channel import Channel, Kind, Malformed, Record, close_all
 from hardsplice.children import has_ended
 from hardsplice.deaths import describe_status, exit_status
 from hardsplice.dialogue import OF_INIT, last_words
 from hardsplice.errors import Failure, failure_of, quote, reason_of
 from hardsplice.log import Level
+from hardsplice.subids import Ids
 from hardsplice.values import RunAs
 
 if TYPE_CHECKING:
@@ -49,6 +62,10 @@ if TYPE_CHECKING:
 # For PID 1 to leave by itself, and for the kernel to end what did not, in seconds
 _LEAVE_SECONDS = 0.3
 _END_SECONDS = 2.0
+_PROC_KEPT = (
+    "COMMAND has the /proc that is here, as the kernel refuses it one of its own: it sees other "
+    "processes, with their command lines and connections"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +76,10 @@ class Recipe:
     user: RunAs | None  # whom COMMAND is to be outside of its user namespace; None: as we are
     hint: str | None  # what to do where that user can't run it
     new_user: bool  # user namespaces too, in which COMMAND is root
+    ids: Ids  # that are mapped there
     is_shielded: bool  # the kernel's settings are read-only
-    ignores_children: bool  # COMMAND has SIGCHLD ignored, as the caller had
+    caller: Caller  # what COMMAND is to have as the caller had it
+    takes_foreground: bool  # COMMAND becomes the terminal's foreground group, and not the caller's
     aside: Mapping[int, int]  # COMMAND's descriptors: the number that each is to have, and has
     file_limits: tuple[int, int]  # RLIMIT_NOFILE, soft and hard, as COMMAND is to have it
     init_program: bytes  # PID 1's filter
@@ -70,10 +89,9 @@ class Recipe:
     strict: bool
 
     @property
-    def id_maps(self) -> tuple[str, str]:
-        """Of A, for uid and gid, as they are outside."""
-        uid, gid = (self.user.uid, self.user.gid) if self.user else (os.geteuid(), os.getegid())
-        return f"0 {uid} 1", f"0 {gid} 1"
+    def is_root_outside(self) -> bool:
+        """Whether COMMAND has the user who is root in our own user namespace."""
+        return (self.user.uid if self.user else os.geteuid()) == 0
 
     @property
     def deny_files(self) -> Callable[[], None] | None:
@@ -90,6 +108,7 @@ class Container:
         self.command = recipe.command[0]  # its program's name
         self._hints = (*init.HINTS, *([recipe.hint] if recipe.hint else []))  # of PID 1's
         self.warning = ""  # what COMMAND will miss
+        self.has_own_proc = True
         self.init = self._pidfd = 0  # PID 1, by its number here
         self._has_been_ended = False
         prctl.set_child_subreaper(1)  # PID 1 becomes our child if the guard ends before it
@@ -117,17 +136,15 @@ class Container:
         if recipe.new_user:
             self._expect(report)
             try:
-                uids, gids = recipe.id_maps
-                is_root = os.geteuid() == 0
-                namespaces.write_id_maps(self._guard, uids, gids, deny_setgroups=not is_root)
+                subids.write(self._guard, recipe.ids)
             except OSError as error:
-                hint = namespaces.userns_hint(error)
+                hint = refusals.userns_hint(error)
                 raise Failure("create", "namespaces", reason_of(error), hint) from error
             report.send(Record(Kind.GO))
         started = self._expect(report)
         self.init, self.warning = started.detail, started.text.decode(errors="replace")
         self._pidfd = os.pidfd_open(self.init)
-        self._expect(self.channel)
+        self.has_own_proc = bool(self._expect(self.channel).detail)
         self._expect(report)  # the guard is locked down
 
     def _expect(self, channel: Channel) -> Record:
@@ -159,6 +176,11 @@ class Container:
         return self._pidfd
 
     @property
+    def pids(self) -> tuple[int, ...]:
+        """Our children: the guard, and after its end PID 1."""
+        return self._guard, self.init
+
+    @property
     def descriptors(self) -> tuple[int, ...]:
         """What the host monitor keeps."""
         return self.channel.fileno(), self._pidfd, self._guard_pidfd, self._line
@@ -176,13 +198,15 @@ class Container:
             return code, f"hs-guard was {describe_status(status)}"
         return code, f"hs-init was {describe_status(code - 128 if code > 128 else code << 8)}"
 
-    def last_words(self, text: bytes, *, runs: bool) -> Failure:
+    def last_words(self, record: Record, *, runs: bool) -> Failure:
         """What PID 1 ends with; ``runs`` is whether COMMAND was told to run. Malformed where that
         is not its to say.
         """
-        failure = last_words(text, OF_INIT if runs else None, self._hints)
+        failure = last_words(record.text, OF_INIT if runs else None, self._hints)
         if failure.verb == "run":
             failure.object = self.command
+        if record.detail in (init.NOT_EXECUTED, init.NOT_FOUND):
+            failure.status = record.detail
         return failure
 
     def end(self, *, patience: float = _LEAVE_SECONDS) -> None:
@@ -211,20 +235,32 @@ class Container:
         return None
 
 
+def _takes_foreground(setup: Setup, command: Sequence[str]) -> bool:
+    """Whether COMMAND is a shell for whom the terminal is ours to give."""
+    is_here = setup.terminal is not None and setup.terminal.is_ours() and os.isatty(0)
+    return is_here and terminal.is_for_people(command)
+
+
 def for_command(setup: Setup) -> Container:
     """COMMAND's namespaces, and a line on whom COMMAND is where that may surprise."""
     options = setup.options
     new_user = not options.netns_only
+    if not (new_user or rights.may_make_namespaces()):
+        reason = "without a user namespace it takes CAP_SYS_ADMIN, which is not there"
+        raise Failure("create", "namespaces", reason, "leave --netns-only out")
     user = setup.user if new_user else options.runas
     hint = users.hint(user) if user and users.is_real_root() else None
+    command = options.command or (os.environ.get("SHELL") or "/bin/sh",)
     made = Container(
         Recipe(
-            command=options.command or (os.environ.get("SHELL") or "/bin/sh",),
+            command=command,
             user=user,
             hint=hint,
             new_user=new_user,
+            ids=subids.of_command(user, with_subordinate=options.map_auto),
             is_shielded=new_user and users.keeps_root(user),
-            ignores_children=setup.ignores_children,
+            caller=setup.caller,
+            takes_foreground=_takes_foreground(setup, command),
             aside=setup.aside,
             file_limits=setup.file_limits,
             init_program=setup.programs.init,
@@ -242,4 +278,7 @@ def for_command(setup: Setup) -> Container:
     if made.warning:
         text = f"COMMAND cannot reach its working directory {quote(made.warning)}"
         setup.log.line(Level.WARNING, f"{text}: {hint}" if hint else text)
+    if not made.has_own_proc:
+        for text in (_PROC_KEPT, refusals.PROC_HINT):
+            setup.log.line(Level.WARNING, text)
     return made

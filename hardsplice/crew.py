@@ -3,21 +3,29 @@
 listeners.
 
 A relay that dies costs its own flows and is replaced by itself. A relay that stops accepting, or
-has died, may have been the only one that was told of a client (relay/engine.py, *Sharing
+has died, may have been the only one that was told of a client (relay/accepting.py, *Sharing
 listeners*): then the others are made to look. They are told at most once in LOOK_SECONDS, so that a
 relay which was taken over can't keep the others busy with that.
+
+A crew that drains accepts nobody any more, and each of its relays leaves once nobody is connected.
+A listener that nobody else holds is shut down for that, so that clients are refused; one of the
+service manager's is left alone, and who comes waits for our successor.
 """
 
 from __future__ import annotations
 
+import socket
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from hardsplice import descriptors
+from hardsplice import descriptors, socketcalls
+from hardsplice.channel import Note
 from hardsplice.descriptors import FIRST_LISTENER
+from hardsplice.doubt import Doubt
 from hardsplice.errors import Failure
+from hardsplice.flowtable import End
 from hardsplice.keeper import STOP_SECONDS, Keeper
 from hardsplice.listeners import Pointers
 from hardsplice.loop import Loop
@@ -45,6 +53,9 @@ class Upward(Protocol):
     def flow_ended(self, end: int, row: bytes) -> None:
         """A flow ended; what is said of it was checked."""
 
+    def relays_drained(self) -> None:
+        """Every relay was to drain, and has ended."""
+
 
 class Crew:
     """Keeps the relays of one direction."""
@@ -64,6 +75,8 @@ class Crew:
             self.places.extend(fd for fd in every if fd not in taken)
         self.awaited = len(self.keepers)
         self.will_look = False
+        self.lent = plans[0].lent if plans else frozenset()
+        self.doubt = Doubt()
 
     def start(self) -> None:
         """Fork all relays."""
@@ -78,10 +91,31 @@ class Crew:
         for keeper in self.keepers:
             keeper.stop(deadline)
 
+    def drain(self) -> None:
+        """Have every relay end once nobody is connected to it, and no client come any more."""
+        for keeper in self.keepers:
+            keeper.drain()
+        for index, listener in self.listeners.items():
+            if index not in self.lent:
+                socketcalls.shutdown(listener.fd, socket.SHUT_RDWR)
+        self.relay_drained()
+
+    def relay_drained(self) -> None:
+        """One more has ended, as it was told to."""
+        if self.is_drained:
+            self.upward.relays_drained()
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether there is no relay to ask, nor will be."""
+        return all(keeper.is_drained for keeper in self.keepers)
+
     def ask_alive(self) -> None:
         """Ask every relay whether it goes on."""
         for keeper in self.keepers:
             keeper.ask_alive()
+        if self.is_drained:
+            self.upward.relays_alive()
 
     def add(self, index: int, fd: int, forward: Forward, slots: Mapping[int, int]) -> None:
         """Keep one more listener, a copy of ``fd``, and have every relay accept on it; ``slots``
@@ -132,11 +166,14 @@ class Crew:
 
     def note(self, kind: int, detail: int, index: int, text: bytes) -> None:
         """Pass it on."""
+        listener = self.listeners.get(index)
+        if listener is not None and self.doubt.explains_note(kind, detail, listener):
+            kind = Note.LOOPBACK
         self.upward.note(kind, detail, index, text)
 
     def flow_ended(self, end: int, row: bytes) -> None:
         """Pass it on."""
-        self.upward.flow_ended(end, row)
+        self.upward.flow_ended(End.LOOPBACK if self.doubt.explains_end(end, row) else end, row)
 
     def _look(self) -> None:
         self.will_look = False

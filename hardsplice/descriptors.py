@@ -29,7 +29,7 @@ READY_FD = 4  # the host monitor's --ready-fd
 NOTIFY_FD = 5  # the host monitor's socket to the service manager
 RULESET_FD = 6  # the Landlock ruleset, kept by monitors for the relays that they start
 SIGNALS_FD = 7  # the host monitor's signalfd, and that of PID 1 of COMMAND
-WATCH_FD = 8  # the host monitor's inotify descriptor
+WATCH_FD = 8  # the host monitor's table of mounts, which it watches
 LIFELINE_FD = 9  # what the target monitor's life hangs on (lifeline.py)
 FIRST_LISTENER = 10
 

@@ -92,6 +92,10 @@ class Desk:
         """Keep a port's listener, until it is ended."""
         self._kept[index] = fd
 
+    def listener(self, index: int) -> int:
+        """A port's listener; KeyError where it was ended."""
+        return self._kept[index]
+
     def is_wanted(self, fd: int, forward: Forward) -> bool:
         """Whether what the target monitor sent, which may have been taken over, is the listener
         that it was asked for, as we would have made it. Before Linux 5.14 the namespace can't be

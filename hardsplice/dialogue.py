@@ -69,6 +69,8 @@ INIT: Rules = {
     Phase.PREPARING: {Kind.READY: Phase.SERVING, Kind.FATAL: Phase.ENDING},
     Phase.SERVING: {
         Kind.SIGNAL: Phase.SERVING,  # it was passed on
+        Kind.STOPPED: Phase.SERVING,
+        Kind.PONG: Phase.SERVING,
         Kind.EXITED: Phase.ENDING,
         Kind.FATAL: Phase.ENDING,  # COMMAND could not be run
     },

@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import os
 
-from hardsplice import children, linux, namespaces
+from hardsplice import children, linux, namespaces, refusals
 from hardsplice.channel import Channel, Kind, Record
 from hardsplice.errors import failure_of, not_done, reason_of
 
@@ -68,7 +68,7 @@ def _make(channel: Channel) -> int:
         namespaces.enter_own_user_namespace()
         leave()
     except OSError as error:
-        raise not_done(LEAVE, reason_of(error), namespaces.userns_hint(error)) from error
+        raise not_done(LEAVE, reason_of(error), refusals.userns_hint(error)) from error
     folder = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     channel.send(Record(Kind.READY, fds=(folder,)))
     return 0

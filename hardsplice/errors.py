@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import signal
 import unicodedata
 from collections.abc import Iterable
 
@@ -52,12 +51,15 @@ class Failure(Exception):  # noqa: N818 - it is what messages call it
         object: str,  # noqa: A002 - the message's grammar: verb, object, reason
         reason: str,
         hint: str | None = None,
+        status: int = 1,
     ) -> None:
+        """``status`` is what the program ends with."""
         super().__init__(verb, object, reason, hint)
         self.verb = verb
         self.object = object
         self.reason = reason
         self.hint = hint
+        self.status = status
 
     def __str__(self) -> str:
         # Each part has a share of the line, so that a long name can't hide the reason.
@@ -91,12 +93,12 @@ def text_of(failure: Failure) -> bytes:
     return "\n".join(parts).encode(errors="replace")
 
 
-def failure_of(text: bytes) -> Failure:
+def failure_of(text: bytes, status: int = 1) -> Failure:
     """The Failure that was told, by whomever."""
     parts = text.decode(errors="replace").split("\n", 3)
     if len(parts) < 3:
         return Failure("go on", "serving", parts[0] or "no reason was given")
-    return Failure(parts[0], parts[1], parts[2], parts[3] if len(parts) > 3 else None)
+    return Failure(parts[0], parts[1], parts[2], parts[3] if len(parts) > 3 else None, status)
 
 
 def reason_of(error: OSError) -> str:
@@ -162,13 +164,6 @@ def tell(lines: Iterable[str], fd: int = 2) -> None:
             with contextlib.suppress(OSError):
                 # In one piece for a pipe (PIPE_BUF), which has room for that now.
                 write_all(fd, printable(line).encode(errors="backslashreplace") + b"\n")
-
-
-def outlast_terminal() -> None:
-    """Go on writing where a terminal stops those of its background who write (TOSTOP, termios(3)):
-    COMMAND can bring about both.
-    """
-    signal.signal(signal.SIGTTOU, signal.SIG_IGN)
 
 
 def write_all(fd: int, data: bytes) -> None:

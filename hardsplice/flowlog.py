@@ -27,6 +27,9 @@ _WORDS = {
     End.RELAY_DIED: "broken off when the relay died",
     End.STOPPED: "broken off when hardsplice ended",
     End.REMOVED: "reset when its port was removed",
+    End.IDLE: "reset when nothing had moved for too long",
+    End.JAMMED: "reset when descriptors had run out",
+    End.LOOPBACK: "refused: the loopback interface is down",
 }
 
 

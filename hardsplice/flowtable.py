@@ -75,6 +75,9 @@ class End(IntEnum):
     RELAY_DIED = 7
     STOPPED = 8  # hardsplice ended
     REMOVED = 9  # its port was removed, and its flows with it
+    IDLE = 10  # nothing had moved for --idle-timeout
+    JAMMED = 11  # half-closed, and in the way of others
+    LOOPBACK = 12  # the loopback interface with the target is down: a monitor finds that out
 
 
 _BUSY = frozenset(State) - {State.FREE}

@@ -10,8 +10,8 @@ The registry decides what may be asked; `exchange` does it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Literal, Protocol
 
@@ -30,6 +30,7 @@ class Source(Enum):
     OPTION = "option"
     AUTO = "auto"
     CONTROL = "control"
+    NAMESPACE = "namespace"  # as CONTROL, from the namespace that is served
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +60,9 @@ class Worker(Protocol):
         index: int,
         direction: Direction,
         forward: Forward,
-        done: Callable[[Failure | None], None],
+        done: Callable[[Failure | Forward], None],
     ) -> None:
-        """Listen, and have connections served."""
+        """Listen, and have connections served: told is what is listened on, with its number."""
 
     def remove(
         self, index: int, direction: Direction, *, reset_flows: bool, done: Callable[[], None]
@@ -86,10 +87,12 @@ class Ports:
         directions: frozenset[Direction],
         worker: Worker | None,
         check_room: Callable[[int], None],
+        check_loop: Callable[[Direction, Forward, Iterable[Port]], None],
     ) -> None:
         """``ports`` are there already; numbers from ``first_free`` on are unused. Only
         ``directions`` can change, which takes a ``worker``. ``check_room`` raises Failure where a
-        relay with so many listeners would have too few descriptors.
+        relay with so many listeners would have too few descriptors, ``check_loop`` where one more
+        port would lead back to itself by way of those that there are (loops.check).
         """
         self._ports = {port.id: port for port in ports}
         self._keys = {_key(port.direction, port.forward): port.id for port in ports}
@@ -98,8 +101,16 @@ class Ports:
         self._next = first_free
         self._directions = directions
         self._worker = worker
-        self._check_room = check_room
+        self._check_room, self._check_loop = check_room, check_loop
+        self.is_closed = False  # no more changes are taken
+        # Told of each port that was added, and of the number of each that was removed.
+        self.on_added: Callable[[Port], None] = lambda _: None
+        self.on_removed: Callable[[int], None] = lambda _: None
         self._listening = {one: sum(p.direction == one for p in ports) for one in DIRECTIONS}
+
+    def close(self) -> None:
+        """Take no more changes."""
+        self.is_closed = True
 
     def list(self) -> Sequence[Port]:
         """The ports that are listened on, in the order in which they were asked for."""
@@ -131,31 +142,39 @@ class Ports:
             return
         port = Port(self._next, direction, forward, source)
         self._next += 1
-        self._keys[key] = port.id
+        if forward.port:  # of a free one the number is known later
+            self._keys[key] = port.id
         self._held[port.id] = port
         self.changes += 1
         self._listening[direction] += 1
 
-        def finish(failure: Failure | None) -> None:
-            if failure is None:
-                self._ports[port.id] = port
-                self.changes += 1
-                done(port)
-            else:
+        def finish(outcome: Failure | Forward) -> None:
+            if isinstance(outcome, Failure):
                 self._forget(port)
                 self._release(port.id)
-                done(failure)
+                done(outcome)
+                return
+            listening = replace(port, forward=outcome)
+            self._keys[_key(direction, outcome)] = port.id
+            self._ports[port.id] = self._held[port.id] = listening
+            self.changes += 1
+            self.on_added(listening)
+            done(listening)
 
         assert self._worker is not None
         self._worker.add(port.id, direction, forward, finish)
 
     def _check(self, direction: Direction, forward: Forward, key: Key) -> None:
+        if self.is_closed:
+            what = f"{describe(forward)} {PLACES[direction]}"
+            raise Failure("listen on", what, "hardsplice is about to end")
         if direction not in self._directions:
             reason = f"{direction} ports were not to change when hardsplice was started"
             raise Failure("listen on", f"{describe(forward)} {PLACES[direction]}", reason)
         if key in self._keys:
             raise Conflict(forward, direction, self._keys[key])
         self._check_room(self._listening[direction] + 1)
+        self._check_loop(direction, forward, self._held.values())
 
     def remove(
         self, port_id: int, *, reset_flows: bool, done: Callable[[Failure | None], None]
@@ -164,6 +183,9 @@ class Ports:
         port = self._ports.get(port_id)
         if port is None:
             done(Failure("remove", f"port {port_id}", "there is no port with that id"))
+            return
+        if self.is_closed:
+            done(Failure("remove", f"port {port_id}", "hardsplice is about to end"))
             return
         if port.direction not in self._directions:
             reason = f"{port.direction} ports were not to change when hardsplice was started"
@@ -175,6 +197,7 @@ class Ports:
 
         def finish() -> None:
             self._release(port_id)
+            self.on_removed(port_id)
             done(None)
 
         self._worker.remove(port_id, port.direction, reset_flows=reset_flows, done=finish)
@@ -184,5 +207,5 @@ class Ports:
         self.changes += 1
 
     def _forget(self, port: Port) -> None:
-        del self._keys[_key(port.direction, port.forward)]
+        self._keys.pop(_key(port.direction, port.forward), None)
         self._listening[port.direction] -= 1

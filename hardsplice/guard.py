@@ -24,6 +24,7 @@ from hardsplice import (
     lifeline,
     linux,
     namespaces,
+    refusals,
     users,
 )
 from hardsplice.channel import Channel, Kind, Record, encode
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from hardsplice.container import Recipe
-
-_INSIDE = ("0 0 1", "0 0 1")  # the maps of B: what is root in A is root in B
 
 
 def live(recipe: Recipe, channel: Channel, report: Channel, line: int) -> NoReturn:
@@ -70,7 +69,7 @@ def _enter(recipe: Recipe, report: Channel) -> None:
     try:
         linux.unshare(linux.CLONE_NEWUSER)
     except OSError as error:
-        hint = namespaces.userns_hint(error)
+        hint = refusals.userns_hint(error)
         raise Failure("create", "namespaces", reason_of(error), hint) from error
     report.send(Record(Kind.READY))
     if report.receive() is None:
@@ -92,7 +91,8 @@ def _start_init(recipe: Recipe, channel: Channel, report: Channel, mask: Iterabl
     channel.close()
     report.send(Record(Kind.READY, detail=pid, text=_unreachable_directory(recipe).encode()))
     if recipe.new_user and ours.receive() is not None:
-        namespaces.write_id_maps(pid, *_INSIDE, deny_setgroups=False)
+        maps = recipe.ids.uids.same_below, recipe.ids.gids.same_below  # who is root in A is so in B
+        namespaces.write_id_maps(pid, *maps, deny_setgroups=False)
         ours.send(Record(Kind.GO))
     ours.close()
     return pid

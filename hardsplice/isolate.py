@@ -25,7 +25,7 @@ from functools import partial
 
 import prctl
 
-from hardsplice import emptyroot, landlock, linux, namespaces, unotify
+from hardsplice import emptyroot, landlock, linux, namespaces, refusals, unotify
 from hardsplice.errors import not_done, reason_of
 from hardsplice.unforeseen import next_step
 from hardsplice.values import RunAs
@@ -43,12 +43,17 @@ def no_excuse(_: OSError) -> str | None:
     return None
 
 
+def no_hint(_: OSError) -> str | None:
+    """Where nothing that people could do is known."""
+    return None
+
+
 def lacking(error: OSError) -> str | None:
     """The excuse of what an older kernel, or one built without it, may lack: that it does. For
     calls that give these errors for no other reason.
     """
     lacks = error.errno in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
-    return landlock.LACKED if lacks else None
+    return landlock.lacked() if lacks else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,14 +149,16 @@ _SECBIT_NO_CAP_AMBIENT_RAISE = 1 << 6
 _SECBIT_NO_CAP_AMBIENT_RAISE_LOCKED = 1 << 7
 
 
-def leaving_steps(*, new_user_namespace: bool) -> list[Step]:
-    """How a process that may make namespaces leaves what it has in common with others."""
+def leaving_steps(*, new_user_namespace: bool, user: RunAs | None = None) -> list[Step]:
+    """How a process leaves what it has in common with others: in a user namespace of its own where
+    it may make no others without, of which ``user`` is whom it is to become.
+    """
     own_user = Step(
         "enter a user namespace of its own",
-        namespaces.enter_own_user_namespace,
-        hint=namespaces.userns_hint,
+        partial(namespaces.enter_own_user_namespace, user),
+        hint=refusals.userns_hint,
     )
-    leave = Step(emptyroot.LEAVE, emptyroot.leave, hint=partial(namespaces.limited_by, "mnt"))
+    leave = Step(emptyroot.LEAVE, emptyroot.leave, hint=partial(refusals.limited_by, "mnt"))
     return [*([own_user] if new_user_namespace else []), leave, *separating_steps()]
 
 
@@ -163,7 +170,7 @@ def separating_steps() -> list[Step]:
             f"enter {name} namespace of its own",
             partial(linux.unshare, flag),
             lacking,
-            partial(namespaces.limited_by, kind),
+            partial(refusals.limited_by, kind),
         )
         for name, kind, flag in made
     ]
@@ -259,7 +266,7 @@ def init_steps(
     ``deny_files`` puts it under Landlock, where there is that. Made while there is still a /proc.
     """
     steps = [
-        Step(emptyroot.LEAVE, emptyroot.leave, hint=partial(namespaces.limited_by, "mnt")),
+        Step(emptyroot.LEAVE, emptyroot.leave, hint=partial(refusals.limited_by, "mnt")),
         *separating_steps(),
         Step("limit core dumps and files", lambda: _limit_files(0)),
         _memory_step(0),
@@ -284,6 +291,28 @@ def asking_filter_step(program: bytes, take: Callable[[int], None]) -> Step:
     which that is read.
     """
     return Step("install the system call filter", lambda: take(unotify.set_filter(program)))
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """Whoever started this process, and the signal that is to come at its end, if any: the kernel
+    forgets that at a change of credentials.
+    """
+
+    pid: int
+    signal: int
+
+    @classmethod
+    def now(cls) -> Parent:
+        """As it is."""
+        return cls(os.getppid(), prctl.get_pdeathsig())
+
+    def ask_again(self) -> None:
+        """Have that signal at its end; at once where it has ended meanwhile."""
+        if self.signal:
+            prctl.set_pdeathsig(self.signal)
+            if os.getppid() != self.pid:
+                os.kill(os.getpid(), self.signal)
 
 
 def die_with(parent: int) -> None:

@@ -23,7 +23,7 @@ from functools import partial
 
 import prctl
 
-from hardsplice import emptyroot, isolate, landlock, lifeline, namespaces
+from hardsplice import emptyroot, isolate, landlock, lifeline, namespaces, rights
 from hardsplice.isolate import Lockdown, Step
 from hardsplice.namespaces import Target
 
@@ -44,14 +44,9 @@ class Tie:
         lifeline.hang_on(self.line, group=True)  # this process leads one: target.py
 
 
-def may_make_namespaces() -> bool:
-    """Whether this process has CAP_SYS_ADMIN here, and so over the namespaces below."""
-    return bool(prctl.cap_effective.sys_admin)
-
-
 def needs_empty_root(target: Target) -> bool:
     """Whether the way there takes a folder that is made before (emptyroot.py)."""
-    return target.user is not None and not may_make_namespaces()
+    return target.user is not None and not rights.may_make_namespaces()
 
 
 def join(target: Target, folder: int | None, lockdown: Lockdown, tie: Tie, abi: int) -> None:
@@ -62,7 +57,7 @@ def join(target: Target, folder: int | None, lockdown: Lockdown, tie: Tie, abi: 
     tie.renew()
     lockdown.run(isolate.first_steps(0))
     if folder is None:
-        if may_make_namespaces():
+        if rights.may_make_namespaces():
             lockdown.run(isolate.leaving_steps(new_user_namespace=False))
         namespaces.join_network(target)
         return

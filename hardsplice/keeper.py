@@ -45,7 +45,7 @@ from hardsplice.loop import Alarm, Loop
 from hardsplice.placing import NOT_HERE, Placing
 from hardsplice.relay import main as relay
 from hardsplice.relay import orders
-from hardsplice.relay.engine import Listener
+from hardsplice.relay.accepting import Listener
 from hardsplice.relay.sockets import POOL_SIZE
 from hardsplice.relay.stats import DENIED_CALLS, DENIED_RECORDS, RESTARTS
 from hardsplice.supply import SHORT_SECONDS, Supply
@@ -78,6 +78,9 @@ class Upward(Protocol):
     def flow_ended(self, end: int, row: bytes) -> None:
         """A flow ended; what is said of it was checked (flowtable.read_record)."""
 
+    def relay_drained(self) -> None:
+        """The relay has ended, as it was told to; or there was none."""
+
 
 class Keeper:
     """One relay and its channel."""
@@ -97,6 +100,7 @@ class Keeper:
         self.is_cut_off = False
         self.is_in_breach = False  # it sent what it may not
         self.is_asked = False  # whether the relay owes an answer
+        self.is_draining = False
         self.untold: deque[Record] = deque()  # what the relay's channel had no room for yet
         self.deaf_since = 0.0
         self.telling = Alarm(loop, self._tell_more)
@@ -109,6 +113,8 @@ class Keeper:
 
     def start(self) -> None:
         """Fork a relay."""
+        if self.is_draining:
+            return
         ours, theirs = Channel.pair()
         monitor = os.getpid()
         try:
@@ -139,6 +145,16 @@ class Keeper:
             wait_for(self.pid, self.pidfd, max(0.0, deadline - time.monotonic()))
             self._hear_out()
             self._forget()
+
+    def drain(self) -> None:
+        """Have the relay accept nobody any more, and leave once nobody is connected."""
+        self.is_draining = True
+        self._tell(Record(Kind.DRAIN))
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether there is no relay any more, and none will be."""
+        return self.is_draining and not self.pid
 
     # --- what the relay is told ------------------------------------------------------------------
 
@@ -187,7 +203,8 @@ class Keeper:
                 return
             self.deaf_since = time.monotonic()
             told = self.untold.popleft()
-            self.placing.told(told.detail, told.index if told.kind == Kind.SERVE else None)
+            if told.kind != Kind.DRAIN:
+                self.placing.told(told.detail, told.index if told.kind == Kind.SERVE else None)
 
     def _crowded(self, what: bytes) -> None:
         self.upward.note(Note.CROWDED, errno.ETOOMANYREFS, 0, what)
@@ -199,7 +216,7 @@ class Keeper:
 
     def ask_alive(self) -> None:
         """Ask the relay whether it goes on."""
-        self.is_asked = True
+        self.is_asked = not self.is_drained
         if self.channel is None or self.is_cut_off:
             return
         if self.channel.send(Record(Kind.PING), wait=False):
@@ -248,6 +265,10 @@ class Keeper:
 
     def _replace(self, status: int) -> None:
         """Start another relay, unless that makes no sense."""
+        if self.is_draining:
+            self._alive()
+            self.upward.relay_drained()
+            return
         reason, _, hint = (self.last_words or describe_status(status)).partition("\n")
         if not self.was_ready:
             self.upward.relay_lost(f"it did not start: {reason}", hint or None)

@@ -20,7 +20,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from hardsplice import linux
+from hardsplice import linux, refusals
 
 # linux/landlock.h. All rights on files that an ABI knows are handled, and none is granted.
 _FS_RIGHTS = {1: 13, 2: 14, 3: 15, 5: 16}  # number of LANDLOCK_ACCESS_FS_* bits from this ABI on
@@ -29,6 +29,7 @@ _SCOPE_ABSTRACT_UNIX_SOCKET, _SCOPE_SIGNAL = 1, 2
 _NET_ABI, _SCOPE_ABI = 4, 6
 
 LACKED = "this kernel lacks it"
+HIDDEN = f"{LACKED}, or a filter that hardsplice was started under hides it"
 FORBIDDEN = "a filter that hardsplice was started under forbids it"
 
 
@@ -72,10 +73,12 @@ class Support:
 
 
 def support() -> Support:
-    """Ask the kernel. Whoever answers EPERM is no kernel of ours: none of Landlock's calls gives
-    that answer to a process that forbade itself new privileges, but filters of systemd-nspawn and
-    of container managers give it for each call that they don't know.
+    """Ask the kernel, before there is any filter of our own. Whoever answers EPERM is no kernel of
+    ours: none of Landlock's calls gives that answer to a process that forbade itself new
+    privileges, but filters of systemd-nspawn and of container managers give it for each call that
+    they don't know.
     """
+    refusals.is_filtered()
     try:
         version = linux.landlock_abi()
         tried = ruleset(version, connect=(1,))  # each call may be forbidden by itself
@@ -93,7 +96,14 @@ def lacking(error: OSError) -> str | None:
     """Why Landlock can't be had, by the error of one of its calls; None for any other error."""
     if error.errno == errno.EPERM:
         return FORBIDDEN
-    return LACKED if error.errno in (errno.ENOSYS, errno.EOPNOTSUPP) else None
+    return lacked() if error.errno in (errno.ENOSYS, errno.EOPNOTSUPP) else None
+
+
+def lacked() -> str:
+    """What to say of a call that is not there. Some filters answer ENOSYS, too, for what they don't
+    know (runc's, for calls newer than itself).
+    """
+    return HIDDEN if refusals.is_filtered() else LACKED
 
 
 def scope(version: int) -> int | None:

@@ -37,7 +37,9 @@ CLONE_NEWNET = 0x40000000
 # nothing.
 _IO = 0x20000000 if MACHINE.startswith("ppc") else 0
 NS_GET_USERNS = _IO | 0xB701
+NS_GET_PARENT = _IO | 0xB702
 NS_GET_NSTYPE = _IO | 0xB703
+NS_GET_OWNER_UID = _IO | 0xB704
 
 # linux/prctl.h: what python-prctl 1.8.1 does not know, and what it would refuse.
 PR_CAPBSET_READ = 23
@@ -60,10 +62,6 @@ MS_MOVE = 8192
 MS_REC = 16384
 MS_PRIVATE = 1 << 18
 MNT_DETACH = 2
-
-# linux/inotify.h
-IN_DELETE = 0x200
-IN_MOVED_FROM = 0x40
 
 
 class SockFprog(ctypes.Structure):
@@ -138,10 +136,6 @@ _umount2 = libc.umount2
 _umount2.argtypes = (c_char_p, c_int)
 _signalfd = libc.signalfd
 _signalfd.argtypes = (c_int, c_char_p, c_int)
-_inotify_init1 = libc.inotify_init1
-_inotify_init1.argtypes = (c_int,)
-_inotify_add_watch = libc.inotify_add_watch
-_inotify_add_watch.argtypes = (c_int, c_char_p, ctypes.c_uint32)
 _syscall = libc.syscall
 _syscall.restype = c_long
 
@@ -327,27 +321,3 @@ def siginfo(record: bytes) -> tuple[int, int]:
     """Signal number and si_code of one struct signalfd_siginfo."""
     number, _, code = struct.unpack_from("=Iii", record)
     return number, code
-
-
-def inotify(directory: str, mask: int) -> int:
-    """A non-blocking inotify descriptor that watches one directory."""
-    fd: int = _inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-    if fd < 0:
-        fail()
-    if _inotify_add_watch(fd, os.fsencode(directory), mask) < 0:
-        code = _errno()
-        os.close(fd)
-        raise OSError(code, os.strerror(code), directory)
-    return fd
-
-
-def inotify_names(records: bytes) -> list[str]:
-    """The names in a read from an inotify descriptor: struct inotify_event, each followed by its
-    padded name.
-    """
-    names, at = [], 0
-    while at + 16 <= len(records):
-        length = struct.unpack_from("=I", records, at + 12)[0]
-        names.append(os.fsdecode(records[at + 16 : at + 16 + length].rstrip(b"\0")))
-        at += 16 + length
-    return names

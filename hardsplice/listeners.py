@@ -16,6 +16,7 @@ import errno
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 
 from hardsplice import socketcalls
@@ -23,8 +24,9 @@ from hardsplice.book import Place, Pointer
 from hardsplice.channel import CROWDED_HINT, close_all
 from hardsplice.errors import Failure, reason_of
 from hardsplice.ports import Address, Forward
-from hardsplice.relay.engine import Listener
+from hardsplice.relay.accepting import Listener
 from hardsplice.relay.sockets import FAMILIES, IPV4, IPV6
+from hardsplice.spec import LAST_PORT
 
 BACKLOG = 65535  # the kernel cuts this to net.core.somaxconn
 LOOPBACK_IPV4 = IPv4Address("127.0.0.1")
@@ -51,10 +53,17 @@ def usable_families(versions: Sequence[int]) -> tuple[int, ...]:
 
 def describe(forward: Forward) -> str:
     """A listener as messages name it: "port 80", "127.0.0.1 port 80", "::1%eth0 port 80"."""
+    if not forward.port:
+        return "a free port" + (f" of {place_of(forward)}" if place_of(forward) else "")
+    return f"{place_of(forward)} port {forward.port}".strip()
+
+
+def place_of(forward: Forward) -> str:
+    """The address and the interface of a listener; nothing where any will do."""
     where = str(forward.address or "")
     if forward.interface:
         where += f"%{forward.interface}"
-    return f"{where} port {forward.port}".strip()
+    return where
 
 
 def write_place(forward: Forward, families: Sequence[int], writable: int | None = None) -> None:
@@ -97,14 +106,21 @@ def bound_address(forward: Forward, families: Sequence[int]) -> tuple[Address, b
     return IPv4Address("0.0.0.0"), False
 
 
+def chosen(forward: Forward, fd: int) -> Forward:
+    """A forward as it has become: with the number that the kernel chose where any would do."""
+    return forward if forward.port else replace(forward, port=socketcalls.local_port(fd))
+
+
 def is_listener(fd: int, port: int) -> bool:
-    """Whether ``fd`` is a TCP socket that listens on ``port``, as somebody says who may lie."""
+    """Whether ``fd`` is a TCP socket that listens on ``port`` (0: any), as somebody says who may
+    lie.
+    """
     domain = socketcalls.option(fd, socket.SOL_SOCKET, socket.SO_DOMAIN)
     return (
         domain in FAMILIES
         and socketcalls.option(fd, socket.SOL_SOCKET, socket.SO_PROTOCOL) == socket.IPPROTO_TCP
         and socketcalls.option(fd, socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
-        and socketcalls.local_port(fd) == port
+        and socketcalls.local_port(fd) in ((port,) if port else range(1, LAST_PORT + 1))
     )
 
 
@@ -160,9 +176,11 @@ def open_listeners(
     families: Sequence[int],
     place: str,
     kept: Callable[[Forward], int | None] = lambda _: None,
+    optional_from: int | None = None,
 ) -> list[tuple[int, int]]:
     """Open all of ``forwards``, in ``place`` ("on the host" or so): (index, descriptor) of each
-    that is open. ``kept`` has the descriptors of some that are open already.
+    that is open. ``kept`` has the descriptors of some that are open already. From the index
+    ``optional_from`` on, each that can't be had is left out, whatever the reason.
 
     One that is required and can't be had closes all of them again and raises Failure.
     """
@@ -175,6 +193,8 @@ def open_listeners(
                 fd = open_listener(forward, families)
             opened.append((index, fd))
         except OSError as error:
+            if optional_from is not None and index >= optional_from:
+                continue
             if not forward.required and error.errno in (errno.EADDRINUSE, errno.EACCES):
                 continue
             close_all([fd for _, fd in opened])
@@ -182,15 +202,13 @@ def open_listeners(
     return opened
 
 
-def cannot_listen(forward: Forward, place: str, error: OSError) -> Failure:
-    """The Failure for an error of ``open_listener``, with a next step where there is one."""
+def cannot_listen(forward: Forward, place: str, error: OSError, *, late: bool = False) -> Failure:
+    """The Failure for an error of ``open_listener``, with a next step where there is one; ``late``
+    where it is after lock-down, when whoever asks may be root, and we no more.
+    """
     hint = None
-    if error.errno == errno.EACCES and forward.port < 1024:
-        hint = (
-            "ports below 1024 are root's unless net.ipv4.ip_unprivileged_port_start says otherwise:"
-            " use a higher port, or, as root,"
-            f" sysctl net.ipv4.ip_unprivileged_port_start={forward.port}"
-        )
+    if error.errno == errno.EACCES:
+        hint = _privileged_hint(forward, place, late=late)
     elif error.errno == errno.EADDRINUSE:
         hint = f"find who listens there with: ss -ltnp 'sport = :{forward.port}'"
     elif error.errno == errno.EADDRNOTAVAIL:
@@ -257,6 +275,26 @@ class Pointers:
             if family not in self.families:
                 raise no_family(forward, "there")
         return Listener(fd, *self.plans(forward, slots), index)
+
+
+def _privileged_hint(forward: Forward, place: str, *, late: bool) -> str:
+    """What to do about a port that is root's. A capability of the program's file would not help: it
+    is dropped at the start, as root's are.
+    """
+    inside = place == "in the namespace"
+    who = "as root in there" if inside else "as root"
+    way = f"{who}, sysctl net.ipv4.ip_unprivileged_port_start={forward.port}"
+    if late:
+        start = "start it with this port" if inside else "start it as root with this port"
+        return (
+            "once started, hardsplice has no right to ports below that of"
+            f" net.ipv4.ip_unprivileged_port_start, whoever started it: {start}, or, {way},"
+            " or use a higher port"
+        )
+    return (
+        "ports below that of net.ipv4.ip_unprivileged_port_start are root's: use a higher port, or,"
+        f" {way}"
+    )
 
 
 def no_family(forward: Forward, place: str) -> Failure:

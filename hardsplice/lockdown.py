@@ -6,13 +6,15 @@ Landlock rulesets, and which descriptors it keeps; and what the target monitor's
 from __future__ import annotations
 
 import os
+import resource
+import stat
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
 import prctl
 
-from hardsplice import descriptors, environment, errors, isolate, landlock, namespaces, reach
+from hardsplice import descriptors, environment, isolate, landlock, reach, rights, users
 from hardsplice.book import SEALED
 from hardsplice.errors import not_done, reason_of
 from hardsplice.forwarding import DIRECTIONS, Direction
@@ -21,6 +23,7 @@ from hardsplice.isolate import Lockdown
 if TYPE_CHECKING:
     from hardsplice.setup import Setup
 
+READY_ROOM = 1 << 20  # bytes: more than the lines of all ports take
 ONLY_WRITTEN = "read nothing from where messages go"
 
 
@@ -59,7 +62,6 @@ def lock_host_monitor(setup: Setup) -> None:
     """Lock this process down, as the host monitor."""
     prctl.set_name("hs-host")
     environment.forget()
-    errors.outlast_terminal()  # not before COMMAND's are forked, which would have it too
     unsealed = setup.planner.books["outbound"].open()
     setup.unsealed = [f"{SEALED}: {unsealed}"] if unsealed else []
     setup.planner.books["outbound"].pin(is_writer=True)
@@ -71,21 +73,37 @@ def lock_host_monitor(setup: Setup) -> None:
     begun = of_monitor(setup, "outbound", setup.say)
     descriptors.keep((descriptors.RULESET_FD, *kept), setup.first_flow)
     own = _ruleset(setup, "outbound", scoped=False)
-    is_real_root = os.geteuid() == 0 and namespaces.owns_all_ids()
+    needs_user_namespace = not (users.is_real_root() and rights.may_make_namespaces())
     if setup.options.log_file is None:  # which is read again when it is full
         reopen = partial(descriptors.write_only, descriptors.LOG_FD)
         begun.run([isolate.Step(ONLY_WRITTEN, reopen, reason_of)])
     begun.run(
         [
-            *isolate.leaving_steps(new_user_namespace=not is_real_root),
-            *isolate.first_steps(setup.log.file_limit),
+            *isolate.leaving_steps(new_user_namespace=needs_user_namespace, user=setup.user),
+            *isolate.first_steps(_file_limit(setup)),
             *isolate.rights_steps(setup.user, setup.last_capability, own),
         ]
     )
     if own is not None:
         os.close(own)
     setup.missing += begun.missing
+    setup.parent.ask_again()
     begun.run([isolate.filter_step(setup.programs.host)])
+
+
+def _file_limit(setup: Setup) -> int:
+    """The largest file that this process still has to write, in bytes; -1 for any. --ready-fd may
+    lead to one, as where a shell sends standard output there.
+    """
+    limit = setup.log.file_limit
+    if setup.ready_fd is None or limit == resource.RLIM_INFINITY:
+        return limit
+    found = os.fstat(descriptors.READY_FD)
+    if not stat.S_ISREG(found.st_mode):
+        return limit
+    wanted = max(limit, found.st_size + READY_ROOM)
+    soft, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    return wanted if soft == resource.RLIM_INFINITY else min(wanted, soft)
 
 
 def _kept(setup: Setup) -> list[int]:
@@ -95,18 +113,21 @@ def _kept(setup: Setup) -> list[int]:
         keep.append(descriptors.CHANNEL_FD)
     if setup.ready_fd is not None:
         keep.append(descriptors.READY_FD)
+    if setup.pid_file:
+        keep.append(setup.pid_file.held)
     keep += setup.notifier.settle()
     if setup.monitor:
         keep += [setup.monitor.pidfd, setup.monitor.channel.fileno()]
         keep.append(setup.monitor.line.fileno())
     if setup.container:
         keep += setup.container.descriptors
-    if setup.target:
-        keep += [fd for fd in (setup.target.process, setup.target.watch) if fd is not None]
+    if setup.target and setup.target.process is not None:
+        keep.append(setup.target.process)
+    if setup.target and setup.target.watched is not None:
+        keep.append(setup.target.watched.table)
     keep += [fd for _, fd in setup.target_listeners]
     keep += setup.copies.values()
-    if setup.control:
-        keep.append(setup.control.fileno())
+    keep += [one.fileno() for one in (setup.control, setup.metrics, setup.terminal) if one]
     keep += [asker.fileno() for asker in setup.askers.values()]
     return keep
 

@@ -183,7 +183,8 @@ class Log:
             line = as_json(level, fields, time.time(), limit)
         else:
             name = "" if self._syslog else "hardsplice: "
-            line = _cut(name + printable(text, LINE_LIMIT), limit)
+            when = f"{timestamp(time.time())} " if self._limit else ""  # others add their own
+            line = _cut(when + name + printable(text, LINE_LIMIT), limit)
         return f"{lead}{line}{end}".encode(errors="backslashreplace")
 
     def _has_room(self, *, wait: bool) -> bool:
@@ -276,11 +277,18 @@ def is_journal(fd: int, stream: str) -> bool:
         return False
 
 
+def timestamp(now: float) -> str:
+    """A time, in seconds since 1970, as ISO 8601 has it. In UTC: local time would take files that
+    a process that is locked down can't read.
+    """
+    return (_EPOCH + timedelta(seconds=now)).isoformat(timespec="milliseconds")
+
+
 def as_json(level: Level, fields: Mapping[str, object], now: float, limit: int) -> str:
     """One line of the log as a JSON object, of ``limit`` bytes at most: of too long a text the
     beginning. ``now`` is in seconds since 1970.
     """
-    when = (_EPOCH + timedelta(seconds=now)).isoformat(timespec="milliseconds")
+    when = timestamp(now)
     shown = {
         name: printable(value, limit) if isinstance(value, str) else value
         for name, value in fields.items()

@@ -34,9 +34,9 @@ class Loop:
         self._order = itertools.count()
         self.status: int | None = None  # set to end the loop
 
-    def add(self, fd: int, callback: Callback) -> None:
-        """Call back while ``fd`` is readable, or its other end is gone."""
-        self._epoll.register(fd, select.EPOLLIN)
+    def add(self, fd: int, callback: Callback, events: int = select.EPOLLIN) -> None:
+        """Call back while ``fd`` is readable, or at other ``events``, or its other end is gone."""
+        self._epoll.register(fd, events)
         self._callbacks[fd] = callback
 
     def modify(self, fd: int, events: int) -> None:

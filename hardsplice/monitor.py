@@ -12,71 +12,39 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from hardsplice import container, linux
+from hardsplice import container, departure, linux, loops
 from hardsplice.channel import LAST_RECORDS, Kind, Malformed, Record, close_all
-from hardsplice.children import Child, hear, wait_for
+from hardsplice.children import hear, wait_for
 from hardsplice.crew import Crew
 from hardsplice.deaths import describe_status, exit_status
-from hardsplice.desk import Desk
 from hardsplice.dialogue import INIT, OF_TARGET_MONITOR, TARGET_MONITOR, Dialogue, Phase, last_words
+from hardsplice.ending import Ending, account
 from hardsplice.errors import Failure, relay_lost
 from hardsplice.exchange import HostSide
-from hardsplice.flowlog import FlowLog, Traffic
+from hardsplice.flowlog import FlowLog
 from hardsplice.flowtable import Nonsense
-from hardsplice.forwarding import Direction, Port, Ports
+from hardsplice.forwarding import Ports
+from hardsplice.host import Host
 from hardsplice.keeper import STOP_SECONDS
-from hardsplice.listeners import describe
-from hardsplice.log import Level, Log
+from hardsplice.log import Level
 from hardsplice.loop import Loop
-from hardsplice.namespaces import Target
-from hardsplice.notes import BY_KEEPERS, BY_RELAYS, BY_TRACED_RELAYS, in_words, lacking
-from hardsplice.relay import main as relay
-from hardsplice.service import Notifier, Watchdog
-from hardsplice.watch import Watch, Watched
+from hardsplice.notes import BY_KEEPERS, BY_RELAYS, BY_TRACED_RELAYS, lacking
+from hardsplice.orphans import Orphans
+from hardsplice.service import Watchdog
+from hardsplice.signals import ENDING, FINAL, HARMLESS, is_to_be_passed_on
+from hardsplice.teller import Teller
+from hardsplice.watch import Watch
 
 if TYPE_CHECKING:
-    from hardsplice.control.host import Control, HostWorld
+    from hardsplice.control.host import HostWorld
 
 # For the target monitor to end its relays, each of which has STOP_SECONDS, and to leave
 END_SECONDS = STOP_SECONDS + 0.2
 ANSWERS = (Kind.OPENED, Kind.SERVED, Kind.CLOSED)
-# What is passed on to COMMAND when it is sent to hardsplice; without a COMMAND the first two end
-# hardsplice.
-ENDING = (signal.SIGTERM, signal.SIGINT)
-# What people send who want it to end.
-FINAL = (*ENDING, signal.SIGHUP, signal.SIGQUIT)
-PASSED_ON = (*FINAL, signal.SIGUSR1, signal.SIGUSR2)
-DEAF_SECONDS = 0.5  # for PID 1 to pass such a signal on
-
-
-@dataclass(slots=True)
-class Host:
-    """What the host monitor is told by set-up."""
-
-    log: Log
-    target: Target | None
-    quit_with_target: bool
-    ports: Sequence[Port]  # those that are listened on
-    first_free: int  # from this number on, none is a port's
-    dynamic: frozenset[Direction]  # those whose ports may change at run time
-    desk: Desk | None  # where ports may change
-    check_room: Callable[[int], None]  # raises Failure where a relay can't have so many listeners
-    watched: dict[Direction, Watched]  # by -t auto and -T auto
-    versions: Sequence[int]  # of IP, in use
-    signals: int  # signalfd
-    monitor: Child | None  # the target monitor
-    container: container.Container | None
-    plans: Sequence[relay.Plan]  # of the outbound relays
-    traffic: Sequence[Traffic]  # each direction's counters and flow tables
-    log_flows: bool  # whether the end of each flow is written to the log
-    control: Control | None  # the control socket
-    notifier: Notifier
-    watchdog: float | None  # seconds within which the service manager wants to hear of us
-    missing: list[str]  # layers of the lock-down that are not in force
+DEAF_SECONDS = 0.5  # for PID 1 to pass on a signal after which COMMAND may be expected to end
 
 
 class HostMonitor:
@@ -90,8 +58,9 @@ class HostMonitor:
         self.on_ready = on_ready
         self.loop = Loop()
         self.crew = Crew(host.plans, self.loop, self)
+        self.teller = Teller(host.log, lambda one: self.registry.find(one))  # noqa: PLW0108 - below
         self.exchange = (
-            HostSide(host.monitor.channel, self.crew, host.desk, self.loop, self._trouble)
+            HostSide(host.monitor.channel, self.crew, host.desk, self.loop, self.teller.trouble)
             if host.desk and host.monitor
             else None
         )
@@ -99,17 +68,17 @@ class HostMonitor:
             misused = Malformed("it uses a listener that was ended")
             host.desk.on_misuse = lambda: self._distrust("the target monitor", misused)
         self.registry = Ports(
-            host.ports, host.first_free, host.dynamic, self.exchange, host.check_room
+            host.ports, host.first_free, host.dynamic, self.exchange, host.check_room, loops.check
         )
         self.watch = (
-            Watch(host.watched, host.versions, self.registry, self.loop, self._tell_of_port)
+            Watch(host.watched, host.versions, self.registry, self.loop, self.teller.of_port)
             if host.watched
             else None
         )
         self.waiting = {
             name for name, part in (("target", host.monitor), ("relays", host.plans)) if part
         }
-        self.flows = FlowLog(host.log, host.traffic, self._where) if host.log_flows else None
+        self.flows = FlowLog(host.log, host.traffic, self.teller.where) if host.log_flows else None
         traced = BY_TRACED_RELAYS if host.log.level >= Level.TRACE else frozenset[int]()
         self.noted = BY_RELAYS | BY_KEEPERS | traced  # what the target monitor may pass on
         self.world: HostWorld | None = None  # what the control socket shows
@@ -118,6 +87,8 @@ class HostMonitor:
             if host.watchdog
             else None
         )
+        self.orphans = Orphans(self.loop, self._children)
+        self.ending = Ending(self.loop, host.drain, host.log, host.notifier)
         self.failure: Failure | None = None
         self.announced = False
         self.is_watching = False
@@ -141,8 +112,9 @@ class HostMonitor:
             self.loop.add(host.container.channel.fileno(), self._on_init)
             self.loop.add(host.container.pidfd, self._on_init_exit)
         elif host.target and host.quit_with_target:
-            self._watch(host.target)
+            departure.watch(host.target, self.loop, self._target_gone)
         self.crew.start()
+        self.orphans.look()
         self._arrived("")
         try:
             status = self.loop.run()
@@ -154,7 +126,8 @@ class HostMonitor:
 
     def close(self) -> None:
         """End what belongs to us, and wait until it has ended: no port is held after that."""
-        self.host.notifier.status(str(self.failure or "ending"), "STOPPING=1")
+        if not self.ending.is_draining:
+            self.host.notifier.status(str(self.failure or "ending"), "STOPPING=1")
         inside, self.host.container = self.host.container, None
         monitor = self.host.monitor
         deadline = time.monotonic() + END_SECONDS
@@ -174,6 +147,9 @@ class HostMonitor:
             self.host.monitor = None
         if self.flows:
             self.flows.finish()
+        account(self.log, self.host.traffic)
+        if self.host.terminal:
+            self.host.terminal.give_back()
 
     # --- getting ready ----------------------------------------------------------------------------
 
@@ -223,18 +199,38 @@ class HostMonitor:
 
     def _on_signal(self) -> None:
         number, code = linux.siginfo(os.read(self.host.signals, linux.SIGNALFD_SIGINFO))
-        if self.host.container is None:
-            if number in ENDING:
+        if number == signal.SIGCHLD:
+            self.orphans.look()
+        elif self.ending.is_draining:
+            if number in (FINAL if self.host.container else ENDING):
+                self.ending.at_once()
+        elif self.host.container is None:
+            if number in ENDING or (number == signal.SIGHUP and self._is_left()):
                 self.log.line(Level.DEBUG, f"ending: {signal.Signals(number).name}")
-                self.loop.stop(0)
+                self._end(0)
             elif number == signal.SIGHUP and self.announced:
                 self.log.line(Level.DEBUG, "SIGHUP: there is nothing to read again")
                 self.host.notifier.reloading()
                 self._say_ready()
         elif self.waiting:
-            self.loop.stop(128 + number)
-        elif code != linux.SI_KERNEL:  # what the terminal sends reaches COMMAND by itself
+            if number not in HARMLESS:
+                self.loop.stop(128 + number)
+        elif is_to_be_passed_on(number, code, is_told_of_hangup=self._leads_session()):
             self._pass_on(self.host.container, number)
+
+    def _leads_session(self) -> bool:
+        return self.host.terminal is not None and self.host.terminal.is_led_by_us
+
+    def _is_left(self) -> bool:
+        """Whether the terminal that we were started at has hung up; nohup(1) is for who minds."""
+        terminal = self.host.terminal
+        return terminal is not None and terminal.is_minded and terminal.has_hung_up()
+
+    def _children(self) -> set[int]:
+        """Those whose end somebody here waits for."""
+        inside, monitor = self.host.container, self.host.monitor
+        ours = {keeper.pid for keeper in self.crew.keepers}
+        return ours | {monitor.pid if monitor else 0} | set(inside.pids if inside else ())
 
     def _pass_on(self, inside: container.Container, number: int) -> None:
         """Have COMMAND get a signal. Where it should end by it, PID 1 has to be quick."""
@@ -257,7 +253,7 @@ class HostMonitor:
     def _ask_alive(self) -> set[str]:
         """Ask everybody whether they go on: who was asked."""
         asked = set()
-        if self.crew.keepers:
+        if not self.crew.is_drained:
             asked.add("relays")
             self.crew.ask_alive()
         if self.host.monitor:
@@ -276,22 +272,24 @@ class HostMonitor:
 
     # --- what others tell -------------------------------------------------------------------------
 
-    def _watch(self, target: Target) -> None:
-        if target.process is not None:
-            self.loop.add(target.process, lambda: self._target_gone(target))
-        if target.watch is not None:
-            self.loop.add(target.watch, lambda: self._on_directory(target))
+    def _target_gone(self) -> None:
+        assert self.host.target is not None
+        self.log.line(Level.DEBUG, f"ending: {self.host.target.name} is gone")
+        self._end(0)
 
-    def _on_directory(self, target: Target) -> None:
-        assert target.watch is not None
-        assert target.path is not None
-        with contextlib.suppress(BlockingIOError):
-            if os.path.basename(target.path) in linux.inotify_names(os.read(target.watch, 4096)):
-                self._target_gone(target)
+    def _end(self, status: int) -> None:
+        """End with that status, once flows have had the time that --drain gives them."""
+        if self.host.target:
+            departure.forget(self.host.target, self.loop)
+        if not self.announced:
+            self.loop.stop(status)
+            return
+        self.registry.close()
+        self.ending.begin(status, self.host.monitor, self.crew)
 
-    def _target_gone(self, target: Target) -> None:
-        self.log.line(Level.DEBUG, f"ending: {target.name} is gone")
-        self.loop.stop(0)
+    def relays_drained(self) -> None:
+        """Nobody is connected to the outbound relays any more."""
+        self.ending.drained("relays")
 
     def _on_monitor(self) -> None:
         assert self.host.monitor is not None
@@ -345,7 +343,7 @@ class HostMonitor:
                 raise Nonsense("nobody asked for the ends of flows")
             self.flows.ended("inbound", record.small, record.text)
         elif record.small in self.noted:
-            self._tell("inbound", record)
+            self.teller.tell("inbound", record)
         else:
             raise Malformed(f"note {record.small} is not its to send")
 
@@ -361,8 +359,13 @@ class HostMonitor:
         self.host.monitor = None
         self.loop.remove(monitor.channel.fileno())
         self.loop.remove(monitor.pidfd)
-        how = describe_status(os.waitpid(monitor.pid, 0)[1])
-        self._fail(Failure("keep", "the target monitor running", f"it was {how}"))
+        status = os.waitpid(monitor.pid, 0)[1]
+        if self.ending.is_draining and status == 0:
+            self._alive("target")
+            self.ending.drained("target")
+            return
+        how = f"it was {describe_status(status)}"
+        self._fail(Failure("keep", "the target monitor running", how))
 
     def _on_init(self) -> None:
         if (inside := self.host.container) and not self._hear_init():
@@ -387,7 +390,7 @@ class HostMonitor:
         try:
             self.init_says.hear(record)
             if record.kind == Kind.FATAL:
-                self._fail(inside.last_words(record.text, runs=self.announced))
+                self._fail(inside.last_words(record, runs=self.announced))
         except Malformed as error:
             close_all(record.fds)
             self._distrust("PID 1 of COMMAND", error)
@@ -396,8 +399,19 @@ class HostMonitor:
             self._arrived("init")
         elif record.kind == Kind.SIGNAL:
             self.answered += 1
+        elif record.kind == Kind.STOPPED:
+            self._ask_whether_stopped()
+        elif record.kind == Kind.PONG:
+            if record.small and self.host.terminal:
+                self.host.terminal.stop()
         elif record.kind == Kind.EXITED:
-            self.loop.stop(exit_status(record.detail))
+            self._end(exit_status(record.detail))
+
+    def _ask_whether_stopped(self) -> None:
+        """The terminal's key stops us, too: then we hear of it when COMMAND has gone on already."""
+        inside = self.host.container
+        if inside and inside.channel.send(Record(Kind.PING), wait=False):
+            self.init_says.asked()
 
     def _on_init_exit(self) -> None:
         """PID 1 is gone, and all of the PID namespace with it; it said how COMMAND ended, or was
@@ -414,7 +428,7 @@ class HostMonitor:
         status, how = inside.status()
         if self.init_says.phase is not Phase.ENDING:
             self.log.last_words(str(Failure("keep", "COMMAND running", how)))
-        self.loop.stop(status)
+        self._end(status)
 
     # --- words ------------------------------------------------------------------------------------
 
@@ -425,31 +439,4 @@ class HostMonitor:
 
     def note(self, kind: int, detail: int, index: int, text: bytes) -> None:
         """An outbound relay, or its keeper, has something for the log."""
-        self._tell("outbound", Record(Kind.NOTE, kind, index, detail, text))
-
-    def _trouble(self, failure: Failure) -> None:
-        """Something about ports went wrong that those who asked for them may not be there to hear
-        of.
-        """
-        hint = f": {failure.hint}" if failure.hint else ""
-        self.log.limited(Level.WARNING, ("ports", failure.verb), f"{failure}{hint}")
-
-    def _tell_of_port(self, failure: Failure) -> None:
-        """A port that auto found can't be had. Nobody asked for it by name: it is said once, and
-        of many with the same reason at the same moment only the first.
-        """
-        self.log.limited(Level.INFO, ("auto", failure.reason), f"auto: {failure}")
-
-    def _where(self, direction: Direction, index: int) -> str:
-        """The port with this number as lines name it, where the number is not made up."""
-        port = self.registry.find(index)
-        known = port is not None and port.direction == direction
-        return describe(port.forward) if port and known else "a port"
-
-    def _tell(self, direction: Direction, record: Record) -> None:
-        where = self._where(direction, record.index)
-        level, line = in_words(direction, where, record.small, record.detail, record.text)
-        if level is Level.TRACE:
-            self.log.line(level, line)  # each of them was asked for
-        else:
-            self.log.limited(level, (direction, record.small), line)
+        self.teller.tell("outbound", Record(Kind.NOTE, kind, index, detail, text))

@@ -14,91 +14,89 @@ import fcntl
 import os
 import re
 import socket
-import struct
+import stat
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from hardsplice import linux
+import prctl
+
+from hardsplice import linux, mounts, refusals, rights
 from hardsplice.children import has_ended
 from hardsplice.errors import Failure, quote, reason_of
+from hardsplice.values import RunAs
 
 RUN_NETNS = "/run/netns"
-_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1  # linux/sockios.h, linux/if.h
+_LINKS_LIMIT = 40  # path_resolution(7)
 _PROC_NS = re.compile(r"/proc/(\d+)/(?:task/\d+/)?ns/net")
 
-USERNS_HINT = (
-    "user namespaces may be switched off here: see the sysctls user.max_user_namespaces, "
-    "kernel.unprivileged_userns_clone (Debian) and "
-    "kernel.apparmor_restrict_unprivileged_userns (Ubuntu)"
+_RIGHTS_HINT = (
+    "joining takes CAP_SYS_ADMIN in the user namespace that owns it; a --userns that is given has "
+    "to be that one, or one above it"
 )
-
-
-_SWITCHED_OFF = (errno.EPERM, errno.EACCES, errno.ENOSPC, errno.EUSERS)
-
-
-def userns_hint(error: OSError) -> str | None:
-    """USERNS_HINT, for an error of unshare(2) or of the ID maps by which it may be that."""
-    return USERNS_HINT if error.errno in _SWITCHED_OFF else None
-
-
-def limited_by(kind: str, error: OSError) -> str | None:
-    """What to do about an error of unshare(2), where it is that of a limit."""
-    if error.errno != errno.ENOSPC or error.filename is not None:
-        return None
-    setting = f"user.max_{kind}_namespaces"
-    return f"see the sysctl {setting}: root in a user namespace can set it for all in there"
+ELSEWHERE_HINT = (
+    "an empty file is left where a namespace was, or where one is mounted for other processes "
+    "only: use the PID of a process in it, or, for rootless Podman: podman unshare hardsplice ..."
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The namespaces to serve, as open descriptors.
+    """The namespaces to serve, as open descriptors. The network namespace was opened at ``path``.
 
-    ``user`` is None when the network namespace belongs to our own user namespace. ``process`` is a
-    pidfd whose end is the end of the namespaces' purpose; ``watch`` an inotify descriptor on the
-    directory that holds ``path``.
+    ``user`` is None when the network namespace belongs to our own user namespace. The end of the
+    process behind the pidfd ``process``, or of the mount that is ``watched``, is the end of the
+    namespaces' purpose.
     """
 
     name: str
+    path: str
     net: int
     user: int | None
     process: int | None = None
-    watch: int | None = None
-    path: str | None = None
+    watched: mounts.Watch | None = None
 
 
-def same_namespace(fd: int, path: str) -> bool:
-    """Whether ``fd`` is the namespace at ``path``."""
-    return os.path.samestat(os.fstat(fd), os.stat(path))
-
-
-def _open_namespace(path: str, kind: int, object_name: str) -> int:
+def _open_namespace(path: str, kind: int, name: str, pid: int | None = None) -> int:
     kinds = {linux.CLONE_NEWNET: "network", linux.CLONE_NEWUSER: "user"}
-    hint = None
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # Whatever else lies there, a FIFO say, is not waited for.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
-        if error.errno in (errno.EACCES, errno.EPERM):
-            hint = "run hardsplice as the user who owns that namespace, or as root"
-        elif error.errno == errno.ENOENT and path.startswith(RUN_NETNS + "/"):
-            hint = "named namespaces are listed by: ip netns"
-        raise Failure("join", object_name, reason_of(error), hint) from error
+        told = rights.unreadable(path, pid, name, error)
+        if told is not None:
+            raise told from error
+        is_name = error.errno == errno.ENOENT and path.startswith(RUN_NETNS + "/")
+        hint = "named namespaces are listed by: ip netns" if is_name else None
+        raise Failure("join", name, reason_of(error), hint) from error
     try:
         found = fcntl.ioctl(fd, linux.NS_GET_NSTYPE)
     except OSError:
         found = 0
     if found != kind:
+        found_file = os.fstat(fd)
         os.close(fd)
-        raise Failure("join", object_name, f"{path} is not a {kinds[kind]} namespace")
+        is_left = stat.S_ISREG(found_file.st_mode) and found_file.st_size == 0
+        reason = f"{path} is not a {kinds[kind]} namespace"
+        raise Failure("join", name, reason, ELSEWHERE_HINT if is_left else None)
     return fd
 
 
-def _owner(net: int, object_name: str) -> int | None:
-    """The user namespace that owns a network namespace; None when it is ours."""
+def _owner(net: int, name: str, *, netns_only: bool) -> int | None:
+    """The user namespace to join on the way to a network namespace; None where that takes none.
+    Failure where this process has not the rights.
+    """
+    user = rights.owner_of(net, name)
     try:
-        user = fcntl.ioctl(net, linux.NS_GET_USERNS)
-    except PermissionError as error:
-        hint = "run hardsplice in the user namespace that owns it, or in a parent of that one"
-        raise Failure("join", object_name, "its owner is out of reach", hint) from error
-    os.set_inheritable(user, False)
+        rights.refuse_without(user, name)
+        if netns_only and not (rights.is_own_user_namespace(user) or rights.may_make_namespaces()):
+            reason = "that takes the user namespace that owns it, which is another one"
+            raise Failure("join", name, reason, "leave --netns-only out")
+    except Failure:
+        os.close(user)
+        raise
+    if netns_only:
+        os.close(user)
+        return None
     return _foreign(user)
 
 
@@ -106,7 +104,7 @@ def _foreign(user: int) -> int | None:
     """A user namespace's descriptor, or None (and closed) when it is our own, which can't be
     joined.
     """
-    if same_namespace(user, "/proc/self/ns/user"):
+    if rights.is_own_user_namespace(user):
         os.close(user)
         return None
     return user
@@ -120,31 +118,33 @@ def _open_pidfd(pid: int, name: str) -> int:
         raise Failure("join", name, reason) from error
 
 
-def _refuse_ended(process: int, name: str) -> None:
-    """Look again, once all that a number led to is open: if the process has ended, the number may
-    have been another one's by then.
+def _open_of_process(path: str, pid: int, process: int, name: str) -> int:
+    """The network namespace of the process behind a pidfd. Once it is open, or can't be, look
+    again: if the process has ended, the number may have been another one's by then.
     """
-    if has_ended(process):
-        raise Failure("join", name, "no such process")
+    net = None
+    try:
+        net = _open_namespace(path, linux.CLONE_NEWNET, name, pid)
+    finally:
+        if has_ended(process):
+            if net is not None:
+                os.close(net)
+            raise Failure("join", name, "no such process")
+    return net
 
 
 def open_process(pid: int, *, netns_only: bool) -> Target:
-    """The namespaces of a running process."""
-    name = f"process {pid}"
+    """The network namespace of a running process."""
+    name, path = f"process {pid}", f"/proc/{pid}/ns/net"
     with contextlib.ExitStack() as opened:
         process = _open_pidfd(pid, name)
         opened.callback(os.close, process)
-        net = _open_namespace(f"/proc/{pid}/ns/net", linux.CLONE_NEWNET, name)
+        net = _open_of_process(path, pid, process, name)
         opened.callback(os.close, net)
-        user = None
-        if not netns_only:
-            user = _foreign(_open_namespace(f"/proc/{pid}/ns/user", linux.CLONE_NEWUSER, name))
-        if user is not None:
-            opened.callback(os.close, user)
-        _refuse_ended(process, name)
         _refuse_own(net, name, f"process {pid} is in the network namespace that hardsplice runs in")
+        user = _owner(net, name, netns_only=netns_only)
         opened.pop_all()
-    return Target(name, net, user, process=process)
+    return Target(name, path, net, user, process=process)
 
 
 def open_path(path: str, userns: str | None, *, netns_only: bool) -> Target:
@@ -152,36 +152,65 @@ def open_path(path: str, userns: str | None, *, netns_only: bool) -> Target:
     owns it.
     """
     name = f"namespace {quote(path)}"
-    of_process = _PROC_NS.fullmatch(path)
-    process = watch = real = user = None
+    of_process = _PROC_NS.fullmatch(_real(path))
+    pid = int(of_process[1]) if of_process else None
+    process = watched = None
     with contextlib.ExitStack() as opened:
-        if of_process:
-            process = _open_pidfd(int(of_process[1]), name)
+        if pid is not None:
+            process = _open_pidfd(pid, name)
             opened.callback(os.close, process)
+            net = _open_of_process(path, pid, process, name)
+            opened.callback(os.close, net)
         else:
-            # Watched before it is opened: a removal in between is not missed.
-            folder, last = os.path.split(path)
-            real = os.path.join(os.path.realpath(folder or "."), last)
-            with contextlib.suppress(OSError):  # opening it below says it better
-                watch = linux.inotify(os.path.dirname(real), linux.IN_DELETE | linux.IN_MOVED_FROM)
-                opened.callback(os.close, watch)
-        net = _open_namespace(path, linux.CLONE_NEWNET, name)
-        opened.callback(os.close, net)
+            net = _open_namespace(path, linux.CLONE_NEWNET, name)
+            opened.callback(os.close, net)
+            watched = mounts.watch(path, net)
+            if watched is not None:
+                opened.callback(os.close, watched.table)
+            _refuse_removed(net, path, name)
         _refuse_own(net, name, "it is the network namespace that hardsplice runs in")
-        if userns is not None:
-            user = _foreign(_open_namespace(userns, linux.CLONE_NEWUSER, name))
-        elif not netns_only:
-            user = _owner(net, name)
-        if user is not None:
-            opened.callback(os.close, user)
-        if process is not None:
-            _refuse_ended(process, name)
+        if userns is None:
+            user = _owner(net, name, netns_only=netns_only)
+        else:
+            user = _named_owner(userns, name)
         opened.pop_all()
-    return Target(name, net, user, process=process, watch=watch, path=real)
+    return Target(name, path, net, user, process=process, watched=watched)
+
+
+def _real(path: str) -> str:
+    """A path without symbolic links; but those of /proc lead to no path."""
+    folder, last = os.path.split(os.path.abspath(path))
+    path = os.path.join(os.path.realpath(folder), last)
+    for _ in range(_LINKS_LIMIT):
+        if _PROC_NS.fullmatch(path) or not os.path.islink(path):
+            break
+        folder = os.path.dirname(path)
+        folder, last = os.path.split(os.path.join(folder, os.readlink(path)))
+        path = os.path.join(os.path.realpath(folder), last)
+    return path
+
+
+def _named_owner(userns: str, name: str) -> int | None:
+    """The user namespace that --userns names."""
+    user = _open_namespace(userns, linux.CLONE_NEWUSER, name)
+    try:
+        rights.refuse_without(user, name)
+    except Failure:
+        os.close(user)
+        raise
+    return _foreign(user)
+
+
+def _refuse_removed(net: int, path: str, name: str) -> None:
+    """Look again, once it is watched: what happened before is not told."""
+    with contextlib.suppress(OSError):
+        if os.path.samestat(os.fstat(net), os.stat(path)):
+            return
+    raise Failure("join", name, "it was removed meanwhile")
 
 
 def _refuse_own(net: int, name: str, why: str) -> None:
-    if same_namespace(net, "/proc/self/ns/net"):
+    if rights.same_namespace(net, "/proc/self/ns/net"):
         raise Failure("join", name, why, "name a namespace other than your own")
 
 
@@ -204,17 +233,65 @@ def _join(target: Target, fd: int, kind: int) -> None:
     except OSError as error:
         hint = None
         if error.errno == errno.EPERM:
-            hint = "only the owner of a user namespace, or root, may join it: run as that user"
+            hint = refusals.filter_hint() or _RIGHTS_HINT
         raise Failure("join", target.name, reason_of(error), hint) from error
 
 
-def enter_own_user_namespace() -> None:
-    """Enter a user namespace of our own, ids unchanged: an ordinary user may give up the bounding
-    set, and the file system, only in one.
+def enter_own_user_namespace(user: RunAs | None = None) -> None:
+    """Enter a user namespace of our own, ids unchanged: whoever has no CAP_SYS_ADMIN may give up
+    the bounding set, and the file system, only in one. It knows whom this process is, and
+    ``user``, whom it may then become.
     """
     uid, gid = os.geteuid(), os.getegid()
-    linux.unshare(linux.CLONE_NEWUSER)
-    write_id_maps("self", f"{uid} {uid} 1", f"{gid} {gid} 1", deny_setgroups=True)
+    if user is None or (user.uid, user.gid) == (uid, gid):
+        linux.unshare(linux.CLONE_NEWUSER)
+        write_id_maps("self", _same(uid), _same(gid), deny_setgroups=True)
+        return
+    # To map root the kernel asks for CAP_SETFCAP (verify_root_map, kernel/user_namespace.c).
+    known = [uid] if uid != 0 or prctl.cap_effective.setfcap else []
+    uids, gids = _same(*known, user.uid), _same(gid, user.gid)
+    with _outside((uids, gids)) as go:
+        linux.unshare(linux.CLONE_NEWUSER)
+        go()
+
+
+def _same(*ids: int) -> str:
+    """A map in which these ids are what they are outside."""
+    return "\n".join(f"{one} {one} 1" for one in dict.fromkeys(ids))
+
+
+@contextlib.contextmanager
+def _outside(maps: tuple[str, str]) -> Iterator[Callable[[], None]]:
+    """A child that stays where this process is, where it may map other ids than our own, and does
+    so when it is called. OSError where it can't.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid = os.fork()
+    if pid == 0:
+        ours.close()
+        code = errno.EPERM
+        try:
+            if theirs.recv(1):
+                write_id_maps(os.getppid(), *maps, deny_setgroups=False)
+                code = 0
+        except OSError as error:
+            code = error.errno or errno.EPERM
+        finally:
+            os._exit(code)
+    theirs.close()
+
+    def go() -> None:
+        ours.send(b"+")
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if code:
+            raise OSError(code, os.strerror(code))
+
+    try:
+        yield go
+    finally:
+        ours.close()
+        with contextlib.suppress(ChildProcessError):  # it was not called
+            os.waitpid(pid, 0)
 
 
 def write_id_maps(pid: int | str, uid_map: str, gid_map: str, *, deny_setgroups: bool) -> None:
@@ -234,12 +311,3 @@ def owns_all_ids() -> bool:
     """Whether this user namespace maps every user ID, as the initial one does."""
     with open("/proc/self/uid_map", encoding="ascii") as lines:
         return lines.read().split() == ["0", "0", "4294967295"]
-
-
-def bring_up_loopback() -> None:
-    """Set the interface ``lo`` up; OSError when this process may not."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        request = struct.pack("16sH14x", b"lo", 0)
-        answer = fcntl.ioctl(any_socket, _SIOCGIFFLAGS, request)
-        flags = struct.unpack_from("H", answer, 16)[0]
-        fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", flags | _IFF_UP))

@@ -16,11 +16,15 @@ BY_RELAYS: frozenset[int] = frozenset(
 )
 # Where the log wants every flow.
 BY_TRACED_RELAYS: frozenset[int] = frozenset({Note.OPENED, Note.ENDED})
-BY_KEEPERS: frozenset[int] = frozenset({Note.RESTARTED, Note.SOCKETS, Note.CROWDED})
+BY_KEEPERS: frozenset[int] = frozenset({Note.RESTARTED, Note.SOCKETS, Note.CROWDED, Note.LOOPBACK})
 LACKING_MAX, LACKING_LENGTH = 32, 200  # lines, and characters of a line
 
 _WORDS: dict[int, tuple[Level, str]] = {
     Note.REFUSED: (Level.INFO, "{direction}, {where}: cannot reach the target: {reason}"),
+    Note.LOOPBACK: (
+        Level.WARNING,
+        "{direction}, {where}: cannot reach the target: the loopback interface is down",
+    ),
     Note.TIMED_OUT: (Level.WARNING, "{direction}, {where}: the target does not answer"),
     Note.ACCEPT: (Level.WARNING, "{direction}: cannot accept for now: {reason}"),
     Note.DESCRIPTORS: (

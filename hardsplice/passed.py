@@ -12,20 +12,30 @@ is expected.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
+import re
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from ipaddress import IPv6Address, ip_address
 
-from hardsplice import descriptors, socketcalls
+from hardsplice import descriptors, socketcalls, spec
 from hardsplice.errors import Failure, quote, reason_of
+from hardsplice.forwarding import Direction
 from hardsplice.listeners import bound_address, is_listener, make_sound, namespace_here
-from hardsplice.ports import Forward
+from hardsplice.ports import Forward, single
 from hardsplice.relay.sockets import FAMILIES
 from hardsplice.service import Notifier
 from hardsplice.spec import Address, Inherited
 
 STORED = "hardsplice/"  # what the names of listeners begin with that we had kept
+_ADDED = f"{STORED}added/"  # ... of ports that were added at run time
+_ADDED_NAME = re.compile(
+    rf"{_ADDED}(inbound|outbound)/(\*|[0-9a-f._]+)(?:%([A-Za-z0-9.=-]+))?/([0-9]{{1,5}})"
+    r"/(\*|[0-9a-f._]+)/([0-9]{1,5})"
+)
 _NAME_SIZE = 16  # IFNAMSIZ
 
 
@@ -33,13 +43,65 @@ def stored_name(direction: str, forward: Forward) -> str:
     """The name under which a listener is kept: printable ASCII without a colon, and another one for
     each listener (FDNAME in sd_pid_notify_with_fds(3)).
     """
+    return f"{STORED}{_key(direction, forward)}"
+
+
+def added_name(direction: str, forward: Forward) -> str:
+    """The same for one that no option asks for: it also says where connections go."""
+    target = "*" if forward.target is None else str(forward.target).replace(":", "_")
+    return f"{_ADDED}{_key(direction, forward)}/{target}/{forward.target_port}"
+
+
+def _key_of(name: str) -> str:
+    """What a name under which a listener is kept says of where it listens."""
+    if name.startswith(_ADDED):
+        return name.removeprefix(_ADDED).rsplit("/", 2)[0]
+    return name.removeprefix(STORED)
+
+
+def _key(direction: str, forward: Forward) -> str:
     address = "*" if forward.address is None else str(forward.address).replace(":", "_")
     plain = "".join(
         char if char.isascii() and (char.isalnum() or char in "-.") else f"={ord(char):x}="
         for char in forward.interface or ""
     )
     interface = f"%{plain}" if plain else ""
-    return f"{STORED}{direction}/{address}{interface}/{forward.port}"
+    port = f"{forward.port}" if forward.port else f"0={_leads_to(forward)}"
+    return f"{direction}/{address}{interface}/{port}"
+
+
+def _leads_to(forward: Forward) -> str:
+    """What tells one listener at a free port from another."""
+    target = "" if forward.target is None else f"{forward.target}".replace(":", "_") + "/"
+    return f"{target}{forward.target_port}"
+
+
+def read_added(name: str, families: Sequence[int]) -> tuple[Direction, Forward] | None:
+    """What ``added_name`` gave a name to; None for any other name, and for what can't be had with
+    the versions of IP in use.
+    """
+    match = _ADDED_NAME.fullmatch(name)
+    if match is None:
+        return None
+    direction, address, interface, port, target, target_port = match.groups()
+    listening = "" if address == "*" else address.replace("_", ":")
+    try:
+        if interface:
+            plain = re.sub(r"=([0-9a-f]+)=", lambda coded: chr(int(coded[1], 16)), interface)
+            listening += f"%{plain}"
+        forward = single(
+            spec.read_listen(listening) if listening else spec.ANYWHERE,
+            int(port),
+            None if target == "*" else spec.read_target(target.replace("_", ":"), name),
+            int(target_port),
+            versions=families,
+            families=families,
+        )
+    except (spec.Refusal, ValueError, OverflowError):
+        return None
+    if not (1 <= forward.port <= spec.LAST_PORT and 1 <= forward.target_port <= spec.LAST_PORT):
+        return None
+    return ("inbound" if direction == "inbound" else "outbound"), replace(forward, required=False)
 
 
 Identity = tuple[int, int]
@@ -51,13 +113,19 @@ class Passed:
 
     def __init__(self, passed: Iterable[tuple[str, int]], first: int) -> None:
         """Take them out of the way of the numbers below ``first``, and of COMMAND."""
-        self._left: list[tuple[str, int]] = []
+        self._left: list[tuple[str, int]] = []  # those of socket units
+        self._kept: dict[str, list[tuple[str, int]]] = {}  # ours, by what they listen on
         for name, fd in passed:
             moved = descriptors.above(fd, first, f"listener {quote(name)}")
             os.close(fd)
-            self._left.append((name, moved))
+            ours = name.startswith(STORED)
+            into = self._kept.setdefault(_key_of(name), []) if ours else self._left
+            into.append((name, moved))
         # Those that are taken get another number.
-        self._stored = [(name, identity(fd)) for name, fd in self._left if name.startswith(STORED)]
+        self._stored = [(name, identity(fd)) for name, fd in self._all_kept()]
+
+    def _all_kept(self) -> Iterator[tuple[str, int]]:
+        return itertools.chain.from_iterable(self._kept.values())
 
     def inherit(self, asked: Sequence[Inherited]) -> list[tuple[Forward, int]]:
         """What -t inherit asks for: those with names first, then the one that takes all others.
@@ -66,11 +134,7 @@ class Passed:
         taken = []
         for one in sorted(asked, key=lambda one: not one.names):
             for name in one.names or (None,):
-                found = [
-                    item
-                    for item in self._left
-                    if not item[0].startswith(STORED) and name in (None, item[0])
-                ]
+                found = [item for item in self._left if name in (None, item[0])]
                 if not found:
                     raise self._none_passed(name)
                 for item in found:
@@ -79,28 +143,45 @@ class Passed:
         return taken
 
     def _none_passed(self, name: str | None) -> Failure:
-        names = ", ".join(quote(name) for name, _ in self._left if not name.startswith(STORED))
+        names = ", ".join(quote(name) for name, _ in self._left)
         hint = f"these are left to take: {names}" if names else "start it by a socket unit"
         what = "a listener" if name is None else f"listener {quote(name)}"
         return Failure("take", what, "the service manager passed none", hint)
 
     def take(self, direction: str, forward: Forward, families: Sequence[int]) -> int | None:
         """The listener of a forward as it was kept, if it is there and is what it should be."""
-        name = stored_name(direction, forward)
-        for item in self._left:
-            if item[0] == name and _is(item[1], forward, families):
-                self._left.remove(item)
-                _restore(item[1])
-                return item[1]
+        kept = self._kept.get(_key(direction, forward), [])
+        while kept:
+            _, fd = kept.pop()
+            if _is(fd, forward, families):
+                _restore(fd)
+                return fd
+            _end(fd)  # it may be in the way of the one that will be opened
         return None
+
+    def end_others(self, wanted: Sequence[tuple[Direction, Forward]]) -> None:
+        """End those that were kept, and that nobody asks for any more: they would be in the way of
+        others with the same port.
+        """
+        for key in self._kept.keys() - {_key(*one) for one in wanted}:
+            for _, fd in self._kept.pop(key):
+                _end(fd)
+
+    def added(self, families: Sequence[int]) -> list[tuple[Direction, Forward]]:
+        """What was added at run time, of those that nobody has taken; ``families`` are the versions
+        of IP in use.
+        """
+        found = (read_added(name, families) for name, _ in self._all_kept())
+        return [one for one in found if one is not None]
 
     def unclaimed(self) -> list[str]:
         """The names of those of socket units that nobody took."""
-        return [name for name, _ in self._left if not name.startswith(STORED)]
+        return [name for name, _ in self._left]
 
     def kept_for(self, direction: str) -> list[int]:
         """The descriptors that ``take`` may still find for a direction."""
-        return [fd for name, fd in self._left if name.startswith(f"{STORED}{direction}/")]
+        kept = (found for key, found in self._kept.items() if key.startswith(f"{direction}/"))
+        return [fd for _, fd in itertools.chain.from_iterable(kept)]
 
     def hand_over(
         self, notifier: Notifier, current: Sequence[tuple[str, int]], room: int
@@ -114,6 +195,15 @@ class Passed:
             notifier.drop(name)
         unsent = sum(not notifier.keep(name, fd) for name, fd in keep)
         return max(0, len(current) - room), unsent
+
+
+def _end(fd: int) -> None:
+    """Have nobody listen there any more, the service manager's copy included."""
+    with contextlib.suppress(OSError), socket.socket(fileno=fd) as one:
+        one.shutdown(socket.SHUT_RDWR)
+        return
+    with contextlib.suppress(OSError):  # it was no socket
+        os.close(fd)
 
 
 def _restore(fd: int) -> None:
@@ -131,10 +221,10 @@ def to_drop_and_keep(
     stored: Sequence[tuple[str, Identity]], current: Sequence[tuple[str, int]]
 ) -> tuple[list[str], list[tuple[str, int]]]:
     """What the service manager should keep no longer, and what it should keep from now on."""
-    used = {identity(fd) for _, fd in current}
-    kept = {one for _, one in stored}
-    drop = [name for name, one in stored if one not in used]
-    return drop, [(name, fd) for name, fd in current if identity(fd) not in kept]
+    used = {(name, identity(fd)) for name, fd in current}
+    kept = {*stored}
+    drop = [item[0] for item in stored if item not in used]
+    return drop, [(name, fd) for name, fd in current if (name, identity(fd)) not in kept]
 
 
 def identity(fd: int) -> Identity:

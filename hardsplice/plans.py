@@ -9,14 +9,14 @@ import resource
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from hardsplice import flowtable, listeners
+from hardsplice import flowtable, listeners, unotify
 from hardsplice.book import TARGETS_A_PORT, Book, Place, place_for
 from hardsplice.cli import Options, Verbosity
 from hardsplice.descriptors import FIRST_LISTENER
 from hardsplice.errors import Failure
 from hardsplice.forwarding import DIRECTIONS, Direction, Port, Source
 from hardsplice.relay import main as relay
-from hardsplice.relay.engine import Listener
+from hardsplice.relay.accepting import Listener
 from hardsplice.relay.sockets import ALL_FAMILIES
 from hardsplice.relay.stats import Stats
 
@@ -35,16 +35,21 @@ class Planner:
         programs: Mapping[Direction, bytes],
         *,
         has_ruleset: bool,
+        passed_first: int,
+        are_kept: bool,
     ) -> None:
         """``pipe_size`` is in bytes, ``first_flow`` the first descriptor behind listeners,
         ``place`` where the address books are; ``programs`` are the relays' filters;
-        ``has_ruleset`` says that there is one of Landlock.
+        ``has_ruleset`` says that there is one of Landlock. The service manager has listeners, too:
+        those of inbound forwards from the index ``passed_first`` on, and all if they ``are_kept``.
         """
-        self._options = options
+        self.options = options
         self._pipe_size = pipe_size
         self._first_flow = first_flow
         self._programs = programs
         self._has_ruleset = has_ruleset
+        self._obstacle = unotify.obstacle() if options.dynamic else None
+        self._passed_first, self._are_kept = passed_first, are_kept
         self.books = books(options, first_flow, place)
         rows = _flow_rows(options)
         self.stats = {
@@ -54,17 +59,31 @@ class Planner:
 
     def first(self, direction: Direction) -> int:
         """The number of a direction's first forward: those of both are numbered in one row."""
-        return 1 if direction == "inbound" else 1 + len(self._options.inbound)
+        return 1 if direction == "inbound" else 1 + len(self.options.inbound)
 
-    def ports(self, direction: Direction, opened: Sequence[tuple[int, int]]) -> list[Port]:
-        """The ports that are listened on, with their numbers."""
-        first, forwards = self.first(direction), self._options.forwards(direction)
+    def ports(
+        self,
+        direction: Direction,
+        opened: Sequence[tuple[int, int]],
+        added: Mapping[Direction, int],
+    ) -> list[Port]:
+        """The ports that are listened on, with their numbers. Those from the index in ``added`` on
+        were added before a restart.
+        """
+        first, forwards = self.first(direction), self.options.forwards(direction)
+        sources = {False: Source.OPTION, True: Source.CONTROL}
         return [
-            Port(first + index, direction, forwards[index], Source.OPTION) for index, _ in opened
+            Port(first + index, direction, forwards[index], sources[index >= added[direction]])
+            for index, _ in opened
         ]
 
     def check_room(self, listening: int) -> None:
-        """Failure where there is no place for so many listeners."""
+        """Failure where there is no place for so many listeners, or no way to hand one over."""
+        if self._obstacle is not None:
+            hint = (
+                "allow it, as by SystemCallFilter=pidfd_getfd in a unit, or name ports by options"
+            )
+            raise Failure("listen on", "one more port", self._obstacle, hint)
         places = self._first_flow - FIRST_LISTENER
         if listening > places:
             reason = f"there are places for {places} listeners"
@@ -79,7 +98,7 @@ class Planner:
         ``opened`` has the listeners: index of the forward, descriptor. ``families`` are those of
         the namespace in which the relays connect.
         """
-        options = self._options
+        options = self.options
         is_dynamic = direction in options.dynamic
         if not opened and not is_dynamic:
             return ()
@@ -98,8 +117,10 @@ class Planner:
             first_flow=self._first_flow,
             filter=self._programs[direction],
             is_dynamic=is_dynamic,
+            lent=self._lent(direction, opened),
             book=self.books[direction].place,
             stats=self.stats[direction][0],
+            idle_seconds=options.idle_timeout,
             trace=options.verbosity >= Verbosity.TRACE,
             log_flows=options.log_flows,
             has_ruleset=self._has_ruleset,
@@ -107,11 +128,18 @@ class Planner:
         )
         return tuple(replace(plan, stats=stats) for stats in self.stats[direction])
 
+    def _lent(self, direction: Direction, opened: Sequence[tuple[int, int]]) -> frozenset[int]:
+        """The numbers of the listeners that the service manager has, too."""
+        first = 0 if self._are_kept else self._passed_first
+        if direction == "outbound" and not self._are_kept:
+            return frozenset()
+        return frozenset(self.first(direction) + index for index, _ in opened if index >= first)
+
     def _listener(
         self, direction: Direction, index: int, fd: int, families: Sequence[int]
     ) -> Listener:
         """One of the first listeners, with its plans."""
-        forward, book = self._options.forwards(direction)[index], self.books[direction]
+        forward, book = self.options.forwards(direction)[index], self.books[direction]
         slots = {
             family: book.slot(sockaddr)
             for family, sockaddr in listeners.targets(forward, ALL_FAMILIES).items()

@@ -19,6 +19,7 @@ from hardsplice.errors import Failure, quote
 from hardsplice.spec import (
     ALL,
     ANYWHERE,
+    FREE,
     LAST_PORT,
     Address,
     Entry,
@@ -56,6 +57,7 @@ class Forward:
     #: None: every address, dual-stack. 0.0.0.0 and :: are every address of that family only.
     address: Address | None
     interface: str | None
+    #: 0: one that is free; the kernel chooses it when the listener is made.
     port: int
     #: None: the loopback of the client's family in the other namespace, then the other loopback.
     target: Address | None
@@ -225,6 +227,12 @@ def _lay_together(
         if not ephemeral[0] <= port <= ephemeral[1] and port not in excluded
     ]
     loopback = _LOOPBACKS[families[0]] if len(families) == 1 else None
+    free = _take_free(groups, loopback)
+    if free and (
+        lost := [port for port in range(ephemeral[0], ephemeral[1] + 1) if port in excluded]
+    ):
+        reason = f"~{lost[0]} excludes what port 0 may come to be; leave out one of the two"
+        raise Refusal(reason)
     tables = {}
     for listen, group in groups.items():
         table = _named(listen, group, excluded, loopback)
@@ -234,12 +242,24 @@ def _lay_together(
         if overlap(one, other):
             _settle(one, tables[one], other, tables[other])
     return Layout(
-        [forward for table in tables.values() for _, forward in sorted(table.items())],
+        # Last, so that no free one is a port that another entry names.
+        [forward for table in tables.values() for _, forward in sorted(table.items())] + free,
         [
             _watch(listen, group, excluded, everything, loopback)
             for listen, group in watched.items()
         ],
     )
+
+
+def _take_free(groups: Mapping[Listen, list[Entry]], loopback: Address | None) -> list[Forward]:
+    """Take the entries that ask for free ports out of their groups: each is a listener apart."""
+    free = []
+    for listen, group in groups.items():
+        for entry in [one for one in group if one.ports == FREE]:
+            group.remove(entry)
+            target = entry.target if entry.target is not None else loopback
+            free.append(Forward(listen.address, listen.interface, 0, target, entry.shift, True))
+    return free
 
 
 def _watch(

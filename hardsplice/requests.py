@@ -19,7 +19,7 @@ from hardsplice.crew import Crew
 from hardsplice.desk import Desk
 from hardsplice.errors import Failure
 from hardsplice.forwarding import PLACES, Direction
-from hardsplice.listeners import cannot_listen, describe, no_family
+from hardsplice.listeners import cannot_listen, chosen, describe, no_family
 from hardsplice.ports import Address, Forward
 from hardsplice.relay.sockets import ALL_FAMILIES
 from hardsplice.spec import is_interface_name
@@ -58,7 +58,7 @@ def decode(text: bytes) -> tuple[Forward, dict[int, int]]:
     version, packed, target_version, target, port, target_port, name, *numbers = _FORWARD.unpack(
         text
     )
-    if not port or not target_port:
+    if not target_port:
         raise Malformed("port 0")
     interface = name.rstrip(b"\0").decode("latin-1")
     if interface and not is_interface_name(interface):
@@ -90,7 +90,7 @@ def _unpacked(version: int, packed: bytes) -> Address | None:
 
 # --- requests -------------------------------------------------------------------------------------
 
-Done = Callable[[Failure | None], None]
+Done = Callable[[Failure | Forward], None]  # why not, or what is listened on
 
 
 class Request:
@@ -138,11 +138,15 @@ class ServeRequest(Request):
     done: Done
 
     def begin(self) -> Record:
-        text = encode(self.forward, self.desk.write_down(self.index, "inbound", self.forward))
+        slots = self.desk.write_down(self.index, "inbound", self.forward)
+        text = encode(self.forward, slots)
         try:
             listener = self.desk.open(self.index, self.forward)
         except OSError as error:
-            raise cannot_listen(self.forward, PLACES["inbound"], error) from error
+            raise cannot_listen(self.forward, PLACES["inbound"], error, late=True) from error
+        if not self.forward.port:
+            self.forward = chosen(self.forward, listener)
+            text = encode(self.forward, slots)
         return Record(Kind.SERVE, index=self.index, text=text, fds=(listener,))
 
     def end(self, answer: Record) -> Failure | None:
@@ -163,7 +167,7 @@ class ServeRequest(Request):
         self.desk.cross_out(self.index)
 
     def tell(self, outcome: Failure | None) -> None:
-        self.done(outcome)
+        self.done(outcome or self.forward)
 
     def failed(self, reason: str, hint: str | None = None) -> Failure:
         return _cannot(self.forward, "inbound", reason, hint)
@@ -212,6 +216,7 @@ class OpenRequest(Request):
         (fd,) = answer.fds
         if not self.desk.is_wanted(fd, self.forward):
             raise Malformed("a descriptor that is not the listener")
+        self.forward = chosen(self.forward, fd)
         self.desk.keep(self.index, fd)
 
     def give_up(self) -> None:
@@ -220,7 +225,7 @@ class OpenRequest(Request):
         self.desk.cross_out(self.index)
 
     def tell(self, outcome: Failure | None) -> None:
-        self.done(outcome)
+        self.done(outcome or self.forward)
 
     def failed(self, reason: str, hint: str | None = None) -> Failure:
         return _cannot(self.forward, "outbound", reason, hint)
@@ -270,7 +275,7 @@ def _failure(forward: Forward, direction: Direction, code: int) -> Failure | Non
         return None
     if code not in errno.errorcode:  # what no kernel says is not repeated
         code = errno.EPROTO
-    return cannot_listen(forward, PLACES[direction], OSError(code, os.strerror(code)))
+    return cannot_listen(forward, PLACES[direction], OSError(code, os.strerror(code)), late=True)
 
 
 def _cannot(forward: Forward, direction: Direction, reason: str, hint: str | None) -> Failure:

@@ -4,8 +4,7 @@ sd_watchdog_enabled(3).
 
 What it tells us is in the environment, which is read once and then cleared, since it isn't meant
 for COMMAND. What it is told goes over one datagram socket, connected before lock-down. Descriptors
-for it to keep go that way too, all of them before lock-down: after it nothing but lines of text is
-sent there.
+for it to keep go that way too: after lock-down listeners of ports that are added, and nothing else.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 
 from hardsplice import descriptors
 from hardsplice.errors import Failure, printable, reason_of
+from hardsplice.scm import Messages
 
 VARIABLES = (
     "NOTIFY_SOCKET",
@@ -33,6 +33,7 @@ VARIABLES = (
 )
 SECONDS = 2  # that the service manager may take for a word of ours
 FIRST_PASSED = 3  # SD_LISTEN_FDS_START
+_MESSAGE_SIZE = 1024  # bytes; a name has 255 at most
 _NAMELESS = "unknown"  # what sd_listen_fds_with_names calls a descriptor without a name
 
 
@@ -47,7 +48,12 @@ class Manager:
 
 
 def manager_of(environment: Mapping[str, str], pid: int) -> Manager:
-    """What the environment says to the process ``pid``."""
+    """What the environment says to the process ``pid``. One that is not the main process of its
+    service has nobody to tell anything: with NotifyAccess=all the manager would believe it.
+    """
+    passed = _passed(environment) if _number(environment, "LISTEN_PID") == pid else ()
+    if not _is_main(environment, pid):
+        return Manager(notify=None, watchdog=None, keeps=0, passed=passed)
     notify = environment.get("NOTIFY_SOCKET", "")
     period = _number(environment, "WATCHDOG_USEC")
     for_us = _number(environment, "WATCHDOG_PID", pid) == pid
@@ -55,7 +61,17 @@ def manager_of(environment: Mapping[str, str], pid: int) -> Manager:
         notify=notify if notify.startswith(("/", "@")) else None,
         watchdog=period / 1e6 if period and for_us else None,
         keeps=_number(environment, "FDSTORE"),
-        passed=_passed(environment) if _number(environment, "LISTEN_PID") == pid else (),
+        passed=passed,
+    )
+
+
+def _is_main(environment: Mapping[str, str], pid: int) -> bool:
+    """Whether the process ``pid`` can be its service's main one. MAINPID says which that is, where
+    there is one already (ExecStartPost= and its like); SYSTEMD_EXEC_PID, from systemd 248 on, which
+    process the manager itself started (systemd.exec(5)).
+    """
+    return all(
+        environment.get(name, "") in ("", str(pid)) for name in ("MAINPID", "SYSTEMD_EXEC_PID")
     )
 
 
@@ -86,6 +102,7 @@ class Notifier:
     def __init__(self, path: str | None) -> None:
         """Connect; Failure where that is not possible."""
         self._fd: int | None = None
+        self._messages, self._flags = Messages(_MESSAGE_SIZE, 1), socket.MSG_NOSIGNAL
         if path is None:
             return
         end = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -100,27 +117,24 @@ class Notifier:
 
     def keep(self, name: str, fd: int) -> bool:
         """Have a descriptor kept, under a name; False where too many of this user's are under way
-        (channel.Sent.CROWDED). Only before lock-down.
+        (channel.Sent.CROWDED), and after lock-down where the service manager takes none.
         """
         return self._send(f"FDSTORE=1\nFDNAME={name}", [fd])
 
     def drop(self, name: str) -> None:
-        """Have what is kept under a name kept no longer. Only before lock-down."""
+        """Have what is kept under a name kept no longer."""
         self._send(f"FDSTOREREMOVE=1\nFDNAME={name}", [])
 
     def _send(self, text: str, fds: list[int]) -> bool:
         if self._fd is None:
             return True
-        end = socket.socket(fileno=self._fd)
         try:
-            socket.send_fds(end, [text.encode()], fds)
+            self._messages.sendmsg(self._fd, text.encode(), fds, self._flags)
         except OSError as error:
-            if error.errno == errno.ETOOMANYREFS:
+            if self._flags & socket.MSG_DONTWAIT or error.errno == errno.ETOOMANYREFS:
                 return False
             what = "the service manager"
             raise Failure("pass listeners to", what, reason_of(error)) from error
-        finally:
-            end.detach()
         return True
 
     def settle(self) -> tuple[int, ...]:
@@ -130,6 +144,7 @@ class Notifier:
         descriptors.move(self._fd, descriptors.NOTIFY_FD)
         self._fd = descriptors.NOTIFY_FD
         os.set_blocking(self._fd, False)  # a manager that doesn't listen is none to wait for
+        self._flags |= socket.MSG_DONTWAIT  # which a filter looks for
         return (self._fd,)
 
     def say(self, *assignments: str) -> None:

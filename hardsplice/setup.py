@@ -20,7 +20,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import select
 import signal
 import socket
 import time
@@ -30,29 +29,36 @@ from typing import TYPE_CHECKING
 
 from hardsplice import (
     container,
+    departure,
     descriptors,
     isolate,
+    keeping,
     landlock,
-    linux,
     listeners,
     lockdown,
+    loops,
     namespaces,
     programs,
     service,
+    signals,
     sockdiag,
     target,
+    terminal,
     users,
 )
-from hardsplice.channel import CROWDED_HINT, Channel, Kind, Record
+from hardsplice.caller import Caller
+from hardsplice.channel import Channel, Kind, Record
 from hardsplice.children import Child
 from hardsplice.cli import Mode, Options, Verbosity
 from hardsplice.desk import Desk
 from hardsplice.errors import Failure, printable, quote, text_of
 from hardsplice.flowlog import Traffic
 from hardsplice.forwarding import DIRECTIONS, PLACES, Direction, Port
+from hardsplice.freeports import FreePorts
+from hardsplice.host import Host
 from hardsplice.log import Level, Log, open_file
-from hardsplice.monitor import PASSED_ON, Host, HostMonitor
-from hardsplice.passed import Passed, stored_name
+from hardsplice.monitor import HostMonitor
+from hardsplice.passed import Passed
 from hardsplice.pidfile import PidFile
 from hardsplice.plans import Planner
 from hardsplice.ports import Forward
@@ -82,21 +88,21 @@ class Setup:
         options: Options,
         launcher: Channel | None,
         began: float,
-        *,
-        ignores_children: bool = False,
+        caller: Caller,
     ) -> None:
-        """``ignores_children``: the caller had SIGCHLD ignored, and COMMAND is to have it so."""
         self.options = options
-        self.ignores_children = ignores_children
+        self.caller = caller
         self.is_ready = False
         self.launcher = launcher
         self.began = began
         journal = os.environ.get("JOURNAL_STREAM", "")
         self.log = Log(LEVELS[options.verbosity], options.log_format, journal)
         self.user: RunAs | None = None
+        self.terminal: terminal.Terminal | None = None
         self.target: namespaces.Target | None = None
         self.pid_file: PidFile | None = None
         self.control: SocketFile | None = None
+        self.metrics: SocketFile | None = None
         self.container: container.Container | None = None
         self.monitor: Child | None = None
         self.first_flow = 0  # the first descriptor behind the places of listeners
@@ -105,12 +111,15 @@ class Setup:
         self.target_families: Sequence[int] = ()
         self.target_namespace: int | None = None  # socketcalls.namespace_cookie
         self.target_listeners: list[tuple[int, int]] = []
+        self.free = FreePorts()
         self.passed_first = 0  # index of the first inbound forward whose listener was passed to us
+        self.added = dict.fromkeys(DIRECTIONS, 0)  # ... and of those added before a restart
         self.ports: list[Port] = []
         self.askers: dict[Direction, socket.socket] = {}
         self.pipe_size = 0
         self.ready_fd: int | None = None
         self.notifier = Notifier(None)
+        self.store: keeping.Store
         self.locked = False  # lock-down has begun
         self.missing: list[str] = []  # what lock-down has to do without, here and in the monitors
         self.unsealed: list[str] = []  # and what is told only to who asks: the filter says the same
@@ -134,6 +143,8 @@ class Setup:
             host = self.gather()
             if self.pid_file:
                 self.pid_file.write()
+            if not self.options.foreground:
+                self.free.tell_people(self.log)
             self.isolate()
             return HostMonitor(host, self.ready).run()
         except BaseException:
@@ -160,8 +171,13 @@ class Setup:
         )
         service.forget(os.environ)
         self.user = users.own_user(options.runas)
+        if options.runas is not None:
+            self.options = options = replace(options, runas=self.user)
         self._number_descriptors()
+        if options.foreground:
+            self.terminal = terminal.Terminal.open()
         self.last_capability = isolate.read_last_capability()
+        self.parent = isolate.Parent.now()
         self.landlock = landlock.support()
         if options.mode is Mode.PID:
             assert options.pid is not None
@@ -171,8 +187,9 @@ class Setup:
             self.target = namespaces.open_path(
                 options.netns, options.userns, netns_only=options.netns_only
             )
+            self.target = departure.prepared(self.target, self.log, ends=options.netns_quit)
         if options.log_file is not None:
-            self._open_log(options.log_file)
+            self.log.to_file(open_file(options.log_file), options.log_size)
         elif not options.foreground:
             self.log.to_syslog()
         self.notifier = Notifier(self.manager.notify)
@@ -182,20 +199,25 @@ class Setup:
             from hardsplice.control.socketfile import SocketFile
 
             self.control = SocketFile(options.control)
+            if options.metrics is not None:
+                self.metrics = SocketFile(options.metrics, mode=0o666)
         if options.outbound_auto:
             self.askers["outbound"] = sockdiag.open_socket()
         self.host_families = listeners.usable_families(options.families)
+        added = keeping.sort_out(self)
         self.host_listeners = listeners.open_listeners(
             options.inbound,
             self.host_families,
             PLACES["inbound"],
             self.kept("inbound", self.host_families),
         )
+        options = self.options = self.free.settle(options, "inbound", self.host_listeners)
         inherited = self.passed.inherit(options.inherited)
         self.passed_first = len(options.inbound)
         self.host_listeners += enumerate((fd for _, fd in inherited), self.passed_first)
         taken = (forward for forward, _ in inherited)
         self.options = replace(options, inbound=(*options.inbound, *taken))
+        keeping.bring_back(self, added)
         self.host_listeners = self.settle(self.host_listeners)
         for name in self.passed.unclaimed():
             text = f"listener {quote(name)} was passed, but no -t inherit takes it"
@@ -207,7 +229,7 @@ class Setup:
         """
         options = self.options
         passed = self.manager.passed
-        listening = max(len(options.inbound) + len(passed), len(options.outbound))
+        listening = max(len(options.inbound), len(options.outbound)) + len(passed)
         self.file_limits = descriptors.raise_limit()
         self.first_flow = first = descriptors.first_flow(
             listening, self.file_limits[1], is_dynamic=bool(options.dynamic)
@@ -237,9 +259,6 @@ class Setup:
         """What has the listeners of a direction that were kept while we were restarted."""
         return lambda forward: self.passed.take(direction, forward, families)
 
-    def _open_log(self, path: str) -> None:
-        self.log.to_file(open_file(path), self.options.log_size)
-
     def compile(self) -> None:
         """Compile the filters: libseccomp is needed in this process and now only."""
         self._stage("compile")
@@ -263,6 +282,8 @@ class Setup:
             self.programs.book,
             self.programs.relays,
             has_ruleset=self.landlock.abi > 0,
+            passed_first=self.passed_first,
+            are_kept=self.manager.keeps > 0,
         )
         gc.collect()
         gc.freeze()
@@ -272,9 +293,12 @@ class Setup:
         lockdown.confine_signals(self)
         if options.inbound or options.outbound or options.dynamic:
             target.start(self)
-        self.ports += self.planner.ports("inbound", self.host_listeners)
-        self.ports += self.planner.ports("outbound", self.target_listeners)
-        self._keep_listeners()
+        self.options = self.free.settle(self.options, "outbound", self.target_listeners)
+        self.planner.options = self.options
+        self.ports += self.planner.ports("inbound", self.host_listeners, self.added)
+        self.ports += self.planner.ports("outbound", self.target_listeners, self.added)
+        loops.refuse([(port.direction, port.forward) for port in self.ports])
+        self.store = keeping.keep(self)
         self._give_up_inbound()
         self.target_listeners = self.settle(self.target_listeners)
         self._keep_copies("outbound", self.target_listeners)
@@ -292,34 +316,12 @@ class Setup:
             copy = descriptors.above(fd, self.first_flow, "a listener")
             self.copies[first + index] = copy
 
-    def _keep_listeners(self) -> None:
-        """Have the service manager keep the listeners that are ours, for when we are restarted, and
-        no other ones.
-        """
-        own = [(index, fd) for index, fd in self.host_listeners if index < self.passed_first]
-        opened: dict[Direction, list[tuple[int, int]]]
-        opened = {"inbound": own, "outbound": self.target_listeners}
-        current = [
-            (stored_name(direction, self.options.forwards(direction)[index]), fd)
-            for direction, listening in opened.items()
-            for index, fd in listening
-        ]
-        left_out, unsent = self.passed.hand_over(self.notifier, current, self.manager.keeps)
-        if unsent:
-            text = f"{unsent} of {len(current)} listeners could not be given to the service manager"
-            self.log.line(Level.WARNING, f"{text} to keep: {CROWDED_HINT}")
-        if left_out and self.manager.keeps:
-            text = f"the service manager does not keep {left_out} of {len(current)} listeners"
-            self.log.line(Level.WARNING, f"{text}: raise FileDescriptorStoreMax=")
-
     def gather(self) -> Host:
         """What the host monitor works with."""
         options = self.options
-        signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
-        descriptors.move(linux.signalfd(PASSED_ON), descriptors.SIGNALS_FD)
-        if self.target and self.target.watch is not None:
-            descriptors.move(self.target.watch, descriptors.WATCH_FD)
-            self.target = replace(self.target, watch=descriptors.WATCH_FD)
+        taken = signals.take(has_command=self.container is not None)
+        descriptors.move(taken, descriptors.SIGNALS_FD)
+        self.target = self.target and departure.placed(self.target)
         return Host(
             log=self.log,
             target=self.target,
@@ -335,11 +337,13 @@ class Setup:
             versions=options.families,
             check_room=self.planner.check_room,
             signals=descriptors.SIGNALS_FD,
+            terminal=self.terminal,
             monitor=self.monitor,
             container=self.container,
             plans=self.planner.relays("outbound", self.target_listeners, self.host_families),
             traffic=[Traffic(one, self.planner.stats[one]) for one in DIRECTIONS],
             log_flows=options.log_flows,
+            drain=options.drain,
             control=self._control() if self.control else None,
             notifier=self.notifier,
             watchdog=self.manager.watchdog,
@@ -381,10 +385,9 @@ class Setup:
         self.is_ready = True
         took = f"ready in {1000 * (time.monotonic() - self.began):.0f} ms"
         self.log.line(Level.DEBUG, took)
+        self.free.log(self.log)
         if self.ready_fd is not None:
-            with contextlib.suppress(OSError):
-                if _has_room(descriptors.READY_FD):  # its reader may be anybody
-                    os.write(descriptors.READY_FD, b"\n")
+            self.free.tell_program(descriptors.READY_FD)
             descriptors.clear((descriptors.READY_FD,))
         if self.launcher:  # it exits now, or prints what --audit shows
             text = "\n".join([took, *missing, *self.unsealed])
@@ -400,8 +403,9 @@ class Setup:
         """
         if self.pid_file and not self.locked:
             self.pid_file.remove()
-        if self.control and not self.locked:
-            self.control.remove()
+        for one in (self.control, self.metrics):
+            if one and not self.locked:
+                one.remove()
         if self.container:
             self.container.end()
         if self.monitor:
@@ -411,9 +415,3 @@ class Setup:
                 signal.pidfd_send_signal(self.monitor.pidfd, signal.SIGKILL)
             with contextlib.suppress(OSError):
                 os.waitpid(self.monitor.pid, 0)
-
-
-def _has_room(fd: int) -> bool:
-    poller = select.poll()
-    poller.register(fd, select.POLLOUT)
-    return bool(poller.poll(0))

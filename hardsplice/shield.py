@@ -13,10 +13,9 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
-from hardsplice import linux
+from hardsplice import linux, mounts
+from hardsplice.mounts import Mount
 
 # File systems that are the kernel's settings, wherever they are mounted.
 _SETTINGS = {
@@ -24,50 +23,28 @@ _SETTINGS = {
     "efivarfs", "configfs", "selinuxfs", "smackfs", "binfmt_misc", "resctrl", "fusectl", "nfsd",
     "rpc_pipefs", "xenfs", "openpromfs",
 }  # fmt: skip
-# What a mount has must be said again, or the kernel takes it for a change (do_remount, mount(8)).
-_KEPT = {
-    "nosuid": linux.MS_NOSUID,
-    "nodev": linux.MS_NODEV,
-    "noexec": linux.MS_NOEXEC,
-}
 _NO_CGROUP_NAMESPACES = "/proc/sys/user/max_cgroup_namespaces"
-
-
-@dataclass(frozen=True, slots=True)
-class Mount:
-    """A line of /proc/self/mountinfo: where, what, its device, and its own flags."""
-
-    path: str
-    kind: str
-    device: int
-    flags: int
-
-
-def parse(lines: Iterable[str]) -> Iterator[Mount]:
-    """The mounts that mountinfo names (proc_pid_mountinfo(5)), those on top of others last."""
-    for line in lines:
-        before, _, after = line.partition(" - ")
-        words = before.split(" ")
-        device = os.makedev(*map(int, words[2].split(":")))
-        flags = sum(_KEPT.get(word, 0) for word in words[5].split(","))
-        yield Mount(_unescaped(words[4]), after.split(" ")[0], device, flags)
-
-
-def _unescaped(path: str) -> str:
-    """Blanks and the like are written as a backslash and three octal digits."""
-    first, *rest = path.split("\\")
-    return first + "".join(chr(int(part[:3], 8)) + part[3:] for part in rest)
 
 
 def make_settings_read_only() -> None:
     """Every mount of the kernel's settings in this mount namespace that can be reached. One that
     another mount covers stays covered.
     """
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
-        on_top = {one.path: one for one in parse(lines)}
-    for one in on_top.values():
+    for one in _on_top().values():
         if one.kind in _SETTINGS and _can_be_reached(one):
             _make_read_only(one.path, one.flags)
+
+
+def make_read_only(path: str) -> None:
+    """The mount at a path, if there is one."""
+    found = _on_top().get(path)
+    if found is not None:
+        _make_read_only(path, found.flags)
+
+
+def _on_top() -> dict[str, Mount]:
+    with open(mounts.TABLE, encoding="utf-8", errors="surrogateescape") as lines:
+        return {one.path: one for one in mounts.parse(lines)}
 
 
 def _can_be_reached(mount: Mount) -> bool:

@@ -220,6 +220,12 @@ def abort(fd: int) -> int:
     return 0 if done == 0 else -_errno()
 
 
+def spare(fd: int) -> int:
+    """Undo ``abort``: the coming close of ``fd`` is a clean one. 0, or the negated errno."""
+    done = _setsockopt(fd, socket.SOL_SOCKET, socket.SO_LINGER, _values.zero, 8)
+    return 0 if done == 0 else -_errno()
+
+
 def limit_unsent(fd: int, size: int) -> int:
     """Have ``fd`` take no more while ``size`` bytes, one of UNSENT_SIZES, wait in the kernel to be
     sent (TCP_NOTSENT_LOWAT): 0, or the negated errno.
@@ -333,6 +339,18 @@ def endpoint(sockaddr: bytes) -> tuple[bytes, int]:
 
 _SOCKET_TYPE = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
 _IPPROTO_TCP, _TCP_NODELAY = int(socket.IPPROTO_TCP), int(socket.TCP_NODELAY)
+
+
+_LOOPBACK_NET, _SOCKADDR_IN6 = 127, 28  # 127.0.0.0/8; bytes
+
+
+def is_loopback(sockaddr: bytes) -> bool:
+    """Whether a struct sockaddr_in or sockaddr_in6 is of the loopback interface."""
+    if len(sockaddr) < _SOCKADDR_IN6:
+        return sockaddr[4] == _LOOPBACK_NET
+    packed = sockaddr[8:24]
+    is_mapped = packed.startswith(_MAPPED) and packed[12] == _LOOPBACK_NET
+    return is_mapped or packed == bytes(15) + b"\1"
 
 
 def stream_socket(family: int) -> int:

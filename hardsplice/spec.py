@@ -5,7 +5,7 @@
     listen  := ADDR | ADDR "%" IFACE | "%" IFACE            (IPv6 may stand in brackets)
     ports   := entry { "," entry }
     entry   := range [ ":" target ] | "~" range | "all" [ ":" ADDR ] | "auto"
-    range   := PORT | PORT "-" PORT
+    range   := PORT | PORT "-" PORT                         (0: one that is free, with a target)
     target  := [ ADDR "/" ] range | ADDR                    (a mapped range has the same length)
 
 or, for listeners that a service manager passes (IPv6 in brackets here):
@@ -24,16 +24,19 @@ What several SPECs mean together, `none` included, is the business of `ports`. P
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
+from hardsplice import foreign
 from hardsplice.errors import quote
 
 __all__ = [
     "ALL",
     "ANYWHERE",
+    "FREE",
     "LAST_PORT",
     "Address",
     "Entry",
@@ -41,6 +44,7 @@ __all__ = [
     "Listen",
     "Refusal",
     "Spec",
+    "in_our_words",
     "is_inherited",
     "is_interface_name",
     "read",
@@ -107,11 +111,37 @@ class Refusal(Exception):  # noqa: N818 - a Failure in the making
 
 
 ANYWHERE = Listen(None, None)  # no listening address is given
+FREE = range(1)  # the ports of an entry that asks for one that is free
 ALL = Entry(None, None, 0)  # every port to its own number
 
 
 def read(text: str) -> Spec:
     """The meaning of one SPEC other than `none`. Raises Refusal."""
+    try:
+        return _read(text)
+    except Refusal as refusal:
+        if foreign.is_other_protocol(text):
+            raise Refusal(f"{foreign.NOT_TCP}; leave out what is not TCP") from None
+        better = in_our_words(text)
+        if better is None:
+            raise refusal from None
+        raise Refusal(f"that is how others spell it; write {better}") from None
+
+
+def in_our_words(text: str) -> str | None:
+    """The SPEC that says what ``text`` says here, or to other programs; None where it says nothing
+    to anybody, or is not about TCP.
+    """
+    if foreign.is_other_protocol(text):
+        return None
+    for one in (text, *foreign.meant(text)):
+        with contextlib.suppress(Refusal):
+            _read(one)
+            return one
+    return None
+
+
+def _read(text: str) -> Spec:
     if not text:
         raise Refusal("it is empty; write the ports, or none")
     if any(char.isspace() for char in text):
@@ -132,6 +162,8 @@ def read(text: str) -> Spec:
             entries.append(_read_entry(part))
     if auto:
         _check_targets(entries)
+        if any(entry.ports == FREE for entry in entries):
+            raise Refusal("0 is a port that is free, and auto waits for one; leave out one of them")
         return Spec(listen, tuple(entries) or (ALL,), tuple(excluded), auto=True)
     return Spec(listen, tuple(entries), tuple(excluded))
 
@@ -256,7 +288,10 @@ def _read_entry(text: str) -> Entry:
         raise Refusal(
             f"{quote(text)} gives an address again: one SPEC has one; repeat the option for another"
         )
-    ports = _read_range(left)
+    if left == "0" and (not colon or not _RANGE.fullmatch(right.rpartition("/")[2])):
+        better = f"0:{right}/PORT" if colon and right else "0:PORT"
+        raise Refusal(f"0 is any port that is free, and where it leads is not said; write {better}")
+    ports = FREE if left == "0" else _read_range(left)
     if not colon:
         return Entry(ports, None, 0)
     host, slash, numbers = right.rpartition("/")
@@ -315,6 +350,8 @@ def _read_range(text: str) -> range:
 
 
 def _read_port(text: str, within: str) -> int:
+    if text == "0" and "-" in within:
+        raise Refusal(f"{quote(within)} can't have a port 0, which stands for one that is free")
     if _NUMBER.fullmatch(text) and 1 <= int(text) <= LAST_PORT:
         return int(text)
     where = "" if text == within else f" in {quote(within)}"

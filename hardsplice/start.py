@@ -13,11 +13,12 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from hardsplice import cli
-from hardsplice.errors import Failure, outlast_terminal, reason_of, tell, write_all
+from hardsplice import caller, cli, modes
+from hardsplice.errors import Failure, reason_of, tell, write_all
 from hardsplice.unforeseen import as_failure
 
 if TYPE_CHECKING:
+    from hardsplice.caller import Caller
     from hardsplice.channel import Channel, Record
 
 # What ends the process that waits for the one in the background.
@@ -28,16 +29,17 @@ ENDING_SECONDS = 3.0  # that a process which said what is wrong may take to end
 def main(argv: Sequence[str]) -> int:
     """Run hardsplice with the words of its command line; the exit status."""
     began = time.monotonic()
-    # Who has SIGCHLD ignored never learns how a child ended (wait(2)).
-    ignores = signal.signal(signal.SIGCHLD, signal.SIG_DFL) is signal.SIG_IGN
+    given = caller.take()
     try:
         _refuse_jit(getattr(sys, "_jit", None))
         options = cli.parse_args(argv)
+        if options.mode is cli.Mode.COMMAND and not options.command:
+            modes.refuse_no_command(has_terminal=os.isatty(0))
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # which is COMMAND's to inherit
             signal.signal(signal.SIGINT, signal.SIG_DFL)
         if options.foreground:
-            _serve(options, _start_auditor(options) if options.audit else None, began, ignores)
-        return _launch(options, began, ignores)
+            _serve(options, _start_auditor(options) if options.audit else None, began, given)
+        return _launch(options, began, given)
     except Exception as error:  # noqa: BLE001 - the last resort: no traceback
         return _say(as_failure(error, "start", "hardsplice"))
 
@@ -69,7 +71,8 @@ def _start_auditor(options: cli.Options) -> Channel:
     between = os.fork()
     if between == 0:
         if os.fork() == 0:
-            outlast_terminal()
+            # COMMAND may put us into the background of a terminal where nobody there may write.
+            signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTTOU,))
             theirs.close()
             record = ours.receive()
             if record is not None:
@@ -88,26 +91,27 @@ def _audit(options: cli.Options, server: int, record: Record) -> None:
     try:
         text = audit.report(server, lacking, options.audit or "table")
         write_all(2 if options.mode is cli.Mode.COMMAND else 1, text.encode() + b"\n")
-    except (FileNotFoundError, ProcessLookupError):
-        _say(Failure("audit", f"process {server}", "it has ended already"))
+    except Failure as failure:
+        _say(failure)
     except BrokenPipeError:
         pass  # the reader has seen enough
     except OSError as error:
         _say(Failure("write", "the audit", reason_of(error)))
 
 
-def _serve(
-    options: cli.Options, launcher: Channel | None, began: float, ignores_children: bool
-) -> NoReturn:
+def _serve(options: cli.Options, launcher: Channel | None, began: float, given: Caller) -> NoReturn:
     """Set up and serve in this process. After lock-down the interpreter's own way out is closed, so
     leave by os._exit.
     """
     from hardsplice.setup import Setup
 
-    setup = Setup(options, launcher, began, ignores_children=ignores_children)
+    setup = Setup(options, launcher, began, given)
     status = 1
     try:
         status = setup.run()
+    except Failure as failure:
+        setup.report(failure)
+        status = failure.status
     except BaseException as error:  # noqa: BLE001 - the last resort: one line, and no traceback
         what = ("go on", "serving") if setup.is_ready else ("start", "hardsplice")
         setup.report(as_failure(error, *what))
@@ -122,7 +126,7 @@ def _on_signal(number: int, _frame: object) -> NoReturn:
     raise _Ended(number)
 
 
-def _launch(options: cli.Options, began: float, ignores_children: bool) -> int:
+def _launch(options: cli.Options, began: float, given: Caller) -> int:
     """Start a process in the background; wait until it is ready, or has failed, and say which.
 
     Whatever happens to it, or to us meanwhile: it is there if this returns 0, and gone if not.
@@ -140,7 +144,7 @@ def _launch(options: cli.Options, began: float, ignores_children: bool) -> int:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         ours.close()
         os.setsid()
-        _serve(options, theirs, began, ignores_children)
+        _serve(options, theirs, began, given)
     theirs.close()
     pidfd = os.pidfd_open(child)
     for number in ENDING:
@@ -209,3 +213,5 @@ def _clean_up(options: cli.Options, child: int, *, had_pid_file: bool) -> None:
         from hardsplice.control.socketfile import remove_if_stale
 
         remove_if_stale(options.control)
+        if options.metrics is not None:
+            remove_if_stale(options.metrics)

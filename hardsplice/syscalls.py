@@ -97,6 +97,7 @@ PARAMETERS: Final = {
     "fcntl64": ("fd", "op", "arg"),
     "ftruncate": ("fd", "length"),
     "ftruncate64": ("fd",),  # the length follows in two registers, aligned on armhf
+    "getpriority": ("which", "who"),
     "getrandom": ("buf", "buflen", "flags"),
     "getsockname": ("fd", "addr", "addrlen"),
     "getsockopt": ("fd", "level", "optname", "optval", "optlen"),
@@ -233,10 +234,14 @@ _SAME_EVERYWHERE: Final = {
     "SIGKILL": 9,
     "SIGTERM": 15,
     "SIGCHLD": 17,
+    "SIGTSTP": 20,
     "SIG_BLOCK": 0,
     "SIG_UNBLOCK": 1,
     "SIG_SETMASK": 2,
     "WNOHANG": 1,
+    "WEXITED": 4,
+    "WNOWAIT": 0x01000000,
+    "PRIO_PGRP": 1,
     "SEEK_SET": 0,
     "P_ALL": 0,
     "P_PID": 1,
@@ -276,7 +281,10 @@ _DIFFERENT: Final[dict[str, tuple[int, dict[str, int]]]] = {
     # asm/ioctls.h: PowerPC encodes direction and size in its requests, _IOW('f', 126, int)
     "FIONBIO": (0x5421, {"ppc64le": 0x8004667E}),
     "FIONREAD": (0x541B, {"ppc64le": 0x4004667F}),
+    "SIOCGIFFLAGS": (0x8913, {}),
     "TIOCOUTQ": (0x5411, {"ppc64le": 0x40047473}),
+    "TIOCGPGRP": (0x540F, {"ppc64le": 0x40047477}),
+    "TIOCSPGRP": (0x5410, {"ppc64le": 0x80047476}),
     # asm/mman.h
     "MAP_NORESERVE": (0x4000, {"ppc64le": 0x40}),
     # linux/seccomp.h: _IOWR and _IOW

@@ -25,6 +25,7 @@ from hardsplice import (
     lifeline,
     listeners,
     lockdown,
+    loopback,
     sockdiag,
 )
 from hardsplice.channel import CROWDED_HINT, Channel, Kind, Malformed, Record, close_all
@@ -105,6 +106,10 @@ class TargetMonitor:
         if not self.parent.send(Record(Kind.FLOW, end, text=row), wait=False):
             self.crew.keepers[0].plan.stats.kept[UNPASSED] += 1
 
+    def relays_drained(self) -> None:
+        """Nobody is connected any more, and nobody comes."""
+        self.loop.stop(0)
+
     def _on_parent(self) -> None:
         """End with the host monitor; or do what it asks for, where it may ask for something."""
         with contextlib.suppress(BlockingIOError):
@@ -119,8 +124,8 @@ class TargetMonitor:
         try:
             if record.kind == Kind.PING and not record.fds:
                 self.crew.ask_alive()
-                if not self.crew.keepers:
-                    self.relays_alive()
+            elif record.kind == Kind.DRAIN and not record.fds:
+                self.crew.drain()
             elif self.requests is None:
                 raise Malformed("nothing is to be asked for")
             else:
@@ -134,6 +139,9 @@ class TargetMonitor:
 def start(setup: Setup) -> None:
     """Fork the target monitor, and take what it listens on."""
     assert setup.target is not None
+    if loopback.is_down():
+        text = "the loopback interface is down in hardsplice's own network namespace, so nothing"
+        setup.log.line(Level.WARNING, f"{text} is reached at its addresses: ip link set lo up")
     folder = emptyroot.made_by_child() if joining.needs_empty_root(setup.target) else None
     hung_on, held = lifeline.pair()
     ours, theirs = Channel.pair()
@@ -165,9 +173,19 @@ def _receive_listeners(setup: Setup, channel: Channel) -> None:
             cookie, families = record.text[: COOKIE.size], record.text[COOKIE.size :]
             setup.target_namespace = COOKIE.unpack(cookie)[0] or None
             setup.target_families = tuple(one for one in ALL_FAMILIES if one in families)
+            if record.detail:
+                _tell_of_loopback(setup, record.detail)
             return
         indexes = [int(index) for index in record.text.split()]
         setup.target_listeners += zip(indexes, record.fds, strict=True)
+
+
+def _tell_of_loopback(setup: Setup, code: int) -> None:
+    """It is down in there, and stays so."""
+    assert setup.target is not None
+    text = f"cannot set up the loopback interface of {setup.target.name}: {os.strerror(code)}"
+    command = loopback.command_for(setup.target.path)
+    setup.log.line(Level.WARNING, f"{text}: no server in there is reached at it: {command}")
 
 
 def main(setup: Setup, channel: Channel, tie: Tie, folder: int | None) -> NoReturn:
@@ -179,6 +197,7 @@ def main(setup: Setup, channel: Channel, tie: Tie, folder: int | None) -> NoRetu
 
 def _live(setup: Setup, channel: Channel, tie: Tie, folder: int | None) -> int:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as in relays
     os.setsid()
     prctl.set_name("hs-target")
     environment.forget()
@@ -191,7 +210,9 @@ def _live(setup: Setup, channel: Channel, tie: Tie, folder: int | None) -> int:
     places = range(FIRST_LISTENER, setup.first_flow)
     descriptors.keep((CHANNEL_FD, RULESET_FD, LIFELINE_FD, *places), setup.first_flow)
     ruleset = RULESET_FD if setup.landlock.abi else None
-    begun.run(isolate.rights_steps(setup.user, setup.last_capability, ruleset))
+    # In a user namespace of others it stays who it is: joining.py.
+    user = setup.user if folder is None else None
+    begun.run(isolate.rights_steps(user, setup.last_capability, ruleset))
     Tie(tie.parent, LIFELINE_FD).renew()
     begun.run([isolate.filter_step(setup.programs.target)])
     asked = families if setup.options.dynamic else None
@@ -225,9 +246,14 @@ def _enter(
     options = setup.options
     assert setup.target is not None
     joining.join(setup.target, folder, begun, tie, setup.landlock.abi)
+    down = loopback.have_up()
     families = listeners.usable_families(options.families)
     bound = listeners.open_listeners(
-        options.outbound, families, PLACES["outbound"], setup.kept("outbound", families)
+        options.outbound,
+        families,
+        PLACES["outbound"],
+        setup.kept("outbound", families),
+        optional_from=setup.added["outbound"],
     )
     for start in range(0, len(bound), HANDED_AT_ONCE):
         some = bound[start : start + HANDED_AT_ONCE]
@@ -238,5 +264,5 @@ def _enter(
         asker = stack.enter_context(sockdiag.open_socket()) if options.inbound_auto else None
         fds = (asker.fileno(),) if asker else ()
         cookie = COOKIE.pack(listeners.namespace_here() or 0)
-        channel.send(Record(Kind.BOUND, text=cookie + bytes(families), fds=fds))
+        channel.send(Record(Kind.BOUND, detail=down, text=cookie + bytes(families), fds=fds))
     return families

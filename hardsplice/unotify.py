@@ -54,6 +54,17 @@ def set_filter(program: bytes) -> int:
     return fd
 
 
+def obstacle() -> str | None:
+    """Why nobody can be asked here; None where that is possible. A filter that forbids the call has
+    the last word, whatever ours says (seccomp(2)). To be asked before there is one of ours.
+    """
+    if _syscall(c_long(_PIDFD_GETFD), c_long(-1), c_long(0), c_long(0)) >= 0:
+        return None
+    if ctypes.get_errno() in (errno.EPERM, errno.ENOSYS):
+        return "a filter that hardsplice was started under forbids pidfd_getfd, or Linux is too old"
+    return None
+
+
 def ask(place: int) -> bool:
     """Have the monitor put what belongs there at the number ``place`` of this process; whether that
     is a listener.

@@ -26,6 +26,7 @@ __all__ = [
     "descriptor",
     "log_format",
     "netns",
+    "no_udp",
     "number",
     "path",
     "runas",
@@ -44,6 +45,7 @@ _LOG_FORMATS: tuple[LogFormat, ...] = ("text", "json")
 _LAST_ID = 2**32 - 2  # the last one, (uid_t)-1, means "leave as it is" to setresuid(2)
 _LAST_FD = 2**31 - 1
 WORKERS_MAX = 64
+SECONDS_MAX = 86400
 _LOG_SIZE_MIN = 4096
 _LOG_SIZE_LIMIT = 2**63  # off_t
 _SIZE_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
@@ -55,6 +57,10 @@ class RunAs:
 
     uid: int
     gid: int
+
+
+OWN = RunAs(-1, -1)
+"""A user of this instance's own, who is made up at its start (users.own_user)."""
 
 
 def path(option: str) -> Callable[[str], str]:
@@ -74,6 +80,20 @@ def netns(text: str) -> str:
         reason = "that is neither a path nor a name; write one, as ip-netns(8) lists them"
         raise Failure("parse", f"--netns {quote(text)}", reason)
     return text if "/" in text else f"/run/netns/{text}"
+
+
+def no_udp(option: str) -> Callable[[str], str]:
+    """What checks the value of pasta's option for UDP ports: there may be one, as long as it asks
+    for nothing.
+    """
+
+    def check(text: str) -> str:
+        if text != "none":
+            reason = "hardsplice forwards TCP alone; leave it out, or write none"
+            raise Failure("use", f"{option} {quote(text)}", reason)
+        return text
+
+    return check
 
 
 def number(text: str, least: int, most: int) -> int | None:
@@ -100,6 +120,15 @@ def workers(text: str) -> int:
     if value is None:
         reason = f"it is not a number of relays; write 1 to {WORKERS_MAX}, or auto"
         raise Failure("parse", f"--workers {quote(text)}", reason)
+    return value
+
+
+def seconds(option: str, text: str) -> int:
+    """The value of an option that is a time, in whole seconds up to a day."""
+    value = number(text, 1, SECONDS_MAX)
+    if value is None:
+        reason = f"it is not a time; write seconds, 1 to {SECONDS_MAX}"
+        raise Failure("parse", f"{option} {quote(text)}", reason)
     return value
 
 
@@ -136,7 +165,11 @@ def size(text: str) -> int:
 
 
 def runas(text: str) -> RunAs:
-    """The user and group of UID[:GID]|LOGIN[:GROUP], looked up now: later there are no files."""
+    """The user and group of UID[:GID]|LOGIN[:GROUP], looked up now: later there are no files; or
+    OWN.
+    """
+    if text == "own":
+        return OWN
     user, colon, group = text.partition(":")
     try:
         if not user or (colon and not group):

@@ -208,6 +208,8 @@ class Watch:
             self.on_first = None
 
     def _look(self) -> None:
+        if self.ports.is_closed:
+            return
         began = time.monotonic()
         self.looks += 1
         changed = False

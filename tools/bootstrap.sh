@@ -77,12 +77,16 @@ need_tools() {
     [[ $profile == test ]] || return 0
     need iproute2 has_command ip
     need rootlesskit has_command rootlessctl
+    need bubblewrap has_command bwrap
     need curl has_command curl
+    need uidmap has_command newuidmap
     need procps has_command ps
     need strace has_command strace
+    need bubblewrap has_command bwrap
     need groff-base has_command groff
     need mandoc has_command mandoc
     need man-db has_command man
+    [[ ! -e /usr/lib/systemd/systemd ]] || need systemd-container has_command systemd-nspawn
     need python3-prctl system_python_has prctl # it is what a real systemd starts in tests/service
 }
 

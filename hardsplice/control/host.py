@@ -10,17 +10,20 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from hardsplice import __version__, socketcalls
+from hardsplice.cli import Options
 from hardsplice.control.http import Request, Response
-from hardsplice.control.routes import dispatch
+from hardsplice.control.routes import FOR_ALL, ROUTES, Routes, dispatch
 from hardsplice.control.server import Admission, Server
 from hardsplice.control.world import RelayView, Snapshot, refusal
 from hardsplice.errors import Failure, printable, quote
 from hardsplice.flowtable import FlowRow
 from hardsplice.forwarding import Direction, Ports
+from hardsplice.keeping import Store
 from hardsplice.log import Level
 from hardsplice.relay.stats import Stats
 
@@ -34,16 +37,24 @@ class Control:
     """What set-up made for the control socket."""
 
     listener: int
+    metrics: int | None  # the listener that is for everybody, and for metrics only
     admission: Admission
     versions: Sequence[int]  # of IP in use
     served: str  # whose namespace it is, for people
     served_pid: int | None
+    label: str  # whose namespace it is, in metrics
+    store: Store  # what the service manager keeps
     began: float  # when hardsplice was started, in CLOCK_MONOTONIC seconds
 
     def serve(self, monitor: HostMonitor) -> HostWorld:
         """Begin to serve, on the monitor's loop."""
         world = HostWorld(monitor, self)
-        world.server.start()
+        desk = monitor.host.desk
+        assert desk is not None
+        monitor.registry.on_added = lambda port: self.store.added(port, desk.listener(port.id))
+        monitor.registry.on_removed = self.store.removed
+        for server in world.servers:
+            server.start()
         return world
 
 
@@ -55,13 +66,27 @@ def control_of(setup: Setup) -> Control:
     listener = setup.control.fileno()
     return Control(
         listener=listener,
+        metrics=setup.metrics.fileno() if setup.metrics else None,
         # Root's id means root where root started us; in a namespace of our own nobody has it.
-        admission=Admission(frozenset({0, os.geteuid()}), socketcalls.namespace_cookie(listener)),
+        admission=Admission(
+            frozenset({0, os.geteuid()}),
+            socketcalls.namespace_cookie(listener),
+            setup.target_namespace if options.control_from_namespace else None,
+        ),
         versions=options.families,
         served=quote(setup.container.command) if setup.container else setup.target.name,
         served_pid=setup.container.init if setup.container else options.pid,
+        label=label(options, setup.container.command if setup.container else ""),
+        store=setup.store,
         began=setup.began,
     )
+
+
+def label(options: Options, command: str) -> str:
+    """What metrics call the namespace: as short as the options name it."""
+    if options.netns is not None:
+        return printable(options.netns.removeprefix("/run/netns/"))
+    return printable(command) if options.pid is None else str(options.pid)
 
 
 class HostWorld:
@@ -72,6 +97,11 @@ class HostWorld:
         self.control = control
         self.spelled: dict[int, str] = {}
         self.server = Server(control.listener, control.admission, monitor.loop, self.handle)
+        self.servers = [self.server]
+        if control.metrics is not None:
+            everybody = replace(control.admission, users=None)
+            answer = partial(self.handle, routes=FOR_ALL)
+            self.servers.append(Server(control.metrics, everybody, monitor.loop, answer))
 
     @property
     def ports(self) -> Ports:
@@ -91,6 +121,7 @@ class HostWorld:
             pid=os.getpid(),
             served=self.control.served,
             served_pid=self.control.served_pid,
+            label=self.control.label,
             uptime=time.monotonic() - self.control.began,
             lacking=tuple(map(printable, monitor.host.missing)),
             relays=[
@@ -110,10 +141,12 @@ class HostWorld:
                     for row in stats.flows:
                         yield one.direction, row
 
-    def handle(self, request: Request, respond: Callable[[Response], None]) -> None:
+    def handle(
+        self, request: Request, respond: Callable[[Response], None], routes: Routes = ROUTES
+    ) -> None:
         """Serve a request. An error of ours ends that request, not the monitor."""
         try:
-            dispatch(request, self, respond)
+            dispatch(request, self, respond, routes)
         except Exception as error:  # noqa: BLE001 - a client must not end a service, whatever it is
             unforeseen = Failure("answer", "a request", f"{type(error).__name__}: {error}")
             self.monitor.log.limited(Level.ERROR, "request", str(unforeseen))

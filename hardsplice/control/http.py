@@ -65,6 +65,7 @@ class Request:
     query: str  # what follows the question mark, undecoded
     body: bytes
     keep_alive: bool  # whether the client may send another one after it
+    inside: bool = False  # whether it comes from the namespace that is served
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,10 @@
 Its words: the *parent* is the host, the *child* is the namespace. An inbound port listens at the
 parent's side and leads to the child's; an outbound port, which RootlessKit doesn't have, the other
 way round. It says so by "direction", and is shown only to who asks for it.
+
+Who asks from the namespace that is served (--control-from-namespace), as rootless Docker does, has
+inbound ports alone: an outbound one would lead to the host. And those ports alone are that one's to
+see and to remove that were added from in there.
 """
 
 from __future__ import annotations
@@ -53,6 +57,7 @@ def list_ports(call: Call) -> None:
         show(port, spelled.get(port.id, "tcp"))
         for port in present
         if wanted in ("all", port.direction)
+        and (port.source is Source.NAMESPACE or not call.request.inside)
     ]
     call.answer(shown)
 
@@ -65,6 +70,12 @@ def add_port(call: Call) -> None:
         call.refuse(400, f"cannot add a port: {error}")
         return
 
+    if call.request.inside and direction != "inbound":
+        call.refuse(
+            403, "cannot add a port: an outbound one is not for the namespace itself to add"
+        )
+        return
+
     def done(result: Port | Failure) -> None:
         if isinstance(result, Failure):
             call.refuse(400, str(result), result.hint)
@@ -73,7 +84,8 @@ def add_port(call: Call) -> None:
             call.world.spelled[result.id] = protocol
         call.answer(show(result, protocol), 201)
 
-    call.world.ports.add(direction, forward, Source.CONTROL, done)
+    source = Source.NAMESPACE if call.request.inside else Source.CONTROL
+    call.world.ports.add(direction, forward, source, done)
 
 
 def remove_port(call: Call) -> None:
@@ -83,6 +95,10 @@ def remove_port(call: Call) -> None:
         call.refuse(400, "cannot remove a port: that is not the number of one")
         return
     number = int(text)
+    found = call.world.ports.find(number)
+    if call.request.inside and found is not None and found.source is not Source.NAMESPACE:
+        call.refuse(403, f"cannot remove port {number}: it was not added from the namespace")
+        return
 
     def done(failure: Failure | None) -> None:
         if failure is not None:
@@ -136,8 +152,10 @@ def read_spec(body: bytes, families: Sequence[int]) -> tuple[str, Direction, por
     direction = next((one for one in DIRECTIONS if one == wanted), None)
     if direction is None:
         raise _WrongError(f"direction is {' or '.join(DIRECTIONS)}")
-    parent = _text(given, "parentIP"), _port(given, "parentPort")
-    child = _text(given, "childIP"), _port(given, "childPort")
+    # Where clients connect, 0 is any port that is free.
+    first = (0, 1) if direction == "inbound" else (1, 0)
+    parent = _text(given, "parentIP"), _port(given, "parentPort", first[0])
+    child = _text(given, "childIP"), _port(given, "childPort", first[1])
     (listening, port), (target, target_port) = (
         (parent, child) if direction == "inbound" else (child, parent)
     )
@@ -164,8 +182,12 @@ def _text(given: dict[str, Any], key: str) -> str:
     return value
 
 
-def _port(given: dict[str, Any], key: str) -> int:
+def _port(given: dict[str, Any], key: str, least: int) -> int:
     value = given.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= spec.LAST_PORT:
-        raise _WrongError(f"{key} is not a port's number, which is 1 to {spec.LAST_PORT}")
+    if (
+        not isinstance(value, int)
+        or isinstance(value, bool)
+        or not least <= value <= spec.LAST_PORT
+    ):
+        raise _WrongError(f"{key} is not a port's number, which is {least} to {spec.LAST_PORT}")
     return value

@@ -52,21 +52,22 @@ def histogram(
     ]
 
 
-def render(families: Iterable[Family]) -> str:
-    """The text. A family without samples is left out."""
+def render(families: Iterable[Family], common: Mapping[str, str]) -> str:
+    """The text; each sample has the ``common`` labels too. A family without samples is left out."""
     lines = []
     for family in families:
         if not family.samples:
             continue
         lines.append(f"# HELP {family.name} {family.help.translate(_HELP_ESCAPES)}")
         lines.append(f"# TYPE {family.name} {family.kind}")
-        lines += [_line(family.name, sample) for sample in family.samples]
+        lines += [_line(family.name, sample, common) for sample in family.samples]
     return "\n".join([*lines, ""])
 
 
-def _line(name: str, sample: Sample) -> str:
+def _line(name: str, sample: Sample, common: Mapping[str, str]) -> str:
     labels = ",".join(
-        f'{key}="{value.translate(_LABEL_ESCAPES)}"' for key, value in sample.labels.items()
+        f'{key}="{value.translate(_LABEL_ESCAPES)}"'
+        for key, value in {**common, **sample.labels}.items()
     )
     inside = f"{{{labels}}}" if labels else ""
     return f"{name}{sample.suffix}{inside} {_number(sample.value)}"

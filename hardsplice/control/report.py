@@ -102,7 +102,7 @@ def audit(call: Call) -> None:
 def metrics(call: Call) -> None:
     """Everything that is counted, for Prometheus."""
     now = call.world.snapshot()
-    text = render(families(now, call.world.ports.list()))
+    text = render(families(now, call.world.ports.list()), {"namespace": now.label})
     call.respond(Response(200, text.encode(), CONTENT_TYPE))
 
 
@@ -120,6 +120,10 @@ _COUNTERS = (
     ("starved", "starved_total", "Times that a flow waited for a pipe."),
     ("paused", "accept_pauses_total", "Times that accepting was suspended."),
     ("restarts", "relay_restarts_total", "Relays that died and were started again."),
+    ("stopped", "stopped_flows_total", "Flows that were reset because hardsplice ended."),
+    ("drained", "drained_flows_total", "Flows that came to their end while it waited for that."),
+    ("idle", "idle_flows_total", "Flows that were reset since nothing had moved for too long."),
+    ("jammed", "jammed_flows_total", "Half-closed flows that were reset for want of descriptors."),
     ("unlisted", "unlisted_flows_total", "Flows for which the flow table had no row."),
 )
 _BYTES = (("bytes_to_target", "target"), ("bytes_to_client", "client"))

@@ -18,23 +18,30 @@ Handler = Callable[[Call], None]
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A handler, and the parameters of the query that it knows, each with its values."""
+    """A handler, and the parameters of the query that it knows, each with its values; and whether
+    it is for those, too, who ask from the namespace that is served.
+    """
 
     handler: Handler
     query: Mapping[str, tuple[str, ...]]
+    inside: bool = False
 
+
+Routes = dict[str, dict[str, Route]]
 
 _DIRECTIONS = {"direction": ("inbound", "outbound", "all")}
 
 # {id} stands for one part of a path.
-ROUTES: dict[str, dict[str, Route]] = {
+ROUTES: Routes = {
     # RootlessKit's port API
-    "/v1/info": {"GET": Route(portapi.info, {})},
+    "/v1/info": {"GET": Route(portapi.info, {}, inside=True)},
     "/v1/ports": {
-        "GET": Route(portapi.list_ports, _DIRECTIONS),
-        "POST": Route(portapi.add_port, {}),
+        "GET": Route(portapi.list_ports, _DIRECTIONS, inside=True),
+        "POST": Route(portapi.add_port, {}, inside=True),
     },
-    "/v1/ports/{id}": {"DELETE": Route(portapi.remove_port, {"flows": ("keep", "reset")})},
+    "/v1/ports/{id}": {
+        "DELETE": Route(portapi.remove_port, {"flows": ("keep", "reset")}, inside=True)
+    },
     # our own
     "/v1/status": {"GET": Route(report.status, {})},
     "/v1/flows": {"GET": Route(report.flows, {})},
@@ -43,12 +50,16 @@ ROUTES: dict[str, dict[str, Route]] = {
 }
 
 
-def find(path: str) -> tuple[dict[str, Route], str] | None:
+# What everybody may ask for.
+FOR_ALL = {"/metrics": ROUTES["/metrics"]}
+
+
+def find(path: str, routes: Routes) -> tuple[dict[str, Route], str] | None:
     """The methods of a path and what stands for its {id}; None where there is no such path."""
-    if path in ROUTES and "{" not in path:
-        return ROUTES[path], ""
+    if path in routes and "{" not in path:
+        return routes[path], ""
     parent, _, last = path.rpartition("/")
-    methods = ROUTES.get(f"{parent}/{{id}}") if last else None
+    methods = routes.get(f"{parent}/{{id}}") if last else None
     return None if methods is None else (methods, last)
 
 
@@ -65,18 +76,27 @@ def read_query(text: str, known: Mapping[str, tuple[str, ...]]) -> dict[str, str
     return found
 
 
-def dispatch(request: Request, world: World, respond: Callable[[Response], None]) -> None:
+def dispatch(
+    request: Request,
+    world: World,
+    respond: Callable[[Response], None],
+    routes: Routes = ROUTES,
+) -> None:
     """Serve one request. ``respond`` is called once, now or later."""
-    found = find(request.path)
+    found = find(request.path, routes)
     if found is None:
-        paths = ", ".join(ROUTES)
+        paths = ", ".join(routes)
         respond(refusal(404, f"there is nothing at this path; there are {paths}", close=False))
         return
     methods, argument = found
-    route = methods.get(request.method)
+    # HEAD is GET without the body, which the server leaves out (RFC 9110, section 9.3.2).
+    route = methods.get("GET" if request.method == "HEAD" else request.method)
     if route is None:
-        allow = ", ".join(methods)
+        allow = ", ".join([*methods, "HEAD"] if "GET" in methods else methods)
         respond(refusal(405, f"this path takes {allow}", close=False, allow=allow))
+        return
+    if request.inside and not route.inside:
+        respond(refusal(403, "this is not for the namespace that is served", close=False))
         return
     query = read_query(request.query, route.query)
     if isinstance(query, str):

@@ -4,7 +4,9 @@
 It never waits: sockets are non-blocking, and what a peer does not take is written when it does.
 Nor does it grow: CONNECTIONS at most are open, each holds one request and one answer, and no more
 is read before that answer is gone. A peer that takes its time is hung up on; where there is no room
-for a new one, the one that has been idle longest goes.
+for a new one, the one goes that has been idle longest, or else the one that has taken longest to
+send its request or to take its answer. So however many there are of those, nobody waits for them;
+and a request that has come when its connection is accepted is served before any other is sent away.
 
 *Who may.* The socket's mode keeps others out, and SO_PEERCRED is looked at besides. It gives ids as
 this process's own user namespace has them (from_kuid_munged). An ordinary user's monitor lives in a
@@ -15,7 +17,8 @@ namespace of its own, and sees every id as it is.
 *From where.* The accepted end of a UNIX connection belongs to the network namespace of whoever
 connected (unix_stream_connect, net/unix/af_unix.c), and SO_NETNS_COOKIE tells which that is. Only
 peers of the host's namespace are heard: a COMMAND runs as the same user and sees the same files,
-and must not open ports for itself.
+and must not open ports for itself. Where that is asked for (--control-from-namespace), those of the
+served namespace are heard too, and their requests are marked (routes.py says what they may ask).
 """
 
 from __future__ import annotations
@@ -41,7 +44,7 @@ from hardsplice.control.http import (
 from hardsplice.control.world import refusal
 from hardsplice.loop import Loop
 
-CONNECTIONS = 16
+CONNECTIONS = 64
 ACCEPTED_A_TURN = 8
 CHUNK = 16 * 1024  # bytes read at once
 REQUEST_SECONDS = 10.0  # for a request to come, or an answer to be taken
@@ -61,23 +64,29 @@ Handle = Callable[[Request, Respond], None]
 class Admission:
     """Who may talk to us."""
 
-    users: frozenset[int]  # effective ids, as this process sees them
+    users: frozenset[int] | None  # effective ids, as this process sees them; None is everybody
     namespace: int | None  # the network namespace's cookie; None where the kernel can't tell
+    served: int | None = None  # that of the one that is served, where it is to be heard too
 
     def objection(self, user: int, namespace: int | None) -> str | None:
         """Why a peer is refused, if it is."""
-        if user not in self.users:
+        if self.users is not None and user not in self.users:
             return "this socket is for the user who started hardsplice: connect as that user"
-        if self.namespace is not None and namespace != self.namespace:
-            return "this socket is for the network namespace in which hardsplice was started"
-        return None
+        if self.namespace is None or namespace == self.namespace or self.is_inside(namespace):
+            return None
+        return "this socket is for the network namespace in which hardsplice was started"
+
+    def is_inside(self, namespace: int | None) -> bool:
+        """Whether a peer is in the namespace that is served, and not in ours."""
+        return namespace is not None and namespace == self.served != self.namespace
 
 
 class Connection:
     """One peer: either a request of it is read, or an answer to it is written."""
 
     __slots__ = (
-        "answering", "closing", "deadline", "fd", "leaving", "parser", "unwritten", "watched",
+        "answering", "closing", "deadline", "fd", "inside", "is_known", "leaving", "parser",
+        "unwritten", "watched",
     )  # fmt: skip
 
     def __init__(self, fd: int, deadline: float) -> None:
@@ -88,12 +97,19 @@ class Connection:
         self.answering = False  # a request was handed on, or its answer is on its way
         self.unwritten = b""  # what the peer has not taken of that answer
         self.closing = False  # hang up once all is written
+        self.is_known = False  # it has had an answer
+        self.inside = False  # the peer is in the namespace that is served
         self.leaving = False  # ... but not before the peer had a chance to read it
 
     @property
     def is_idle(self) -> bool:
-        """Whether it can be closed without harm to a peer that keeps to the rules."""
+        """Whether nothing of a request has come, and no answer is on its way."""
         return self.parser.is_idle and not self.answering
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether we wait for its peer: for the rest of a request, or to take an answer."""
+        return not self.answering or bool(self.unwritten)
 
 
 class Server:
@@ -125,28 +141,44 @@ class Server:
         self.loop.remove(self.listener)
 
     def _accept(self) -> None:
-        for _ in range(ACCEPTED_A_TURN):
+        for number in range(ACCEPTED_A_TURN):
             leaves = self._spare() if len(self.connections) >= CONNECTIONS else None
             if leaves is None and len(self.connections) >= CONNECTIONS:
                 self._stop_listening()  # until one is closed
                 return
             fd = socketcalls.accept4(self.listener)
             if fd < 0:
-                if -fd not in _NOT_OURS:  # no descriptor, or no memory
-                    self._stop_listening()
-                    self.loop.after(SHORT_SECONDS, self._listen)
+                # No descriptor, or no memory: only of the first it is sure that somebody is there.
+                if -fd not in _NOT_OURS and number == 0:
+                    self._make_do()
                 return
             if leaves is not None:
                 self._close(leaves)
             self._meet(fd)
 
+    def _make_do(self) -> None:
+        """There is no descriptor for a new connection: have that of another, or wait for one."""
+        leaves = self._spare()
+        if leaves is not None:
+            self._close(leaves)
+        else:
+            self._stop_listening()
+            self.loop.after(SHORT_SECONDS, self._listen)
+
     def _spare(self) -> Connection | None:
-        """A connection that can go: one that was refused, else the one that is idle longest. So
-        those who are not heard can't push others out.
+        """A connection that can go: one that was refused, so that those who are not heard can't
+        push others out; else the one that is idle longest since its last answer; else the one that
+        we have waited for longest. Who waits for us stays.
         """
         found = self.connections.values()
         refused = (one for one in found if one.leaving)
-        return next(refused, None) or next((one for one in found if one.is_idle), None)
+        idle = (one for one in found if one.is_idle and one.is_known)
+        slow = (one for one in found if one.is_slow)
+        return (
+            next(refused, None)
+            or next(idle, None)
+            or min(slow, key=lambda one: one.deadline, default=None)
+        )
 
     def _meet(self, fd: int) -> None:
         connection = Connection(fd, time.monotonic() + REQUEST_SECONDS)
@@ -158,6 +190,9 @@ class Server:
         if objection is not None:
             self.refused += 1
             self._dismiss(connection, refusal(403, objection))
+            return
+        connection.inside = self.admission.is_inside(where)
+        self._read(connection)
 
     # --- a peer's turn ----------------------------------------------------------------------------
 
@@ -213,7 +248,7 @@ class Server:
                 is_open = False
                 self._answer(connection, response, with_body=request.method != "HEAD")
 
-        self.handle(request, respond)
+        self.handle(replace(request, inside=connection.inside), respond)
         if is_open:
             self._watch(connection, 0)  # the answer comes later; nothing is read until then
 
@@ -256,7 +291,7 @@ class Server:
         self._watch(connection, 0)
 
     def _answered(self, connection: Connection) -> None:
-        connection.answering = False
+        connection.answering, connection.is_known = False, True
         connection.deadline = time.monotonic() + IDLE_SECONDS
         self._listen()  # there is one again that can make room
         if connection.parser.is_idle:

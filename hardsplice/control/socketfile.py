@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator
 
 from hardsplice.errors import Failure, reason_of
-from hardsplice.files import identity, owner_keeps_rights
+from hardsplice.files import identity
 
 BACKLOG = 64  # clients that wait to be accepted
 LOCK_SECONDS = 1.0
@@ -29,17 +29,22 @@ LOCK_SECONDS = 1.0
 class SocketFile:
     """A listening UNIX socket at a path."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, mode: int = 0o600) -> None:
         self.path = path
         with _failures(path):
             self.listener = socket.socket(
                 socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
             )
             try:
-                # The file gets the mode that the socket has (unix_bind, net/unix/af_unix.c).
-                os.fchmod(self.listener.fileno(), 0o600)
-                with _locked(os.path.dirname(path) or "."), owner_keeps_rights():
-                    self._bind()
+                # The file gets the mode that the socket has, but for the umask (unix_bind,
+                # net/unix/af_unix.c).
+                os.fchmod(self.listener.fileno(), mode)
+                with _locked(os.path.dirname(path) or "."):
+                    umask = os.umask(0)
+                    try:
+                        self._bind()
+                    finally:
+                        os.umask(umask)
                     self._made = identity(os.lstat(path))
                     self.listener.listen(BACKLOG)
             except BaseException:

@@ -37,6 +37,7 @@ class Snapshot:
     pid: int  # of the host monitor
     served: str  # whose namespace it is, for people
     served_pid: int | None  # where it is a process's
+    label: str  # whose it is, in metrics: a name, a path, a process's number, or a COMMAND
     uptime: float  # seconds
     lacking: Sequence[str]  # layers of the sandbox that are not in force, each with the reason
     relays: Sequence[RelayView]

@@ -85,6 +85,13 @@ def build_parser() -> Parser:
         default=1.0,
         help="between two frames (default 1)",
     )
+    exporter = commands.add_parser("exporter", help="serve /metrics to Prometheus, and no more")
+    _common(exporter, top=False)
+    exporter.add_argument(
+        "--listen",
+        metavar="ADDRESS:PORT",
+        help="where (else on the listeners that a service manager passes)",
+    )
     return parser
 
 

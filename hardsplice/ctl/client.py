@@ -43,19 +43,22 @@ class Refused(Exception):  # noqa: N818 - it is what happened
 class _Connection(http.client.HTTPConnection):
     """HTTP over a UNIX socket."""
 
-    def __init__(self, path: str) -> None:
-        super().__init__("hardsplice", timeout=SECONDS)
+    def __init__(self, path: str, seconds: int) -> None:
+        super().__init__("hardsplice", timeout=seconds)
         self._path = path
+        self._seconds = seconds
         self.process = 0
 
     def connect(self) -> None:
         """Connect; as root, in the name of the socket's owner."""
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         # A socket with Python's own kind of timeout would not wait for room in the backlog.
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", SECONDS, 0))
+        self.sock.setsockopt(
+            socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", self._seconds, 0)
+        )
         with _as_owner(self._path):
             self.sock.connect(self._path)
-        self.sock.settimeout(SECONDS)
+        self.sock.settimeout(self._seconds)
         credentials = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
         self.process = _UCRED.unpack(credentials)[0]
 
@@ -80,9 +83,10 @@ def _as_owner(path: str) -> Iterator[None]:
 class Client:
     """One connection, for as many requests as are to be made."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, seconds: int = SECONDS) -> None:
+        """``seconds`` are what there is for each answer."""
         self.path = path
-        self._connection = _Connection(path)
+        self._connection = _Connection(path, seconds)
 
     def close(self) -> None:
         """Hang up."""

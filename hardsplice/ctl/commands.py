@@ -13,10 +13,10 @@ import sys
 from collections.abc import Callable, Sequence
 
 from hardsplice import audit, output, ports
-from hardsplice.cli import read_ephemeral_range
 from hardsplice.control import portapi
-from hardsplice.ctl import cli, show, top
+from hardsplice.ctl import cli, exporter, show, top
 from hardsplice.ctl.client import Client, Refused
+from hardsplice.ephemeral import read_ephemeral_range
 from hardsplice.errors import Failure, printable
 from hardsplice.forwarding import Direction
 
@@ -138,14 +138,9 @@ def _audit(client: Client, given: argparse.Namespace) -> None:
         lacking = [str(layer) for layer in answer["lacking"]]
     # Who answers is the kernel's word: by his own he could be anybody.
     pid = client.process
-    try:
-        if not pid:
-            raise ProcessLookupError
-        text = audit.report(pid, lacking, "json" if given.json else "table")
-    except (FileNotFoundError, ProcessLookupError):
-        reason = "it is not in this PID namespace, or has ended"
-        raise Failure("audit", "the process that answers", reason) from None
-    print(text)
+    if not pid:
+        raise Failure("audit", "the process that answers", "it is not in this PID namespace")
+    print(audit.report(pid, lacking, "json" if given.json else "table"))
 
 
 def _top(client: Client, given: argparse.Namespace) -> None:
@@ -158,6 +153,11 @@ def _top(client: Client, given: argparse.Namespace) -> None:
             top.run(client, given.interval)
 
 
+def _exporter(client: Client, given: argparse.Namespace) -> None:
+    """It asks by connections of its own, one each time."""
+    exporter.run(client.path, given.listen)
+
+
 COMMANDS: dict[str, Callable[[Client, argparse.Namespace], None]] = {
     "ports": _ports,
     "status": _status,
@@ -165,4 +165,5 @@ COMMANDS: dict[str, Callable[[Client, argparse.Namespace], None]] = {
     "metrics": _metrics,
     "audit": _audit,
     "top": _top,
+    "exporter": _exporter,
 }

@@ -6,6 +6,10 @@ EINPROGRESS, since the socket's own lock holds the answer back until then. getpe
 for one call more and without waiting. (A second connect(2) would too, but on a socket that was
 reset meanwhile it disconnects, and throws away what the target had sent: tcp_disconnect.) Nothing
 is read off a client before its target is connected.
+
+*Keepalive.* An accepted socket has it from its listener. One from the pool has nothing to inherit
+it from, and another call for each would be felt; so it is set where the target is on another
+machine, which can go without a word.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ from hardsplice.relay.flow import (
     step,
 )
 from hardsplice.relay.habits import Eagerness
-from hardsplice.relay.ledger import end_of_attempt
+from hardsplice.relay.ledger import end_of_attempt, telling
 from hardsplice.relay.moving import Mover
 from hardsplice.relay.table import Resources
 
@@ -48,11 +52,10 @@ class Connector(Mover):
         self.short_until = self.kernel.now() + SHORT_SECONDS
         self.restless = True
 
-    def _try_connect(self, flow: Flow) -> None:
+    def _try_connect(self, flow: Flow, refusal: int = 0) -> None:
         """Connect to the next target of the plan, and the one after it when that is refused at
-        once.
+        once. ``refusal`` is the errno of those before.
         """
-        code = 0
         while flow.attempt < len(flow.plan):
             target = flow.plan[flow.attempt]
             ready = self.pools[target.family].ready
@@ -79,7 +82,8 @@ class Connector(Mover):
                 self._sync(flow)
                 return
             self._drop_target(flow)
-        self._refused(flow, -code)
+            refusal = telling(refusal, -code)
+        self._refused(flow, refusal)
 
     def _connected(self, flow: Flow, code: int) -> None:
         """The target was reached; ``code`` says whether it has reset the connection already (what
@@ -90,6 +94,8 @@ class Connector(Mover):
             self.monitor.trace(Note.OPENED, flow.listener)
         if self.ledger is not None:
             self.ledger.connected(flow)
+        if flow.plan[flow.attempt].may_vanish:
+            self.kernel.keep_alive(flow.fd[TARGET])
         flow.plan = ()
         if self.warm is None or self.warm.slots < self.limits.edge_slots:
             flow.edge = [False, False]
@@ -122,6 +128,7 @@ class Connector(Mover):
     def _on_connecting(self, flow: Flow, side: int, events: int) -> None:
         if side == CLIENT:
             if events & (EPOLLERR | EPOLLHUP):
+                self.wary = True
                 self.counters[count.RESET] += 1
                 self._end(flow, abort=SIDES, end=End.CLIENT_RESET)
             return
@@ -133,7 +140,7 @@ class Connector(Mover):
             self._connected(flow, code)
         elif flow.attempt + 1 < len(flow.plan):
             self._drop_target(flow)
-            self._try_connect(flow)
+            self._try_connect(flow, -code)
         else:
             self._refused(flow, -code)
 

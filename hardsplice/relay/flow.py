@@ -124,11 +124,12 @@ class Flow:
         "failed",
         "fd",
         "held",
-        "limited",
         "listener",
         "muted",
         "pipe",
         "plan",
+        "seen",
+        "slow",
         "state",
         "tally",
         "urgent_hidden",
@@ -144,13 +145,16 @@ class Flow:
         self.edge = [True, True]  # input is reported once, when it comes, as far as that is enough
         self.muted = [False, False]
         self.failed = [False, False]
-        self.limited = [False, False]  # how much may wait in the kernel to be sent there
+        # Whether it has been slow: then little may wait in the kernel to be sent there, and its
+        # close is a reset unless that is taken back.
+        self.slow = [False, False]
         self.urgent_hidden = [False, False]  # EPOLLPRI is left out until more input comes
         self.plan = plan  # each target to try, in order
         self.listener = listener  # the index that the monitor knows the listener by
         # The counter of bytes to the target; that of bytes to the client follows it.
         self.tally = 0
         self.attempt = 0  # index into plan
+        self.seen = 0.0  # when something happened last, as far as that is of interest (engine.py)
         self.deadline = 0.0  # of the connect, or of a reset's grace; CLOCK_MONOTONIC seconds
 
 

@@ -7,33 +7,43 @@ A wrong guess costs a call that says "not now", so each is given up quickly and 
 
 from __future__ import annotations
 
-BURST_MAX = 16  # connections to accept before the others have their turn
+BURST_MAX = 16  # connections to accept for each turn that the others have
 SURE = 3  # right guesses that are remembered; a wrong one takes two of them away
 GUESS_AGAIN = 64  # connections until what was given up is tried again
 
 
 class Burst:
-    """How many connections to accept at once: one, unless they keep coming turn after turn."""
+    """How many connections to accept at once: one, unless they keep coming round after round.
 
-    __slots__ = ("_last", "size")
+    In a round everybody who is ready has one turn. Where more are ready than one wait reports, a
+    round is several turns, and listeners wait for theirs like the others; so that new clients have
+    the same share however many those are, what is due to them grows with the turns of a round.
+    """
+
+    __slots__ = ("_round", "_turn", "due", "size")
 
     def __init__(self) -> None:
         self.size = 1
-        self._last = 0
+        self.due = 1  # size times the turns of the round
+        self._turn = self._round = 0
 
-    def begin(self, turn: int) -> int:
-        """How many to accept in this turn, at the most."""
-        if turn - self._last > 1:
+    def begin(self, turn: int, rounds: int, longest: int = 1) -> int:
+        """How many to accept in this turn, at the most. ``rounds`` have ended by now; one takes no
+        more than ``longest`` turns, however many are ready.
+        """
+        if rounds - self._round > 1:  # there was one without anybody to accept
             self.size = 1
-        self._last = turn
-        return self.size
+            self._turn = turn - 1
+        self.due = self.size * max(1, min(turn - self._turn, longest))
+        self._turn, self._round = turn, rounds
+        return self.due
 
     def end(self, accepted: int) -> None:
         """So many were there."""
-        if accepted == self.size:
+        if accepted == self.due:
             self.size = min(2 * self.size, BURST_MAX)
         else:
-            self.size = max(1, accepted)
+            self.size = max(1, min(accepted, self.size))
 
 
 class Eagerness:

@@ -86,6 +86,14 @@ def ledger_of(stats: count.Stats, now: Callable[[], float], report: Report | Non
     return None if stats.flows is None else Ledger(stats.count, stats.flows, now, report)
 
 
+def telling(before: int, code: int) -> int:
+    """Which errno of two attempts to tell, ``before`` being 0 at the first: that nothing listens
+    rather than that there is no way, and that rather than that there is no address to come from,
+    as the other address family may be switched off.
+    """
+    return before if before and _LITTLE.get(before, 0) < _LITTLE.get(code, 0) else code
+
+
 def end_of_attempt(code: int) -> End:
     """How a flow ended whose target could not be connected, by the errno."""
     if code == errno.ETIMEDOUT:
@@ -95,3 +103,5 @@ def end_of_attempt(code: int) -> End:
 
 # What connect(2) says when this machine is the reason: no local port (tcp_v4_connect), no memory.
 _SHORT = (errno.EADDRNOTAVAIL, errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM)
+# How little an errno says of where the target is
+_LITTLE = {errno.ENETUNREACH: 1, errno.EADDRNOTAVAIL: 2}

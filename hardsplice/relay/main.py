@@ -26,7 +26,8 @@ from hardsplice.descriptors import CHANNEL_FD, FIRST_LISTENER, LIFELINE_FD, RULE
 from hardsplice.errors import Failure
 from hardsplice.flowtable import End
 from hardsplice.relay import orders
-from hardsplice.relay.engine import Engine, Listener
+from hardsplice.relay.accepting import Listener
+from hardsplice.relay.engine import Engine
 from hardsplice.relay.kernel import Kernel
 from hardsplice.relay.ledger import ledger_of
 from hardsplice.relay.pipes import POOL_SIZE as PIPES
@@ -55,8 +56,10 @@ class Plan:
     first_flow: int  # the first descriptor behind the places of listeners
     filter: bytes  # the relay's seccomp program
     is_dynamic: bool  # whether listeners come and go
+    lent: frozenset[int]  # the listeners, by index, that the service manager has, too
     book: Place  # where the address book is
     stats: Stats
+    idle_seconds: int  # until a flow without bytes is reset; 0: never
     trace: bool  # whether the monitor wants to hear of every flow
     log_flows: bool  # whether it wants to hear of the end of every flow
     has_ruleset: bool  # whether there is a Landlock ruleset at isolate.RULESET_FD
@@ -125,6 +128,10 @@ def main(plan: Plan, channel: Channel, monitor: int) -> NoReturn:
     """Become the relay. ``monitor`` is the process that forked us, and we end with it."""
     try:
         os._exit(_live(plan, channel, monitor))
+    except _Told:
+        os._exit(0)
+    except Malformed:
+        os._exit(1)
     except BaseException as error:  # noqa: BLE001 - a forked process must not return
         failure = as_failure(error, "run", "a relay")
         _tell(channel, "\n".join(filter(None, (str(failure), failure.hint))))
@@ -146,6 +153,8 @@ def _live(plan: Plan, channel: Channel, monitor: int) -> int:
     descriptors.keep((CHANNEL_FD, RULESET_FD, LIFELINE_FD, *places), plan.first_flow)
     prctl.set_name("hs-relay-in" if plan.direction == "inbound" else "hs-relay-out")
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # A service manager may send it to every process. It is for the host monitor, which ends us.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     if plan.direction == "outbound":
         _leave_session()
@@ -161,7 +170,7 @@ def _live(plan: Plan, channel: Channel, monitor: int) -> int:
     resources = Resources(
         kernel=kernel,
         monitor=to_monitor,
-        limits=Limits(limit),
+        limits=Limits(limit, idle_seconds=plan.idle_seconds),
         pipes=pipes,
         pools=(SocketPool(IPV4, sockets), SocketPool(IPV6, sockets)),
         families=plan.families,
@@ -186,7 +195,11 @@ def _live(plan: Plan, channel: Channel, monitor: int) -> int:
     for fd in questions:
         os.close(fd)
     engine.start()
-    engine.run({CHANNEL_FD: on_channel})
+    try:
+        engine.run({CHANNEL_FD: on_channel})
+    finally:  # it may have come to an end that nobody foresaw
+        engine.epoll.unregister(CHANNEL_FD)
+        engine.finish()
     return 0
 
 
@@ -209,15 +222,18 @@ def _say_nothing(_: str) -> None:
     """A relay has nobody to tell what it gives up."""
 
 
+class _Told(Exception):  # noqa: N818 - it is what happened
+    """The monitor hung up: that is how a relay is told to leave."""
+
+
 def _serve_channel(channel: Channel, engine: Engine) -> None:
+    """Take one order. Raises _Told, and Malformed."""
     try:
         record = channel.receive(wait=False)
     except BlockingIOError:
         return
-    except Malformed:
-        os._exit(1)
     if record is None:
-        os._exit(0)  # the monitor hung up: that is how a relay is told to leave
+        raise _Told
     handler = _ORDERS.get(record.kind)
     try:
         if handler is None:
@@ -225,7 +241,7 @@ def _serve_channel(channel: Channel, engine: Engine) -> None:
         handler(engine, record)
     except Malformed:
         close_all(record.fds)
-        os._exit(1)
+        raise
 
 
 def _add_sockets(engine: Engine, record: Record) -> None:
@@ -249,6 +265,11 @@ def _look(engine: Engine, record: Record) -> None:
     engine.look_again()
 
 
+def _drain(engine: Engine, record: Record) -> None:
+    _without_descriptors(record)
+    engine.drain()
+
+
 def _ping(engine: Engine, record: Record) -> None:
     _without_descriptors(record)
     engine.monitor.answer()
@@ -266,4 +287,5 @@ _ORDERS: dict[int, Callable[[Engine, Record], None]] = {
     Kind.CLOSE: _remove_listener,
     Kind.LOOK: _look,
     Kind.PING: _ping,
+    Kind.DRAIN: _drain,
 }

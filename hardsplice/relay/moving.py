@@ -12,6 +12,11 @@ sent there. By itself that queue grows to megabytes for each connection (tcp_wme
 nobody: what the receiver gets has left every cache long before, and the memory that a slow receiver
 takes is ours. It is set that late because most connections never block.
 
+*Should this process be killed.* The kernel then closes its sockets, and a close says FIN: who was
+in the middle of a transfer would take what it has for all. A sink that has blocked once, which each
+larger transfer does sooner or later, is therefore told at that moment to end with a reset, and
+untold where it is closed as it should be. For every connection it would be too many calls.
+
 *What a short read shows.* That the receive queue was empty, unless the pipe ran out of slots: each
 takes at least a byte, so a read of fewer bytes than the pipe has slots does show it.
 
@@ -155,8 +160,9 @@ class Mover(FlowTable):
         self.warm = self.pipes.take()
         step(flow, direction, Step.BLOCK)
         sink = 1 - direction
-        if not flow.limited[sink]:
-            flow.limited[sink] = True
+        if not flow.slow[sink]:
+            flow.slow[sink] = True
+            self.kernel.abort(flow.fd[sink])
             waiting = self.pipes.open - len(self.pipes.spare)
             self.kernel.limit_unsent(flow.fd[sink], unsent_limit(waiting))
         self._bound(flow, direction)

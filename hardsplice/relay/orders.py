@@ -12,7 +12,7 @@ import struct
 
 from hardsplice.book import PLACES, SLOT, Place, Pointer
 from hardsplice.channel import Kind, Malformed, Record
-from hardsplice.relay.engine import Listener
+from hardsplice.relay.accepting import Listener
 from hardsplice.relay.sockets import FAMILIES
 
 _HEAD = struct.Struct("=BBI")  # targets for an IPv4 and for an IPv6 client; where the book is

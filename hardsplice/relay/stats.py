@@ -40,6 +40,10 @@ COUNTERS = (
     "paused",  # times accepting was suspended (no socket, or no descriptor to spare)
     "unlisted",  # flows for which the flow table had no row
     "unlogged",  # ends of flows that the relay's monitor had no time to hear of
+    "stopped",  # flows that were reset because hardsplice ended
+    "drained",  # flows that came to their own end while it waited for that
+    "idle",  # flows that were reset since nothing had moved for --idle-timeout
+    "jammed",  # half-closed flows that were reset since descriptors had run out
 )
 KEPT = (  # what the relay's monitor counts, and the relay can't
     "unpassed",  # as unlogged, between the two monitors
@@ -62,6 +66,10 @@ BYTES = 0  # index of bytes_to_target; the other direction's follows
     PAUSED,
     UNLISTED,
     UNLOGGED,
+    STOPPED,
+    DRAINED,
+    IDLE,
+    JAMMED,
 ) = range(2, len(COUNTERS))
 UNPASSED, RESTARTS, DENIED_CALLS, DENIED_RECORDS = range(len(KEPT))
 

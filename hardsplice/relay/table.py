@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The flows of a relay, what epoll watches for them, and how they end.
 
-The lowest of the four layers that make up the engine: table, moving, connecting, engine. Each knows
-the ones below it. A reset is passed on only once the other side has taken what was sent to it
-before, since an abortive close throws away what the kernel has not sent yet; but it waits no longer
-than that side goes on taking some.
+The lowest of the five layers that make up the engine: table, moving, connecting, accepting, engine.
+Each knows the ones below it. A reset is passed on only once the other side has taken what was sent
+to it before, since an abortive close throws away what the kernel has not sent yet; but it waits no
+longer than that side goes on taking some, and in all no longer than GRACE_WHOLE: who takes a byte
+now and then must learn of the reset, too.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from hardsplice.relay.sockets import SocketPool
 GRACE_FIRST = 0.01  # seconds until a reset looks again whether what came before it has been taken
 GRACE_LIMIT = 0.1  # seconds between two looks, at the most
 GRACE_PATIENCE = 0.5  # seconds that a reset waits for a peer that takes nothing
+GRACE_WHOLE = 3.0  # seconds that it waits in all
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,7 @@ class Limits:
 
     descriptors: int  # RLIMIT_NOFILE
     connect_seconds: float = 10.0
+    idle_seconds: float = 0.0  # until a flow without bytes is reset; 0: never
     descriptor_pressure: int = 30
     flow_pressure: int = 30
     # Slots that a pipe has at least where sources begin edge-triggered: with fewer, too few reads
@@ -63,6 +66,7 @@ class Grace:
     wait: float  # seconds from the last look to that
     # Bytes on their way to the other side at the last look: in the pipe, in the kernel's hands.
     untaken: tuple[int, int]
+    end: float  # when it waits no longer, whatever that side takes
 
 
 class Monitor(Protocol):
@@ -124,6 +128,7 @@ class FlowTable:
         self.grace: dict[Flow, Grace] = {}  # resets that wait for the other side
         # Whether more than events is to be looked after: whoever makes it so says so here.
         self.restless = True
+        self.wary = False  # a client has just reset: the next one may have, too (accepting.py)
 
     def _free(self) -> int:
         """Descriptors that are neither used nor promised."""
@@ -181,7 +186,9 @@ class FlowTable:
         """Let side ``well`` take what the failed side sent, as long as it does take some."""
         now = self.kernel.now()
         flow.deadline = now + GRACE_PATIENCE
-        self.grace[flow] = Grace(now + GRACE_FIRST, GRACE_FIRST, self._untaken(flow, well))
+        begun = self.grace.get(flow)  # where the pipe was what was in the way at first
+        end = begun.end if begun else now + GRACE_WHOLE
+        self.grace[flow] = Grace(now + GRACE_FIRST, GRACE_FIRST, self._untaken(flow, well), end)
         self.restless = True
 
     def _untaken(self, flow: Flow, well: int) -> tuple[int, int]:
@@ -198,12 +205,12 @@ class FlowTable:
             return
         untaken = self._untaken(flow, well)
         if untaken != grace.untaken:
-            flow.deadline = now + GRACE_PATIENCE
+            flow.deadline = min(now + GRACE_PATIENCE, grace.end)
         if now >= flow.deadline or (untaken == (0, 0) and flow.state[1 - well] == FINISHED):
             self._end(flow, abort=(well,))
             return
         wait = min(2 * grace.wait, GRACE_LIMIT)
-        self.grace[flow] = Grace(now + wait, wait, untaken)
+        self.grace[flow] = Grace(now + wait, wait, untaken, grace.end)
 
     def _on_grace(self, flow: Flow, side: int, events: int) -> None:
         if events & EPOLLERR and not flow.failed[side]:
@@ -230,6 +237,8 @@ class FlowTable:
             self.connecting.pop(flow, None)
         if self.grace:
             self.grace.pop(flow, None)
+        if flow.failed[CLIENT]:
+            self.wary = True
         close = self.kernel.close
         for side in SIDES:
             if flow.pipe[side] is not None:
@@ -242,6 +251,8 @@ class FlowTable:
             del self.flows[fd]
             if side in abort:
                 self.kernel.abort(fd)
+            elif flow.slow[side]:
+                self.kernel.spare(fd)
             close(fd)
         flow.state[CLIENT] = flow.state[TARGET] = FINISHED
         if self.ledger is not None:

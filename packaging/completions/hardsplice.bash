@@ -21,15 +21,15 @@ _hardsplice() {
                 i=$((i + 1))
                 break
                 ;;
-            --tcp-ports | --tcp-ns | --netns | --userns | --pid | --control | --ready-fd | --runas | \
-                --workers | --sandbox | --log-file | --log-size | \
+            --tcp-ports | --tcp-ns | --netns | --userns | --pid | --control | --metrics | --ready-fd | --runas | \
+                --udp-ports | --udp-ns | --workers | --drain | --idle-timeout | --sandbox | --log-file | --log-size | \
                 --log-format)
                 pending=$word
                 ;;
             --*) ;;
             -*)
                 # One or more flags, and maybe an option whose value is the next word.
-                [[ $word =~ ^-[46fqdh]*([tTPl])$ ]] && pending=-${BASH_REMATCH[1]}
+                [[ $word =~ ^-[46fqdh]*([tTPluU])$ ]] && pending=-${BASH_REMATCH[1]}
                 ;;
             *) break ;;
         esac
@@ -50,6 +50,7 @@ _hardsplice() {
         -t | --tcp-ports | -T | --tcp-ns)
             mapfile -t COMPREPLY < <(compgen -W 'none all auto' -- "$cur")
             ;;
+        -u | --udp-ports | -U | --udp-ns) mapfile -t COMPREPLY < <(compgen -W none -- "$cur") ;;
         --netns)
             compopt -o filenames 2>/dev/null
             mapfile -t COMPREPLY < <(
@@ -58,7 +59,7 @@ _hardsplice() {
                 compgen -f -- "$cur"
             )
             ;;
-        --userns | -P | --pid | --control | -l | --log-file)
+        --userns | -P | --pid | --control | --metrics | -l | --log-file)
             compopt -o filenames 2>/dev/null
             mapfile -t COMPREPLY < <(compgen -f -- "$cur")
             ;;
@@ -66,16 +67,19 @@ _hardsplice() {
         --workers) mapfile -t COMPREPLY < <(compgen -W 'auto 1 2 4 8' -- "$cur") ;;
         --sandbox) mapfile -t COMPREPLY < <(compgen -W 'best-effort strict' -- "$cur") ;;
         --log-format) mapfile -t COMPREPLY < <(compgen -W 'text json' -- "$cur") ;;
+        --drain | --idle-timeout) mapfile -t COMPREPLY < <(compgen -W '10 60 600' -- "$cur") ;;
         --ready-fd | --log-size) ;;
         *)
             if [[ $cur == -* ]] && ((i == COMP_CWORD)) && [[ ${COMP_WORDS[i - 1]} != -- ]]; then
                 mapfile -t COMPREPLY < <(compgen -W '
                     -t --tcp-ports -T --tcp-ns -4 --ipv4-only -6 --ipv6-only
-                    --netns --userns --netns-only --no-netns-quit
-                    -f --foreground -P --pid --control --ready-fd --runas --workers
+                    --netns --userns --netns-only --map-auto --no-netns-quit
+                    -f --foreground -P --pid --control --control-from-namespace --metrics --ready-fd --runas --workers
+                    --drain --idle-timeout
                     --sandbox --audit --audit-json
                     -q --quiet -d --debug --trace -l --log-file --log-size
                     --log-format --log-flows
+                    -u --udp-ports -U --udp-ns
                     --splice-only --host-lo-to-ns-lo -h --help --version' -- "$cur")
             elif [[ $cur =~ ^[0-9]+$ ]]; then
                 mapfile -t COMPREPLY < <(cd /proc && compgen -G "$cur*")

@@ -8,11 +8,11 @@ function __hardsplice_command
     set -l tokens (commandline -opc) (commandline -ct)
     set -e tokens[1]
     set -l options t/tcp-ports=+ T/tcp-ns=+ 4/ipv4-only 6/ipv6-only
-    set -a options netns= userns= netns-only no-netns-quit
-    set -a options f/foreground P/pid= control= ready-fd= runas= workers=
+    set -a options netns= userns= netns-only map-auto no-netns-quit
+    set -a options f/foreground P/pid= control= control-from-namespace metrics= ready-fd= runas= workers= drain= idle-timeout=
     set -a options sandbox= audit audit-json
     set -a options q/quiet d/debug trace l/log-file= log-size= log-format= log-flows
-    set -a options splice-only host-lo-to-ns-lo h/help version
+    set -a options u/udp-ports= U/udp-ns= splice-only host-lo-to-ns-lo h/help version
     argparse --stop-nonopt $options -- $tokens 2>/dev/null
     and test -n "$argv"
     and not string match -qr -- '^-' $argv[1]
@@ -46,13 +46,18 @@ $option -s 6 -l ipv6-only -d 'Use IPv6 only'
 $option -l netns -x -a '(__hardsplice_netns)' -d 'Join a network namespace'
 $option -l userns -r -F -d 'The user namespace that owns it'
 $option -l netns-only -d 'Neither create nor join a user namespace'
+$option -l map-auto -d 'COMMAND has its user\'s subordinate ids'
 $option -l no-netns-quit -d 'Outlive the namespace'
 $option -s f -l foreground -d 'Stay in the foreground'
 $option -s P -l pid -r -F -d 'Write the PID to a file'
 $option -l control -r -F -d 'Serve hardsplicectl and the like here'
+$option -l control-from-namespace -d 'And to those in the namespace'
+$option -l metrics -r -F -d 'Serve everybody /metrics here'
 $option -l ready-fd -x -d 'Write to a descriptor when ready'
 $option -l runas -x -a '(__fish_complete_users)' -d 'As root, change to this user'
 $option -l workers -x -a 'auto 1 2 4 8' -d 'Relays a direction'
+$option -l drain -x -a '10 60 600' -d 'At the end, let connections finish first'
+$option -l idle-timeout -x -a '10 60 600' -d 'Reset connections in which nothing moves'
 $option -l sandbox -x -a 'best-effort strict' -d 'Where the kernel lacks a layer'
 $option -l audit -d 'When ready, show what each process may do'
 $option -l audit-json -d 'The same as JSON'
@@ -63,6 +68,8 @@ $option -s l -l log-file -r -F -d 'Log to a file'
 $option -l log-size -x -d 'Largest size of the log'
 $option -l log-format -x -a 'text json' -d 'Form of the lines'
 $option -l log-flows -d 'A line for each flow that ends'
+$option -s u -l udp-ports -x -a none -d 'Accepted, there is no UDP'
+$option -s U -l udp-ns -x -a none -d 'Accepted, there is no UDP'
 $option -l splice-only -d 'Accepted, always so'
 $option -l host-lo-to-ns-lo -d 'Accepted, always so'
 $option -s h -l help -d 'Show a summary of the options'

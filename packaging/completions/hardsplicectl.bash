@@ -12,7 +12,7 @@ _hardsplicectl() {
     for ((i = 1; i < COMP_CWORD; i++)); do
         word=${COMP_WORDS[i]}
         case ${COMP_WORDS[i - 1]} in
-            --socket | --interval) continue ;;
+            --socket | --interval | --listen) continue ;;
         esac
         [[ $word == -* ]] || words+=" $word"
     done
@@ -23,15 +23,16 @@ _hardsplicectl() {
             mapfile -t COMPREPLY < <(compgen -f -- "$cur")
             return
             ;;
-        --interval) return ;;
+        --interval | --listen) return ;;
     esac
     local common='--socket --json --help' offered
     case $words in
-        '') offered="ports status flows metrics audit top --version $common" ;;
+        '') offered="ports status flows metrics audit top exporter --version $common" ;;
         ' ports') offered="list add remove $common" ;;
         ' ports add') offered="-t -T $common" ;;
         ' ports remove'*) offered="--reset $common" ;;
         ' top') offered="--interval $common" ;;
+        ' exporter') offered="--listen $common" ;;
         *) offered=$common ;;
     esac
     mapfile -t COMPREPLY < <(compgen -W "$offered" -- "$cur")

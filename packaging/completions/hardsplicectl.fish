@@ -4,7 +4,7 @@
 # /usr/share/fish/vendor_completions.d/hardsplicectl.fish.
 
 set -l seen __fish_seen_subcommand_from
-set -l commands ports status flows metrics audit top
+set -l commands ports status flows metrics audit top exporter
 
 complete -c hardsplicectl -f
 complete -c hardsplicectl -n "not $seen $commands" -a "$commands"
@@ -17,3 +17,4 @@ complete -c hardsplicectl -n "$seen add" -s t -d 'Host ports'
 complete -c hardsplicectl -n "$seen add" -s T -d 'Namespace ports'
 complete -c hardsplicectl -n "$seen remove" -l reset -d 'Reset their connections too'
 complete -c hardsplicectl -n "$seen top" -l interval -x -d 'Seconds between two frames'
+complete -c hardsplicectl -n "$seen exporter" -l listen -x -d 'Where to serve'

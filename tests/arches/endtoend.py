@@ -22,7 +22,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from hardsplice import linux, namespaces, seccomp
+from hardsplice import linux, loopback, seccomp
 from tests.arches import commands
 from tests.arches.instance import PATIENCE, Instance, calls_are, is_locked_down
 from tests.arches.tap import Writer
@@ -58,7 +58,7 @@ class Namespace:
     def _serve(self, channel: socket.socket) -> None:
         try:
             linux.unshare(linux.CLONE_NEWNET)
-            namespaces.bring_up_loopback()
+            loopback.bring_up()
             channel.send(b"up")
             while request := channel.recv(1):
                 family = socket.AF_INET6 if request == b"6" else socket.AF_INET

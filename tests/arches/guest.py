@@ -14,7 +14,7 @@ import resource
 import stat
 import sys
 
-from hardsplice import linux, namespaces
+from hardsplice import linux, loopback
 from tests.arches import captured, endtoend, forbidden, numbers
 from tests.arches.debian import MODULES
 from tests.arches.tap import Writer
@@ -32,7 +32,7 @@ def prepare() -> None:
     for name, (major, minor) in _DEVICES.items():
         os.mknod(f"/dev/{name}", stat.S_IFCHR | 0o666, os.makedev(major, minor))
     os.umask(0o022)
-    namespaces.bring_up_loopback()
+    loopback.bring_up()
     # A process that its filter kills leaves a core file otherwise; some kernels start a program.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 

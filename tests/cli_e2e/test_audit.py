@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -134,3 +136,67 @@ def test_command_s_processes_are_shown_as_what_they_are(
     assert ours == ["hs-guard", "hs-host", "hs-init", "hs-relay-in", "hs-relay-out", "hs-target"]
     assert sum(one["comm"] in audit.ROLES for one in found) == len(ours) + 2
     assert all(one["seccomp"] == 2 for one in found if one["role"])
+
+
+# A /proc of their own for who looks: in a mount namespace that ends with them.
+_WITH_PROC = 'mount -t proc -o "$0" proc /proc && exec "$@"'
+
+
+def under(options: str, argv: list[str]) -> list[str]:
+    return ["unshare", "-m", "sh", "-c", _WITH_PROC, options, *argv]
+
+
+def hides(option: str) -> bool:
+    return subprocess.run(under(option, ["true"]), check=False, capture_output=True).returncode == 0
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("option", ["hidepid=1", "hidepid=2", "hidepid=4"])
+def test_a_proc_that_hides_it_is_said_in_one_true_line(
+    user: Identity, program: Program, option: str
+) -> None:
+    """By --audit and by hardsplicectl, both forms; and root sees it there all the same."""
+    if not hides(option):
+        pytest.skip(f"this kernel's /proc knows no {option}")
+    folder = Path(f"/tmp/hardsplice-test-audit-{os.getpid()}")
+    folder.mkdir()
+    os.chown(folder, user.uid or 0, user.uid or 0)
+    argv, environment = program.argv(user)
+    control = str(folder / "control")
+    told, ready = os.pipe()
+    words = ["-q", "--audit", "--ready-fd", str(ready), "--control", control, "--", "cat"]
+    process = subprocess.Popen(
+        under(option, [*argv, *words]), env=environment, cwd="/", pass_fds=[ready],
+        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    os.close(ready)
+    try:
+        with os.fdopen(told, "rb") as reader:
+            assert reader.readline() == b"\n"
+        assert process.stderr is not None
+        said = process.stderr.readline()
+        expected = r"cannot audit process \d+: /proc does not show it to this user \(hidepid=\w+\)"
+        assert re.fullmatch(rf"hardsplice: {expected}; root may look\n", said)
+        ctl = argv[:-1] + (["hardsplice.ctl"] if "-m" in argv else [ctl_beside(argv[-1])])
+        for form in ([], ["--json"]):
+            asked = [*ctl, "--socket", control, *form, "audit"]
+            done = subprocess.run(
+                under(option, asked), env=environment, cwd="/", check=False, capture_output=True,
+                text=True,
+            )  # fmt: skip
+            assert (done.returncode, done.stdout) == (1, "")
+            assert re.fullmatch(rf"hardsplicectl: {expected}; root may look\n", done.stderr)
+        root, environment = program.argv(Identity("root"))
+        ctl = root[:-1] + (["hardsplice.ctl"] if "-m" in root else [ctl_beside(root[-1])])
+        done = subprocess.run(
+            under(option, [*ctl, "--socket", control, "audit"]), env=environment, cwd="/",
+            check=True, capture_output=True, text=True,
+        )  # fmt: skip
+        assert "hs-host" in done.stdout
+    finally:
+        process.communicate("")
+        shutil.rmtree(folder)
+
+
+def ctl_beside(command: str) -> str:
+    return str(Path(command).with_name("hardsplicectl"))

@@ -23,11 +23,13 @@ MESSAGE = re.compile(r"hardsplice: cannot \S+ .+: .+")
 HINT = re.compile(r"hardsplice: \S.+")
 
 
-def check(ran: subprocess.CompletedProcess[str], *, says: str = "", hints: str = "") -> None:
-    """Status 1, nothing on standard output, one line of the known form, and a hint at most."""
+def check(
+    ran: subprocess.CompletedProcess[str], *, says: str = "", hints: str = "", status: int = 1
+) -> None:
+    """The status, nothing on standard output, one line of the known form, and a hint at most."""
     told = f"status {ran.returncode}, stdout {ran.stdout!r}, stderr {ran.stderr!r}"
     lines = ran.stderr.splitlines()
-    assert ran.returncode == 1, told
+    assert ran.returncode == status, told
     assert ran.stdout == "", told
     assert 1 <= len(lines) <= 2, told
     assert MESSAGE.fullmatch(lines[0]), told
@@ -85,6 +87,7 @@ def test_bad_port_specs(program: Program, option: str, spec: str) -> None:
         ["--netns", ""],
         ["1", "2"],
         ["0"],
+        ["12\n13"],
         ["99999999999999999999"],
         ["--runas", ""],
         ["--runas", "no-such-user"],
@@ -109,10 +112,36 @@ def test_runas_needs_root(program: Program, user: Identity) -> None:
     check(run(program, user, "--runas", "65534", "--", "true"))
 
 
-@pytest.mark.parametrize("command", ["/nonexistent", "no-such-command", "/etc/passwd", "/"])
-def test_a_command_that_cannot_run(program: Program, identity: Identity, command: str) -> None:
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        ("/nonexistent", 127),
+        ("no-such-command", 127),
+        ("/etc/passwd", 126),
+        ("/", 126),
+        ("/etc/passwd/x", 126),
+    ],
+)
+def test_a_command_that_cannot_run(
+    program: Program, identity: Identity, command: str, status: int
+) -> None:
+    """The status is that of env(1) for the same command."""
     port = free_ports()
-    check(run(program, identity, "-q", "-t", f"{port}:80", "--", command), says=command)
+    ran = run(program, identity, "-q", "-t", f"{port}:80", "--", command)
+    check(ran, says=command, status=status)
+    assert can_bind("127.0.0.1", port)
+    bare = subprocess.run(["/usr/bin/env", command], capture_output=True, check=False)
+    assert bare.returncode == status
+
+
+@pytest.mark.parametrize("words", [[], ["--"]])
+def test_without_a_command_and_a_terminal_no_shell_is_run(
+    program: Program, identity: Identity, words: list[str]
+) -> None:
+    """As in a script, where a variable that was to be the PID is empty: it would serve nobody."""
+    port = free_ports()
+    ran = run(program, identity, "-t", f"{port}:80", *words, given="exit 3\n")
+    check(ran, says="neither COMMAND nor PID", hints="COMMAND or PID after the options")
     assert can_bind("127.0.0.1", port)
 
 

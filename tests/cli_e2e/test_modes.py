@@ -296,7 +296,13 @@ def _first_comm(seen: str) -> str:
     return seen.splitlines()[0]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGWINCH,
+        signal.SIGALRM, signal.SIGPWR, signal.SIGRTMIN + 3,
+    ],
+)  # fmt: skip
 def test_signals_reach_the_command(identity: Identity, launch: Launch, number: int) -> None:
     """The command handles it, and hardsplice ends only with the command."""
     instance = launch(
@@ -312,9 +318,55 @@ def test_signals_reach_the_command(identity: Identity, launch: Launch, number: i
     assert instance.wait() == 42
 
 
+_COUNT = """
+import os, signal, sys, time
+got = []
+signal.signal(signal.SIGTERM, lambda number, _: got.append(number))
+if sys.argv[1] == "leaves": os.setpgid(0, 0)
+print("set", flush=True)
+while not got: signal.pause()
+until = time.monotonic() + 0.3
+while time.monotonic() < until: time.sleep(0.01)
+sys.exit(40 + len(got))
+"""
+
+
+@pytest.mark.parametrize("where", ["stays", "leaves"])
+@pytest.mark.parametrize("to", ["hardsplice", "its group"])
+def test_a_signal_reaches_the_command_once(
+    identity: Identity, launch: Launch, to: str, where: str
+) -> None:
+    """Also one to all of the group, as shells and timeout(1) send it. Who has left the group gets
+    it from hardsplice alone.
+    """
+    instance = launch(
+        identity, "--", "/usr/bin/python3", "-c", _COUNT, where, stdout=subprocess.PIPE
+    ).wait_ready()
+    assert instance.process.stdout is not None
+    assert instance.process.stdout.readline() == b"set\n"
+    instance.process.stdout.close()
+    if to == "hardsplice":
+        instance.process.terminate()
+    else:
+        os.killpg(instance.pid, signal.SIGTERM)
+    assert instance.wait() == 41
+
+
 def test_the_shell_is_the_default(identity: Identity, program: Program) -> None:
-    ran = run(program, identity, given="exit 3\n", environment={"SHELL": "/bin/sh"})
-    assert ran.returncode == 3, ran.stderr
+    argv, environment = program.argv(identity)
+    terminal, theirs = pty.openpty()
+    child = subprocess.Popen(
+        ["setsid", "--ctty", *argv], env={**environment, "SHELL": "/bin/sh"}, cwd="/",
+        stdin=theirs, stdout=theirs, stderr=theirs,
+    )  # fmt: skip
+    os.close(theirs)
+    try:
+        os.write(terminal, b"exit 3\n")
+        assert child.wait(PATIENCE) == 3
+    finally:
+        child.kill()
+        child.wait()
+        os.close(terminal)
 
 
 def test_the_terminal_is_the_commands(identity: Identity, program: Program) -> None:

@@ -407,16 +407,18 @@ def test_a_log_that_nobody_reads_holds_up_neither_start_nor_service_nor_end(
         process.wait()
 
 
-@pytest.mark.parametrize("words", [["-t", "nonsense", "true"], ["-t", "none", "/nonexistent"]])
+@pytest.mark.parametrize(
+    ("words", "status"), [(["-t", "nonsense", "true"], 1), (["-t", "none", "/nonexistent"], 127)]
+)
 def test_nor_does_an_error_that_nobody_reads(
-    program: Program, identity: Identity, full: int, words: list[str]
+    program: Program, identity: Identity, full: int, words: list[str], status: int
 ) -> None:
     argv, environment = program.argv(identity)
     process = subprocess.Popen(
         [*argv, *words], env=environment, cwd="/", stdin=subprocess.DEVNULL, stderr=full
     )
     try:
-        assert process.wait(PATIENCE) == 1
+        assert process.wait(PATIENCE) == status
     finally:
         process.kill()
         process.wait()

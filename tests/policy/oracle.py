@@ -69,6 +69,7 @@ _POSITION = {
     "ftruncate": {"fd": 0},
     "ftruncate64": {"fd": 0},
     "getrandom": {"flags": 2},
+    "getpriority": {"which": 0},
     "getsockname": {"fd": 0},
     "getsockopt": {"level": 1, "optname": 2},
     "ioctl": {"op": 1},
@@ -103,6 +104,7 @@ _POSITION = {
     "socketpair": {"domain": 0, "type": 1},
     "splice": {"flags": 5},
     "wait4": {"pid": 0, "options": 2},
+    "waitid": {"idtype": 0, "options": 3},
     "write": {"fd": 0, "count": 2},
 }
 _POSITION_ELSEWHERE = {("s390x", "clone"): {"flags": 1}}
@@ -116,6 +118,7 @@ _LITERAL = {
     "MREMAP_MAYMOVE": 1,
     "SECCOMP_SET_MODE_FILTER": 1,
     "SECCOMP_FILTER_FLAG_NEW_LISTENER": 1 << 3,
+    "SIOCGIFFLAGS": 0x8913,
     "SECCOMP_IOCTL_NOTIF_RECV": 3 << 30 | 80 << 16 | ord("!") << 8 | 0,
     "SECCOMP_IOCTL_NOTIF_SEND": 3 << 30 | 24 << 16 | ord("!") << 8 | 1,
     "IP_MINTTL": 21,
@@ -137,6 +140,9 @@ _LITERAL = {
 }
 _BY_ARCHITECTURE = {
     "SO_PEERCRED": {arch: 21 if arch == "ppc64le" else 17 for arch in ARCHES},
+    # _IOR and _IOW of 't', 119 and 118, and an int
+    "TIOCGPGRP": {arch: 0x40047477 if arch == "ppc64le" else 0x540F for arch in ARCHES},
+    "TIOCSPGRP": {arch: 0x80047476 if arch == "ppc64le" else 0x5410 for arch in ARCHES},
     "TIOCOUTQ": {arch: 0x40047473 if arch == "ppc64le" else 0x5411 for arch in ARCHES},
     # _IOW: PowerPC's bit for it is 2**31, the others' 2**30
     "SECCOMP_IOCTL_NOTIF_ADDFD": {

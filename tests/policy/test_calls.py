@@ -21,7 +21,9 @@ SYSTEM_CALLS = {
     "fcntl.fcntl": "fcntl",
     "fcntl.ioctl": "ioctl",
     "os.WEXITSTATUS": "",
+    "os.WIFEXITED": "",
     "os.WIFSIGNALED": "",
+    "os.WIFSTOPPED": "",
     "os.WTERMSIG": "",
     "os._exit": "exit_group",
     "os.close": "close",
@@ -32,8 +34,10 @@ SYSTEM_CALLS = {
     "os.ftruncate": "ftruncate",
     "os.fsdecode": "",
     "os.fsencode": "",
+    "os.getpgid": "getpgid",
     "os.getpid": "getpid",
     "os.getppid": "getppid",
+    "os.getpriority": "getpriority",
     "os.kill": "kill",
     "os.lseek": "lseek",
     "os.path.basename": "",
@@ -43,6 +47,9 @@ SYSTEM_CALLS = {
     "os.read": "read",
     "os.setsid": "setsid",
     "os.strerror": "",
+    "os.tcgetpgrp": "ioctl",
+    "os.tcsetpgrp": "ioctl",
+    "os.waitid": "waitid",
     "os.waitpid": "wait4",
     "os.write": "write",
     "prctl.set_name": "prctl",
@@ -160,6 +167,9 @@ RELAY = (
     all_but("scm", "packet_pair"),
     CONNECTIONS,
 )
+TERMINAL = some(
+    "terminal", *(f"Terminal.{one}" for one in ("_front", "has_hung_up", "give_back", "stop"))
+)
 PARTS = {
     "relay": RELAY,
     "relay-ports": (*RELAY, some("unotify", "ask")),
@@ -193,7 +203,12 @@ PARTS = {
         some("listeners", "is_sound"),
         some("socketcalls", "stream_socket", "set_nodelay", "_set"),
     ),
-    "monitor-fixed": (all_but("monitor"), some("relay/main", "_leave_session")),
+    "monitor-fixed": (
+        all_but("monitor"),
+        all_but("orphans"),
+        TERMINAL,
+        some("relay/main", "_leave_session"),
+    ),
     "monitor-ports": (
         all_but("exchange"),
         all_but("requests"),
@@ -215,6 +230,8 @@ PARTS = {
     ),
     "monitor-host": (
         some("relay/main", "_leave_session"),
+        all_but("orphans"),
+        TERMINAL,
         all_but("desk"),
         all_but("exchange"),
         all_but("requests"),
@@ -236,7 +253,8 @@ PARTS = {
         some("socketcalls", "accept4", "namespace_cookie", "peer_user", "send", "receive"),
     ),
     "init": (
-        some("init", "reap", "_send_signal", "_reap_all", "_last_word"),
+        some("init", "reap", "_send_signal", "Charge.reap", "_last_word", "_is_in_our_group"),
+        some("init", "ToGroup.hear", "ToGroup.had"),
         some("channel", "Channel.send", "Channel.receive"),
         all_but("scm", "packet_pair"),
     ),

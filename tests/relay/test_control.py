@@ -57,13 +57,17 @@ class Site:
             return client.get(path)
 
     def metrics(self) -> dict[tuple[str, str], float]:
-        """Each metric's value by its name and its labels but "relay", summed over relays."""
+        """Each metric's value by its name and its labels but "relay" and "namespace", summed over
+        relays.
+        """
         with contextlib.closing(self.client()) as client:
             text = client.text("/metrics")
         found: dict[tuple[str, str], float] = {}
         for family in text_string_to_metric_families(text):
             for one in family.samples:
-                labels = [f"{key}={val}" for key, val in one.labels.items() if key != "relay"]
+                assert one.labels.pop("namespace") == str(self.namespace.pid)
+                one.labels.pop("relay", None)
+                labels = [f"{key}={val}" for key, val in one.labels.items()]
                 key = one.name.removeprefix("hardsplice_"), ",".join(sorted(labels))
                 found[key] = found.get(key, 0) + one.value
         return found
@@ -217,11 +221,32 @@ def test_hardsplicectl_shows_what_happens(site: Site) -> None:
     status = site.ctl("status")
     assert f"serves process {site.namespace.pid}" in status
     metrics = json.loads(site.ctl("metrics", "--json"))
-    assert {"name": "hardsplice_info", "labels": {"version": "0.1.0"}, "value": 1.0} in metrics
+    labels = {"namespace": str(site.namespace.pid), "version": "0.1.0"}
+    assert {"name": "hardsplice_info", "labels": labels, "value": 1.0} in metrics
     assert "hs-relay-in" in site.ctl("audit")
     tree = json.loads(site.ctl("audit", "--json"))["processes"]
     assert {one["comm"] for one in tree} == {"hs-host", "hs-target", "hs-relay-in", "hs-relay-out"}
     assert {one["seccomp"] for one in tree} == {2}
+
+
+def test_a_port_of_roots_is_not_to_be_had_any_more_and_what_to_do_is_said(site: Site) -> None:
+    """Whoever asks, also where root started it; what it says then works."""
+    if int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()) <= 81:
+        pytest.skip("ordinary users may bind port 81 here")
+    lines = site.ctl("ports", "add", "81", status=1).splitlines()
+    assert lines[0].endswith("cannot listen on port 81 on the host: Permission denied")
+    assert "start it as root with this port, or, as root, sysctl" in lines[1]
+    assert "net.ipv4.ip_unprivileged_port_start=81" in lines[1]
+    lines = site.ctl("ports", "add", "-T", "81", status=1).splitlines()
+    assert lines[0].endswith("cannot listen on port 81 in the namespace: Permission denied")
+    assert "start it with this port, or, as root in there, sysctl" in lines[1]
+    inside = [] if site.identity.is_root else ["-U", "--preserve-credentials"]
+    way = lines[1].partition("as root in there, ")[2].split(",")[0].split(" ")[:2]
+    subprocess.run(
+        site.identity.wrap(["nsenter", "-t", str(site.namespace.pid), "-n", *inside, *way]),
+        check=True, capture_output=True,
+    )  # fmt: skip
+    assert " *:81 " in site.ctl("ports", "add", "-T", "81")
 
 
 def test_curl_speaks_to_it(site: Site) -> None:
@@ -265,14 +290,15 @@ try:
     end.connect(sys.argv[1])
 except OSError as error:
     sys.exit(error.strerror)
-end.sendall(b"GET /v1/audit HTTP/1.1\\r\\nHost: a\\r\\nConnection: close\\r\\n\\r\\n")
+what = (sys.argv[2:] or ["GET /v1/audit"])[0].encode()
+end.sendall(what + b" HTTP/1.1\\r\\nHost: a\\r\\nConnection: close\\r\\n\\r\\n")
 print(end.recv(4096).split()[1].decode())
 """
 
 
-def status_for(site_path: Path, *before: str) -> str:
+def status_for(site_path: Path, *before: str, what: str = "GET /v1/audit") -> str:
     """The status that somebody is answered with, or what connect(2) says."""
-    command = [*before, "/usr/bin/python3", "-I", "-c", _CONNECT, str(site_path)]
+    command = [*before, "/usr/bin/python3", "-I", "-c", _CONNECT, str(site_path), what]
     done = subprocess.run(
         command, cwd="/", capture_output=True, text=True, check=False, timeout=PATIENCE
     )
@@ -299,6 +325,29 @@ def test_nobody_else_is_heard(site: Site) -> None:
     assert status_for(site.path) == ("200" if site.identity.is_root else "403")
     with contextlib.closing(site.client()) as client:  # which knows what to do about it
         assert client.get("/v1/audit")["pid"] == site.instance.pid
+
+
+@pytest.mark.root
+def test_everybody_has_the_metrics_and_nothing_else(
+    program: Program, launch: Launch, identity: Identity, user_directory: Path
+) -> None:
+    path = user_directory / "metrics"
+    with sited(program, launch, identity, user_directory, "--metrics", str(path)) as site:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o666
+        own, other = setpriv(site.identity.uid or 0), setpriv(next(_others))
+        for who in (own, other):
+            assert status_for(path, *who, what="GET /metrics") == "200"
+            assert status_for(path, *who, what="HEAD /metrics") == "200"
+            assert status_for(path, *who, what="POST /metrics\r\nContent-Length: 0\r\n") != "200"
+            for what in ("GET /v1/audit", "GET /v1/flows", "GET /v1/ports", "DELETE /v1/ports/1"):
+                assert status_for(path, *who, what=what) == "404"
+        assert status_for(site.path, *other) == "Permission denied"
+        ports = site.ask("/v1/ports")
+        assert len(ports) == 1
+        said = site.ctl("--socket", str(path), "metrics")
+        assert f'hardsplice_info{{namespace="{site.namespace.pid}",' in said
+        inside = ["nsenter", f"--target={site.namespace.pid}", "--net", *setpriv(next(_others))]
+        assert status_for(path, *inside, what="GET /metrics") == "403", "not the container"
 
 
 @pytest.mark.root

@@ -18,6 +18,7 @@ from tests.support.netns import Identity, Namespace
 from tests.support.paths import SPLICED, Lane, Path, loopback
 from tests.support.product import Instance, can_bind, free_ports
 from tests.support.stream import (
+    PATIENCE,
     Stream,
     eventually,
     expect,
@@ -51,6 +52,26 @@ def test_falls_back_to_the_other_loopback(ways: Ways, way: str) -> None:
                 server = lane.accept()
                 send(server, stream, 10_000)
                 expect(client, stream, 10_000)
+
+
+def test_servers_see_the_loopback_address_whoever_the_client_is(
+    namespace: Namespace, identity: Identity, launch: Launch
+) -> None:
+    """README.md's first limit: here a client of 127.0.0.7 is one of 127.0.0.1."""
+    port = free_ports()
+    instance = launch(identity, "-f", "-t", f"{port}:80", str(namespace.pid)).wait_ready()
+    with namespace.socket(socket.AF_INET) as server:
+        server.bind(("127.0.0.1", 80))
+        server.listen()
+        server.settimeout(PATIENCE)
+        for address in ("127.0.0.7", "127.0.0.1"):
+            with socket.create_connection(
+                ("127.0.0.1", port), PATIENCE, source_address=(address, 0)
+            ):
+                accepted, peer = server.accept()
+                accepted.close()
+                assert peer[0] == "127.0.0.1"
+    instance.stop()
 
 
 @pytest.mark.parametrize("way", ["inbound-ipv6-root", "outbound-ipv4-user"])

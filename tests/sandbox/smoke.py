@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The smoke run: short, and all that hardsplice does once it is locked down happens in it.
 
-There are six: serving a namespace (`serve`), ports that change (`ports`), the control socket
-(`control`), a COMMAND (`command`), starting in the background (`background`), and a namespace by
-its path (`path`, which takes root). Each ends with hardsplice's own end. What must be true in
-between is asserted; a process that its filter kills is told apart from any other failure
-(`Killed`).
+There are seven: serving a namespace (`serve`), ports that change (`ports`), the control socket
+(`control`), a COMMAND (`command`), one at a terminal (`terminal`), starting in the background
+(`background`), and a namespace by its path (`path`, which takes root). Each ends with
+hardsplice's own end. What must be true in between is asserted; a process that its filter kills is
+told apart from any other failure (`Killed`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import contextlib
 import itertools
 import json
 import os
+import pty
 import signal
 import socket
 import subprocess
@@ -24,14 +25,49 @@ from tests.sandbox.captured import Captured, end
 from tests.sandbox.job import VARIABLE, Job
 from tests.support import procfs
 from tests.support.netns import Identity, Namespace, mounted, unmount
-from tests.support.product import Instance, free_ports
+from tests.support.product import Instance, Program, free_ports
 from tests.support.stream import Violation, eventually, reset
 
 SHORT = 1.5  # seconds that a step may take; after that something is wrong
 LOG_SIZE = 16384
+ELSEWHERE = "10.9.9.9"  # an address that might be another machine's
+
+
+def set_loopback(namespace: Namespace, state: str) -> None:
+    """Set it up or down, as root."""
+    enter = ["nsenter", f"--net={namespace.net_path}"]
+    subprocess.run([*enter, "ip", "link", "set", "lo", state], check=True, timeout=SHORT)
 
 
 _users = itertools.count(60_001 + os.getpid() % 3000)
+
+
+# As a shell that people type at has its jobs: in the foreground, in groups of their own.
+_JOB = """
+import fcntl, os, signal, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+pid = os.fork()
+if pid == 0:
+    os.setpgid(0, 0)
+    os.tcsetpgrp(0, os.getpgrp())
+    signal.signal(signal.SIGTTOU, signal.SIG_DFL)
+    os.execvp(sys.argv[1], sys.argv[1:])
+status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+sys.exit(128 - status if status < 0 else status)
+"""
+
+
+class AtTerminal(Program):
+    """A program that is a job at a terminal, its standard input."""
+
+    def __init__(self, program: Program) -> None:
+        super().__init__()
+        self.program = program
+
+    def argv(self, identity: Identity) -> tuple[list[str], dict[str, str]]:
+        argv, environment = self.program.argv(identity)
+        return ["/usr/bin/python3", "-I", "-c", _JOB, *argv], environment
 
 
 class Killed(Exception):
@@ -91,12 +127,18 @@ class Smoke:
     def serve(self, job: Job, use: Callable[[Instance], None] | None = None) -> None:
         """Both directions with everything that happens to connections, and to relays."""
         with contextlib.ExitStack() as stack:
-            port = free_ports(3)
+            port = free_ports(4)
             inside = stack.enter_context(self.namespace.socket(socket.AF_INET))
             inside.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             inside.bind(("127.0.0.1", 80))
             inside.listen()
             inside.settimeout(SHORT)
+            self.namespace.add_address(ELSEWHERE)
+            elsewhere = stack.enter_context(self.namespace.socket(socket.AF_INET))
+            elsewhere.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            elsewhere.bind((ELSEWHERE, 81))
+            elsewhere.listen()
+            elsewhere.settimeout(SHORT)
             outside = stack.enter_context(socket.create_server(("127.0.0.1", port + 2)))
             outside.settimeout(SHORT)
             notify = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
@@ -108,8 +150,9 @@ class Smoke:
             self.log.write_bytes(b"-" * (LOG_SIZE - 151) + b"\n")
             self.log.chmod(0o666)
             instance = self.start(
-                job, "-f", *self.runas, "-l", str(self.log), "--log-size", str(LOG_SIZE),
-                "-t", f"127.0.0.1/{port}:80", "-t", f"127.0.0.1/{port + 1}:79",
+                job, "-f", *self.runas, "--drain", "1",
+                "-l", str(self.log), "--log-size", str(LOG_SIZE), "-t", f"127.0.0.1/{port}:80",
+                "-t", f"127.0.0.1/{port + 3}:{ELSEWHERE}/81", "-t", f"127.0.0.1/{port + 1}:79",
                 "-T", f"127.0.0.1/82:{port + 2}", str(self.namespace.pid),
                 NOTIFY_SOCKET=str(self.notify),
             )  # fmt: skip
@@ -121,6 +164,7 @@ class Smoke:
             steps: list[Callable[[], None]] = [
                 lambda: exchange(self.connect(port), inside),
                 lambda: exchange(self.inside_out(), outside),
+                lambda: exchange(self.connect(port + 3), elsewhere),
                 lambda: urgent(self.connect(port), inside),
                 lambda: refused(lambda: self.connect(port + 1)),
                 lambda: blocked(self.connect(port), inside),
@@ -287,7 +331,9 @@ class Smoke:
         """A COMMAND that is sent a signal, has orphans to be reaped, and ends with a status of
         its own.
         """
-        script = "trap 'exit 7' USR1; (sleep 0.05 &); echo up; while :; do sleep 0.05; done"
+        # Of two that wait the kernel gives the one with the lower number first.
+        traps = "trap : USR1; trap 'exit 7' USR2"
+        script = f"{traps}; (sleep 0.05 &); echo up; while :; do sleep 0.05; done"
         read, write = os.pipe()
         with open(read, "rb", buffering=0) as output, contextlib.ExitStack() as stack:
             environment = {**self.environment, VARIABLE: job.dump()}
@@ -305,19 +351,60 @@ class Smoke:
                 eventually(lambda: is_locked(instance), "PID 1 is not locked down", within=SHORT)
                 if use:
                     use(instance)
-                instance.process.send_signal(signal.SIGUSR1)
+                os.killpg(instance.pid, signal.SIGUSR1)
+                instance.process.send_signal(signal.SIGUSR2)
                 assert instance.wait(2 * SHORT) == 7
+
+    def terminal(self, job: Job, *more: str) -> None:
+        """A shell that people type at; the terminal comes back from it."""
+        master, slave = pty.openpty()
+        if self.identity.uid is not None:
+            os.fchown(slave, self.identity.uid, -1)
+        with contextlib.ExitStack() as stack:
+            stack.callback(os.close, master)
+            try:
+                instance = Instance(
+                    AtTerminal(self.program), self.identity, ["-f", *more, "--", "/bin/sh"],
+                    stdin=slave, environment={**self.environment, VARIABLE: job.dump()},
+                )  # fmt: skip
+            finally:
+                os.close(slave)
+            stack.callback(end, instance)
+            with self.judged(instance):
+                instance.wait_ready()
+                names = {procfs.status(pid)["Name"]: pid for pid in procfs.tree(instance.pid)}
+                host = names["hs-host"]
+                eventually(lambda: os.tcgetpgrp(master) != host, "no shell", within=SHORT)
+                (shell,) = procfs.tree(os.tcgetpgrp(master))
+                os.kill(shell, signal.SIGSTOP)
+                eventually(lambda: procfs.stat(host)[0] in "Tt", "it goes on", within=SHORT)
+                os.write(master, b"exit 7\n")
+                os.kill(host, signal.SIGCONT)  # and the shell by it
+                assert instance.wait(2 * SHORT) == 7
+
+    def terminal_of_changing_ports(self, job: Job) -> None:
+        """The same where the host monitor has another policy."""
+        self.terminal(job, "-t", f"127.0.0.1/auto,{free_ports()}")
 
     # --- a namespace's path -----------------------------------------------------------------------
 
     def path(self, job: Job) -> None:
-        """The path of the namespace goes, and hardsplice with it."""
+        """The namespace's loopback interface goes down, of which a client is told; its path goes,
+        and hardsplice with it.
+        """
         with mounted(self.namespace, self.folder / "net") as path, contextlib.ExitStack() as stack:
             port = free_ports()
-            instance = self.start(job, "-f", "-t", f"127.0.0.1/{port}:80", "--netns", str(path))
+            spec = f"127.0.0.1/{port}:[::1]/80"
+            instance = self.start(job, "-f", "-t", spec, "--netns", str(path))
             stack.callback(end, instance)
             with self.judged(instance):
                 instance.wait_ready()
+                stack.callback(set_loopback, self.namespace, "up")
+                set_loopback(self.namespace, "down")
+                with contextlib.suppress(ConnectionResetError):
+                    socket.create_connection(("127.0.0.1", port), SHORT).close()
+                down = "the loopback interface is down"
+                eventually(lambda: down in self.told(instance), "it isn't told", within=SHORT)
                 unmount(path)
                 assert instance.wait(2 * SHORT) == 0
 

@@ -260,7 +260,7 @@ def take_over() -> None:
         scene.helper = ctypes.CDLL(job.helper, use_errno=True)
     before(engine.Engine, "turn", "relay-in", "relay-out")
     before(TargetMonitor, "note", "target")
-    before(HostMonitor, "_tell", "host")
+    before(HostMonitor, "_take", "host")
     before(init, "reap", "init")
 
 

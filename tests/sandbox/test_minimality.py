@@ -60,6 +60,9 @@ def run_for(way: str) -> Callable[[Smoke, Job], None]:
     """The smoke run in which it is needed."""
     if way.startswith(("init: ", "guard: ")):
         return Smoke.command
+    if any(call in way for call in ("TIOCGPGRP", "TIOCSPGRP", "getpriority", "SIGTSTP")):
+        of_changing = way.startswith("monitor-host: ")
+        return Smoke.terminal_of_changing_ports if of_changing else Smoke.terminal
     if way.startswith(("monitor-ports: ", "monitor-host: ", "relay-ports: ")):
         return Smoke.ports
     if way.startswith("monitor-control: "):
@@ -70,7 +73,7 @@ def run_for(way: str) -> Callable[[Smoke, Job], None]:
         return Smoke.background
     if way == "monitor: dup3 newfd >= LISTENERS and newfd < FLOWS":  # a place is given up
         return Smoke.ports
-    if way == "monitor: read fd == WATCH":
+    if way in ("monitor: pread64 fd == WATCH", "monitor: ioctl op == SIOCGIFFLAGS"):
         return Smoke.path
     return Smoke.serve
 
@@ -132,6 +135,8 @@ def test_with_all_rules_the_smoke_runs_pass(bench: Bench) -> None:
     smoke.ports(job)
     smoke.control(job)
     smoke.command(job)
+    smoke.terminal(job)
+    smoke.terminal_of_changing_ports(job)
     smoke.background(job)
     if bench.identity.is_root:
         smoke.path(job)
@@ -176,7 +181,7 @@ class Traced(Captured):
 
     def argv(self, identity: Identity) -> tuple[list[str], dict[str, str]]:
         argv, environment = super().argv(identity)
-        return ["strace", "-D", "-f", "-qq", "-o", str(self.output), *argv], environment
+        return ["strace", "-DD", "-f", "-qq", "-o", str(self.output), *argv], environment
 
 
 def calls_after_lock_down(trace: str, roles: Mapping[str, str]) -> dict[str, set[str]]:
@@ -222,9 +227,11 @@ def test_every_call_is_made_and_every_call_made_is_allowed() -> None:
         dynamic = {
             Smoke.ports: {**ROLE_OF, **PORTS},
             Smoke.control: {**ROLE_OF, **PORTS, "hs-host": "monitor-control"},
+            Smoke.terminal_of_changing_ports: {**ROLE_OF, **PORTS},
         }
         for run in (
-            Smoke.serve, Smoke.ports, Smoke.control, Smoke.command, Smoke.background, Smoke.path,
+            Smoke.serve, Smoke.ports, Smoke.control, Smoke.command, Smoke.terminal,
+            Smoke.terminal_of_changing_ports, Smoke.background, Smoke.path,
         ):  # fmt: skip
             program = Traced(folder / "trace")
             with contextlib.closing(program):

@@ -203,7 +203,7 @@ def roles(product: Running) -> dict[str, int]:
     return {procfs.status(pid)["Name"]: pid for pid in product.instance.processes()}
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_to_a_relay(product: Running, number: signal.Signals) -> None:
     """It ends by that signal, and is replaced."""
     os.kill(roles(product)["hs-relay-in"], number)
@@ -212,6 +212,16 @@ def test_a_signal_to_a_relay(product: Running, number: signal.Signals) -> None:
     assert f"killed by {number.name}" in instance.messages()
     product.exchange()
     instance.stop()
+
+
+def test_sigterm_is_for_the_host_monitor_alone(product: Running) -> None:
+    """Who ends the others, in their order."""
+    before = roles(product)
+    for name in before.keys() - {"hs-host"}:
+        os.kill(before[name], signal.SIGTERM)
+    product.exchange()
+    assert roles(product) == before
+    product.instance.stop()
 
 
 def test_sigpipe_is_nothing_to_anybody(product: Running) -> None:
@@ -238,10 +248,10 @@ def test_stopped_and_continued(product: Running) -> None:
 
 def test_a_signal_to_the_target_monitor(product: Running) -> None:
     family = product.instance.processes()
-    os.kill(roles(product)["hs-target"], signal.SIGTERM)
+    os.kill(roles(product)["hs-target"], signal.SIGINT)
     assert product.instance.wait(3) == 1
     said = product.instance.messages()
-    assert "cannot keep the target monitor running: it was killed by SIGTERM" in said
+    assert "cannot keep the target monitor running: it was killed by SIGINT" in said
     eventually(lambda: not any(map(procfs.alive, family)), "processes remain", within=3)
 
 

@@ -293,10 +293,15 @@ print("it is taken", flush=True)
 signal.pause()
 """
 STOPPABLE = """
-import sys
-from hardsplice import errors
+import signal, sys
+from hardsplice import signals
 from hardsplice.start import main
-errors.outlast_terminal = lambda: None
+take = signals.take
+def unblocked(**arguments):
+    fd = take(**arguments)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTTOU,))
+    return fd
+signals.take = unblocked
 sys.exit(main(sys.argv[1:]))
 """
 

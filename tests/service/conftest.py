@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.service.booted import BOX, ECHO, EXAMPLES, POST, SERVER, WEB, configure
 from tests.support import procfs
 from tests.support.manager import Manager
 from tests.support.netns import Identity, Namespace
+from tests.support.nspawn import Machine, reason_to_skip
 from tests.support.product import Program
 from tests.support.stream import PATIENCE, eventually
 
@@ -60,3 +62,41 @@ def passes(port: int, listener: socket.socket) -> None:
 def gone(pids: list[int]) -> None:
     """None of them lives on."""
     eventually(lambda: not [pid for pid in pids if procfs.alive(pid)], "processes remain", within=3)
+
+
+@pytest.fixture(scope="module")
+def machine(program: Program) -> Iterator[Machine]:
+    """One that is up, with servers and namespaces to make."""
+    if reason := reason_to_skip(program.stage()):
+        pytest.skip(reason)
+    units = {
+        "netns@.service": (EXAMPLES / "netns@.service").read_text(),
+        "echo@.service": ECHO,
+        "web.service": WEB,
+        "box.service": BOX,
+        "pod.service": BOX.replace("box", "pod") + POST,
+    }
+    machine = Machine(
+        program.stage(),
+        {"server.py": SERVER, **{f"systemd/system/{name}": text for name, text in units.items()}},
+    )
+    yield machine
+    machine.close()
+
+
+@pytest.fixture
+def named(machine: Machine) -> Iterator[str]:
+    """hardsplice@blue.service, not started yet, with a server in its namespace."""
+    machine.control("start", "netns@blue", "echo@blue")
+    configure(machine, "blue", "OPTIONS=-t 127.0.0.1/8080:8000")
+    yield "hardsplice@blue.service"
+    machine.control("stop", "hardsplice@blue", "netns@blue")
+
+
+@pytest.fixture
+def of_service(machine: Machine) -> Iterator[str]:
+    """hardsplice-service@web.service, not started yet, with its server."""
+    configure(machine, "web", "OPTIONS=-t 127.0.0.1/8081:8000")
+    machine.control("start", "web")
+    yield "hardsplice-service@web.service"
+    machine.control("stop", "hardsplice-service@web", "web")

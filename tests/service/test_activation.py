@@ -232,6 +232,35 @@ def test_what_is_asked_for_no_longer_is_kept_no_longer(
     manager.stop()
 
 
+def test_a_free_port_stays_the_same_over_a_restart(
+    serve: Serve, namespace: Namespace, inside: socket.socket
+) -> None:
+    """In both directions, and each leads to where it led, in whatever order they are asked for."""
+    first = ("-f", "-t", "127.0.0.1/0:80,0:81", "-T", "127.0.0.1/0:82", str(namespace.pid))
+    again = ("-f", "-t", "127.0.0.1/0:81,0:80", "-T", "127.0.0.1/0:82", str(namespace.pid))
+    manager = serve(Manager(), *first).until_ready()
+
+    def kept() -> dict[str, int]:
+        found = {}
+        for name, fd in manager.store:
+            with socket.socket(fileno=os.dup(fd)) as one:
+                found[name] = one.getsockname()[1]
+        return found
+
+    before = kept()
+    assert set(before) == {
+        "hardsplice/inbound/127.0.0.1/0=80",
+        "hardsplice/inbound/127.0.0.1/0=81",
+        "hardsplice/outbound/127.0.0.1/0=82",
+    }
+    passes(before["hardsplice/inbound/127.0.0.1/0=80"], inside)
+    manager.stop()
+    serve(manager, *again).until_ready()
+    assert kept() == before
+    passes(before["hardsplice/inbound/127.0.0.1/0=80"], inside)
+    manager.stop()
+
+
 def test_a_listener_of_another_namespace_is_not_taken_up(
     serve: Serve, identity: Identity, namespace: Namespace, restarts: Restarts
 ) -> None:
@@ -276,3 +305,18 @@ def test_there_may_be_less_room_than_listeners(
     assert "does not keep 1 of 2 listeners: raise FileDescriptorStoreMax=" in manager.messages()
     passes(port, inside)
     manager.stop()
+
+
+@pytest.mark.parametrize("direction", ["-t", "-T"])
+def test_what_is_kept_does_not_stand_in_the_way_of_what_is_asked_for_instead(
+    serve: Serve, namespace: Namespace, direction: str
+) -> None:
+    """The same port, on one address and then on all, and back."""
+    port = free_ports()
+    manager = serve(Manager(), "-f", direction, f"127.0.0.1/{port}:80", str(namespace.pid))
+    manager.until_ready()
+    manager.stop()
+    for spec in (f"{port}:80", f"127.0.0.1/{port}:80"):
+        serve(manager, "-f", direction, spec, str(namespace.pid)).until_ready()
+        assert len(manager.store) == 1
+        manager.stop()

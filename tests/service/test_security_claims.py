@@ -102,7 +102,8 @@ def test_each_process_is_in_the_namespaces_that_the_page_names(live: Live) -> No
     where = table()
 
     assert where["hs-host"] == (
-        "the host's namespaces; its own mount, IPC, UTS and, for an ordinary user, user namespace"
+        "the host's namespaces; its own mount, IPC, UTS and, for an ordinary user "
+        "or root without CAP_SYS_ADMIN, user namespace"
     )
     host = found["hs-host"]
     assert (host["net"], host["pid"]) == (here["net"], here["pid"])
@@ -111,7 +112,8 @@ def test_each_process_is_in_the_namespaces_that_the_page_names(live: Live) -> No
     assert host["user"] != inside["user"]
 
     assert where["hs-target"] == (
-        "the target's network namespace; as root the host's user namespace, else the target's; "
+        "the target's network namespace; as root with CAP_SYS_ADMIN the host's user namespace, "
+        "else the target's; "
         "its own IPC, UTS and, as root, mount namespace"
     )
     target = found["hs-target"]

@@ -10,7 +10,6 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -240,26 +239,3 @@ def test_a_socket_unit_starts_the_service_with_its_first_client(start: Start) ->
     assert systemd.is_ready(UNIT)
     systemd.control("restart", UNIT)
     passes(port)
-
-
-def test_the_packaged_unit_is_one_that_systemd_understands(start: Start) -> None:
-    text = (Path(__file__).parents[2] / "packaging/systemd/hardsplice@.service").read_text()
-    # What the machine would have: the program, and the units that every system has.
-    text = text.replace("/usr/bin/hardsplice", "/usr/bin/python3")
-    text = text.replace("[Unit]\n", "[Unit]\nDefaultDependencies=no\n")
-    systemd = start("-t none", wants="netns.service", **{"packaged@_service": text})
-    status, said = systemd.run(
-        "systemd-analyze", "verify", "--man=no", "--recursive-errors=no", "/units/packaged@.service"
-    )
-    assert (status, said) == (0, "")
-
-
-def test_each_instance_of_the_packaged_unit_is_a_user_of_its_own() -> None:
-    """Some of the kernel's limits are counted by user: one instance must not starve another."""
-    text = (Path(__file__).parents[2] / "packaging/systemd/hardsplice@.service").read_text()
-    lines = text.splitlines()
-    assert "DynamicUser=yes" in lines
-    (start,) = [line for line in lines if line.startswith("ExecStart=")]
-    assert start.startswith("ExecStart=!"), "set-up has root's rights, and a user to become"
-    assert " --runas ${USER} " in start
-    assert not [line for line in lines if line.startswith("User=")]

@@ -317,6 +317,11 @@ class FakeKernel(Kernel):
         self._get(fd, Sock).linger_zero = True
         return 0
 
+    def spare(self, fd: int) -> int:
+        self.calls.append("spare")
+        self._get(fd, Sock).linger_zero = False
+        return 0
+
     def limit_unsent(self, fd: int, size: int) -> int:
         """TCP_NOTSENT_LOWAT: from now on there is room for less, maybe for nothing."""
         self.calls.append("limit_unsent")
@@ -324,6 +329,10 @@ class FakeKernel(Kernel):
         sock = self._get(fd, Sock)
         sock.buffer = max(sock.buffer // 2, 4)
         return 0
+
+    def keep_alive(self, fd: int) -> None:
+        self.calls.append("keep_alive")
+        self._get(fd, Sock)
 
     def keep_urgent_inline(self, fd: int) -> int:
         self.calls.append("keep_urgent_inline")

@@ -22,7 +22,10 @@ class Above:
     def relay_yields(self) -> None:
         self.said.append("yields")
 
-    relays_ready, relays_alive = relay_ready, relay_alive
+    def relay_drained(self) -> None:
+        self.said.append("drained")
+
+    relays_ready, relays_alive, relays_drained = relay_ready, relay_alive, relay_drained
 
     def relay_lost(self, reason: str, hint: str | None = None) -> None:
         self.said.append(reason)

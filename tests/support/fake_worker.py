@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hardsplice.errors import Failure
 from hardsplice.forwarding import Direction
@@ -21,6 +21,7 @@ class FakeWorker:
     fails: Failure | None = None
     done: list[tuple[str, int]] = field(default_factory=list)
     reset: list[int] = field(default_factory=list)  # ports whose flows were reset
+    free: int = 40_000  # the port that is chosen where any will do
     later: list[Callable[[], None]] | None = None
 
     def add(
@@ -28,7 +29,7 @@ class FakeWorker:
         index: int,
         direction: Direction,
         forward: Forward,
-        done: Callable[[Failure | None], None],
+        done: Callable[[Failure | Forward], None],
     ) -> None:
         def outcome() -> None:
             if self.fails is not None:
@@ -37,7 +38,7 @@ class FakeWorker:
                 done(Failure("listen on", f"port {forward.port}", "in use"))
             else:
                 self.done.append(("add", forward.port))
-                done(None)
+                done(forward if forward.port else replace(forward, port=self.free))
 
         self.do(outcome)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from ipaddress import IPv4Address, IPv6Address
 
+from hardsplice import loops
 from hardsplice.control.http import Request, Response
 from hardsplice.control.routes import dispatch
 from hardsplice.control.world import RelayView, Snapshot
@@ -47,7 +48,7 @@ class FakePorts(Ports):
 
     def __init__(self) -> None:
         self.worker = FakeWorker()
-        super().__init__([], 1, frozenset(DIRECTIONS), self.worker, lambda _: None)
+        super().__init__([], 1, frozenset(DIRECTIONS), self.worker, lambda _: None, loops.check)
 
     @property
     def table(self) -> dict[int, Port]:
@@ -72,6 +73,7 @@ class FakeWorld:
             pid=42,
             served="process 7",
             served_pid=7,
+            label="7",
             uptime=12.5,
             lacking=self.lacking,
             relays=self.relays,

@@ -58,6 +58,7 @@ class Namespace:
 
     def __init__(self, owner: Identity, *, new_user: bool | None = None) -> None:
         new_user = not owner.is_root if new_user is None else new_user
+        self._owner, self._new_user = owner, new_user
         unshare = ["unshare", "-Urn" if new_user else "-n"]
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
@@ -99,6 +100,14 @@ class Namespace:
         self._channel.send(request)
         _, (descriptor,), _, _ = socket.recv_fds(self._channel, 1, 1)
         return Socket(fileno=descriptor)
+
+    def add_address(self, address: str) -> None:
+        """Give its loopback interface one more IPv4 address."""
+        enter = ["nsenter", f"--target={self.pid}", "--net"]
+        if self._new_user:
+            enter += ["--user", "--preserve-credentials"]
+        command = ["ip", "address", "replace", f"{address}/32", "dev", "lo"]
+        subprocess.run(self._owner.wrap([*enter, *command]), check=True, timeout=PATIENCE)
 
     def kill(self) -> None:
         """End the namespace's only process."""

@@ -17,6 +17,7 @@ import subprocess
 import tempfile
 import threading
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
@@ -45,7 +46,30 @@ def _cgroup2() -> Path | None:
     return None
 
 
-class Systemd:
+class Units(Protocol):
+    """A systemd with units, of which ``run`` asks in there."""
+
+    def run(self, *words: str) -> tuple[int, str]:
+        """A command in there: its status, and what it says."""
+
+    def said(self) -> str:
+        """What it has written to its console."""
+
+    def control(self, *words: str) -> str:
+        """systemctl, which must succeed."""
+        status, said = self.run("systemctl", *words)
+        if status != 0:
+            raise Violation(f"systemctl {' '.join(words)}: {said}; {self.said()}")
+        return said
+
+    def property(self, unit: str, name: str) -> str:
+        return self.control("show", "--value", f"--property={name}", unit)
+
+    def is_ready(self, unit: str) -> bool:
+        return self.property(unit, "ActiveState") == "active"
+
+
+class Systemd(Units):
     """One that runs units; ``units`` are their texts by name, and ``wants`` those to start."""
 
     def __init__(self, user: Identity, program: Path, units: dict[str, str], wants: str) -> None:
@@ -133,19 +157,6 @@ class Systemd:
             stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE, check=False,
         )  # fmt: skip
         return done.returncode, (done.stdout + done.stderr).strip()
-
-    def control(self, *words: str) -> str:
-        """systemctl, which must succeed."""
-        status, said = self.run("systemctl", *words)
-        if status != 0:
-            raise Violation(f"systemctl {' '.join(words)}: {said}; {self.said()}")
-        return said
-
-    def property(self, unit: str, name: str) -> str:
-        return self.control("show", "--value", f"--property={name}", unit)
-
-    def is_ready(self, unit: str) -> bool:
-        return self.property(unit, "ActiveState") == "active"
 
     def processes(self, unit: str) -> list[int]:
         """Processes of a service, by their numbers here: the main one first."""

@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from hardsplice import audit
+from hardsplice.errors import Failure
 
 STATUS = (
     b"Name:\t%b\nUmask:\t0022\nState:\tS (sleeping)\nUid:\t0\t%d\t0\t0\nGid:\t0\t7\t0\t0\n"
@@ -24,7 +27,9 @@ class Proc:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        (root / "self" / "ns").mkdir(parents=True)
+        (root / str(os.getpid()) / "ns").mkdir(parents=True)
+        (root / "self").symlink_to(str(os.getpid()))
+        (root / "self" / "mountinfo").touch()
         for name in audit.NAMESPACES:
             (root / "self" / "ns" / name).touch()
         (root / "meminfo").touch()
@@ -187,3 +192,51 @@ def test_a_kernel_that_does_not_count_filters(proc: Proc) -> None:
 def test_nobody_to_be_audited_is_an_error(proc: Proc, pid: int) -> None:
     with pytest.raises(FileNotFoundError):
         audit.read_tree(pid)
+
+
+# --- what it says where it can't look ---
+
+
+def reason(pid: int = HOST) -> str:
+    with pytest.raises(Failure) as raised:
+        audit.report(pid, [], "table")
+    assert raised.value.object == f"process {pid}"
+    return raised.value.reason
+
+
+def test_one_that_has_ended_has_ended(proc: Proc) -> None:
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+    assert reason(process.pid) == "it has ended already"
+
+
+@pytest.mark.parametrize("user", [0, 1000])
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("rw", ""),
+        ("rw,hidepid=2", " (hidepid=2)"),
+        ("rw,gid=5,hidepid=invisible", " (hidepid=invisible)"),
+    ],
+)
+def test_one_that_is_hidden_is_hidden(
+    proc: Proc, monkeypatch: pytest.MonkeyPatch, options: str, said: str, user: int
+) -> None:
+    """By an option of the mount that is seen, the last one there, if it is said."""
+    line = f"23 28 0:21 / {proc.root} rw shared:12 - proc proc"
+    (proc.root / "self" / "mountinfo").write_text(
+        f"22 28 0:20 / /sys rw - sysfs sysfs rw\n{line} rw,hidepid=1\n{line} {options}\n"
+    )
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    hidden = reason(os.getppid())
+    assert hidden == (
+        f"{proc.root} does not show it to this user{said}" + "; root may look" * (user != 0)
+    )
+
+
+def test_a_proc_that_is_not_ours_is_not_looked_at(proc: Proc) -> None:
+    """There the number may be anybody's."""
+    (proc.root / "self").unlink()
+    assert reason() == f"{proc.root} is not mounted for this PID namespace"
+    (proc.root / "self").symlink_to("77")
+    assert reason() == f"{proc.root} is that of another PID namespace"

@@ -574,3 +574,16 @@ def test_in_a_process_that_has_not_opened_it_a_family_that_does_not_exist_connec
             assert socketcalls.connect(ours.fileno(), where, 16) == 0, "zeros disconnect"
             with pytest.raises(OSError, match="not connected"):
                 ours.getpeername()
+
+
+@pytest.mark.parametrize(
+    ("address", "vanishes"),
+    [
+        ("127.0.0.1", False), ("127.255.0.9", False), ("::1", False), ("::ffff:127.0.0.1", False),
+        ("10.0.0.5", True), ("128.0.0.1", True), ("fe80::1", True), ("::7f00:1", True),
+        ("::ffff:10.0.0.5", True), ("::2", True), ("::", True),
+    ],
+)  # fmt: skip
+def test_what_is_not_the_loopback_may_go_without_a_word(address: str, vanishes: bool) -> None:
+    sockaddr = socketcalls.sockaddr(ip_address(address), 80)
+    assert Pointer(USUAL, 0, int(":" in address), sockaddr).may_vanish == vanishes

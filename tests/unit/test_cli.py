@@ -24,8 +24,8 @@ from hardsplice.cli import (
     build_parser,
     detect_mode,
     parse_args,
-    read_ephemeral_range,
 )
+from hardsplice.ephemeral import read_ephemeral_range
 from hardsplice.errors import Failure
 from hardsplice.values import RunAs
 
@@ -64,10 +64,13 @@ def test_nothing_given_runs_the_shell_with_no_ports() -> None:
         netns=None,
         userns=None,
         netns_only=False,
+        map_auto=False,
         netns_quit=True,
         inbound=(),
         outbound=(),
         control=None,
+        control_from_namespace=False,
+        metrics=None,
         inherited=(),
         inbound_auto=(),
         outbound_auto=(),
@@ -83,6 +86,8 @@ def test_nothing_given_runs_the_shell_with_no_ports() -> None:
         pid_file=None,
         runas=None,
         sandbox="best-effort",
+        drain=0,
+        idle_timeout=0,
         ready_fd=None,
         audit=None,
     )
@@ -99,6 +104,7 @@ def test_nothing_given_runs_the_shell_with_no_ports() -> None:
         (["--netns", "./blue"], "netns", "./blue"),
         (["--netns=blue"], "netns", "/run/netns/blue"),
         (["--netns-only", "1"], "netns_only", True),
+        (["--map-auto", "true"], "map_auto", True),
         (["--no-netns-quit", "1"], "netns_quit", False),
         (["--netns", "blue"], "foreground", False),
         (["1"], "foreground", False),
@@ -116,6 +122,8 @@ def test_nothing_given_runs_the_shell_with_no_ports() -> None:
         (["-P", "first", "-P", "last"], "pid_file", "last"),
         (["--workers", "2"], "workers", 2),
         (["--workers=64"], "workers", 64),
+        (["--drain", "1"], "drain", 1),
+        (["--idle-timeout=86400"], "idle_timeout", 86400),
         (["--sandbox=strict"], "sandbox", "strict"),
         (["--sandbox", "best-effort"], "sandbox", "best-effort"),
         (["--ready-fd", "3"], "ready_fd", 3),
@@ -128,6 +136,9 @@ def test_an_option_sets_its_field(argv: list[str], field: str, value: object) ->
 
 def test_accepted_options_change_nothing() -> None:
     assert parse("--splice-only", "--host-lo-to-ns-lo") == parse()
+    # As Podman has pasta: no UDP either way, again and again.
+    none = ("-t", "none", "-u", "none", "-T", "none", "-U", "none")
+    assert parse(*none, "-unone", "--udp-ports=none", "--udp-ns", "none") == parse("-t", "none")
 
 
 @pytest.mark.parametrize(
@@ -223,12 +234,14 @@ def test_long_options_can_be_shortened_while_unambiguous() -> None:
 
 def test_every_option_is_understood_in_every_spelling() -> None:
     values = {"SPEC": "none", "SIZE": "1M", "N": "5", "MODE": "strict", "USER[:GROUP]": "0:0"}
-    values |= {"N|auto": "auto", "FORM": "json"}
+    values |= {"N|auto": "auto", "FORM": "json", "SECONDS": "7"}
     for action in options():
         if action.dest in ("help", "version"):
             continue
         extra = ["-l", "log"] if action.dest == "log_size" else []
         extra += ["--netns", "x"] if action.dest == "userns" else []
+        extra += ["--control", "x"] if action.dest == "control_from_namespace" else []
+        extra += ["--control", "y"] if action.dest == "metrics" else []
         found = set()
         for name in action.option_strings:
             value = [values.get(str(action.metavar), "x")] if action.metavar else []
@@ -274,12 +287,22 @@ def test_a_user_namespace_goes_with_a_network_namespace() -> None:
         (["--userns", "x", "12"], "use --userns without --netns", "leave it out"),
         (["--userns", "x", "ls"], "use --userns without --netns", "leave it out"),
         (["12", "-t", "80"], "use PID '12'", "put options before it"),
-        (["0"], "use PID '0'", "1 to 4194304"),
+        (["0"], "use PID '0'", "a container that does not run"),
+        (["000"], "use PID '000'", "a container that does not run"),
+        ([""], "use COMMAND or PID ''", "a variable is that was not set"),
+        (["", "80"], "use COMMAND or PID ''", "a variable is that was not set"),
+        (["-t", "80", "--", "\n"], "use COMMAND or PID '\\n'", "write one"),
+        (["12\n13"], "use PID '12\\n13'", "not one number"),
+        (["12 "], "use PID '12 '", "not one number"),
         (["9" * 5000], "use PID '999", "1 to 4194304"),
+        (["--map-auto", "1"], "use --map-auto without COMMAND", "leave it out"),
+        (["--map-auto", "--netns", "x"], "use --map-auto without COMMAND", "leave it out"),
+        (["--map-auto", "--netns-only", "x"], "combine --netns-only with --map-auto", "leave out"),
         (["-4", "-6"], "combine -4 with -6", "leave out both"),
         (["-46"], "combine -4 with -6", "leave out both"),
         (["-q", "-d"], "combine -q with -d", "leave out one"),
         (["-q", "--trace"], "combine -q with --trace", "leave out one"),
+        (["--metrics", "x"], "use --metrics without --control", "add --control"),
         (["--log-size", "1M"], "use --log-size without --log-file", "add --log-file"),
         (
             ["--netns-only", "--netns", "x", "--userns", "y"],
@@ -304,8 +327,29 @@ def test_contradictions_are_refused_with_a_next_step(
     [
         (["--nonsense"], ["--nonsense not recognized", "see hardsplice --help"]),
         (["-Z"], ["-Z not recognized", "see hardsplice --help"]),
-        (["-n"], ["-n not recognized", "see hardsplice --help"]),
-        (["-t"], ["-t requires argument", "see hardsplice --help"]),
+        (["-n"], ["use -n: it is about pasta's tap interface", "leave it out"]),
+        (["-fn", "x"], ["use -n: it is about pasta's tap interface", "leave it out"]),
+        (["--config-net"], ["use --config-net: it is about pasta's tap", "leave it out"]),
+        (["-t"], ["use --tcp-ports without a value", "write SPEC after --tcp-ports"]),
+        (["--netns"], ["use --netns without a value", "write PATH|NAME after --netns"]),
+        (["--netns", "-t", "80"], ["use --netns without a value: '-t' is an option"]),
+        (["--netns", "-f4", "-t80"], ["use --netns without a value: '-f4' is an option"]),
+        (["-P", "--netns=x", "-t80"], ["use -P without a value: '--netns=x' is an option"]),
+        (["--netns", "--", "true"], ["use --netns without a value: '--' is an option"]),
+        (["--net", "x"], ["option --net could be --netns or --netns-only"]),
+        (["-u", "53"], ["use -u '53': hardsplice forwards TCP alone", "or write none"]),
+        (["-Uauto"], ["use -U 'auto': hardsplice forwards TCP alone", "or write none"]),
+        (["--udp-ports=all"], ["use -u 'all': hardsplice forwards TCP alone"]),
+        (["-p", "8080:80"], ["use -p '8080:80'", "write -t 8080:80"]),
+        (["-fp8080:80/tcp"], ["use -p '8080:80/tcp'", "write -t 8080:80"]),
+        (
+            ["--publish=127.0.0.1:8080:80"],
+            ["--publish '127.0.0.1:8080:80'", "-t 127.0.0.1/8080:80"],
+        ),
+        (["--publish", "53:53/udp"], ["use --publish '53:53/udp'", "forwards TCP alone"]),
+        (["-p"], ["use -p ''", "write -t SPEC"]),
+        (["-p", "trace.pcap"], ["use -p: it is about pasta's tap interface"]),
+        (["--control-from-namespace"], ["without --control", "add --control, or leave it out"]),
         (["--debug=3"], ["--debug must not have an argument", "see hardsplice --help"]),
         (["-t", "80-70"], ["parse -t '80-70'", "write 70-80"]),
         (["-T", "80:10.0.0.5,auto"], ["a target that auto can't watch", "leave out the address"]),
@@ -321,6 +365,11 @@ def test_contradictions_are_refused_with_a_next_step(
         *(
             ([f"--workers={wrong}"], ["parse --workers", "1 to 64, or auto"])
             for wrong in ("", "0", "65", "-1", "two")
+        ),
+        *(
+            ([f"{option}={wrong}"], [f"parse {option}", "write seconds, 1 to 86400"])
+            for option in ("--drain", "--idle-timeout")
+            for wrong in ("", "0", "86401", "-1", "1.5", "1m", "ten")
         ),
         (["--sandbox", "lax"], ["parse --sandbox 'lax'", "write best-effort or strict"]),
         (["-l", "x", "--log-size", "x"], ["parse --log-size 'x'", "k, M or G"]),
@@ -422,7 +471,7 @@ def test_help_names_every_option_on_narrow_lines(capsys: pytest.CaptureFixture[s
     lines = shown.splitlines()
     assert shown.startswith("usage: hardsplice ")
     assert max(map(len, lines)) <= 80
-    assert len(lines) <= 66
+    assert len(lines) <= 68
     for action in options():
         left = "  " + ", ".join(action.option_strings)
         assert sum(line.startswith((f"{left} ", f"{left}\n")) for line in lines) == 1
@@ -465,7 +514,11 @@ def test_importing_the_command_line_is_light() -> None:
     assert {name for name in loaded if name.startswith("hardsplice")} == {
         "hardsplice",
         "hardsplice.cli",
+        "hardsplice.commandline",
+        "hardsplice.ephemeral",
         "hardsplice.errors",
+        "hardsplice.foreign",
+        "hardsplice.modes",
         "hardsplice.output",
         "hardsplice.ports",
         "hardsplice.spec",

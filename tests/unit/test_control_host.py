@@ -8,22 +8,27 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import replace
 from ipaddress import IPv4Address
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from hardsplice import socketcalls
+from hardsplice import loops, socketcalls
+from hardsplice.cli import parse_args
 from hardsplice.control import host
 from hardsplice.control.host import Control, HostWorld
 from hardsplice.control.http import Request, Response
+from hardsplice.control.routes import ROUTES
 from hardsplice.control.server import Admission
 from hardsplice.flowlog import Traffic
 from hardsplice.forwarding import Ports
+from hardsplice.keeping import Store
 from hardsplice.log import Level, Log
 from hardsplice.relay import stats as count
 from hardsplice.relay.stats import Stats
+from hardsplice.service import Notifier
 
 
 @pytest.fixture
@@ -32,11 +37,13 @@ def world() -> HostWorld:
     traffic = [Traffic("inbound", [Stats(8)]), Traffic("outbound", [Stats(8), Stats(8)])]
     monitor = SimpleNamespace(
         host=SimpleNamespace(traffic=traffic, missing=["Landlock"]),
-        registry=Ports([], 1, frozenset(), None, lambda _: None),
+        registry=Ports([], 1, frozenset(), None, lambda _: None, loops.check),
         log=Log(Level.ERROR, "text", ""),
         loop=None,
     )
-    control = Control(-1, Admission(frozenset(), None), (4, 6), "process 7", 7, time.monotonic())
+    store = Store(Notifier(None), 0, {}, print)
+    admission = Admission(frozenset(), None)
+    control = Control(-1, None, admission, (4, 6), "process 7", 7, "7", store, time.monotonic())
     return HostWorld(cast(Any, monitor), control)
 
 
@@ -84,3 +91,35 @@ def test_an_error_of_ours_costs_one_request_and_is_logged(
     said = "cannot answer a request: ZeroDivisionError: by zero"
     assert json.loads(answer.body) == {"message": said}
     assert capfd.readouterr().err == f"hardsplice: {said}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "command", "shown"),
+    [
+        (["--netns", "blue"], "", "blue"),
+        (["--netns", "/run/netns/blue"], "", "blue"),
+        (["--netns", "/proc/7/ns/net"], "", "/proc/7/ns/net"),
+        (["--netns", "/run/user/bl\udcffe"], "", "/run/user/bl\\udcffe"),
+        (["7"], "", "7"),
+        (["./server"], "./server", "./server"),
+        ([], "/bin/sh", "/bin/sh"),
+    ],
+)
+def test_what_metrics_call_the_namespace(words: list[str], command: str, shown: str) -> None:
+    assert host.label(parse_args(["-t", "8080", *words]), command) == shown
+
+
+def test_what_is_for_everybody(world: HostWorld) -> None:
+    """A server of its own, which knows no other path, whatever the method."""
+    control = replace(world.control, metrics=-1)
+    both = HostWorld(world.monitor, control)
+    first, second = both.servers
+    assert first is both.server
+    assert second.admission == Admission(None, None)
+    assert second.admission.objection(4711, 5) is None
+    for method in ("GET", "HEAD", "POST", "DELETE"):
+        for path in ROUTES:
+            answers: list[Response] = []
+            second.handle(Request(method, path, "", b"{}", True), answers.append)
+            is_for_all = path == "/metrics" and method in ("GET", "HEAD")
+            assert (answers[0].status == 200) is is_for_all

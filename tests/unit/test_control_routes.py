@@ -27,11 +27,13 @@ OUT: Direction = "outbound"
 SPEC = {"proto": "tcp", "parentIP": "127.0.0.1", "parentPort": 8080, "childPort": 80}
 
 
-def ask(world: FakeWorld, method: str, target: str, body: bytes = b"") -> Response:
+def ask(
+    world: FakeWorld, method: str, target: str, body: bytes = b"", *, inside: bool = False
+) -> Response:
     """The one answer to a request."""
     answers: list[Response] = []
     path, _, query = target.partition("?")
-    dispatch(Request(method, path, query, body, True), world, answers.append)
+    dispatch(Request(method, path, query, body, True, inside), world, answers.append)
     (answer,) = answers
     assert not answer.close
     return answer
@@ -48,9 +50,9 @@ def message(answer: Response, status: int = 400) -> str:
     return said
 
 
-def post(world: FakeWorld, **changes: object) -> Response:
+def post(world: FakeWorld, *, inside: bool = False, **changes: Any) -> Response:
     spec = {key: val for key, val in {**SPEC, **changes}.items() if val is not ...}
-    return ask(world, "POST", "/v1/ports", json.dumps(spec).encode())
+    return ask(world, "POST", "/v1/ports", json.dumps(spec).encode(), inside=inside)
 
 
 @pytest.fixture
@@ -145,6 +147,50 @@ def test_ports_of_options_are_shown_with_their_interface(world: FakeWorld) -> No
     assert shown["source"] == "option"
 
 
+def test_a_free_port_is_asked_for_by_0_and_shown_by_its_number(world: FakeWorld) -> None:
+    added = value(post(world, parentPort=0), 201)
+    assert added["spec"]["parentPort"] == world.ports.worker.free
+    out = value(post(world, direction=OUT, childPort=0), 201)
+    assert out["spec"]["childPort"] == world.ports.worker.free
+    assert [one.forward.port for one in world.ports.list()] == [world.ports.worker.free] * 2
+
+
+# --- asked from the namespace ---
+
+
+def test_from_the_namespace_inbound_ports_come_and_go(world: FakeWorld) -> None:
+    added = value(post(world, inside=True), 201)
+    assert added["source"] == "namespace"
+    assert value(ask(world, "GET", "/v1/ports", inside=True)) == [added]
+    assert value(ask(world, "GET", "/v1/info", inside=True))["portDriver"]
+    assert ask(world, "DELETE", f"/v1/ports/{added['id']}", inside=True).status == 200
+    assert world.ports.table == {}
+
+
+def test_from_the_namespace_nothing_leads_to_the_host(world: FakeWorld) -> None:
+    answer = post(world, inside=True, direction=OUT)
+    assert "outbound" in message(answer, 403)
+    assert world.ports.table == {}
+
+
+@pytest.mark.parametrize("source", [one for one in Source if one is not Source.NAMESPACE])
+def test_from_the_namespace_other_peoples_ports_are_neither_seen_nor_removed(
+    world: FakeWorld, source: Source
+) -> None:
+    forward = Forward(None, None, 80, None, 8080, True)
+    world.ports.table[5] = Port(5, "inbound", forward, source)
+    assert value(ask(world, "GET", "/v1/ports?direction=all", inside=True)) == []
+    assert "not added from the namespace" in message(
+        ask(world, "DELETE", "/v1/ports/5", inside=True), 403
+    )
+    assert 5 in world.ports.table
+
+
+@pytest.mark.parametrize("path", ["/v1/status", "/v1/flows", "/v1/audit", "/metrics"])
+def test_from_the_namespace_the_host_is_not_looked_at(world: FakeWorld, path: str) -> None:
+    assert "not for the namespace" in message(ask(world, "GET", path, inside=True), 403)
+
+
 def test_the_same_again_is_a_conflict_that_names_the_id(world: FakeWorld) -> None:
     post(world)
     assert "with the id 1" in message(post(world))
@@ -167,7 +213,9 @@ def test_what_fails_says_why_and_what_next(world: FakeWorld) -> None:
         ({"proto": ...}, "proto is one of"),
         ({"proto": ["tcp"]}, "proto is one of"),
         ({"parentPort": ...}, "parentPort is not a port's number"),
-        ({"parentPort": 0}, "parentPort is not"),
+        ({"childPort": 0}, "childPort is not"),
+        ({"parentPort": 0, "direction": "outbound"}, "parentPort is not"),
+        ({"parentPort": -1}, "parentPort is not a port's number, which is 0 to"),
         ({"parentPort": 65536}, "parentPort is not"),
         ({"parentPort": "80"}, "parentPort is not"),
         ({"parentPort": True}, "parentPort is not"),
@@ -186,7 +234,7 @@ def test_what_fails_says_why_and_what_next(world: FakeWorld) -> None:
         ({"parentInterface": "eth0"}, "no key 'parentInterface'"),
     ],
 )
-def test_a_wrong_spec_is_refused(world: FakeWorld, changes: dict[str, object], said: str) -> None:
+def test_a_wrong_spec_is_refused(world: FakeWorld, changes: dict[str, Any], said: str) -> None:
     answer = post(world, **changes)
     assert said in message(answer)
     assert message(answer).startswith("cannot add a port: ")
@@ -236,9 +284,16 @@ def test_other_paths_are_not_there(world: FakeWorld, path: str) -> None:
 
 def test_other_methods_are_not_allowed(world: FakeWorld) -> None:
     answer = ask(world, "PUT", "/v1/ports")
-    assert (answer.status, answer.allow) == (405, "GET, POST")
-    assert ask(world, "HEAD", "/metrics").allow == "GET"
+    assert (answer.status, answer.allow) == (405, "GET, POST, HEAD")
+    assert ask(world, "POST", "/metrics").allow == "GET, HEAD"
+    assert ask(world, "HEAD", "/v1/ports/1").allow == "DELETE"
     assert ask(world, "GET", "/v1/ports/1").allow == "DELETE"
+
+
+@pytest.mark.parametrize("path", [path for path in ROUTES if "GET" in ROUTES[path]])
+def test_head_is_get_for_every_path_that_has_it(world: FakeWorld, path: str) -> None:
+    post(world)
+    assert ask(world, "HEAD", path) == ask(world, "GET", path)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import http.client
 import json
 import os
@@ -210,8 +211,8 @@ def test_head_has_no_body(served: Served) -> None:
         data = b""
         while not data.endswith(ANSWER):
             data += client.recv(4096)
-        assert statuses(data) == [405, 200]
-        assert data.count(b"{") == 1
+        assert statuses(data) == [200, 200]
+        assert data.count(ANSWER) == 1
 
 
 def test_the_largest_body_is_taken(served: Served) -> None:
@@ -245,6 +246,19 @@ def test_admission() -> None:
     assert "namespace" in (admission.objection(1000, 8) or "")
     assert "namespace" in (admission.objection(1000, None) or "")
     assert Admission(frozenset({0}), None).objection(0, None) is None
+
+
+def test_admission_from_the_namespace() -> None:
+    """A third one is refused still, and so is one that the kernel doesn't tell of."""
+    admission = Admission(frozenset({1000}), 7, served=8)
+    assert admission.objection(1000, 7) is None
+    assert admission.objection(1000, 8) is None
+    assert "namespace" in (admission.objection(1000, 9) or "")
+    assert "namespace" in (admission.objection(1000, None) or "")
+    assert "user" in (admission.objection(0, 8) or "")
+    assert [admission.is_inside(one) for one in (7, 8, 9, None)] == [False, True, False, False]
+    # The host's own namespace, served by its path, is no less the host's.
+    assert not Admission(frozenset({1000}), 7, served=7).is_inside(7)
 
 
 def test_peers_are_known_by_id_and_namespace() -> None:
@@ -393,25 +407,108 @@ def test_those_who_were_refused_go_first(served: Served) -> None:
         assert not select.select(sitting, (), (), 0)[0]
 
 
-def test_those_in_the_middle_of_a_request_are_not_sent_away(served: Served) -> None:
+def begun(served: Served, stack: contextlib.ExitStack, number: int) -> list[socket.socket]:
+    """So many connections, each with a request of which the rest doesn't come, in that order."""
+    clients = []
+    for count in range(1, number + 1):
+        client = stack.enter_context(served.connect())
+        client.sendall(GET[:5])
+        clients.append(client)
+        awaited = min(count, CONNECTIONS)
+
+        def heard(awaited: int = awaited) -> bool:
+            found = list(served.server.connections.values())
+            return len(found) == awaited and not any(one.is_idle for one in found)
+
+        eventually(heard, "not all have been heard")
+    return clients
+
+
+def test_nobody_waits_for_those_who_have_half_sent_their_requests(served: Served) -> None:
+    """However many there are, and whatever they are doing: the clock has no part in it."""
+    with contextlib.ExitStack() as stack:
+        begun(served, stack, 3 * CONNECTIONS)
+        for _ in range(2 * CONNECTIONS):
+            assert served.ask() == ANSWER
+        assert served.ask("POST", "/v1/ports", SPEC)
+
+
+def test_twenty_half_sent_requests_cost_nobody_his_answer(served: Served) -> None:
+    with contextlib.ExitStack() as stack:
+        slow = begun(served, stack, 20)
+        assert served.ask() == ANSWER
+        for one in slow:
+            one.sendall(GET[5:])
+            assert receive(one, 1) == [200]
+
+
+def test_of_those_who_are_late_the_one_that_began_first_goes_first(served: Served) -> None:
+    """Not the one that was heard last: dripping bytes keeps nobody there."""
+    with contextlib.ExitStack() as stack:
+        slow = begun(served, stack, CONNECTIONS)
+        slow[0].sendall(GET[5:6])
+        assert served.ask() == ANSWER
+        assert read_all(slow[0]) == b""
+        slow[1].sendall(GET[5:])
+        assert receive(slow[1], 1) == [200]
+
+
+def test_nobody_waits_for_those_who_take_no_answer(served: Served) -> None:
+    served.large = Response(200, b"x" * (4 << 20))
+    with contextlib.ExitStack() as stack:
+        for _ in range(2 * CONNECTIONS):
+            stack.enter_context(served.connect()).sendall(GET)
+        eventually(
+            lambda: (
+                sum(bool(one.unwritten) for one in list(served.server.connections.values()))
+                == CONNECTIONS
+            ),
+            "not all have an answer to take",
+        )
+        served.large = None
+        assert served.ask() == ANSWER
+
+
+def test_who_waits_for_an_answer_of_ours_is_not_sent_away(served: Served) -> None:
     """Newcomers wait in the backlog until one of them has its answer."""
+    later: list[Respond] = []
+
+    def handle(request: Request, respond: Respond) -> None:
+        later.append(respond)
+
+    own = served.server.handle
+    served.server.handle = handle
     with contextlib.ExitStack() as stack:
         busy = [stack.enter_context(served.connect()) for _ in range(CONNECTIONS)]
         for one in busy:
-            one.sendall(GET[:5])
-
-        def heard() -> bool:
-            found = list(served.server.connections.values())
-            return len(found) == CONNECTIONS and not any(one.is_idle for one in found)
-
-        eventually(heard, "not all have been heard")
+            one.sendall(GET)
+        eventually(lambda: len(later) == CONNECTIONS, "not all have been heard")
+        served.server.handle = own
         late = stack.enter_context(served.connect())
         late.sendall(GET)
         eventually(lambda: not served.server.listening, "it still listens")
-        for one in busy:
-            one.sendall(GET[5:])
+        for respond in later:
+            served.run(functools.partial(respond, Response(200, ANSWER)))
+        for one in (*busy, late):
             assert receive(one, 1) == [200]
-        assert receive(late, 1) == [200]
+
+
+def test_without_a_descriptor_somebody_slow_makes_room(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SHORT_SECONDS", 1000 * PATIENCE)
+    original, tries = socketcalls.accept4, [0]
+
+    def accept4(listener: int) -> int:
+        tries[0] += 1
+        return original(listener) if len(served.server.connections) < 3 else -errno.EMFILE
+
+    with contextlib.ExitStack() as stack:
+        slow = begun(served, stack, 3)
+        monkeypatch.setattr(socketcalls, "accept4", accept4)
+        assert served.ask() == ANSWER
+        assert read_all(slow[0]) == b""
+    assert tries[0] < 20
 
 
 def test_without_a_descriptor_it_waits_and_does_not_spin(

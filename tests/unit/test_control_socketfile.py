@@ -33,13 +33,16 @@ def refused(path: Path | str) -> Failure:
     return caught.value
 
 
-def test_only_its_owner_may_connect_whatever_the_umask(path: Path) -> None:
-    before = os.umask(0)
+@pytest.mark.parametrize("umask", [0, 0o77, 0o777])
+@pytest.mark.parametrize("mode", [0o600, 0o666])
+def test_who_may_connect_does_not_depend_on_the_umask(path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
     try:
-        made = SocketFile(str(path))
+        made = SocketFile(str(path), mode)
+        assert os.umask(umask) == umask, "it is as it was"
     finally:
         os.umask(before)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.stat().st_mode) == mode
     assert not os.get_inheritable(made.fileno())
     made.listener.close()
 

@@ -20,7 +20,7 @@ from hardsplice.descriptors import FIRST_LISTENER, NULL_FD, is_open
 from hardsplice.errors import Failure
 from hardsplice.keeper import Keeper
 from hardsplice.ports import Forward
-from hardsplice.relay.engine import Listener
+from hardsplice.relay.accepting import Listener
 from hardsplice.relay.main import PIPES_MIN, SOCKETS_MIN, pool_sizes
 from hardsplice.relay.pipes import POOL_SIZE as PIPES
 from hardsplice.relay.sockets import POOL_SIZE as SOCKETS
@@ -42,7 +42,7 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> list[Keeper]:
 def crew(number: int, *, late: int = 0) -> tuple[Crew, Above, Timers]:
     above, timers = Above(), Timers()
     plan = SimpleNamespace(
-        listeners=(), families=(0, 1), is_dynamic=late > 0, book=USUAL,
+        listeners=(), families=(0, 1), is_dynamic=late > 0, book=USUAL, lent=frozenset(),
         first_flow=FIRST_LISTENER + late,
     )  # fmt: skip
     return Crew([cast(Any, plan)] * number, cast(Any, timers), above), above, timers

@@ -238,7 +238,8 @@ def test_status_flows_and_metrics(world: FakeWorld, capsys: pytest.CaptureFixtur
     text = run(capsys, "metrics")[1]
     assert "# TYPE hardsplice_flows gauge" in text
     metrics = answer(capsys, "metrics")
-    labels = {"direction": "outbound", "relay": "1", "state": "established"}
+    labels = {"namespace": "7", "direction": "outbound", "relay": "1"}
+    labels["state"] = "established"
     assert {"name": "hardsplice_flows", "labels": labels, "value": 2.0} in metrics
     assert len(metrics) == sum(not line.startswith("#") for line in text.splitlines())
     for command in ("status", "flows"):

@@ -14,7 +14,7 @@ import pytest
 from hardsplice.channel import Note
 from hardsplice.relay.flow import CLIENT, TARGET
 from hardsplice.relay.moving import ROUNDS_A_TURN, unsent_limit
-from hardsplice.relay.table import GRACE_PATIENCE
+from hardsplice.relay.table import GRACE_PATIENCE, GRACE_WHOLE
 from tests.support.fake_kernel import FakeKernel
 from tests.support.fake_relay import FOUR, ONE, SIX, Relay
 from tests.support.fake_tcp import HUP, Peer
@@ -466,7 +466,7 @@ def test_a_reset_waits_for_bytes_in_a_pipe(side: int) -> None:
     relay.settle()
     assert reader.saw == "open"
     while reader.inbox:
-        reader.read(20)
+        reader.read(60)
         relay.wait(0.2)
     assert (bytes(reader.received), reader.saw) == (TEXT[:MUCH], "reset")
     relay.check_idle()
@@ -711,4 +711,23 @@ def test_a_reset_waits_for_a_peer_that_goes_on_reading(side: int) -> None:
         relay.wait(GRACE_PATIENCE / 2)
         assert len(reader.got) > before or reader.saw == "reset"
     assert bytes(reader.got) == TEXT[:40]
+    relay.check_idle()
+
+
+@sides
+def test_a_reset_does_not_wait_for_ever_for_a_peer_that_takes_a_byte_now_and_then(
+    side: int,
+) -> None:
+    relay = Relay()
+    sender, receiver = pick(relay.connect(), side)
+    sender.send(TEXT[:MUCH])
+    relay.settle()
+    sender.reset()
+    took = 0.0
+    while receiver.saw != "reset":
+        receiver.read(1)
+        relay.wait(GRACE_PATIENCE / 2)
+        took += GRACE_PATIENCE / 2
+        assert took <= GRACE_WHOLE + GRACE_PATIENCE, "it waits without an end"
+    assert took >= GRACE_WHOLE, "it takes, so it is waited for"
     relay.check_idle()

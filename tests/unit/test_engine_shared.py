@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import errno
 
+from hardsplice.relay.accepting import EPOLLEXCLUSIVE
 from hardsplice.relay.connecting import SHORT_SECONDS
-from hardsplice.relay.engine import EPOLLEXCLUSIVE
 from hardsplice.relay.flow import EPOLLIN
 from tests.support.fake_kernel import FakeKernel
 from tests.support.fake_relay import Relay

@@ -86,7 +86,7 @@ def test_any_bytes_are_a_forward_or_malformed(text: bytes) -> None:
         made, _ = decode(text)
         assert made.address is None or isinstance(made.address, IPv4Address | IPv6Address)
         assert made.interface is None or is_interface_name(made.interface)
-        assert 0 < made.port < 65536
+        assert 0 <= made.port < 65536  # 0: one that is free
         assert 0 < made.target_port < 65536
 
 
@@ -149,9 +149,15 @@ class Sides:
         )
         self.target = TargetSide(self.target_end, cast(Any, self.inbound), BOTH)
         self.told: list[object] = []
+        self.listening: list[Forward] = []
 
     def add(self, index: int, direction: Direction, forward: Forward) -> None:
-        self.host.add(index, direction, forward, self.told.append)
+        def done(outcome: Failure | Forward) -> None:
+            self.told.append(outcome if isinstance(outcome, Failure) else None)
+            if isinstance(outcome, Forward):
+                self.listening.append(outcome)
+
+        self.host.add(index, direction, forward, done)
 
     def remove(self, index: int, direction: Direction) -> None:
         def done() -> None:
@@ -243,6 +249,26 @@ def test_a_listener_gets_to_the_crew_that_accepts_on_it(
     assert crew_of(sides, direction).removed == [(7, True)]
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), timeout=5)
+
+
+@directions
+def test_a_free_port_is_told_and_is_that_of_the_listener(
+    sides: Sides, direction: Direction
+) -> None:
+    for index in (7, 8):
+        sides.add(index, direction, forward(0))
+        sides.pass_on()
+    assert sides.told == [None, None]
+    listeners = crew_of(sides, direction).listeners
+    ports = [socketcalls.local_port(listeners[index]) for index in (7, 8)]
+    assert [one.port for one in sides.listening] == ports
+    assert len({0, *ports}) == 3
+    for one in ports:
+        socket.create_connection(("127.0.0.1", one), timeout=5).close()
+    sides.remove(7, direction)
+    sides.pass_on()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", ports[0]), timeout=5)
 
 
 @directions

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 
 import pytest
 
+from hardsplice import loops
 from hardsplice.errors import Failure
 from hardsplice.forwarding import Conflict, Direction, Port, Ports, Source
 from hardsplice.ports import Forward
@@ -18,6 +19,9 @@ BOTH: frozenset[Direction] = frozenset(("inbound", "outbound"))
 
 def forward(port: int, address: str | None = None, *, interface: str | None = None) -> Forward:
     return Forward(ip_address(address) if address else None, interface, port, None, 80, True)
+
+
+FREE = 40_000  # the port that this worker finds where any will do
 
 
 @dataclass
@@ -32,10 +36,11 @@ class Worker:
         index: int,
         direction: Direction,
         forward: Forward,
-        done: Callable[[Failure | None], None],
+        done: Callable[[Failure | Forward], None],
     ) -> None:
         self.asked.append(("add", index, direction, forward.port))
-        self.pending.append(done)
+        found = forward if forward.port else replace(forward, port=FREE)
+        self.pending.append(lambda failure: done(failure or found))
 
     def remove(
         self, index: int, direction: Direction, *, reset_flows: bool, done: Callable[[], None]
@@ -56,7 +61,9 @@ class Stand:
         self.worker = Worker()
         self.room = 100
         first_free = 1 + max((port.id for port in ports or []), default=0)
-        self.ports = Ports(ports or [], first_free, directions, self.worker, self.check_room)
+        self.ports = Ports(
+            ports or [], first_free, directions, self.worker, self.check_room, loops.check
+        )
         self.told: list[object] = []
 
     def check_room(self, listening: int) -> None:

@@ -10,7 +10,7 @@ def test_a_burst_grows_while_connections_come_turn_after_turn_up_to_a_limit() ->
     burst = Burst()
     sizes = []
     for turn in range(1, 8):
-        sizes.append(burst.begin(turn))
+        sizes.append(burst.begin(turn, turn))
         burst.end(sizes[-1])
     assert sizes == [1, 2, 4, 8, 16, 16, 16]
     assert max(sizes) == BURST_MAX
@@ -19,19 +19,33 @@ def test_a_burst_grows_while_connections_come_turn_after_turn_up_to_a_limit() ->
 def test_a_burst_shrinks_to_what_there_was() -> None:
     burst = Burst()
     for turn in range(1, 5):
-        burst.end(burst.begin(turn))
-    assert burst.begin(5) == 16
+        burst.end(burst.begin(turn, turn))
+    assert burst.begin(5, 5) == 16
     burst.end(3)
-    assert burst.begin(6) == 3
+    assert burst.begin(6, 6) == 3
     burst.end(0)
-    assert burst.begin(7) == 1
+    assert burst.begin(7, 7) == 1
 
 
 def test_connections_with_a_turn_between_them_are_accepted_singly() -> None:
     burst = Burst()
     for turn in (2, 4, 6, 8):
-        assert burst.begin(turn) == 1
+        assert burst.begin(turn, turn) == 1
         burst.end(1)
+
+
+def test_a_burst_grows_round_after_round_however_many_turns_each_takes() -> None:
+    burst = Burst()
+    for turn in range(3, 3 * 8, 3):  # three turns a round, none of which ends one
+        burst.end(burst.begin(turn, 0, 3))
+    assert burst.begin(24, 0, 3) == 3 * BURST_MAX
+
+
+def test_a_long_time_without_new_clients_is_no_claim_to_a_long_burst() -> None:
+    burst = Burst()
+    for turn in range(1, 8):
+        burst.end(burst.begin(turn, turn))
+    assert burst.begin(100_000, 7, 5) == 5 * BURST_MAX
 
 
 def test_eagerness_survives_one_wrong_guess_and_not_two() -> None:

@@ -20,11 +20,15 @@ ROOT = Path(__file__).parents[2]
 FORK = """
 import json, os, select, signal, socket, sys
 from hardsplice import descriptors, init
+from hardsplice.caller import Caller
 from hardsplice.channel import Channel
 from hardsplice.container import Recipe
 aside = descriptors.set_aside(7)
 ours = [Channel.pair(), os.open("/etc/passwd", 0), os.open("/", 0), os.pipe()]
-recipe = Recipe(("true",), None, None, True, False, False, aside, (64, 64), b"", b"", 40, 0, False)
+recipe = Recipe(
+    ("true",), None, None, True, None, False, Caller(), False, aside, (64, 64), b"", b"", 40, 0,
+    False,
+)
 signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGCHLD, signal.SIGCONT))
 read, write = os.pipe2(os.O_CLOEXEC)
 pid = init._fork_command(recipe, write, ())

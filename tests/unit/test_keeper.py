@@ -40,7 +40,7 @@ from hardsplice.keeper import (
 from hardsplice.listeners import open_listener, write_place
 from hardsplice.notes import BY_KEEPERS, BY_RELAYS, BY_TRACED_RELAYS
 from hardsplice.ports import Forward
-from hardsplice.relay.engine import Listener
+from hardsplice.relay.accepting import Listener
 from hardsplice.relay.main import NOTE_SECONDS, Plan
 from hardsplice.relay.sockets import POOL_SIZE
 from hardsplice.relay.stats import DENIED_RECORDS, RESTARTS, Stats
@@ -156,6 +156,8 @@ def stand() -> Iterator[Stand]:
         first_flow=64,
         filter=b"",
         is_dynamic=False,
+        lent=frozenset(),
+        idle_seconds=0,
         book=USUAL,
         stats=Stats(8),
         trace=False,

@@ -342,7 +342,7 @@ def test_an_address_that_nobody_has_is_an_error_always(required: bool) -> None:
 
 def test_an_interface_that_is_not_there_is_named() -> None:
     failure = fails([forward(interface="nosuch0")])
-    assert "127.0.0.1%nosuch0 port 0" in str(failure)
+    assert "a free port of 127.0.0.1%nosuch0" in str(failure)
     assert failure.hint is not None
     assert "ip link" in failure.hint
 

@@ -8,6 +8,7 @@ import fcntl
 import itertools
 import json
 import os
+import re
 import resource
 import select
 import threading
@@ -36,6 +37,17 @@ from hardsplice.log import (
 from hardsplice.values import LogFormat
 from tests.support.files import make_something
 from tests.support.stream import PATIENCE
+
+# What stands before each line of a log file.
+_TIME = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00 (?=hardsplice: )", re.MULTILINE)
+
+
+def untimed(path: Path) -> str:
+    """A log file's text without the times; each of its lines has one."""
+    text = path.read_text()
+    assert len(_TIME.findall(text)) == len(text.splitlines())
+    return _TIME.sub("", text)
+
 
 # --- how many ---
 
@@ -302,19 +314,39 @@ def log_to(path: Path, limit: int) -> Log:
 @pytest.mark.usefixtures("descriptor_2")
 def test_a_full_file_keeps_its_newest_half_in_whole_lines(tmp_path: Path) -> None:
     path = tmp_path / "log"
-    path.write_bytes(b"from before\n")
-    log = log_to(path, 300)
-    assert log.file_limit == 300
+    path.write_bytes(b"2026-11-26T12:00:00.000+00:00 hardsplice: from before\n")
+    log = log_to(path, 900)
+    assert log.file_limit == 900
     sizes = []
     for number in range(60):
         log.line(Level.INFO, f"line {number}")
         sizes.append(path.stat().st_size)
-        lines = path.read_text().splitlines(keepends=True)
+        lines = untimed(path).splitlines(keepends=True)
         newest = [f"hardsplice: line {one}\n" for one in range(number + 1)][-len(lines) :]
         assert lines[-len(newest) :] == newest, "whole lines, none missing in between"
-    assert max(sizes) <= 300
+    assert max(sizes) <= 900
     assert sizes != sorted(sizes), "it was full"
-    assert min(sizes[20:]) > 300 // 2 - 20, "and half of it stayed"
+    assert min(sizes[20:]) > 900 // 2 - 60, "and half of it stayed"
+
+
+@pytest.mark.usefixtures("descriptor_2")
+def test_each_line_of_a_file_has_its_time_and_none_elsewhere(tmp_path: Path) -> None:
+    """With its zone; the journal, syslog and a terminal's reader have a clock of their own."""
+    path = tmp_path / "log"
+    log = log_to(path, 4096)
+    before = time.time()
+    log.line(Level.INFO, "one")
+    log.write(Level.INFO, "two", {"message": "two"})
+    log.last_words("x" * 2 * LINE_LIMIT)
+    after = time.time()
+    lines = path.read_text().splitlines()
+    times = [datetime.fromisoformat(line.partition(" ")[0]).timestamp() for line in lines]
+    assert times == sorted(times)
+    assert before - 0.001 <= times[0] <= times[2] <= after
+    assert [line.partition(" ")[2][:15] for line in lines] == [
+        "hardsplice: one", "hardsplice: two", "hardsplice: xxx"
+    ]  # fmt: skip
+    assert len(lines[2]) == LINE_LIMIT - 1
 
 
 @pytest.mark.usefixtures("descriptor_2")
@@ -328,7 +360,7 @@ def test_a_file_that_somebody_else_cut_short_goes_on_from_there(tmp_path: Path) 
         log.line(Level.INFO, f"line {number}")
         assert path.stat().st_size <= 300
         assert b"\0" not in path.read_bytes()
-    assert path.read_text().splitlines()[-1] == "hardsplice: line 39"
+    assert untimed(path).splitlines()[-1] == "hardsplice: line 39"
 
 
 @pytest.mark.parametrize(
@@ -373,9 +405,9 @@ def test_a_line_for_which_there_is_not_room_enough_leaves_nothing(tmp_path: Path
     log.line(Level.INFO, "whole")
     with Limits(path.stat().st_size + 10):
         log.line(Level.INFO, "cut off")
-        assert path.read_text() == "hardsplice: whole\n"
+        assert untimed(path) == "hardsplice: whole\n"
     log.line(Level.INFO, "and on")
-    assert path.read_text().splitlines() == [
+    assert untimed(path).splitlines() == [
         "hardsplice: whole",
         "hardsplice: 1 lines before this one are lost: nobody took them",
         "hardsplice: and on",

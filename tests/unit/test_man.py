@@ -92,6 +92,7 @@ def test_the_sections_of_a_manual_are_there_and_in_order() -> None:
         "SERVICES",
         "CONTROL SOCKET",
         "SIGNALS",
+        "TERMINAL",
         "ENVIRONMENT",
         "FILES",
         "EXIT STATUS",

@@ -1,19 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Namespaces: noticing that a name goes, and the ID maps of a new one."""
+"""Namespaces: which are served, and the ID maps of a new one."""
 
 from __future__ import annotations
 
 import errno
 import os
-import struct
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from hardsplice import linux, namespaces
 from hardsplice.errors import Failure
@@ -22,11 +20,11 @@ from hardsplice.namespaces import (
     open_path,
     open_process,
     owns_all_ids,
-    same_namespace,
     write_id_maps,
 )
 from tests.support.descriptors import open_descriptors
 from tests.support.netns import Identity, Namespace
+from tests.support.stream import PATIENCE
 
 
 @pytest.fixture(autouse=True)
@@ -34,51 +32,6 @@ def nothing_left_open() -> Iterator[None]:
     before = open_descriptors()
     yield
     assert open_descriptors() == before
-
-
-# --- inotify ---
-
-file_names = st.binary(min_size=1, max_size=60).filter(lambda name: not {0, 47} & set(name))
-
-
-@given(st.lists(st.tuples(file_names, st.integers(0, 40)), max_size=8))
-def test_names_are_read_from_records_however_they_are_padded(
-    events: list[tuple[bytes, int]],
-) -> None:
-    records = b""
-    for name, padding in events:
-        field = name + bytes(1 + padding)
-        records += struct.pack("=iIII", 1, linux.IN_DELETE, 0, len(field)) + field
-    assert linux.inotify_names(records) == [os.fsdecode(name) for name, _ in events]
-
-
-def test_an_event_without_a_name_has_an_empty_one() -> None:
-    """IN_Q_OVERFLOW, and what happens to the directory itself."""
-    record = struct.pack("=iIII", -1, 0x4000, 0, 0)
-    assert linux.inotify_names(record * 2) == ["", ""]
-
-
-def test_the_kernel_tells_what_was_removed_and_what_was_moved_away(tmp_path: Path) -> None:
-    for name in ("short", "a" * 200, "kept", "moved", "späte\udcff"):
-        (tmp_path / name).touch()
-    (tmp_path / "elsewhere").mkdir()
-    watch = linux.inotify(str(tmp_path), linux.IN_DELETE | linux.IN_MOVED_FROM)
-    assert not os.get_inheritable(watch)
-    with pytest.raises(BlockingIOError):
-        os.read(watch, 4096)
-    (tmp_path / "new").touch()
-    (tmp_path / "short").unlink()
-    (tmp_path / ("a" * 200)).unlink()
-    (tmp_path / "moved").rename(tmp_path / "elsewhere" / "moved")
-    (tmp_path / "späte\udcff").unlink()
-    names = linux.inotify_names(os.read(watch, 4096))
-    assert names == ["short", "a" * 200, "moved", "späte\udcff"]
-    os.close(watch)
-
-
-def test_a_directory_that_is_not_there_leaves_no_descriptor() -> None:
-    with pytest.raises(FileNotFoundError):
-        linux.inotify("/nonexistent", linux.IN_DELETE)
 
 
 # --- ID maps ---
@@ -168,6 +121,16 @@ def test_a_process_that_is_gone_is_said() -> None:
         open_process(pid, netns_only=False)
 
 
+def test_one_that_has_ended_but_nobody_waited_for_is_no_other() -> None:
+    pid = os.posix_spawnp("true", ["true"], os.environ)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    try:
+        with pytest.raises(Failure, match="no such process"):
+            open_process(pid, netns_only=False)
+    finally:
+        os.waitpid(pid, 0)
+
+
 @pytest.fixture
 def other() -> Iterator[Namespace]:
     """A process with namespaces of its own."""
@@ -196,18 +159,53 @@ def test_a_number_that_is_used_again_is_noticed(
     process = subprocess.Popen(["sleep", "1000"])
     open_namespace = namespaces._open_namespace
 
-    def open_late(path: str, kind: int, name: str) -> int:
+    def open_late(path: str, kind: int, name: str, pid: int | None = None) -> int:
         process.kill()
         process.wait()
-        return open_namespace(path.replace(str(process.pid), str(other.pid)), kind, name)
+        return open_namespace(path.replace(str(process.pid), str(other.pid)), kind, name, pid)
 
     monkeypatch.setattr(namespaces, "_open_namespace", open_late)
     with pytest.raises(Failure, match="no such process"):
         find(process.pid)
 
 
-def test_namespaces_are_compared_by_what_they_are() -> None:
-    net = os.open("/proc/self/ns/net", os.O_RDONLY)
-    assert same_namespace(net, f"/proc/{os.getpid()}/ns/net")
-    assert not same_namespace(net, "/proc/self/ns/user")
-    os.close(net)
+# --- paths ---
+
+
+def test_links_are_followed_up_to_proc(tmp_path: Path) -> None:
+    """Those of /proc lead to no path, and a number in there is a process."""
+    (tmp_path / "one").symlink_to("two")
+    (tmp_path / "two").symlink_to("/proc/1/ns/net")
+    (tmp_path / "round").symlink_to("round")
+    (tmp_path / "file").touch()
+    assert namespaces._real(str(tmp_path / "one")) == "/proc/1/ns/net"
+    assert namespaces._real("/proc/1/ns/net") == "/proc/1/ns/net"
+    assert namespaces._real(str(tmp_path / "file")) == str(tmp_path / "file")
+    assert namespaces._real(str(tmp_path / "round")) == str(tmp_path / "round")
+
+
+# --- a user namespace of one's own ---
+
+_ENTERED = """
+import os, sys
+from hardsplice import namespaces
+from hardsplice.values import RunAs
+user = RunAs(int(sys.argv[1]), int(sys.argv[1])) if sys.argv[1:] else None
+namespaces.enter_own_user_namespace(user)
+if user:
+    os.setresgid(*[user.gid] * 3)
+    os.setresuid(*[user.uid] * 3)
+print(os.getuid(), *open("/proc/self/uid_map").read().split())
+"""
+
+
+@pytest.mark.parametrize("user", [None, pytest.param("65534", marks=pytest.mark.root)])
+def test_its_users_are_whom_the_process_is_and_may_become(
+    user: str | None, other: Namespace
+) -> None:
+    """``other`` skips where there can be none."""
+    words = [sys.executable, "-c", _ENTERED, *([user] if user else [])]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=PATIENCE)
+    uid = str(os.geteuid())
+    known = [uid, uid, "1"] + ([user, user, "1"] if user else [])
+    assert done.stdout.split() == [user or uid, *known]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import socket
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import pytest
@@ -15,10 +16,17 @@ from hardsplice.channel import close_all
 from hardsplice.cli import parse_args
 from hardsplice.errors import Failure
 from hardsplice.listeners import open_listener, write_place
-from hardsplice.passed import Passed, identity, stored_name, to_drop_and_keep
-from hardsplice.ports import Forward, parse_inherited
+from hardsplice.passed import (
+    Passed,
+    added_name,
+    identity,
+    read_added,
+    stored_name,
+    to_drop_and_keep,
+)
+from hardsplice.ports import Forward, parse_inherited, single
 from hardsplice.relay.sockets import IPV4, IPV6
-from hardsplice.spec import Inherited
+from hardsplice.spec import ANYWHERE, Inherited, Refusal, read_listen, read_target
 from tests.support.descriptors import open_descriptors
 
 V6 = IPv6Address("fd00::5")
@@ -114,6 +122,40 @@ def test_each_listener_has_a_name_of_its_own_that_a_service_manager_takes(
         assert ":" not in name
 
 
+@given(FORWARDS, st.sampled_from(["inbound", "outbound"]), ADDRESSES)
+def test_one_that_was_added_is_known_by_its_name_alone(
+    one: Forward, direction: str, target: IPv4Address | IPv6Address | None
+) -> None:
+    one = replace(one, target=target, target_port=8000)
+    name = added_name(direction, one)
+    assert name.isascii()
+    assert ":" not in name
+    assert len(name) <= 255 or len(one.interface or "") > 15
+    try:
+        listening = f"{one.address or ''}{'%' + one.interface if one.interface else ''}"
+        asked = single(
+            read_listen(listening) if listening else ANYWHERE,
+            one.port,
+            read_target(str(target), "") if target else None,
+            8000,
+            versions=(4, 6),
+            families=(4, 6),
+        )
+    except Refusal:
+        assert read_added(name, (4, 6)) is None, "it could not have been added"
+        return
+    assert read_added(name, (4, 6)) == (direction, replace(asked, required=False))
+
+
+@given(st.text(alphabet="0123456789abcdef._*%=/-", max_size=40))
+def test_any_other_name_is_none_of_one_that_was_added(text: str) -> None:
+    found = read_added(f"hardsplice/added/inbound/{text}", (4,))
+    if found is not None:
+        assert 1 <= found[1].port <= 65535
+        assert 1 <= found[1].target_port <= 65535
+    assert read_added(f"hardsplice/inbound/{text}", (4,)) is None
+
+
 # --- taking ---
 
 
@@ -176,7 +218,7 @@ def test_one_that_listens_elsewhere_under_its_name_is_not_taken() -> None:
     ):
         left = passed((name, wrong))
         assert left.take("inbound", forward, (IPV4, IPV6)) is None
-        close_all([fd for _, fd in left._left])
+        assert left.kept_for("inbound") == []
 
 
 def test_what_is_kept_changes_by_as_little_as_possible() -> None:
@@ -185,6 +227,8 @@ def test_what_is_kept_changes_by_as_little_as_possible() -> None:
     stored = [("a", identity(a.fileno())), ("b", identity(b.fileno()))]
     current = [("b", again), ("c", c.fileno())]
     assert to_drop_and_keep(stored, current) == (["a"], [("c", c.fileno())])
+    renamed = [("a", a.fileno()), ("d", again)]
+    assert to_drop_and_keep(stored, renamed) == (["b"], [("d", again)])
     for one in (a, b, c):
         one.close()
     os.close(again)
@@ -236,4 +280,4 @@ def test_several_of_one_name_are_taken_together_and_ours_never() -> None:
     rest, web = Inherited((), None, 81), Inherited(("web",), None, 80)
     taken = left.inherit([rest, web])
     assert [forward.target_port for forward, _ in taken] == [80, 80, 81]
-    close_all([fd for _, fd in (*taken, *left._left)])
+    close_all([*(fd for _, fd in taken), *left.kept_for("inbound")])

@@ -215,11 +215,21 @@ def test_a_port_given_by_number_takes_it_from_an_overlapping_all(specs: tuple[st
         ("80:auto", "'auto' is not an IP address", "names are not looked up"),
         ("80:81,80:82,auto", "port 80 on every address would have two targets", "leave out one"),
         ("80,none", "'none' stands alone", "leave out the rest"),
-        ("0", "'0' is not a port", "from 1 to 65535"),
-        ("0-5", "'0' in '0-5' is not a port", "from 1 to 65535"),
-        ("65536", "'65536' is not a port", "from 1 to 65535"),
+        ("0", "0 is any port that is free, and where it leads is not said", "write 0:PORT"),
+        ("0:10.0.0.5", "where it leads is not said", "write 0:10.0.0.5/PORT"),
+        ("0:0", "'0' is not a port", "from 1 to 65535"),
         ("80:0", "'0' is not a port", "from 1 to 65535"),
+        ("80:10.0.0.5/0", "'0' is not a port", "from 1 to 65535"),
         ("~0", "'0' is not a port", "from 1 to 65535"),
+        ("00:80", "'00' is not a port", "from 1 to 65535"),
+        ("0-5", "'0-5' can't have a port 0", "one that is free"),
+        ("0-5:80-85", "'0-5' can't have a port 0", "one that is free"),
+        ("0-0:80", "'0-0' can't have a port 0", "one that is free"),
+        ("80-81:0-1", "'0-1' can't have a port 0", "one that is free"),
+        ("0:80-81", "maps 1 port(s) to 2", "write 0:80"),
+        ("0:80,auto", "0 is a port that is free, and auto waits for one", "leave out one"),
+        ("0:80,~40000", "~40000 excludes what port 0 may come to be", "leave out one"),
+        ("65536", "'65536' is not a port", "from 1 to 65535"),
         ("9" * 5000, "999...' is not a port", "from 1 to 65535"),
         ("http", "'http' is not a port", "from 1 to 65535"),
         ("²", "'²' is not a port", "from 1 to 65535"),
@@ -248,7 +258,7 @@ def test_a_port_given_by_number_takes_it_from_an_overlapping_all(specs: tuple[st
         ("all:80", "'all' keeps each port's number", "write all:ADDRESS or all"),
         ("all:10.0.0.5/80", "'all' keeps each port's number", "write all:ADDRESS or all"),
         ("/80", "nothing stands before '/'", "write an address or %INTERFACE"),
-        ("80/tcp", "'80' is not an IP address", "write one in numbers"),
+        ("80/http", "'80' is not an IP address", "write one in numbers"),
         ("localhost/80", "'localhost' is not an IP address", "names are not looked up"),
         ("10.0.0.256/80", "'10.0.0.256' is not an IP address", "write one in numbers"),
         ("010.0.0.1/80", "'010.0.0.1' is not an IP address", "write one in numbers"),
@@ -557,3 +567,25 @@ def check_anything(specs: list[str]) -> None:
         return
     assert len({(f.address, f.interface, f.port) for f in outcome}) == len(outcome)
     assert all(1 <= f.port <= 65535 and 1 <= f.target_port <= 65535 for f in outcome)
+
+
+# Port 0
+
+
+def test_free_ports_are_listeners_of_their_own_and_come_last() -> None:
+    """Last, so that the kernel can't choose what another entry names."""
+    found = forwards("0:80,8080", "0:80", "127.0.0.1/0:10.0.0.5/81,0:82", "~22")
+    loop = IPv4Address("127.0.0.1")
+    assert [(one.address, one.port, one.target, one.target_port) for one in found] == [
+        (None, 8080, None, 8080),
+        (None, 0, None, 80),
+        (None, 0, None, 80),
+        (loop, 0, IPv4Address("10.0.0.5"), 81),
+        (loop, 0, None, 82),
+    ]
+    assert all(one.required for one in found)
+
+
+def test_a_free_port_has_the_one_family_that_is_in_use() -> None:
+    (one,) = forwards("0:80", families=(4,))
+    assert (one.address, one.target) == (IPv4Address("0.0.0.0"), IPv4Address("127.0.0.1"))

@@ -18,3 +18,8 @@ def test_every_module_has_its_place_in_the_map_of_the_house() -> None:
     for path in package.rglob("*.py"):
         if not path.stem.startswith("__"):
             assert path.stem in house, path
+
+
+def test_the_first_limit_is_what_servers_see_of_clients() -> None:
+    limits = README.split("## Limits\n")[1].strip()
+    assert limits.startswith("Servers see the loopback address, 127.0.0.1 or ::1, instead of")

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from hardsplice.errors import Failure
 from hardsplice.passed import Passed
+from hardsplice.scm import Messages
 from hardsplice.service import VARIABLES, Manager, Notifier, Watchdog, forget, manager_of
 
 NOTHING = Manager(None, None, 0, ())
@@ -40,6 +41,19 @@ def test_all_that_a_service_manager_says() -> None:
     assert manager_of(environment, 8) == Manager("/run/notify", None, 64, ()), "to somebody else"
     del environment["WATCHDOG_PID"]
     assert manager_of(environment, 8).watchdog == 1.5, "to whoever reads it"
+
+
+@pytest.mark.parametrize("name", ["MAINPID", "SYSTEMD_EXEC_PID"])
+def test_who_is_not_the_main_process_has_nobody_to_tell(name: str) -> None:
+    """As after ExecStart= (ExecStartPost=), or started by the process that the manager started."""
+    environment = {"NOTIFY_SOCKET": "/run/notify", "WATCHDOG_USEC": "1500000", "FDSTORE": "64"}
+    ours = Manager("/run/notify", 1.5, 64, ())
+    assert manager_of({**environment, name: "7"}, 7) == ours
+    assert manager_of({**environment, name: ""}, 7) == ours
+    for other in ("6", "77", "0", "x"):
+        assert manager_of({**environment, name: other}, 7) == NOTHING
+    listening = {"LISTEN_PID": "7", "LISTEN_FDS": "1", "LISTEN_FDNAMES": "web"}
+    assert manager_of({**listening, name: "6"}, 7).passed == (("web", 3),), "it was passed that"
 
 
 @pytest.mark.parametrize("names", ["", "one", "one:two:three"])
@@ -120,7 +134,7 @@ def test_descriptors_that_can_not_be_sent_are_kept_by_nobody_and_that_is_said(
     def crowded(*_: object) -> int:
         raise OSError(errno.ETOOMANYREFS, os.strerror(errno.ETOOMANYREFS))
 
-    monkeypatch.setattr(socket, "send_fds", crowded)
+    monkeypatch.setattr(Messages, "sendmsg", crowded)
     assert not told.keep("a name", 0)
     with socket.create_server(("127.0.0.1", 0)) as one:
         current = [("a", one.fileno()), ("b", one.fileno()), ("c", one.fileno())]

@@ -22,7 +22,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from hardsplice import flowlog
+from hardsplice import flowlog, loops
 from hardsplice.control.host import Control, HostWorld
 from hardsplice.control.http import Request, Response
 from hardsplice.control.report import FLOWS_SHOWN
@@ -31,8 +31,10 @@ from hardsplice.ctl import show, top
 from hardsplice.flowlog import FlowLog, Traffic
 from hardsplice.flowtable import ROWS_MAX, WORDS_A_ROW, FlowTable, State
 from hardsplice.forwarding import Ports
+from hardsplice.keeping import Store
 from hardsplice.log import Level, Log
 from hardsplice.relay.stats import KEPT, RESTARTS, UNLOGGED, Stats, shared_with_monitor
+from hardsplice.service import Notifier
 from tests.support.fake_kernel import FakeKernel
 
 NOTHING = contextlib.nullcontext()
@@ -46,11 +48,13 @@ def world_of(stats: Stats) -> HostWorld:
     traffic = [Traffic("inbound", [stats]), Traffic("outbound", [stats])]
     monitor = SimpleNamespace(
         host=SimpleNamespace(traffic=traffic, missing=[]),
-        registry=Ports([], 1, frozenset(), None, lambda _: None),
+        registry=Ports([], 1, frozenset(), None, lambda _: None, loops.check),
         log=Log(Level.ERROR, "text", ""),
         loop=None,
     )
-    control = Control(-1, Admission(frozenset(), None), (4, 6), "process 7", 7, time.monotonic())
+    store = Store(Notifier(None), 0, {}, print)
+    admission = Admission(frozenset(), None)
+    control = Control(-1, None, admission, (4, 6), "process 7", 7, "7", store, time.monotonic())
     return HostWorld(cast(Any, monitor), control)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from hardsplice import namespaces, users
 from hardsplice.errors import Failure
-from hardsplice.values import RunAs
+from hardsplice.values import OWN, RunAs
 
 SOMEBODY = RunAs(1000, 100)
 Start = Callable[..., None]
@@ -46,6 +46,29 @@ def test_whom_it_becomes(
     started_by(uid, all_ids=all_ids)
     assert users.own_user(asked) == becomes
     assert users.keeps_root(becomes) == keeps_root
+
+
+def test_one_of_its_own_is_another_one_each_time(started_by: Start) -> None:
+    """Some limits are counted by user, and nobody has such an id."""
+    started_by(0)
+    found = [users.own_user(OWN) for _ in range(20)]
+    assert len({*found}) == 20
+    for one in found:
+        assert one is not None
+        assert one.uid == one.gid
+        assert 0x7800_0000 <= one.uid < 0x7C00_0000
+
+
+def test_where_such_ids_are_not_mapped_it_is_nobody(
+    started_by: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container with 65536 ids."""
+    started_by(0, all_ids=False)
+    monkeypatch.setattr(users, "is_mapped", lambda user: user.uid < 65536)
+    assert users.own_user(OWN) == users.NOBODY
+    started_by(1001)
+    with pytest.raises(Failure, match="only root may"):
+        users.own_user(OWN)
 
 
 def test_only_root_becomes_somebody_else(started_by: Start) -> None:

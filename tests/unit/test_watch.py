@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from hardsplice import sockdiag
+from hardsplice import loops, sockdiag
 from hardsplice.forwarding import Direction, Port, Ports, Source
 from hardsplice.ports import Auto, Forward, lay_out
 from hardsplice.sockdiag import Listening
@@ -127,7 +127,7 @@ class Stand:
     def __init__(self, *there: Port) -> None:
         self.worker = Worker()
         directions: frozenset[Direction] = frozenset(("inbound", "outbound"))
-        self.ports = Ports(list(there), 100, directions, self.worker, lambda _: None)
+        self.ports = Ports(list(there), 100, directions, self.worker, lambda _: None, loops.check)
         self.said: list[str] = []
         self.outcomes = 0
         self.follower = Follower(

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What our caller gave us that is COMMAND's, and that we can't do with ourselves.
+
+The rest needs no care: what the kernel hands on, to those that are forked or executed, is COMMAND's
+as it was.
+
+One thing is lost before any code of ours runs: Python ignores SIGPIPE and SIGXFSZ from its start,
+whether the caller did or not. What is left is to look at the caller. A shell that ignores a signal
+can't but hand that on (trap, in POSIX's shell language), and systemd by default does
+(IgnoreSIGPIPE=). Others, such as Python's own subprocess module, ignore them for themselves, and
+give their children the default, as COMMAND then has it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass
+
+_PYTHONS = (signal.SIGPIPE, signal.SIGXFSZ)
+# Who hands on what they ignore, by the names of their processes.
+_HONEST = frozenset({"ash", "bash", "busybox", "dash", "ksh", "mksh", "sh", "systemd", "zsh"})
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """What is to be given back."""
+
+    ignores_children: bool = False  # SIGCHLD is ignored
+    ignored: frozenset[int] = frozenset()  # which of Python's signals are
+
+
+def take() -> Caller:
+    """Look, and have SIGCHLD not ignored: who has that never learns how a child ended (wait(2))."""
+    ignores = signal.signal(signal.SIGCHLD, signal.SIG_DFL) is signal.SIG_IGN
+    return Caller(ignores, _ignored_by_parent())
+
+
+def _ignored_by_parent() -> frozenset[int]:
+    try:
+        with open(f"/proc/{os.getppid()}/status", encoding="utf-8", errors="replace") as file:
+            return ignored_by(file.read())
+    except OSError:  # hidden, or not to be seen from a PID namespace
+        return frozenset()
+
+
+def ignored_by(status: str) -> frozenset[int]:
+    """Those of Python's signals that somebody with this status (proc_pid_status(5)) hands on as
+    ignored ones.
+    """
+    lines = (line.partition(":") for line in status.splitlines())
+    found = {name: value.strip() for name, _, value in lines}
+    if found.get("Name", "") not in _HONEST:
+        return frozenset()
+    mask = int(found.get("SigIgn", "0"), 16)
+    return frozenset(number for number in _PYTHONS if mask >> (number - 1) & 1)
+
+
+def give_back(caller: Caller) -> None:
+    """For a process that is about to become COMMAND."""
+    for number in _PYTHONS:
+        signal.signal(number, signal.SIG_IGN if number in caller.ignored else signal.SIG_DFL)
+    if caller.ignores_children:
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How other programs spell what is asked of this one: what somebody who knows Docker's -p, ssh's -L
+or pasta's options has probably meant. Only words that have been refused come here, so that nothing
+here can change what a right one means.
+"""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["NOT_TCP", "is_other_protocol", "is_publish", "is_tap", "meant"]
+
+NOT_TCP = "hardsplice forwards TCP alone"
+
+_PROTOCOL = re.compile(r"(.+)/(tcp|udp|sctp)", re.IGNORECASE)
+_PORTS = r"[0-9]+(?:-[0-9]+)?"
+_HOST = r"\[[^][]+\]|[^][/:,]+"
+# [ADDRESS:]PORT:[[ADDRESS]:]PORT, as with docker -p and ssh -L; a name or an asterisk as address.
+_PAIR = re.compile(
+    rf"(?:(?P<listen>{_HOST})?:)??(?P<ports>{_PORTS})?:(?:(?P<target>{_HOST}):)?(?P<onto>{_PORTS})"
+)
+_END = re.compile(rf"(?P<listen>{_HOST})?:(?P<ports>{_PORTS})")
+_PORT_FIRST = re.compile(r"[0-9:*\[]|localhost:")
+_PUBLISH = ("-p", "--publish", "--port", "--ports")
+# pasta's, which are about its tap interface.
+_TAP = frozenset(
+    {
+        "-a", "--address", "-C", "--config-net", "-D", "--dns", "-g", "--gateway", "-i", "-I",
+        "--interface", "-m", "--mtu", "-M", "--mac-addr", "-n", "--netmask", "-o", "--outbound",
+        "-p", "--pcap", "-S", "--search", "--dhcp-dns", "--dns-forward",
+        "--dns-host", "--fqdn", "--hostname", "--map-gw",
+        "--map-guest-addr", "--map-host-loopback", "--no-copy-addrs", "--no-copy-routes",
+        "--no-dhcp", "--no-dhcp-dns", "--no-dhcp-search", "--no-dhcpv6", "--no-icmp",
+        "--no-map-gw", "--no-ndp", "--no-ra", "--no-splice", "--no-tcp", "--no-udp",
+        "--ns-ifname", "--ns-mac-addr", "--outbound-if4", "--outbound-if6", "--stderr",
+    }
+)  # fmt: skip
+
+
+def is_other_protocol(text: str) -> bool:
+    """Whether a word asks for something other than TCP, as Docker has it."""
+    protocols = (_PROTOCOL.fullmatch(part) for part in text.split(","))
+    return any(found is not None and found[2].lower() != "tcp" for found in protocols)
+
+
+def meant(text: str) -> tuple[str, ...]:
+    """SPECs that may say here what ``text`` says elsewhere: the likeliest first, and not each of
+    them right.
+    """
+    bare = [_PROTOCOL.sub(r"\1", part) for part in text.split(",")]
+    return tuple(one for one in (",".join(bare), _translated(bare)) if one and one != text)
+
+
+def _translated(parts: list[str]) -> str | None:
+    """The same ports in our words; None where they are nobody's, or of several addresses."""
+    read = [_entry(part) for part in parts]
+    listening = {one[0] for one in read if one is not None}
+    if None in read or len(listening) != 1:
+        return None
+    (listen,) = listening
+    return (f"{listen}/" if listen else "") + ",".join(one[1] for one in read if one is not None)
+
+
+def _entry(text: str) -> tuple[str, str] | None:
+    """The listening address and the entry that a word of another program's comes to."""
+    if re.fullmatch(_PORTS, text):
+        return "", text
+    found = _PAIR.fullmatch(text)
+    if found is not None and (found["ports"] or found["listen"]):
+        # Without a port of the host's Docker chooses one.
+        target = f"{_address(found['target'])}/" if found["target"] else ""
+        entry = f"{found['ports'] or '0'}:{target}{found['onto']}"
+        return _address(found["listen"] or ""), entry
+    found = _END.fullmatch(text)
+    if found is not None:
+        return _address(found["listen"] or ""), found["ports"]
+    return None
+
+
+def _address(text: str) -> str:
+    """An address as a SPEC has it."""
+    if text == "*":
+        return ""
+    return "127.0.0.1" if text == "localhost" else text
+
+
+def is_publish(name: str, value: str) -> bool:
+    """Whether an option with this value is Docker's, for ports."""
+    return name in _PUBLISH and (name != "-p" or not value or bool(_PORT_FIRST.match(value)))
+
+
+def is_tap(name: str) -> bool:
+    """Whether an option is pasta's, and about its tap interface."""
+    return name in _TAP

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Ports that lead to each other: told apart from those that only look so."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from hardsplice import loops
+from hardsplice.errors import Failure
+from hardsplice.forwarding import Direction, Port, Source
+from hardsplice.loops import Loops
+from hardsplice.ports import Forward, parse
+
+EPHEMERAL = (32768, 60999)
+
+
+def forwards(
+    inbound: str, outbound: str, families: tuple[int, ...] = (4, 6)
+) -> list[tuple[Direction, Forward]]:
+    """All listeners of -t and -T with these SPECs, several with spaces between them."""
+    options: list[tuple[Direction, str]] = [("inbound", inbound), ("outbound", outbound)]
+    return [
+        (direction, forward)
+        for direction, specs in options
+        for forward in parse(specs.split(), ephemeral=EPHEMERAL, option="-t", families=families)
+    ]
+
+
+LOOPS = [
+    ("8080", "8080"),
+    ("8080:80", "80:8080"),
+    ("8080", "~22"),
+    ("all", "all"),
+    ("all", "5432"),
+    ("8080:81 82:8080", "81:82 8080"),  # by way of all of them
+    ("127.0.0.1/8080", "8080"),
+    ("8080", "127.0.0.1/8080"),
+    ("::1/8080", "8080"),
+    ("0.0.0.0/8080", "0.0.0.0/8080"),
+    ("8080:127.0.0.1/80", "80:127.0.0.1/8080"),
+    ("8080:127.8.8.8/80", "80:8080"),  # all of 127.0.0.0/8 is the loopback
+    ("8080:127.8.8.8/80", "0.0.0.0/80:8080"),
+    ("8080:127.0.0.2/80", "127.0.0.2/80:8080"),
+    ("8080:10.0.0.5/80", "10.0.0.5/80:8080"),  # a listener's own address is there
+    ("10.0.0.1/8080:80", "80:10.0.0.1/8080"),
+    ("%lo/8080", "8080"),
+    ("8000-8009", "8005"),
+]
+NO_LOOPS = [
+    ("8080", "8081"),
+    ("8080:80", "80"),
+    ("8080:80", "8080:80"),  # two servers, one on each side
+    ("8080", "8080:9090"),
+    ("all,~5432", "5432"),
+    ("192.168.1.5/8080", "8080"),  # not reached by way of the loopback
+    ("8080", "10.0.0.5/8080"),
+    ("127.0.0.2/8080", "8080"),
+    ("127.0.0.1/8080", "::1/8080"),
+    ("127.0.0.1/8080", "::/8080"),
+    ("0.0.0.0/8080", "::/8080"),
+    ("%eth0/8080", "8080"),
+    ("8080:10.0.0.5/80", "80:8080"),  # is that address ours? nobody says so
+    ("8080:10.0.0.5/80", "10.0.0.6/80:8080"),
+    # Who comes by IPv4 doesn't get to the second one by IPv6.
+    ("127.0.0.1/80:81 ::1/82:83", "127.0.0.1/81:82 ::1/83:127.0.0.1/80"),
+]
+
+
+@pytest.mark.parametrize(("inbound", "outbound"), LOOPS)
+def test_a_loop_is_found_from_whichever_side_one_looks(inbound: str, outbound: str) -> None:
+    there = forwards(inbound, outbound)
+    found = Loops(there)
+    ways = [way for one in there if (way := found.through(*one))]
+    assert ways
+    assert {direction for way in ways for direction, _ in way} == {"inbound", "outbound"}
+    for way in ways:
+        assert all(found.through(*one) for one in way)
+    with pytest.raises(Failure, match="that is a loop") as caught:
+        loops.refuse(there)
+    assert "leave out one of them" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(("inbound", "outbound"), NO_LOOPS)
+def test_what_only_looks_like_one_is_not(inbound: str, outbound: str) -> None:
+    loops.refuse(forwards(inbound, outbound))
+
+
+@pytest.mark.parametrize("families", [(4,), (6,)])
+def test_with_one_family_too(families: tuple[int, ...]) -> None:
+    with pytest.raises(Failure):
+        loops.refuse(forwards("8080", "8080", families))
+
+
+def test_the_line_names_the_ports() -> None:
+    with pytest.raises(Failure) as caught:
+        loops.refuse(forwards("8080:80", "80:8080"))
+    assert str(caught.value) == (
+        "cannot forward port 8080 on the host: that is a loop, "
+        "by way of port 80 in the namespace, then port 8080 on the host"
+    )
+    assert caught.value.hint == (
+        "leave out one of them, as with -t ~8080, or have one lead elsewhere"
+    )
+
+
+def test_a_port_that_comes_at_run_time_is_looked_at_beside_those_that_are_there() -> None:
+    there = [
+        Port(number, direction, forward, Source.OPTION)
+        for number, (direction, forward) in enumerate(forwards("8080:80", "5432"))
+    ]
+    ((_, closing),) = forwards("none", "80:8080")
+    with pytest.raises(Failure):
+        loops.check("outbound", closing, there)
+    ((_, other),) = forwards("none", "80:8081")
+    loops.check("outbound", other, there)
+
+
+def test_all_ports_both_ways_take_no_time_to_look_through() -> None:
+    there = forwards("all", "all:10.0.0.5")
+    began = time.process_time()
+    loops.refuse(there)
+    assert time.process_time() - began < 5
