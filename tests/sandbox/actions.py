@@ -121,15 +121,6 @@ FORBIDDEN: dict[str, Callable[[int], None]] = {
     "an answer that nobody asked for": _one(_record(Kind.PONG)),
     "orders again and again": _flood(_ASK),
     "orders of both families again and again": _orders,
-    "last words about something else": _one(
-        _record(Kind.FATAL, text=b"reach\nthe service manager\nConnection refused\na line of mine")
-    ),
-    "last words with a next step of its own": _one(
-        _record(Kind.FATAL, text=b"keep\nthe inbound relay running\nit died\na line of mine")
-    ),
-    "last words of PID 1 with a next step of its own": _one(
-        _record(Kind.FATAL, text=b"run\nCOMMAND\nit is not there\na line of mine")
-    ),
     "last words again": _two(_record(Kind.FATAL, text=b"so long")),
     "a note after its last words": _two(_record(Kind.FATAL), _record(Kind.NOTE, Note.REFUSED)),
     "a note that is the monitor's own": _one(_record(Kind.NOTE, Note.RESTARTED, text=b"forged")),
@@ -159,6 +150,15 @@ TOLERATED: dict[str, Callable[[int], None]] = {
         _record(Kind.NOTE, Note.ERROR, -(1 << 31), b"\x1b[2J\n\xff\0", (1 << 32) - 1)
     ),
     "a refusal of errno 2**31-1": _one(_record(Kind.NOTE, Note.REFUSED, (1 << 31) - 1)),
+    "last words about something else": _one(
+        _record(Kind.FATAL, text=b"reach\nthe service manager\nConnection refused\na line of mine")
+    ),
+    "last words with a next step of its own": _one(
+        _record(Kind.FATAL, text=b"keep\nthe inbound relay running\nit died\na line of mine")
+    ),
+    "last words of PID 1 with a next step of its own": _one(
+        _record(Kind.FATAL, text=b"run\nCOMMAND\nit is not there\na line of mine")
+    ),
     "last words that aren't": _one(_record(Kind.FATAL, text=b"verb\nobject\nreason\nhint\nmore")),
 }
 
