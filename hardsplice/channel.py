@@ -15,14 +15,12 @@ import errno
 import os
 import socket
 import struct
-from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, IntEnum, auto, unique
 
 from hardsplice import descriptors, socketcalls
-from hardsplice.scm import Messages
-from hardsplice.socketcalls import IS_DIRECT
+from hardsplice.scm import Messages, packet_pair
 
 _HEADER = struct.Struct("=BBHiI")
 TEXT_LIMIT = 2048  # bytes of text in a record
@@ -39,9 +37,7 @@ CROWDED_HINT = (
     "ones: run each instance as a user of its own (--runas, User=), or raise ulimit -n"
 )
 # One at a time is sent or received in a process.
-_SIZE, _ANCILLARY = _HEADER.size + TEXT_LIMIT, socket.CMSG_SPACE(4 * FDS_LIMIT)
-# Where the C library would go through socketcall(2); else Python's own way is the faster one.
-_messages = Messages(_SIZE, FDS_LIMIT) if IS_DIRECT else None
+_messages = Messages(_HEADER.size + TEXT_LIMIT, FDS_LIMIT)
 
 
 @unique
@@ -138,56 +134,50 @@ def decode(packet: bytes, fds: tuple[int, ...] = ()) -> Record:
 
 
 class Channel:
-    """One end of a SEQPACKET pair."""
+    """One end of a SEQPACKET pair: a descriptor. No socket object, for which the interpreter makes
+    calls of its own, by functions of the C library (socketcalls.py).
+    """
 
-    def __init__(self, end: socket.socket) -> None:
-        self.socket = end
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
 
     @classmethod
     def pair(cls) -> tuple[Channel, Channel]:
         """Two connected ends, close-on-exec, blocking."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, theirs = packet_pair()
         return cls(ours), cls(theirs)
 
-    @classmethod
-    def at(cls, fd: int) -> Channel:
-        """The channel that is open at a descriptor already."""
-        return cls(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=fd))
-
     def fileno(self) -> int:
-        """The descriptor."""
-        return self.socket.fileno()
+        """The descriptor; -1 once it was given up."""
+        return self._fd
+
+    def _take(self) -> int:
+        fd, self._fd = self._fd, -1
+        return fd
 
     def close(self) -> None:
         """Hang up; the other end sees end of file."""
-        self.socket.close()
+        if self._fd >= 0:
+            os.close(self._take())
 
     def leave(self) -> None:
         """Hang up, where the channel has a fixed number: that stays taken."""
-        descriptors.clear((self.socket.detach(),))
+        descriptors.clear((self._take(),))
 
     def finish(self) -> None:
         """Say that no more will be sent: the other end sees end of file, and is still heard."""
-        socketcalls.shutdown(self.socket.fileno(), socket.SHUT_WR)
+        socketcalls.shutdown(self._fd, socket.SHUT_WR)
 
     def move_to(self, fd: int) -> None:
         """Give the channel a fixed descriptor number, which policies name."""
-        old = self.socket.detach()
-        if old != fd:
-            os.dup2(old, fd, inheritable=False)
-            os.close(old)
-        self.socket = Channel.at(fd).socket
+        descriptors.move(self._take(), fd)
+        self._fd = fd
 
     def send(self, record: Record, *, wait: bool = True) -> Sent:
         """Send a record. With ``wait`` off it may be that the other end has too much to read."""
         flags = socket.MSG_NOSIGNAL | (0 if wait else socket.MSG_DONTWAIT)
         try:
-            if _messages is not None:
-                _messages.sendmsg(self.socket.fileno(), encode(record), record.fds, flags)
-            else:
-                rights = array("i", record.fds)
-                beside = ((socket.SOL_SOCKET, socket.SCM_RIGHTS, rights),) if record.fds else ()
-                self.socket.sendmsg((encode(record),), beside, flags)
+            _messages.sendmsg(self._fd, encode(record), record.fds, flags)
         except BlockingIOError:
             return Sent.FULL
         except ConnectionError:
@@ -221,21 +211,11 @@ class Channel:
 
     def _receive(self, flags: int) -> tuple[bytes, tuple[int, ...], int]:
         try:
-            return self._recvmsg(flags)
+            return _messages.recvmsg(self._fd, flags)
         except ConnectionResetError:
             # The other end has gone without reading all (unix_release_sock, net/unix/af_unix.c).
             # That is said once, before what it sent: its last words are still to come.
-            return self._recvmsg(flags)
-
-    def _recvmsg(self, flags: int) -> tuple[bytes, tuple[int, ...], int]:
-        if _messages is not None:
-            return _messages.recvmsg(self.socket.fileno(), flags)
-        packet, beside, what, _ = self.socket.recvmsg(_SIZE, _ANCILLARY, flags)
-        fds = array("i")
-        for level, kind, data in beside:
-            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-        return packet, tuple(fds), what
+            return _messages.recvmsg(self._fd, flags)
 
     def drain(self) -> None:
         """Get rid of what is still to be received, before closing: nobody will look at it."""

@@ -36,6 +36,7 @@ import prctl
 
 from hardsplice import (
     guard,
+    init,
     landlock,
     lifeline,
     namespaces,
@@ -49,6 +50,7 @@ from hardsplice.caller import Caller
 from hardsplice.channel import Channel, Kind, Malformed, Record, close_all
 from hardsplice.children import has_ended
 from hardsplice.deaths import describe_status, exit_status
+from hardsplice.dialogue import OF_INIT, last_words
 from hardsplice.errors import Failure, failure_of, quote, reason_of
 from hardsplice.log import Level
 from hardsplice.subids import Ids
@@ -104,6 +106,7 @@ class Container:
     def __init__(self, recipe: Recipe) -> None:
         """Make them; PID 1 waits for GO then, to start COMMAND. Failure leaves nothing behind."""
         self.command = recipe.command[0]  # its program's name
+        self._hints = (*init.HINTS, *([recipe.hint] if recipe.hint else []))  # of PID 1's
         self.warning = ""  # what COMMAND will miss
         self.has_own_proc = True
         self.init = self._pidfd = 0  # PID 1, by its number here
@@ -194,6 +197,17 @@ class Container:
         if os.WIFSIGNALED(status):
             return code, f"hs-guard was {describe_status(status)}"
         return code, f"hs-init was {describe_status(code - 128 if code > 128 else code << 8)}"
+
+    def last_words(self, record: Record, *, runs: bool) -> Failure:
+        """What PID 1 ends with; ``runs`` is whether COMMAND was told to run. Malformed where that
+        is not its to say.
+        """
+        failure = last_words(record.text, OF_INIT if runs else None, self._hints)
+        if failure.verb == "run":
+            failure.object = self.command
+        if record.detail in (init.NOT_EXECUTED, init.NOT_FOUND):
+            failure.status = record.detail
+        return failure
 
     def end(self, *, patience: float = _LEAVE_SECONDS) -> None:
         """End all processes in there. PID 1 may take ``patience`` seconds to leave at end of file;

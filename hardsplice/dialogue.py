@@ -20,6 +20,8 @@ from collections.abc import Collection, Mapping
 from enum import Enum, auto
 
 from hardsplice.channel import Kind, Malformed, Record
+from hardsplice.errors import Failure, failure_of
+from hardsplice.unforeseen import LIMIT_HINTS
 
 
 class Phase(Enum):
@@ -106,3 +108,28 @@ class Dialogue:
                 raise Malformed("an answer that nobody asked for")
             self._owed[record.kind] -= 1
         self.phase = following
+
+
+# What a child that serves may be unable to do, as verb and object: its own task, and nothing else.
+OF_TARGET_MONITOR = frozenset(
+    {("keep", "the inbound relay running"), ("run", "the target monitor")}
+)
+OF_INIT = frozenset({("run", "COMMAND"), ("create", "namespaces")})
+
+
+def last_words(
+    text: bytes, about: Collection[tuple[str, str]] | None, hints: Collection[str] = ()
+) -> Failure:
+    """The Failure with which a child ends. None is for a child that has not served yet, so that
+    nobody had an opportunity to take it over. Else Malformed where it is not ``about`` one of
+    these; and a next step, which is a line of its own, is told if it is among ``hints``, or one
+    that we know.
+    """
+    failure = failure_of(text)
+    if about is None:
+        return failure
+    if (failure.verb, failure.object) not in about:
+        raise Malformed("its last words are not about its task")
+    if failure.hint not in LIMIT_HINTS and failure.hint not in hints:
+        failure.hint = None
+    return failure

@@ -18,6 +18,7 @@ import prctl
 from hardsplice import (
     children,
     descriptors,
+    environment,
     init,
     isolate,
     lifeline,
@@ -116,6 +117,7 @@ def lock_down(recipe: Recipe, report: Channel, line: int) -> None:
     descriptors.null_standard_streams((0, 1, 2))
     descriptors.keep((CHANNEL_FD, line), FIRST_LISTENER)
     lockdown = isolate.Lockdown(strict=recipe.strict, say=lambda _: None)
+    environment.forget()
     lockdown.run(isolate.init_steps((), recipe.last_capability, recipe.deny_files))
     lockdown.run([isolate.filter_step(recipe.guard_program)])
     os.write(CHANNEL_FD, encode(Record(Kind.READY)))

@@ -25,6 +25,7 @@ from hardsplice import (
     caller,
     children,
     descriptors,
+    environment,
     isolate,
     linux,
     loopback,
@@ -50,6 +51,11 @@ CAP_KILL = 5
 # A fixed descriptor beside those of descriptors.py: where COMMAND says why it can't be run
 REASON_FD = 8
 _REASON_LIMIT = 256  # bytes
+# Why nobody can run a program; the host monitor shows no other hints of ours than these
+_NO_PROGRAM = "it is no program"
+_NOT_EXECUTABLE = "nobody may execute it: see its permissions"
+_MOUNTED_NOEXEC = "its file system is mounted noexec"
+HINTS = (_NO_PROGRAM, _NOT_EXECUTABLE, _MOUNTED_NOEXEC)
 _GROUP_SECONDS = 0.5  # between a signal's way to us and by the host monitor
 _SHELL = "/bin/sh"  # what runs a script that names no interpreter, as execvp(3) has it
 # With what hardsplice ends where COMMAND could not be run, as shells, env(1) and timeout(1) have it
@@ -78,7 +84,7 @@ def _live(recipe: Recipe, channel: Channel, guard: Channel, mask: Iterable[int])
     os.close(write)
     _lock_down(recipe, channel, read)
     channel.send(Record(Kind.READY))
-    return reap(channel, pid, recipe)
+    return reap(channel, pid)
 
 
 def _await_go(channel: Channel) -> None:
@@ -255,11 +261,11 @@ def _whose(path: str | None) -> str | None:
         if path is not None:
             mode = os.stat(path).st_mode
             if not stat.S_ISREG(mode):
-                return "it is no program"
+                return _NO_PROGRAM
             if not mode & (stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH):
-                return "nobody may execute it: see its permissions"
+                return _NOT_EXECUTABLE
             if os.statvfs(path).f_flag & os.ST_NOEXEC:
-                return "its file system is mounted noexec"
+                return _MOUNTED_NOEXEC
     return None
 
 
@@ -276,6 +282,7 @@ def _lock_down(recipe: Recipe, channel: Channel, reason: int) -> None:
     descriptors.null_standard_streams((0, 1, 2))
     descriptors.keep((CHANNEL_FD, SIGNALS_FD, REASON_FD), FIRST_LISTENER)
     lockdown = isolate.Lockdown(strict=recipe.strict, say=lambda _: None)
+    environment.forget()
     lockdown.run(isolate.init_steps((CAP_KILL,), recipe.last_capability, recipe.deny_files))
     # The kernel forgets it at some changes of credentials. The guard has our user, or this would
     # not reach us; that it still lives is for the host monitor to see, as we can't.
@@ -313,7 +320,7 @@ def _is_in_our_group(pid: int) -> bool:
     return False
 
 
-def reap(channel: Channel, pid: int, recipe: Recipe) -> int:
+def reap(channel: Channel, pid: int) -> int:
     """Reap whatever ends, pass signals on to COMMAND, and report how it ended."""
     poller = select.poll()
     poller.register(channel.fileno(), select.POLLIN)
@@ -326,7 +333,7 @@ def reap(channel: Channel, pid: int, recipe: Recipe) -> int:
             if command.reap():
                 channel.send(Record(Kind.STOPPED), wait=False)
             if command.status is not None:
-                channel.send(_last_word(command.status, recipe))
+                channel.send(_last_word(command.status))
                 return 0
         if channel.fileno() in ready:
             record = channel.receive()
@@ -372,11 +379,13 @@ class Charge:
         return was_stopped
 
 
-def _last_word(status: int, recipe: Recipe) -> Record:
-    """How COMMAND ended, or why it could not be run: the pipe's other end is closed by now."""
+def _last_word(status: int) -> Record:
+    """How COMMAND ended, or why it could not be run: the pipe's other end is closed by now. Which
+    program that is the host monitor knows.
+    """
     said = os.read(REASON_FD, _REASON_LIMIT)
     if not said:
         return Record(Kind.EXITED, detail=status)
     reason, _, hint = said.decode(errors="replace").partition("\n")
-    failure = Failure("run", recipe.command[0], reason, hint or None)
+    failure = Failure("run", "COMMAND", reason, hint or None)
     return Record(Kind.FATAL, detail=exit_status(status), text=text_of(failure))

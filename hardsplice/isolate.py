@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
 import os
 import resource
 import signal
@@ -32,6 +33,9 @@ from hardsplice.values import RunAs
 # What to do where only --sandbox=strict asks for a layer
 NOT_STRICT = "leave out --sandbox=strict to go on without it"
 _LAST_CAP = "/proc/sys/kernel/cap_last_cap"
+# Bytes of address space that a process may take after its lock-down: so many, and so many for each
+# descriptor that it may have. A connection, which has two, takes a good kilobyte.
+MEMORY, MEMORY_EACH = 128 << 20, 2 << 10
 
 
 def no_excuse(_: OSError) -> str | None:
@@ -173,10 +177,14 @@ def separating_steps() -> list[Step]:
 
 
 def first_steps(file_limit: int) -> list[Step]:
-    """What a monitor gives up first. ``file_limit`` is the largest file that it may write, in
-    bytes.
+    """What a monitor gives up first, for its relays too. ``file_limit`` is the largest file that it
+    may write, in bytes. Made while there is still a /proc.
     """
-    return [Step("limit core dumps and files", lambda: _limit_files(file_limit)), *_common_steps()]
+    return [
+        Step("limit core dumps and files", lambda: _limit_files(file_limit)),
+        _memory_step(resource.getrlimit(resource.RLIMIT_NOFILE)[1]),
+        *_common_steps(),
+    ]
 
 
 def rights_steps(user: RunAs | None, last_capability: int, ruleset: int | None) -> list[Step]:
@@ -204,6 +212,17 @@ def restriction(describe: str, ruleset: int) -> Step:
 def _limit_files(file_limit: int) -> None:
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_FSIZE, file_limit)
+
+
+def _memory_step(descriptors: int) -> Step:
+    """Limit the address space, which all memory takes, the stack's and shared one too."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        used = int(file.read().split()[0]) * mmap.PAGESIZE
+    bound = used + MEMORY + MEMORY_EACH * descriptors
+    for limit in resource.getrlimit(resource.RLIMIT_AS):
+        if limit != resource.RLIM_INFINITY:
+            bound = min(bound, limit)
+    return Step("limit memory", lambda: _limit(resource.RLIMIT_AS, bound))
 
 
 def _common_steps() -> list[Step]:
@@ -244,12 +263,13 @@ def init_steps(
     keep: Sequence[int], last_capability: int, deny_files: Callable[[], None] | None
 ) -> list[Step]:
     """What PID 1 of a COMMAND and its guard give up; ``keep`` are the capabilities that are needed,
-    ``deny_files`` puts it under Landlock, where there is that.
+    ``deny_files`` puts it under Landlock, where there is that. Made while there is still a /proc.
     """
     steps = [
         Step(emptyroot.LEAVE, emptyroot.leave, hint=partial(refusals.limited_by, "mnt")),
         *separating_steps(),
         Step("limit core dumps and files", lambda: _limit_files(0)),
+        _memory_step(0),
         Step("lock the securebits", _lock_securebits),
         Step("clear the ambient set", _clear_ambient),
         Step("empty the bounding set", lambda: _drop_bounding(last_capability)),

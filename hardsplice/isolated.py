@@ -58,17 +58,36 @@ def restore_environment() -> None:
     """Take out of the environment what the interpreter itself put in: it sets LC_CTYPE where the
     locale is C (PEP 538), also where that is what it was.
     """
+    name = b"LC_CTYPE"
     try:
-        with open("/proc/self/environ", "rb") as file:
-            given = file.read().split(b"\0")
+        before = _given(name)
     except OSError:
         return
-    name = b"LC_CTYPE"
-    before = [entry for entry in given if entry.startswith(name + b"=")]
-    if not before:
+    if before is None:
         os.environb.pop(name, None)
-    elif before[0] != name + b"=" + os.environb.get(name, b""):
-        os.environb[name] = before[0].partition(b"=")[2]
+    elif before != os.environb.get(name):
+        os.environb[name] = before
+
+
+def _given(name: bytes) -> bytes | None:
+    """The value that a variable had when we were started. The environment is looked through piece
+    by piece, in memory that is overwritten, so that no copy is left (environment.py). Of what is
+    longer than a piece, as no locale's name is, nothing is found.
+    """
+    wanted = b"\0" + name + b"="
+    kept = 4096  # bytes of the piece before
+    room = bytearray(2 * kept)
+    try:
+        with open("/proc/self/environ", "rb", buffering=0) as file:
+            while size := file.readinto(memoryview(room)[kept:]):
+                at = room.find(wanted, 0, kept + size)
+                end = room.find(b"\0", at + 1, kept + size)
+                if at >= 0 and end >= 0:
+                    return bytes(room[at + len(wanted) : end])
+                room[:kept] = room[size : size + kept]
+    finally:
+        room[:] = bytes(len(room))
+    return None
 
 
 def _package_folders() -> list[str]:

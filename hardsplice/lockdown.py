@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import prctl
 
-from hardsplice import descriptors, isolate, landlock, reach, rights, users
+from hardsplice import descriptors, environment, isolate, landlock, reach, rights, users
 from hardsplice.book import SEALED
 from hardsplice.errors import not_done, reason_of
 from hardsplice.forwarding import DIRECTIONS, Direction
@@ -61,6 +61,7 @@ def of_monitor(setup: Setup, direction: Direction, say: Callable[[str], None]) -
 def lock_host_monitor(setup: Setup) -> None:
     """Lock this process down, as the host monitor."""
     prctl.set_name("hs-host")
+    environment.forget()
     unsealed = setup.planner.books["outbound"].open()
     setup.unsealed = [f"{SEALED}: {unsealed}"] if unsealed else []
     setup.planner.books["outbound"].pin(is_writer=True)

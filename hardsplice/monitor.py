@@ -20,15 +20,14 @@ from hardsplice.channel import LAST_RECORDS, Kind, Malformed, Record, close_all
 from hardsplice.children import hear, wait_for
 from hardsplice.crew import Crew
 from hardsplice.deaths import describe_status, exit_status
-from hardsplice.dialogue import INIT, TARGET_MONITOR, Dialogue, Phase
+from hardsplice.dialogue import INIT, OF_TARGET_MONITOR, TARGET_MONITOR, Dialogue, Phase, last_words
 from hardsplice.ending import Ending, account
-from hardsplice.errors import Failure, failure_of, relay_lost
+from hardsplice.errors import Failure, relay_lost
 from hardsplice.exchange import HostSide
 from hardsplice.flowlog import FlowLog
 from hardsplice.flowtable import Nonsense
 from hardsplice.forwarding import Ports
 from hardsplice.host import Host
-from hardsplice.init import NOT_EXECUTED, NOT_FOUND
 from hardsplice.keeper import STOP_SECONDS
 from hardsplice.log import Level
 from hardsplice.loop import Loop
@@ -337,7 +336,8 @@ class HostMonitor:
             self.host.missing += lacking(record.text, self.host.missing)
             self._arrived("target")
         elif record.kind == Kind.FATAL:
-            self._fail(failure_of(record.text))
+            about = None if "target" in self.waiting else OF_TARGET_MONITOR
+            self._fail(last_words(record.text, about))
         elif record.kind == Kind.FLOW:
             if self.flows is None:
                 raise Nonsense("nobody asked for the ends of flows")
@@ -368,9 +368,8 @@ class HostMonitor:
         self._fail(Failure("keep", "the target monitor running", how))
 
     def _on_init(self) -> None:
-        assert self.host.container is not None
-        if not self._hear_init():
-            self.loop.remove(self.host.container.channel.fileno())
+        if (inside := self.host.container) and not self._hear_init():
+            self.loop.remove(inside.channel.fileno())
 
     def _hear_init(self) -> bool:
         """Take one record of PID 1; False when there will be none any more."""
@@ -383,21 +382,20 @@ class HostMonitor:
             self._distrust("PID 1 of COMMAND", error)
             return False
         if record is not None:
-            self._on_init_record(record)
+            self._on_init_record(self.host.container, record)
         return record is not None
 
-    def _on_init_record(self, record: Record) -> None:
+    def _on_init_record(self, inside: container.Container, record: Record) -> None:
         """PID 1 lives beside COMMAND, and may have been taken over by it."""
         try:
             self.init_says.hear(record)
+            if record.kind == Kind.FATAL:
+                self._fail(inside.last_words(record, runs=self.announced))
         except Malformed as error:
             close_all(record.fds)
             self._distrust("PID 1 of COMMAND", error)
             return
-        if record.kind == Kind.FATAL:
-            is_commands = record.detail in (NOT_EXECUTED, NOT_FOUND)
-            self._fail(failure_of(record.text, record.detail if is_commands else 1))
-        elif record.kind == Kind.READY:
+        if record.kind == Kind.READY:
             self._arrived("init")
         elif record.kind == Kind.SIGNAL:
             self.answered += 1
@@ -406,7 +404,7 @@ class HostMonitor:
         elif record.kind == Kind.PONG:
             if record.small and self.host.terminal:
                 self.host.terminal.stop()
-        else:
+        elif record.kind == Kind.EXITED:
             self._end(exit_status(record.detail))
 
     def _ask_whether_stopped(self) -> None:
@@ -425,7 +423,7 @@ class HostMonitor:
             for _ in range(LAST_RECORDS):
                 if (record := inside.channel.receive(wait=False)) is None:
                     break
-                self._on_init_record(record)
+                self._on_init_record(inside, record)
         self.loop.remove(inside.pidfd)
         status, how = inside.status()
         if self.init_says.phase is not Phase.ENDING:

@@ -32,7 +32,7 @@ from hardsplice.errors import Failure, quote, tell
 from hardsplice.policyfile import OUTSIDE
 from hardsplice.policymodel import Comparison, Policy, asked, resolve
 from hardsplice.seccomp import ROLES, compile_policy, load_policy, native_arch, policy_directory
-from hardsplice.syscalls import ARCHITECTURES, SOCKETCALL
+from hardsplice.syscalls import ARCHITECTURES, DIRECT
 from hardsplice.values import number
 
 if TYPE_CHECKING:
@@ -274,7 +274,7 @@ def _export(policy: Policy, arch: str, form: str) -> None:
             " 32, so that this allows more than hardsplice's own filter",
             file=sys.stderr,
         )
-        if arch in SOCKETCALL:
+        if arch in DIRECT:
             print(
                 f"hardsplice: on {arch} the runtime's libseccomp lets socket calls through"
                 " socketcall(2) too, and their arguments can't be checked there",

@@ -175,12 +175,6 @@ def _check_rule(rule: Rule, words: Mapping[str, int], place: str) -> None:
         raise MistakeError(
             f"{place}: risk: missing; say what a taken-over process could do with {rule.call}"
         )
-    if rule.call == "socketcall":
-        named = [
-            len(way) == 1 and way[0].parameter == "call" and not way[0].mask for way in rule.when
-        ]
-        if not named or not all(named):
-            raise MistakeError(f"{place}: when: the call has to be named: `call == SYS_CONNECT`")
     for alternative in rule.when:
         for name in (name for item in alternative for name in (*item.mask, *item.value)):
             if not (name.isdigit() or name in CONSTANTS or name in words):

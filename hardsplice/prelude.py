@@ -5,7 +5,7 @@ Three things libseccomp can't say. A descriptor is an int: the kernel takes the 
 argument of which a filter sees 64, so `fd >= 16` has to compare just these, or (1 << 32) | 3 would
 pass for 3. One argument can't be compared twice in a rule. And where socket calls have a second
 door, socketcall(2), it makes a rule for that door, too, and compares a register that the kernel
-ignores there; so here socketcall passes for the sub-calls that a policy names, and for no other.
+ignores there; so it gets none of the socket calls of these architectures, and the door stays shut.
 
 A call that is served here costs a few instructions, in the filter of a relay and again in that of
 its monitor, which the relay inherits. A call that may be made with any arguments costs nothing:
@@ -19,7 +19,7 @@ import struct
 from collections.abc import Mapping, Sequence
 
 from hardsplice.policymodel import Alternatives, Comparison
-from hardsplice.syscalls import DIRECT, SOCKETCALL, Architecture
+from hardsplice.syscalls import DIRECT, Architecture
 
 __all__ = ["ALLOW", "ASK", "KILL_PROCESS", "build", "serves"]
 
@@ -39,8 +39,10 @@ _PASS, _FAIL = -1, -2
 _Instruction = tuple[int, int, int, int]
 
 
-def serves(call: str, alternatives: Alternatives) -> bool:
-    """whether the prelude decides about a call: libseccomp then has no rule for it."""
+def serves(call: str, alternatives: Alternatives, target: Architecture) -> bool:
+    """Whether the prelude decides about a call: libseccomp then has no rule for it."""
+    if call in DIRECT.get(target.name, ()):
+        return True
     return () not in alternatives and (
         call in HOT or any(item.operator != "==" for way in alternatives for item in way)
     )
@@ -57,7 +59,7 @@ def build(
     ``asked`` are the calls that the monitor serves; ``numbers`` has those of all calls that the
     prelude serves.
     """
-    served = [call for call in allowed if serves(call, allowed[call])]
+    served = [call for call in allowed if serves(call, allowed[call], target)]
     served.sort(key=lambda call: HOT.index(call) if call in HOT else len(HOT))
     program: list[_Instruction] = [
         (_LOAD, 0, 0, _ARCH),
@@ -68,26 +70,13 @@ def build(
     for call in served:
         answer = ASK if call in asked else ALLOW
         program += _block(numbers[call], _ways(allowed[call], target, answer))
-    if target.name in SOCKETCALL:
-        program += _block(SOCKETCALL[target.name], _socketcall(allowed, target))
     layout = ">HBBI" if target.byte_order == "big" else "<HBBI"
     return b"".join(struct.pack(layout, *one) for one in program)
-
-
-def direct_number(call: str, target: Architecture) -> int | None:
-    """The number of a socket call of its own, where libseccomp answers with a stand-in."""
-    return DIRECT.get(target.name, {}).get(call)
 
 
 def _block(number: int, body: Sequence[_Instruction]) -> list[_Instruction]:
     """What is done about one number; the accumulator holds it before and, if not taken, after."""
     return [(_EQUAL, 0, len(body), number), *body]
-
-
-def _socketcall(allowed: Mapping[str, Alternatives], target: Architecture) -> list[_Instruction]:
-    subcalls = sorted(way[0].value for way in allowed.get("socketcall", ()))
-    ways = tuple((Comparison(0, None, sub),) for sub in subcalls)
-    return _ways(ways, target, ALLOW)
 
 
 def _ways(alternatives: Alternatives, target: Architecture, answer: int) -> list[_Instruction]:

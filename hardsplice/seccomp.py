@@ -26,7 +26,7 @@ from hardsplice.files import any_size
 from hardsplice.policyfile import parse_policy
 from hardsplice.policymodel import Alternatives, Comparison, Policy, asked, resolve
 from hardsplice.prelude import ALLOW, KILL_PROCESS
-from hardsplice.syscalls import ARCHITECTURES, SOCKETCALL, Architecture
+from hardsplice.syscalls import ARCHITECTURES, DIRECT, Architecture
 from hardsplice.unforeseen import as_failure, next_step
 
 __all__ = [
@@ -163,15 +163,15 @@ def _compile(library: Any, allowed: dict[str, Alternatives], target: Architectur
     with contextlib.suppress(OSError):
         rules.set_attr(library.Attr.CTL_OPTIMIZE, _BINARY_TREE)
     for call, alternatives in allowed.items():
-        if prelude.serves(call, alternatives):
+        if prelude.serves(call, alternatives, target):
             continue
+        _check_number(library.resolve_syscall(foreign, call), call, target)
         # libseccomp wants the native number, or its stand-in for a call that is not native.
         number = library.resolve_syscall(native, call)
-        widened = _check_number(library.resolve_syscall(foreign, call), call, target)
-        add = rules.add_rule if widened else rules.add_rule_exactly
         for alternative in alternatives:
             try:
-                add(library.ALLOW, number, *(_argument(library, item) for item in alternative))
+                arguments = (_argument(library, item) for item in alternative)
+                rules.add_rule_exactly(library.ALLOW, number, *arguments)
             except OSError as error:
                 raise _UnsupportedError(f"{call}: libseccomp: {reason_of(error)}") from None
     with open(os.memfd_create("filter", os.MFD_CLOEXEC), "rb") as file, any_size():
@@ -204,32 +204,28 @@ def _argument(library: Any, item: Comparison) -> Any:
     return library.Arg(item.index, library.MASKED_EQ, item.mask, item.value)
 
 
-def _check_number(number: int, call: str, target: Architecture) -> bool:
-    """Whether libseccomp widens a rule for the call to socketcall; an error if it is no call there.
+def _check_number(number: int, call: str, target: Architecture) -> None:
+    """Refuse what is no call of an architecture.
 
-    Its negative numbers: -1 unknown, -100 and below a sub-call of socketcall, -200 and below one of
-    ipc(2), -10000 and below a call that other architectures have.
+    libseccomp's negative numbers: -1 unknown, -100 and below a sub-call of socketcall(2), -200 and
+    below one of ipc(2), -10000 and below a call that other architectures have.
     """
-    if number >= 0:
-        return False
     if number == -1:
         raise _UnsupportedError(f"{call}: no system call that this libseccomp knows")
-    widened = -200 < number <= -100 and target.name in SOCKETCALL
-    if not widened or prelude.direct_number(call, target) is None:
+    if number < 0:
         raise _UnsupportedError(f"{call}: {target.name} has no such system call")
-    return True
 
 
 def _guarded(
     library: Any, allowed: dict[str, Alternatives], target: Architecture
 ) -> dict[str, int]:
     """The numbers of the calls that the prelude serves."""
+    direct, token = DIRECT.get(target.name, {}), getattr(library.Arch, target.token)
     numbers = {}
     for call, alternatives in allowed.items():
-        if prelude.serves(call, alternatives):
-            number = library.resolve_syscall(getattr(library.Arch, target.token), call)
-            if _check_number(number, call, target):
-                number = prelude.direct_number(call, target)
+        if prelude.serves(call, alternatives, target):
+            number = direct.get(call) or library.resolve_syscall(token, call)
+            _check_number(number, call, target)
             numbers[call] = number
     return numbers
 

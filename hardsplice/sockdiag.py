@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
 from hardsplice.errors import Failure, reason_of
+from hardsplice.scm import Messages
 
 _NETLINK_SOCK_DIAG = 4  # linux/netlink.h
 _SOCK_DIAG_BY_FAMILY = 20  # linux/sock_diag.h
@@ -36,8 +37,12 @@ _PACKETS_MAX = 1024  # that an answer may have: enough for 100,000 listeners
 _ANY_IPV4, _LOOPBACK_IPV4 = bytes(4), IPv4Address("127.0.0.1").packed
 _ANY_IPV6, _LOOPBACK_IPV6 = bytes(16), IPv6Address("::1").packed
 _MAPPED = bytes(10) + b"\xff\xff"  # ::ffff:0:0/96
-_KERNEL = (0, 0)  # its netlink address: port and groups
+# struct sockaddr_nl of the kernel: family, padding, port and groups
+_KERNEL = struct.pack("=HHII", socket.AF_NETLINK, 0, 0, 0)
 _LOOPBACK_INDEX = 1  # lo's, in every namespace (LOOPBACK_IFINDEX, linux/netdevice.h)
+
+
+_messages = Messages(_RECEIVE, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +90,14 @@ def ask(asker: socket.socket) -> bytes:
         size = _HEADER.size + len(request)
         header = _HEADER.pack(size, _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST_DUMP, 1, 0)
         flags = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
-        asker.sendmsg((header + request,), (), flags)
+        _messages.sendmsg(asker.fileno(), header + request, (), flags)
         done = False
         while not done:
-            part, _, _, sender = asker.recvmsg(_RECEIVE, 0, socket.MSG_DONTWAIT)
+            part, _, _ = _messages.recvmsg(asker.fileno(), socket.MSG_DONTWAIT)
             packets += 1
             if packets > _PACKETS_MAX:
                 raise OSError(errno.EMSGSIZE, "an answer without an end")
-            if sender == _KERNEL:
+            if _messages.sender() == _KERNEL:
                 done = _is_last(part)
                 answer += part
     return bytes(answer)

@@ -11,7 +11,8 @@ which nobody but the host monitor can write (book.py), and the filters compare t
 turns to that memory; before, they lie in memory of the process's own.
 
 *socketcall.* On i386 and s390x the C library makes socket calls through socketcall(2), which hides
-every argument behind a pointer. Here they are made by numbers of their own (Linux 4.3).
+every argument behind a pointer, and which no policy has. Here they are made by numbers of their own
+(Linux 4.3). So nobody uses methods of socket objects after lock-down, nor makes such objects.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _errno = ctypes.get_errno
 
 _IS_I686 = MACHINE in ("x86_64", "i686", "i586", "i386") and sys.maxsize < 2**32
 _NUMBERS = DIRECT["i686"] if _IS_I686 else DIRECT["s390x"] if MACHINE == "s390x" else {}
-IS_DIRECT = bool(_NUMBERS)  # by numbers, not by the C library's functions
+_IS_DIRECT = bool(_NUMBERS)  # by numbers, not by the C library's functions
 
 
 def way(name: str) -> Callable[..., Any]:
@@ -45,7 +46,7 @@ def way(name: str) -> Callable[..., Any]:
     ctypes passes them on as they are; with argtypes it would call a converter for each, which takes
     longer than some of these calls.
     """
-    if IS_DIRECT:
+    if _IS_DIRECT:
         return partial(libc.syscall, c_long(_NUMBERS[name]))
     function: Callable[..., Any] = getattr(libc, name)
     return function
@@ -61,9 +62,9 @@ _setsockopt = way("setsockopt")
 _bind = way("bind")
 _listen = way("listen")
 _sockatmark = libc.sockatmark
-_socket = libc.socket
+_socket = way("socket")
 
-if IS_DIRECT:
+if _IS_DIRECT:
     _sendto, _recvfrom = way("sendto"), way("recvfrom")
 
     def _send(fd: int, data: bytes, size: int, flags: int) -> int:

@@ -71,6 +71,8 @@ def _start_auditor(options: cli.Options) -> Channel:
     between = os.fork()
     if between == 0:
         if os.fork() == 0:
+            # COMMAND may put us into the background of a terminal where nobody there may write.
+            signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTTOU,))
             theirs.close()
             record = ours.receive()
             if record is not None:

@@ -21,7 +21,6 @@ __all__ = [
     "INTS",
     "PARAMETERS",
     "RISKY",
-    "SOCKETCALL",
     "Architecture",
     "constant",
     "parameters",
@@ -59,13 +58,9 @@ ARCHITECTURES: Final = {
 }
 
 # Where socket calls can also be made through socketcall(2), with their arguments behind a pointer
-# that no filter can follow: its number. libseccomp widens a rule for a socket call to socketcall
-# there, and what it then checks is not what the kernel uses; see hardsplice.seccomp.
-SOCKETCALL: Final = {"i686": 102, "ppc64le": 102, "s390x": 102}
-
-# The same calls by numbers of their own, from Linux 4.3 on: arch/x86/entry/syscalls/syscall_32.tbl,
-# and syscall.tbl in arch/s390/kernel/syscalls and arch/powerpc/kernel/syscalls. Those that are not
-# here exist as sub-calls only. (libseccomp answers with stand-ins for them.)
+# that no filter can follow, and which libseccomp widens its rules for them to: their own numbers,
+# from Linux 4.3 on. arch/x86/entry/syscalls/syscall_32.tbl, and syscall.tbl in arch/s390/kernel/
+# syscalls and arch/powerpc/kernel/syscalls. Those that are not here exist as sub-calls only.
 _DIRECT_OF_TWO: Final = {
     "socket": 359, "socketpair": 360, "bind": 361, "connect": 362, "listen": 363, "accept4": 364,
     "getsockopt": 365, "setsockopt": 366, "getsockname": 367, "getpeername": 368, "sendto": 369,
@@ -136,7 +131,6 @@ PARAMETERS: Final = {
     "setsockopt": ("fd", "level", "optname", "optval", "optlen"),
     "shutdown": ("fd", "how"),
     "socket": ("domain", "type", "protocol"),
-    "socketcall": ("call", "args"),
     "socketpair": ("domain", "type", "protocol", "sv"),
     "splice": ("fd_in", "off_in", "fd_out", "off_out", "size", "flags"),
     "tgkill": ("tgid", "tid", "sig"),
@@ -163,7 +157,7 @@ RISKY: Final = frozenset(
     io_uring_setup ioctl kill listen memfd_create mmap mmap2 mount mprotect open openat openat2
     pidfd_getfd pidfd_send_signal prctl prlimit64 process_vm_readv process_vm_writev ptrace read
     recv recvfrom recvmsg rt_sigqueueinfo rt_sigreturn seccomp send sendmsg sendto setns setsockopt
-    sigreturn socket socketcall socketpair tgkill tkill unshare userfaultfd vfork write
+    sigreturn socket socketpair tgkill tkill unshare userfaultfd vfork write
     """.split()  # noqa: SIM905 - a table of words, not code
 )
 
@@ -195,23 +189,6 @@ _SAME_EVERYWHERE: Final = {
     "MSG_DONTWAIT": 0x40,
     "MSG_NOSIGNAL": 0x4000,
     "MSG_CMSG_CLOEXEC": 0x40000000,
-    "SYS_SOCKET": 1,
-    "SYS_BIND": 2,
-    "SYS_CONNECT": 3,
-    "SYS_LISTEN": 4,
-    "SYS_GETSOCKNAME": 6,
-    "SYS_GETPEERNAME": 7,
-    "SYS_SOCKETPAIR": 8,
-    "SYS_SEND": 9,
-    "SYS_RECV": 10,
-    "SYS_SENDTO": 11,
-    "SYS_RECVFROM": 12,
-    "SYS_SHUTDOWN": 13,
-    "SYS_SETSOCKOPT": 14,
-    "SYS_GETSOCKOPT": 15,
-    "SYS_SENDMSG": 16,
-    "SYS_RECVMSG": 17,
-    "SYS_ACCEPT4": 18,
     # linux/in.h, linux/in6.h, linux/tcp.h
     "IPPROTO_IP": 0,
     "IPPROTO_TCP": 6,

@@ -19,6 +19,7 @@ from hardsplice import (
     children,
     descriptors,
     emptyroot,
+    environment,
     isolate,
     joining,
     lifeline,
@@ -199,6 +200,7 @@ def _live(setup: Setup, channel: Channel, tie: Tie, folder: int | None) -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as in relays
     os.setsid()
     prctl.set_name("hs-target")
+    environment.forget()
     begun = lockdown.of_monitor(setup, "inbound", lambda _: None)
     setup.log.level = Level.ERROR
     _keep_only_ours(setup, channel, tie.line, folder)

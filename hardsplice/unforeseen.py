@@ -29,6 +29,7 @@ _HINTS = {
     errno.EAGAIN: _PROCESSES,
     errno.ENOMEM: _of_memory(),
 }
+LIMIT_HINTS = frozenset(hint for hint in _HINTS.values() if hint is not None)
 
 
 def next_step(error: BaseException | None) -> str | None:
@@ -39,11 +40,18 @@ def next_step(error: BaseException | None) -> str | None:
 
 def errno_of(error: BaseException | None) -> int | None:
     """The number of an error of the system's, or of one that comes of it."""
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or _is_lost(error):
         return errno.ENOMEM
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
     return _of_loader(str(error)) if isinstance(error, ImportError | OSError) else None
+
+
+def _is_lost(error: BaseException | None) -> bool:
+    """Whether the interpreter lost an exception on its way (_Py_CheckFunctionResult,
+    Objects/call.c, and its like), as it may where there is no memory for one.
+    """
+    return isinstance(error, SystemError) and "without" in str(error)
 
 
 def _of_loader(said: str) -> int | None:

@@ -34,6 +34,7 @@ _ADDFD = struct.Struct("=QIIII")  # struct seccomp_notif_addfd
 _SECCOMP = {"x86_64": 317, "ppc64le": 358, "s390x": 348}
 _SECCOMP_32 = {"x86_64": 354, "i686": 354, "aarch64": 383, "armv7l": 383, "armv8l": 383}
 _PIDFD_GETFD = 438
+_NO_PIDFD = -1  # no descriptor has this number, so that the kernel never serves the call
 
 _syscall = libc.syscall
 _ioctl = libc.ioctl
@@ -68,7 +69,7 @@ def ask(place: int) -> bool:
     """Have the monitor put what belongs there at the number ``place`` of this process; whether that
     is a listener.
     """
-    answer: int = _syscall(c_long(_PIDFD_GETFD), c_long(0), c_long(place), c_long(0))
+    answer: int = _syscall(c_long(_PIDFD_GETFD), c_long(_NO_PIDFD), c_long(place), c_long(0))
     return answer == place
 
 

@@ -54,7 +54,8 @@ _hardsplice() {
         --netns)
             compopt -o filenames 2>/dev/null
             mapfile -t COMPREPLY < <(
-                compgen -W "$(command ls /run/netns 2>/dev/null)" -- "$cur"
+                # Whoever made a namespace chose its name; -W would run what is in it.
+                [[ $cur == */* ]] || (cd /run/netns 2>/dev/null && compgen -f -- "$cur")
                 compgen -f -- "$cur"
             )
             ;;

@@ -7,7 +7,7 @@ nothing would be shown), and in one that has a role's filter and no other layer 
 where SIGSYS must end it.
 
 Not among them: what an architecture's policy can't check, since the arguments lie behind a pointer
-(flags and lengths through socketcall; PROT_EXEC in s390x's mmap). SECURITY.md tells of these.
+(PROT_EXEC in s390x's mmap). SECURITY.md tells of it.
 """
 
 from __future__ import annotations
@@ -194,6 +194,7 @@ def attempts(arch: str) -> list[Attempt]:
         Attempt("mprotect, executable", "mprotect", lambda: (_room(), mmap.PAGESIZE, _PROT_ALL)),
         # sockets
         Attempt("socket", "socket", lambda: (socket.AF_INET, socket.SOCK_STREAM, 0), _NOT_MONITOR),
+        Attempt("socket, UDP", "socket", lambda: (socket.AF_INET, socket.SOCK_DGRAM, 0)),
         Attempt("socket, local", "socket", lambda: (socket.AF_UNIX, socket.SOCK_STREAM, 0)),
         Attempt("socket, netlink", "socket", lambda: (socket.AF_NETLINK, socket.SOCK_RAW, 0)),
         Attempt("socket, raw", "socket", lambda: (socket.AF_INET, socket.SOCK_RAW, 1)),
@@ -252,9 +253,14 @@ def attempts(arch: str) -> list[Attempt]:
 
 def _through_socketcall() -> list[Attempt]:
     """Sub-calls by their numbers in linux/net.h."""
-    stream = (socket.AF_INET, socket.SOCK_STREAM, 0)
+    stream, datagram = ((socket.AF_INET, kind, 0) for kind in (1, 2))  # linux/net.h
+    local = (socket.AF_UNIX, socket.SOCK_SEQPACKET, 0)
     return [
-        Attempt("socketcall: socket", "socketcall", lambda: (1, _longs(*stream)), _NOT_MONITOR),
+        Attempt("socketcall: socket", "socketcall", lambda: (1, _longs(*stream))),
+        Attempt("socketcall: socket, UDP", "socketcall", lambda: (1, _longs(*datagram))),
+        Attempt("socketcall: socketpair", "socketcall", lambda: (8, _longs(*local, _room()))),
+        Attempt("socketcall: sendmsg", "socketcall", lambda: (16, _longs(_pair(), _message(), 0))),
+        Attempt("socketcall: recvmsg", "socketcall", lambda: (17, _longs(_pair(), _message(), 0))),
         Attempt(
             "socketcall: bind",
             "socketcall",

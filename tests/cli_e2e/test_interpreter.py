@@ -90,6 +90,51 @@ def test_nor_is_it_for_the_other_commands(program: Program, strange: Path, modul
     assert (done.returncode, done.stderr) == (0, "")
 
 
+SCRIPT = f"""
+import re
+import sys
+sys.path.append({str(ROOT)!r})
+from hardsplice.__main__ import main
+sys.exit(main())
+"""
+# How hardsplice may be started, and what of a stranger's is run before it begins again.
+WAYS = {
+    "a module": (["-m", "hardsplice"], {"current directory", "PYTHONPATH", "sitecustomize"}),
+    "a script": (["SCRIPT"], {"PYTHONPATH", "sitecustomize"}),
+    "a script of a distribution": (["-I", "SCRIPT"], set[str]()),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("stranger", ["current directory", "PYTHONPATH", "sitecustomize"])
+def test_what_runs_before_it_begins_again(tmp_path: Path, way: str, stranger: str) -> None:
+    """And in the isolated interpreter none of it."""
+    words, runs = WAYS[way]
+    folder, cwd, script = (tmp_path / name for name in ("folder", "cwd", "script"))
+    for one in (folder, cwd):
+        one.mkdir()
+    script.write_text(SCRIPT)
+    told = "import os, sys; os.write(2, b'a stranger: isolated %d\\n' % sys.flags.isolated)\n"
+    if stranger == "sitecustomize":
+        (folder / "sitecustomize.py").write_text(told)
+    else:
+        # Something that Python imports itself, before any module of ours.
+        name = "importlib.py" if way == "a module" else "re.py"
+        place = folder if stranger == "PYTHONPATH" else cwd
+        (place / name).write_text(f"{told}os._exit(7)\n")
+    path = os.pathsep.join([str(folder), str(ROOT)])
+    done = subprocess.run(
+        [sys.executable, *(str(script) if word == "SCRIPT" else word for word in words),
+         "--version"],
+        env={"PYTHONPATH": path, "PATH": os.defpath}, cwd=cwd, capture_output=True, text=True,
+        timeout=PATIENCE, check=False,
+    )  # fmt: skip
+    assert done.stderr == ("a stranger: isolated 0\n" if stranger in runs else "")
+    ran_to_its_end = stranger == "sitecustomize" or stranger not in runs
+    assert done.returncode == (0 if ran_to_its_end else 7)
+    assert done.stdout.startswith("hardsplice ") == ran_to_its_end
+
+
 def test_in_a_checkout_that_checkout_runs(tmp_path: Path) -> None:
     """Without PYTHONPATH, and whatever else of the same name may be installed."""
     copy = tmp_path / "hardsplice"

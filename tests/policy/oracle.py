@@ -101,7 +101,6 @@ _POSITION = {
     "setsockopt": {"fd": 0, "level": 1, "optname": 2, "optval": 3},
     "shutdown": {"fd": 0, "how": 1},
     "socket": {"domain": 0, "type": 1, "protocol": 2},
-    "socketcall": {"call": 0},
     "socketpair": {"domain": 0, "type": 1},
     "splice": {"flags": 5},
     "wait4": {"pid": 0, "options": 2},
@@ -137,22 +136,7 @@ _LITERAL = {
     "SECCOMP_MODE_FILTER": 2,
     "SIOCATMARK": 0x8905,
     "SO_NETNS_COOKIE": 71,
-    "SYS_SOCKET": 1,
     "SIOCGIFINDEX": 0x8933,
-    "SYS_BIND": 2,
-    "SYS_CONNECT": 3,
-    "SYS_LISTEN": 4,
-    "SYS_GETSOCKNAME": 6,
-    "SYS_GETPEERNAME": 7,
-    "SYS_SOCKETPAIR": 8,
-    "SYS_SEND": 9,
-    "SYS_RECV": 10,
-    "SYS_SHUTDOWN": 13,
-    "SYS_SETSOCKOPT": 14,
-    "SYS_GETSOCKOPT": 15,
-    "SYS_SENDMSG": 16,
-    "SYS_RECVMSG": 17,
-    "SYS_ACCEPT4": 18,
 }
 _BY_ARCHITECTURE = {
     "SO_PEERCRED": {arch: 21 if arch == "ppc64le" else 17 for arch in ARCHES},
@@ -243,7 +227,7 @@ def _term(text: str, call: str, arch: str, words: dict[str, int]) -> Term:
     return Term(
         positions[parameter],
         _sum(mask, arch, words) & everything if mask else everything,
-        _sum(right, arch, words),
+        _sum(right, arch, words) & (2 ** BITS[arch] - 1),
         operator,
     )
 

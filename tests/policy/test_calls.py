@@ -62,8 +62,6 @@ SYSTEM_CALLS = {
     "signal.pidfd_send_signal": "pidfd_send_signal",
     "signal.pthread_sigmask": "rt_sigprocmask",
     "signal.signal": "rt_sigaction",
-    "socket.socket": "socket getsockname",
-    "socket.socketpair": "socketpair getsockname",
     "time.monotonic": "clock_gettime",
     "time.monotonic_ns": "clock_gettime",
     "time.time": "clock_gettime",
@@ -109,6 +107,7 @@ SYSTEM_CALLS = {
     "_shutdown": "shutdown",
     "_sockatmark": "ioctl",
     "_socket": "socket",
+    "_socketpair": "socketpair",
     "_syscall _LANDLOCK_RESTRICT_SELF": "landlock_restrict_self",
     "_syscall c_long(_PIDFD_GETFD)": "pidfd_getfd",
     "_syscall c_long(numbers.get(MACHINE, 277))": "seccomp",
@@ -121,6 +120,7 @@ SYSTEM_CALLS = {
     "ctypes.sizeof": "",
 }
 MODULES = {name.split(".")[0] for name in SYSTEM_CALLS if "." in name[1:]} - {"epoll", "poller"}
+MODULES.add("socket")  # none of whose functions is called, as the C library makes calls of its own
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ RELAY = (
     some("relay/stats", "count_latency"),
     some("book", "Pointer.holds"),
     some("channel", "Channel.send", "Channel.receive"),
-    all_but("scm"),
+    all_but("scm", "packet_pair"),
     CONNECTIONS,
 )
 TERMINAL = some(
@@ -179,6 +179,7 @@ PARTS = {
         all_but("relay/main", "_leave_session"),
         all_but("relay/stats", "Stats.__init__"),
         all_but("channel"),
+        all_but("scm"),
         all_but("keeper"),
         all_but("supply"),
         all_but("dialogue"),
@@ -255,7 +256,7 @@ PARTS = {
         some("init", "reap", "_send_signal", "Charge.reap", "_last_word", "_is_in_our_group"),
         some("init", "ToGroup.hear", "ToGroup.had"),
         some("channel", "Channel.send", "Channel.receive"),
-        all_but("scm"),
+        all_but("scm", "packet_pair"),
     ),
     "guard": (some("guard", "wait"), some("deaths", "exit_status"), some("channel", "encode")),
 }

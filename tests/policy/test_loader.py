@@ -262,24 +262,3 @@ def test_a_rule_for_a_call_that_an_architecture_lacks_is_an_error(
     with pytest.raises(Failure, match="cannot compile the policy relay for") as caught:
         compile_policy(policy, arch)
     assert message in str(caught.value)
-
-
-def test_a_rule_for_socketcall_where_there_is_none_is_an_error() -> None:
-    text = rule(call='"socketcall"', when='"call == SYS_CONNECT"', risk='"for this test"')
-    with pytest.raises(Failure, match="socketcall: x86_64 has no such system call"):
-        compile_policy(parse(HEAD + text), "x86_64")
-
-
-@pytest.mark.parametrize("when", ["", 'when = "args == NULL"', 'when = "call & 4 == 4"'])
-def test_socketcall_has_to_be_restricted_to_named_calls(when: str) -> None:
-    text = f"""
-[[i686.rule]]
-call = "socketcall"
-{when}
-why = "for this test"
-where = "libc"
-source = "for this test"
-risk = "for this test"
-"""
-    with pytest.raises(Failure, match=r"\(socketcall\): when: the call has to be named"):
-        parse(HEAD + RULE + text)

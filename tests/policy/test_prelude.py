@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hardsplice.policymodel import Alternatives, Comparison, Operator
 from hardsplice.prelude import HOT, build, serves
-from hardsplice.syscalls import ARCHITECTURES, SOCKETCALL, Architecture
+from hardsplice.syscalls import ARCHITECTURES, DIRECT, Architecture
 from tests.policy.bpf import ALLOW, ASK, KILL_PROCESS, Call, Filter
 
 PASSED_ON = 0x7FF00123  # what the rest of the filter would answer
@@ -75,7 +75,7 @@ def meant(
     target: Architecture,
 ) -> int:
     for call, ways in allowed.items():
-        if NUMBERS[call] == number and serves(call, ways):
+        if NUMBERS[call] == number and serves(call, ways, target):
             if any(all(holds(item, arguments, target) for item in way) for way in ways):
                 return ASK if call in asked else ALLOW
             return KILL_PROCESS
@@ -158,24 +158,21 @@ def test_another_architecture_s_calls_are_killed_first(name: str) -> None:
 def test_a_call_that_may_be_made_with_any_arguments_is_left_to_the_kernel_s_cache(
     call: str, ways: Alternatives, served: bool
 ) -> None:
-    assert serves(call, ways) is served
     target = ARCHITECTURES["arm64"]
+    assert serves(call, ways, target) is served
     program = build({call: ways}, frozenset(), dict.fromkeys([call], 7), target)
     rest = struct.pack("<HBBI", 0x06, 0, 0, PASSED_ON)
     answer = Filter(program + rest, "little").answer(Call(7, target.audit, (1, 1, 1, 1, 1, 1)))
     assert (answer != PASSED_ON) is served
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_socketcall_passes_for_the_named_calls_and_never_reaches_what_follows(name: str) -> None:
+@pytest.mark.parametrize("name", DIRECT)
+def test_socket_calls_with_a_second_door_are_kept_from_libseccomp(name: str) -> None:
     target = ARCHITECTURES[name]
-    ways: Alternatives = tuple((Comparison(0, None, sub),) for sub in (8, 1))
-    for subcalls, passed in ((None, set[int]()), (ways, {1, 8})):
-        allowed = {} if subcalls is None else {"socketcall": subcalls}
-        program = with_prelude(allowed, target)
-        for sub in range(20):
-            answer = program.answer(Call(102, target.audit, (sub, 0, 0, 0, 0, 0)))
-            if name in SOCKETCALL:
-                assert answer == (ALLOW if sub in passed else KILL_PROCESS)
-            else:
-                assert answer == PASSED_ON
+    anyhow: Alternatives = ((),)
+    for call in ("accept4", "socket", "sendmsg"):
+        assert serves(call, anyhow, target)
+    assert not serves("splice", anyhow, target)
+    program = with_prelude({"bind": anyhow}, target)
+    assert program.answer(Call(16, target.audit, (1, 1, 1, 1, 1, 1))) == ALLOW
+    assert program.answer(Call(102, target.audit, (2, 0, 0, 0, 0, 0))) == PASSED_ON

@@ -7,7 +7,6 @@ an error that nobody foresees.
 
 from __future__ import annotations
 
-import array
 import errno
 import gc
 import os
@@ -18,7 +17,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from hardsplice import linux
+from hardsplice import linux, scm
 from hardsplice.channel import FDS_LIMIT, TEXT_LIMIT, Kind, Note, Record, encode
 from hardsplice.relay.sockets import POOL_SIZE
 from tests.sandbox.job import Board
@@ -26,6 +25,7 @@ from tests.sandbox.job import Board
 FLOOD = 400  # records
 _SCM_MAX_FD = 253  # net/scm.h
 
+_messages = scm.Messages(1 << 17, _SCM_MAX_FD)  # more than any of ours has room for
 _modules: set[str] = set()
 
 
@@ -38,11 +38,10 @@ def remember() -> None:
 # --- abuse of a channel ---------------------------------------------------------------------------
 
 
-def post(sock: socket.socket, packet: bytes, fds: list[int] | None = None) -> bool:
+def post(fd: int, packet: bytes, fds: list[int] | None = None) -> bool:
     """Send one packet as it is; False when the other end is gone or takes no more."""
-    beside = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
     try:
-        sock.sendmsg((packet,), beside, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+        _messages.sendmsg(fd, packet, fds or (), socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
     except OSError as error:
         return error.errno == errno.EINVAL  # more descriptors than the kernel passes on
     return True
@@ -52,41 +51,41 @@ def _record(kind: int, small: int = 0, detail: int = 0, text: bytes = b"", index
     return encode(Record(kind, small, index, detail, text))
 
 
-def _flood(packet: bytes, fds: int = 0) -> Callable[[socket.socket], None]:
-    def abuse(sock: socket.socket) -> None:
+def _flood(packet: bytes, fds: int = 0) -> Callable[[int], None]:
+    def abuse(fd: int) -> None:
         for _ in range(FLOOD):
-            if not post(sock, packet, [sock.fileno()] * fds):
+            if not post(fd, packet, [fd] * fds):
                 break
 
     return abuse
 
 
-def _one(packet: bytes, fds: int = 0) -> Callable[[socket.socket], None]:
-    def abuse(sock: socket.socket) -> None:
-        post(sock, packet, [sock.fileno()] * fds)
+def _one(packet: bytes, fds: int = 0) -> Callable[[int], None]:
+    def abuse(fd: int) -> None:
+        post(fd, packet, [fd] * fds)
 
     return abuse
 
 
-def _two(first: bytes, second: bytes | None = None) -> Callable[[socket.socket], None]:
-    def abuse(sock: socket.socket) -> None:
-        post(sock, first)
-        post(sock, first if second is None else second)
+def _two(first: bytes, second: bytes | None = None) -> Callable[[int], None]:
+    def abuse(fd: int) -> None:
+        post(fd, first)
+        post(fd, first if second is None else second)
 
     return abuse
 
 
-def _orders(sock: socket.socket) -> None:
+def _orders(fd: int) -> None:
     for _ in range(FLOOD):
         for family in (0, 1):
-            post(sock, _record(Kind.ASK, family, 32))
+            post(fd, _record(Kind.ASK, family, 32))
 
 
 _LONG = _record(Kind.NOTE, Note.ERROR, text=b"x" * TEXT_LIMIT)
 _ASK = _record(Kind.ASK, 0, 32)
 
 # Records that no relay sends: its monitor must end it.
-FORBIDDEN: dict[str, Callable[[socket.socket], None]] = {
+FORBIDDEN: dict[str, Callable[[int], None]] = {
     "a record without a byte": _one(b""),
     "a record of one byte": _one(b"\1"),
     "a record that is cut short": _one(_LONG[:-1]),
@@ -144,31 +143,40 @@ FORBIDDEN: dict[str, Callable[[socket.socket], None]] = {
 }
 
 # Records that a relay may send, though not like this: whatever comes of it, all goes on.
-TOLERATED: dict[str, Callable[[socket.socket], None]] = {
+TOLERATED: dict[str, Callable[[int], None]] = {
     "a flood of notes": _flood(_LONG),
     "a flood of yields": _flood(_record(Kind.YIELD)),
     "an escape in a note": _one(
         _record(Kind.NOTE, Note.ERROR, -(1 << 31), b"\x1b[2J\n\xff\0", (1 << 32) - 1)
     ),
     "a refusal of errno 2**31-1": _one(_record(Kind.NOTE, Note.REFUSED, (1 << 31) - 1)),
+    "last words about something else": _one(
+        _record(Kind.FATAL, text=b"reach\nthe service manager\nConnection refused\na line of mine")
+    ),
+    "last words with a next step of its own": _one(
+        _record(Kind.FATAL, text=b"keep\nthe inbound relay running\nit died\na line of mine")
+    ),
+    "last words of PID 1 with a next step of its own": _one(
+        _record(Kind.FATAL, text=b"run\nCOMMAND\nit is not there\na line of mine")
+    ),
     "last words that aren't": _one(_record(Kind.FATAL, text=b"verb\nobject\nreason\nhint\nmore")),
 }
 
 
-def _for_ever(*packets: bytes, reads: bool = False) -> Callable[[socket.socket], None]:
+def _for_ever(*packets: bytes, reads: bool = False) -> Callable[[int], None]:
     """As fast as the receiver takes it; ``reads`` what it answers."""
 
-    def abuse(sock: socket.socket) -> None:
+    def abuse(fd: int) -> None:
         while True:
             for packet in packets:
-                post(sock, packet)
+                post(fd, packet)
             while reads:
                 try:
-                    _, fds, _, _ = socket.recv_fds(sock, 4096, FDS_LIMIT, socket.MSG_DONTWAIT)
+                    _, fds, _ = _messages.recvmsg(fd, socket.MSG_DONTWAIT)
                 except BlockingIOError:
                     break
-                for fd in fds:
-                    os.close(fd)
+                for one in fds:
+                    os.close(one)
 
     return abuse
 
@@ -176,7 +184,7 @@ def _for_ever(*packets: bytes, reads: bool = False) -> Callable[[socket.socket],
 _ROW = struct.pack("=QQIIHH4xd16s16sd", 1, 2, 2, 1, 4000, 80, 1.0, bytes(16), bytes(16), 1.0)
 
 # What keeps the receiver busy for as long as the sender lives.
-ENDLESS: dict[str, Callable[[socket.socket], None]] = {
+ENDLESS: dict[str, Callable[[int], None]] = {
     "orders for ever": _for_ever(_ASK),
     "orders for ever, and takes what it gets": _for_ever(_ASK, reads=True),
     "notes for ever": _for_ever(_LONG),
@@ -185,7 +193,7 @@ ENDLESS: dict[str, Callable[[socket.socket], None]] = {
 }
 
 
-def _lingering(sock: socket.socket, engine: Any) -> None:
+def _lingering(fd: int, engine: Any) -> None:
     """Have the receiver close a socket that takes its time: unsent data, SO_LINGER, and the last
     descriptor of it.
     """
@@ -196,8 +204,8 @@ def _lingering(sock: socket.socket, engine: Any) -> None:
     if linux.libc.setsockopt(target, socket.SOL_SOCKET, socket.SO_LINGER, linger, len(linger)) != 0:
         raise OSError("SO_LINGER")
     for _ in range(50):  # something to do for the receiver until the descriptor here is closed
-        post(sock, _record(Kind.NOTE, Note.REFUSED))
-    post(sock, _record(Kind.NOTE, Note.ERROR), [target])
+        post(fd, _record(Kind.NOTE, Note.REFUSED))
+    post(fd, _record(Kind.NOTE, Note.ERROR), [target])
     engine.kernel.close(target)
 
 
@@ -257,14 +265,14 @@ def act(name: str, subject: Any, board: Board) -> None:
 
 def _abuse(name: str, subject: Any, board: Board) -> None:
     if hasattr(subject, "epoll"):  # a relay's engine
-        sock = subject.monitor.channel.socket
+        fd = subject.monitor.channel.fileno()
     else:
-        sock = (subject.parent if hasattr(subject, "parent") else subject).socket
+        fd = (subject.parent if hasattr(subject, "parent") else subject).fileno()
     board.text = name  # first: what it does may be the end of it
     if name == "lingering":
-        _lingering(sock, subject)
+        _lingering(fd, subject)
     else:
-        {**FORBIDDEN, **TOLERATED, **ENDLESS}[name](sock)
+        {**FORBIDDEN, **TOLERATED, **ENDLESS}[name](fd)
     if hasattr(subject, "epoll") and name not in TOLERATED:
         while True:  # it does not leave by itself
             subject.epoll.poll(0.05, 1)

@@ -637,7 +637,7 @@ def _descriptors() -> list[Row]:
 
 
 def _table() -> dict[str, Row]:
-    from tests.sandbox import attempts_book  # which needs most of this module
+    from tests.sandbox import attempts_asking, attempts_book  # which need most of this module
 
     rows = [
         *_files(),
@@ -649,6 +649,7 @@ def _table() -> dict[str, Row]:
         *_payload(),
         *_descriptors(),
         *attempts_book.all_of_them(),
+        *attempts_asking.all_of_them(),
     ]
     table = {row.name: row for row in rows}
     assert len(table) == len(rows), "two rows with one name"

@@ -26,11 +26,12 @@ from tests.sandbox.attempts import (
     place,
     sockaddr,
 )
+from tests.sandbox.job import ROLES
 
 BOOK, END = USUAL.address, USUAL.address + USUAL.size
 _RW = mmap.PROT_READ | mmap.PROT_WRITE
 _PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-_FIXED, _NOREPLACE = 0x10, 0x100000  # linux/mman.h
+_FIXED, _NOREPLACE, _NORESERVE = 0x10, 0x100000, 0x4000  # linux/mman.h
 _MAYMOVE, _MREMAP_FIXED, _DONTUNMAP = 1, 2, 4
 _HIGH = 1 << 32  # a bit of a descriptor that the kernel ignores
 _OWN_LINGER = place(struct.pack("ii", 1, 0))
@@ -199,6 +200,9 @@ def numbers() -> list[Row]:
         Row("listen with the largest backlog",
             lambda scene: call("listen", scene.pooled(), 65535), SERVING,
             dynamic=dict.fromkeys(MONITORS, WORKS)),
+        Row("mmap, more memory than any process may have",
+            lambda _: call("mmap", 0, 1 << 45, _RW, _PRIVATE | _NORESERVE, -1, 0),
+            elsewhere=dict.fromkeys(ROLES, "ENOMEM")),
         Row("prctl, outlive the monitor", lambda _: call("prctl", 1, 0, 0, 0, 0)),
     ]  # fmt: skip
 

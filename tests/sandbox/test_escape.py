@@ -190,4 +190,5 @@ def test_the_table_tries_what_it_should() -> None:
         "write into the book",
         "write an option's value",
         "a message to an abstract socket",
+        "mmap, more memory than any process may have",
     }

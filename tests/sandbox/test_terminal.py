@@ -9,6 +9,7 @@ import os
 import pty
 import re
 import select
+import signal
 import socket
 import subprocess
 import tempfile
@@ -21,9 +22,10 @@ from hardsplice.ctl.client import Client
 from tests.support import procfs
 from tests.support.netns import Identity, Namespace
 from tests.support.product import Program, free_ports
-from tests.support.stream import PATIENCE
+from tests.support.stream import PATIENCE, eventually
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")
+PYTHON = ("/usr/bin/python3", "-I", "-c")  # which others may run, too
 TYPED = b"secret\n" * 4  # a line for each attempt
 
 # Each way to a byte of descriptor 2 that a monitor's policy has a call for, tried in the host
@@ -262,3 +264,83 @@ def test_a_command_keeps_its_terminal(
     ) as process:
         assert process.wait(PATIENCE) == 0
     assert "got secret" in terminal.read()
+
+
+# A session on its own terminal, where hardsplice is the job in the foreground, as a shell has it;
+# and a COMMAND that takes the foreground, and has those of the background stopped that write.
+SESSION = """
+import os, signal, sys
+signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+job = os.fork()
+if job == 0:
+    os.setpgid(0, 0)
+    os.tcsetpgrp(0, os.getpgrp())
+    signal.signal(signal.SIGTTOU, signal.SIG_DFL)
+    os.execvp(sys.argv[1], sys.argv[1:])
+print(f"the job is {job}", flush=True)
+os.waitpid(job, 0)
+"""
+TAKE_OVER = """
+import os, signal, termios
+print("inherited", signal.getsignal(signal.SIGTTOU), flush=True)
+signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+os.setpgid(0, 0)
+os.tcsetpgrp(0, os.getpgrp())
+mode = termios.tcgetattr(0)
+mode[3] |= termios.TOSTOP
+termios.tcsetattr(0, termios.TCSANOW, mode)
+print("it is taken", flush=True)
+signal.pause()
+"""
+STOPPABLE = """
+import signal, sys
+from hardsplice import signals
+from hardsplice.start import main
+take = signals.take
+def unblocked(**arguments):
+    fd = take(**arguments)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTTOU,))
+    return fd
+signals.take = unblocked
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("how", ["fixed", "unfixed"])
+def test_a_command_that_rules_the_terminal_can_not_stop_the_host_monitor(
+    how: str, identity: Identity, program: Program
+) -> None:
+    argv, environment = program.argv(identity)
+    if how == "unfixed":
+        argv = [*argv[: argv.index("-m")], "-c", STOPPABLE]
+    port = free_ports()
+    command = ["--", *PYTHON, TAKE_OVER]
+    job = [*argv, "--trace", "-t", f"127.0.0.1/{port}:80", *command]
+    with contextlib.closing(Terminal()) as terminal:
+        if identity.uid is not None:
+            os.fchown(terminal.slave, identity.uid, -1)
+        session = subprocess.Popen(
+            ["setsid", "--ctty", "--wait", *PYTHON, SESSION, *job], env=environment, cwd="/",
+            stdin=terminal.slave, stdout=terminal.slave, stderr=terminal.slave,
+        )  # fmt: skip
+        with contextlib.ExitStack() as stack:
+            stack.callback(session.wait, PATIENCE)
+            stack.callback(end_all, session.pid)
+            eventually(lambda: "it is taken" in terminal.read(), terminal.read)
+            assert "inherited 0" in terminal.read() or "SIG_DFL" in terminal.read()
+            number = re.search(r"the job is (\d+)", terminal.read())
+            assert number is not None
+            host = int(number[1])
+            # Nobody listens on the target's port: that is worth a line.
+            with contextlib.suppress(ConnectionError):
+                socket.create_connection(("127.0.0.1", port), timeout=PATIENCE).close()
+            eventually(
+                lambda: procfs.stat(host)[0] == "T" or "refused" in terminal.read(), terminal.read
+            )
+            assert (procfs.stat(host)[0] == "T") == (how == "unfixed")
+
+
+def end_all(root: int) -> None:
+    for pid in reversed(procfs.tree(root)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)

@@ -93,10 +93,13 @@ def right_book(found: Looked) -> bool:
 
 
 def right_limits(found: Looked) -> bool:
-    cores, processes = (line.split() for line in found.lines)
+    cores, processes, memory = (line.split() for line in found.lines)
     none = ["0", "0", "processes"]
-    return cores == ["Max", "core", "file", "size", "0", "0", "bytes"] and (
-        processes[2:] == none if found.name.startswith("hs-relay") else processes[2:] != none
+    return (
+        cores == ["Max", "core", "file", "size", "0", "0", "bytes"]
+        and (processes[2:] == none) == found.name.startswith("hs-relay")
+        and memory[3].isdigit()
+        and memory[3] == memory[4]
     )
 
 
@@ -127,8 +130,8 @@ EXPECTED: dict[str, tuple[str, Callable[[Looked], bool]]] = {
         right_book,
     ),
     "grep -c ' rwx' /proc/$PID/maps": ("0", lambda found: found.printed == "0\n"),
-    "grep -E 'core file|Max processes' /proc/$PID/limits": (
-        "core file size 0; of relays processes 0",
+    "grep -E 'core file|Max processes|address' /proc/$PID/limits": (
+        "core file size 0; of relays processes 0; address space not unlimited",
         right_limits,
     ),
     "cat /proc/$PID/fdinfo/2": (

@@ -25,7 +25,7 @@ from hardsplice.channel import (
     decode,
     encode,
 )
-from tests.support.descriptors import open_descriptors
+from tests.support.descriptors import as_socket, open_descriptors
 
 Pair = tuple[Channel, Channel]
 HEADER = 12  # bytes
@@ -53,7 +53,8 @@ def pair() -> Iterator[Pair]:
 def raw(channel: Channel, packet: bytes, fds: list[int] | None = None) -> None:
     """Send what no Channel would."""
     beside = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-    channel.socket.sendmsg((packet,), beside)
+    with as_socket(channel) as end:
+        end.sendmsg((packet,), beside)
 
 
 # --- packets ---

@@ -195,3 +195,37 @@ def test_fish_itself_completes_values_and_commands() -> None:
     assert sorted(fish("hardsplice -t ")) == ["all", "auto", "none"]
     assert fish("hardsplice --sandbox=s") == ["--sandbox=strict"]
     assert "bash" in fish("hardsplice -t 80 bas")
+
+
+# Names of namespaces that are code where a shell evaluates them; in a mount namespace of its own.
+NAMES = """
+    mount -t tmpfs none /run && mkdir -p /run/netns /run/work && cd /run/work || exit 42
+    touch '/run/netns/x$(touch${IFS}ran)' '/run/netns/x`touch${IFS}ran`' '/run/netns/x y' y
+    compopt() { :; }
+    source "$1"
+    for word in '' x y /run/netns/x; do
+        COMP_WORDS=(hardsplice --netns "$word"); COMP_CWORD=2; COMPREPLY=()
+        _hardsplice
+        printf '%s:' "$word" "${COMPREPLY[@]}"
+        echo
+    done
+    ls
+"""
+
+
+def test_bash_runs_nothing_that_is_in_the_name_of_a_namespace() -> None:
+    unshare = ("unshare", "--map-root-user", "--mount")
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run((*unshare, "true"), check=False).returncode
+    ):
+        pytest.skip("no user namespace can be made, in which to mount something at /run")
+    offered, *rest = shell(
+        unshare[0], *unshare[1:], "bash", "--norc", "-c", NAMES, "bash", str(BASH)
+    ).splitlines()
+    names = ["x y", "x$(touch${IFS}ran)", "x`touch${IFS}ran`"]
+    assert sorted(offered.split(":")[1:-1]) == sorted([*names, "y"])
+    assert sorted(rest[0].split(":")[1:-1]) == sorted(names)
+    assert rest[1] == "y:y:"
+    assert sorted(rest[2].split(":")[1:-1]) == sorted(f"/run/netns/{name}" for name in names)
+    assert rest[3:] == ["y"], "something ran"

@@ -8,8 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hardsplice.channel import Kind, Malformed, Record
-from hardsplice.dialogue import INIT, RELAY, TARGET_MONITOR, Dialogue, Phase, Rules
+from hardsplice.dialogue import (
+    INIT,
+    OF_INIT,
+    OF_TARGET_MONITOR,
+    RELAY,
+    TARGET_MONITOR,
+    Dialogue,
+    Phase,
+    Rules,
+    last_words,
+)
 from hardsplice.notes import LACKING_LENGTH, LACKING_MAX, lacking
+from hardsplice.unforeseen import LIMIT_HINTS
 
 ONCE = (Kind.READY, Kind.EXITED)
 CHILDREN = {"relay": RELAY, "target monitor": TARGET_MONITOR, "init": INIT}
@@ -128,3 +139,35 @@ def test_what_is_lacking_has_a_bound(text: bytes) -> None:
         found = lacking(some, [])
         assert len(found) <= LACKING_MAX
         assert all(0 < len(line) <= LACKING_LENGTH for line in found)
+
+
+# --- last words -----------------------------------------------------------------------------------
+
+LIMIT = "raise the limit with ulimit -n"
+
+
+@pytest.mark.parametrize("about", [OF_TARGET_MONITOR, OF_INIT])
+def test_last_words_are_about_the_task_of_who_says_them(about: frozenset[tuple[str, str]]) -> None:
+    for verb, subject in about:
+        text = f"{verb}\n{subject}\nwhy".encode()
+        assert str(last_words(text, about)) == f"cannot {verb} {subject}: why"
+    for text in (b"", b"why", b"reach\nthe service manager\nno", b"trust\nthe target monitor\nno"):
+        with pytest.raises(Malformed, match="not about its task"):
+            last_words(text, about)
+
+
+def test_of_one_that_has_not_served_they_are_about_anything() -> None:
+    text = b"empty\nthe bounding set\nOperation not permitted\ntry something else"
+    failure = last_words(text, None)
+    assert str(failure) == "cannot empty the bounding set: Operation not permitted"
+    assert failure.hint == "try something else"
+
+
+def test_a_next_step_is_one_that_we_know() -> None:
+    """It is a line of its own: whoever chose it could write any line into the log."""
+    text = b"run\nthe target monitor\nToo many open files"
+    assert LIMIT in LIMIT_HINTS
+    assert last_words(text + f"\n{LIMIT}".encode(), OF_TARGET_MONITOR).hint == LIMIT
+    for hint in ("inbound, port 22: 10.0.0.9:4444 to 127.0.0.1:22: closed by FIN", f"{LIMIT} now"):
+        assert last_words(text + f"\n{hint}".encode(), OF_TARGET_MONITOR).hint is None
+    assert last_words(text + b"\nthis", OF_TARGET_MONITOR, ("this",)).hint == "this"

@@ -45,7 +45,7 @@ from hardsplice.relay.main import NOTE_SECONDS, Plan
 from hardsplice.relay.sockets import POOL_SIZE
 from hardsplice.relay.stats import DENIED_RECORDS, RESTARTS, Stats
 from hardsplice.supply import SHORT_SECONDS, open_socket
-from tests.support.descriptors import open_descriptors
+from tests.support.descriptors import as_socket, open_descriptors
 from tests.support.fake_upward import Above, Timers
 
 # --- when to start again ---
@@ -302,7 +302,8 @@ def test_descriptors_from_a_relay_are_closed_and_nothing_else(stand: Stand) -> N
     off = struct.pack("ii", 0, 0)
     with socket.create_server(("127.0.0.1", 0)) as shared:
         for packet in (encode(Record(Kind.YIELD)), b"nonsense"):
-            socket.send_fds(relay.socket, [packet], [shared.fileno()])
+            with as_socket(relay) as end:
+                socket.send_fds(end, [packet], [shared.fileno()])
             keeper._on_channel()
         keeper._hear_out()
         assert shared.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, len(off)) == off
@@ -311,7 +312,7 @@ def test_descriptors_from_a_relay_are_closed_and_nothing_else(stand: Stand) -> N
 
 def test_nonsense_from_a_relay_ends_it(stand: Stand) -> None:
     keeper, _, relay = stand
-    relay.socket.send(b"nonsense")
+    os.write(relay.fileno(), b"nonsense")
     keeper._on_channel()
     assert keeper.is_cut_off
     assert "protocol" in keeper.last_words
@@ -484,7 +485,7 @@ def test_a_channel_that_stays_full_is_tried_less_and_less(
     keeper, _, relay = stand
     timers = cast(Timers, keeper.loop)
     monkeypatch.setattr(Channel, "send", lambda *_, **__: Sent.FULL)
-    relay.socket.send(encode(Record(Kind.ASK, 0, detail=1)))
+    os.write(relay.fileno(), encode(Record(Kind.ASK, 0, detail=1)))
     keeper._on_channel()
     waited: list[float] = []
     while not waited or waited[-1] < SHORT_SECONDS:
@@ -503,7 +504,7 @@ def test_too_many_descriptors_under_way_are_told_of_and_tried_again(
     keeper, above, relay = stand
     timers = cast(Timers, keeper.loop)
     monkeypatch.setattr(Channel, "send", lambda *_, **__: Sent.CROWDED)
-    relay.socket.send(encode(Record(Kind.ASK, 0, detail=1)))
+    os.write(relay.fileno(), encode(Record(Kind.ASK, 0, detail=1)))
     keeper._on_channel()
     keeper.add(listener(1))
     later = time.monotonic() + 2 * DEAF_SECONDS

@@ -187,7 +187,7 @@ def described(letter: str, call: str, way: tuple[Term, ...]) -> str:
     terms = {(term.operator, term.value) for term in on_descriptor(call, way)}
     if terms == {(">=", FLOWS)}:
         return BEHIND
-    if terms == {("<", LIFELINE)}:
+    if terms == {(">=", 1), ("<", LIFELINE)}:
         return FIXED
     if terms == {(">=", LISTENERS), ("<", FLOWS)}:
         return PLACES
@@ -292,6 +292,7 @@ CLAIMS = (
     Claim("sendto", "answers to its clients", "addr", {0}),
     Claim("shutdown", "SHUT_WR", "how", number("SHUT_WR"), but=MONITORS),
     Claim("shutdown", "of listeners SHUT_RDWR", "how", number("SHUT_WR", "SHUT_RDWR")),
+    Claim("pidfd_getfd", "pidfd has to be -1", "pidfd", {2**64 - 1}),
     Claim("bind", "the one address that H has written down", "addr", {BIND}),
     Claim("socket", "TCP sockets", "domain", number("AF_INET", "AF_INET6")),
     Claim(

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from hardsplice import sockdiag
+from hardsplice import scm, sockdiag
 from hardsplice.errors import Failure
 from hardsplice.sockdiag import Listening
 
@@ -137,26 +137,56 @@ def test_an_error_in_the_place_of_an_answer_is_raised() -> None:
         sockdiag._is_last(error)
 
 
-def test_what_others_send_is_left_out() -> None:
+def test_what_others_send_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Root in the namespace may send to the socket; the sender's address tells it from the kernel.
 
     A flood of it has an end, too.
     """
     done = struct.pack("=IHHIIi", 20, 3, 2, 1, 0, 0)
-    theirs = (message(0), (), 0, (4711, 0))
+    theirs = (message(0), 4711)
 
-    class Asker:
-        def __init__(self, *packets: object) -> None:
+    class Messages:
+        def __init__(self, *packets: tuple[bytes, int]) -> None:
             self.packets = iter(packets)
 
         def sendmsg(self, *_: object) -> None:
             pass
 
-        def recvmsg(self, *_: object) -> object:
-            return next(self.packets, theirs)
+        def recvmsg(self, *_: object) -> tuple[bytes, tuple[int, ...], int]:
+            packet, self.port = next(self.packets, theirs)
+            return packet, (), 0
 
-    kernels = (done, (), 0, (0, 0))
-    asker = Asker(theirs, kernels, (message(1), (), 0, (0, 0)), theirs, kernels)
-    assert len(sockdiag.parse(sockdiag.ask(asker))) == 1  # type: ignore[arg-type]
-    with pytest.raises(OSError, match="without an end"):
-        sockdiag.ask(Asker())  # type: ignore[arg-type]
+        def sender(self) -> bytes:
+            return struct.pack("=HHII", socket.AF_NETLINK, 0, self.port, 0)
+
+    with sockdiag.open_socket() as asker:
+        some = Messages(theirs, (done, 0), (message(1), 0), theirs, (done, 0))
+        monkeypatch.setattr(sockdiag, "_messages", some)
+        assert len(sockdiag.parse(sockdiag.ask(asker))) == 1
+        monkeypatch.setattr(sockdiag, "_messages", Messages())
+        with pytest.raises(OSError, match="without an end"):
+            sockdiag.ask(asker)
+
+
+def test_the_sender_of_a_message_is_told() -> None:
+    messages = scm.Messages(16, 0)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, theirs, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as named:
+        theirs.send(b"nobody")
+        assert messages.recvmsg(ours.fileno(), 0)[0] == b"nobody"
+        assert messages.sender() == b""
+        named.bind(("127.0.0.1", 0))
+        named.sendto(b"me", named.getsockname())
+        assert messages.recvmsg(named.fileno(), 0)[0] == b"me"
+        assert messages.sender()[2:4] == struct.pack("!H", named.getsockname()[1])
+        messages.sendmsg(ours.fileno(), b"to its own other", (), 0)
+        assert theirs.recv(64) == b"to its own other"
+
+
+def test_a_message_that_is_too_long_is_refused() -> None:
+    """Its room is memory that ctypes would write beyond."""
+    messages = scm.Messages(16, 1)
+    with pytest.raises(ValueError, match="different structures"):
+        messages.sendmsg(-1, bytes(17), (), 0)
+    with pytest.raises(ValueError, match="different structures"):
+        messages.sendmsg(-1, b"", (0,) * 9, 0)

@@ -23,6 +23,8 @@ def told(error: BaseException) -> Failure:
         (OSError(errno.ENFILE, "x"), errno.ENFILE, "fs.file-max"),
         (BlockingIOError(errno.EAGAIN, "x"), errno.EAGAIN, "ulimit -u"),
         (OSError(errno.EFBIG, "x"), errno.EFBIG, "ulimit -f"),
+        (SystemError("error return without exception set"), errno.ENOMEM, None),
+        (SystemError("f returned NULL without setting an exception"), errno.ENOMEM, None),
         (MemoryError("x"), errno.ENOMEM, None),  # without a limit there is nothing to raise
         (ImportError("/lib/x.so: failed to map segment from shared object"), errno.ENOMEM, None),
         (OSError("libx.so: cannot open shared object file: Error 24"), errno.EMFILE, "ulimit -n"),
@@ -34,7 +36,9 @@ def test_a_limit_is_named(error: Exception, reason: int, hint: str | None) -> No
     assert (failure.hint is None) if hint is None else (hint in (failure.hint or ""))
 
 
-@pytest.mark.parametrize("error", [OSError(errno.EPERM, "x"), ValueError("x"), None])
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EPERM, "x"), ValueError("x"), SystemError("bad argument"), None]
+)
 def test_what_is_no_limit_has_no_such_step(error: BaseException | None) -> None:
     assert next_step(error) is None
 
