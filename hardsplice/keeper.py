@@ -238,6 +238,7 @@ class Keeper:
         if len(some) == ROWS_A_PASS:
             self.loop.after(0, lambda: self._close_books(rows, status))
         else:
+            self.plan.stats.begin_anew()
             self._replace(status)
 
     def _left_rows(self) -> Iterator[bytes | None]:

@@ -43,7 +43,7 @@ from hardsplice.ports import Forward
 from hardsplice.relay.engine import Listener
 from hardsplice.relay.main import NOTE_SECONDS, Plan
 from hardsplice.relay.sockets import POOL_SIZE
-from hardsplice.relay.stats import DENIED_RECORDS, RESTARTS, Stats
+from hardsplice.relay.stats import COUNTERS, DENIED_RECORDS, RESTARTS, Stats
 from hardsplice.supply import SHORT_SECONDS, open_socket
 from tests.support.descriptors import open_descriptors
 from tests.support.fake_upward import Above, Timers
@@ -667,6 +667,7 @@ def test_what_a_monitor_counts_is_not_the_relay_s_to_write(stand: Stand) -> None
     keeper._on_exit()
     assert (stats.kept[RESTARTS], stats.kept[DENIED_RECORDS]) == (1, 1)
     assert stats.snapshot()["restarts"] == 1
+    assert not any(stats.count[: len(COUNTERS)]), "nor would the next relay get anywhere"
 
 
 @pytest.mark.parametrize("family", [0, 1])
