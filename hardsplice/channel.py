@@ -86,6 +86,7 @@ class Note(IntEnum):
     OPENED = 8  # with --trace: a flow's target was reached
     ENDED = 9  # with --trace: a flow is over; detail is 0 after FIN both ways, 1 after a reset
     CROWDED = 10  # see Sent
+    SHORT = 11  # there is no process for a relay, or no memory
 
 
 class Sent(Enum):

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hardsplice import container, linux
-from hardsplice.channel import LAST_RECORDS, Kind, Malformed, Record, close_all
+from hardsplice.channel import LAST_RECORDS, Kind, Malformed, Note, Record, close_all
 from hardsplice.children import Child, hear, wait_for
 from hardsplice.crew import Crew
 from hardsplice.deaths import describe_status, exit_status
@@ -96,8 +96,8 @@ class HostMonitor:
             else None
         )
         if host.desk:
-            misused = Malformed("it uses a listener that was ended")
-            host.desk.on_misuse = lambda: self._distrust("the target monitor", misused)
+            host.desk.retiring.on_misuse = lambda why: self._distrust("the target monitor", why)
+            host.desk.on_loss = self._fail
         self.registry = Ports(
             host.ports, host.first_free, host.dynamic, self.exchange, host.check_room
         )
@@ -313,8 +313,8 @@ class HostMonitor:
             self._on_record(record)
         return record is not None
 
-    def _distrust(self, whom: str, error: Exception) -> None:
-        """It says what it may not, or says it when it may not."""
+    def _distrust(self, whom: str, error: Exception | str) -> None:
+        """It says or does what it may not, or when it may not."""
         self._fail(Failure("trust", whom, str(error)))
 
     def _on_record(self, record: Record) -> None:
@@ -428,9 +428,7 @@ class HostMonitor:
         self._tell("outbound", Record(Kind.NOTE, kind, index, detail, text))
 
     def _trouble(self, failure: Failure) -> None:
-        """Something about ports went wrong that those who asked for them may not be there to hear
-        of.
-        """
+        """What went wrong about ports, where those who asked for them may not be there to hear."""
         hint = f": {failure.hint}" if failure.hint else ""
         self.log.limited(Level.WARNING, ("ports", failure.verb), f"{failure}{hint}")
 
@@ -453,3 +451,5 @@ class HostMonitor:
             self.log.line(level, line)  # each of them was asked for
         else:
             self.log.limited(level, (direction, record.small), line)
+        if record.small == Note.RESTARTED and self.host.desk:
+            self.host.desk.look_soon()
