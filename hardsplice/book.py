@@ -13,8 +13,8 @@ takes no Landlock, and holds on every kernel from 5.1 on. mseal(2) says the same
 more, where the kernel has it (6.10).
 
 There is a book a direction, so that no process sees the other one's targets. In front of the slots
-lies the other half: the values of socket options and the place where a listener is made
-(socketcalls.py), for the same reason.
+lie the values of socket options and the place where a listener is made, for the same reason
+(pinned.py).
 
 A slot that isn't used holds an address family that doesn't exist. One that was given up is used
 again as late as possible; and a relay compares what it is about to connect to with what it was told
@@ -33,7 +33,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from hardsplice import landlock, linux, socketcalls
+from hardsplice import landlock, linux, pinned, socketcalls
 from hardsplice.errors import Failure, reason_of
 from hardsplice.files import any_size
 from hardsplice.syscalls import ARCHITECTURES
@@ -41,15 +41,16 @@ from hardsplice.syscalls import ARCHITECTURES
 SEALED = "seal the address book's mappings (Linux 6.10)"
 SLOT = 32  # bytes: a struct sockaddr_in6 fits
 TARGETS_A_PORT = 2  # at the most: the loopback addresses of both families
-_UNUSED = socketcalls.NO_ADDRESS
-VALUES_SIZE = 0x10000  # bytes
+NO_ADDRESS = b"\xff\xff" * 16  # a family that doesn't exist: never zeros, AF_UNSPEC
+VALUES_SIZE = pinned.SIZE
+_WRITTEN = pinned.FIRST_WRITTEN * pinned.PIECE  # where in the file the view begins
 _F_SEAL_FUTURE_WRITE = 0x10  # linux/fcntl.h, Linux 5.1
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a book's slots are, in bytes. The size is a power of two that divides the address. Both
-    halves begin where pages of any size may (64 KiB).
+    """Where a book's slots are, in bytes. The size is a power of two that divides the address. All
+    begins where pages of any size may (64 KiB).
     """
 
     address: int
@@ -57,18 +58,18 @@ class Place:
 
     @property
     def values(self) -> int:
-        """Where the other half is."""
+        """Where the values are."""
         return self.address - VALUES_SIZE
 
     @property
     def words(self) -> dict[str, int]:
-        """What the policies call it, and what is in the other half."""
+        """What the policies call it, and what is in front of it."""
         numbered = self.size - SLOT  # the bits that number the slots
         return {
             "BOOK": self.address,
             "BOOK_SLOTS": (1 << 64) - 1 - numbered,
             "BOOK_END": self.address + self.size,
-            **{name: self.values + offset for name, offset in socketcalls.PINNED.items()},
+            **{name: self.values + offset for name, offset in pinned.PINNED.items()},
         }
 
 
@@ -115,7 +116,7 @@ class Book:
         size = -(-(VALUES_SIZE + max(number, 1) * SLOT) // mmap.PAGESIZE) * mmap.PAGESIZE
         self._free = deque(range((size - VALUES_SIZE) // SLOT))
         self.fd = os.memfd_create("targets", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        slots = bytearray(_UNUSED * len(self._free))
+        slots = bytearray(NO_ADDRESS * len(self._free))
         for sockaddr, times in uses.items():
             slot = self._take(sockaddr)
             self._uses[sockaddr] = times
@@ -123,7 +124,9 @@ class Book:
         try:
             with any_size():
                 os.ftruncate(self.fd, size)
-                os.pwrite(self.fd, socketcalls.initial_values(), 0)
+                for at, value in pinned.initial_values():
+                    piece, offset = divmod(at, pinned.PIECE)
+                    os.pwrite(self.fd, value, pinned.IN_FILE[piece] * pinned.PIECE + offset)
                 os.pwrite(self.fd, slots, VALUES_SIZE)
             self.view = self._writable(size) if is_written else None
             self._seal(written=self.view is not None)
@@ -134,10 +137,19 @@ class Book:
             raise Failure("make", "the address book", reason_of(error), hint) from error
 
     def _writable(self, size: int) -> int:
-        """The one view that can be written. No process that is forked from now on inherits it."""
-        view = linux.map_shared(self.fd, size, mmap.PROT_READ | mmap.PROT_WRITE)
+        """The one view that can be written, of what may be written (pinned.py). No process that is
+        forked from now on inherits it.
+        """
+        size -= _WRITTEN
+        protection = mmap.PROT_READ | mmap.PROT_WRITE
+        view = linux.map_shared(self.fd, size, protection, offset=_WRITTEN)
         linux.madvise(view, size, linux.MADV_DONTFORK)
         return view
+
+    @property
+    def written(self) -> pinned.Written | None:
+        """Where this process can write down where to listen."""
+        return None if self.view is None else pinned.Written(self.view, self.view + pinned.PIECE)
 
     def _seal(self, *, written: bool) -> None:
         last = _F_SEAL_FUTURE_WRITE if written else fcntl.F_SEAL_WRITE
@@ -152,7 +164,9 @@ class Book:
         """
         read, place = mmap.PROT_READ, self.place
         try:
-            linux.map_shared(self.fd, VALUES_SIZE, read, address=place.values)
+            for number, piece in enumerate(pinned.IN_FILE):
+                at, offset = place.values + number * pinned.PIECE, piece * pinned.PIECE
+                linux.map_shared(self.fd, pinned.PIECE, read, address=at, offset=offset)
             # The whole place is taken, though there may be less behind it: what a process asks to
             # be mapped could else land in there.
             linux.map_shared(self.fd, place.size, read, address=place.address, offset=VALUES_SIZE)
@@ -174,7 +188,7 @@ class Book:
         """Take the values of socket options from it, from now on. ``is_writer`` says that this is
         the process that made it.
         """
-        socketcalls.pin(self.place.values, self.view if is_writer else None)
+        pinned.pin(self.place.values, self.written if is_writer else None)
 
     def close(self) -> None:
         """Let go of the file; mappings stay."""
@@ -207,7 +221,7 @@ class Book:
         if self._uses[sockaddr] == 0:
             del self._uses[sockaddr]
             slot = self._slots.pop(sockaddr)
-            self._write(slot, _UNUSED)
+            self._write(slot, NO_ADDRESS)
             self._free.append(slot)
 
     def _take(self, sockaddr: bytes) -> int:
@@ -218,8 +232,8 @@ class Book:
     def _write(self, slot: int, content: bytes) -> None:
         assert self.view is not None
         # The family last, and first when it goes: a reader sees a whole address or none.
-        at = self.view + VALUES_SIZE + slot * SLOT
-        ctypes.memmove(at, _UNUSED[:2], 2)
+        at = self.view + VALUES_SIZE - _WRITTEN + slot * SLOT
+        ctypes.memmove(at, NO_ADDRESS[:2], 2)
         ctypes.memmove(at + 2, content[2:], SLOT - 2)
         ctypes.memmove(at, content[:2], 2)
 

@@ -4,26 +4,29 @@
 It writes targets into the address books, and where the next listener is to be made; and it keeps
 each listener once more, apart from those that relays accept on, so that it can end them: the filter
 lets options be set behind the places of listeners only.
+
+A listener that the target monitor has made at run time it may have kept, and could set options of
+it that connections inherit. So these are looked at again and again; all of them are when a relay
+was replaced.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from ipaddress import IPv4Address, IPv6Address
-from socket import AF_INET, AF_INET6, SHUT_RDWR, SO_DOMAIN, SOL_SOCKET
 
-from hardsplice import listeners, socketcalls
-from hardsplice.book import Book, Pointer
+from hardsplice import listeners, pinned, socketcalls
+from hardsplice.book import Book
 from hardsplice.errors import Failure
-from hardsplice.forwarding import Direction, Port
+from hardsplice.forwarding import PLACES, Direction, Port
+from hardsplice.loop import Alarm, Loop
 from hardsplice.ports import Forward
 from hardsplice.relay.sockets import ALL_FAMILIES
+from hardsplice.retiring import Retiring, Sink
 
-ATTEMPTS = 100  # to get ahead of whoever uses a listener that is being ended
+LOOK_SECONDS = 1.0  # until listeners are looked at
+LOOKED_AT = 256  # of them at a time
 
 
 class Desk:
@@ -36,18 +39,22 @@ class Desk:
         ports: Sequence[Port],
         kept: Mapping[int, int],
         target: int | None,
+        sink: Sink,
     ) -> None:
         """``families`` are those of the namespace that a direction's listeners are made in;
         ``ports`` are written down already, and their listeners ``kept``. ``target`` is the number
         of the network namespace that is served (socketcalls.namespace_cookie).
         """
+        self.retiring = Retiring(books["outbound"], sink)  # the book that this process connects by
         self._books = books
         self._families = families
         self._written = {port.id: (port.direction, port.forward) for port in ports}
         self._kept = dict(kept)
         self._target = target
-        # Called where somebody, who must have been taken over, uses a listener while it is ended.
-        self.on_misuse: Callable[[], None] = lambda: None
+        self._foreign: set[int] = set()  # those that the target monitor has made at run time
+        self._unseen: list[int] = []
+        self._look: Alarm | None = None
+        self.on_loss: Callable[[Failure], None] = lambda _: None  # a listener is not as it was
 
     # --- targets --------------------------------------------------------------------------------
 
@@ -84,13 +91,15 @@ class Desk:
         try:
             fd = listeners.open_listener(forward, self._families["inbound"])
         finally:
-            socketcalls.clear_place()
-        self.keep(index, fd)
+            pinned.clear_place()
+        self._kept[index] = fd
         return fd
 
     def keep(self, index: int, fd: int) -> None:
-        """Keep a port's listener, until it is ended."""
+        """Keep a listener that the target monitor has made, until it is ended."""
         self._kept[index] = fd
+        self._foreign.add(index)
+        self.look_soon()
 
     def listener(self, index: int) -> int:
         """A port's listener; KeyError where it was ended."""
@@ -108,63 +117,58 @@ class Desk:
 
     def offer_place(self, forward: Forward) -> None:
         """Write down where the target monitor is to make an outbound listener."""
-        view = self._books["inbound"].view  # which is what that one sees
-        listeners.write_place(forward, self._families["outbound"], view)
+        written = self._books["inbound"].written  # which is what that one sees
+        listeners.write_place(forward, self._families["outbound"], written)
 
     def withdraw_place(self) -> None:
         """The target monitor has made the listener, or not: it can make no other one there."""
-        socketcalls.clear_place(self._books["inbound"].view)
+        pinned.clear_place(self._books["inbound"].written)
 
     def end(self, index: int) -> None:
         """End a listener, whoever else has it."""
         fd = self._kept.pop(index, None)
+        self._foreign.discard(index)
         if fd is None:
             return
-        socketcalls.retire(fd)
-        direction, _ = self._written.get(index, ("inbound", None))
-        if direction == "inbound":  # it is the host's, and the target monitor has it
-            with contextlib.suppress(OSError, Failure):  # too few descriptors, or slots
-                self._use_up(fd)
-        os.close(fd)
+        written = self._written.get(index)
+        if (
+            written and written[0] == "outbound"
+        ):  # who is in its namespace has made it, and can make more
+            with contextlib.suppress(OSError):
+                socketcalls.retire(fd)
+            os.close(fd)
+        else:
+            name = listeners.describe(written[1]) if written else f"port {index}"
+            self.retiring.end(fd, f"{name} {PLACES['inbound']}")
 
-    def _use_up(self, fd: int) -> None:
-        """Connect what was a listener to a socket of ours that ends at once. A socket that was
-        connected can neither listen nor connect again but by connect(2) with AF_UNSPEC
-        (net/ipv4/af_inet.c), which is in no address book. Where that fails, at an interface of its
-        own for one, it stays deaf but for whoever sends with the largest number of hops.
-        """
-        ours = socketcalls.stream_socket(socketcalls.option(fd, SOL_SOCKET, SO_DOMAIN))
-        try:
-            socketcalls.send_far(ours)
-            socketcalls.listen(ours, listeners.BACKLOG)
-            there = _reached(socketcalls.local_address(fd), socketcalls.local_port(ours))
-            book = self._books["outbound"]  # which is the one that this process connects by
-            pointer = Pointer(book.place, book.add(there), 0, there)
-            try:
-                self._connect(fd, pointer)
-            finally:
-                book.remove(there)
-        finally:
-            os.close(ours)
+    # --- are they as they were? -----------------------------------------------------------------
 
-    def _connect(self, fd: int, pointer: Pointer) -> None:
-        for _ in range(ATTEMPTS):
-            socketcalls.connect(fd, pointer.where, pointer.length)
-            code = socketcalls.connect(fd, pointer.where, pointer.length)
-            if code not in (-errno.EISCONN, -errno.EALREADY, -errno.EINVAL):
+    def begin(self, loop: Loop, tell: Callable[[Failure], None]) -> None:
+        """From now on listeners are looked at; ``tell`` is for people."""
+        self.retiring.begin(loop, tell)
+        self._look = Alarm(loop, self._look_at_some)
+
+    def look_soon(self) -> None:
+        """Look at all listeners."""
+        if self._look is not None:
+            self._look.set(LOOK_SECONDS)
+
+    def _look_at_some(self) -> None:
+        if not self._unseen:
+            self._unseen = list(self._kept)
+        some, self._unseen = self._unseen[:LOOKED_AT], self._unseen[LOOKED_AT:]
+        for index in some:
+            fd = self._kept.get(index)
+            if fd is not None and not listeners.is_sound(fd):
+                self._lose(index)
                 return
-            if not socketcalls.connected(fd):
-                return
-            socketcalls.shutdown(fd, SHUT_RDWR)  # somebody listens or connects on it meanwhile
-        self.on_misuse()
+        if self._unseen or self._foreign:
+            self.look_soon()
 
-
-def _reached(bound: bytes, port: int) -> bytes:
-    """Where a socket that is bound so reaches a port of its own machine."""
-    any_ipv4, any_ipv6 = bytes(4), bytes(16)
-    family = int.from_bytes(bound[:2], sys.byteorder)
-    if family == AF_INET and bound[4:8] == any_ipv4:
-        return socketcalls.sockaddr(IPv4Address("127.0.0.1"), port)
-    if family == AF_INET6 and bound[8:24] == any_ipv6:
-        return socketcalls.sockaddr(IPv6Address("::1"), port)
-    return bound[:2] + port.to_bytes(2, "big") + bound[4:]
+    def _lose(self, index: int) -> None:
+        direction, forward = self._written[index]
+        if index in self._foreign:
+            self.retiring.on_misuse("it changes a listener that it has handed over")
+        else:
+            what = f"{listeners.describe(forward)} {PLACES[direction]}"
+            self.on_loss(Failure("serve", what, listeners.UNSOUND))

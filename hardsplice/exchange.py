@@ -84,6 +84,7 @@ class HostSide:
         self._clock = Alarm(loop, self._look_at_clock)
         self._tell = tell
         self._is_at_it = False
+        desk.begin(loop, tell)
 
     def add(self, index: int, direction: Direction, forward: Forward, done: Done) -> None:
         """Listen, and have connections served."""

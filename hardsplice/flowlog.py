@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from hardsplice.flowtable import End, Ended, in_words, read_record
 from hardsplice.forwarding import Direction
 from hardsplice.log import Level, Log
-from hardsplice.relay.stats import UNLOGGED, UNPASSED, Stats
+from hardsplice.relay.stats import Stats
 
 FINISH_SECONDS = 0.3
 
@@ -43,7 +43,7 @@ class Traffic:
     @property
     def missed(self) -> int:
         """Ends of flows that the host monitor has not heard of."""
-        return sum(one.count[UNLOGGED] + one.kept[UNPASSED] for one in self.stats)
+        return sum(one.unreported() for one in self.stats)
 
 
 class FlowLog:

@@ -41,7 +41,7 @@ WORDS_A_ROW = _ROW.size // 8
 RECORD_SIZE = _ROW.size + _TAIL.size
 _STATE_WORD = _STATE_OFFSET // 8  # a row whose word here is 0 is free
 _STATE_SHIFT = 0 if sys.byteorder == "little" else 32  # the other half is the listener
-_WORD_MASK = 2**64 - 1
+WORD_MASK = 2**64 - 1
 
 Endpoint = tuple[IPv4Address | IPv6Address, int]
 Packed = tuple[bytes, int]  # address and port, the address in 16 bytes (socketcalls.endpoint)
@@ -212,9 +212,9 @@ class FlowTable:
         seconds = now - self.started(at)
         words[generation] |= 1
         for direction in (0, 1):  # a hostile relay's numbers may be too large for a word
-            others[direction] = (others[direction] + words[at + direction]) & _WORD_MASK
+            others[direction] = (others[direction] + words[at + direction]) & WORD_MASK
         words[at] = words[at + 1] = words[at + _STATE_WORD] = 0
-        words[generation] = (words[generation] + 1) & _WORD_MASK
+        words[generation] = (words[generation] + 1) & WORD_MASK
         return row + _TAIL.pack(seconds)
 
     def close_all(self, others: memoryview, now: float) -> Iterator[bytes | None]:

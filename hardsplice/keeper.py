@@ -22,7 +22,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Protocol
 
 from hardsplice import linux, notes
 from hardsplice.channel import (
@@ -40,7 +39,7 @@ from hardsplice.deaths import DEATHS_MAX, WINDOW, Backoff, describe_status, is_d
 from hardsplice.dialogue import RELAY, Dialogue
 from hardsplice.errors import reason_of
 from hardsplice.flowtable import End, Nonsense, read_record
-from hardsplice.listeners import is_sound
+from hardsplice.listeners import UNSOUND, has_ended, is_sound
 from hardsplice.loop import Alarm, Loop
 from hardsplice.placing import NOT_HERE, Placing
 from hardsplice.relay import main as relay
@@ -50,36 +49,12 @@ from hardsplice.relay.sockets import POOL_SIZE
 from hardsplice.relay.stats import DENIED_CALLS, DENIED_RECORDS, RESTARTS
 from hardsplice.supply import SHORT_SECONDS, Supply
 from hardsplice.unforeseen import next_step
+from hardsplice.upward import Upward
 
 TELL_SECONDS = 0.01  # until a relay is told again what its channel had no room for
 ROWS_A_PASS = 256  # of a relay's flow table that are closed before others have their turn
 DEAF_SECONDS = 2.0  # that a relay may leave its channel full
 STOP_SECONDS = 0.5  # for a child to leave by itself once its channel is closed
-
-
-class Upward(Protocol):
-    """Whom a keeper tells."""
-
-    def relay_ready(self) -> None:
-        """The relay is locked down and serves, for the first time."""
-
-    def relay_lost(self, reason: str, hint: str | None = None) -> None:
-        """The relay can't be kept running."""
-
-    def relay_alive(self) -> None:
-        """The relay has answered, or another one has taken its place."""
-
-    def relay_yields(self) -> None:
-        """The relay stops accepting, or is gone: others with the same listeners have to look."""
-
-    def note(self, kind: int, detail: int, index: int, text: bytes) -> None:
-        """The relay, or the keeper, has something for the log."""
-
-    def flow_ended(self, end: int, row: bytes) -> None:
-        """A flow ended; what is said of it was checked (flowtable.read_record)."""
-
-    def relay_drained(self) -> None:
-        """The relay has ended, as it was told to; or there was none."""
 
 
 class Keeper:
@@ -115,14 +90,16 @@ class Keeper:
         """Fork a relay."""
         if self.is_draining:
             return
-        ours, theirs = Channel.pair()
         monitor = os.getpid()
         try:
-            with self.plan.stats.shared():
-                pid = linux.fork()
+            with contextlib.ExitStack() as undo:
+                ours, theirs = Channel.pair()
+                undo.callback(theirs.close)
+                undo.callback(ours.close)
+                with self.plan.stats.shared():
+                    pid = linux.fork()
+                undo.pop_all()
         except OSError as error:
-            ours.close()
-            theirs.close()
             self._start_later(error)
             return
         if pid == 0:
@@ -255,6 +232,7 @@ class Keeper:
         if len(some) == ROWS_A_PASS:
             self.loop.after(0, lambda: self._close_books(rows, status))
         else:
+            self.plan.stats.begin_anew()
             self._replace(status)
 
     def _left_rows(self) -> Iterator[bytes | None]:
@@ -273,9 +251,9 @@ class Keeper:
         if not self.was_ready:
             self.upward.relay_lost(f"it did not start: {reason}", hint or None)
             return
-        if not all(is_sound(one.fd) for one in self.plan.listeners):
+        if not all(self._is_sound(one.fd) for one in self.plan.listeners):
             # No relay can do that; if one did all the same, its successor doesn't go on with it.
-            self.upward.relay_lost("a listener has other options than it was made with")
+            self.upward.relay_lost(UNSOUND)
             return
         delay = self.backoff.delay(time.monotonic())
         if delay is None:
@@ -286,13 +264,23 @@ class Keeper:
         self.upward.relay_yields()
         self.loop.after(delay, self.start)
 
+    def _is_sound(self, fd: int) -> bool:
+        """Whether relays can go on with a listener. One of the host's that has ended where ports
+        may change was removed, of which we hear next; or else the host monitor, which keeps it too,
+        hears that a relay was replaced and looks for itself (desk.py).
+        """
+        is_the_hosts = self.plan.is_dynamic and self.plan.direction == "inbound"
+        return is_sound(fd) or (is_the_hosts and has_ended(fd))
+
     def _start_later(self, error: OSError) -> None:
-        """There are too many processes now, or too little memory."""
-        delay = self.backoff.delay(time.monotonic()) if self.was_ready else None
-        if delay is None:
+        """There are too many processes now, or too little memory: others of the same user may have
+        them, who are no reason to end. Clients wait in the backlog.
+        """
+        if not self.was_ready:
             self.upward.relay_lost(reason_of(error), next_step(error))
-        else:
-            self.loop.after(delay, self.start)
+            return
+        self.upward.note(Note.SHORT, error.errno or 0, 0, b"")
+        self.loop.after(SHORT_SECONDS, self.start)
 
     def _count(self, status: int) -> None:
         """The relay is replaced: count that, and whether it had tried what it may not."""

@@ -6,7 +6,7 @@ cost nothing per connection. SO_SNDBUF and SO_RCVBUF are left alone, since setti
 kernel's autotuning off.
 
 All that a listener is made with, its address too, is written down first and then taken from there
-(socketcalls.py): after lock-down only the host monitor can write that, and a filter sees to it that
+(pinned.py): after lock-down only the host monitor can write that, and a filter sees to it that
 nothing else is taken.
 """
 
@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 
-from hardsplice import socketcalls
+from hardsplice import pinned, socketcalls
 from hardsplice.book import Place, Pointer
 from hardsplice.channel import CROWDED_HINT, close_all
 from hardsplice.errors import Failure, reason_of
@@ -66,13 +66,15 @@ def place_of(forward: Forward) -> str:
     return where
 
 
-def write_place(forward: Forward, families: Sequence[int], writable: int | None = None) -> None:
+def write_place(
+    forward: Forward, families: Sequence[int], written: pinned.Written | None = None
+) -> None:
     """Write down where a forward's listener is to be, for ``open_listener``. ``families`` are those
-    of the namespace that it will be made in; ``writable`` as for socketcalls.write_place.
+    of the namespace that it will be made in; ``written`` as for pinned.write_place.
     """
     address, _ = bound_address(forward, families)
     device = os.fsencode(forward.interface) + b"\0" if forward.interface else b""
-    socketcalls.write_place(socketcalls.sockaddr(address, forward.port), device, writable)
+    pinned.write_place(socketcalls.sockaddr(address, forward.port), device, written)
 
 
 def open_listener(forward: Forward, families: Sequence[int]) -> int:
@@ -125,8 +127,10 @@ def is_listener(fd: int, port: int) -> bool:
 
 
 # What a listener has that ``open_listener`` made, and what would cut off or hold up those who are
-# accepted from it.
+# accepted from it. One that isn't so was shut down, or has other options now: whoever did that.
+UNSOUND = "somebody who has its listener ended or changed it"
 _SOUND = (
+    (socket.SOL_SOCKET, socket.SO_ACCEPTCONN, 1),
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     (socket.SOL_SOCKET, socket.SO_LINGER, 0),
     (socket.SOL_SOCKET, socket.SO_OOBINLINE, 0),
@@ -141,12 +145,13 @@ def namespace_here() -> int | None:
 
 
 def is_sound(fd: int) -> bool:
-    """Whether a listener has the options that it was made with. One that listens no longer is not
-    asked for them: the host monitor ended it (desk.py), and nobody is accepted from it any more.
-    """
-    if socketcalls.option(fd, socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 0:
-        return True
+    """Whether a listener still listens, and has the options that it was made with."""
     return all(socketcalls.option(fd, level, name) == value for level, name, value in _SOUND)
+
+
+def has_ended(fd: int) -> bool:
+    """Whether it listens no longer."""
+    return socketcalls.option(fd, socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 0
 
 
 # What a listener that was ended demands of whom it hears (socketcalls.retire).

@@ -72,7 +72,7 @@ def lock_host_monitor(setup: Setup) -> None:
     setup.log.settle()
     begun = of_monitor(setup, "outbound", setup.say)
     descriptors.keep((descriptors.RULESET_FD, *kept), setup.first_flow)
-    own = _ruleset(setup, "outbound", scoped=False)
+    own = _ruleset(setup, "outbound", setup.planner.sink.port, scoped=False)
     needs_user_namespace = not (users.is_real_root() and rights.may_make_namespaces())
     if setup.options.log_file is None:  # which is read again when it is full
         reopen = partial(descriptors.write_only, descriptors.LOG_FD)
@@ -126,7 +126,7 @@ def _kept(setup: Setup) -> list[int]:
     if setup.target and setup.target.watched is not None:
         keep.append(setup.target.watched.table)
     keep += [fd for _, fd in setup.target_listeners]
-    keep += setup.copies.values()
+    keep += (*setup.copies.values(), *setup.planner.sink.fds.values())
     keep += [one.fileno() for one in (setup.control, setup.metrics, setup.terminal) if one]
     keep += [asker.fileno() for asker in setup.askers.values()]
     return keep
@@ -136,14 +136,16 @@ def _begun(setup: Setup, say: Callable[[str], None]) -> Lockdown:
     return Lockdown(strict=setup.options.sandbox == "strict", say=say)
 
 
-def _ruleset(setup: Setup, direction: Direction, *, scoped: bool) -> int | None:
-    """The Landlock ruleset for a direction: it allows connections to the targets, and binding where
-    the other direction's ports may change, whose listeners this direction's monitor makes.
+def _ruleset(setup: Setup, direction: Direction, sink: int = 0, *, scoped: bool) -> int | None:
+    """The Landlock ruleset for a direction: it allows connections to the targets and to the
+    ``sink``, and binding where the other direction's ports may change, whose listeners this
+    direction's monitor makes.
     """
     (other,) = {*DIRECTIONS} - {direction}
+    ports = reach.connected_to(setup.options, direction)
     return landlock.ruleset(
         setup.landlock.abi,
-        connect=reach.connected_to(setup.options, direction),
+        connect=ports if ports is None or not sink else {*ports, sink},
         bind=reach.listened_on(setup.options, other),
         scoped=scoped,
     )

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from hardsplice import container, departure, linux, loops
-from hardsplice.channel import LAST_RECORDS, Kind, Malformed, Record, close_all
+from hardsplice.channel import LAST_RECORDS, Kind, Malformed, Note, Record, close_all
 from hardsplice.children import hear, wait_for
 from hardsplice.crew import Crew
 from hardsplice.deaths import describe_status, exit_status
@@ -26,7 +26,7 @@ from hardsplice.errors import Failure, relay_lost
 from hardsplice.exchange import HostSide
 from hardsplice.flowlog import FlowLog
 from hardsplice.flowtable import Nonsense
-from hardsplice.forwarding import Ports
+from hardsplice.forwarding import Direction, Ports
 from hardsplice.host import Host
 from hardsplice.keeper import STOP_SECONDS
 from hardsplice.log import Level
@@ -65,8 +65,8 @@ class HostMonitor:
             else None
         )
         if host.desk:
-            misused = Malformed("it uses a listener that was ended")
-            host.desk.on_misuse = lambda: self._distrust("the target monitor", misused)
+            host.desk.retiring.on_misuse = lambda why: self._distrust("the target monitor", why)
+            host.desk.on_loss = self._fail
         self.registry = Ports(
             host.ports, host.first_free, host.dynamic, self.exchange, host.check_room, loops.check
         )
@@ -311,8 +311,8 @@ class HostMonitor:
             self._on_record(record)
         return record is not None
 
-    def _distrust(self, whom: str, error: Exception) -> None:
-        """It says what it may not, or says it when it may not."""
+    def _distrust(self, whom: str, error: Exception | str) -> None:
+        """It says or does what it may not, or when it may not."""
         self._fail(Failure("trust", whom, str(error)))
 
     def _on_record(self, record: Record) -> None:
@@ -343,7 +343,7 @@ class HostMonitor:
                 raise Nonsense("nobody asked for the ends of flows")
             self.flows.ended("inbound", record.small, record.text)
         elif record.small in self.noted:
-            self.teller.tell("inbound", record)
+            self._tell("inbound", record)
         else:
             raise Malformed(f"note {record.small} is not its to send")
 
@@ -439,4 +439,9 @@ class HostMonitor:
 
     def note(self, kind: int, detail: int, index: int, text: bytes) -> None:
         """An outbound relay, or its keeper, has something for the log."""
-        self.teller.tell("outbound", Record(Kind.NOTE, kind, index, detail, text))
+        self._tell("outbound", Record(Kind.NOTE, kind, index, detail, text))
+
+    def _tell(self, direction: Direction, record: Record) -> None:
+        self.teller.tell(direction, record)
+        if record.small == Note.RESTARTED and self.host.desk:
+            self.host.desk.look_soon()

@@ -16,7 +16,9 @@ BY_RELAYS: frozenset[int] = frozenset(
 )
 # Where the log wants every flow.
 BY_TRACED_RELAYS: frozenset[int] = frozenset({Note.OPENED, Note.ENDED})
-BY_KEEPERS: frozenset[int] = frozenset({Note.RESTARTED, Note.SOCKETS, Note.CROWDED, Note.LOOPBACK})
+BY_KEEPERS: frozenset[int] = frozenset(
+    {Note.RESTARTED, Note.SOCKETS, Note.CROWDED, Note.LOOPBACK, Note.SHORT}
+)
 LACKING_MAX, LACKING_LENGTH = 32, 200  # lines, and characters of a line
 
 _WORDS: dict[int, tuple[Level, str]] = {
@@ -40,6 +42,7 @@ _WORDS: dict[int, tuple[Level, str]] = {
         Level.WARNING,
         f"{{direction}}: cannot pass {{text}} on for now: {{reason}}: {CROWDED_HINT}",
     ),
+    Note.SHORT: (Level.WARNING, "{direction}: cannot start the relay again for now: {reason}"),
 }
 _UNKNOWN = (Level.WARNING, "{direction}: a note without a meaning")
 

@@ -19,6 +19,7 @@ from hardsplice.relay import main as relay
 from hardsplice.relay.accepting import Listener
 from hardsplice.relay.sockets import ALL_FAMILIES
 from hardsplice.relay.stats import Stats
+from hardsplice.retiring import Sink, open_sink
 
 
 class Planner:
@@ -50,7 +51,8 @@ class Planner:
         self._has_ruleset = has_ruleset
         self._obstacle = unotify.obstacle() if options.dynamic else None
         self._passed_first, self._are_kept = passed_first, are_kept
-        self.books = books(options, first_flow, place)
+        self.sink = open_sink() if options.dynamic else Sink()
+        self.books = books(options, first_flow, place, self.sink)
         rows = _flow_rows(options)
         self.stats = {
             direction: tuple(Stats(rows) for _ in range(options.workers))
@@ -148,8 +150,10 @@ class Planner:
         return Listener(fd, *plans, self.first(direction) + index)
 
 
-def books(options: Options, first_flow: int, place: Place) -> dict[Direction, Book]:
-    """The address books of both directions, with room for what may come at run time."""
+def books(options: Options, first_flow: int, place: Place, sink: Sink) -> dict[Direction, Book]:
+    """The address books of both directions, with room for what may come at run time: targets, and
+    in the host monitor's own the sink.
+    """
     is_dynamic = bool(options.dynamic)
     targets = {
         direction: [
@@ -162,7 +166,8 @@ def books(options: Options, first_flow: int, place: Place) -> dict[Direction, Bo
     late = TARGETS_A_PORT * (first_flow - FIRST_LISTENER) if is_dynamic else 0
     return {
         direction: Book(
-            place, targets[direction], late if direction in options.dynamic else 0,
+            place, targets[direction],
+            (late if direction in options.dynamic else 0) + (1 if sink.fds else 0),
             is_written=is_dynamic,
         )
         for direction in DIRECTIONS
@@ -173,7 +178,7 @@ def place_of_books(options: Options, first_flow: int, arch: str) -> Place:
     """Where both address books are, on an architecture."""
     listening = max(len(options.forwards(direction)) for direction in DIRECTIONS)
     late = first_flow - FIRST_LISTENER if options.dynamic else 0
-    return place_for(TARGETS_A_PORT * (listening + late), arch)
+    return place_for(TARGETS_A_PORT * (listening + late) + 1, arch)
 
 
 def _flow_rows(options: Options) -> int:

@@ -224,9 +224,7 @@ class Setup:
             self.log.line(Level.WARNING, text)
 
     def _number_descriptors(self) -> None:
-        """From here on each number below the first flow's has its meaning, and whatever is opened
-        gets one above.
-        """
+        """Give each number below the first flow's its meaning: what is opened gets one above."""
         options = self.options
         passed = self.manager.passed
         listening = max(len(options.inbound), len(options.outbound)) + len(passed)
@@ -359,6 +357,7 @@ class Setup:
             self.ports,
             self.copies,
             self.target_namespace,
+            self.planner.sink,
         )
 
     def _control(self) -> Control:

@@ -5,10 +5,7 @@
 negated errno. "Not now" is an everyday answer there, and an exception for it would cost more than
 the call (CPython formats the message of each OSError). The others raise OSError.
 
-*Pinned values.* What a filter can't see is what a pointer points to. So the values of socket
-options, and the address of a listener that is made at run time, lie in memory at a fixed place
-which nobody but the host monitor can write (book.py), and the filters compare the pointer. ``pin``
-turns to that memory; before, they lie in memory of the process's own.
+Values of options, and addresses to listen at, are where a filter can look for them (pinned.py).
 
 *socketcall.* On i386 and s390x the C library makes socket calls through socketcall(2), which hides
 every argument behind a pointer, and which no policy has. Here they are made by numbers of their own
@@ -29,10 +26,12 @@ from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
+from hardsplice import pinned
 from hardsplice.linux import MACHINE, fail, libc
 from hardsplice.syscalls import DIRECT
 
 _errno = ctypes.get_errno
+_FAMILY = struct.Struct("=H")
 
 # --- which way a call goes ------------------------------------------------------------------------
 
@@ -79,79 +78,6 @@ else:
     _send.argtypes = (c_int, c_char_p, c_size_t, c_int)
     _recv = libc.recv
     _recv.argtypes = (c_int, c_void_p, c_size_t, c_int)
-
-
-# --- pinned values --------------------------------------------------------------------------------
-
-# Offsets in the memory that is pinned; the policies name the addresses.
-LINGER, ONE, ZERO, MOST, UNSENT = 0x00, 0x20, 0x40, 0x60, 0x80
-BIND, DEVICE = 0x8000, 0x8020
-PINNED = {
-    "LINGER": LINGER, "ONE": ONE, "ZERO": ZERO, "MOST": MOST, "UNSENT": UNSENT,
-    "BIND": BIND, "DEVICE": DEVICE,
-}  # fmt: skip
-VALUES_END = 0x8040
-# What TCP_NOTSENT_LOWAT may be set to, in bytes; each is 32 bytes behind the one before.
-UNSENT_SIZES = (512 << 10, 256 << 10, 128 << 10, 64 << 10)
-_FAMILY = struct.Struct("=H")
-NO_ADDRESS = _FAMILY.pack(0xFFFF) * 16  # a family that doesn't exist: never zeros, AF_UNSPEC
-
-
-def initial_values() -> bytes:
-    """What the pinned memory holds."""
-    memory = bytearray(VALUES_END)
-    for at, value in (
-        (LINGER, struct.pack("=ii", 1, 0)),  # struct linger: on, 0 seconds
-        (ONE, struct.pack("=i", 1)),
-        (ZERO, struct.pack("=i", 0)),
-        (MOST, struct.pack("=i", 255)),
-        *((UNSENT + 32 * n, struct.pack("=i", size)) for n, size in enumerate(UNSENT_SIZES)),
-        (BIND, NO_ADDRESS),
-    ):
-        memory[at : at + len(value)] = value
-    return bytes(memory)
-
-
-class _Values:
-    """Where the values are, each as a pointer that is made once."""
-
-    def __init__(self, address: int, writable: int | None) -> None:
-        def pointer(offset: int) -> c_void_p:
-            return c_void_p(address + offset)
-
-        self.linger, self.one, self.zero = pointer(LINGER), pointer(ONE), pointer(ZERO)
-        self.most = pointer(MOST)
-        self.unsent = {size: pointer(UNSENT + 32 * n) for n, size in enumerate(UNSENT_SIZES)}
-        self.bind, self.device = pointer(BIND), pointer(DEVICE)
-        self.writable = writable
-
-
-_own = ctypes.create_string_buffer(VALUES_END)
-_own.raw = initial_values()
-_values = _Values(ctypes.addressof(_own), ctypes.addressof(_own))
-
-
-def pin(address: int, writable: int | None) -> None:
-    """Take the values from ``address`` from now on; ``writable`` is where this process can write
-    the same memory, if it can.
-    """
-    global _values
-    _values = _Values(address, writable)
-
-
-def write_place(sockaddr: bytes, device: bytes, writable: int | None = None) -> None:
-    """Write down where to listen next, and at which interface; only who may write can do that:
-    ``writable`` is where, if not for this process itself.
-    """
-    at = _values.writable if writable is None else writable
-    assert at is not None
-    ctypes.memmove(at + BIND, sockaddr.ljust(32, b"\0"), 32)
-    ctypes.memmove(at + DEVICE, device.ljust(16, b"\0")[:16], 16)
-
-
-def clear_place(writable: int | None = None) -> None:
-    """There is nowhere to listen any more."""
-    write_place(NO_ADDRESS, b"", writable)
 
 
 # --- hot calls: a result or the negated errno -----------------------------------------------------
@@ -216,21 +142,21 @@ def shutdown(fd: int, how: int) -> int:
 
 def abort(fd: int) -> int:
     """Make the coming close of ``fd`` a reset (SO_LINGER, 0 seconds): 0, or the negated errno."""
-    done = _setsockopt(fd, socket.SOL_SOCKET, socket.SO_LINGER, _values.linger, 8)
+    done = _setsockopt(fd, socket.SOL_SOCKET, socket.SO_LINGER, pinned.values.linger, 8)
     return 0 if done == 0 else -_errno()
 
 
 def spare(fd: int) -> int:
     """Undo ``abort``: the coming close of ``fd`` is a clean one. 0, or the negated errno."""
-    done = _setsockopt(fd, socket.SOL_SOCKET, socket.SO_LINGER, _values.zero, 8)
+    done = _setsockopt(fd, socket.SOL_SOCKET, socket.SO_LINGER, pinned.values.zero, 8)
     return 0 if done == 0 else -_errno()
 
 
 def limit_unsent(fd: int, size: int) -> int:
-    """Have ``fd`` take no more while ``size`` bytes, one of UNSENT_SIZES, wait in the kernel to be
-    sent (TCP_NOTSENT_LOWAT): 0, or the negated errno.
+    """Have ``fd`` take no more while ``size`` bytes, one of pinned.UNSENT_SIZES, wait in the kernel
+    to be sent (TCP_NOTSENT_LOWAT): 0, or the negated errno.
     """
-    value = _values.unsent[size]
+    value = pinned.values.unsent[size]
     done = _setsockopt(fd, socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, value, 4)
     return 0 if done == 0 else -_errno()
 
@@ -239,7 +165,7 @@ def keep_urgent_inline(fd: int) -> int:
     """Leave the urgent byte in the stream for an ordinary receive (SO_OOBINLINE): 0, or the negated
     errno.
     """
-    done = _setsockopt(fd, socket.SOL_SOCKET, socket.SO_OOBINLINE, _values.one, 4)
+    done = _setsockopt(fd, socket.SOL_SOCKET, socket.SO_OOBINLINE, pinned.values.one, 4)
     return 0 if done == 0 else -_errno()
 
 
@@ -366,7 +292,7 @@ def stream_socket(family: int) -> int:
 def pool_socket(family: int) -> int:
     """The same with TCP_NODELAY set."""
     fd: int = _socket(family, _SOCKET_TYPE, 0)
-    if fd < 0 or _setsockopt(fd, _IPPROTO_TCP, _TCP_NODELAY, _values.one, 4) != 0:
+    if fd < 0 or _setsockopt(fd, _IPPROTO_TCP, _TCP_NODELAY, pinned.values.one, 4) != 0:
         try:
             fail()
         finally:
@@ -382,33 +308,33 @@ def _set(fd: int, level: int, name: int, value: c_void_p, size: int = 4) -> None
 
 def set_nodelay(fd: int) -> None:
     """Send small segments at once (TCP_NODELAY)."""
-    _set(fd, socket.IPPROTO_TCP, socket.TCP_NODELAY, _values.one)
+    _set(fd, socket.IPPROTO_TCP, socket.TCP_NODELAY, pinned.values.one)
 
 
 def set_keepalive(fd: int) -> None:
     """Notice peers that are gone without a word (SO_KEEPALIVE)."""
-    _set(fd, socket.SOL_SOCKET, socket.SO_KEEPALIVE, _values.one)
+    _set(fd, socket.SOL_SOCKET, socket.SO_KEEPALIVE, pinned.values.one)
 
 
 def set_reuse_address(fd: int) -> None:
     """Take a port although connections of an earlier listener linger (SO_REUSEADDR)."""
-    _set(fd, socket.SOL_SOCKET, socket.SO_REUSEADDR, _values.one)
+    _set(fd, socket.SOL_SOCKET, socket.SO_REUSEADDR, pinned.values.one)
 
 
 def set_ipv6_only(fd: int, *, value: bool) -> None:
     """Whether IPv4 is left out (IPV6_V6ONLY)."""
-    chosen = _values.one if value else _values.zero
+    chosen = pinned.values.one if value else pinned.values.zero
     _set(fd, socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, chosen)
 
 
 def bind_to_device(fd: int) -> None:
     """Use the interface that was written down, and no other (SO_BINDTODEVICE)."""
-    _set(fd, socket.SOL_SOCKET, socket.SO_BINDTODEVICE, _values.device, 16)
+    _set(fd, socket.SOL_SOCKET, socket.SO_BINDTODEVICE, pinned.values.device, 16)
 
 
 def bind(fd: int, length: int) -> None:
     """Take the address, of so many bytes, that was written down."""
-    if _bind(fd, _values.bind, length) != 0:
+    if _bind(fd, pinned.values.bind[length], length) != 0:
         fail()
 
 
@@ -422,21 +348,28 @@ IP_MINTTL, IPV6_MINHOPCOUNT = 21, 73  # linux/in.h, linux/in6.h
 
 
 def retire(fd: int) -> None:
-    """End a listener for whoever has it: it listens no longer, and hears nothing that has not the
-    largest number of hops before it, which few send; no filter lets anybody undo that. Without it,
-    who still has it could listen again, or connect it in the namespace that it belongs to.
+    """Have a listener listen no longer, whoever has it, and hear nothing that has not the largest
+    number of hops before it, which few send; no filter lets anybody undo that.
     """
-    _set(fd, socket.IPPROTO_IP, IP_MINTTL, _values.most)
-    if option(fd, socket.SOL_SOCKET, socket.SO_DOMAIN) == socket.AF_INET6:
-        _set(fd, socket.IPPROTO_IPV6, IPV6_MINHOPCOUNT, _values.most)
-    shutdown(fd, socket.SHUT_RDWR)
+    try:
+        _set(fd, socket.IPPROTO_IP, IP_MINTTL, pinned.values.most)
+        if option(fd, socket.SOL_SOCKET, socket.SO_DOMAIN) == socket.AF_INET6:
+            _set(fd, socket.IPPROTO_IPV6, IPV6_MINHOPCOUNT, pinned.values.most)
+    finally:
+        shutdown(fd, socket.SHUT_RDWR)
 
 
-def send_far(fd: int) -> None:
-    """Be heard by those who demand the largest number of hops."""
-    if option(fd, socket.SOL_SOCKET, socket.SO_DOMAIN) == socket.AF_INET6:
-        _set(fd, socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, _values.most)
-    _set(fd, socket.IPPROTO_IP, socket.IP_TTL, _values.most)
+def be_impatient(fd: int) -> None:
+    """Give a connection up that isn't answered within three seconds (TCP_SYNCNT)."""
+    _set(fd, socket.IPPROTO_TCP, socket.TCP_SYNCNT, pinned.values.one)
+
+
+def peer_address(fd: int) -> bytes:
+    """The struct sockaddr_in or sockaddr_in6 at the other end; empty where there is none."""
+    _peer_length.value = 28
+    if _getpeername(fd, _peer_ref, _peer_length_ref) != 0:
+        return b""
+    return _peer.raw[: _peer_length.value]
 
 
 def local_address(fd: int) -> bytes:

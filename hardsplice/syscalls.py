@@ -194,11 +194,10 @@ _SAME_EVERYWHERE: Final = {
     "IPPROTO_TCP": 6,
     "IPPROTO_IPV6": 41,
     "IP_MINTTL": 21,
-    "IP_TTL": 2,
-    "IPV6_UNICAST_HOPS": 16,
     "IPV6_V6ONLY": 26,
     "IPV6_MINHOPCOUNT": 73,
     "TCP_NODELAY": 1,
+    "TCP_SYNCNT": 7,
     "TCP_NOTSENT_LOWAT": 25,
     # linux/fcntl.h, asm/fcntl.h, linux/pipe_fs_i.h, linux/splice.h
     "O_NONBLOCK": 0o4000,

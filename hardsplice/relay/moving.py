@@ -40,6 +40,7 @@ from collections.abc import Callable
 
 from hardsplice.channel import Note
 from hardsplice.flowtable import End
+from hardsplice.pinned import UNSENT_SIZES
 from hardsplice.relay import stats as count
 from hardsplice.relay.flow import (
     BLOCKED,
@@ -59,7 +60,6 @@ from hardsplice.relay.flow import (
 from hardsplice.relay.kernel import SPLICE_FLAGS
 from hardsplice.relay.pipes import Pipe
 from hardsplice.relay.table import FlowTable, Resources
-from hardsplice.socketcalls import UNSENT_SIZES
 
 ROUNDS_A_TURN = 16  # splices in and out that a flow may make before others have their turn
 _ROUNDS = range(ROUNDS_A_TURN)

@@ -4,7 +4,11 @@ the kernel.
 
 The monitor makes the memory before it forks the relay, so the counts outlive a relay that died.
 A relay may have been taken over: what stands in its memory can be anything, and readers take it as
-that. What monitors count of a relay is in a page of their own, which no relay has: the monitor that
+that. Its successor doesn't read it: when a relay has ended, its keeper takes over what it counted,
+and the memory is as at first. Else a number left there, to which no more can be added, would end
+each successor at its first connection.
+
+What monitors count of a relay is in a page of their own, which no relay has: the monitor that
 keeps the relay writes there, the host monitor reads. Nor has any process memory that it has no
 business with: a fork gets that of the relays for which it is `shared`, and of no other.
 
@@ -22,7 +26,7 @@ import mmap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from hardsplice.flowtable import WORDS_A_ROW, FlowTable
+from hardsplice.flowtable import WORD_MASK, WORDS_A_ROW, FlowTable
 
 COUNTERS = (
     "bytes_to_target",
@@ -91,6 +95,12 @@ GAUGES = (
 _GAUGES = _LATENCY_SUM + 1
 _FIXED_WORDS = _GAUGES + len(GAUGES)
 
+# The monitors' page: KEPT, then a number that is odd while the rest changes, then what the relays
+# counted that have ended: all that is in front of the gauges.
+_GENERATION = len(KEPT)
+_ENDED = _GENERATION + 1
+_LOOKS = 2  # at a page that is changing, which takes no time
+
 
 @dataclass(frozen=True, slots=True)
 class Latency:
@@ -109,10 +119,11 @@ class Stats:
         """
         words = _FIXED_WORDS + (FlowTable.HEAD_WORDS + rows * WORDS_A_ROW if rows else 0)
         # What is never written takes no memory.
-        self._memory, self._page = mmap.mmap(-1, 8 * words), mmap.mmap(-1, 8 * len(KEPT))
-        self.count, self.kept = (
+        self._memory, self._page = mmap.mmap(-1, 8 * words), mmap.mmap(-1, 8 * (_ENDED + _GAUGES))
+        self.count, self._words = (
             memoryview(memory).cast("Q") for memory in (self._memory, self._page)
         )
+        self.kept, self._ended = self._words[: len(KEPT)], self._words[_ENDED:]
         self._pass_on(self._memory, self._page, passed=False)
         self.flows = FlowTable(self.count, _FIXED_WORDS) if rows else None
 
@@ -133,13 +144,40 @@ class Stats:
         finally:
             self._pass_on(*memory, passed=False)
 
+    def begin_anew(self) -> None:
+        """The relay has ended, and the rows of its flows are closed: take over what it counted, for
+        its keeper, and leave its successor nothing.
+        """
+        self._words[_GENERATION] |= 1
+        for at, count in enumerate(self.count[:_GAUGES]):
+            self._ended[at] = (self._ended[at] + count) & WORD_MASK
+        self.count[:_FIXED_WORDS] = memoryview(bytes(8 * _FIXED_WORDS)).cast("Q")
+        self._words[_GENERATION] = (self._words[_GENERATION] + 1) & WORD_MASK
+
+    def _counted(self) -> list[int]:
+        """The words in front of the gauges, of all relays so far; bytes include those of flows that
+        are still there.
+        """
+        words: list[int] = []
+        for _ in range(_LOOKS):  # the writer may be hostile, so not for ever
+            before = self._words[_GENERATION]
+            words = self.count[:_GAUGES].tolist()
+            if self.flows is not None:
+                words[:2] = self.flows.bytes_with(self.count[:2])
+            words = [(one + more) & WORD_MASK for one, more in zip(words, self._ended, strict=True)]
+            if before % 2 == 0 and before == self._words[_GENERATION]:
+                break
+        return words
+
     def snapshot(self) -> dict[str, int]:
         """Every counter by name; bytes include those of flows that are still there."""
-        counts = dict(zip(COUNTERS, self.count, strict=False))
-        counts.update(zip(KEPT, self.kept, strict=False))
-        if self.flows is not None:
-            counts.update(zip(COUNTERS, self.flows.bytes_with(self.count[:2]), strict=False))
+        counts = dict(zip(COUNTERS, self._counted(), strict=False))
+        counts.update(zip(KEPT, self.kept, strict=True))
         return counts
+
+    def unreported(self) -> int:
+        """Ends of flows that are not in the log, since somebody had no time to hear of them."""
+        return self._ended[UNLOGGED] + self.count[UNLOGGED] + self.kept[UNPASSED]
 
     def gauges(self) -> memoryview:
         """The words of GAUGES, for the relay to write."""
@@ -151,8 +189,9 @@ class Stats:
 
     def connect_latency(self) -> Latency:
         """How long clients waited for their targets; only counted where there is a flow table."""
-        counts = itertools.accumulate(self.count[_LATENCY:_LATENCY_SUM])
-        return Latency(tuple(counts), self.count[_LATENCY_SUM] / 1e9)
+        words = self._counted()
+        counts = itertools.accumulate(words[_LATENCY:_LATENCY_SUM])
+        return Latency(tuple(counts), words[_LATENCY_SUM] / 1e9)
 
 
 @contextlib.contextmanager

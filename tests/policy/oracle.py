@@ -122,8 +122,6 @@ _LITERAL = {
     "SECCOMP_IOCTL_NOTIF_RECV": 3 << 30 | 80 << 16 | ord("!") << 8 | 0,
     "SECCOMP_IOCTL_NOTIF_SEND": 3 << 30 | 24 << 16 | ord("!") << 8 | 1,
     "IP_MINTTL": 21,
-    "IP_TTL": 2,
-    "IPV6_UNICAST_HOPS": 16,
     "IPV6_MINHOPCOUNT": 73,
     "MADV_DONTNEED": 4,
     "MADV_DONTFORK": 10,

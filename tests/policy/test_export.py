@@ -147,7 +147,7 @@ def test_the_other_forms_have_nothing_to_be_said_beside_them(
 # --- for so many listeners ---
 
 
-@pytest.mark.parametrize(("role", "call"), [("relay", "close"), ("monitor-ports", "bind")])
+@pytest.mark.parametrize(("role", "call"), [("relay", "close"), ("monitor-ports", "listen")])
 @pytest.mark.parametrize("arch", ["x86_64", "s390x"])
 def test_an_export_for_some_listeners_begins_behind_them(
     capsys: pytest.CaptureFixture[str], role: str, call: str, arch: str
@@ -181,7 +181,7 @@ def test_an_export_for_some_listeners_has_the_book_where_set_up_puts_it(
     assert command.main(["show", *words]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert f"BOOK = {where:#x}" in shown
-    assert f"LINGER = {where - 0x10000:#x}" in shown
+    assert f"LINGER = {where - 0x40000:#x}" in shown
 
 
 @pytest.mark.parametrize("value", ["-1", "x", "", "1048577", "1.5", "\N{ARABIC-INDIC DIGIT TWO}"])

@@ -147,7 +147,7 @@ FORBIDDEN = {
     "another slot's value": "option(client.fileno(), 6, 25, book.USUAL.values + 0xA0 - 32 * 3)",
     # From Linux 6.10 on these would be refused anyway (mseal); what lies below is not sealed.
     "the book taken away": "libc.munmap(ctypes.c_void_p(0x200000), 4096)",
-    "the values taken away": "libc.munmap(ctypes.c_void_p(0x1f0000), 4096)",
+    "the values taken away": "libc.munmap(ctypes.c_void_p(0x1c0000), 4096)",
     "low memory taken away": "ok(libc.munmap(ctypes.c_void_p(low), 4096))",
     "low memory's protection": "ok(libc.mprotect(ctypes.c_void_p(low), 4096, 1))",
     "low memory moved": "libc.mremap(ctypes.c_void_p(low), 4096, 8192, 1)",

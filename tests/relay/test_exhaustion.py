@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import os
+import resource
 import selectors
+import signal
 import socket
 import subprocess
 import threading
@@ -332,3 +334,79 @@ def test_another_program_of_the_user_has_too_many_descriptors_under_way(
                     client.close()
         assert instance.messages().count("cannot pass sockets on") < 10
         instance.stop()
+
+
+PROCESSES = 40  # that they may have
+_MANY = """
+import os, sys
+for _ in range(2 * int(sys.argv[1])):
+    if os.fork() == 0:
+        sys.stdin.read()
+        os._exit(0)
+print("full", flush=True)
+sys.stdin.read()
+for _ in range(2 * int(sys.argv[1])):
+    os.wait()  # until then they count
+"""
+
+
+@contextmanager
+def many_processes(identity: Identity) -> Iterator[None]:
+    """Another program of that user has more processes than we may have."""
+    argv = identity.wrap(["/usr/bin/python3", "-c", _MANY, str(PROCESSES)])
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"full\n"
+            yield
+        finally:
+            assert process.stdin is not None
+            process.stdin.close()  # which ends all of them
+            process.wait(PATIENCE)
+
+
+@contextmanager
+def few_processes() -> Iterator[None]:
+    """What is started meanwhile may have so many, those of other programs of its user included."""
+    before = resource.getrlimit(resource.RLIMIT_NPROC)
+    resource.setrlimit(resource.RLIMIT_NPROC, (PROCESSES, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NPROC, before)
+
+
+@pytest.mark.parametrize("direction", ["inbound", "outbound"])
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs a user whom nobody else runs as")
+def test_another_program_of_the_user_has_all_processes(launch: Launch, direction: str) -> None:
+    """Then a relay that died can't be replaced: hardsplice says so and goes on, and whoever waits
+    is served once that is over.
+    """
+    port, runas = free_ports(), f"{LONER}:{LONER}"
+    with Namespace(Identity("root")) as namespace:
+
+        def here(family: socket.AddressFamily) -> socket.socket:
+            return socket.socket(family)
+
+        outside, inside = (
+            (here, namespace.socket) if direction == "inbound" else (namespace.socket, here)
+        )
+        option = "-t" if direction == "inbound" else "-T"
+        words = ["-f", "--runas", runas, option, f"127.0.0.1/{port}:{port}", str(namespace.pid)]
+        with few_processes():
+            instance = launch(Identity("root"), *words).wait_ready()
+        with inside(socket.AF_INET) as listener, outside(socket.AF_INET) as client:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(("127.0.0.1", port))
+            listener.listen()
+            with many_processes(Identity("alone", LONER)):
+                for pid in instance.processes():
+                    if procfs.status(pid)["Name"].startswith("hs-relay"):
+                        os.kill(pid, signal.SIGKILL)
+                said = f"{direction}: cannot start the relay again for now: "
+                eventually(lambda: said in instance.messages(), instance.messages)
+                client.settimeout(PATIENCE)
+                client.connect(("127.0.0.1", port))
+            with echoing(listener):
+                exchange(client)
+        assert "was started again" in instance.messages()

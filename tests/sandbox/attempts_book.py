@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from hardsplice.book import SLOT, USUAL
 from hardsplice.descriptors import FIRST_LISTENER
-from hardsplice.socketcalls import BIND, LINGER
+from hardsplice.pinned import BIND_IPV4, LINGER
 from tests.sandbox.attempts import (
     MONITORS,
     REACHES,
@@ -192,10 +192,10 @@ def numbers() -> list[Row]:
         Row("read from standard input", lambda _: call("read", 0, _INT, 4), bare=WORKS),
         Row("bind to a UNIX name", named),
         Row("bind from the place for listeners",
-            lambda scene: call("bind", scene.pooled(), USUAL.values + BIND, 16), SERVING,
-            dynamic=dict.fromkeys(MONITORS, "EAFNOSUPPORT"), bare="EAFNOSUPPORT"),
+            lambda scene: call("bind", scene.pooled(), USUAL.values + BIND_IPV4, 8), SERVING,
+            dynamic=dict.fromkeys(MONITORS, "EINVAL"), bare="EINVAL"),
         Row("bind by a pointer to nearby",
-            lambda scene: call("bind", scene.pooled(), USUAL.values + BIND + 32, 16), SERVING,
+            lambda scene: call("bind", scene.pooled(), USUAL.values + BIND_IPV4 + 32, 16), SERVING,
             bare=REACHES),
         Row("listen with the largest backlog",
             lambda scene: call("listen", scene.pooled(), 65535), SERVING,

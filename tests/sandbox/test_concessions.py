@@ -21,7 +21,7 @@ NO_TARGET = 9090  # a port of the namespace
 # book, which disconnects it, and then NO_TARGET, to which it connects it: in the namespace.
 ELSEWHERE = """
 import ctypes, os, struct, sys
-from hardsplice import book, descriptors
+from hardsplice import book, descriptors, pinned
 from hardsplice.monitor import HostMonitor
 from hardsplice.start import main
 libc = ctypes.CDLL(None, use_errno=True)
@@ -34,7 +34,7 @@ SLOT = 50 * book.SLOT
 def connect(fd, address):
     for one in books:
         if one.view is not None:
-            ctypes.memmove(one.view + book.VALUES_SIZE + SLOT, address, len(address))
+            ctypes.memmove(one.view + 2 * pinned.PIECE + SLOT, address, len(address))
     return libc.connect(fd, book.USUAL.address + SLOT, 16)
 target = struct.pack("=H", 2) + struct.pack("!H", NO_TARGET) + bytes([127, 0, 0, 1]) + bytes(24)
 def acting(self):

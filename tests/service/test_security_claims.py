@@ -31,7 +31,7 @@ pytestmark = pytest.mark.root  # nobody else may look into processes that aren't
 ROLES = {"hs-host", "hs-target", "hs-relay-in", "hs-relay-out", "hs-guard", "hs-init"}
 INBOUND, OUTBOUND = {"hs-target", "hs-relay-in"}, {"hs-host", "hs-relay-out"}
 FIRST_LISTENER = 10  # policy/relay.toml
-VALUES, SLOTS, END, SLOT = 0x1F0000, 0x200000, 0x400000, 32
+VALUES, SLOTS, END, SLOT = 0x1C0000, 0x200000, 0x400000, 32
 # linux/fcntl.h
 F_GET_SEALS = 1034
 SEAL, SHRINK, GROW, WRITE, FUTURE_WRITE = 1, 2, 4, 8, 16

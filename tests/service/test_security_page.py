@@ -73,7 +73,7 @@ def right_descriptors(found: Looked) -> bool:
     return all(seen[fd] == "/dev/null" for fd in null) and channel
 
 
-PLACES = {(0x1F0000, 0x400000), (0x6FFF0000, 0x70400000), (0x3FBF0000, 0x40000000)}
+PLACES = {(0x1C0000, 0x400000), (0x6FFC0000, 0x70400000), (0x3FBC0000, 0x40000000)}
 BOOK = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S+) .*/memfd:targets")
 
 
@@ -123,8 +123,8 @@ EXPECTED: dict[str, tuple[str, Callable[[Looked], bool]]] = {
     ),
     "grep memfd:targets /proc/$PID/maps": (
         (
-            "`r--s` from 001f0000 to 00400000 (at the other places from 6fff0000 to 70400000, from "
-            "3fbf0000 to 40000000); of hs-host where ports may change two that are `rw-s` besides; "
+            "`r--s` from 001c0000 to 00400000 (at the other places from 6ffc0000 to 70400000, from "
+            "3fbc0000 to 40000000); of hs-host where ports may change two that are `rw-s` besides; "
             "nothing of hs-init and hs-guard"
         ),
         right_book,

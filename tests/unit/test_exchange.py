@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hardsplice import socketcalls
+from hardsplice import pinned, socketcalls
 from hardsplice.book import LARGE, SLOT, USUAL, Book
 from hardsplice.channel import Channel, Kind, Malformed, Record, Sent, close_all
 from hardsplice.control import portapi
@@ -33,11 +33,13 @@ from hardsplice.listeners import namespace_here, no_family, targets
 from hardsplice.ports import Forward
 from hardsplice.relay.sockets import IPV4, IPV6
 from hardsplice.requests import decode, encode
+from hardsplice.retiring import Sink
 from hardsplice.spec import Refusal, is_interface_name
 from tests.support.descriptors import open_descriptors
 from tests.support.fake_upward import Timers
 
 BOTH = (IPV4, IPV6)
+NOWHERE = pinned.NOWHERE[socket.AF_INET]
 LATE = 8  # addresses that there is room for, at the least
 
 addresses = st.none() | st.ip_addresses(v=4) | st.ip_addresses(v=6)
@@ -124,6 +126,14 @@ class Crew:
             os.close(self.listeners.pop(index))
 
 
+class SharedBook(Book):
+    """One whose place for listeners is that from which this process takes it."""
+
+    @property
+    def written(self) -> pinned.Written | None:
+        return pinned.values.written
+
+
 class Sides:
     """A host side and a target side, and the channel between them, with books of a few slots. This
     process is both: what the host side writes down for the target side, that finds in the same
@@ -131,12 +141,10 @@ class Sides:
     """
 
     def __init__(self) -> None:
-        self.books = {one: Book(USUAL, [], LATE, is_written=True) for one in DIRECTIONS}
-        view = self.books["inbound"].view
-        assert view is not None
-        self.view = view
-        socketcalls.pin(view, view)
-        self.desk = Desk(self.books, dict.fromkeys(DIRECTIONS, BOTH), [], {}, namespace_here())
+        kinds: dict[Direction, type[Book]] = {"inbound": SharedBook, "outbound": Book}
+        self.books = {one: kinds[one](USUAL, [], LATE, is_written=True) for one in DIRECTIONS}
+        families = dict.fromkeys(DIRECTIONS, BOTH)
+        self.desk = Desk(self.books, families, [], {}, namespace_here(), Sink())
         self.host_end, self.target_end = Channel.pair()
         self.inbound, self.outbound = Crew(), Crew()
         self.timers, self.trouble = Timers(), list[Failure]()
@@ -188,15 +196,18 @@ class Sides:
         for direction, crew in (("inbound", self.inbound), ("outbound", self.outbound)):
             written = self.books[cast(Direction, direction)]._uses
             assert bool(written) == bool(crew.listeners)
-        assert self.place() == socketcalls.NO_ADDRESS
+        assert self.place() == NOWHERE
 
     def place(self) -> bytes:
         """Where the target side would listen next."""
-        return ctypes.string_at(self.view + socketcalls.BIND, 32)
+        written = pinned.values.written
+        assert written is not None
+        return ctypes.string_at(written.ipv4, len(NOWHERE))
 
     def close(self) -> None:
         for index in list(self.desk._kept):
             self.desk.end(index)
+        close_all(one.fd for one in self.desk.retiring._late)
         for crew in (self.inbound, self.outbound):
             close_all(crew.listeners.values())
         for book in self.books.values():
@@ -207,9 +218,8 @@ class Sides:
 
 
 @pytest.fixture
-def sides(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sides]:
+def sides() -> Iterator[Sides]:
     before = open_descriptors()
-    monkeypatch.setattr(socketcalls, "_values", socketcalls._values)
     made = Sides()
     yield made
     made.close()
@@ -362,14 +372,14 @@ def test_a_full_book_is_told_and_nothing_is_left_of_the_attempt(
 def test_where_to_listen_is_written_down_for_the_request_that_is_under_way_only(
     sides: Sides, direction: Direction, port: int
 ) -> None:
-    assert sides.place() == socketcalls.NO_ADDRESS
+    assert sides.place() == NOWHERE
     sides.add(1, direction, forward(port))
-    address = socketcalls.sockaddr(IPv4Address("127.0.0.1"), port).ljust(32, b"\0")
+    address = socketcalls.sockaddr(IPv4Address("127.0.0.1"), port)[2:]
     # An inbound listener is made here, at once.
-    expected = address if direction == "outbound" else socketcalls.NO_ADDRESS
+    expected = address if direction == "outbound" else NOWHERE
     assert sides.place() == expected
     sides.pass_on()
-    assert sides.place() == socketcalls.NO_ADDRESS
+    assert sides.place() == NOWHERE
 
 
 @directions
@@ -613,6 +623,8 @@ def test_whatever_goes_wrong_before_a_request_is_sent_ends_that_request_only(
     with monkeypatch.context() as patch:
         patch.setattr(f"hardsplice.{where}", _raises)
         sides.add(1, "inbound", forward(port))
+    close_all(one.fd for one in sides.desk.retiring._late)
+    sides.desk.retiring._late.clear()
     assert open_descriptors() == before
     sides.check()
     sides.add(2, "inbound", forward(port))

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from ipaddress import IPv4Address
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import pytest
 
@@ -31,19 +31,20 @@ from hardsplice.deaths import (
 )
 from hardsplice.dialogue import RELAY, Dialogue
 from hardsplice.flowtable import RECORD_SIZE, End, read_record
+from hardsplice.forwarding import DIRECTIONS, Direction
 from hardsplice.keeper import (
     DEAF_SECONDS,
     ROWS_A_PASS,
     TELL_SECONDS,
     Keeper,
 )
-from hardsplice.listeners import open_listener, write_place
+from hardsplice.listeners import UNSOUND, open_listener, write_place
 from hardsplice.notes import BY_KEEPERS, BY_RELAYS, BY_TRACED_RELAYS
 from hardsplice.ports import Forward
 from hardsplice.relay.accepting import Listener
 from hardsplice.relay.main import NOTE_SECONDS, Plan
 from hardsplice.relay.sockets import POOL_SIZE
-from hardsplice.relay.stats import DENIED_RECORDS, RESTARTS, Stats
+from hardsplice.relay.stats import COUNTERS, DENIED_RECORDS, RESTARTS, Stats
 from hardsplice.supply import SHORT_SECONDS, open_socket
 from tests.support.descriptors import as_socket, open_descriptors
 from tests.support.fake_upward import Above, Timers
@@ -640,11 +641,19 @@ def _urgent(one: socket.socket) -> None:
     one.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
 
 
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("is_dynamic", [False, True])
 @pytest.mark.parametrize("spoil", [None, retire, _cut_off, _urgent])
 def test_no_relay_goes_on_with_a_listener_that_is_not_as_it_was_made(
-    stand: Stand, spoil: Callable[[socket.socket], None] | None
+    stand: Stand,
+    spoil: Callable[[socket.socket], None] | None,
+    direction: Direction,
+    *,
+    is_dynamic: bool,
 ) -> None:
+    """Where ports change the host monitor ends those of the host before it says so."""
     keeper, above, _ = stand
+    keeper.plan = replace(keeper.plan, direction=direction, is_dynamic=is_dynamic)
     forward = Forward(IPv4Address("127.0.0.1"), None, 0, None, 80, True)
     write_place(forward, (0,))
     with socket.socket(fileno=open_listener(forward, (0,))) as one:
@@ -654,10 +663,10 @@ def test_no_relay_goes_on_with_a_listener_that_is_not_as_it_was_made(
             spoil(one)
         os.kill(keeper.pid, signal.SIGKILL)
         keeper._on_exit()
-    if spoil in (None, retire):
+    if spoil is None or (spoil is retire and is_dynamic and direction == "inbound"):
         assert (above.said, keeper.succeeds) == (["yields"], "killed by SIGKILL")
     else:
-        assert above.said == ["a listener has other options than it was made with"]
+        assert above.said == [UNSOUND]
 
 
 def test_what_a_monitor_counts_is_not_the_relay_s_to_write(stand: Stand) -> None:
@@ -670,6 +679,7 @@ def test_what_a_monitor_counts_is_not_the_relay_s_to_write(stand: Stand) -> None
     keeper._on_exit()
     assert (stats.kept[RESTARTS], stats.kept[DENIED_RECORDS]) == (1, 1)
     assert stats.snapshot()["restarts"] == 1
+    assert not any(stats.count[: len(COUNTERS)]), "nor would the next relay get anywhere"
 
 
 @pytest.mark.parametrize("family", [0, 1])
@@ -683,6 +693,21 @@ def test_a_pooled_socket_is_ready_to_be_connected(family: int) -> None:
 # --- no process to be had ---
 
 
+def nothing(*_: object) -> NoReturn:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+def test_without_a_descriptor_to_spare_it_is_the_same(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper, above, _ = stand
+    keeper.was_ready = True
+    monkeypatch.setattr(Channel, "pair", nothing)
+    keeper.start()
+    assert cast("Timers", keeper.loop).due[-1] == (SHORT_SECONDS, keeper.start)
+    assert above.said == [(Note.SHORT, errno.EMFILE, 0, b"")]
+
+
 def no_process() -> int:
     raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
@@ -691,7 +716,9 @@ def no_process() -> int:
 def test_without_a_process_to_spare_a_relay_is_started_later_or_not_at_all(
     stand: Stand, monkeypatch: pytest.MonkeyPatch, *, was_ready: bool
 ) -> None:
-    """A successor is: the crowd may be gone by then. Both ends of its channel are closed."""
+    """A successor is, for as long as it takes: the crowd may be somebody else's. Both ends of its
+    channel are closed.
+    """
     keeper, above, _ = stand
     keeper.was_ready = was_ready
     timers = cast("Timers", keeper.loop)
@@ -699,11 +726,13 @@ def test_without_a_process_to_spare_a_relay_is_started_later_or_not_at_all(
     before = open_descriptors()
     keeper.start()
     assert open_descriptors() == before
-    if was_ready:
-        assert timers.due[-1] == (DELAYS[0], keeper.start)
-        for _ in range(DEATHS_MAX):
-            keeper.start()
-    assert above.said == [os.strerror(errno.EAGAIN)], "given up, in the end"
+    if not was_ready:
+        assert above.said == [os.strerror(errno.EAGAIN)]
+        return
+    for _ in range(DEATHS_MAX + 1):
+        assert timers.due.pop() == (SHORT_SECONDS, keeper.start)
+        keeper.start()
+    assert set(above.said) == {(Note.SHORT, errno.EAGAIN, 0, b"")}
 
 
 # --- what a relay is told ---

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from hardsplice import socketcalls
+from hardsplice import pinned, socketcalls
 from hardsplice.book import LARGE, USUAL, Place, Pointer
 from hardsplice.channel import close_all
 from hardsplice.errors import Failure
 from hardsplice.listeners import (
     Pointers,
     describe,
+    has_ended,
     is_listener,
     is_sound,
     make_sound,
@@ -227,8 +228,8 @@ def test_where_it_listens_is_what_was_written_down() -> None:
 
 def test_nowhere_is_where_nothing_listens() -> None:
     write_place(forward("127.0.0.1"), BOTH)
-    socketcalls.clear_place()
-    with pytest.raises(OSError, match="not supported"):
+    pinned.clear_place()
+    with pytest.raises(OSError, match="Cannot assign"):
         open_listener(forward("127.0.0.1"), BOTH)
 
 
@@ -270,11 +271,12 @@ def test_what_was_never_a_listener_is_not_sound() -> None:
     assert not is_sound(-1)
 
 
-def test_a_listener_that_was_ended_is_not_asked() -> None:
-    """Nobody is accepted from it; that it was ended is being told."""
+def test_a_listener_that_was_ended_is_none() -> None:
     with opened(forward()) as listener:
+        assert not has_ended(listener.fileno())
         socketcalls.retire(listener.fileno())
-        assert is_sound(listener.fileno())
+        assert has_ended(listener.fileno())
+        assert not is_sound(listener.fileno())
         assert not is_listener(listener.fileno(), listener.getsockname()[1])
 
 

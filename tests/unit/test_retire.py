@@ -14,7 +14,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from hardsplice import socketcalls
+from hardsplice import pinned, socketcalls
 from tests.support.descriptors import open_descriptors
 
 IN_TIME = 5.0  # for what must happen, in seconds
@@ -181,38 +181,48 @@ def test_what_is_no_listener_can_be_ended_too_or_is_an_error() -> None:
 
 def test_what_was_written_down_is_bound_and_nothing_else() -> None:
     address = socketcalls.sockaddr(ip_address("127.0.0.1"), 0)
-    socketcalls.write_place(address, b"")
+    pinned.write_place(address, b"")
     fd = socketcalls.stream_socket(socket.AF_INET)
     with socket.socket(fileno=fd) as one:
         socketcalls.bind(fd, len(address))
         assert one.getsockname()[0] == "127.0.0.1"
         assert socketcalls.local_port(fd) == one.getsockname()[1]
-    socketcalls.clear_place()
-    for length in (16, 28, 2, 32):
-        fd = socketcalls.stream_socket(socket.AF_INET)
-        with socket.socket(fileno=fd), pytest.raises(OSError, match=r"not supported|Invalid"):
+    pinned.clear_place()
+    for family, length in ((socket.AF_INET, 16), (socket.AF_INET, 28), (socket.AF_INET6, 28)):
+        fd = socketcalls.stream_socket(family)
+        with socket.socket(fileno=fd), pytest.raises(OSError, match=r"not supported|assign|Inval"):
             socketcalls.bind(fd, length)
 
 
+def test_what_is_no_tcp_socket_is_not_bound() -> None:
+    """Whatever is written down: the family is no part of that."""
+    pinned.write_place(socketcalls.sockaddr(ip_address("127.0.0.1"), 0), b"")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as one:
+        for length in (16, 28):
+            with pytest.raises(OSError, match="Invalid"):
+                socketcalls.bind(one.fileno(), length)
+    pinned.clear_place()
+
+
 def test_an_interface_of_the_last_place_is_not_the_next_one_s() -> None:
-    nowhere = socketcalls.NO_ADDRESS[:16]
-    socketcalls.write_place(nowhere, b"a-long-name-123" + b"\0")
-    socketcalls.write_place(nowhere, b"lo\0")
+    nowhere = socketcalls.sockaddr(ip_address("127.0.0.1"), 1)
+    pinned.write_place(nowhere, b"a-long-name-123" + b"\0")
+    pinned.write_place(nowhere, b"lo\0")
     fd = socketcalls.stream_socket(socket.AF_INET)
     with socket.socket(fileno=fd) as one:
         socketcalls.bind_to_device(fd)
         name = one.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16)
         assert name.rstrip(b"\0") == b"lo"
-    socketcalls.clear_place()
+    pinned.clear_place()
 
 
 def test_values_are_as_the_kernel_reads_them() -> None:
-    values = socketcalls.initial_values()
-    assert struct.unpack_from("ii", values, socketcalls.LINGER) == (1, 0)
+    values = dict(pinned.initial_values())
+    assert struct.unpack("ii", values[pinned.LINGER]) == (1, 0)
     for at, value in (
-        (socketcalls.ONE, 1),
-        (socketcalls.ZERO, 0),
-        (socketcalls.MOST, 255),
-        *((socketcalls.UNSENT + 32 * n, size) for n, size in enumerate(socketcalls.UNSENT_SIZES)),
+        (pinned.ONE, 1),
+        (pinned.ZERO, 0),
+        (pinned.MOST, 255),
+        *((pinned.UNSENT + 32 * n, size) for n, size in enumerate(pinned.UNSENT_SIZES)),
     ):
-        assert struct.unpack_from("i", values, at)[0] == value
+        assert struct.unpack("i", values[at])[0] == value

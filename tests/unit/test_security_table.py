@@ -242,11 +242,8 @@ def test_what_is_said_to_begin_with_the_first_flow_does_so_for_everybody(
 
 # --- which addresses and values -------------------------------------------------------------------
 
-BOOK, BOOK_END, BIND = (
-    0x20_0000,
-    0x40_0000,
-    0x1F_8000,
-)  # relay.toml, runtime.toml, monitor-ports.toml
+BOOK, BOOK_END = 0x20_0000, 0x40_0000  # relay.toml, runtime.toml
+BIND = {0x1C_FFFE, 0x1E_FFFE}  # monitor-ports.toml
 
 
 def number(*words: str) -> set[int]:
@@ -293,7 +290,7 @@ CLAIMS = (
     Claim("shutdown", "SHUT_WR", "how", number("SHUT_WR"), but=MONITORS),
     Claim("shutdown", "of listeners SHUT_RDWR", "how", number("SHUT_WR", "SHUT_RDWR")),
     Claim("pidfd_getfd", "pidfd has to be -1", "pidfd", {2**64 - 1}),
-    Claim("bind", "the one address that H has written down", "addr", {BIND}),
+    Claim("bind", "the one IP address that H has written down", "addr", BIND),
     Claim("socket", "TCP sockets", "domain", number("AF_INET", "AF_INET6")),
     Claim(
         "socket", "TCP sockets", "type", number("SOCK_STREAM|SOCK_NONBLOCK|SOCK_CLOEXEC"),
@@ -364,7 +361,7 @@ OPTIONS = {
     "relay": {"SO_LINGER", "SO_OOBINLINE", "SO_KEEPALIVE", "TCP_NOTSENT_LOWAT"},
     "monitor": {"TCP_NODELAY"},
     "monitor-ports": LISTENER,
-    "monitor-host": {"IP_MINTTL", "IPV6_MINHOPCOUNT", "IP_TTL", "IPV6_UNICAST_HOPS"},
+    "monitor-host": {"IP_MINTTL", "IPV6_MINHOPCOUNT", "TCP_SYNCNT"},
 }
 
 

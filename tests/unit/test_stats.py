@@ -33,7 +33,16 @@ from hardsplice.flowtable import ROWS_MAX, WORDS_A_ROW, FlowTable, State
 from hardsplice.forwarding import Ports
 from hardsplice.keeping import Store
 from hardsplice.log import Level, Log
-from hardsplice.relay.stats import KEPT, RESTARTS, UNLOGGED, Stats, shared_with_monitor
+from hardsplice.relay.stats import (
+    ACCEPTED,
+    COUNTERS,
+    KEPT,
+    RESTARTS,
+    UNLOGGED,
+    Stats,
+    count_latency,
+    shared_with_monitor,
+)
 from hardsplice.service import Notifier
 from tests.support.fake_kernel import FakeKernel
 
@@ -201,6 +210,45 @@ def test_a_relay_that_counts_wildly_is_no_reason_to_stop_telling(
         stats.count[UNLOGGED] = count
         flows._say_missed("inbound", at_last=True)
     assert len(said) == 1
+
+
+# --- what a relay leaves behind ---
+
+
+@pytest.mark.parametrize("rows", [0, ROWS])
+def test_a_relay_s_successor_begins_with_nothing_and_its_counts_are_kept(rows: int) -> None:
+    stats = Stats(rows)
+    for at in range(len(COUNTERS)):
+        stats.count[at] = at + 1
+    count_latency(stats.count, 0.0002)
+    stats.gauges()[0] = 7
+    before, waited = stats.snapshot(), stats.connect_latency()
+    stats.begin_anew()
+    assert not any(stats.count)
+    assert (stats.snapshot(), stats.connect_latency()) == (before, waited)
+    assert stats.in_use()["pipes_open"] == 0
+    for _ in range(2):
+        stats.count[ACCEPTED] += 1
+        stats.begin_anew()
+    assert stats.snapshot()["accepted"] == before["accepted"] + 2
+    assert stats.unreported() == before["unlogged"]
+
+
+@pytest.mark.parametrize("rows", [0, ROWS])
+def test_whatever_a_relay_leaves_its_successors_can_count(rows: int) -> None:
+    stats = Stats(rows)
+    for _ in range(3):
+        for at in range(len(stats.count)):
+            stats.count[at] = LARGEST
+        for _ in () if stats.flows is None else stats.flows.close_all(stats.count, 1.0):
+            pass
+        stats.begin_anew()
+        head = len(stats.count) if stats.flows is None else stats.flows.positions().start
+        assert not any(stats.count[:head])
+        for at in range(len(COUNTERS)):
+            stats.count[at] += 1
+        count_latency(stats.count, 0.0)
+        assert all(0 <= count <= LARGEST for count in stats.snapshot().values())
 
 
 # --- whose memory it is ---

@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A listener that somebody else has, too, and has ended or changed, is noticed; and what the host
+monitor binds is a TCP socket, whatever it does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import signal
+import socket
+import subprocess
+import tempfile
+
+import pytest
+
+from hardsplice.ctl.client import Client
+from tests.support import procfs
+from tests.support.netns import Identity, Namespace
+from tests.support.product import Instance, Program, free_ports
+from tests.support.stream import eventually
+
+pytestmark = pytest.mark.usefixtures("nothing_left_behind")
+
+
+class Altered(Program):
+    """The product with some code of the test's in front of it."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__()
+        self.code = (
+            f"{code}\nimport sys\nfrom hardsplice.start import main\nsys.exit(main(sys.argv[1:]))"
+        )
+
+    def argv(self, identity: Identity) -> tuple[list[str], dict[str, str]]:
+        argv, environment = super().argv(identity)
+        return [*argv[: argv.index("-m")], "-c", self.code], environment
+
+
+# A target monitor that keeps the listener that it was asked for, and has what is accepted from it
+# reset as soon as it is closed, once the host monitor has looked at it.
+CUTTING = """
+import os
+from hardsplice import desk, exchange, socketcalls
+from hardsplice.channel import Kind, Record
+from hardsplice.listeners import open_listener
+from hardsplice.requests import decode
+ours = []
+def open_and_keep(self, record):
+    forward, _ = decode(record.text)
+    ours.append(open_listener(forward, self.families))
+    self.parent.send(Record(Kind.OPENED, index=record.index, fds=(ours[-1],)))
+exchange._HANDLERS[Kind.OPEN] = open_and_keep
+def cut(self, record):
+    assert socketcalls.abort(ours[-1]) == 0
+    self.parent.send(Record(Kind.CLOSED, index=record.index))
+exchange._HANDLERS[Kind.CLOSE] = cut
+"""
+UNFIXED = "desk.Desk._look_at_some = lambda self: None"
+
+
+@pytest.mark.parametrize("how", ["fixed", "unfixed"])
+def test_a_target_monitor_that_cuts_connections_by_a_listener_is_found_out(
+    how: str, identity: Identity
+) -> None:
+    with (
+        contextlib.closing(Altered(CUTTING + (UNFIXED if how == "unfixed" else ""))) as program,
+        tempfile.TemporaryDirectory(prefix="hardsplice-tests-") as folder,
+        Namespace(identity) as namespace,
+        contextlib.ExitStack() as stack,
+    ):
+        if identity.uid is not None:
+            os.chown(folder, identity.uid, -1)
+        control, port = f"{folder}/control", free_ports()
+        words = ["-f", "--control", control, str(namespace.pid)]
+        instance = Instance(program, identity, words)
+        stack.callback(instance.discard)
+        instance.wait_ready()
+        with contextlib.closing(Client(control)) as client:
+            # One to be removed, by which the target monitor knows that it is time.
+            spec = {"proto": "tcp", "parentPort": port, "childPort": 80, "parentIP": "127.0.0.1"}
+            sign = client.add(spec)["id"]
+            client.add({**spec, "childPort": 8088, "direction": "outbound"})
+            client.remove(sign, reset_flows=False)
+        said = "cannot trust the target monitor: it changes a listener that it has handed over"
+        if how == "fixed":
+            eventually(lambda: said in instance.messages(), instance.messages, within=5)
+            eventually(lambda: instance.process.poll() == 1, instance.messages, within=5)
+            return
+        with namespace.socket(socket.AF_INET) as visitor:
+            visitor.connect(("127.0.0.1", 8088))
+        assert instance.process.poll() is None
+
+
+class Activated(Program):
+    """The product with a listener of a service manager's."""
+
+    def argv(self, identity: Identity) -> tuple[list[str], dict[str, str]]:
+        argv, environment = super().argv(identity)
+        script = 'export LISTEN_PID=$$ LISTEN_FDS=1; exec "$@"'
+        return ["sh", "-c", script, "hardsplice", *argv], environment
+
+
+@pytest.mark.parametrize("options", [[], ["-T", "auto"], ["--control"], ["--workers", "2"]])
+def test_no_relay_goes_on_with_a_listener_that_somebody_else_has_ended(
+    options: list[str], identity: Identity
+) -> None:
+    """A service manager has it still, for one. While its relay lives hardsplice goes on, which is
+    the row without the look.
+    """
+    with (
+        contextlib.closing(Activated()) as program,
+        tempfile.TemporaryDirectory(prefix="hardsplice-tests-") as folder,
+        Namespace(identity) as namespace,
+        socket.create_server(("127.0.0.1", 0)) as listener,
+    ):
+        if identity.uid is not None:
+            os.chown(folder, identity.uid, -1)
+        port = listener.getsockname()[1]
+        more = [*options, f"{folder}/control"] if options == ["--control"] else options
+        argv, environment = program.argv(identity)
+        said, ready = os.pipe()
+        os.set_inheritable(ready, True)
+        started = subprocess.Popen(
+            [
+                *(*argv, "-f", *more, "--ready-fd", str(ready), "-t", f"inherit:{port}"),
+                str(namespace.pid),
+            ],
+            env=environment, cwd="/", stderr=subprocess.PIPE, text=True, close_fds=False,
+            preexec_fn=lambda: os.dup2(listener.fileno(), 3),  # noqa: PLW1509
+        )  # fmt: skip
+        os.close(ready)
+        try:
+            assert os.read(said, 1) == b"\n"
+            relays = serving(started.pid)
+            listener.shutdown(socket.SHUT_RDWR)
+            assert started.poll() is None
+            os.kill(relays[0], signal.SIGKILL)
+            assert started.wait(5) == 1
+            assert started.stderr is not None
+            assert "somebody who has its listener ended or changed it" in started.stderr.read()
+        finally:
+            os.close(said)
+            started.kill()
+            started.communicate()
+
+
+def serving(pid: int) -> list[int]:
+    """The inbound relays."""
+    return [one for one in procfs.tree(pid) if procfs.status(one)["Name"] == "hs-relay-in"]
+
+
+# A host monitor that has an address of a UNIX socket where it binds, as far as it can write there,
+# and tries each descriptor that a number allows it to bind, and its log passed on to itself.
+NAMED = """
+import ctypes, os, socket, struct
+from hardsplice import book, linux, monitor, pinned
+from hardsplice.channel import Channel, Record
+BOTH = (pinned.BIND_IPV4, pinned.BIND_IPV6)
+libc = ctypes.CDLL(None, use_errno=True)
+address = struct.pack("=H", socket.AF_UNIX) + bytes(1) + b"hardsplice-" + str(os.getpid()).encode()
+ready = monitor.HostMonitor._say_ready
+def act(self):
+    ready(self)
+    view = self.host.desk._books["outbound"]
+    codes = set()
+    one, two = Channel.pair()
+    for at in BOTH:
+        write(view, at)
+        where = ctypes.c_void_p(view.place.values + at)
+        for fd in (one.fileno(), two.fileno()):
+            done = libc.bind(fd, where, len(address))
+            codes.add(0 if done == 0 else ctypes.get_errno())
+    self._trouble(monitor.Failure("name", "a socket", " ".join(map(str, sorted(codes)))))
+def write(view, at):
+    piece = view.view if at == BOTH[0] else view.view + pinned.PIECE
+    ctypes.memmove(piece, address[2:], len(address) - 2)
+monitor.HostMonitor._say_ready = act
+"""
+# The same where all of the memory can be written by the one that writes there.
+ALL_WRITTEN = """
+pinned.FIRST_WRITTEN = book._WRITTEN = 0
+def written(self):
+    ipv4 = self.view + 2 * pinned.PIECE if self.view else 0
+    return pinned.Written(ipv4, ipv4 + pinned.PIECE) if ipv4 else None
+book.Book.written = property(written)
+def write(view, at):
+    family, rest = (0, 2) if at == BOTH[0] else (1, 3)
+    end = view.view + (family + 1) * pinned.PIECE
+    ctypes.memmove(end - 2, address[:2], 2)
+    ctypes.memmove(view.view + rest * pinned.PIECE, address[2:], len(address) - 2)
+"""
+
+
+@pytest.mark.parametrize("how", ["fixed", "unfixed"])
+def test_a_host_monitor_gives_no_unix_socket_a_name(how: str, identity: Identity) -> None:
+    with (
+        contextlib.closing(Altered(NAMED + (ALL_WRITTEN if how == "unfixed" else ""))) as program,
+        tempfile.TemporaryDirectory(prefix="hardsplice-tests-") as folder,
+        Namespace(identity) as namespace,
+        contextlib.ExitStack() as stack,
+    ):
+        if identity.uid is not None:
+            os.chown(folder, identity.uid, -1)
+        words = ["-f", "--control", f"{folder}/control", str(namespace.pid)]
+        instance = Instance(program, identity, words)
+        stack.callback(instance.discard)
+        instance.wait_ready()
+        eventually(lambda: "cannot name a socket" in instance.messages(), instance.messages)
+        (codes,) = re.findall(r"cannot name a socket: ([\d ]+)", instance.messages())
+        assert {*map(int, codes.split())} == {errno.EINVAL} if how == "fixed" else "0" in codes

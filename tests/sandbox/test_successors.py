@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A relay that was taken over leaves nothing behind that its successors would fall over: what it
+counts with lies in memory that they have, too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+
+import pytest
+
+from tests.support.netns import Identity, Namespace
+from tests.support.product import Instance, Program, free_ports
+from tests.support.stream import eventually
+
+pytestmark = pytest.mark.usefixtures("nothing_left_behind")
+
+# The product with a first relay that writes what it likes where it counts, and dies; "unfixed"
+# leaves its successor what is there.
+POISONER = """
+import ctypes, mmap, sys
+how, left = sys.argv[1:3]
+del sys.argv[1:3]
+from hardsplice.relay import engine, stats
+from hardsplice.start import main
+is_done = mmap.mmap(-1, 1)
+turn = engine.Engine.turn
+def poison(self, others):
+    turn(self, others)
+    if not is_done[0] and self.counters[stats.ACCEPTED]:
+        is_done[0] = 1
+        for at in range(len(self.counters)):
+            self.counters[at] = 2**64 - 1
+        if left == "bytes":
+            for at in range(2, len(self.counters)):
+                self.counters[at] = 0
+            self.counters[0] = self.counters[1] = 2**64 - 5
+        ctypes.CDLL(None).getppid()  # which its filter doesn't allow
+engine.Engine.turn = poison
+if how == "unfixed":
+    stats.Stats.begin_anew = lambda self: None
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+class Poisoner(Program):
+    """The product with such a relay."""
+
+    def __init__(self, how: str, left: str) -> None:
+        super().__init__()
+        self.words = [how, left]
+
+    def argv(self, identity: Identity) -> tuple[list[str], dict[str, str]]:
+        argv, environment = super().argv(identity)
+        return [*argv[: argv.index("-m")], "-c", POISONER, *self.words], environment
+
+
+def is_served(port: int, server: socket.socket) -> bool:
+    """Whether ten bytes come there and back."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=2) as client:
+            near = server.accept()[0]
+            with near:
+                near.settimeout(2)
+                client.sendall(b"0123456789")
+                received = near.recv(10, socket.MSG_WAITALL)
+                near.sendall(received)
+                return client.recv(10, socket.MSG_WAITALL) == b"0123456789"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("how", ["fixed", "unfixed"])
+@pytest.mark.parametrize(
+    ("left", "options"),
+    [
+        ("all", []),
+        ("all", ["--workers", "2"]),
+        ("all", ["--log-flows"]),
+        ("bytes", []),  # with a flow table these are counted elsewhere
+    ],
+)
+def test_what_a_dead_relay_counted_with_is_no_trap(
+    left: str, options: list[str], how: str, identity: Identity
+) -> None:
+    with (
+        contextlib.closing(Poisoner(how, left)) as program,
+        Namespace(identity) as namespace,
+        namespace.socket(socket.AF_INET) as server,
+        contextlib.ExitStack() as stack,
+    ):
+        port = free_ports()
+        server.bind(("127.0.0.1", 80))
+        server.listen()
+        server.settimeout(2)
+        words = ["-f", *options, "-t", f"127.0.0.1/{port}:80", str(namespace.pid)]
+        instance = Instance(program, identity, words)
+        stack.callback(instance.discard)
+        instance.wait_ready()
+        socket.create_connection(("127.0.0.1", port), timeout=2).close()
+        eventually(lambda: "was started again" in instance.messages(), instance.messages)
+        with contextlib.suppress(TimeoutError):  # what the first relay connected
+            server.settimeout(0.1)
+            while True:
+                server.accept()[0].close()
+        server.settimeout(2)
+        assert all(is_served(port, server) for _ in range(10)) == (how == "fixed")
+        if how == "fixed":
+            assert instance.messages().count("was started again") == 1

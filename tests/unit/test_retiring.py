@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The end of a listener: what becomes of it for whoever has it, by each way in which it may be
+bound, and where its connection is not answered.
+
+Each test runs a program of its own, since a book can be opened once in a process.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BEGIN = """
+import errno, os, socket, time
+from hardsplice import retiring, socketcalls
+from hardsplice.book import USUAL, Book
+from hardsplice.channel import close_all
+sink = retiring.open_sink()
+book = Book(USUAL, [], 1, is_written=True)
+book.open()
+book.pin(is_writer=True)
+class Timers:
+    due = None
+    def after(self, seconds, callback):
+        self.due = callback
+timers, told, misused = Timers(), [], []
+one = retiring.Retiring(book, sink)
+one.begin(timers, told.append)
+one.on_misuse = misused.append
+def code_of(call, *arguments):
+    try:
+        call(*arguments)
+    except OSError as error:
+        return errno.errorcode[error.errno]
+    return "done"
+def listener(family, address, port=0):
+    made = socket.socket(family)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if not port:
+        with socket.socket(family) as probe:  # the kernel takes back a port that it chose
+            probe.bind((address, 0))
+            port = probe.getsockname()[1]
+    made.bind((address, port))
+    made.setblocking(False)
+    made.listen()
+    return made
+def go_on(until):
+    while timers.due and not until():
+        due, timers.due = timers.due, None
+        time.sleep(0.25)
+        due()
+"""
+
+
+def run(program: str) -> list[str]:
+    """The words that a program prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", BEGIN + program],
+        env={"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize(
+    ("family", "address"),
+    [
+        ("AF_INET", "127.0.0.1"),
+        ("AF_INET", "0.0.0.0"),
+        ("AF_INET", "127.9.9.9"),
+        ("AF_INET6", "::1"),
+        ("AF_INET6", "::"),
+        ("AF_INET6", "::ffff:127.0.0.1"),
+    ],
+)
+@pytest.mark.parametrize("has_ipv6", [True, False])
+def test_it_is_used_up_at_once(family: str, address: str, *, has_ipv6: bool) -> None:
+    if not has_ipv6 and address == "::1":
+        pytest.skip("there is no such address without IPv6")
+    words = run(f"""
+if not {has_ipv6}:
+    close_all([sink.fds.pop(1)])
+made = listener(socket.{family}, "{address}")
+free = len(book._free)
+one.end(os.dup(made.fileno()), "it")
+print(code_of(made.listen), code_of(made.connect, ("{address}", 9)), len(book._free) == free)
+print(timers.due, told, misused)
+""")
+    assert words == ["EINVAL", "EISCONN", "True", "None", "[]", "[]"]
+
+
+def test_one_that_nobody_answers_is_used_up_by_that() -> None:
+    """As behind a firewall: the sink doesn't send far enough to be heard."""
+    words = run("""
+for fd in sink.fds.values():
+    socket.socket(fileno=os.dup(fd)).setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 64)
+made = listener(socket.AF_INET, "127.0.0.1")
+began = time.monotonic()
+one.end(os.dup(made.fileno()), "it")
+print(code_of(made.listen), code_of(made.connect, ("127.0.0.1", 9)), timers.due is not None)
+retiring.PATIENT_TRIES = 1000  # it is given up by the kernel
+go_on(lambda: not one._late)
+print(code_of(made.listen), code_of(made.connect, ("127.0.0.1", 9)), told, misused)
+print(time.monotonic() - began > 2)
+""")
+    assert words == ["EINVAL", "EALREADY", "True", "EINVAL", "EINVAL", "[]", "[]", "True"]
+
+
+def test_what_can_not_be_connected_is_told_in_the_end() -> None:
+    words = run("""
+close_all(sink.fds.values())
+sink.fds.clear()
+made = listener(socket.AF_INET, "127.0.0.1")
+one.end(os.dup(made.fileno()), "it")
+tries = 1
+while timers.due:
+    due, timers.due = timers.due, None
+    due()
+    tries += 1
+print(tries == retiring.TRIES, [failure.verb for failure in told], misused)
+print(made.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN), len(one._late))
+""")
+    assert words == ["True", "['free']", "[]", "0", "0"]
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_a_book_that_is_full_is_no_reason_to_leave_it(*, full: bool) -> None:
+    words = run(f"""
+from ipaddress import ip_address
+if {full}:
+    while book._free:
+        book.add(socketcalls.sockaddr(ip_address("192.0.2.1"), len(book._free)))
+made = listener(socket.AF_INET, "127.0.0.1")
+one.end(os.dup(made.fileno()), "it")
+print(timers.due is not None, code_of(made.listen))
+if {full}:
+    book.remove(socketcalls.sockaddr(ip_address("192.0.2.1"), 1))
+    go_on(lambda: not one._late)
+print(code_of(made.listen))
+""")
+    assert words == ["True", "done", "EINVAL"] if full else ["False", "EINVAL", "EINVAL"]
+
+
+@pytest.mark.parametrize("use", ["listen", "connect"])
+def test_who_uses_it_meanwhile_is_found_out_if_it_is_certain(use: str) -> None:
+    """A connection that is not answered can be ours: of that it is no sign."""
+    words = run(f"""
+made = listener(socket.AF_INET, "127.0.0.1")
+silent = listener(socket.AF_INET, "127.0.0.1")  # which sends with 64 hops: it is not heard
+ended, tries = socketcalls.shutdown, [0]
+def interfered(fd, how):
+    code = ended(fd, how)
+    if fd not in sink.fds.values():
+        tries[0] += 1
+        made.listen() if {use!r} == "listen" else made.connect_ex(silent.getsockname())
+    return code
+socketcalls.shutdown = interfered
+one.end(os.dup(made.fileno()), "it")
+print(set(misused), tries[0] >= retiring.ATTEMPTS)
+""")
+    assert words[-1] == "True"
+    assert ("uses" in words) == (use == "listen")
+
+
+def test_the_port_is_for_those_who_share() -> None:
+    words = run("""
+made = listener(socket.AF_INET, "127.0.0.1")
+port = made.getsockname()[1]
+one.end(os.dup(made.fileno()), "it")
+with socket.socket() as other:
+    print(code_of(other.bind, ("127.0.0.1", port)))
+    other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    print(code_of(other.bind, ("127.0.0.1", port)), code_of(other.listen))
+""")
+    assert words == ["EADDRINUSE", "done", "done"]
+
+
+def test_the_sink_keeps_nobody_from_its_port() -> None:
+    words = run("""
+for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+    print(code_of(listener, family, address, sink.port))
+""")
+    assert words == ["done", "done"]
