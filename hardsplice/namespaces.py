@@ -184,8 +184,11 @@ def _real(path: str) -> str:
     for _ in range(_LINKS_LIMIT):
         if _PROC_NS.fullmatch(path) or not os.path.islink(path):
             break
-        folder = os.path.dirname(path)
-        folder, last = os.path.split(os.path.join(folder, os.readlink(path)))
+        try:
+            to = os.readlink(path)
+        except OSError:  # a process's that may not be traced
+            break
+        folder, last = os.path.split(os.path.join(os.path.dirname(path), to))
         path = os.path.join(os.path.realpath(folder), last)
     return path
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 
 import prctl
 
-from hardsplice import linux
+from hardsplice import linux, rights
 
 _OF_THE_SENSELESS = (errno.EINVAL, errno.ENOENT, errno.EBADF)
 _REFUSED = (errno.EPERM, errno.EACCES, errno.ENOSPC, errno.EUSERS)
@@ -103,6 +103,12 @@ def userns_hint(error: OSError) -> str | None:
             "root without CAP_SETFCAP can have none with a root in it: run hardsplice as another "
             "user; a container gets it by --cap-add SETFCAP"
         )
+    for kind, number in (("uid", os.geteuid()), ("gid", os.getegid())):
+        if not rights.is_mapped(number, kind):
+            return (
+                f"the {kind} of hardsplice is none in the user namespace that it runs in, so it can "
+                f"make no other: see /proc/self/{kind}_map, and --map-root-user of unshare(1)"
+            )
     if _is_in_chroot():
         return "in a chroot the kernel allows none"
     who = (
