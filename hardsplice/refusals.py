@@ -106,8 +106,8 @@ def userns_hint(error: OSError) -> str | None:
     for kind, number in (("uid", os.geteuid()), ("gid", os.getegid())):
         if not rights.is_mapped(number, kind):
             return (
-                f"the {kind} of hardsplice is none in the user namespace that it runs in, so it can "
-                f"make no other: see /proc/self/{kind}_map, and --map-root-user of unshare(1)"
+                f"the {kind} of hardsplice is none in the user namespace that it runs in, so it "
+                f"can make no other: see /proc/self/{kind}_map, and --map-root-user of unshare(1)"
             )
     if _is_in_chroot():
         return "in a chroot the kernel allows none"

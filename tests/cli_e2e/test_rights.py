@@ -33,8 +33,9 @@ def said(
     """
     argv, environment = program.argv(identity)
     us = len(identity.wrap([]))
+    argv[us:us] = within
     done = subprocess.run(
-        [*before, *argv[:us], *within, *argv[us:], "-f", "-t", f"127.0.0.1/{free_ports()}:80", *words],
+        [*before, *argv, "-f", "-t", f"127.0.0.1/{free_ports()}:80", *words],
         env=environment, cwd="/", capture_output=True, text=True, check=False, timeout=PATIENCE,
         stdin=subprocess.DEVNULL,
     )  # fmt: skip
