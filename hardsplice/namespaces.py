@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import prctl
 
-from hardsplice import linux, mounts, refusals, rights
+from hardsplice import linux, mounts, refusals, rights, surroundings
 from hardsplice.children import has_ended
 from hardsplice.errors import Failure, quote, reason_of
 from hardsplice.values import RunAs
@@ -157,6 +157,7 @@ def open_path(path: str, userns: str | None, *, netns_only: bool) -> Target:
     process = watched = None
     with contextlib.ExitStack() as opened:
         if pid is not None:
+            surroundings.refuse_others_proc()
             process = _open_pidfd(pid, name)
             opened.callback(os.close, process)
             net = _open_of_process(path, pid, process, name)

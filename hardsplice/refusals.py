@@ -85,6 +85,8 @@ def _reaches_kernel(probe: Callable[[], None]) -> bool:
 
 def userns_hint(error: OSError) -> str | None:
     """Why a user namespace, or its maps, is refused; None for an error that no rule gives."""
+    if error.errno == errno.EROFS:
+        return "/proc is read-only here, where its maps are written: of bubblewrap add --proc /proc"
     if error.errno not in _REFUSED:
         return None
     found = filter_hint()
