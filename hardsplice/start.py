@@ -110,12 +110,11 @@ def _serve(options: cli.Options, launcher: Channel | None, began: float, given: 
     status = 1
     try:
         status = setup.run()
-    except Failure as failure:
-        setup.report(failure)
-        status = failure.status
     except BaseException as error:  # noqa: BLE001 - the last resort: one line, and no traceback
         what = ("go on", "serving") if setup.is_ready else ("start", "hardsplice")
-        setup.report(as_failure(error, *what))
+        failure = as_failure(error, *what)
+        setup.report(failure)
+        status = failure.status
     os._exit(status)
 
 
