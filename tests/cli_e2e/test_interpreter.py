@@ -144,7 +144,7 @@ def test_nor_do_customizations_of_the_site(
     _, base = program.argv(identity)
     path = os.pathsep.join(filter(None, (base.get("PYTHONPATH"), str(user_directory))))
     port = free_ports()
-    ports = ("-t", f"127.0.0.1/{port}:80", "-T", f"127.0.0.1/80:{port}")
+    ports = ("-t", f"127.0.0.1/{port}:80", "-T", f"127.0.0.1/81:{port}")
     arguments = ("-f", *ports, str(namespace.pid))
     try:
         instance = launch(identity, *arguments, environment={"PYTHONPATH": path}).wait_ready()
@@ -180,7 +180,7 @@ def test_nor_do_hooks_of_modules_that_happen_to_be_there(
     port = free_ports()
     instance = Instance(
         hooked, identity,
-        ["-f", "-t", f"127.0.0.1/{port}:80", "-T", f"127.0.0.1/80:{port}", str(namespace.pid)],
+        ["-f", "-t", f"127.0.0.1/{port}:80", "-T", f"127.0.0.1/81:{port}", str(namespace.pid)],
     )  # fmt: skip
     try:
         instance.wait_ready()
