@@ -20,6 +20,7 @@ import stat
 from collections.abc import Iterable, Mapping, Sequence
 
 from hardsplice.errors import Failure, reason_of
+from hardsplice.surroundings import open_null
 
 NULL_FD = 0  # standard input, which is /dev/null in every process that is locked down
 LOG_FD = 2  # the host monitor's messages; /dev/null elsewhere
@@ -98,7 +99,7 @@ def reserve(first: int, ours: Sequence[int]) -> None:
     """Take every number below ``first``. What is open there is closed, but for the standard streams
     and ``ours``: a library may have left something there, or our caller.
     """
-    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    null = open_null()
     try:
         for fd in range(first):
             if fd != null and (not is_open(fd) or (fd > LOG_FD and fd not in ours)):
@@ -164,7 +165,7 @@ def close_others(wanted: Iterable[int], first: int = 0) -> None:
 
 def null_standard_streams(streams: Sequence[int]) -> None:
     """Put /dev/null where a terminal or a pipe to somebody else was."""
-    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    null = open_null()
     for fd in streams:
         os.dup2(null, fd, inheritable=False)
     if null > 2:

@@ -82,7 +82,11 @@ def _start_init(recipe: Recipe, channel: Channel, report: Channel, mask: Iterabl
     """Fork PID 1, and write the maps of its user namespace: the kernel lets nobody do that but
     those in there and in the namespace above, which is ours.
     """
-    linux.unshare(linux.CLONE_NEWPID)
+    try:
+        linux.unshare(linux.CLONE_NEWPID)
+    except OSError as error:
+        hint = refusals.limited_by("pid", error)
+        raise Failure("create", "namespaces", reason_of(error), hint) from error
     ours, theirs = Channel.pair()
     pid = os.fork()
     if pid == 0:

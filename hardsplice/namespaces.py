@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import prctl
 
-from hardsplice import linux, mounts, refusals, rights
+from hardsplice import linux, mounts, refusals, rights, surroundings
 from hardsplice.children import has_ended
 from hardsplice.errors import Failure, quote, reason_of
 from hardsplice.values import RunAs
@@ -157,6 +157,7 @@ def open_path(path: str, userns: str | None, *, netns_only: bool) -> Target:
     process = watched = None
     with contextlib.ExitStack() as opened:
         if pid is not None:
+            surroundings.refuse_others_proc()
             process = _open_pidfd(pid, name)
             opened.callback(os.close, process)
             net = _open_of_process(path, pid, process, name)
@@ -184,8 +185,11 @@ def _real(path: str) -> str:
     for _ in range(_LINKS_LIMIT):
         if _PROC_NS.fullmatch(path) or not os.path.islink(path):
             break
-        folder = os.path.dirname(path)
-        folder, last = os.path.split(os.path.join(folder, os.readlink(path)))
+        try:
+            to = os.readlink(path)
+        except OSError:  # a process's that may not be traced
+            break
+        folder, last = os.path.split(os.path.join(os.path.dirname(path), to))
         path = os.path.join(os.path.realpath(folder), last)
     return path
 

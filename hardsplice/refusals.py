@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 
 import prctl
 
-from hardsplice import linux
+from hardsplice import linux, rights
 
 _OF_THE_SENSELESS = (errno.EINVAL, errno.ENOENT, errno.EBADF)
 _REFUSED = (errno.EPERM, errno.EACCES, errno.ENOSPC, errno.EUSERS)
@@ -85,6 +85,8 @@ def _reaches_kernel(probe: Callable[[], None]) -> bool:
 
 def userns_hint(error: OSError) -> str | None:
     """Why a user namespace, or its maps, is refused; None for an error that no rule gives."""
+    if error.errno == errno.EROFS:
+        return "/proc is read-only here, where its maps are written: of bubblewrap add --proc /proc"
     if error.errno not in _REFUSED:
         return None
     found = filter_hint()
@@ -103,6 +105,12 @@ def userns_hint(error: OSError) -> str | None:
             "root without CAP_SETFCAP can have none with a root in it: run hardsplice as another "
             "user; a container gets it by --cap-add SETFCAP"
         )
+    for kind, number in (("uid", os.geteuid()), ("gid", os.getegid())):
+        if not rights.is_mapped(number, kind):
+            return (
+                f"the {kind} of hardsplice is none in the user namespace that it runs in, so it "
+                f"can make no other: see /proc/self/{kind}_map, and --map-root-user of unshare(1)"
+            )
     if _is_in_chroot():
         return "in a chroot the kernel allows none"
     who = (

@@ -31,6 +31,13 @@ _CONTAINER_HINT = (
     "run hardsplice where root has it: a container gets it by --cap-add SYS_ADMIN, or hardsplice "
     "runs outside of the container"
 )
+_OUTSIDE = (
+    "run hardsplice where that process was started: outside of this container or user namespace"
+)
+_LSM_HINT = (
+    "look for what it denied in the kernel's log (dmesg), and at that process's own confinement"
+)
+_INITIAL_USER_NAMESPACE = 0xEFFFFFFD  # PROC_USER_INIT_INO, include/linux/proc_ns.h
 
 
 def may_make_namespaces() -> bool:
@@ -125,15 +132,53 @@ def unreadable(path: str, pid: int | None, name: str, error: OSError) -> Failure
 
 def _untraceable(pid: int, name: str) -> Failure | None:
     """The kernel shows a process's namespaces to whoever may trace it (PTRACE_MODE_READ)."""
-    if os.geteuid() == 0 and not prctl.cap_effective.sys_ptrace:
+    may_trace = bool(prctl.cap_effective.sys_ptrace)
+    if os.geteuid() == 0 and not may_trace:
         return Failure("join", name, "root has no CAP_SYS_PTRACE here", _PTRACE_HINT)
     uid = _uid_of(pid)
     if uid is None:
         return None
+    if not is_mapped(uid, "uid") or (
+        _is_below_the_initial() and (may_trace or _is_dumpable(pid, uid))
+    ):
+        return Failure("join", name, "it is in a user namespace that is not below ours", _OUTSIDE)
+    if may_trace:
+        reason = "the kernel keeps it even from who has CAP_SYS_PTRACE, as an LSM makes it do"
+        return Failure("join", name, reason, _LSM_HINT)
     if uid != os.geteuid():
         return _not_ours(uid, name)
     reason = "it keeps what it has from others of its user, as setuid programs do"
     return Failure("join", name, reason, _AS_ROOT)
+
+
+def is_mapped(number: int, kind: str) -> bool:
+    """Whether an ID that the kernel told, ``kind`` is uid or gid, is somebody's in our user
+    namespace, and not what stands for all that nobody has there.
+    """
+    with open(f"/proc/self/{kind}_map", encoding="ascii") as lines:
+        ranges = [tuple(map(int, line.split())) for line in lines]
+    return any(first <= number < first + count for first, _, count in ranges)
+
+
+def _is_below_the_initial() -> bool:
+    """Whether our user namespace has one above it."""
+    try:
+        ours = os.open("/proc/self/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return os.fstat(ours).st_ino != _INITIAL_USER_NAMESPACE
+    finally:
+        os.close(ours)
+
+
+def _is_dumpable(pid: int, uid: int) -> bool:
+    """Whether the files of a process in /proc are its user's; root's are those of one that isn't
+    dumpable (task_dump_owner, fs/proc/base.c).
+    """
+    with contextlib.suppress(OSError):
+        return os.geteuid() == uid == os.stat(f"/proc/{pid}/status").st_uid
+    return False
 
 
 def _uid_of(pid: int) -> int | None:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from hardsplice import caller, cli, modes
+from hardsplice import caller, cli, modes, surroundings
 from hardsplice.errors import Failure, reason_of, tell, write_all
 from hardsplice.unforeseen import as_failure
 
@@ -33,6 +33,9 @@ def main(argv: Sequence[str]) -> int:
     try:
         _refuse_jit(getattr(sys, "_jit", None))
         options = cli.parse_args(argv)
+        surroundings.refuse_without_proc()
+        if options.mode is not cli.Mode.NETNS:
+            surroundings.refuse_others_proc()
         if options.mode is cli.Mode.COMMAND and not options.command:
             modes.refuse_no_command(has_terminal=os.isatty(0))
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # which is COMMAND's to inherit

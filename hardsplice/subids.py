@@ -10,7 +10,7 @@ whoever the ids belong to.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import prctl
@@ -19,6 +19,7 @@ from hardsplice import namespaces, users
 from hardsplice.errors import Failure, quote, reason_of
 from hardsplice.values import RunAs
 
+FIRST, USUAL = 100_000, 65_536  # SUB_UID_MIN and SUB_UID_COUNT of login.defs(5)
 NOBODY = 65534  # the last id that programs may count on
 _FILES = {"user": "/etc/subuid", "group": "/etc/subgid"}
 _HELPERS = {"user": "newuidmap", "group": "newgidmap"}
@@ -92,11 +93,7 @@ def of_command(user: RunAs | None, *, with_subordinate: bool) -> Ids:
 
 def _subordinate(kind: str, uid: int, name: str | None) -> tuple[tuple[int, int], ...]:
     path = _FILES[kind]
-    try:
-        with open(path, encoding="utf-8", errors="replace") as lines:
-            found = parse(lines, {str(uid), name or str(uid)})
-    except OSError:  # as where there is no line for anybody
-        found = ()
+    found = parse(_lines(path), {str(uid), name or str(uid)})
     number = sum(count for _, count in found)
     if number >= NOBODY:
         return found
@@ -105,20 +102,43 @@ def _subordinate(kind: str, uid: int, name: str | None) -> tuple[tuple[int, int]
 
 
 def _hint(name: str) -> str:
-    ids = "100000-165535"
-    hint = f"an administrator can give some: usermod --add-subuids {ids} --add-subgids {ids} {name}"
+    options = " ".join(
+        f"--add-sub{letter}ids {first}-{first + USUAL - 1}"
+        for letter, path in (("u", _FILES["user"]), ("g", _FILES["group"]))
+        for first in [first_free(_lines(path))]
+    )
+    hint = f"an administrator can give some: usermod {options} {name}"
     return f"--runas USER names a user who has them; or {hint}" if os.geteuid() == 0 else hint
+
+
+def first_free(lines: Iterable[str]) -> int:
+    """Behind all ids that lines of subuid(5) give to anybody: who had ids of another one would be
+    that other one where these are mapped.
+    """
+    return max([FIRST, *(first + count for _, first, count in _entries(lines))])
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as lines:
+            return lines.readlines()
+    except OSError:  # as where there is no line for anybody
+        return []
 
 
 def parse(lines: Iterable[str], names: set[str]) -> tuple[tuple[int, int], ...]:
     """The ranges of whoever has one of these names, each once, from lines of subuid(5)."""
-    found: dict[tuple[int, int], None] = {}
+    found = [(first, count) for name, first, count in _entries(lines) if name in names]
+    return tuple(dict.fromkeys(found))
+
+
+def _entries(lines: Iterable[str]) -> Iterator[tuple[str, int, int]]:
+    """Whose, first and count of each line that means something."""
     for line in lines:
         name, _, numbers = line.strip().partition(":")
         first, _, count = numbers.partition(":")
-        if name in names and _is_number(first) and _is_number(count) and int(count):
-            found[int(first), int(count)] = None
-    return tuple(found)
+        if _is_number(first) and _is_number(count) and int(count):
+            yield name, int(first), int(count)
 
 
 def _is_number(text: str) -> bool:

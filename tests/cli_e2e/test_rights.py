@@ -22,10 +22,18 @@ pytestmark = pytest.mark.usefixtures("nothing_left_behind")
 
 
 def said(
-    program: Program, identity: Identity, *words: str, before: tuple[str, ...] = ()
+    program: Program,
+    identity: Identity,
+    *words: str,
+    before: tuple[str, ...] = (),
+    within: tuple[str, ...] = (),
 ) -> tuple[str, str]:
-    """The line and the hint with which it refuses. ``before`` are words before the command."""
+    """The line and the hint with which it refuses. ``before`` are words before the command, and
+    ``within`` those that are run as ``identity``.
+    """
     argv, environment = program.argv(identity)
+    us = len(identity.wrap([]))
+    argv[us:us] = within
     done = subprocess.run(
         [*before, *argv, "-f", "-t", f"127.0.0.1/{free_ports()}:80", *words],
         env=environment, cwd="/", capture_output=True, text=True, check=False, timeout=PATIENCE,
@@ -115,6 +123,60 @@ def test_a_process_that_proc_hides(user: Identity, program: Program) -> None:
         line, hint = said(program, user, str(namespace.pid), before=before)
     assert "hidepid" in line
     assert "as root" in hint
+
+
+# --- from within a user namespace ---
+
+
+def in_user_namespace(*options: str) -> tuple[str, ...]:
+    """Words before a command that runs it in one."""
+    if subprocess.run(["unshare", "--user", *options, "true"], check=False).returncode:
+        pytest.skip(f"unshare --user {' '.join(options)} does not work here")
+    return ("unshare", "--user", *options)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("option", ["--map-root-user", "--map-current-user"])
+@pytest.mark.parametrize("owner", ["ours", "others"])
+def test_a_process_outside_of_our_user_namespace(
+    owner: str, option: str, user: Identity, program: Program
+) -> None:
+    """Be it the same user's, who outside may join it, or that of one who is unknown in there."""
+    within = in_user_namespace(option)
+    with Namespace(user if owner == "ours" else Identity("root")) as namespace:
+        for where in ([str(namespace.pid)], ["--netns", f"/proc/{namespace.pid}/ns/net"]):
+            line, hint = said(program, user, *where, within=within)
+            assert line.endswith(": it is in a user namespace that is not below ours")
+            assert "outside of this container or user namespace" in hint
+
+
+@pytest.mark.root
+def test_a_user_who_is_none_in_its_user_namespace(user: Identity, program: Program) -> None:
+    within = in_user_namespace()
+    _, hint = said(program, user, "true", within=within)
+    assert "/proc/self/uid_map" in hint
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("kind", ["pid", "user"])
+def test_a_limit_of_namespaces_that_is_reached(kind: str, user: Identity, program: Program) -> None:
+    script = f'echo 0 > /proc/sys/user/max_{kind}_namespaces; exec "$@"'
+    within = (*in_user_namespace("--map-root-user"), "sh", "-ec", script, "sh")
+    line, hint = said(program, user, "true", within=within)
+    assert line == "cannot create namespaces: No space left on device"
+    assert f"user.max_{kind}_namespaces" in hint
+
+
+@pytest.mark.root
+def test_a_path_of_a_process_that_may_not_be_looked_at(user: Identity, program: Program) -> None:
+    with Namespace(Identity("root")) as namespace:
+        argv, environment = program.argv(user)
+        done = subprocess.run(
+            [*argv, "--netns", f"/proc/{namespace.pid}/ns/mnt"],
+            env=environment, cwd="/", capture_output=True, text=True, check=False, timeout=PATIENCE,
+        )  # fmt: skip
+    assert done.stderr.startswith("hardsplice: cannot join namespace ")
+    assert "line " not in done.stderr
 
 
 # --- root with less than all ---

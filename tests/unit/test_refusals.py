@@ -8,7 +8,7 @@ import os
 
 import pytest
 
-from hardsplice import refusals
+from hardsplice import refusals, rights
 from hardsplice.landlock import HIDDEN, LACKED, lacked
 
 
@@ -87,3 +87,13 @@ def test_what_the_kernel_lacks_is_said_of_it_where_nobody_else_may_be_the_reason
     assert lacked() == LACKED
     monkeypatch.setattr(refusals, "is_filtered", lambda: True)
     assert lacked() == HIDDEN
+
+
+@pytest.mark.parametrize("kind", ["uid", "gid"])
+def test_who_is_nobody_in_its_user_namespace_is_told_so(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refusals, "is_filtered", lambda: False)
+    monkeypatch.setattr(refusals, "_switches", lambda: ())
+    monkeypatch.setattr(rights, "is_mapped", lambda _, one: one != kind)
+    assert f"/proc/self/{kind}_map" in (refusals.userns_hint(refused(errno.EPERM)) or "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from hardsplice.subids import IdMap, helper_hint, of_command, parse
+from hardsplice.subids import IdMap, first_free, helper_hint, of_command, parse
 from hardsplice.values import RunAs
 
 
@@ -24,6 +24,18 @@ def test_the_ranges_of_a_user_by_name_or_number(
     lines: tuple[str, ...], ranges: tuple[tuple[int, int], ...]
 ) -> None:
     assert parse(lines, {"me", "1000"}) == ranges
+
+
+@pytest.mark.parametrize(
+    ("lines", "first"),
+    [
+        ([], 100_000),
+        (["low:1000:500"], 100_000),
+        (["a:100000:65536", "b:165536:65536", "c:200000:1"], 231_072),
+    ],
+)
+def test_ids_to_be_given_are_nobodys_yet(lines: list[str], first: int) -> None:
+    assert first_free(lines) == first
 
 
 def test_ids_inside_follow_each_other() -> None:
