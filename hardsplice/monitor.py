@@ -286,7 +286,7 @@ class HostMonitor:
             self.loop.stop(status)
             return
         self.registry.close()
-        self.ending.begin(status, self.host.monitor, self.crew)
+        self.ending.begin(status, self.host.monitor, self.crew, self.host.kept())
 
     def relays_drained(self) -> None:
         """Nobody is connected to the outbound relays any more."""

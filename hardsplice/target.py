@@ -19,6 +19,7 @@ from hardsplice import (
     children,
     descriptors,
     emptyroot,
+    ending,
     isolate,
     joining,
     lifeline,
@@ -124,7 +125,9 @@ class TargetMonitor:
             if record.kind == Kind.PING and not record.fds:
                 self.crew.ask_alive()
             elif record.kind == Kind.DRAIN and not record.fds:
-                self.crew.drain()
+                self.crew.lend(ending.lent(record))
+                if not record.small:
+                    self.crew.drain()
             elif self.requests is None:
                 raise Malformed("nothing is to be asked for")
             else:
