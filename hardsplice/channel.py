@@ -90,6 +90,7 @@ class Note(IntEnum):
     ENDED = 9  # with --trace: a flow is over; detail is 0 after FIN both ways, 1 after a reset
     CROWDED = 10  # see Sent
     LOOPBACK = 11  # of a monitor: a target is not reached, as the loopback interface is down
+    DIED = 12  # of a keeper: a relay ended with connections, and has no successor
 
 
 class Sent(Enum):

@@ -256,6 +256,9 @@ def test_a_relay_that_dies_while_it_drains_is_not_waited_for(opened: Open) -> No
     for relay in instance.relays():
         os.kill(relay, signal.SIGKILL)
     assert instance.wait(10) == 0
+    for direction in ("inbound", "outbound"):
+        text = f"{direction}: a relay ended before its connections did: killed by SIGKILL"
+        assert text in instance.messages()
 
 
 def test_ports_that_change_drain_too(opened: Open, user_directory: object) -> None:
