@@ -134,10 +134,6 @@ class HostMonitor:
         deadline = time.monotonic() + END_SECONDS
         if monitor:
             monitor.channel.finish()
-        if inside and self.is_init_deaf:
-            inside.end(patience=0)
-        elif inside:
-            inside.end()
         self.crew.stop()
         if monitor:
             left = deadline - time.monotonic()
@@ -146,6 +142,11 @@ class HostMonitor:
             monitor.line.let_go()
             wait_for(monitor.pid, monitor.pidfd, 0)
             self.host.monitor = None
+        # Last: the kernel ends connections of what is ended there as if they were complete.
+        if inside and self.is_init_deaf:
+            inside.end(patience=0)
+        elif inside:
+            inside.end()
         if self.flows:
             self.flows.finish()
         account(self.log, self.host.traffic)

@@ -307,6 +307,58 @@ def test_command_s_connections_drain_after_it(
     assert instance.wait(5) == 7
 
 
+_DAEMON = """
+import os, socket, sys, time
+if os.fork():
+    time.sleep(float(sys.argv[1]))
+    raise SystemExit(7)
+with socket.create_server(("127.0.0.1", 80)) as listener:
+    while True:
+        one = listener.accept()[0]
+        one.sendall(b"begun")
+        if os.fork() == 0:
+            one.sendall(one.recv(1))
+            os._exit(0)
+        one.close()
+"""
+
+
+@pytest.mark.parametrize("how", ["in time", "late", "at once"])
+def test_what_command_leaves_behind_drains_too(
+    program: Program, identity: Identity, launch: Launch, how: str
+) -> None:
+    """COMMAND ends, and has left a daemon that serves: that lives as long as its connections may.
+    Ended before that, they are reset: the kernel would end them as if they were complete.
+    """
+    port = free_ports()
+    drain = {"in time": ("--drain", "60"), "late": ("--drain", "1"), "at once": ()}[how]
+    instance = launch(
+        identity, *drain, "-t", f"127.0.0.1/{port}:80", "--",
+        "/usr/bin/python3", "-I", "-c", _DAEMON, "2" if how == "at once" else "600",
+    ).wait_ready()  # fmt: skip
+
+    def answers() -> socket.socket | None:
+        with contextlib.suppress(ConnectionResetError), contextlib.ExitStack() as stack:
+            client = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
+            stack.callback(client.close)
+            if client.recv(5, socket.MSG_WAITALL):
+                stack.pop_all()
+                return client
+        return None
+
+    with eventually(answers, "the daemon answers") as client:
+        if how != "at once":
+            instance.process.send_signal(signal.SIGTERM)
+        if how == "in time":
+            eventually(lambda: "to come to their end" in instance.messages(), "COMMAND has ended")
+            client.sendall(b"x")
+            assert client.recv(2) == b"x"
+            assert client.recv(2) == b""
+        else:
+            sees_a_reset(client)
+    assert instance.wait(10) == (7 if how == "at once" else 128 + signal.SIGTERM)
+
+
 @pytest.mark.parametrize("keeps", [0, 8])
 def test_under_a_service_manager(
     namespace: Namespace, identity: Identity, program: Program, keeps: int
