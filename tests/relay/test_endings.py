@@ -9,6 +9,7 @@ import contextlib
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -408,6 +409,28 @@ def test_what_is_idle_for_too_long_is_reset_and_what_is_not_goes_on(opened: Open
         notices_reset(client, within=0)
         notices_reset(server, within=0)
     instance.stop()
+
+
+@pytest.mark.parametrize("size", [3 << 20, 24 << 20], ids=["all in the kernel", "blocked"])
+def test_a_slow_reader_of_what_the_kernel_has_already_is_not_idle(opened: Open, size: int) -> None:
+    """The server is done with what it says; nothing happens here for longer than the time."""
+    instance, lanes = opened("--idle-timeout", "2", "--log-flows")
+    client, server = lanes[0].pair()
+
+    def send_all() -> None:
+        with contextlib.suppress(OSError):  # the client leaves before it has it all
+            server.sendall(bytes(size))
+
+    sending = threading.Thread(target=send_all)
+    sending.start()
+    began = time.monotonic()
+    while time.monotonic() < began + 6:
+        assert client.recv(100_000)
+        time.sleep(0.25)
+    assert "nothing had moved" not in instance.messages()
+    client.close()
+    sending.join(PATIENCE)
+    server.close()
 
 
 def test_an_idle_relay_with_an_idle_timeout_sleeps(opened: Open) -> None:
