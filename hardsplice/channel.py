@@ -87,6 +87,7 @@ class Note(IntEnum):
     CROWDED = 10  # see Sent
     LOOPBACK = 11  # of a monitor: a target is not reached, as the loopback interface is down
     SHORT = 12  # there is no process for a relay, or no memory
+    DIED = 13  # of a keeper: a relay ended with connections, and has no successor
 
 
 class Sent(Enum):

@@ -17,7 +17,7 @@ from __future__ import annotations
 import socket
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from hardsplice import descriptors, socketcalls
@@ -90,6 +90,10 @@ class Crew:
         deadline = time.monotonic() + STOP_SECONDS
         for keeper in self.keepers:
             keeper.stop(deadline)
+
+    def lend(self, indices: Iterable[int]) -> None:
+        """The service manager has those listeners, too."""
+        self.lent |= frozenset(indices)
 
     def drain(self) -> None:
         """Have every relay end once nobody is connected to it, and no client come any more."""

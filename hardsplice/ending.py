@@ -9,10 +9,11 @@ when its relays have left.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from hardsplice.channel import Channel, Kind, Record
+from hardsplice.channel import TEXT_LIMIT, Channel, Kind, Malformed, Record
 from hardsplice.crew import Crew
 from hardsplice.flowlog import Traffic
 from hardsplice.log import Level, Log
@@ -20,6 +21,7 @@ from hardsplice.loop import Loop
 from hardsplice.relay.stats import DRAINED, STOPPED
 from hardsplice.service import Notifier
 
+_INDEX = "I"  # of a port, in an array
 # What a service manager is told to wait for us beyond the time for connections.
 MARGIN_SECONDS = 5
 
@@ -47,9 +49,12 @@ class Ending:
         """Whether it waits for connections to end."""
         return self._status is not None
 
-    def begin(self, status: int, monitor: Reachable | None, crew: Crew) -> None:
+    def begin(
+        self, status: int, monitor: Reachable | None, crew: Crew, kept: Sequence[int]
+    ) -> None:
         """End with ``status``: at once, or when nobody is connected any more. ``monitor`` is the
-        target monitor; ``crew`` has the relays here.
+        target monitor; ``crew`` has the relays here; of the ports ``kept`` the service manager has
+        the listeners, too, whatever was known of that at the start.
         """
         if self.is_draining:
             return
@@ -63,9 +68,10 @@ class Ending:
         extended = (self._seconds + MARGIN_SECONDS) * 1_000_000
         self._notifier.status(text, "STOPPING=1", f"EXTEND_TIMEOUT_USEC={extended}")
         self._waiting = {"relays"}
-        if monitor and monitor.channel.send(Record(Kind.DRAIN), wait=False):
+        if monitor and all(monitor.channel.send(one, wait=False) for one in orders(kept)):
             self._waiting.add("target")
         self._loop.after(self._seconds, self.at_once)
+        crew.lend(kept)
         crew.drain()
 
     def drained(self, who: str) -> None:
@@ -78,6 +84,23 @@ class Ending:
         """Wait no longer."""
         assert self._status is not None
         self._loop.stop(self._status)
+
+
+def orders(kept: Sequence[int]) -> Iterator[Record]:
+    """To drain, beside the listeners that are lent; ``small`` says that more of them follow."""
+    many = TEXT_LIMIT // array(_INDEX).itemsize
+    parts = [kept[first : first + many] for first in range(0, len(kept), many)] or [()]
+    for left, part in zip(reversed(range(len(parts))), parts, strict=True):
+        yield Record(Kind.DRAIN, int(left > 0), text=array(_INDEX, part).tobytes())
+
+
+def lent(record: Record) -> Sequence[int]:
+    """The listeners that such an order names, by index; Malformed where it is none."""
+    indices = array(_INDEX)
+    if len(record.text) % indices.itemsize:
+        raise Malformed(f"{len(record.text)} bytes are no indices")
+    indices.frombytes(record.text)
+    return indices
 
 
 def account(log: Log, traffic: Sequence[Traffic]) -> None:

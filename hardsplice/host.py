@@ -49,3 +49,7 @@ class Host:
     notifier: Notifier
     watchdog: float | None  # seconds within which the service manager wants to hear of us
     missing: list[str]  # layers of the lock-down that are not in force
+
+    def kept(self) -> Sequence[int]:
+        """The ports that may change whose listeners the service manager has, too."""
+        return self.control.store.ports() if self.control else ()

@@ -3,7 +3,7 @@
 
 It makes the namespaces from inside, forks COMMAND, which waits, and gives up what it has itself:
 COMMAND sees it, but can't trace it, and would find nothing there. Only then is hardsplice ready,
-and COMMAND runs. From then on PID 1 reaps, passes on signals, and ends with COMMAND.
+and COMMAND runs. From then on PID 1 reaps, passes on signals, and says how COMMAND ended.
 """
 
 from __future__ import annotations
@@ -321,24 +321,29 @@ def _is_in_our_group(pid: int) -> bool:
 
 
 def reap(channel: Channel, pid: int) -> int:
-    """Reap whatever ends, pass signals on to COMMAND, and report how it ended."""
+    """Reap whatever ends, pass signals on to COMMAND, and report how it ended. What it leaves
+    behind lives until the host monitor hangs up, which has connections reset before that, or lets
+    them drain.
+    """
     poller = select.poll()
     poller.register(channel.fileno(), select.POLLIN)
     poller.register(SIGNALS_FD, select.POLLIN)
-    to_group, command = ToGroup(), Charge(pid)
+    to_group, command, has_ended = ToGroup(), Charge(pid), False
     while True:
         ready = dict(poller.poll())
         if SIGNALS_FD in ready:
             to_group.hear()
-            if command.reap():
+            if command.reap() and not has_ended:
                 channel.send(Record(Kind.STOPPED), wait=False)
-            if command.status is not None:
+            if command.status is not None and not has_ended:
+                has_ended = True
                 channel.send(_last_word(command.status))
-                return 0
         if channel.fileno() in ready:
             record = channel.receive()
             if record is None:
-                return 1  # the host monitor is gone: the kernel ends all processes in here with us
+                return int(not has_ended)  # the kernel ends all processes in here with us
+            if has_ended:
+                continue
             if record.kind == Kind.GO:
                 _send_signal(pid, signal.SIGCONT)
             elif record.kind == Kind.SIGNAL:

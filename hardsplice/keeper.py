@@ -243,11 +243,13 @@ class Keeper:
 
     def _replace(self, status: int) -> None:
         """Start another relay, unless that makes no sense."""
+        reason, _, hint = (self.last_words or describe_status(status)).partition("\n")
         if self.is_draining:
+            if status:
+                self.upward.note(Note.DIED, 0, 0, reason.encode(errors="replace"))
             self._alive()
             self.upward.relay_drained()
             return
-        reason, _, hint = (self.last_words or describe_status(status)).partition("\n")
         if not self.was_ready:
             self.upward.relay_lost(f"it did not start: {reason}", hint or None)
             return

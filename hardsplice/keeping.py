@@ -47,6 +47,10 @@ class Store:
         else:
             self._tell(_what(port))
 
+    def ports(self) -> Sequence[int]:
+        """The numbers of the ports whose listeners it keeps."""
+        return tuple(self._kept)
+
     def removed(self, port_id: int) -> None:
         """A port was removed."""
         name = self._kept.pop(port_id, None)

@@ -133,10 +133,6 @@ class HostMonitor:
         deadline = time.monotonic() + END_SECONDS
         if monitor:
             monitor.channel.finish()
-        if inside and self.is_init_deaf:
-            inside.end(patience=0)
-        elif inside:
-            inside.end()
         self.crew.stop()
         if monitor:
             left = deadline - time.monotonic()
@@ -145,6 +141,11 @@ class HostMonitor:
             monitor.line.let_go()
             wait_for(monitor.pid, monitor.pidfd, 0)
             self.host.monitor = None
+        # Last: the kernel ends connections of what is ended there as if they were complete.
+        if inside and self.is_init_deaf:
+            inside.end(patience=0)
+        elif inside:
+            inside.end()
         if self.flows:
             self.flows.finish()
         account(self.log, self.host.traffic)
@@ -285,7 +286,7 @@ class HostMonitor:
             self.loop.stop(status)
             return
         self.registry.close()
-        self.ending.begin(status, self.host.monitor, self.crew)
+        self.ending.begin(status, self.host.monitor, self.crew, self.host.kept())
 
     def relays_drained(self) -> None:
         """Nobody is connected to the outbound relays any more."""

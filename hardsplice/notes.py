@@ -17,7 +17,7 @@ BY_RELAYS: frozenset[int] = frozenset(
 # Where the log wants every flow.
 BY_TRACED_RELAYS: frozenset[int] = frozenset({Note.OPENED, Note.ENDED})
 BY_KEEPERS: frozenset[int] = frozenset(
-    {Note.RESTARTED, Note.SOCKETS, Note.CROWDED, Note.LOOPBACK, Note.SHORT}
+    {Note.RESTARTED, Note.DIED, Note.SOCKETS, Note.CROWDED, Note.LOOPBACK, Note.SHORT}
 )
 LACKING_MAX, LACKING_LENGTH = 32, 200  # lines, and characters of a line
 
@@ -35,6 +35,10 @@ _WORDS: dict[int, tuple[Level, str]] = {
     ),
     Note.ERROR: (Level.ERROR, "{direction}, {where}: a flow was reset: {text} {reason}"),
     Note.RESTARTED: (Level.WARNING, "{direction}: the relay was started again: {text}"),
+    Note.DIED: (
+        Level.WARNING,
+        "{direction}: a relay ended before its connections did: {text}",
+    ),
     Note.OPENED: (Level.TRACE, "{direction}, {where}: connected"),
     Note.ENDED: (Level.TRACE, "{direction}, {where}: over{reset}"),
     Note.SOCKETS: (Level.WARNING, "{direction}: cannot open sockets for now: {reason}"),

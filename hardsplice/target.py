@@ -19,6 +19,7 @@ from hardsplice import (
     children,
     descriptors,
     emptyroot,
+    ending,
     environment,
     isolate,
     joining,
@@ -125,7 +126,9 @@ class TargetMonitor:
             if record.kind == Kind.PING and not record.fds:
                 self.crew.ask_alive()
             elif record.kind == Kind.DRAIN and not record.fds:
-                self.crew.drain()
+                self.crew.lend(ending.lent(record))
+                if not record.small:
+                    self.crew.drain()
             elif self.requests is None:
                 raise Malformed("nothing is to be asked for")
             else:

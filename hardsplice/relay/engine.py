@@ -243,8 +243,19 @@ class Engine(Acceptor):
             self._look_at_jam(now)
         if self.limits.idle_seconds and now >= self.look_at:
             self.look_at = now + self.limits.idle_seconds / IDLE_LOOKS
+            self._look_at_queues(now)
             silent = self._silent(now - self.limits.idle_seconds)
             self._end_all(silent, count.IDLE, End.IDLE)
+
+    def _look_at_queues(self, now: float) -> None:
+        """Where a peer takes bytes that the kernel has already from us, the flow isn't idle, though
+        nothing happens here: that may be megabytes, and a slow reader's for minutes.
+        """
+        for flow in self._silent(now - self.limits.idle_seconds / IDLE_LOOKS):
+            unsent = sum(self.kernel.unsent(flow.fd[side]) for side in SIDES)
+            if unsent < flow.unsent:
+                flow.seen = now
+            flow.unsent = unsent
 
     def _look_at_jam(self, now: float) -> None:
         """Nobody could be accepted for some time. Where half-closed flows in which nothing has

@@ -132,6 +132,7 @@ class Flow:
         "slow",
         "state",
         "tally",
+        "unsent",
         "urgent_hidden",
         "watched",
     )
@@ -155,6 +156,7 @@ class Flow:
         self.tally = 0
         self.attempt = 0  # index into plan
         self.seen = 0.0  # when something happened last, as far as that is of interest (engine.py)
+        self.unsent = 0  # bytes that its peers had still to take when it was looked at (engine.py)
         self.deadline = 0.0  # of the connect, or of a reset's grace; CLOCK_MONOTONIC seconds
 
 

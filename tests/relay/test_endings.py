@@ -9,6 +9,7 @@ import contextlib
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -256,6 +257,9 @@ def test_a_relay_that_dies_while_it_drains_is_not_waited_for(opened: Open) -> No
     for relay in instance.relays():
         os.kill(relay, signal.SIGKILL)
     assert instance.wait(10) == 0
+    for direction in ("inbound", "outbound"):
+        text = f"{direction}: a relay ended before its connections did: killed by SIGKILL"
+        assert text in instance.messages()
 
 
 def test_ports_that_change_drain_too(opened: Open, user_directory: object) -> None:
@@ -302,6 +306,58 @@ def test_command_s_connections_drain_after_it(
             received += len(data)
         assert received == 3 << 20
     assert instance.wait(5) == 7
+
+
+_DAEMON = """
+import os, socket, sys, time
+if os.fork():
+    time.sleep(float(sys.argv[1]))
+    raise SystemExit(7)
+with socket.create_server(("127.0.0.1", 80)) as listener:
+    while True:
+        one = listener.accept()[0]
+        one.sendall(b"begun")
+        if os.fork() == 0:
+            one.sendall(one.recv(1))
+            os._exit(0)
+        one.close()
+"""
+
+
+@pytest.mark.parametrize("how", ["in time", "late", "at once"])
+def test_what_command_leaves_behind_drains_too(
+    program: Program, identity: Identity, launch: Launch, how: str
+) -> None:
+    """COMMAND ends, and has left a daemon that serves: that lives as long as its connections may.
+    Ended before that, they are reset: the kernel would end them as if they were complete.
+    """
+    port = free_ports()
+    drain = {"in time": ("--drain", "60"), "late": ("--drain", "1"), "at once": ()}[how]
+    instance = launch(
+        identity, *drain, "-t", f"127.0.0.1/{port}:80", "--",
+        "/usr/bin/python3", "-I", "-c", _DAEMON, "2" if how == "at once" else "600",
+    ).wait_ready()  # fmt: skip
+
+    def answers() -> socket.socket | None:
+        with contextlib.suppress(ConnectionResetError), contextlib.ExitStack() as stack:
+            client = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
+            stack.callback(client.close)
+            if client.recv(5, socket.MSG_WAITALL):
+                stack.pop_all()
+                return client
+        return None
+
+    with eventually(answers, "the daemon answers") as client:
+        if how != "at once":
+            instance.process.send_signal(signal.SIGTERM)
+        if how == "in time":
+            eventually(lambda: "to come to their end" in instance.messages(), "COMMAND has ended")
+            client.sendall(b"x")
+            assert client.recv(2) == b"x"
+            assert client.recv(2) == b""
+        else:
+            sees_a_reset(client)
+    assert instance.wait(10) == (7 if how == "at once" else 128 + signal.SIGTERM)
 
 
 @pytest.mark.parametrize("keeps", [0, 8])
@@ -353,6 +409,28 @@ def test_what_is_idle_for_too_long_is_reset_and_what_is_not_goes_on(opened: Open
         notices_reset(client, within=0)
         notices_reset(server, within=0)
     instance.stop()
+
+
+@pytest.mark.parametrize("size", [3 << 20, 24 << 20], ids=["all in the kernel", "blocked"])
+def test_a_slow_reader_of_what_the_kernel_has_already_is_not_idle(opened: Open, size: int) -> None:
+    """The server is done with what it says; nothing happens here for longer than the time."""
+    instance, lanes = opened("--idle-timeout", "2", "--log-flows")
+    client, server = lanes[0].pair()
+
+    def send_all() -> None:
+        with contextlib.suppress(OSError):  # the client leaves before it has it all
+            server.sendall(bytes(size))
+
+    sending = threading.Thread(target=send_all)
+    sending.start()
+    began = time.monotonic()
+    while time.monotonic() < began + 6:
+        assert client.recv(100_000)
+        time.sleep(0.25)
+    assert "nothing had moved" not in instance.messages()
+    client.close()
+    sending.join(PATIENCE)
+    server.close()
 
 
 def test_an_idle_relay_with_an_idle_timeout_sleeps(opened: Open) -> None:

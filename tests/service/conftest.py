@@ -73,6 +73,7 @@ def machine(program: Program) -> Iterator[Machine]:
         "netns@.service": (EXAMPLES / "netns@.service").read_text(),
         "echo@.service": ECHO,
         "web.service": WEB,
+        "a\\x2db.service": WEB,
         "box.service": BOX,
         "pod.service": BOX.replace("box", "pod") + POST,
     }

@@ -47,13 +47,22 @@ def sources(path: Path) -> dict[str, str]:
     return {show.ends(port)[0]: port["source"] for port in listed}
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    ("how", "drain"),
+    [(signal.SIGTERM, ()), (signal.SIGTERM, ("--drain", "60")), (signal.SIGKILL, ())],
+)
 def test_ports_that_were_added_are_there_again_after_a_restart(
-    serve: Serve, namespace: Namespace, inside: socket.socket, user_directory: Path, how: int
+    serve: Serve,
+    namespace: Namespace,
+    inside: socket.socket,
+    user_directory: Path,
+    how: int,
+    drain: tuple[str, ...],
 ) -> None:
     """In both directions, and no client is refused meanwhile."""
     port, path = free_ports(3), user_directory / "control"
-    options = ["-f", "-t", f"127.0.0.1/{port}:80", "--control", str(path), str(namespace.pid)]
+    options = ["-f", "-t", f"127.0.0.1/{port}:80", "--control", str(path), *drain]
+    options.append(str(namespace.pid))
     manager = serve(Manager(), *options).until_ready()
     added(manager, path, ("inbound", port + 1, 80), ("outbound", 8081, port + 2))
     for _ in range(2):

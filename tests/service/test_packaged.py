@@ -118,6 +118,15 @@ def test_a_service_that_comes_back_is_served_again(machine: Machine, of_service:
     machine.control("disable", of_service)
 
 
+def test_a_service_with_an_escaped_name_is_served(machine: Machine) -> None:
+    """Its options are where the unit says."""
+    configure(machine, "ax2db", "OPTIONS=-t 127.0.0.1/8085:8000")
+    machine.control("start", r"a\x2db.service")
+    machine.control("start", r"hardsplice-service@a\x2db.service")
+    passes(machine, 8085)
+    machine.control("stop", r"a\x2db.service")
+
+
 def test_a_container_is_served_by_its_pid_file(machine: Machine) -> None:
     machine.control("start", "box")
     configure(machine, "box", "OPTIONS=-t 127.0.0.1/8083:8000", "PIDFILE=/run/box.pid")
