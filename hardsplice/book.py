@@ -181,7 +181,7 @@ class Book:
         except OSError as error:
             if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EINVAL):
                 raise
-            return landlock.FORBIDDEN if error.errno == errno.EPERM else landlock.LACKED
+            return landlock.FORBIDDEN if error.errno == errno.EPERM else landlock.lacked()
         return None
 
     def pin(self, *, is_writer: bool) -> None:

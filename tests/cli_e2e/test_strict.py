@@ -207,12 +207,12 @@ def test_whoever_asks_is_told_that_mappings_are_not_sealed(
 
 OTHERS = 0x40000000 | NEWIPC | NEWUTS  # NEWNET and those, as COMMAND's namespaces are made
 HINTED = {
-    "no such call": (("pivot_root", errno.ENOSYS, 0, ""), ""),
-    "pivot_root may not": (("pivot_root", errno.EPERM, 0, ""), ""),
+    "no such call": (("pivot_root", errno.ENOSYS, 0, ""), "seccomp filter"),
+    "pivot_root may not": (("pivot_root", errno.EPERM, 0, ""), "seccomp filter"),
     "no mount namespace left": (("unshare", errno.ENOSPC, 0, NEWNS), "user.max_mnt_namespaces"),
     "no IPC namespace left": (("unshare", errno.ENOSPC, 0, NEWIPC), "user.max_ipc_namespaces"),
     "an IPC namespace may not be": (("unshare", errno.EPERM, 0, NEWIPC), ""),
-    "no user namespace": (("unshare", errno.EPERM, 0, NEWUSER), "user.max_user_namespaces"),
+    "no user namespace": (("unshare", errno.EPERM, 0, NEWUSER), "seccomp filter"),
 }
 
 
