@@ -18,12 +18,12 @@ Handler = Callable[[Call], None]
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A handler, and the parameters of the query that it knows, each with its values; and whether
-    it is for those, too, who ask from the namespace that is served.
+    """A handler, and the parameters of the query that it knows, each with its values, or None where
+    it minds none; and whether it is for those, too, who ask from the namespace that is served.
     """
 
     handler: Handler
-    query: Mapping[str, tuple[str, ...]]
+    query: Mapping[str, tuple[str, ...]] | None
     inside: bool = False
 
 
@@ -46,7 +46,7 @@ ROUTES: Routes = {
     "/v1/status": {"GET": Route(report.status, {})},
     "/v1/flows": {"GET": Route(report.flows, {})},
     "/v1/audit": {"GET": Route(report.audit, {})},
-    "/metrics": {"GET": Route(report.metrics, {})},
+    "/metrics": {"GET": Route(report.metrics, None)},  # scrapers add what they are told to
 }
 
 
@@ -98,7 +98,7 @@ def dispatch(
     if request.inside and not route.inside:
         respond(refusal(403, "this is not for the namespace that is served", close=False))
         return
-    query = read_query(request.query, route.query)
+    query = {} if route.query is None else read_query(request.query, route.query)
     if isinstance(query, str):
         respond(refusal(400, query, close=False))
         return

@@ -298,7 +298,7 @@ def test_head_is_get_for_every_path_that_has_it(world: FakeWorld, path: str) -> 
 
 @pytest.mark.parametrize(
     ("method", "target"),
-    [("GET", "/v1/ports?direction=up"), ("GET", "/v1/ports?x=1"), ("GET", "/metrics?a"),
+    [("GET", "/v1/ports?direction=up"), ("GET", "/v1/ports?x=1"),
      ("GET", "/v1/ports?direction=all&direction=all"), ("DELETE", "/v1/ports/1?flows=maybe"),
      ("DELETE", "/v1/ports/1?flows"), ("POST", "/v1/ports?direction=all")],
 )  # fmt: skip
@@ -306,6 +306,10 @@ def test_other_parameters_are_refused(world: FakeWorld, method: str, target: str
     post(world)
     assert message(ask(world, method, target, json.dumps(SPEC).encode()))
     assert len(world.ports.table) == 1
+
+
+def test_a_scraper_may_add_what_it_is_told_to(world: FakeWorld) -> None:
+    assert ask(world, "GET", "/metrics?module=x&a") == ask(world, "GET", "/metrics")
 
 
 _TEXT = st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=20)
