@@ -18,7 +18,7 @@ from hardsplice.crew import Crew
 from hardsplice.flowlog import Traffic
 from hardsplice.log import Level, Log
 from hardsplice.loop import Loop
-from hardsplice.relay.stats import DRAINED, STOPPED
+from hardsplice.relay.stats import COUNTERS, DRAINED, STOPPED
 from hardsplice.service import Notifier
 
 _INDEX = "I"  # of a port, in an array
@@ -106,7 +106,8 @@ def lent(record: Record) -> Sequence[int]:
 def account(log: Log, traffic: Sequence[Traffic]) -> None:
     """Say what became of the connections that there were when hardsplice was told to end."""
     stats = [one for direction in traffic for one in direction.stats]
-    drained, cut = (sum(one.count[name] for one in stats) for name in (DRAINED, STOPPED))
+    counted = [one.snapshot() for one in stats]
+    drained, cut = (sum(one[COUNTERS[at]] for one in counted) for at in (DRAINED, STOPPED))
     if drained or cut:
         text = f"ended; connections that finished meanwhile: {drained}, that were reset: {cut}"
         log.line(Level.INFO, text)

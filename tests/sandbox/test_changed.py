@@ -173,7 +173,7 @@ def act(self):
         for fd in (one.fileno(), two.fileno()):
             done = libc.bind(fd, where, len(address))
             codes.add(0 if done == 0 else ctypes.get_errno())
-    self._trouble(monitor.Failure("name", "a socket", " ".join(map(str, sorted(codes)))))
+    self.teller.trouble(monitor.Failure("name", "a socket", " ".join(map(str, sorted(codes)))))
 def write(view, at):
     piece = view.view if at == BOTH[0] else view.view + pinned.PIECE
     ctypes.memmove(piece, address[2:], len(address) - 2)

@@ -316,11 +316,9 @@ def test_what_init_says(captured: Captured, action: str) -> None:
             lambda: instance.process.poll() is not None or settled(instance), "no rest", within=3
         )
         if action == _HANGS_UP:
-            instance.process.terminate()
-            assert instance.wait(3) == 128 + 15
-        else:
-            assert instance.wait(3) == 1
-            ended_well(instance, [])
+            instance.process.terminate()  # it has no way left to say that it passes this on
+        assert instance.wait(3) == 1
+        ended_well(instance, [])
 
 
 _ANSWERS = [f"a record of kind {kind}" for kind in ("OPENED", "SERVED", "CLOSED", "OPEN", "SERVE")]
