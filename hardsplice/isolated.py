@@ -77,14 +77,15 @@ def _given(name: bytes) -> bytes | None:
     wanted = b"\0" + name + b"="
     kept = 4096  # bytes of the piece before
     room = bytearray(2 * kept)
+    view = memoryview(room)  # a slice of the room itself would be a copy
     try:
         with open("/proc/self/environ", "rb", buffering=0) as file:
-            while size := file.readinto(memoryview(room)[kept:]):
+            while size := file.readinto(view[kept:]):
                 at = room.find(wanted, 0, kept + size)
                 end = room.find(b"\0", at + 1, kept + size)
                 if at >= 0 and end >= 0:
                     return bytes(room[at + len(wanted) : end])
-                room[:kept] = room[size : size + kept]
+                view[:kept] = view[size : size + kept]
     finally:
         room[:] = bytes(len(room))
     return None

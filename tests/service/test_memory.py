@@ -94,14 +94,14 @@ class Secret:
 
     name: str = field(default_factory=lambda: f"NAME_{secrets.token_hex(8)}")
     short: str = field(default_factory=lambda: secrets.token_hex(8))
-    long: str = field(default_factory=lambda: secrets.token_hex(1500))
+    long: str = field(default_factory=lambda: secrets.token_hex(6000))
 
     def environment(self) -> dict[str, str]:
         return {self.name: self.short, f"{self.name}_LONG": self.long}
 
     @property
     def parts(self) -> set[str]:
-        return {self.name, self.short, self.long[-64:]}
+        return {self.name, self.short, self.long[:64], self.long[6000:6064], self.long[-64:]}
 
 
 def left_in(
