@@ -73,7 +73,7 @@ class Acceptor(Connector):
         self.accepting = False
         self.to_drain: int | None = None  # flows that there were when it was told to drain
         self.turns = 0
-        self.rounds = 0  # turns after which nobody was left that was ready (habits.Burst)
+        self.unfinished = 0  # turns after which somebody was left that was ready (habits.Burst)
         self.burst = Burst()
         self.moment = 0.0  # of the last events, where somebody wants to know (CLOCK_MONOTONIC)
         self.jam_began = 0.0  # since then nobody could be accepted; 0: there is no need
@@ -83,7 +83,8 @@ class Acceptor(Connector):
         self.comfortable = spare - promised - 1
 
     def _accept_some(self, listener: Listener) -> None:
-        limit = self.burst.begin(self.turns, self.rounds, 1 + len(self.flows) // EVENTS_A_WAIT)
+        rounds = self.turns - self.unfinished
+        limit = self.burst.begin(self.turns, rounds, 1 + len(self.flows) // EVENTS_A_WAIT)
         accepted = 0
         while accepted < limit and self._accept(listener):
             accepted += 1

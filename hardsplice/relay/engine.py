@@ -59,29 +59,27 @@ class Engine(Acceptor):
         while self.to_drain is None or self.flows:
             self.turn(others)
 
-    def turn(self, others: Mapping[int, Callable[[], None]], patience: float | None = None) -> int:
-        """Wait once, ``patience`` seconds at the most, and handle what came: how much that was.
+    def turn(
+        self, others: Mapping[int, Callable[[], None]], patience: float | None = None
+    ) -> Sequence[tuple[int, int]]:
+        """Wait once, ``patience`` seconds at the most, and handle what came, which is returned.
         ``others`` maps descriptors that are not ours to callables.
         """
         self.turns += 1
         late: list[int] = []
         find, move = self.flows.get, self._move
         timeout = self._timeout() if self.restless else -1
-        if patience is not None:
-            timeout = patience
-        ready = self.epoll.poll(timeout, EVENTS_A_WAIT)
-        if len(ready) < EVENTS_A_WAIT:
-            self.rounds += 1
-        if self.jam_began or self.limits.idle_seconds:
-            self.moment = self.kernel.now()
-        moment = self.moment
+        ready = self.epoll.poll(timeout if patience is None else patience, EVENTS_A_WAIT)
+        if len(ready) == EVENTS_A_WAIT:
+            self.unfinished += 1
+        if self.restless and (self.jam_began or self.limits.idle_seconds):
+            self._stamp(ready)
         for fd, events in ready:
             flow = find(fd)
             if flow is None:
                 late.append(fd)
                 continue
             side = TARGET if fd == flow.fd[TARGET] else CLIENT
-            flow.seen = moment
             try:
                 if events == EPOLLIN and flow.state[side] == OPEN and not flow.urgent_hidden[side]:
                     move(flow, side, False)  # the common case
@@ -97,7 +95,7 @@ class Engine(Acceptor):
                 others[fd]()
         if self.restless:
             self._look_after()
-        return len(ready)
+        return ready
 
     def _look_after(self) -> None:
         """What is to be done besides events, at the end of a turn."""
@@ -129,6 +127,13 @@ class Engine(Acceptor):
                 self._guarded(flow, self._try_connect)
         self._ask()
         self._reconsider_accepting()
+
+    def _stamp(self, ready: Sequence[tuple[int, int]]) -> None:
+        """Something happens in these flows, and somebody wants to know when."""
+        self.moment = self.kernel.now()
+        for fd, _ in ready:
+            if flow := self.flows.get(fd):
+                flow.seen = self.moment
 
     # --- the end of all ---------------------------------------------------------------------------
 

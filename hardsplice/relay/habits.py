@@ -34,7 +34,9 @@ class Burst:
         if rounds - self._round > 1:  # there was one without anybody to accept
             self.size = 1
             self._turn = turn - 1
-        self.due = self.size * max(1, min(turn - self._turn, longest))
+        self.due = self.size
+        if longest > 1:  # max and min cost more than all of the rest
+            self.due *= max(1, min(turn - self._turn, longest))
         self._turn, self._round = turn, rounds
         return self.due
 
