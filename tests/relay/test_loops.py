@@ -75,7 +75,7 @@ def test_a_loop_that_nobody_could_foresee_is_survived(
         for end in (waiting, server):
             end.close()
         # No connection chases itself round and round: nothing goes on.
-        eventually(lambda: is_quiet(instance), "something goes on", within=20)
+        eventually(lambda: is_quiet(instance), "something goes on", within=40)
     instance.stop()
 
 
