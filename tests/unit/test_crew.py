@@ -96,11 +96,11 @@ def places() -> Iterator[range]:
     """Where a crew puts late listeners, ours to use: what is open there is put aside."""
     late = range(FIRST_LISTENER, FIRST_LISTENER + 2)
     aside = {fd: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 100) for fd in late if is_open(fd)}
-    null = os.open(os.devnull, os.O_RDWR)
     for fd in late:
-        os.dup2(null, fd, inheritable=False)
-    if null not in late:
-        os.close(null)
+        null = os.open(os.devnull, os.O_RDWR)
+        if null != fd:  # dup3(2) refuses that
+            os.dup2(null, fd, inheritable=False)
+            os.close(null)
     yield late
     for fd in late:
         if fd in aside:
