@@ -23,7 +23,7 @@ def open_regular(path: str, flags: int, mode: int) -> int:
     with contextlib.suppress(FileNotFoundError):
         _check(os.lstat(path))  # merely to open some devices has an effect
     flags |= os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
-    with owner_keeps_rights():
+    with _owner_keeps_rights():
         fd = os.open(path, flags, mode)
     try:
         _check(os.fstat(fd))
@@ -34,7 +34,7 @@ def open_regular(path: str, flags: int, mode: int) -> int:
 
 
 @contextlib.contextmanager
-def owner_keeps_rights() -> Iterator[None]:
+def _owner_keeps_rights() -> Iterator[None]:
     """Make files whose owner has the rights that they are made with, whatever the umask is."""
     before = os.umask(0o077)
     os.umask(before & 0o077)

@@ -43,11 +43,6 @@ def no_excuse(_: OSError) -> str | None:
     return None
 
 
-def no_hint(_: OSError) -> str | None:
-    """Where nothing that people could do is known."""
-    return None
-
-
 def lacking(error: OSError) -> str | None:
     """The excuse of what an older kernel, or one built without it, may lack: that it does. For
     calls that give these errors for no other reason.

@@ -23,14 +23,13 @@ from hardsplice import pinned, socketcalls
 from hardsplice.book import Place, Pointer
 from hardsplice.channel import CROWDED_HINT, close_all
 from hardsplice.errors import Failure, reason_of
-from hardsplice.ports import Address, Forward
+from hardsplice.ports import LOOPBACKS, Address, Forward
 from hardsplice.relay.accepting import Listener
 from hardsplice.relay.sockets import FAMILIES, IPV4, IPV6
 from hardsplice.spec import LAST_PORT
 
 BACKLOG = 65535  # the kernel cuts this to net.core.somaxconn
-LOOPBACK_IPV4 = IPv4Address("127.0.0.1")
-LOOPBACK_IPV6 = IPv6Address("::1")
+LOOPBACK = {IPV4: LOOPBACKS[4], IPV6: LOOPBACKS[6]}
 
 
 def usable_families(versions: Sequence[int]) -> tuple[int, ...]:
@@ -236,9 +235,8 @@ def targets(forward: Forward, families: Sequence[int]) -> dict[int, bytes]:
     if forward.target is not None:
         family = IPV4 if forward.target.version == 4 else IPV6
         return {family: socketcalls.sockaddr(forward.target, forward.target_port)}
-    loopbacks: dict[int, Address] = {IPV4: LOOPBACK_IPV4, IPV6: LOOPBACK_IPV6}
     return {
-        family: socketcalls.sockaddr(loopbacks[family], forward.target_port) for family in families
+        family: socketcalls.sockaddr(LOOPBACK[family], forward.target_port) for family in families
     }
 
 

@@ -10,14 +10,13 @@ address of a listener. Whether another address leads back to us nobody knows bef
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv6Address
 
 from hardsplice.errors import Failure
 from hardsplice.forwarding import DIRECTIONS, PLACES, Direction, Port
 from hardsplice.listeners import describe
-from hardsplice.ports import Address, Forward
+from hardsplice.ports import LOOPBACKS, Address, Forward
 
-_LOOPBACKS: dict[int, Address] = {4: IPv4Address("127.0.0.1"), 6: IPv6Address("::1")}
 _Listener = tuple[Direction, Forward]
 _Visit = tuple[_Listener, int]  # a client's, by a version of IP
 
@@ -30,7 +29,7 @@ def _plain(address: Address) -> Address:
 
 def _first_target(forward: Forward, version: int) -> Address:
     """The address that a client is connected to first."""
-    return _LOOPBACKS[version] if forward.target is None else _plain(forward.target)
+    return LOOPBACKS[version] if forward.target is None else _plain(forward.target)
 
 
 def _takes(listener: Forward, address: Address) -> bool:

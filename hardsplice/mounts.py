@@ -49,6 +49,12 @@ def parse(lines: Iterable[str]) -> Iterator[Mount]:
         yield Mount(_unescaped(words[4]), after.split(" ")[0], device, flags)
 
 
+def here() -> dict[str, Mount]:
+    """The mounts of this mount namespace by their paths; of several the one on top."""
+    with open(TABLE, encoding="utf-8", errors="surrogateescape") as lines:
+        return {one.path: one for one in parse(lines)}
+
+
 def _unescaped(path: str) -> str:
     """Blanks and the like are written as a backslash and three octal digits."""
     first, *rest = path.split("\\")

@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 _WILDCARDS: dict[int, Address] = {4: IPv4Address("0.0.0.0"), 6: IPv6Address("::")}
-_LOOPBACKS: dict[int, Address] = {4: IPv4Address("127.0.0.1"), 6: IPv6Address("::1")}
+LOOPBACKS: dict[int, Address] = {4: IPv4Address("127.0.0.1"), 6: IPv6Address("::1")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +169,7 @@ def single(
         raise Refusal(f"'{listen.address}' is not IPv{versions[0]}")
     listen = _narrow(listen, versions)
     if target is None and len(families) == 1:
-        target = _LOOPBACKS[families[0]]
+        target = LOOPBACKS[families[0]]
     return Forward(listen.address, listen.interface, port, target, target_port, True)
 
 
@@ -226,7 +226,7 @@ def _lay_together(
         for port in range(1, LAST_PORT + 1)
         if not ephemeral[0] <= port <= ephemeral[1] and port not in excluded
     ]
-    loopback = _LOOPBACKS[families[0]] if len(families) == 1 else None
+    loopback = LOOPBACKS[families[0]] if len(families) == 1 else None
     free = _take_free(groups, loopback)
     if free and (
         lost := [port for port in range(ephemeral[0], ephemeral[1] + 1) if port in excluded]

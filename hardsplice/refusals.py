@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 
 import prctl
 
-from hardsplice import linux, rights
+from hardsplice import linux, mounts, rights
 
 _OF_THE_SENSELESS = (errno.EINVAL, errno.ENOENT, errno.EBADF)
 _REFUSED = (errno.EPERM, errno.EACCES, errno.ENOSPC, errno.EUSERS)
@@ -135,8 +135,8 @@ def _setting(name: str) -> str | None:
 
 def _is_in_chroot() -> bool:
     """Whether our root folder is none that the table of mounts shows, as in a chroot."""
-    with contextlib.suppress(OSError), open("/proc/self/mountinfo", "rb") as table:
-        return not any(line.split(b" ", 5)[4] == b"/" for line in table)
+    with contextlib.suppress(OSError):
+        return "/" not in mounts.here()
     return False
 
 

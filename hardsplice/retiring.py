@@ -31,6 +31,7 @@ from hardsplice import pinned, socketcalls
 from hardsplice.book import Book, Pointer
 from hardsplice.channel import close_all
 from hardsplice.errors import Failure, reason_of
+from hardsplice.listeners import BACKLOG, LOOPBACK
 from hardsplice.loop import Alarm, Loop
 from hardsplice.ports import Address
 from hardsplice.relay.sockets import FAMILIES, IPV4, IPV6
@@ -39,9 +40,7 @@ ATTEMPTS = 100  # to get ahead of whoever uses a listener that is being ended
 AGAIN_SECONDS = 0.5  # until one that isn't used up yet is looked at again
 PATIENT_TRIES = 8  # of those, until a connection was given up: 3 s (be_impatient)
 TRIES = 3 * PATIENT_TRIES
-BACKLOG = 65535  # what the policy allows; one is needed
 _PORTS_TRIED = 10
-_LOOPBACK: dict[int, Address] = {IPV4: IPv4Address("127.0.0.1"), IPV6: IPv6Address("::1")}
 _MAPPED = IPv6Address("::ffff:127.0.0.1")  # by which an IPv6 socket reaches an IPv4 one
 # By what the sink is heard: see socketcalls.retire.
 _SENT_WITH = {
@@ -77,7 +76,7 @@ def open_sink() -> Sink:
 
 def _bound() -> Sink:
     port, fds = 0, {}
-    for family, address in _LOOPBACK.items():
+    for family, address in LOOPBACK.items():
         # There may be no such address here, or its port may be taken.
         with suppress(OSError):
             port = port or _free_port(family)
@@ -95,7 +94,7 @@ def _free_port(family: int) -> int:
     socket listens no longer.
     """
     with socket.socket(FAMILIES[family], socket.SOCK_STREAM) as probe:
-        probe.bind((str(_LOOPBACK[family]), 0))
+        probe.bind((str(LOOPBACK[family]), 0))
         port: int = probe.getsockname()[1]
         return port
 
@@ -219,11 +218,11 @@ def _ways(bound: bytes) -> Sequence[tuple[int, Address]]:
     socket names it. Or else its own address, whence nobody answers.
     """
     if len(bound) == pinned.IPV4_SIZE:
-        mine, loopback = IPv4Address(bound[4:8]), (IPV4, _LOOPBACK[IPV4])
+        mine, loopback = IPv4Address(bound[4:8]), (IPV4, LOOPBACK[IPV4])
         return (loopback,) if mine.is_unspecified else (loopback, (IPV4, mine))
     address = IPv6Address(bound[8:24])
     if address.is_unspecified:
-        return (IPV4, _MAPPED), (IPV6, _LOOPBACK[IPV6])
+        return (IPV4, _MAPPED), (IPV6, LOOPBACK[IPV6])
     if address.ipv4_mapped:
         return (IPV4, _MAPPED), (IPV4, address)
-    return (IPV6, _LOOPBACK[IPV6]), (IPV6, address)
+    return (IPV6, LOOPBACK[IPV6]), (IPV6, address)

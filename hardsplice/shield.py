@@ -30,21 +30,16 @@ def make_settings_read_only() -> None:
     """Every mount of the kernel's settings in this mount namespace that can be reached. One that
     another mount covers stays covered.
     """
-    for one in _on_top().values():
+    for one in mounts.here().values():
         if one.kind in _SETTINGS and _can_be_reached(one):
             _make_read_only(one.path, one.flags)
 
 
 def make_read_only(path: str) -> None:
     """The mount at a path, if there is one."""
-    found = _on_top().get(path)
+    found = mounts.here().get(path)
     if found is not None:
         _make_read_only(path, found.flags)
-
-
-def _on_top() -> dict[str, Mount]:
-    with open(mounts.TABLE, encoding="utf-8", errors="surrogateescape") as lines:
-        return {one.path: one for one in mounts.parse(lines)}
 
 
 def _can_be_reached(mount: Mount) -> bool:
