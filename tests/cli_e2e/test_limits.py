@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.netns import Identity, Namespace
-from tests.support.product import Program, can_bind, free_ports
+from tests.support.product import Program, can_bind, free_ports, run
 from tests.support.stream import PATIENCE
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")
@@ -31,13 +31,7 @@ def run_within(
     program: Program, identity: Identity, limit: str, value: int, *arguments: str
 ) -> subprocess.CompletedProcess[str]:
     """hardsplice under a limit, which is set last: what changes the user needs none."""
-    argv, environment = program.argv(identity)
-    first = len(argv) - 3 if "-m" in argv else len(argv) - 1
-    return subprocess.run(
-        [*argv[:first], "prlimit", f"--{limit}={value}:{value}", *argv[first:], *arguments],
-        env=environment, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, text=True,
-        timeout=PATIENCE, check=False,
-    )  # fmt: skip
+    return run(program, identity, *arguments, starter=("prlimit", f"--{limit}={value}:{value}"))
 
 
 def check(limit: str, ran: subprocess.CompletedProcess[str]) -> None:

@@ -229,12 +229,8 @@ def test_who_was_given_too_few_is_told(
 
 
 def test_where_newuidmap_is_missing_its_package_is_named(program: Program, user: Account) -> None:
-    argv, environment = program.argv(user)
-    at = argv.index("-m") - 1
-    done = subprocess.run(
-        [*argv[:at], "env", "PATH=/nowhere", *argv[at:], "--map-auto", "--", "/bin/true"],
-        env=environment, cwd="/", capture_output=True, text=True, timeout=PATIENCE, check=False,
-    )  # fmt: skip
+    starter = ("env", "PATH=/nowhere")
+    done = run(program, user, "--map-auto", "--", "/bin/true", starter=starter)
     check(done, says="cannot run newuidmap", hints="uidmap")
 
 
@@ -270,12 +266,7 @@ def test_ids_that_a_container_does_not_have_are_named(program: Program, user: Ac
     """Root there may have an entry in its /etc/subuid that its own user namespace doesn't map."""
     for kind in ("uid", "gid"):
         user.give(kind, f"root:{FIRST}:65536")
-    argv, environment = program.argv(user)
-    at = argv.index("-m") - 1
-    done = subprocess.run(
-        [*argv[:at], "unshare", "-Ur", *argv[at:], "--map-auto", "--", "true"],
-        env=environment, cwd="/", capture_output=True, text=True, timeout=PATIENCE, check=False,
-    )  # fmt: skip
+    done = run(program, user, "--map-auto", "--", "true", starter=("unshare", "-Ur"))
     check(done, says="cannot map subordinate ids", hints="has to have all of them")
 
 

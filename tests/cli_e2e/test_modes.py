@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import http.client
 import os
 import pty
 import signal
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import procfs
+from tests.support.engines import answers
 from tests.support.netns import Identity, Namespace, mounted
 from tests.support.product import Instance, Program, free_ports, run
 from tests.support.stream import PATIENCE, Stream, eventually, expect, send
@@ -172,18 +172,7 @@ def test_a_web_server(identity: Identity, launch: Launch) -> None:
     instance = launch(
         identity, "-t", f"{port}:80", "--", "/usr/bin/python3", "-m", "http.server", "80"
     ).wait_ready()
-
-    def answer() -> int | None:
-        client = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
-        try:
-            client.request("GET", "/")
-            return client.getresponse().status
-        except (ConnectionError, http.client.HTTPException):
-            return None  # it does not listen yet
-        finally:
-            client.close()
-
-    assert eventually(answer, "the server does not answer") == 200
+    assert answers(port) == 200
     instance.process.terminate()
     assert instance.wait() == 128 + signal.SIGTERM
 

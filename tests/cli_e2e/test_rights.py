@@ -15,7 +15,7 @@ import pytest
 from hardsplice.ctl.client import Client
 from tests.support import procfs
 from tests.support.netns import Identity, Namespace, mounted
-from tests.support.product import Program, free_ports
+from tests.support.product import Program, free_ports, run
 from tests.support.stream import PATIENCE, eventually
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")
@@ -283,15 +283,11 @@ os.execvp(sys.argv[2], sys.argv[2:])
 
 @pytest.mark.parametrize("call", ["unshare", "mount", "unshare,mount,setns"])
 def test_a_filter_of_a_container_is_named(call: str, program: Program, identity: Identity) -> None:
-    argv, environment = program.argv(identity)
+    argv, _ = program.argv(identity)
     if "-m" not in argv:
         pytest.skip("an installed hardsplice: which Python has pyseccomp is not known")
-    interpreter = argv.index("-m") - 1
-    words = [*argv[:interpreter], argv[interpreter], "-c", FILTERED, call, *argv[interpreter:]]
-    done = subprocess.run(
-        [*words, "-t", f"127.0.0.1/{free_ports()}:80", "true"],
-        env=environment, cwd="/", capture_output=True, text=True, check=False, timeout=PATIENCE,
-    )  # fmt: skip
+    starter = (argv[-3], "-c", FILTERED, call)
+    done = run(program, identity, "-t", f"127.0.0.1/{free_ports()}:80", "true", starter=starter)
     assert done.returncode == 1
     hint = done.stderr.splitlines()[-1]
     assert f"forbids {', '.join(call.split(','))}: " in hint
@@ -300,14 +296,9 @@ def test_a_filter_of_a_container_is_named(call: str, program: Program, identity:
 
 def test_a_sysctl_that_forbids_it_is_named(program: Program, user: Identity) -> None:
     """In a user namespace of the tests' own, in which there may be none."""
-    argv, environment = program.argv(user)
     none = 'echo 0 > /proc/sys/user/max_user_namespaces; exec "$@"'
-    at = argv.index("-m") - 1
-    done = subprocess.run(
-        [*argv[:at], "unshare", "--user", "--map-root-user", "sh", "-c", none, "sh", *argv[at:],
-         "-t", f"127.0.0.1/{free_ports()}:80", "true"],
-        env=environment, cwd="/", capture_output=True, text=True, check=False, timeout=PATIENCE,
-    )  # fmt: skip
+    starter = ("unshare", "--user", "--map-root-user", "sh", "-c", none, "sh")
+    done = run(program, user, "-t", f"127.0.0.1/{free_ports()}:80", "true", starter=starter)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].endswith("sysctl user.max_user_namespaces = 0")
 

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.netns import Identity, Namespace
-from tests.support.product import Program, free_ports
-from tests.support.stream import PATIENCE
+from tests.support.product import Program, free_ports, run
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")
 
@@ -80,21 +79,11 @@ REQUIRED = {
 def run_on(
     kernel: tuple[object, ...], program: Program, identity: Identity, *arguments: str
 ) -> subprocess.CompletedProcess[str]:
-    argv, environment = program.argv(identity)
+    argv, _ = program.argv(identity)
     if "-m" not in argv:
         pytest.skip("an installed hardsplice: which Python has pyseccomp is not known")
-    words = [str(part) for part in kernel]
-    interpreter = argv.index("-m") - 1  # what stands before it changes the user
-    program_words = [argv[interpreter], "-c", OLD_KERNEL, *words, *argv[interpreter:]]
-    return subprocess.run(
-        [*argv[:interpreter], *program_words, *arguments],
-        env=environment,
-        cwd="/",
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+    starter = (argv[-3], "-c", OLD_KERNEL, *map(str, kernel))
+    return run(program, identity, *arguments, starter=starter)
 
 
 @pytest.fixture

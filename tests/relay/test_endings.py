@@ -210,6 +210,17 @@ def test_drain_refuses_who_comes_and_waits_for_who_is_there(opened: Open) -> Non
     assert "finished meanwhile: 2, that were reset: 0" in instance.messages()
 
 
+def served(port: int) -> socket.socket | None:
+    """A connection to which the server has begun to answer; until it listens it is a reset."""
+    with contextlib.suppress(ConnectionResetError), contextlib.ExitStack() as stack:
+        client = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
+        stack.callback(client.close)
+        if client.recv(1, socket.MSG_PEEK):
+            stack.pop_all()
+            return client
+    return None
+
+
 def is_refused(lane: Lane) -> bool:
     try:
         reset(lane.client())
@@ -289,17 +300,7 @@ def test_command_s_connections_drain_after_it(
         "/usr/bin/python3", "-I", "-c", server,
     ).wait_ready()  # fmt: skip
 
-    def answers() -> socket.socket | None:
-        # Until the server listens it is a reset.
-        with contextlib.suppress(ConnectionResetError), contextlib.ExitStack() as stack:
-            client = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
-            stack.callback(client.close)
-            if client.recv(1, socket.MSG_PEEK):
-                stack.pop_all()
-                return client
-        return None
-
-    with eventually(answers, "the server answers") as client:
+    with eventually(lambda: served(port), "the server answers") as client:
         eventually(lambda: "to come to their end" in instance.messages(), "COMMAND has ended")
         received = 0
         while data := client.recv(1 << 16):
@@ -338,16 +339,8 @@ def test_what_command_leaves_behind_drains_too(
         "/usr/bin/python3", "-I", "-c", _DAEMON, "2" if how == "at once" else "600",
     ).wait_ready()  # fmt: skip
 
-    def answers() -> socket.socket | None:
-        with contextlib.suppress(ConnectionResetError), contextlib.ExitStack() as stack:
-            client = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
-            stack.callback(client.close)
-            if client.recv(5, socket.MSG_WAITALL):
-                stack.pop_all()
-                return client
-        return None
-
-    with eventually(answers, "the daemon answers") as client:
+    with eventually(lambda: served(port), "the daemon answers") as client:
+        assert client.recv(5, socket.MSG_WAITALL) == b"begun"
         if how != "at once":
             instance.process.send_signal(signal.SIGTERM)
         if how == "in time":

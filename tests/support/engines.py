@@ -131,8 +131,8 @@ def outer_pid(surroundings: int, pid: int) -> int:
     raise LookupError(f"no process {pid} in there")
 
 
-def answers(port: int) -> None:
-    """A web server answers behind a port of the host's."""
+def answers(port: int) -> int:
+    """A web server answers behind a port of the host's: the status."""
 
     def answer() -> int | None:
         client = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
@@ -144,4 +144,5 @@ def answers(port: int) -> None:
         finally:
             client.close()
 
-    eventually(answer, "the server does not answer")
+    status: int = eventually(answer, "the server does not answer")
+    return status

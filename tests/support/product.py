@@ -19,6 +19,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -283,11 +284,15 @@ def run(
     descriptors: int | None = None,
     environment: dict[str, str] | None = None,
     given: str = "",
+    starter: Sequence[str] = (),
 ) -> subprocess.CompletedProcess[str]:
-    """Run hardsplice to its end, or, in the background, to its parent's end."""
+    """Run hardsplice to its end, or, in the background, to its parent's end. ``starter`` is a
+    program that starts it, behind whatever changes the user.
+    """
     argv, base = program.argv(identity)
+    own = 3 if "-m" in argv else 1  # interpreter, -m and module, or a script
     return subprocess.run(
-        [*limited(descriptors), *argv, *arguments],
+        [*limited(descriptors), *argv[:-own], *starter, *argv[-own:], *arguments],
         input=given,
         env={**base, **(environment or {})},
         cwd="/",

@@ -13,11 +13,9 @@ import mmap
 import os
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from ipaddress import ip_address
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -37,9 +35,8 @@ from hardsplice.book import (
 )
 from hardsplice.errors import Failure
 from hardsplice.syscalls import ARCHITECTURES
+from tests.support import fresh
 from tests.support.descriptors import open_descriptors
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -395,16 +392,7 @@ def ended(function):
 
 def run(program: str) -> str:
     """What a program prints that is started afresh."""
-    done = subprocess.run(
-        [sys.executable, "-c", BEGIN + program],
-        env={"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout
+    return fresh.output(BEGIN + program)
 
 
 def test_it_is_where_the_filter_looks_for_it_and_all_of_its_place_is_taken() -> None:

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,8 +20,8 @@ from hardsplice.descriptors import (
     LATE_SHARE,
     first_flow,
 )
+from tests.support import fresh
 
-ROOT = Path(__file__).parents[2]
 BEGIN = """
 import fcntl, json, os, resource, socket, sys
 from hardsplice import descriptors
@@ -47,18 +44,8 @@ out = os.fdopen(fcntl.fcntl(1, fcntl.F_DUPFD_CLOEXEC, 900), "w")
 
 def run(program: str, *, passed: tuple[int, ...] = ()) -> list[Any]:
     """What a program says that is started afresh."""
-    done = subprocess.run(
-        [sys.executable, "-c", BEGIN + program],
-        env={"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        pass_fds=passed,
-        timeout=60,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    said = fresh.output(BEGIN + program, passed=passed)
+    return [json.loads(line) for line in said.splitlines()]
 
 
 # --- where flows begin ----------------------------------------------------------------------------

@@ -7,14 +7,10 @@ Each test runs a program of its own, since a book can be opened once in a proces
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support import fresh
+
 BEGIN = """
 import errno, os, socket, time
 from hardsplice import retiring, socketcalls
@@ -59,16 +55,7 @@ def go_on(until):
 
 def run(program: str) -> list[str]:
     """The words that a program prints."""
-    done = subprocess.run(
-        [sys.executable, "-c", BEGIN + program],
-        env={"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout.split()
+    return fresh.output(BEGIN + program).split()
 
 
 @pytest.mark.parametrize(
