@@ -85,7 +85,7 @@ def calls_of(
         instance.wait_ready()
         done = bed.kit.measure(mode, port, bed.shared, "--operations", str(operations), *options)
         assert done["operations"] == operations
-        (child,) = (pid for pid in procfs.tree(instance.pid) if _parent(pid) == instance.pid)
+        (child,) = procfs.children(instance.pid)
         os.kill(child, signal.SIGTERM)
         assert instance.wait() == 0, instance.messages()
     finally:
@@ -102,10 +102,6 @@ def _user(bed: Bed) -> list[str]:
     whatever else runs so, and with pipes of a page or two each connection costs a call more."""
     user = ordinary_user().uid
     return ["--runas", f"{user}:{user}"] if bed.owner.is_root and user else []
-
-
-def _parent(pid: int) -> int:
-    return int(procfs.stat(pid)[1])
 
 
 @pytest.mark.parametrize(

@@ -37,11 +37,7 @@ SETTINGS = (
 
 def _members(instance: Instance) -> dict[str, int]:
     """The processes by their names, COMMAND's among them."""
-    found = {}
-    for pid in procfs.tree(instance.pid):
-        with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
-            found[procfs.status(pid)["Name"]] = pid
-    return found
+    return {name: pid for pid, name in procfs.names(instance.pid).items()}
 
 
 # --- who it is ------------------------------------------------------------------------------------

@@ -201,11 +201,11 @@ def test_what_the_host_monitor_has_of_the_terminal_is_for_neither_reading_nor_wr
     """Access mode 3, with which the kernel refuses both (open(2))."""
     with session(program, identity, "-q", "--", *UP) as line:
         line.until("up")
-        for pid in procfs.tree(line.leader.pid):
-            if not procfs.status(pid)["Name"].startswith("hs-"):
+        for pid, name in procfs.names(line.leader.pid).items():
+            if not name.startswith("hs-"):
                 continue
             held = [fd for fd, what in procfs.descriptors(pid).items() if what == "/dev/tty"]
-            assert len(held) == (pid == line.leader.pid), procfs.status(pid)["Name"]
+            assert len(held) == (pid == line.leader.pid), name
             for fd in held:
                 flags = Path(f"/proc/{pid}/fdinfo/{fd}").read_text().split("flags:")[1].split()[0]
                 assert int(flags, 8) & os.O_ACCMODE == 3
@@ -252,7 +252,8 @@ def _front(line: Session) -> int:
 
 
 def _stopped(line: Session) -> list[int]:
-    return [pid for pid in procfs.tree(line.leader.pid) if procfs.stat(pid)[0] == "T"]
+    stats = procfs.each(procfs.stat, procfs.tree(line.leader.pid))
+    return [pid for pid, stat in stats.items() if stat[0] == "T"]
 
 
 def test_a_shell_can_be_suspended(program: Program, identity: Identity) -> None:
@@ -286,14 +287,10 @@ def test_an_end_in_the_background_leaves_the_terminal_to_whoever_has_it(
         inside = [p for p in procfs.tree(line.leader.pid) if p != line.leader.pid]
         line.type("cat\n")
         eventually(
-            lambda: any(procfs.status(p)["Name"] == "cat" for p in children(line.leader.pid)),
+            lambda: "cat" in procfs.names(line.leader.pid).values(),
             "there is no cat",
         )
         fifo.write_text("")
         eventually(lambda: ended(inside), "hardsplice goes on")
         line.type("typed\n")
         line.until("typed\r\ntyped\r\n")
-
-
-def children(pid: int) -> list[int]:
-    return [one for one in procfs.tree(pid) if int(procfs.stat(one)[1]) == pid]

@@ -148,7 +148,7 @@ def _become(launch: Launch, user: Account, *options: str) -> tuple[Instance, dic
     ).wait_ready()  # fmt: skip
 
     def members() -> dict[str, int] | None:
-        found = {procfs.status(pid)["Name"]: pid for pid in procfs.tree(instance.pid)}
+        found = {name: pid for pid, name in procfs.names(instance.pid).items()}
         return found if "sleep" in found else None
 
     return instance, eventually(members, "COMMAND does not run")

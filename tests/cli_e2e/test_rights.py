@@ -15,7 +15,7 @@ import pytest
 from hardsplice.ctl.client import Client
 from tests.support import procfs
 from tests.support.netns import Identity, Namespace, mounted
-from tests.support.product import Program, free_ports, run
+from tests.support.product import Program, family, free_ports, run
 from tests.support.stream import PATIENCE, eventually
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")
@@ -216,7 +216,7 @@ def test_root_without_sys_admin_does_as_users_do(lacks: tuple[str, ...], program
         assert process.stdout is not None
         assert process.stdout.readline() == "up\n", process.communicate()[1]
         assert process.stdout.readline() == "0\n"
-        ours = [pid for pid in procfs.tree(process.pid) if "hardsplice" in procfs.command(pid)]
+        ours = family(process.pid)
         assert len(ours) == 5
         eventually(lambda: all(procfs.status(pid)["Seccomp"] == "2" for pid in ours), "no filter")
         for pid in ours:

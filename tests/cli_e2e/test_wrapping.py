@@ -159,18 +159,7 @@ def test_a_script_without_a_first_line_is_run_by_sh(
 
 
 def _zombies(pid: int) -> list[int]:
-    return [
-        one
-        for one in procfs.pids()
-        if (found := _stat(one)) and found[0] == "Z" and int(found[1]) == pid
-    ]
-
-
-def _stat(pid: int) -> list[str]:
-    try:
-        return procfs.stat(pid)
-    except ProcessLookupError:
-        return []
+    return [one for one in procfs.children(pid) if not procfs.alive(one)]
 
 
 @pytest.mark.parametrize("where", ["command", "process", "changing ports"])
@@ -197,10 +186,12 @@ def test_children_from_before_it_are_reaped(
         os.close(write)
         os.close(gate)
         assert os.read(read, 1) == b"\n"
-        before = _children(process.pid)
+        before = procfs.children(process.pid)
         assert _zombies(process.pid) == []
         os.write(opened, b"x\n")
-        eventually(lambda: len(_children(process.pid)) < len(before), "it does not end", within=3)
+        eventually(
+            lambda: len(procfs.children(process.pid)) < len(before), "it does not end", within=3
+        )
         assert _zombies(process.pid) == []
         assert process.poll() is None
     finally:
@@ -208,10 +199,6 @@ def test_children_from_before_it_are_reaped(
         process.wait(PATIENCE)
         os.close(read)
         os.close(opened)
-
-
-def _children(pid: int) -> list[int]:
-    return [one for one in procfs.pids() if (found := _stat(one)) and int(found[1]) == pid]
 
 
 @pytest.fixture
@@ -225,7 +212,7 @@ def alone(program: Program) -> Iterator[subprocess.Popen[str]]:
         env=environment, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     yield process
-    for pid in _children(process.pid):
+    for pid in procfs.children(process.pid):
         os.kill(pid, signal.SIGKILL)
     process.kill()
     process.wait(PATIENCE)
@@ -237,11 +224,11 @@ def alone(program: Program) -> Iterator[subprocess.Popen[str]]:
 def test_as_pid_1_it_reaps_and_ends_as_asked(alone: subprocess.Popen[str]) -> None:
     assert alone.stdout is not None
     assert alone.stdout.readline() == "up\n"
-    (pid,) = _children(alone.pid)
-    ours = set(_children(pid))
+    (pid,) = procfs.children(alone.pid)
+    ours = set(procfs.children(pid))
     orphans = ["nsenter", "-t", str(pid), "-p", "sh", "-c", "(sleep 0.05 &); (sleep 0.1 &)"]
     subprocess.run(orphans, check=True, timeout=PATIENCE)
-    eventually(lambda: set(_children(pid)) == ours, "orphans are left", within=3)
+    eventually(lambda: set(procfs.children(pid)) == ours, "orphans are left", within=3)
     os.kill(pid, signal.SIGTERM)
     assert alone.wait(PATIENCE) == 9
 
@@ -271,7 +258,7 @@ def test_it_ends_with_a_parent_that_asked_for_that(
     try:
         os.close(told)
         assert os.read(asked, 1) == b"\n"
-        family = [pid for child in _children(parent.pid) for pid in procfs.tree(child)]
+        family = [pid for child in procfs.children(parent.pid) for pid in procfs.tree(child)]
         assert len(family) >= 3
     finally:
         os.close(asked)

@@ -372,7 +372,7 @@ class Smoke:
             stack.callback(end, instance)
             with self.judged(instance):
                 instance.wait_ready()
-                names = {procfs.status(pid)["Name"]: pid for pid in procfs.tree(instance.pid)}
+                names = {name: pid for pid, name in procfs.names(instance.pid).items()}
                 host = names["hs-host"]
                 eventually(lambda: os.tcgetpgrp(master) != host, "no shell", within=SHORT)
                 (shell,) = procfs.tree(os.tcgetpgrp(master))

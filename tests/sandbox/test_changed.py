@@ -149,7 +149,7 @@ def test_no_relay_goes_on_with_a_listener_that_somebody_else_has_ended(
 
 def serving(pid: int) -> list[int]:
     """The inbound relays."""
-    return [one for one in procfs.tree(pid) if procfs.status(one)["Name"] == "hs-relay-in"]
+    return [one for one, name in procfs.names(pid).items() if name == "hs-relay-in"]
 
 
 # A host monitor that has an address of a UNIX socket where it binds, as far as it can write there,

@@ -60,7 +60,7 @@ def found(pid: int, *texts: str) -> set[str]:
 
 
 def named(instance: Instance) -> dict[str, int]:
-    return {procfs.status(pid)["Name"]: pid for pid in procfs.tree(instance.pid)}
+    return {name: pid for pid, name in procfs.names(instance.pid).items()}
 
 
 @pytest.fixture(params=["command", "pid"])

@@ -74,7 +74,7 @@ def live(request: pytest.FixtureRequest, program: Program) -> Iterator[Live]:
         os.close(given)
         os.close(says)
         assert os.read(told, 10).endswith(b"\n"), instance.messages()
-        names = {pid: procfs.status(pid)["Name"] for pid in procfs.tree(instance.pid)}
+        names = procfs.names(instance.pid)
         pids = {name: pid for pid, name in names.items() if name in ROLES}
         (command,) = set(names) - set(pids.values())
         yield Live(identity, ports == "changing", pids, command, outward)

@@ -180,7 +180,7 @@ def run_as(who: Identity, command: str, pid: int = 0) -> subprocess.CompletedPro
 def ours(instance: Instance) -> dict[int, str]:
     """The instance's processes as the page lists them, with their names."""
     listed = {int(word) for word in run_as(Identity("root"), "pgrep '^hs-'").stdout.split()}
-    return {pid: procfs.status(pid)["Name"] for pid in procfs.tree(instance.pid) if pid in listed}
+    return {pid: name for pid, name in procfs.names(instance.pid).items() if pid in listed}
 
 
 def look(who: Identity, pid: int) -> dict[str, str]:

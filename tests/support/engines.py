@@ -123,11 +123,10 @@ class Podman:
 
 def outer_pid(surroundings: int, pid: int) -> int:
     """The number here of a process that has that number in the PID namespace of ``Podman``."""
-    for one in procfs.descendants(surroundings):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            numbers = procfs.status(one)["NSpid"].split()
-            if len(numbers) > 1 and int(numbers[1]) == pid:
-                return one
+    for one, status in procfs.each(procfs.status, procfs.descendants(surroundings)).items():
+        numbers = status["NSpid"].split()
+        if len(numbers) > 1 and int(numbers[1]) == pid:
+            return one
     raise LookupError(f"no process {pid} in there")
 
 

@@ -123,10 +123,9 @@ class Machine(Units):
     @property
     def pid(self) -> int:
         """PID 1, by its number here; 0 while there is none."""
-        for pid in procfs.tree(self._process.pid)[1:]:
-            with contextlib.suppress(ProcessLookupError):
-                if procfs.status(pid)["NSpid"].split()[2:] == ["1"]:
-                    return pid
+        for pid, status in procfs.each(procfs.status, procfs.tree(self._process.pid)[1:]).items():
+            if status["NSpid"].split()[2:] == ["1"]:
+                return pid
         return 0
 
     def _is_up(self) -> bool:

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from tests.support.stream import Violation
 
 TICKS = os.sysconf("SC_CLK_TCK")
+
+T = TypeVar("T")
 
 
 def _read(pid: int | str, name: str) -> str:
@@ -74,9 +77,28 @@ def tree(root: int) -> list[int]:
     return found
 
 
+def each(read: Callable[[int], T], family: Iterable[int]) -> dict[int, T]:
+    """What ``read`` says of each of the processes, without those that end meanwhile."""
+    found = {}
+    for pid in family:
+        with suppress(ProcessLookupError):
+            found[pid] = read(pid)
+    return found
+
+
+def names(root: int) -> dict[int, str]:
+    """The live process `root` and all its live descendants, by number, with their names."""
+    return each(lambda pid: status(pid)["Name"], tree(root))
+
+
 def descendants(root: int) -> set[int]:
     """The live descendants of `root`, without itself."""
     return set(tree(root)) - {root}
+
+
+def children(parent: int) -> list[int]:
+    """The processes that are children of this one, zombies too."""
+    return [pid for pid, stated in each(stat, pids()).items() if int(stated[1]) == parent]
 
 
 def leaves(family: Iterable[int]) -> list[int]:

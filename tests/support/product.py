@@ -215,8 +215,9 @@ class Instance:
 
     def kill(self, family: list[int] | None = None) -> None:
         """Leave nothing of it running, without asking; the messages stay readable."""
-        for pid in {*(family or []), *procfs.tree(self.pid)} - {self.pid}:
-            if procfs.alive(pid) and "hardsplice" in _command(pid):
+        others = {*(family or []), *procfs.tree(self.pid)} - {self.pid}
+        for pid, command in procfs.each(procfs.command, others).items():
+            if procfs.alive(pid) and "hardsplice" in command:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         self.process.kill()
@@ -237,19 +238,16 @@ class Instance:
 
 def family(root: int) -> list[int]:
     """The live processes of hardsplice that began with ``root``, that one first."""
-    return [pid for pid in procfs.tree(root) if "hardsplice" in _command(pid)]
+    return [
+        pid
+        for pid, command in procfs.each(procfs.command, procfs.tree(root)).items()
+        if "hardsplice" in command
+    ]
 
 
 def limited(descriptors: int | None) -> list[str]:
     """Words before a command that run it with so many descriptors at most."""
     return ["prlimit", f"--nofile={descriptors}:{descriptors}"] if descriptors else []
-
-
-def _command(pid: int) -> str:
-    try:
-        return procfs.command(pid)
-    except ProcessLookupError:
-        return ""
 
 
 def can_bind(address: str, port: int) -> bool:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import os
 import pty
-import re
 import shutil
 import subprocess
 import tempfile
@@ -161,11 +160,9 @@ class Systemd(Units):
     def processes(self, unit: str) -> list[int]:
         """Processes of a service, by their numbers here: the main one first."""
         inside = int(self.property(unit, "MainPID"))
-        for pid in procfs.tree(self.pid):
-            with contextlib.suppress(ProcessLookupError):  # it has ended since
-                numbers = re.findall(r"\d+", procfs.status(pid)["NSpid"])
-                if int(numbers[-1]) == inside:
-                    return procfs.tree(pid)
+        for pid, status in procfs.each(procfs.status, procfs.tree(self.pid)).items():
+            if int(status["NSpid"].split()[-1]) == inside:
+                return procfs.tree(pid)
         return []
 
     def _end(self) -> None:
