@@ -95,19 +95,25 @@ _MAPPED = bytes(10) + b"\xff\xff"  # ::ffff:0:0/96, an IPv4 client on a dual-sta
 
 def accept4(listener: int) -> int:
     """Accept a connection, non-blocking and close-on-exec: its descriptor, or the negated errno."""
+    fd: int = _accept4(listener, None, None, _ACCEPT_FLAGS)
+    return fd if fd >= 0 else -_errno()
+
+
+def accept4_from(listener: int) -> int:
+    """The same, and take down who it is, for ``accepted_from``."""
     _peer_length.value = 28
     fd: int = _accept4(listener, _peer_ref, _peer_length_ref, _ACCEPT_FLAGS)
     return fd if fd >= 0 else -_errno()
 
 
 def accepted_from_ipv4() -> bool:
-    """Whether the peer of the last ``accept4`` came by IPv4, be it mapped into IPv6."""
+    """Whether the peer of the last ``accept4_from`` came by IPv4, be it mapped into IPv6."""
     raw = _peer.raw
     return _FAMILY.unpack_from(raw)[0] == socket.AF_INET or raw[8:20] == _MAPPED
 
 
 def accepted_from() -> tuple[bytes, int]:
-    """Address and port of the peer of the last ``accept4``, as ``endpoint`` has them."""
+    """Address and port of the peer of the last ``accept4_from``, as ``endpoint`` has them."""
     return endpoint(_peer.raw)
 
 

@@ -62,6 +62,20 @@ class Listener:
 class Acceptor(Connector):
     """The layer that accepts."""
 
+    __slots__ = (
+        "accepting",
+        "burst",
+        "comfortable",
+        "jam_began",
+        "listen_mask",
+        "listeners",
+        "moment",
+        "shared",
+        "to_drain",
+        "turns",
+        "unfinished",
+    )
+
     def __init__(
         self, resources: Resources, listeners: Sequence[Listener], *, shared: bool = False
     ) -> None:
@@ -97,16 +111,19 @@ class Acceptor(Connector):
         """Accept one; False when there was none, or none may be accepted now."""
         if not self.accepting:
             return False
-        fd = self.kernel.accept(listener.fd)
+        plan, plan_ipv4 = listener.plan_ipv6, listener.plan_ipv4
+        if plan is plan_ipv4 and self.ledger is None:  # nobody asks who it is
+            fd = self.kernel.accept(listener.fd)
+        else:
+            fd = self.kernel.accept_from(listener.fd)
         if fd < 0:
             self._cannot_accept(listener, -fd)
             return False
         self.counters[count.ACCEPTED] += 1
         if self.wary and self._is_gone(fd):
             return True
-        plan = listener.plan_ipv6
-        if plan is not listener.plan_ipv4 and self.kernel.from_ipv4():
-            plan = listener.plan_ipv4
+        if plan is not plan_ipv4 and self.kernel.from_ipv4():
+            plan = plan_ipv4
         flow = Flow(fd, plan, listener.index)
         flow.seen = self.moment
         self.flows[fd] = flow

@@ -22,13 +22,15 @@ from hardsplice.flowtable import End
 from hardsplice.relay import stats as count
 from hardsplice.relay.flow import (
     CLIENT,
+    CONNECT,
     EPOLLERR,
     EPOLLHUP,
+    NEITHER,
+    RESUME,
     SIDES,
     TARGET,
     UNWATCHED,
     Flow,
-    Step,
     step,
 )
 from hardsplice.relay.habits import Eagerness
@@ -41,6 +43,8 @@ SHORT_SECONDS = 1.0  # until what could not be had (a file, a pipe, a socket) is
 
 class Connector(Mover):
     """The layer that connects."""
+
+    __slots__ = ("eagerness", "short_until", "unplaced")
 
     def __init__(self, resources: Resources) -> None:
         super().__init__(resources)
@@ -75,7 +79,7 @@ class Connector(Mover):
                 self._connected(flow, code)
                 return
             if code == -errno.EINPROGRESS:
-                step(flow, CLIENT, Step.CONNECT)
+                step(flow, CLIENT, CONNECT)
                 flow.deadline = self.kernel.now() + self.limits.connect_seconds
                 self.connecting[flow] = None
                 self.restless = True
@@ -98,9 +102,9 @@ class Connector(Mover):
             self.kernel.keep_alive(flow.fd[TARGET])
         flow.plan = ()
         if self.warm is None or self.warm.slots < self.limits.edge_slots:
-            flow.edge = [False, False]
-        step(flow, CLIENT, Step.RESUME)
-        step(flow, TARGET, Step.RESUME)
+            flow.edge = NEITHER
+        step(flow, CLIENT, RESUME)
+        step(flow, TARGET, RESUME)
         if code == 0:
             if self.eagerness.expects():
                 before = self.counters[flow.tally]

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from hardsplice.channel import Note
 from hardsplice.flowtable import End
 from hardsplice.relay import stats as count
-from hardsplice.relay.accepting import EVENTS_A_WAIT, JAM_SECONDS, Acceptor
+from hardsplice.relay.accepting import EVENTS_A_WAIT, JAM_SECONDS, Acceptor, Listener
 from hardsplice.relay.connecting import SHORT_SECONDS
 from hardsplice.relay.flow import (
     BLOCKED,
@@ -35,7 +35,9 @@ from hardsplice.relay.flow import (
     SIDES,
     TARGET,
     Flow,
+    marked,
 )
+from hardsplice.relay.table import Resources
 
 # Flows that are in the way of others, at the least: so many, and one of so many.
 JAM_FLOWS, JAM_SHARE = 8, 8
@@ -52,7 +54,13 @@ _ACTIONABLE = INPUT | EPOLLHUP | EPOLLERR
 class Engine(Acceptor):
     """The layer that waits. ``turn`` handles one batch of events."""
 
-    look_at = 0.0  # when to look for idle flows next
+    __slots__ = ("look_at",)
+
+    def __init__(
+        self, resources: Resources, listeners: Sequence[Listener], *, shared: bool = False
+    ) -> None:
+        super().__init__(resources, listeners, shared=shared)
+        self.look_at = 0.0  # when to look for idle flows next
 
     def run(self, others: Mapping[int, Callable[[], None]]) -> None:
         """Serve until all is drained, once that was asked for, or the process is told to end."""
@@ -189,7 +197,7 @@ class Engine(Acceptor):
                 self._read(flow, side, events)
                 return
             if events & (EPOLLHUP | EPOLLERR):
-                flow.muted[side] = True
+                flow.muted = marked(flow.muted, side)
         self._sync(flow)
 
     def _read(self, flow: Flow, side: int, events: int) -> None:

@@ -69,6 +69,7 @@ class Kernel:
     page_size = mmap.PAGESIZE
 
     accept: Callable[[int], int] = staticmethod(socketcalls.accept4)
+    accept_from: Callable[[int], int] = staticmethod(socketcalls.accept4_from)
     from_ipv4: Callable[[], bool] = staticmethod(socketcalls.accepted_from_ipv4)
     accepted_from: Callable[[], tuple[bytes, int]] = staticmethod(socketcalls.accepted_from)
     connect: Callable[[int, Pointer], int] = staticmethod(connect)

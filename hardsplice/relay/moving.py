@@ -43,19 +43,26 @@ from hardsplice.flowtable import End
 from hardsplice.pinned import UNSENT_SIZES
 from hardsplice.relay import stats as count
 from hardsplice.relay.flow import (
+    BLOCK,
     BLOCKED,
     CLIENT,
+    CLOSE,
+    DRAIN,
+    END,
     FINISHED,
     OPEN,
     PAUSED,
+    RESET,
+    RESUME,
     SIDES,
+    STARVE,
     TARGET,
     Flow,
-    Step,
-    Verdict,
     end_of_source,
+    marked,
     side_failed,
     step,
+    unmarked,
 )
 from hardsplice.relay.kernel import SPLICE_FLAGS
 from hardsplice.relay.pipes import Pipe
@@ -63,6 +70,7 @@ from hardsplice.relay.table import FlowTable, Resources
 
 ROUNDS_A_TURN = 16  # splices in and out that a flow may make before others have their turn
 _ROUNDS = range(ROUNDS_A_TURN)
+_FIN = End.FIN  # read once (flow.py says why)
 
 # Bytes that may wait to be sent to a sink: a share of UNSENT_ALL, as one of UNSENT_SIZES. So all of
 # it together fits into a processor's cache as long as it can (bench/README.md has the figures).
@@ -90,6 +98,8 @@ def unsent_limit(blocked: int) -> int:
 class Mover(FlowTable):
     """The layer that moves bytes."""
 
+    __slots__ = ("splice", "starved", "warm")
+
     def __init__(self, resources: Resources) -> None:
         super().__init__(resources)
         self.splice = self.kernel.splice
@@ -116,7 +126,7 @@ class Mover(FlowTable):
             except OSError as error:
                 if error.errno not in _DEAD:
                     raise
-                flow.failed[direction] = True
+                flow.failed = marked(flow.failed, direction)
                 self._ended(flow, direction)
                 return
             if got == 0:
@@ -148,7 +158,7 @@ class Mover(FlowTable):
     def _level(self, flow: Flow, direction: int) -> None:
         """There may be more: let epoll repeat that from now on, beginning at once."""
         if flow.edge[direction]:
-            flow.edge[direction] = False
+            flow.edge = unmarked(flow.edge, direction)
             self._sync(flow)
 
     def _block(self, flow: Flow, direction: int, pipe: Pipe, held: int) -> None:
@@ -158,10 +168,10 @@ class Mover(FlowTable):
         flow.pipe[direction] = pipe
         flow.held[direction] = held
         self.warm = self.pipes.take()
-        step(flow, direction, Step.BLOCK)
+        step(flow, direction, BLOCK)
         sink = 1 - direction
         if not flow.slow[sink]:
-            flow.slow[sink] = True
+            flow.slow = marked(flow.slow, sink)
             self.kernel.abort(flow.fd[sink])
             waiting = self.pipes.open - len(self.pipes.spare)
             self.kernel.limit_unsent(flow.fd[sink], unsent_limit(waiting))
@@ -189,7 +199,7 @@ class Mover(FlowTable):
                 self.counters[flow.tally + direction] += sent
             flow.pipe[direction] = None
             self._give_back(pipe)
-        step(flow, direction, Step.DRAIN)
+        step(flow, direction, DRAIN)
         # Reading on at once spares four epoll changes when the sink blocks again. Whether the
         # source has finished is not known here: a 0 leaves it to the next event.
         self._move(flow, direction, flow.failed[direction])
@@ -220,7 +230,7 @@ class Mover(FlowTable):
 
     def _starve(self, flow: Flow, direction: int) -> None:
         self.counters[count.STARVED] += 1
-        step(flow, direction, Step.STARVE)
+        step(flow, direction, STARVE)
         self.starved.append((flow, direction))
         self.restless = True
         self._bound(flow, direction)
@@ -231,7 +241,7 @@ class Mover(FlowTable):
         while self.starved and (self.warm is not None or self._take_warm()):
             flow, direction = self.starved.popleft()
             if flow.fd[CLIENT] >= 0 and flow.state[direction] == PAUSED:
-                step(flow, direction, Step.RESUME)
+                step(flow, direction, RESUME)
                 self._guarded(flow, self._sync)
 
     def _take_warm(self) -> bool:
@@ -245,37 +255,39 @@ class Mover(FlowTable):
         kernel = self.kernel
         source = flow.fd[direction]
         kernel.keep_urgent_inline(source)
-        flow.edge[direction] = False  # there is more behind the mark
+        flow.edge = unmarked(flow.edge, direction)  # there is more behind the mark
         self._move(flow, direction, False)
         if flow.fd[CLIENT] < 0 or flow.state[direction] != OPEN:
             return  # blocked before the mark: epoll announces the urgent byte again after that
-        marked = kernel.at_mark(source)
+        at_mark = kernel.at_mark(source)
         # Unless at the mark there is either more to move, which epoll repeats, or the segments
         # before the urgent one are still on their way; EPOLLPRI would spin until they come.
-        flow.urgent_hidden[direction] = not marked
-        if not (marked or finished):
+        change = unmarked if at_mark else marked
+        flow.urgent_hidden = change(flow.urgent_hidden, direction)
+        if not (at_mark or finished):
             return
         # An inline receive sees what lies behind the mark, and so knows end of file, where splice
         # doesn't.
         byte = kernel.receive_byte(source, socket.MSG_PEEK)
         if not isinstance(byte, bytes):
             if -byte in _DEAD:
-                flow.failed[direction] = True
+                flow.failed = marked(flow.failed, direction)
                 self._ended(flow, direction)
             elif byte == -errno.EAGAIN:
-                flow.urgent_hidden[direction] = True  # announced, but not here yet
+                # Announced, but not here yet
+                flow.urgent_hidden = marked(flow.urgent_hidden, direction)
             else:
                 raise OSError(-byte, "urgent data")
         elif not byte:
             self._ended(flow, direction)  # what was announced never came
-        elif marked:
+        elif at_mark:
             self._pass_urgent(flow, direction, byte)
 
     def _pass_urgent(self, flow: Flow, direction: int, byte: bytes) -> None:
         source, sink = flow.fd[direction], flow.fd[1 - direction]
         done = self.kernel.send_byte(sink, byte, socket.MSG_OOB)
         if done == -errno.EAGAIN:
-            step(flow, direction, Step.BLOCK)  # nothing is held: tried again when there is room
+            step(flow, direction, BLOCK)  # nothing is held: tried again when there is room
             self._bound(flow, direction)
         elif -done in _DEAD:
             self._fail(flow, 1 - direction)
@@ -291,13 +303,13 @@ class Mover(FlowTable):
     def _ended(self, flow: Flow, direction: int) -> None:
         """The source has nothing more, and nothing of it is held."""
         verdict = end_of_source(flow, direction)
-        if verdict is Verdict.RESET:
+        if verdict == RESET:
             self._reset(flow)
             return
-        step(flow, direction, Step.END)
-        if verdict is Verdict.CLOSE:
+        step(flow, direction, END)
+        if verdict == CLOSE:
             self.counters[count.CLOSED] += 1
-            self._end(flow, abort=(), end=End.FIN)
+            self._end(flow, abort=(), end=_FIN)
         elif self.kernel.shutdown(flow.fd[1 - direction], socket.SHUT_WR) < 0:
             self._fail(flow, 1 - direction)
         else:
@@ -314,7 +326,7 @@ class Mover(FlowTable):
         elif flow.state[side] == OPEN:
             self._move(flow, side, True)
         else:
-            flow.muted[side] = True
+            flow.muted = marked(flow.muted, side)
         if flow.fd[CLIENT] >= 0:
             if flow.state[side] in (BLOCKED, PAUSED):
                 self._bound(flow, side)

@@ -25,6 +25,7 @@ from hardsplice.relay.flow import (
     TARGET,
     UNWATCHED,
     Flow,
+    marked,
     watch,
 )
 from hardsplice.relay.kernel import Kernel
@@ -108,6 +109,26 @@ class Resources:
 class FlowTable:
     """All flows of one relay, and the resources that they share."""
 
+    __slots__ = (
+        "connecting",
+        "counters",
+        "epoll",
+        "families",
+        "flows",
+        "gauges",
+        "grace",
+        "kernel",
+        "ledger",
+        "limits",
+        "monitor",
+        "other_descriptors",
+        "pipes",
+        "pools",
+        "restless",
+        "trace",
+        "wary",
+    )
+
     def __init__(self, resources: Resources) -> None:
         self.kernel = resources.kernel
         self.monitor = resources.monitor
@@ -178,7 +199,7 @@ class FlowTable:
             self._end(flow, abort=() if well is None else (well,))
             return
         # An abortive close throws away what the kernel has not sent yet.
-        flow.muted[1 - well] = True
+        flow.muted = marked(flow.muted, 1 - well)
         self._give_grace(flow, well)
         self._sync(flow)
 
@@ -216,7 +237,7 @@ class FlowTable:
         if events & EPOLLERR and not flow.failed[side]:
             self._end(flow, abort=SIDES)
             return
-        flow.muted[side] = True
+        flow.muted = marked(flow.muted, side)
         self._sync(flow)
 
     # --- the end ---------------------------------------------------------------------------------

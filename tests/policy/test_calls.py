@@ -146,7 +146,8 @@ def all_but(module: str, *names: str) -> Part:
 # The relay's calls for connections, and what all of them go through.
 CONNECTIONS = some(
     "socketcalls",
-    *("accept4", "accepted_from", "endpoint", "connect", "connected", "option", "shutdown"),
+    *("accept4", "accept4_from", "accepted_from", "endpoint", "connect", "connected", "option"),
+    "shutdown",
     *("abort", "keep_urgent_inline", "limit_unsent", "sockatmark", "receive_byte", "send_byte"),
 )
 RELAY = (

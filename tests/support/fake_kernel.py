@@ -145,7 +145,7 @@ class FakeKernel(Kernel):
         self.given: dict[int, Listening] = {}  # what the monitor has for whoever asks, by place
         self.hit: list[Sock] = []  # sockets whose call met such a fault
         self.calls: list[str] = []
-        self._ipv4 = False
+        self._peer: Sock | None = None  # who was accepted last, if that was asked for
 
     # --- the test's side ---
 
@@ -253,14 +253,23 @@ class FakeKernel(Kernel):
             fd = self._install(waiting[0])
         except OSError:
             return -errno.EMFILE
-        self._ipv4 = waiting.popleft().from_ipv4
+        self._accepted = waiting.popleft()
+        self._peer = None
         self.progress += 1
         return fd
 
+    def accept_from(self, listener: int) -> int:
+        fd = self.accept(listener)
+        if fd >= 0:
+            self._peer = self._accepted
+        return fd
+
     def from_ipv4(self) -> bool:
-        return self._ipv4
+        assert self._peer is not None, "it was not asked for"
+        return self._peer.from_ipv4
 
     def accepted_from(self) -> tuple[bytes, int]:
+        assert self._peer is not None, "it was not asked for"
         return socketcalls.endpoint(socketcalls.sockaddr(*CLIENT))
 
     def connect(self, fd: int, target: Pointer) -> int:

@@ -125,7 +125,7 @@ def test_a_connection_is_made_and_accepted(family: int) -> None:
         host, port = listening.getsockname()[:2]
         assert connect(client, host, port) in (0, -errno.EINPROGRESS)
         assert socketcalls.connected(client.fileno()) == 0
-        fd = socketcalls.accept4(listening.fileno())
+        fd = socketcalls.accept4_from(listening.fileno())
         assert fd > 0
         assert not os.get_blocking(fd)
         assert not os.get_inheritable(fd)
@@ -139,7 +139,7 @@ def test_a_dual_stack_listener_tells_its_clients_apart(host: str) -> None:
         listener(socket.AF_INET6, dual=True) as listening,
         socket.create_connection((host, listening.getsockname()[1]), _IN_TIME),
     ):
-        fd = socketcalls.accept4(listening.fileno())
+        fd = socketcalls.accept4_from(listening.fileno())
         assert socketcalls.accepted_from_ipv4() == (host == "127.0.0.1")
         os.close(fd)
 
@@ -147,8 +147,9 @@ def test_a_dual_stack_listener_tells_its_clients_apart(host: str) -> None:
 def test_nobody_to_accept_is_an_answer_and_no_exception() -> None:
     with listener() as listening:
         listening.setblocking(False)
-        assert socketcalls.accept4(listening.fileno()) == -errno.EAGAIN
-    assert socketcalls.accept4(-1) == -errno.EBADF
+        for accept in (socketcalls.accept4, socketcalls.accept4_from):
+            assert accept(listening.fileno()) == -errno.EAGAIN
+            assert accept(-1) == -errno.EBADF
 
 
 def test_a_refusal_is_told_apart() -> None:
