@@ -76,12 +76,15 @@ class Engine(Acceptor):
         self.turns += 1
         late: list[int] = []
         find, move = self.flows.get, self._move
-        timeout = self._timeout() if self.restless else -1
-        ready = self.epoll.poll(timeout if patience is None else patience, EVENTS_A_WAIT)
+        if self.restless:
+            timeout = self._timeout() if patience is None else patience
+            ready = self.epoll.poll(timeout, EVENTS_A_WAIT)
+            if self.jam_began or self.limits.idle_seconds:
+                self._stamp(ready)
+        else:
+            ready = self.epoll.poll(patience, EVENTS_A_WAIT)
         if len(ready) == EVENTS_A_WAIT:
             self.unfinished += 1
-        if self.restless and (self.jam_began or self.limits.idle_seconds):
-            self._stamp(ready)
         for fd, events in ready:
             flow = find(fd)
             if flow is None:
