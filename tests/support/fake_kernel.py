@@ -102,7 +102,7 @@ class FakeEpoll:
                 found.append((fd, events))
         return found
 
-    def poll(self, timeout: float, most: int) -> list[tuple[int, int]]:
+    def poll(self, timeout: float | None, most: int) -> list[tuple[int, int]]:
         found = self.ready()[:most]
         for fd, _ in found:
             self.masks[fd] = self.masks.pop(fd)
@@ -110,7 +110,7 @@ class FakeEpoll:
             if isinstance(thing, Sock):
                 self.told[fd] = thing.edge
         self.blocked = not found and timeout != 0
-        self.timeout = timeout
+        self.timeout = -1.0 if timeout is None else timeout  # both wait for ever
         return found
 
 
