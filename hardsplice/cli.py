@@ -23,7 +23,7 @@ from hardsplice.spec import Inherited, is_inherited
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from hardsplice.forwarding import Direction
+    from hardsplice.direction import Direction
 
 __all__ = [
     "Mode",

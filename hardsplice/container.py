@@ -49,12 +49,12 @@ from hardsplice import (
 from hardsplice.caller import Caller
 from hardsplice.channel import Channel, Kind, Malformed, Record, close_all
 from hardsplice.children import has_ended
-from hardsplice.deaths import describe_status, exit_status
 from hardsplice.dialogue import OF_INIT, last_words
 from hardsplice.errors import Failure, failure_of, quote, reason_of
+from hardsplice.identity import RunAs
 from hardsplice.log import Level
+from hardsplice.status import describe_status, exit_status
 from hardsplice.subids import Ids
-from hardsplice.values import RunAs
 
 if TYPE_CHECKING:
     from hardsplice.setup import Setup

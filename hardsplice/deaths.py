@@ -33,20 +33,6 @@ class Backoff:
         return None if count > DEATHS_MAX else DELAYS[min(count, len(DELAYS)) - 1]
 
 
-def describe_status(status: int) -> str:
-    """How a process ended, from its wait status, in words."""
-    if os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
-        try:
-            name = signal.Signals(number).name
-        except ValueError:
-            name = f"signal {number}"
-        if number == signal.SIGSYS:
-            return f"killed by {name}: it made a system call that its policy does not allow"
-        return f"killed by {name}"
-    return f"ended with status {os.WEXITSTATUS(status)}"
-
-
 def is_denial(status: int) -> bool:
     """Whether a relay ended because it tried what its filter or seal.py forbids, from its wait
     status.
@@ -54,8 +40,3 @@ def is_denial(status: int) -> bool:
     if os.WIFSIGNALED(status):
         return os.WTERMSIG(status) == signal.SIGSYS
     return os.WEXITSTATUS(status) == seal.STATUS
-
-
-def exit_status(status: int) -> int:
-    """A wait status as a shell gives it: the exit status, or 128 + the signal's number."""
-    return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)

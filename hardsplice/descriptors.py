@@ -20,7 +20,6 @@ import stat
 from collections.abc import Iterable, Mapping, Sequence
 
 from hardsplice.errors import Failure, reason_of
-from hardsplice.surroundings import open_null
 
 NULL_FD = 0  # standard input, which is /dev/null in every process that is locked down
 LOG_FD = 2  # the host monitor's messages; /dev/null elsewhere
@@ -212,3 +211,14 @@ def _open_again(fd: int, flags: int) -> int:
         except OSError:
             raise error from None
         return os.open("/dev/tty", flags)
+
+
+_DEVICES_HINT = "have devices in /dev: of bubblewrap that is --dev /dev"
+
+
+def open_null() -> int:
+    """/dev/null, to read and write."""
+    try:
+        return os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise Failure("open", os.devnull, reason_of(error), _DEVICES_HINT) from error

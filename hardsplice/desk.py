@@ -18,11 +18,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 from hardsplice import listeners, pinned, socketcalls
 from hardsplice.book import Book
+from hardsplice.direction import PLACES, Direction
 from hardsplice.errors import Failure
-from hardsplice.forwarding import PLACES, Direction, Port
+from hardsplice.families import ALL_FAMILIES
+from hardsplice.forwarding import Port
 from hardsplice.loop import Alarm, Loop
 from hardsplice.ports import Forward
-from hardsplice.relay.sockets import ALL_FAMILIES
 from hardsplice.retiring import Retiring, Sink
 
 LOOK_SECONDS = 1.0  # until listeners are looked at

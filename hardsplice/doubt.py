@@ -14,7 +14,7 @@ import time
 from hardsplice import loopback
 from hardsplice.channel import Note
 from hardsplice.flowtable import End, read_record
-from hardsplice.relay.accepting import Listener
+from hardsplice.listener import Listener
 from hardsplice.socketcalls import endpoint
 
 ASK_SECONDS = 1.0  # an answer holds so long

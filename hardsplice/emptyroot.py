@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import os
 
-from hardsplice import children, linux, namespaces, refusals
+from hardsplice import children, linux, refusals, user_namespace
 from hardsplice.channel import Channel, Kind, Record
 from hardsplice.errors import failure_of, not_done, reason_of
 
@@ -65,7 +65,7 @@ def made_by_child() -> int:
 
 def _make(channel: Channel) -> int:
     try:
-        namespaces.enter_own_user_namespace()
+        user_namespace.enter_own_user_namespace()
         leave()
     except OSError as error:
         raise not_done(LEAVE, reason_of(error), refusals.userns_hint(error)) from error

@@ -40,8 +40,8 @@ from collections.abc import Callable, Sequence
 from hardsplice.channel import CROWDED_HINT, Channel, Kind, Malformed, Record, Sent
 from hardsplice.crew import Crew
 from hardsplice.desk import Desk
+from hardsplice.direction import Direction
 from hardsplice.errors import Failure
-from hardsplice.forwarding import Direction
 from hardsplice.listeners import is_listener, open_listener
 from hardsplice.loop import Alarm, Loop
 from hardsplice.ports import Forward

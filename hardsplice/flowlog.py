@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from hardsplice.direction import Direction
 from hardsplice.flowtable import End, Ended, in_words, read_record
-from hardsplice.forwarding import Direction
 from hardsplice.log import Level, Log
 from hardsplice.relay.stats import Stats
 

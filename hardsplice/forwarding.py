@@ -13,15 +13,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Literal, Protocol
+from typing import Protocol
 
+from hardsplice.direction import DIRECTIONS, PLACES, Direction
 from hardsplice.errors import Failure
 from hardsplice.listeners import describe
 from hardsplice.ports import Forward
-
-Direction = Literal["inbound", "outbound"]
-DIRECTIONS: tuple[Direction, Direction] = ("inbound", "outbound")
-PLACES: dict[Direction, str] = {"inbound": "on the host", "outbound": "in the namespace"}
 
 
 class Source(Enum):

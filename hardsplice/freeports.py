@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from hardsplice.cli import Options
+from hardsplice.direction import PLACES, Direction
 from hardsplice.errors import tell
-from hardsplice.forwarding import PLACES, Direction
 from hardsplice.listeners import chosen, describe
 from hardsplice.log import Level, Log
 from hardsplice.ports import Forward

@@ -23,14 +23,14 @@ from hardsplice import (
     isolate,
     lifeline,
     linux,
-    namespaces,
     refusals,
+    user_namespace,
     users,
 )
 from hardsplice.channel import Channel, Kind, Record, encode
-from hardsplice.deaths import exit_status
 from hardsplice.descriptors import CHANNEL_FD, FIRST_LISTENER
 from hardsplice.errors import Failure, reason_of
+from hardsplice.status import exit_status
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -96,7 +96,7 @@ def _start_init(recipe: Recipe, channel: Channel, report: Channel, mask: Iterabl
     report.send(Record(Kind.READY, detail=pid, text=_unreachable_directory(recipe).encode()))
     if recipe.new_user and ours.receive() is not None:
         maps = recipe.ids.uids.same_below, recipe.ids.gids.same_below  # who is root in A is so in B
-        namespaces.write_id_maps(pid, *maps, deny_setgroups=False)
+        user_namespace.write_id_maps(pid, *maps, deny_setgroups=False)
         ours.send(Record(Kind.GO))
     ours.close()
     return pid

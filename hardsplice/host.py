@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from hardsplice import container
 from hardsplice.children import Child
 from hardsplice.desk import Desk
+from hardsplice.direction import Direction
 from hardsplice.flowlog import Traffic
-from hardsplice.forwarding import Direction, Port
+from hardsplice.forwarding import Port
 from hardsplice.log import Log
 from hardsplice.namespaces import Target
 from hardsplice.relay import main as relay

@@ -36,9 +36,9 @@ from hardsplice import (
     users,
 )
 from hardsplice.channel import Channel, Kind, Record
-from hardsplice.deaths import exit_status
 from hardsplice.descriptors import CHANNEL_FD, FIRST_LISTENER, LOG_FD, SIGNALS_FD
 from hardsplice.errors import Failure, reason_of, text_of
+from hardsplice.status import exit_status
 from hardsplice.unforeseen import as_failure, next_step
 
 if TYPE_CHECKING:

@@ -25,10 +25,10 @@ from functools import partial
 
 import prctl
 
-from hardsplice import emptyroot, landlock, linux, namespaces, refusals, unotify
+from hardsplice import emptyroot, landlock, linux, refusals, unotify, user_namespace
 from hardsplice.errors import not_done, reason_of
+from hardsplice.identity import RunAs
 from hardsplice.unforeseen import next_step
-from hardsplice.values import RunAs
 
 # What to do where only --sandbox=strict asks for a layer
 NOT_STRICT = "leave out --sandbox=strict to go on without it"
@@ -150,7 +150,7 @@ def leaving_steps(*, new_user_namespace: bool, user: RunAs | None = None) -> lis
     """
     own_user = Step(
         "enter a user namespace of its own",
-        partial(namespaces.enter_own_user_namespace, user),
+        partial(user_namespace.enter_own_user_namespace, user),
         hint=refusals.userns_hint,
     )
     leave = Step(emptyroot.LEAVE, emptyroot.leave, hint=partial(refusals.limited_by, "mnt"))

@@ -35,18 +35,19 @@ from hardsplice.channel import (
     close_all,
 )
 from hardsplice.children import wait_for
-from hardsplice.deaths import DEATHS_MAX, WINDOW, Backoff, describe_status, is_denial
+from hardsplice.deaths import DEATHS_MAX, WINDOW, Backoff, is_denial
 from hardsplice.dialogue import RELAY, Dialogue
 from hardsplice.errors import reason_of
 from hardsplice.flowtable import End, Nonsense, read_record
+from hardsplice.listener import Listener
 from hardsplice.listeners import UNSOUND, has_ended, is_sound
 from hardsplice.loop import Alarm, Loop
 from hardsplice.placing import NOT_HERE, Placing
 from hardsplice.relay import main as relay
 from hardsplice.relay import orders
-from hardsplice.relay.accepting import Listener
 from hardsplice.relay.sockets import POOL_SIZE
 from hardsplice.relay.stats import DENIED_CALLS, DENIED_RECORDS, RESTARTS
+from hardsplice.status import describe_status
 from hardsplice.supply import SHORT_SECONDS, Supply
 from hardsplice.unforeseen import next_step
 from hardsplice.upward import Upward

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from hardsplice import listeners
 from hardsplice.channel import CROWDED_HINT
-from hardsplice.forwarding import DIRECTIONS, PLACES, Direction, Port, Source
+from hardsplice.direction import DIRECTIONS, PLACES, Direction
+from hardsplice.forwarding import Port, Source
 from hardsplice.log import Level
 from hardsplice.passed import added_name, stored_name
 from hardsplice.ports import Forward, overlap

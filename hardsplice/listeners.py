@@ -23,9 +23,9 @@ from hardsplice import pinned, socketcalls
 from hardsplice.book import Place, Pointer
 from hardsplice.channel import CROWDED_HINT, close_all
 from hardsplice.errors import Failure, reason_of
+from hardsplice.families import FAMILIES, IPV4, IPV6
+from hardsplice.listener import Listener
 from hardsplice.ports import LOOPBACKS, Address, Forward
-from hardsplice.relay.accepting import Listener
-from hardsplice.relay.sockets import FAMILIES, IPV4, IPV6
 from hardsplice.spec import LAST_PORT
 
 BACKLOG = 65535  # the kernel cuts this to net.core.somaxconn

@@ -16,8 +16,8 @@ import prctl
 
 from hardsplice import descriptors, environment, isolate, landlock, reach, rights, users
 from hardsplice.book import SEALED
+from hardsplice.direction import DIRECTIONS, Direction
 from hardsplice.errors import not_done, reason_of
-from hardsplice.forwarding import DIRECTIONS, Direction
 from hardsplice.isolate import Lockdown
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import IPv6Address
 
+from hardsplice.direction import DIRECTIONS, PLACES, Direction
 from hardsplice.errors import Failure
-from hardsplice.forwarding import DIRECTIONS, PLACES, Direction, Port
+from hardsplice.forwarding import Port
 from hardsplice.listeners import describe
 from hardsplice.ports import LOOPBACKS, Address, Forward
 

@@ -19,14 +19,14 @@ from hardsplice import container, departure, linux, loops
 from hardsplice.channel import LAST_RECORDS, Kind, Malformed, Note, Record, close_all
 from hardsplice.children import hear, wait_for
 from hardsplice.crew import Crew
-from hardsplice.deaths import describe_status, exit_status
 from hardsplice.dialogue import INIT, OF_TARGET_MONITOR, TARGET_MONITOR, Dialogue, Phase, last_words
+from hardsplice.direction import Direction
 from hardsplice.ending import Ending, account
 from hardsplice.errors import Failure, relay_lost
 from hardsplice.exchange import HostSide
 from hardsplice.flowlog import FlowLog
 from hardsplice.flowtable import Nonsense
-from hardsplice.forwarding import Direction, Ports
+from hardsplice.forwarding import Ports
 from hardsplice.host import Host
 from hardsplice.keeper import STOP_SECONDS
 from hardsplice.log import Level
@@ -35,6 +35,7 @@ from hardsplice.notes import BY_KEEPERS, BY_RELAYS, BY_TRACED_RELAYS, lacking
 from hardsplice.orphans import Orphans
 from hardsplice.service import Watchdog
 from hardsplice.signals import ENDING, FINAL, HARMLESS, is_to_be_passed_on
+from hardsplice.status import describe_status, exit_status
 from hardsplice.teller import Teller
 from hardsplice.watch import Watch
 

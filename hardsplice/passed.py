@@ -22,11 +22,11 @@ from dataclasses import replace
 from ipaddress import IPv6Address, ip_address
 
 from hardsplice import descriptors, socketcalls, spec
+from hardsplice.direction import Direction
 from hardsplice.errors import Failure, quote, reason_of
-from hardsplice.forwarding import Direction
+from hardsplice.families import FAMILIES
 from hardsplice.listeners import bound_address, is_listener, make_sound, namespace_here
 from hardsplice.ports import Forward, single
-from hardsplice.relay.sockets import FAMILIES
 from hardsplice.service import Notifier
 from hardsplice.spec import Address, Inherited
 

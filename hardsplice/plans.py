@@ -13,11 +13,12 @@ from hardsplice import flowtable, listeners, unotify
 from hardsplice.book import TARGETS_A_PORT, Book, Place, place_for
 from hardsplice.cli import Options, Verbosity
 from hardsplice.descriptors import FIRST_LISTENER
+from hardsplice.direction import DIRECTIONS, Direction
 from hardsplice.errors import Failure
-from hardsplice.forwarding import DIRECTIONS, Direction, Port, Source
+from hardsplice.families import ALL_FAMILIES
+from hardsplice.forwarding import Port, Source
+from hardsplice.listener import Listener
 from hardsplice.relay import main as relay
-from hardsplice.relay.accepting import Listener
-from hardsplice.relay.sockets import ALL_FAMILIES
 from hardsplice.relay.stats import Stats
 from hardsplice.retiring import Sink, open_sink
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from hardsplice import seccomp
 from hardsplice.book import Place
 from hardsplice.cli import Options
-from hardsplice.forwarding import DIRECTIONS, Direction
+from hardsplice.direction import DIRECTIONS, Direction
 from hardsplice.plans import place_of_books
 
 

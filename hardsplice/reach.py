@@ -9,7 +9,7 @@ MANY_PORTS is not listed, and then that kind of use is not limited at all.
 from __future__ import annotations
 
 from hardsplice.cli import Options
-from hardsplice.forwarding import Direction
+from hardsplice.direction import Direction
 
 MANY_PORTS = 4096  # each takes a system call at the start, and some 100 bytes of kernel memory
 

@@ -17,11 +17,11 @@ from hardsplice.book import LARGE, SLOT
 from hardsplice.channel import Kind, Malformed, Record
 from hardsplice.crew import Crew
 from hardsplice.desk import Desk
+from hardsplice.direction import PLACES, Direction
 from hardsplice.errors import Failure
-from hardsplice.forwarding import PLACES, Direction
+from hardsplice.families import ALL_FAMILIES
 from hardsplice.listeners import cannot_listen, chosen, describe, no_family
 from hardsplice.ports import Address, Forward
-from hardsplice.relay.sockets import ALL_FAMILIES
 from hardsplice.spec import is_interface_name
 
 # Version and bytes of an address, twice; two ports; the interface's name (IFNAMSIZ); the slots of

@@ -31,10 +31,10 @@ from hardsplice import pinned, socketcalls
 from hardsplice.book import Book, Pointer
 from hardsplice.channel import close_all
 from hardsplice.errors import Failure, reason_of
+from hardsplice.families import FAMILIES, IPV4, IPV6
 from hardsplice.listeners import BACKLOG, LOOPBACK
 from hardsplice.loop import Alarm, Loop
 from hardsplice.ports import Address
-from hardsplice.relay.sockets import FAMILIES, IPV4, IPV6
 
 ATTEMPTS = 100  # to get ahead of whoever uses a listener that is being ended
 AGAIN_SECONDS = 0.5  # until one that isn't used up yet is looked at again

@@ -51,11 +51,13 @@ from hardsplice.channel import Channel, Kind, Record
 from hardsplice.children import Child
 from hardsplice.cli import Mode, Options, Verbosity
 from hardsplice.desk import Desk
+from hardsplice.direction import DIRECTIONS, PLACES, Direction
 from hardsplice.errors import Failure, printable, quote, text_of
 from hardsplice.flowlog import Traffic
-from hardsplice.forwarding import DIRECTIONS, PLACES, Direction, Port
+from hardsplice.forwarding import Port
 from hardsplice.freeports import FreePorts
 from hardsplice.host import Host
+from hardsplice.identity import RunAs
 from hardsplice.log import Level, Log, open_file
 from hardsplice.monitor import HostMonitor
 from hardsplice.passed import Passed
@@ -65,7 +67,6 @@ from hardsplice.ports import Forward
 from hardsplice.relay.kernel import Kernel
 from hardsplice.relay.pipes import probe_size
 from hardsplice.service import Notifier
-from hardsplice.values import RunAs
 from hardsplice.watch import Watched
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import prctl
 
-from hardsplice import namespaces, users
+from hardsplice import user_namespace, users
 from hardsplice.errors import Failure, quote, reason_of
-from hardsplice.values import RunAs
+from hardsplice.identity import RunAs
 
 FIRST, USUAL = 100_000, 65_536  # SUB_UID_MIN and SUB_UID_COUNT of login.defs(5)
 NOBODY = 65534  # the last id that programs may count on
@@ -152,7 +152,7 @@ def write(pid: int, ids: Ids) -> None:
     if not ids.takes_helpers:
         deny = not prctl.cap_effective.setgid
         try:
-            namespaces.write_id_maps(pid, ids.uids.text, ids.gids.text, deny_setgroups=deny)
+            user_namespace.write_id_maps(pid, ids.uids.text, ids.gids.text, deny_setgroups=deny)
         except PermissionError as error:
             if not ids.has_subordinate:
                 raise

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable
 
 from hardsplice import socketcalls
 from hardsplice.channel import Channel, Kind, Note, Record, Sent, close_all
+from hardsplice.families import FAMILIES
 from hardsplice.loop import Alarm, Loop
 from hardsplice.relay.kernel import unsent
-from hardsplice.relay.sockets import FAMILIES
 
 SHORT_SECONDS = 1.0  # until sockets that could not be had are tried for again
 FULL_SECONDS = 0.01  # the same where the channel had no room for them, which soon it may have

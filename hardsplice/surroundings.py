@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What has to be there before anything else can be done: a /proc that shows our PID namespace, and
-/dev/null. A sandbox's file system, or a PID namespace that was made by hand, may lack them.
+"""What has to be there before anything else can be done: a /proc that shows our PID namespace. A
+sandbox's file system, or a PID namespace that was made by hand, may lack it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ _MOUNT_HINT = (
     "mount one: mount -t proc proc /proc; unshare(1) does that with --mount-proc, bubblewrap with "
     "--proc /proc"
 )
-_DEVICES_HINT = "have devices in /dev: of bubblewrap that is --dev /dev"
 
 
 def refuse_without_proc() -> None:
@@ -34,11 +33,3 @@ def _own_number() -> str:
         return os.readlink("/proc/self")
     except OSError as error:
         raise Failure("use", "/proc", f"/proc/self: {reason_of(error)}", _MOUNT_HINT) from error
-
-
-def open_null() -> int:
-    """/dev/null, to read and write."""
-    try:
-        return os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    except OSError as error:
-        raise Failure("open", os.devnull, reason_of(error), _DEVICES_HINT) from error

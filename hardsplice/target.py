@@ -39,15 +39,15 @@ from hardsplice.descriptors import (
     LOG_FD,
     RULESET_FD,
 )
+from hardsplice.direction import PLACES
 from hardsplice.errors import Failure, failure_of, relay_lost, text_of
 from hardsplice.exchange import TargetSide
-from hardsplice.forwarding import PLACES
+from hardsplice.families import ALL_FAMILIES
 from hardsplice.isolate import Lockdown
 from hardsplice.joining import Tie
 from hardsplice.log import Level
 from hardsplice.loop import Loop
 from hardsplice.relay import main as relay
-from hardsplice.relay.sockets import ALL_FAMILIES
 from hardsplice.relay.stats import UNPASSED, shared_with_monitor
 
 if TYPE_CHECKING:

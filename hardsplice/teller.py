@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from hardsplice.channel import Record
+from hardsplice.direction import Direction
 from hardsplice.errors import Failure
-from hardsplice.forwarding import Direction, Port
+from hardsplice.forwarding import Port
 from hardsplice.listeners import describe
 from hardsplice.log import Level, Log
 from hardsplice.notes import in_words

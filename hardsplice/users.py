@@ -12,9 +12,9 @@ import pwd
 
 import prctl
 
-from hardsplice import linux, namespaces
+from hardsplice import linux, user_namespace
 from hardsplice.errors import Failure
-from hardsplice.values import OWN, RunAs
+from hardsplice.identity import OWN, RunAs
 
 NOBODY = RunAs(65534, 65534)
 ROOT_HINT = "COMMAND is root of the host with --netns-only; --runas USER names another user"
@@ -32,7 +32,7 @@ def _made_up() -> RunAs:
 
 def is_real_root() -> bool:
     """Whether we are root of the machine (or of a container that maps every id as it is)."""
-    return os.geteuid() == 0 and namespaces.owns_all_ids()
+    return os.geteuid() == 0 and user_namespace.owns_all_ids()
 
 
 def own_user(asked: RunAs | None) -> RunAs | None:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import grp
 import os
 import pwd
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from hardsplice.errors import Failure, quote
+from hardsplice.identity import OWN, RunAs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,18 +49,6 @@ SECONDS_MAX = 86400
 _LOG_SIZE_MIN = 4096
 _LOG_SIZE_LIMIT = 2**63  # off_t
 _SIZE_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
-
-
-@dataclass(frozen=True, slots=True)
-class RunAs:
-    """The user and group to change to when started as root."""
-
-    uid: int
-    gid: int
-
-
-OWN = RunAs(-1, -1)
-"""A user of this instance's own, who is made up at its start (users.own_user)."""
 
 
 def path(option: str) -> Callable[[str], str]:

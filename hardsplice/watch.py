@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
 from hardsplice import sockdiag
+from hardsplice.direction import Direction
 from hardsplice.errors import Failure
-from hardsplice.forwarding import Direction, Port, Ports, Source
+from hardsplice.forwarding import Port, Ports, Source
 from hardsplice.loop import Loop
 from hardsplice.ports import Auto, Forward, overlap
 from hardsplice.sockdiag import Listening

@@ -20,9 +20,10 @@ from hardsplice.control.http import Request, Response
 from hardsplice.control.routes import FOR_ALL, ROUTES, Routes, dispatch
 from hardsplice.control.server import Admission, Server
 from hardsplice.control.world import RelayView, Snapshot, refusal
+from hardsplice.direction import Direction
 from hardsplice.errors import Failure, printable, quote
 from hardsplice.flowtable import FlowRow
-from hardsplice.forwarding import Direction, Ports
+from hardsplice.forwarding import Ports
 from hardsplice.keeping import Store
 from hardsplice.log import Level
 from hardsplice.relay.stats import Stats

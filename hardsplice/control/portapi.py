@@ -18,8 +18,9 @@ from typing import Any
 
 from hardsplice import ports, spec
 from hardsplice.control.world import Call
+from hardsplice.direction import DIRECTIONS, Direction
 from hardsplice.errors import Failure
-from hardsplice.forwarding import DIRECTIONS, Direction, Port, Source
+from hardsplice.forwarding import Port, Source
 
 API_VERSION = "1.1.0"  # of RootlessKit's, that this follows
 PROTOCOLS = {"tcp": (4, 6), "tcp4": (4,), "tcp6": (6,)}

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from hardsplice.control.http import Response
 from hardsplice.control.prometheus import CONTENT_TYPE, Family, Sample, histogram, render
 from hardsplice.control.world import Call, RelayView, Snapshot
+from hardsplice.direction import DIRECTIONS, Direction
 from hardsplice.flowtable import FlowRow, in_words
-from hardsplice.forwarding import DIRECTIONS, Direction, Port
+from hardsplice.forwarding import Port
 from hardsplice.relay.stats import LATENCY_BOUNDS
 
 FLOWS_SHOWN = 1000  # in one answer

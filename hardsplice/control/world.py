@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from hardsplice.control.http import Request, Response
+from hardsplice.direction import Direction
 from hardsplice.flowtable import FlowRow
-from hardsplice.forwarding import Direction, Ports
+from hardsplice.forwarding import Ports
 from hardsplice.relay.stats import Latency
 
 

@@ -16,9 +16,9 @@ from hardsplice import audit, output, ports
 from hardsplice.control import portapi
 from hardsplice.ctl import cli, exporter, show, top
 from hardsplice.ctl.client import Client, Refused
+from hardsplice.direction import Direction
 from hardsplice.ephemeral import read_ephemeral_range
 from hardsplice.errors import Failure, printable
-from hardsplice.forwarding import Direction
 
 
 def main(argv: Sequence[str]) -> int:

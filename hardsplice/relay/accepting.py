@@ -26,11 +26,10 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from hardsplice.book import Pointer
 from hardsplice.channel import Note
 from hardsplice.flowtable import End
+from hardsplice.listener import Listener
 from hardsplice.relay import stats as count
 from hardsplice.relay.connecting import Connector
 from hardsplice.relay.flow import EPOLLIN, SIDES, Flow
@@ -43,20 +42,6 @@ EPOLLEXCLUSIVE = 1 << 28  # linux/eventpoll.h
 
 # The client went away before it was accepted, or none was there.
 _NOT_OURS = (errno.EAGAIN, errno.ECONNABORTED, errno.EINTR, errno.EPROTO)
-
-
-@dataclass(frozen=True, slots=True)
-class Listener:
-    """A listening socket and where its connections go.
-
-    A plan lists targets in the order to try. A dual-stack listener has one for clients of each
-    family; for a listener of one family both are the same.
-    """
-
-    fd: int
-    plan_ipv4: tuple[Pointer, ...]
-    plan_ipv6: tuple[Pointer, ...]
-    index: int  # what the monitor knows it by
 
 
 class Acceptor(Connector):

@@ -17,8 +17,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from hardsplice.channel import Note
 from hardsplice.flowtable import End
+from hardsplice.listener import Listener
 from hardsplice.relay import stats as count
-from hardsplice.relay.accepting import EVENTS_A_WAIT, JAM_SECONDS, Acceptor, Listener
+from hardsplice.relay.accepting import EVENTS_A_WAIT, JAM_SECONDS, Acceptor
 from hardsplice.relay.connecting import SHORT_SECONDS
 from hardsplice.relay.flow import (
     BLOCKED,

@@ -24,16 +24,17 @@ from hardsplice.book import Place
 from hardsplice.channel import Channel, Kind, Malformed, Note, Record, close_all
 from hardsplice.descriptors import CHANNEL_FD, FIRST_LISTENER, LIFELINE_FD, RULESET_FD
 from hardsplice.errors import Failure
+from hardsplice.families import IPV4, IPV6
 from hardsplice.flowtable import End
+from hardsplice.listener import Listener
 from hardsplice.relay import orders
-from hardsplice.relay.accepting import Listener
 from hardsplice.relay.engine import Engine
 from hardsplice.relay.kernel import Kernel
 from hardsplice.relay.ledger import ledger_of
 from hardsplice.relay.pipes import POOL_SIZE as PIPES
 from hardsplice.relay.pipes import PipePool
-from hardsplice.relay.sockets import IPV4, IPV6, SocketPool
 from hardsplice.relay.sockets import POOL_SIZE as SOCKETS
+from hardsplice.relay.sockets import SocketPool
 from hardsplice.relay.stats import Stats
 from hardsplice.relay.table import Limits, Resources
 from hardsplice.unforeseen import as_failure

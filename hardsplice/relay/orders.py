@@ -12,8 +12,8 @@ import struct
 
 from hardsplice.book import PLACES, SLOT, Place, Pointer
 from hardsplice.channel import Kind, Malformed, Record
-from hardsplice.relay.accepting import Listener
-from hardsplice.relay.sockets import FAMILIES
+from hardsplice.families import FAMILIES
+from hardsplice.listener import Listener
 
 _HEAD = struct.Struct("=BBI")  # targets for an IPv4 and for an IPv6 client; where the book is
 _TARGET = struct.Struct("=BBI28s")  # family index, length, slot, sockaddr

@@ -11,14 +11,11 @@ waits behind another one gives the monitor all the time it needs.
 
 from __future__ import annotations
 
-import socket
 from collections import deque
 
 # Sockets of each family. An order of half of them costs its monitor and the relay some 20 us beyond
 # the sockets themselves, so twice what the original keeps makes that 0.6 us a connection.
 POOL_SIZE = 64
-FAMILIES = (socket.AF_INET, socket.AF_INET6)
-IPV4, IPV6 = ALL_FAMILIES = (0, 1)  # indexes into FAMILIES, and into every list kept by family
 
 
 class SocketPool:

@@ -19,7 +19,8 @@ import pytest
 
 from bench.load import Bed, Kit, LoadError
 from bench.usage import parse_summary
-from hardsplice.relay.sockets import FAMILIES, POOL_SIZE
+from hardsplice.families import FAMILIES
+from hardsplice.relay.sockets import POOL_SIZE
 from tests.support import procfs
 from tests.support.netns import Identity, ordinary_user
 from tests.support.product import Instance, Program, free_ports

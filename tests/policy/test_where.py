@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from hardsplice.policy import missing_functions
 from hardsplice.policyfile import parse_policy
+from hardsplice.policyforms import missing_functions
 from hardsplice.seccomp import ROLES, load_policy
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from hardsplice import emptyroot, linux, namespaces
+from hardsplice import emptyroot, linux, user_namespace
 from tests.support import procfs
 from tests.support.netns import Identity, Namespace
 from tests.support.product import Instance, free_ports
@@ -153,21 +153,21 @@ def in_child(live: Callable[[], Any]) -> Any:
 def entered() -> dict[str, Any]:
     """By the folder of a child, as in the target monitor of an ordinary user."""
     folder = emptyroot.made_by_child()
-    namespaces.enter_own_user_namespace()  # in which it has the rights that it gets by joining
+    user_namespace.enter_own_user_namespace()  # in which it has the rights that it gets by joining
     emptyroot.enter(folder)
     return seen()
 
 
 def left() -> dict[str, Any]:
     """By a mount namespace of its own, as in the host monitor."""
-    namespaces.enter_own_user_namespace()
+    user_namespace.enter_own_user_namespace()
     emptyroot.leave()
     return seen()
 
 
 def without() -> dict[str, Any]:
     """The unfixed row: the same rights, and the host's root."""
-    namespaces.enter_own_user_namespace()
+    user_namespace.enter_own_user_namespace()
     return seen()
 
 

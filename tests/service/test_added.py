@@ -16,7 +16,7 @@ import pytest
 from hardsplice.ctl import show
 from hardsplice.ctl.client import Client
 from hardsplice.ctl.commands import description
-from hardsplice.forwarding import Direction
+from hardsplice.direction import Direction
 from hardsplice.ports import parse
 from tests.service.conftest import Serve, gone, passes
 from tests.support.manager import Manager

@@ -95,7 +95,8 @@ def driven(identity: Any, *arguments: str, descriptors: int | None = None) -> It
 def launch() -> int:
     """Run the product with the channel."""
     from hardsplice import cli, descriptors, ports
-    from hardsplice.forwarding import DIRECTIONS, Port, Source
+    from hardsplice.direction import DIRECTIONS
+    from hardsplice.forwarding import Port, Source
     from hardsplice.monitor import HostMonitor
     from hardsplice.start import main
 

@@ -11,7 +11,8 @@ from hardsplice import socketcalls
 from hardsplice.book import USUAL, Pointer
 from hardsplice.channel import Note
 from hardsplice.flowtable import End, Ended, read_record
-from hardsplice.relay.accepting import EPOLLEXCLUSIVE, Listener
+from hardsplice.listener import Listener
+from hardsplice.relay.accepting import EPOLLEXCLUSIVE
 from hardsplice.relay.engine import Engine
 from hardsplice.relay.flow import EPOLLIN, SIDES, UNWATCHED, Flow, watch
 from hardsplice.relay.ledger import ledger_of

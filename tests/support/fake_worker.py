@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from hardsplice.direction import Direction
 from hardsplice.errors import Failure
-from hardsplice.forwarding import Direction
 from hardsplice.ports import Forward
 
 

@@ -12,8 +12,9 @@ from hardsplice import loops
 from hardsplice.control.http import Request, Response
 from hardsplice.control.routes import dispatch
 from hardsplice.control.world import RelayView, Snapshot
+from hardsplice.direction import DIRECTIONS, Direction
 from hardsplice.flowtable import FlowRow, State
-from hardsplice.forwarding import DIRECTIONS, Direction, Port, Ports
+from hardsplice.forwarding import Port, Ports
 from hardsplice.relay.stats import COUNTERS, GAUGES, KEPT, LATENCY_BOUNDS, Latency
 from tests.support.fake_worker import FakeWorker
 

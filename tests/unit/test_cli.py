@@ -27,7 +27,7 @@ from hardsplice.cli import (
 )
 from hardsplice.ephemeral import read_ephemeral_range
 from hardsplice.errors import Failure
-from hardsplice.values import RunAs
+from hardsplice.identity import RunAs
 
 if TYPE_CHECKING:
     import argparse

@@ -19,8 +19,8 @@ from hardsplice.crew import LOOK_SECONDS, Crew
 from hardsplice.descriptors import FIRST_LISTENER, NULL_FD, is_open
 from hardsplice.errors import Failure
 from hardsplice.keeper import Keeper
+from hardsplice.listener import Listener
 from hardsplice.ports import Forward
-from hardsplice.relay.accepting import Listener
 from hardsplice.relay.main import PIPES_MIN, SOCKETS_MIN, pool_sizes
 from hardsplice.relay.pipes import POOL_SIZE as PIPES
 from hardsplice.relay.sockets import POOL_SIZE as SOCKETS

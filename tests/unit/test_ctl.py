@@ -27,8 +27,8 @@ from hardsplice.ctl import client, show, top
 from hardsplice.ctl.cli import parse_args
 from hardsplice.ctl.client import default_path
 from hardsplice.ctl.commands import description, main
+from hardsplice.direction import Direction
 from hardsplice.errors import Failure
-from hardsplice.forwarding import Direction
 from hardsplice.ports import Forward
 from tests.support.fake_world import FakeWorld, flow
 from tests.support.stream import PATIENCE

@@ -19,11 +19,12 @@ from hardsplice import listeners, pinned, socketcalls
 from hardsplice.book import USUAL, Book
 from hardsplice.channel import close_all
 from hardsplice.desk import LOOK_SECONDS, LOOKED_AT, Desk
+from hardsplice.direction import DIRECTIONS, Direction
 from hardsplice.errors import Failure
-from hardsplice.forwarding import DIRECTIONS, Direction, Port, Source
+from hardsplice.families import ALL_FAMILIES
+from hardsplice.forwarding import Port, Source
 from hardsplice.listeners import namespace_here, targets
 from hardsplice.ports import Forward
-from hardsplice.relay.sockets import ALL_FAMILIES
 from hardsplice.retiring import Sink
 from tests.support.descriptors import open_descriptors
 from tests.support.fake_upward import Timers

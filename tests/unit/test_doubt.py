@@ -13,7 +13,7 @@ from hardsplice.book import USUAL, Pointer
 from hardsplice.channel import Note
 from hardsplice.doubt import Doubt, leads_to_loopback
 from hardsplice.flowtable import RECORD_SIZE, End, Nonsense
-from hardsplice.relay.accepting import Listener
+from hardsplice.listener import Listener
 from hardsplice.relay.ledger import telling
 
 

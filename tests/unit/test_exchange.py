@@ -26,12 +26,12 @@ from hardsplice.book import LARGE, SLOT, USUAL, Book
 from hardsplice.channel import Channel, Kind, Malformed, Record, Sent, close_all
 from hardsplice.control import portapi
 from hardsplice.desk import Desk
+from hardsplice.direction import DIRECTIONS, Direction
 from hardsplice.errors import Failure
 from hardsplice.exchange import ANSWER_SECONDS, WAITING_MAX, HostSide, TargetSide
-from hardsplice.forwarding import DIRECTIONS, Direction
+from hardsplice.families import IPV4, IPV6
 from hardsplice.listeners import namespace_here, no_family, targets
 from hardsplice.ports import Forward
-from hardsplice.relay.sockets import IPV4, IPV6
 from hardsplice.requests import decode, encode
 from hardsplice.retiring import Sink
 from hardsplice.spec import Refusal, is_interface_name

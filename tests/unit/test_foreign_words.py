@@ -222,7 +222,7 @@ SINKS: dict[str, list[Callable[[Capture], None]] | str] = {
         *(logged("json", journal=journal) for journal in (False, True)),
     ],
     "log.make_room": "what was in the log before",
-    "namespaces.write_id_maps": MACHINE,
+    "user_namespace.write_id_maps": MACHINE,
     "output.Parser._print_message": "its own help",
     "pidfile.PidFile.write": MACHINE,
     "policy._check_command": OWN_FILES,

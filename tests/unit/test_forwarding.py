@@ -10,8 +10,9 @@ from ipaddress import ip_address
 import pytest
 
 from hardsplice import loops
+from hardsplice.direction import Direction
 from hardsplice.errors import Failure
-from hardsplice.forwarding import Conflict, Direction, Port, Ports, Source
+from hardsplice.forwarding import Conflict, Port, Ports, Source
 from hardsplice.ports import Forward
 
 BOTH: frozenset[Direction] = frozenset(("inbound", "outbound"))

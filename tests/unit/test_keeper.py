@@ -21,30 +21,24 @@ from hardsplice import linux, seal, socketcalls
 from hardsplice.book import USUAL
 from hardsplice.channel import Channel, Kind, Note, Record, Sent, close_all, encode
 from hardsplice.children import wait_for
-from hardsplice.deaths import (
-    DEATHS_MAX,
-    DELAYS,
-    WINDOW,
-    Backoff,
-    describe_status,
-    is_denial,
-)
+from hardsplice.deaths import DEATHS_MAX, DELAYS, WINDOW, Backoff, is_denial
 from hardsplice.dialogue import RELAY, Dialogue
+from hardsplice.direction import DIRECTIONS, Direction
 from hardsplice.flowtable import RECORD_SIZE, End, read_record
-from hardsplice.forwarding import DIRECTIONS, Direction
 from hardsplice.keeper import (
     DEAF_SECONDS,
     ROWS_A_PASS,
     TELL_SECONDS,
     Keeper,
 )
+from hardsplice.listener import Listener
 from hardsplice.listeners import UNSOUND, open_listener, write_place
 from hardsplice.notes import BY_KEEPERS, BY_RELAYS, BY_TRACED_RELAYS
 from hardsplice.ports import Forward
-from hardsplice.relay.accepting import Listener
 from hardsplice.relay.main import NOTE_SECONDS, Plan
 from hardsplice.relay.sockets import POOL_SIZE
 from hardsplice.relay.stats import COUNTERS, DENIED_RECORDS, RESTARTS, Stats
+from hardsplice.status import describe_status
 from hardsplice.supply import SHORT_SECONDS, open_socket
 from tests.support.descriptors import as_socket, open_descriptors
 from tests.support.fake_upward import Above, Timers

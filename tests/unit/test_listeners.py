@@ -17,6 +17,7 @@ from hardsplice import pinned, socketcalls
 from hardsplice.book import LARGE, USUAL, Place, Pointer
 from hardsplice.channel import close_all
 from hardsplice.errors import Failure
+from hardsplice.families import IPV4, IPV6
 from hardsplice.listeners import (
     Pointers,
     describe,
@@ -31,7 +32,6 @@ from hardsplice.listeners import (
     write_place,
 )
 from hardsplice.ports import Forward
-from hardsplice.relay.sockets import IPV4, IPV6
 from tests.support.descriptors import open_descriptors
 
 BOTH = (IPV4, IPV6)

@@ -8,8 +8,9 @@ import time
 import pytest
 
 from hardsplice import loops
+from hardsplice.direction import Direction
 from hardsplice.errors import Failure
-from hardsplice.forwarding import Direction, Port, Source
+from hardsplice.forwarding import Port, Source
 from hardsplice.loops import Loops
 from hardsplice.ports import Forward, parse
 

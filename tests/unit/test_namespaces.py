@@ -15,13 +15,8 @@ import pytest
 
 from hardsplice import linux, namespaces
 from hardsplice.errors import Failure
-from hardsplice.namespaces import (
-    Target,
-    open_path,
-    open_process,
-    owns_all_ids,
-    write_id_maps,
-)
+from hardsplice.namespaces import Target, open_path, open_process
+from hardsplice.user_namespace import owns_all_ids, write_id_maps
 from tests.support.descriptors import open_descriptors
 from tests.support.netns import Identity, Namespace
 from tests.support.stream import PATIENCE
@@ -191,7 +186,7 @@ import os, sys
 from hardsplice import namespaces
 from hardsplice.values import RunAs
 user = RunAs(int(sys.argv[1]), int(sys.argv[1])) if sys.argv[1:] else None
-namespaces.enter_own_user_namespace(user)
+user_namespace.enter_own_user_namespace(user)
 if user:
     os.setresgid(*[user.gid] * 3)
     os.setresuid(*[user.uid] * 3)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from hardsplice.book import LARGE, SLOT, USUAL, Place, Pointer
 from hardsplice.channel import Kind, Malformed, Record, decode, encode
-from hardsplice.relay.accepting import Listener
+from hardsplice.listener import Listener
 from hardsplice.relay.orders import close, listener_of, serve
 from tests.support.fake_kernel import FakeKernel
 from tests.support.fake_relay import ONE, SINGLE, Relay

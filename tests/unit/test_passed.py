@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hardsplice.channel import close_all
 from hardsplice.cli import parse_args
 from hardsplice.errors import Failure
+from hardsplice.families import IPV4, IPV6
 from hardsplice.listeners import open_listener, write_place
 from hardsplice.passed import (
     Passed,
@@ -25,7 +26,6 @@ from hardsplice.passed import (
     to_drop_and_keep,
 )
 from hardsplice.ports import Forward, parse_inherited, single
-from hardsplice.relay.sockets import IPV4, IPV6
 from hardsplice.spec import ANYWHERE, Inherited, Refusal, read_listen, read_target
 from tests.support.descriptors import open_descriptors
 

@@ -7,7 +7,7 @@ import pytest
 
 from hardsplice import namespaces, users
 from hardsplice.errors import Failure
-from hardsplice.values import OWN, RunAs
+from hardsplice.identity import OWN, RunAs
 
 SOMEBODY = RunAs(1000, 100)
 Start = Callable[..., None]

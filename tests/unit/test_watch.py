@@ -11,7 +11,8 @@ from typing import Any, cast
 import pytest
 
 from hardsplice import loops, sockdiag
-from hardsplice.forwarding import Direction, Port, Ports, Source
+from hardsplice.direction import Direction
+from hardsplice.forwarding import Port, Ports, Source
 from hardsplice.ports import Auto, Forward, lay_out
 from hardsplice.sockdiag import Listening
 from hardsplice.watch import (

@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The user and group that processes run as. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class RunAs:
+    """The user and group to change to when started as root."""
+
+    uid: int
+    gid: int
+
+
+OWN = RunAs(-1, -1)
+"""A user of this instance's own, who is made up at its start (users.own_user)."""
