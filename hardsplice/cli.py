@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from hardsplice.direction import Direction
+    from hardsplice.log import LogFormat
 
 __all__ = [
     "Mode",
@@ -82,7 +83,7 @@ class Options:
     log_file: str | None
     #: Bytes.
     log_size: int
-    log_format: values.LogFormat
+    log_format: LogFormat
     #: Whether to write a line for each flow that ends.
     log_flows: bool
     pid_file: str | None

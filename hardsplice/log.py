@@ -28,10 +28,10 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from enum import IntEnum
+from typing import Literal
 
 from hardsplice.errors import Failure, printable, reason_of
 from hardsplice.files import open_regular
-from hardsplice.values import LogFormat
 
 _DAEMON = 3  # syslog's facility
 LINES_A_SECOND = 1.0  # of one kind
@@ -42,6 +42,9 @@ LAST_WORDS = 1.0  # seconds that last words wait for their reader, all together
 KEPT = 8 << 20  # bytes of a full log file that are kept at the most
 _DOTS = "..."  # for what was cut off
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+LogFormat = Literal["text", "json"]
 
 
 class Level(IntEnum):

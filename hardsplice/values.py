@@ -18,9 +18,10 @@ from hardsplice.identity import OWN, RunAs
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from hardsplice.log import LogFormat
+
 __all__ = [
     "Audit",
-    "LogFormat",
     "RunAs",
     "Sandbox",
     "descriptor",
@@ -37,7 +38,6 @@ __all__ = [
 
 Sandbox = Literal["best-effort", "strict"]
 Audit = Literal["table", "json"]
-LogFormat = Literal["text", "json"]
 
 _Word = TypeVar("_Word", bound=str)
 _SANDBOXES: tuple[Sandbox, ...] = ("best-effort", "strict")

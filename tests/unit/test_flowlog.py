@@ -13,7 +13,7 @@ from hardsplice.flowlog import FlowLog, Traffic
 from hardsplice.flowtable import End, Nonsense
 from hardsplice.log import LINES_A_SECOND, Level, Log
 from hardsplice.relay.stats import UNLOGGED, UNPASSED, Stats
-from hardsplice.values import LogFormat
+from hardsplice.log import LogFormat
 
 
 def where(direction: str, index: int) -> str:

@@ -34,7 +34,7 @@ from hardsplice.log import (
     make_room,
     open_file,
 )
-from hardsplice.values import LogFormat
+from hardsplice.log import LogFormat
 from tests.support.files import make_something
 from tests.support.stream import PATIENCE
 
