@@ -11,9 +11,8 @@ import pytest
 from hardsplice import socketcalls
 from hardsplice.flowlog import FlowLog, Traffic
 from hardsplice.flowtable import End, Nonsense
-from hardsplice.log import LINES_A_SECOND, Level, Log
+from hardsplice.log import LINES_A_SECOND, Level, Log, LogFormat
 from hardsplice.relay.stats import UNLOGGED, UNPASSED, Stats
-from hardsplice.log import LogFormat
 
 
 def where(direction: str, index: int) -> str:

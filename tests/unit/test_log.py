@@ -30,11 +30,11 @@ from hardsplice.log import (
     Level,
     Limiter,
     Log,
+    LogFormat,
     as_json,
     make_room,
     open_file,
 )
-from hardsplice.log import LogFormat
 from tests.support.files import make_something
 from tests.support.stream import PATIENCE
 
