@@ -16,7 +16,7 @@ def main() -> int:
     """Run hardsplice with the words of the command line; the exit status."""
     isolated.begin("hardsplice.__main__")
     isolated.restore_environment()  # it becomes COMMAND's
-    from hardsplice import start
+    from hardsplice.app import start
 
     return start.main(sys.argv[1:])
 

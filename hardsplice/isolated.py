@@ -71,8 +71,8 @@ def restore_environment() -> None:
 
 def _given(name: bytes) -> bytes | None:
     """The value that a variable had when we were started. The environment is looked through piece
-    by piece, in memory that is overwritten, so that no copy is left (environment.py). Of what is
-    longer than a piece, as no locale's name is, nothing is found.
+    by piece, in memory that is overwritten, so that no copy is left (command/environment.py). Of
+    what is longer than a piece, as no locale's name is, nothing is found.
     """
     wanted = b"\0" + name + b"="
     kept = 4096  # bytes of the piece before

@@ -21,15 +21,15 @@ import json
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
-from hardsplice import output
-from hardsplice.book import TARGETS_A_PORT, place_for
-from hardsplice.descriptors import FIRST_LISTENER
-from hardsplice.errors import Failure, quote, tell
-from hardsplice.policyforms import check, oci, show, systemd, table
-from hardsplice.policymodel import Policy
-from hardsplice.seccomp import ROLES, compile_policy, load_policy, native_arch
-from hardsplice.syscalls import ARCHITECTURES, DIRECT
-from hardsplice.values import number
+from hardsplice.cli import output
+from hardsplice.cli.values import number
+from hardsplice.ipc.descriptors import FIRST_LISTENER
+from hardsplice.kernel.syscalls import ARCHITECTURES, DIRECT
+from hardsplice.model.errors import Failure, quote, tell
+from hardsplice.sandbox.address_book import TARGETS_A_PORT, place_for
+from hardsplice.sandbox.policy.forms import check, oci, show, systemd, table
+from hardsplice.sandbox.policy.model import Policy
+from hardsplice.sandbox.seccomp import ROLES, compile_policy, load_policy, native_arch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -27,8 +27,8 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hardsplice import audit
-from hardsplice.syscalls import CAPABILITIES
+from hardsplice.kernel.syscalls import CAPABILITIES
+from hardsplice.telemetry import audit
 from tools import launch
 
 if TYPE_CHECKING:

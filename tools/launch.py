@@ -17,7 +17,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from hardsplice import audit
+from hardsplice.telemetry import audit
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 NOBODY = 65534
@@ -52,7 +52,7 @@ def probe(python: str) -> list[str]:
     """
     code = (
         "import os, sys; assert sys.version_info >= (3, 11); "
-        "import hardsplice.start, hardsplice.setup, prctl, pyseccomp; "
+        "import hardsplice.app.start, hardsplice.app.setup, prctl, pyseccomp; "
         "os.execv(sys.argv[1], [sys.argv[1], '-c', ''])"
     )
     return [python, "-c", code, python]
@@ -120,7 +120,7 @@ def snapshot(root: int) -> list[audit.Process]:
     Raises FileNotFoundError or ProcessLookupError where `root` is gone.
     """
     if os.geteuid() != 0 and shutil.which("sudo"):
-        command = ["sudo", "-n", sys.executable, "-m", "hardsplice.audit", str(root)]
+        command = ["sudo", "-n", sys.executable, "-m", "hardsplice.telemetry.audit", str(root)]
         seen = subprocess.run(command, capture_output=True, text=True, check=False)
         if seen.returncode == 0:
             return [audit.Process(**fields) for fields in json.loads(seen.stdout)]

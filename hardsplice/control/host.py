@@ -14,23 +14,24 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from hardsplice import __version__, socketcalls
-from hardsplice.cli import Options
+from hardsplice import __version__
+from hardsplice.app.options import Options
 from hardsplice.control.http import Request, Response
 from hardsplice.control.routes import FOR_ALL, ROUTES, Routes, dispatch
 from hardsplice.control.server import Admission, Server
 from hardsplice.control.world import RelayView, Snapshot, refusal
-from hardsplice.direction import Direction
-from hardsplice.errors import Failure, printable, quote
-from hardsplice.flowtable import FlowRow
-from hardsplice.forwarding import Ports
-from hardsplice.keeping import Store
-from hardsplice.log import Level
-from hardsplice.relay.stats import Stats
+from hardsplice.kernel import socketcalls
+from hardsplice.model.direction import Direction
+from hardsplice.model.errors import Failure, printable, quote
+from hardsplice.monitor.registry import Ports
+from hardsplice.monitor.stored import Store
+from hardsplice.telemetry.counters import Stats
+from hardsplice.telemetry.flow_table import FlowRow
+from hardsplice.telemetry.log import Level
 
 if TYPE_CHECKING:
-    from hardsplice.monitor import HostMonitor
-    from hardsplice.setup import Setup
+    from hardsplice.app.setup import Setup
+    from hardsplice.monitor.host import HostMonitor
 
 
 @dataclass(frozen=True, slots=True)

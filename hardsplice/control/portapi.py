@@ -16,11 +16,11 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from hardsplice import ports, spec
 from hardsplice.control.world import Call
-from hardsplice.direction import DIRECTIONS, Direction
-from hardsplice.errors import Failure
-from hardsplice.forwarding import Port, Source
+from hardsplice.model import ports, spec
+from hardsplice.model.direction import DIRECTIONS, Direction
+from hardsplice.model.errors import Failure
+from hardsplice.monitor.registry import Port, Source
 
 API_VERSION = "1.1.0"  # of RootlessKit's, that this follows
 PROTOCOLS = {"tcp": (4, 6), "tcp4": (4,), "tcp6": (6,)}

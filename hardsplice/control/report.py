@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from hardsplice.control.http import Response
 from hardsplice.control.prometheus import CONTENT_TYPE, Family, Sample, histogram, render
 from hardsplice.control.world import Call, RelayView, Snapshot
-from hardsplice.direction import DIRECTIONS, Direction
-from hardsplice.flowtable import FlowRow, in_words
-from hardsplice.forwarding import Port
-from hardsplice.relay.stats import LATENCY_BOUNDS
+from hardsplice.model.direction import DIRECTIONS, Direction
+from hardsplice.monitor.registry import Port
+from hardsplice.telemetry.counters import LATENCY_BOUNDS
+from hardsplice.telemetry.flow_table import FlowRow, in_words
 
 FLOWS_SHOWN = 1000  # in one answer
 
@@ -94,7 +94,7 @@ def _flow(direction: str, row: FlowRow, now: float) -> dict[str, object]:
 
 def audit(call: Call) -> None:
     """Where an auditor begins. The monitor can't look at /proc any more, so whoever asks does
-    (hardsplice/audit.py); what it lacks of lock-down it knows itself.
+    (hardsplice/telemetry/audit.py); what it lacks of lock-down it knows itself.
     """
     now = call.world.snapshot()
     call.answer({"pid": now.pid, "lacking": list(now.lacking)})

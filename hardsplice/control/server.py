@@ -31,7 +31,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from hardsplice import socketcalls
 from hardsplice.control.http import (
     CONTINUE,
     Continue,
@@ -42,7 +41,8 @@ from hardsplice.control.http import (
     encode,
 )
 from hardsplice.control.world import refusal
-from hardsplice.loop import Loop
+from hardsplice.ipc.loop import Loop
+from hardsplice.kernel import socketcalls
 
 CONNECTIONS = 64
 ACCEPTED_A_TURN = 8

@@ -19,8 +19,8 @@ import stat
 import time
 from collections.abc import Iterator
 
-from hardsplice.errors import Failure, reason_of
-from hardsplice.files import identity
+from hardsplice.kernel.files import identity
+from hardsplice.model.errors import Failure, reason_of
 
 BACKLOG = 64  # clients that wait to be accepted
 LOCK_SECONDS = 1.0

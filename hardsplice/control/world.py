@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from hardsplice.control.http import Request, Response
-from hardsplice.direction import Direction
-from hardsplice.flowtable import FlowRow
-from hardsplice.forwarding import Ports
-from hardsplice.relay.stats import Latency
+from hardsplice.model.direction import Direction
+from hardsplice.monitor.registry import Ports
+from hardsplice.telemetry.counters import Latency
+from hardsplice.telemetry.flow_table import FlowRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +24,8 @@ class RelayView:
 
     direction: Direction
     number: int  # among those of its direction
-    counters: Mapping[str, int]  # relay/stats.py, COUNTERS
-    gauges: Mapping[str, int]  # relay/stats.py, GAUGES
+    counters: Mapping[str, int]  # telemetry/counters.py, COUNTERS
+    gauges: Mapping[str, int]  # telemetry/counters.py, GAUGES
     states: Mapping[str, int]  # flows by the names of flowtable.State
     latency: Latency
 

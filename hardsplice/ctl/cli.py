@@ -7,10 +7,11 @@ import argparse
 from collections.abc import Sequence
 from typing import NoReturn
 
-from hardsplice import __version__, output
+from hardsplice import __version__
+from hardsplice.cli import output
+from hardsplice.cli.values import number
 from hardsplice.ctl.client import default_path
-from hardsplice.errors import Failure, quote
-from hardsplice.values import number
+from hardsplice.model.errors import Failure, quote
 
 INTERVAL_LEAST, INTERVAL_MOST = 0.1, 3600.0  # seconds
 _LAST_ID = 10**9 - 1

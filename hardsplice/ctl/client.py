@@ -15,7 +15,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from hardsplice.errors import Failure, reason_of
+from hardsplice.model.errors import Failure, reason_of
 
 SECONDS = 15  # for an answer; hardsplice itself gives up sooner
 FILE_NAME = "hardsplice.sock"

@@ -12,13 +12,15 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from hardsplice import audit, output, ports
+from hardsplice.cli import output
 from hardsplice.control import portapi
 from hardsplice.ctl import cli, exporter, show, top
 from hardsplice.ctl.client import Client, Refused
-from hardsplice.direction import Direction
-from hardsplice.ephemeral import read_ephemeral_range
-from hardsplice.errors import Failure, printable
+from hardsplice.kernel.ephemeral import read_ephemeral_range
+from hardsplice.model import ports
+from hardsplice.model.direction import Direction
+from hardsplice.model.errors import Failure, printable
+from hardsplice.telemetry import audit
 
 
 def main(argv: Sequence[str]) -> int:

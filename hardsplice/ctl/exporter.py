@@ -17,15 +17,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from ipaddress import ip_address
 
-from hardsplice import service
+from hardsplice.cli.values import number
 from hardsplice.control.http import Request, Response
 from hardsplice.control.prometheus import CONTENT_TYPE, Family, Sample, render
 from hardsplice.control.server import Admission, Server
 from hardsplice.control.world import refusal
 from hardsplice.ctl.client import Client, Refused
-from hardsplice.errors import Failure, printable, quote, reason_of
-from hardsplice.loop import Loop
-from hardsplice.values import number
+from hardsplice.ipc import sd_notify
+from hardsplice.ipc.loop import Loop
+from hardsplice.model.errors import Failure, printable, quote, reason_of
 
 METRICS = "/metrics"
 SUFFIX = ".metrics"  # of sockets, where a folder is given
@@ -129,7 +129,7 @@ def run(path: str, listen: str | None) -> None:
 def _passed() -> list[socket.socket]:
     """The listeners that a service manager passes."""
     found = []
-    for name, fd in service.manager_of(os.environ, os.getpid()).passed:
+    for name, fd in sd_notify.manager_of(os.environ, os.getpid()).passed:
         try:
             one = socket.socket(fileno=fd)
             one.setblocking(False)

@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hardsplice.direction import DIRECTIONS
-from hardsplice.errors import printable
+from hardsplice.model.direction import DIRECTIONS
+from hardsplice.model.errors import printable
 
 CELL_LIMIT = 80  # characters of a cell; an address with its interface and port takes less
 _UNITS = ("", "K", "M", "G", "T", "P", "E")

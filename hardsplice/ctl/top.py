@@ -21,8 +21,8 @@ from typing import Any
 
 from hardsplice.ctl import show
 from hardsplice.ctl.client import Client
-from hardsplice.direction import DIRECTIONS
-from hardsplice.errors import printable
+from hardsplice.model.direction import DIRECTIONS
+from hardsplice.model.errors import printable
 
 _ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"  # another screen, no cursor
 _CORNER, _CLEAR_LINE, _CLEAR_REST = "\x1b[H", "\x1b[K", "\x1b[J"

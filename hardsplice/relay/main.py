@@ -19,25 +19,26 @@ from typing import NoReturn
 
 import prctl
 
-from hardsplice import descriptors, isolate, seal
-from hardsplice.book import Place
-from hardsplice.channel import Channel, Kind, Malformed, Note, Record, close_all
-from hardsplice.descriptors import CHANNEL_FD, FIRST_LISTENER, LIFELINE_FD, RULESET_FD
-from hardsplice.errors import Failure
-from hardsplice.families import IPV4, IPV6
-from hardsplice.flowtable import End
-from hardsplice.listener import Listener
+from hardsplice.ipc import descriptors
+from hardsplice.ipc.channel import Channel, Kind, Malformed, Note, Record, close_all
+from hardsplice.ipc.descriptors import CHANNEL_FD, FIRST_LISTENER, LIFELINE_FD, RULESET_FD
+from hardsplice.model.errors import Failure
+from hardsplice.model.families import IPV4, IPV6
+from hardsplice.model.unforeseen import as_failure
+from hardsplice.net.listener import Listener
 from hardsplice.relay import orders
-from hardsplice.relay.engine import Engine
-from hardsplice.relay.kernel import Kernel
-from hardsplice.relay.ledger import ledger_of
-from hardsplice.relay.pipes import POOL_SIZE as PIPES
-from hardsplice.relay.pipes import PipePool
-from hardsplice.relay.sockets import POOL_SIZE as SOCKETS
-from hardsplice.relay.sockets import SocketPool
-from hardsplice.relay.stats import Stats
-from hardsplice.relay.table import Limits, Resources
-from hardsplice.unforeseen import as_failure
+from hardsplice.relay.pools import POOL_SIZE as SOCKETS
+from hardsplice.relay.pools import SocketPool
+from hardsplice.relay.tcp.engine import Engine
+from hardsplice.relay.tcp.flow_writer import ledger_of
+from hardsplice.relay.tcp.flows import Limits, Resources
+from hardsplice.relay.tcp.pipes import POOL_SIZE as PIPES
+from hardsplice.relay.tcp.pipes import PipePool
+from hardsplice.relay.tcp.seam import Kernel
+from hardsplice.sandbox import steps, tripwire
+from hardsplice.sandbox.address_book import Place
+from hardsplice.telemetry.counters import Stats
+from hardsplice.telemetry.flow_table import End
 
 NOTE_SECONDS = 1.0  # between two notes of one kind
 FLOWS_MIN = 4  # with fewer descriptors than these need, a relay is of no use
@@ -146,7 +147,7 @@ def _tell(channel: Channel, text: str) -> None:
 
 
 def _live(plan: Plan, channel: Channel, monitor: int) -> int:
-    isolate.die_with(monitor)
+    steps.die_with(monitor)
     channel.move_to(CHANNEL_FD)
     # The places of listeners are as the monitor has them: the relay's listeners, or /dev/null.
     places = range(FIRST_LISTENER, plan.first_flow)
@@ -187,11 +188,11 @@ def _live(plan: Plan, channel: Channel, monitor: int) -> int:
     def on_channel() -> None:
         _serve_channel(channel, engine)
 
-    lockdown = isolate.Lockdown(strict=plan.strict, say=_say_nothing)
-    lockdown.run(isolate.relay_steps(RULESET_FD if plan.has_ruleset else None))
+    lockdown = steps.Lockdown(strict=plan.strict, say=_say_nothing)
+    lockdown.run(steps.relay_steps(RULESET_FD if plan.has_ruleset else None))
     descriptors.clear((RULESET_FD,))
     questions = _install_filter(plan, lockdown)
-    seal.seal(lambda what: _tell(channel, what))
+    tripwire.seal(lambda what: _tell(channel, what))
     channel.send(Record(Kind.READY, fds=questions))
     for fd in questions:
         os.close(fd)
@@ -209,13 +210,13 @@ def _leave_session() -> None:
     os.setsid()
 
 
-def _install_filter(plan: Plan, lockdown: isolate.Lockdown) -> tuple[int, ...]:
+def _install_filter(plan: Plan, lockdown: steps.Lockdown) -> tuple[int, ...]:
     """The last step. What the monitor reads the relay's questions from, where there can be any."""
     if not plan.is_dynamic:
-        lockdown.run([isolate.filter_step(plan.filter)])
+        lockdown.run([steps.filter_step(plan.filter)])
         return ()
     questions: list[int] = []
-    lockdown.run([isolate.asking_filter_step(plan.filter, questions.append)])
+    lockdown.run([steps.asking_filter_step(plan.filter, questions.append)])
     return tuple(questions)
 
 

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What a monitor tells its relays while they run: listeners that come and go, in records.
 
-The listener itself doesn't come with the record: the relay asks for it (unotify.py). A relay takes
-its monitor's word for where a listener's connections go, as it did when it was forked; but a record
-that is not formed as it must be ends it, whoever sent it.
+The listener itself doesn't come with the record: the relay asks for it (kernel/unotify.py). A relay
+takes its monitor's word for where a listener's connections go, as it did when it was forked; but a
+record that is not formed as it must be ends it, whoever sent it.
 """
 
 from __future__ import annotations
 
 import struct
 
-from hardsplice.book import PLACES, SLOT, Place, Pointer
-from hardsplice.channel import Kind, Malformed, Record
-from hardsplice.families import FAMILIES
-from hardsplice.listener import Listener
+from hardsplice.ipc.channel import Kind, Malformed, Record
+from hardsplice.model.families import FAMILIES
+from hardsplice.net.listener import Listener
+from hardsplice.sandbox.address_book import PLACES, SLOT, Place, Pointer
 
 _HEAD = struct.Struct("=BBI")  # targets for an IPv4 and for an IPv6 client; where the book is
 _TARGET = struct.Struct("=BBI28s")  # family index, length, slot, sockaddr

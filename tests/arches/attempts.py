@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import NoReturn
 
-from hardsplice import linux, socketcalls
-from hardsplice.book import VALUES_SIZE, Place
-from hardsplice.syscalls import ARCHITECTURES
+from hardsplice.kernel import linux, socketcalls
+from hardsplice.kernel.syscalls import ARCHITECTURES
+from hardsplice.sandbox.address_book import VALUES_SIZE, Place
 from tests.arches import numbers
 
 WORKS, KILLED, SEALED = "success", "SIGSYS", "EPERM"

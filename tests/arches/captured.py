@@ -23,12 +23,14 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from hardsplice import children, keeper, linux, socketcalls, supply
-from hardsplice.book import Book, place_for
-from hardsplice.channel import Channel, Kind, Record
-from hardsplice.descriptors import FIRST_LISTENER
+from hardsplice.app.start import main
+from hardsplice.ipc import child
+from hardsplice.ipc.channel import Channel, Kind, Record
+from hardsplice.ipc.descriptors import FIRST_LISTENER
+from hardsplice.kernel import linux, socketcalls
+from hardsplice.monitor import supervisor, supply
 from hardsplice.relay import main as relay
-from hardsplice.start import main
+from hardsplice.sandbox.address_book import Book, place_for
 from tests.arches import numbers
 from tests.arches.attempts import (
     ADDRESS,
@@ -63,7 +65,7 @@ class _Here:
     scene: Scene | None = None
 
 
-_set_seccomp_filter, _start = linux.set_seccomp_filter, keeper.Keeper.start
+_set_seccomp_filter, _start = linux.set_seccomp_filter, supervisor.Keeper.start
 
 
 def _install(program: bytes) -> None:
@@ -75,10 +77,10 @@ def _install(program: bytes) -> None:
 
 def _start_relays(
     table: Sequence[Attempt], known: dict[str, int], board: mmap.mmap
-) -> Callable[[keeper.Keeper], None]:
+) -> Callable[[supervisor.Keeper], None]:
     """What takes the place of Keeper.start: first a relay for each attempt, then the real one."""
 
-    def start(self: keeper.Keeper) -> None:
+    def start(self: supervisor.Keeper) -> None:
         for index, attempt in enumerate(table):
             ours, theirs = Channel.pair()
             monitor = os.getpid()
@@ -92,7 +94,7 @@ def _start_relays(
             ours.send(Record(Kind.SOCKETS, 0, fds=(fd,)), wait=False)
             os.close(fd)
             pidfd = os.pidfd_open(pid)
-            _STATUS.pack_into(board, index * _STATUS.size, children.wait_for(pid, pidfd, PATIENCE))
+            _STATUS.pack_into(board, index * _STATUS.size, child.wait_for(pid, pidfd, PATIENCE))
             os.close(pidfd)
             ours.close()
         _start(self)
@@ -119,7 +121,7 @@ def _hardsplice() -> int:
         board = mmap.mmap(file.fileno(), 0)
     linux.set_seccomp_filter = _install
     start = _start_relays(attempts(arch), numbers.of(arch), board)
-    keeper.Keeper.start = start  # type: ignore[method-assign,assignment]
+    supervisor.Keeper.start = start  # type: ignore[method-assign,assignment]
     return main(sys.argv[1:])
 
 

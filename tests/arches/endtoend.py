@@ -22,7 +22,9 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from hardsplice import linux, loopback, seccomp
+from hardsplice.kernel import linux
+from hardsplice.net import loopback
+from hardsplice.sandbox import seccomp
 from tests.arches import commands
 from tests.arches.instance import PATIENCE, Instance, calls_are, is_locked_down
 from tests.arches.tap import Writer

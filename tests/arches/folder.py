@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from hardsplice import linux
+from hardsplice.kernel import linux
 from tests.arches import tap
 
 ROOT = Path(__file__).parents[2]

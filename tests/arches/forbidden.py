@@ -25,7 +25,8 @@ import termios
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from hardsplice import linux, seccomp
+from hardsplice.kernel import linux
+from hardsplice.sandbox import seccomp
 from tests.arches import numbers
 from tests.arches.tap import SkipCheck, Writer
 

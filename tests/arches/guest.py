@@ -14,7 +14,8 @@ import resource
 import stat
 import sys
 
-from hardsplice import linux, loopback
+from hardsplice.kernel import linux
+from hardsplice.net import loopback
 from tests.arches import captured, endtoend, forbidden, numbers
 from tests.arches.debian import MODULES
 from tests.arches.tap import Writer

@@ -16,7 +16,7 @@ from tests.arches import debian, folder
 
 # The commands, and where each begins. Each is a folder with a __main__.py, which is a program to
 # Python.
-_COMMANDS = {"hardsplice": "hardsplice.start", "hardsplicectl": "hardsplice.ctl.commands"}
+_COMMANDS = {"hardsplice": "hardsplice.app.start", "hardsplicectl": "hardsplice.ctl.commands"}
 _MAIN = """\
 import sys
 sys.path[0] = {sources!r}

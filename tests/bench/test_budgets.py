@@ -19,8 +19,8 @@ import pytest
 
 from bench.load import Bed, Kit, LoadError
 from bench.usage import parse_summary
-from hardsplice.families import FAMILIES
-from hardsplice.relay.sockets import POOL_SIZE
+from hardsplice.model.families import FAMILIES
+from hardsplice.relay.pools import POOL_SIZE
 from tests.support import procfs
 from tests.support.netns import Identity, ordinary_user
 from tests.support.product import Instance, Program, free_ports

@@ -21,6 +21,6 @@ os.register_at_fork(
 
 if __name__ == "__main__":
     exec(HOOK)
-    from hardsplice.start import main
+    from hardsplice.app.start import main
 
     sys.exit(main(sys.argv[1:]))

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from hardsplice import audit
+from hardsplice.telemetry import audit
 from tests.support.netns import Identity, Namespace
 from tests.support.product import Instance, Program, free_ports, run
 from tests.support.stream import eventually

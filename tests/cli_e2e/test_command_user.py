@@ -96,7 +96,7 @@ def test_without_a_user_namespace_root_stays_root_and_nothing_is_read_only(
 # A session with a secret in it: starts a command, and finds out whether one has it.
 _SESSION = """
 import ctypes, os, sys
-from hardsplice import linux
+from hardsplice.kernel import linux
 key, number = linux._KEYCTL.get(linux.MACHINE, 219), ctypes.c_long
 add = {"x86_64": 248, "aarch64": 217, "riscv64": 217, "ppc64le": 269, "s390x": 278}
 if sys.argv[1] == "has":
@@ -235,7 +235,7 @@ def test_what_is_read_only_stays_so(program: Program, way: str, setting: str) ->
 def test_and_without_the_second_user_namespace_it_would_not(program: Program) -> None:
     """What the lock is worth: the same mounts in one user namespace can be written again."""
     code = (
-        "from hardsplice import linux, shield\n"
+        "from hardsplice.kernel import linux; from hardsplice.sandbox import masks as shield\n"
         "import subprocess\n"
         "linux.unshare(linux.CLONE_NEWNS)\n"
         "linux.mount('none', '/', None, linux.MS_REC | linux.MS_PRIVATE)\n"

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from hardsplice import policy as command
-from hardsplice.seccomp import ROLES, compile_policy, load_policy, native_arch
-from hardsplice.syscalls import ARCHITECTURES
+from hardsplice.kernel.syscalls import ARCHITECTURES
+from hardsplice.sandbox.seccomp import ROLES, compile_policy, load_policy, native_arch
 from tests.policy import oracle
 
 everything = pytest.mark.parametrize(
@@ -303,12 +303,16 @@ def test_check_says_what_was_checked(capsys: pytest.CaptureFixture[str]) -> None
     ("old", "new", "message"),
     [
         (
-            "hardsplice.socketcalls.abort",
-            "hardsplice.socketcalls.abrt",
-            "there is no hardsplice.socketcalls.abrt",
+            "hardsplice.kernel.socketcalls.abort",
+            "hardsplice.kernel.socketcalls.abrt",
+            "there is no hardsplice.kernel.socketcalls.abrt",
         ),
         ("SO_LINGER", "SO_LNGER", "unknown constant SO_LNGER"),
-        ('call = "shutdown"', 'call = "shutdwn"', "shutdwn is not in hardsplice/syscalls.py"),
+        (
+            'call = "shutdown"',
+            'call = "shutdwn"',
+            "shutdwn is not in hardsplice/kernel/syscalls.py",
+        ),
         ('call = "splice"', 'call = "splyce"', "splyce: no system call"),
         ("fd >= FLOWS and how", "fd > FLOWS and how", "can't read 'fd > FLOWS'"),
         ("addr & BOOK_SLOTS == BOOK", "addr & BOOK_SLOT == BOOK", "unknown constant BOOK_SLOT"),

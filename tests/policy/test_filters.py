@@ -16,10 +16,11 @@ from functools import cache
 
 import pytest
 
-from hardsplice import prelude, seccomp
-from hardsplice.policymodel import Alternatives
-from hardsplice.seccomp import answers, compile_policy, load_policy, right_answers
-from hardsplice.syscalls import ARCHITECTURES
+from hardsplice.kernel.syscalls import ARCHITECTURES
+from hardsplice.sandbox import seccomp
+from hardsplice.sandbox.policy import prelude
+from hardsplice.sandbox.policy.model import Alternatives
+from hardsplice.sandbox.seccomp import answers, compile_policy, load_policy, right_answers
 from tests.policy import oracle
 from tests.policy.bpf import ALLOW, ASK, KILL_PROCESS, Call, Filter
 

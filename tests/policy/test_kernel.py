@@ -14,16 +14,21 @@ import sys
 
 import pytest
 
-from hardsplice.book import USUAL
-from hardsplice.seccomp import compile_policy, load_policy, native_arch
+from hardsplice.sandbox.address_book import USUAL
+from hardsplice.sandbox.seccomp import compile_policy, load_policy, native_arch
 from tests.policy import oracle
 
 # What an attempt finds: descriptors as in a relay, connected sockets with a byte to read.
 SCENE = """
 import ctypes, fcntl, gc, mmap, os, resource, select, signal, socket, sys, time
 from ipaddress import ip_address
-from hardsplice import book, descriptors, linux, scm, socketcalls, unotify
-from hardsplice.relay import kernel
+from hardsplice.sandbox import address_book as book
+from hardsplice.ipc import descriptors
+from hardsplice.kernel import linux
+from hardsplice.kernel import scm
+from hardsplice.kernel import socketcalls
+from hardsplice.kernel import unotify
+from hardsplice.relay.tcp import seam as kernel
 FLOWS = 16
 libc = ctypes.CDLL(None, use_errno=True)
 buffer = ctypes.create_string_buffer(4096)

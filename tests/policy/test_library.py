@@ -45,7 +45,7 @@ def test_the_watch_sees_pyseccomp_s_own_search() -> None:
 
 def test_the_import_starts_no_process_and_leaves_ctypes_as_it_was() -> None:
     got = run(
-        "from hardsplice.seccomp import *\n"
+        "from hardsplice.sandbox.seccomp import *\n"
         "compile_policy(load_policy('relay'), native_arch())\n"
         "import ctypes\n"
         "assert 'ctypes.util' not in sys.modules and not hasattr(ctypes, 'util')\n"
@@ -59,7 +59,7 @@ def test_an_earlier_import_of_ctypes_util_stays() -> None:
     got = run(
         "import ctypes.util\n"
         "before = ctypes.util\n"
-        "from hardsplice.seccomp import native_arch\n"
+        "from hardsplice.sandbox.seccomp import native_arch\n"
         "native_arch()\n"
         "assert ctypes.util is before is sys.modules['ctypes.util']\n"
     )
@@ -79,8 +79,8 @@ def test_an_earlier_import_of_ctypes_util_stays() -> None:
 def test_a_missing_library_is_one_error(sabotage: str, message: str) -> None:
     got = run(
         f"{sabotage}"
-        "from hardsplice.errors import Failure\n"
-        "from hardsplice.seccomp import native_arch\n"
+        "from hardsplice.model.errors import Failure\n"
+        "from hardsplice.sandbox.seccomp import native_arch\n"
         "try:\n    native_arch()\nexcept Failure as failure:\n    print(*failure.lines())\n"
     )
     assert got.stderr == ""
@@ -93,7 +93,7 @@ def test_loading_and_compiling_all_roles_takes_a_fifth_of_the_budget() -> None:
     """A start has 250 ms in all. In a process of its own, since what was parsed is kept."""
     code = (
         "import time\n"
-        "from hardsplice.seccomp import *\n"
+        "from hardsplice.sandbox.seccomp import *\n"
         "began = time.perf_counter()\n"
         "for role in ROLES:\n    compile_policy(load_policy(role), native_arch())\n"
         "print(1000 * (time.perf_counter() - began))\n"

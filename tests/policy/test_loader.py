@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import pytest
 
-from hardsplice.errors import Failure
-from hardsplice.policyfile import parse_policy
-from hardsplice.policymodel import Comparison, Policy, resolve
-from hardsplice.seccomp import compile_policy, load_policy
+from hardsplice.model.errors import Failure
+from hardsplice.sandbox.policy.format import parse_policy
+from hardsplice.sandbox.policy.model import Comparison, Policy, resolve
+from hardsplice.sandbox.seccomp import compile_policy, load_policy
 
 HEAD = """
 role = "relay"
@@ -22,7 +22,7 @@ RULE = """
 call = "pipe2"
 when = "flags == O_NONBLOCK|O_CLOEXEC"
 why = "for this test"
-where = "hardsplice.relay.kernel.open_pipe"
+where = "hardsplice.relay.tcp.seam.open_pipe"
 """
 OTHER = """
 role = "{role}"
@@ -32,7 +32,7 @@ capabilities = []
 [[rule]]
 call = "close"
 why = "for this test"
-where = "hardsplice.relay.kernel.open_pipe"
+where = "hardsplice.relay.tcp.seam.open_pipe"
 """
 
 
@@ -140,7 +140,7 @@ def test_a_call_allowed_in_any_way_has_no_alternatives_left() -> None:
         ),
         pytest.param(
             HEAD + rule(call='"sync"', when='"flags == 0"'),
-            "sync is not in hardsplice/syscalls.py",
+            "sync is not in hardsplice/kernel/syscalls.py",
             id="call without parameters",
         ),
         pytest.param(

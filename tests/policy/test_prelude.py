@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hardsplice.policymodel import Alternatives, Comparison, Operator
-from hardsplice.prelude import HOT, build, serves
-from hardsplice.syscalls import ARCHITECTURES, DIRECT, Architecture
+from hardsplice.kernel.syscalls import ARCHITECTURES, DIRECT, Architecture
+from hardsplice.sandbox.policy.model import Alternatives, Comparison, Operator
+from hardsplice.sandbox.policy.prelude import HOT, build, serves
 from tests.policy.bpf import ALLOW, ASK, KILL_PROCESS, Call, Filter
 
 PASSED_ON = 0x7FF00123  # what the rest of the filter would answer

@@ -12,7 +12,7 @@ from functools import cache
 
 import pytest
 
-from hardsplice.seccomp import compile_policy, load_policy
+from hardsplice.sandbox.seccomp import compile_policy, load_policy
 from tests.policy import oracle
 from tests.policy.bpf import ALLOW, ASK, KILL_PROCESS, Call, Filter
 from tests.policy.test_filters import filter_of

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import pytest
 
-from hardsplice.policyfile import parse_policy
-from hardsplice.policyforms import missing_functions
-from hardsplice.seccomp import ROLES, load_policy
+from hardsplice.sandbox.policy.format import parse_policy
+from hardsplice.sandbox.policy.forms import missing_functions
+from hardsplice.sandbox.seccomp import ROLES, load_policy
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -18,15 +18,15 @@ def test_the_functions_that_a_policy_names_exist(role: str) -> None:
 @pytest.mark.parametrize(
     ("where", "exists"),
     [
-        ("hardsplice.seccomp.compile_policy", True),
-        ("hardsplice.policymodel.Policy.rules_for", True),
-        ("hardsplice.relay.kernel.open_pipe", True),
-        ("hardsplice.seccomp.compile_policies", False),
-        ("hardsplice.policymodel.Policy.compile_policy", False),
-        ("hardsplice.policymodel.Policy", False),
-        ("hardsplice.seccomp", False),
+        ("hardsplice.sandbox.seccomp.compile_policy", True),
+        ("hardsplice.sandbox.policy.model.Policy.rules_for", True),
+        ("hardsplice.relay.tcp.seam.open_pipe", True),
+        ("hardsplice.sandbox.seccomp.compile_policies", False),
+        ("hardsplice.sandbox.policy.model.Policy.compile_policy", False),
+        ("hardsplice.sandbox.policy.model.Policy", False),
+        ("hardsplice.sandbox.seccomp", False),
         ("hardsplice.nowhere.compile_policy", False),
-        ("hardsplice.seccomp.contextlib.suppress", False),
+        ("hardsplice.sandbox.seccomp.contextlib.suppress", False),
     ],
 )
 def test_a_function_is_found_exactly_where_it_is_defined(where: str, exists: bool) -> None:

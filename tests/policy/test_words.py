@@ -16,9 +16,10 @@ import time
 
 import pytest
 
-from hardsplice import book, descriptors, init, pinned
-from hardsplice.seccomp import ROLES, load_policy, native_arch
-from hardsplice.syscalls import (
+from hardsplice.command import init
+from hardsplice.ipc import descriptors
+from hardsplice.kernel import pinned
+from hardsplice.kernel.syscalls import (
     ARCHITECTURES,
     CONSTANTS,
     DIRECT,
@@ -28,6 +29,8 @@ from hardsplice.syscalls import (
     constant,
     parameters,
 )
+from hardsplice.sandbox import address_book
+from hardsplice.sandbox.seccomp import ROLES, load_policy, native_arch
 from tests.policy import oracle
 
 MODULES = (socket, os, fcntl, select, signal, resource, termios, mmap, time)
@@ -80,9 +83,9 @@ def test_socket_calls_have_the_numbers_of_the_kernel_s_headers() -> None:
 def test_what_hardsplice_asks_by_number_has_a_number_wherever_the_c_library_goes_another_way() -> (
     None
 ):
-    """Else an import of socketcalls.py or scm.py would end there."""
+    """Else an import of kernel/socketcalls.py or kernel/scm.py would end there."""
     made = set()
-    for module in ("socketcalls", "scm"):
+    for module in ("kernel/socketcalls", "kernel/scm"):
         text = (oracle.ROOT / "hardsplice" / f"{module}.py").read_text(encoding="utf-8")
         made |= set(re.findall(r'\bway\("(\w+)"\)', text))
     assert {"accept4", "connect", "sendmsg", "recvfrom"} <= made
@@ -125,7 +128,7 @@ def test_descriptors_have_the_numbers_that_the_code_gives_them(role: str) -> Non
 
 @pytest.mark.parametrize("role", ROLES)
 def test_addresses_are_those_where_the_code_puts_things(role: str) -> None:
-    expected = dict(book.USUAL.words)
+    expected = dict(address_book.USUAL.words)
     steps = (len(pinned.UNSENT_SIZES) - 1) * 32
     expected["UNSENT_SLOTS"] = 2**64 - 1 - steps
     expected["TAG"] = 0xFF << 56
@@ -133,18 +136,18 @@ def test_addresses_are_those_where_the_code_puts_things(role: str) -> None:
     assert found == {name: expected[name] for name in found}
 
 
-@pytest.mark.parametrize("place", book.PLACES)
+@pytest.mark.parametrize("place", address_book.PLACES)
 @pytest.mark.parametrize("role", ROLES)
-def test_set_up_moves_every_address_with_the_book(role: str, place: book.Place) -> None:
+def test_set_up_moves_every_address_with_the_book(role: str, place: address_book.Place) -> None:
     found = dict(load_policy(role).settled(place.words).addresses)
     for mask in ("UNSENT_SLOTS", "TAG"):
         found.pop(mask, None)
     assert found == {name: place.words[name] for name in found}
 
 
-@pytest.mark.parametrize("place", book.PLACES)
+@pytest.mark.parametrize("place", address_book.PLACES)
 def test_a_masked_comparison_finds_the_beginnings_of_slots_and_nothing_else(
-    place: book.Place,
+    place: address_book.Place,
 ) -> None:
     words = place.words
     assert place.size & (place.size - 1) == 0
@@ -157,8 +160,10 @@ def test_a_masked_comparison_finds_the_beginnings_of_slots_and_nothing_else(
 
 
 def test_the_values_lie_where_no_pointer_to_a_slot_can_point() -> None:
-    assert {place.address - place.values for place in book.PLACES} == {book.VALUES_SIZE}
-    assert max(pinned.PINNED.values()) < book.VALUES_SIZE
+    assert {place.address - place.values for place in address_book.PLACES} == {
+        address_book.VALUES_SIZE
+    }
+    assert max(pinned.PINNED.values()) < address_book.VALUES_SIZE
 
 
 def test_clone_has_its_arguments_the_other_way_round_on_s390x() -> None:

@@ -17,7 +17,7 @@ from functools import partial
 
 import pytest
 
-from hardsplice.relay.sockets import POOL_SIZE
+from hardsplice.relay.pools import POOL_SIZE
 from tests.support import procfs
 from tests.support.netns import Identity, Namespace
 from tests.support.paths import DIRECT, Path

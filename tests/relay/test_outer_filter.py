@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from hardsplice import unotify
 from hardsplice.ctl.client import Client, Refused
+from hardsplice.kernel import unotify
 from tests.support.netns import Identity, Namespace
 from tests.support.product import Instance, Launched, Program, free_ports
 from tests.support.stream import eventually
@@ -28,12 +28,12 @@ rules = pyseccomp.SyscallFilter(pyseccomp.ALLOW)
 rules.set_attr(pyseccomp.Attr.CTL_NNP, True)
 rules.add_rule(pyseccomp.ERRNO({code}), "pidfd_getfd")
 rules.load()
-from hardsplice import unotify
+from hardsplice.kernel import unotify
 if __name__ == "__main__":
     if sys.argv[1:] == ["ask"]:
         print(unotify.obstacle())
         sys.exit()
-    from hardsplice.start import main
+    from hardsplice.app.start import main
     sys.exit(main(sys.argv[1:]))
 """
 

@@ -17,9 +17,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from hardsplice import linux, scm
-from hardsplice.channel import FDS_LIMIT, TEXT_LIMIT, Kind, Note, Record, encode
-from hardsplice.relay.sockets import POOL_SIZE
+from hardsplice.ipc.channel import FDS_LIMIT, TEXT_LIMIT, Kind, Note, Record, encode
+from hardsplice.kernel import linux, scm
+from hardsplice.relay.pools import POOL_SIZE
 from tests.sandbox.job import Board
 
 FLOOD = 400  # records

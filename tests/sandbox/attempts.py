@@ -3,7 +3,7 @@
 
 Each is tried by system calls made directly, as machine code in a process that was taken over
 would make them: neither the C library's choice of calls nor the tripwire in the interpreter
-(hardsplice.seal) takes part.
+(hardsplice.sandbox.tripwire) takes part.
 
 `SIGSYS`, which is what a row expects unless it says otherwise, means that the filter killed the
 process; a name of errno, that the call got through the filter and another layer refused it;
@@ -28,8 +28,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 
-from hardsplice import linux, socketcalls, supply
-from hardsplice.channel import Channel
+from hardsplice.ipc.channel import Channel
+from hardsplice.kernel import linux, socketcalls
+from hardsplice.monitor import supply
 from tests.sandbox.job import ROLES, Job
 
 SIGSYS, WORKS, REACHES = "SIGSYS", "works", "reaches"

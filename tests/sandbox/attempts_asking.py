@@ -16,8 +16,8 @@ import signal
 import struct
 from collections.abc import Callable
 
-from hardsplice import linux, unotify
-from hardsplice.descriptors import FIRST_LISTENER
+from hardsplice.ipc.descriptors import FIRST_LISTENER
+from hardsplice.kernel import linux, unotify
 from tests.sandbox.attempts import MONITORS, REACHES, SERVING, Row, Scene, call
 
 # linux/filter.h, linux/seccomp.h, asm-generic/ioctl.h

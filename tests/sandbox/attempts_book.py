@@ -11,9 +11,9 @@ import socket
 import struct
 from collections.abc import Callable
 
-from hardsplice.book import SLOT, USUAL
-from hardsplice.descriptors import FIRST_LISTENER
-from hardsplice.pinned import BIND_IPV4, LINGER
+from hardsplice.ipc.descriptors import FIRST_LISTENER
+from hardsplice.kernel.pinned import BIND_IPV4, LINGER
+from hardsplice.sandbox.address_book import SLOT, USUAL
 from tests.sandbox.attempts import (
     MONITORS,
     REACHES,

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hardsplice.policymodel import Rule
+    from hardsplice.sandbox.policy.model import Rule
 
 VARIABLE = "HARDSPLICE_TAKEOVER"
 """The environment variable with the job."""

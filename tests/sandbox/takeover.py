@@ -2,7 +2,7 @@
 """The real product, with one of its processes taken over. For tests; no part of an installed
 package.
 
-This runs hardsplice.start.main after it has put itself in front of a few of the product's
+This runs hardsplice.app.start.main after it has put itself in front of a few of the product's
 functions. In the process that the job names, code given by the test runs at the moment when the
 process's filter has just been installed, with everything that lock-down did before in force:
 
@@ -26,26 +26,20 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
-from hardsplice import (
-    children,
-    descriptors,
-    init,
-    isolate,
-    joining,
-    keeper,
-    linux,
-    seal,
-    seccomp,
-    supply,
-    unotify,
-)
-from hardsplice.channel import Channel, Kind, Record
-from hardsplice.monitor import HostMonitor
-from hardsplice.policymodel import Policy
-from hardsplice.relay import engine
+from hardsplice.app.start import main
+from hardsplice.command import init
+from hardsplice.ipc import child, descriptors
+from hardsplice.ipc.channel import Channel, Kind, Record
+from hardsplice.kernel import linux, unotify
+from hardsplice.monitor import supervisor, supply
+from hardsplice.monitor.host import HostMonitor
+from hardsplice.monitor.namespace import TargetMonitor
+from hardsplice.net import joining
 from hardsplice.relay import main as relay
-from hardsplice.start import main
-from hardsplice.target import TargetMonitor
+from hardsplice.relay.tcp import engine
+from hardsplice.sandbox import seccomp, tripwire
+from hardsplice.sandbox import steps as isolate
+from hardsplice.sandbox.policy.model import Policy
 from tests.sandbox import actions, attempts
 from tests.sandbox.job import BEGAN, BROKEN, DONE, Board, Job, key
 
@@ -61,7 +55,7 @@ _keep_descriptors, _reserve = descriptors.keep, descriptors.reserve
 _close_others = descriptors.close_others
 _set_asking_filter = unotify.set_filter
 _relay_main = relay.main
-_start = keeper.Keeper.start
+_start = supervisor.Keeper.start
 _load_policy = seccomp.load_policy
 
 
@@ -94,7 +88,7 @@ def attempt_now(index: int) -> NoReturn:
 def wait(index: int, pid: int) -> None:
     """How the process of an attempt ended; one that hangs is ended."""
     pidfd = os.pidfd_open(pid)
-    board.put_status(index, children.wait_for(pid, pidfd, PATIENCE))
+    board.put_status(index, child.wait_for(pid, pidfd, PATIENCE))
     os.close(pidfd)
 
 
@@ -136,7 +130,7 @@ def install_asking(program: bytes) -> int:
     return questions
 
 
-def start_relays(self: keeper.Keeper) -> None:
+def start_relays(self: supervisor.Keeper) -> None:
     """In the place of Keeper.start: first a relay for each attempt, then the one that serves."""
     direction = {"inbound": "relay-in", "outbound": "relay-out"}[self.plan.direction]
     mine = direction == job.role and not self.was_ready
@@ -244,13 +238,13 @@ def reduced(role: str) -> Policy:
 def take_over() -> None:
     """Put all of this in its places."""
     linux.set_seccomp_filter, unotify.set_filter = install, install_asking
-    keeper.Keeper.start = start_relays  # type: ignore[method-assign]
+    supervisor.Keeper.start = start_relays  # type: ignore[method-assign]
     relay.main = relay_main
     isolate.init_steps = inits_own(isolate.init_steps)
     if job.bare:
         isolate.Lockdown.run = only_the_filter  # type: ignore[method-assign]
         joining.Tie.renew = lambda self: None  # type: ignore[method-assign]
-        seal.seal = lambda tell: None
+        tripwire.seal = lambda tell: None
     if job.props:
         descriptors.reserve = reserve_and_gather
         descriptors.keep, descriptors.close_others = keep_more, close_fewer

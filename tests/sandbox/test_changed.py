@@ -30,9 +30,8 @@ class Altered(Program):
 
     def __init__(self, code: str) -> None:
         super().__init__()
-        self.code = (
-            f"{code}\nimport sys\nfrom hardsplice.start import main\nsys.exit(main(sys.argv[1:]))"
-        )
+        start = "from hardsplice.app.start import main\nsys.exit(main(sys.argv[1:]))"
+        self.code = f"{code}\nimport sys\n{start}"
 
     def argv(self, identity: Identity) -> tuple[list[str], dict[str, str]]:
         argv, environment = super().argv(identity)
@@ -43,10 +42,12 @@ class Altered(Program):
 # reset as soon as it is closed, once the host monitor has looked at it.
 CUTTING = """
 import os
-from hardsplice import desk, exchange, socketcalls
-from hardsplice.channel import Kind, Record
-from hardsplice.listeners import open_listener
-from hardsplice.requests import decode
+from hardsplice.monitor import effects as desk
+from hardsplice.monitor import handover as exchange
+from hardsplice.kernel import socketcalls
+from hardsplice.ipc.channel import Kind, Record
+from hardsplice.net.listeners import open_listener
+from hardsplice.monitor.requests import decode
 ours = []
 def open_and_keep(self, record):
     forward, _ = decode(record.text)
@@ -156,8 +157,11 @@ def serving(pid: int) -> list[int]:
 # and tries each descriptor that a number allows it to bind, and its log passed on to itself.
 NAMED = """
 import ctypes, os, socket, struct
-from hardsplice import book, linux, monitor, pinned
-from hardsplice.channel import Channel, Record
+from hardsplice.sandbox import address_book as book
+from hardsplice.kernel import linux
+from hardsplice.monitor import host as monitor
+from hardsplice.kernel import pinned
+from hardsplice.ipc.channel import Channel, Record
 BOTH = (pinned.BIND_IPV4, pinned.BIND_IPV6)
 libc = ctypes.CDLL(None, use_errno=True)
 address = struct.pack("=H", socket.AF_UNIX) + bytes(1) + b"hardsplice-" + str(os.getpid()).encode()

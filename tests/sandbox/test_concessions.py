@@ -21,9 +21,11 @@ NO_TARGET = 9090  # a port of the namespace
 # book, which disconnects it, and then NO_TARGET, to which it connects it: in the namespace.
 ELSEWHERE = """
 import ctypes, os, struct, sys
-from hardsplice import book, descriptors, pinned
-from hardsplice.monitor import HostMonitor
-from hardsplice.start import main
+from hardsplice.sandbox import address_book as book
+from hardsplice.ipc import descriptors
+from hardsplice.kernel import pinned
+from hardsplice.monitor.host import HostMonitor
+from hardsplice.app.start import main
 libc = ctypes.CDLL(None, use_errno=True)
 libc.connect.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint)
 begin, run, books = book.Book.__init__, HostMonitor.run, []

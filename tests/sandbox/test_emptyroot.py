@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from hardsplice import emptyroot, linux, user_namespace
+from hardsplice.kernel import linux
+from hardsplice.sandbox import empty_root, user_namespace
 from tests.support import procfs
 from tests.support.netns import Identity, Namespace
 from tests.support.product import Instance, free_ports
@@ -152,16 +153,16 @@ def in_child(live: Callable[[], Any]) -> Any:
 
 def entered() -> dict[str, Any]:
     """By the folder of a child, as in the target monitor of an ordinary user."""
-    folder = emptyroot.made_by_child()
+    folder = empty_root.made_by_child()
     user_namespace.enter_own_user_namespace()  # in which it has the rights that it gets by joining
-    emptyroot.enter(folder)
+    empty_root.enter(folder)
     return seen()
 
 
 def left() -> dict[str, Any]:
     """By a mount namespace of its own, as in the host monitor."""
     user_namespace.enter_own_user_namespace()
-    emptyroot.leave()
+    empty_root.leave()
     return seen()
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from hardsplice import seccomp
+from hardsplice.sandbox import seccomp
 from tests.policy import oracle
 from tests.policy.bpf import ALLOW, Call, Filter
 from tests.sandbox.attempts import REACHES, ROWS, SIGSYS, WORKS, X32, Row

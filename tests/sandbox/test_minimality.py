@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from hardsplice.policyfile import OUTSIDE
-from hardsplice.seccomp import ROLES, load_policy, native_arch
+from hardsplice.sandbox.policy.format import OUTSIDE
+from hardsplice.sandbox.seccomp import ROLES, load_policy, native_arch
 from tests.sandbox.captured import Captured, folder_for
 from tests.sandbox.job import Job, key
 from tests.sandbox.smoke import Killed, Smoke

@@ -18,7 +18,7 @@ from functools import partial
 
 import pytest
 
-from hardsplice import keeper, monitor
+from hardsplice.monitor import host, supervisor
 from tests.support import procfs
 from tests.support.netns import Identity, Namespace
 from tests.support.product import Instance, Program, can_bind, free_ports
@@ -99,7 +99,7 @@ def running(
 
 def test_what_has_to_end_has_less_than_a_second() -> None:
     """A relay that does not leave is ended before its monitor is, and that before the second."""
-    assert keeper.STOP_SECONDS < monitor.END_SECONDS < 1
+    assert supervisor.STOP_SECONDS < host.END_SECONDS < 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
@@ -135,8 +135,12 @@ def test_all_at_once(pair: tuple[Identity, Identity], of_both: Namespace, progra
 DEAF = """
 import os, select, signal, sys
 how = sys.argv.pop(1)
-from hardsplice import descriptors, isolate, lifeline, linux, target
-from hardsplice.start import main
+from hardsplice.ipc import descriptors
+from hardsplice.sandbox import steps as isolate
+from hardsplice.ipc import lifeline
+from hardsplice.kernel import linux
+from hardsplice.monitor import namespace as target
+from hardsplice.app.start import main
 def deaf(self):
     self.crew.start()
     self.loop.run()

@@ -31,10 +31,13 @@ import ctypes, sys
 from socket import AF_INET6, SO_DOMAIN, SOL_SOCKET
 how, use = sys.argv[1:3]
 del sys.argv[1:3]
-from hardsplice import book, exchange, retiring, socketcalls
-from hardsplice.channel import Kind, Note
-from hardsplice.requests import decode
-from hardsplice.start import main
+from hardsplice.sandbox import address_book as book
+from hardsplice.monitor import handover as exchange
+from hardsplice.net import retiring
+from hardsplice.kernel import socketcalls
+from hardsplice.ipc.channel import Kind, Note
+from hardsplice.monitor.requests import decode
+from hardsplice.app.start import main
 kept = {}
 def serve(self, record):
     forward, slots = decode(record.text)

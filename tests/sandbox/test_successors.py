@@ -23,7 +23,7 @@ import ctypes, mmap, sys
 how, left = sys.argv[1:3]
 del sys.argv[1:3]
 from hardsplice.relay import engine, stats
-from hardsplice.start import main
+from hardsplice.app.start import main
 is_done = mmap.mmap(-1, 1)
 turn = engine.Engine.turn
 def poison(self, others):

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from hardsplice.descriptors import (
+from hardsplice.ipc.descriptors import (
     CHANNEL_FD,
     LIFELINE_FD,
     LOG_FD,

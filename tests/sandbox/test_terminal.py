@@ -32,9 +32,12 @@ TYPED = b"secret\n" * 4  # a line for each attempt
 # monitor once it is locked down, each in a process of its own; what came of it is written there.
 READ = """
 import os, sys
-from hardsplice import descriptors, linux, scm, socketcalls
-from hardsplice.start import main
-from hardsplice.monitor import HostMonitor
+from hardsplice.ipc import descriptors
+from hardsplice.kernel import linux
+from hardsplice.kernel import scm
+from hardsplice.kernel import socketcalls
+from hardsplice.app.start import main
+from hardsplice.monitor.host import HostMonitor
 if sys.argv.pop(1) == "unfixed":
     descriptors.write_only = lambda fd: None
 def splice():
@@ -294,8 +297,8 @@ signal.pause()
 """
 STOPPABLE = """
 import signal, sys
-from hardsplice import signals
-from hardsplice.start import main
+from hardsplice.kernel import signals
+from hardsplice.app.start import main
 take = signals.take
 def unblocked(**arguments):
     fd = take(**arguments)

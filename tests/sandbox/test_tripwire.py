@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A relay that was led astray in Python says what it tried, and ends: hardsplice.seal."""
+"""A relay that was led astray in Python says what it tried, and ends: sandbox/tripwire.py."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("nothing_left_behind")
 # The product with a relay that does something once it serves, instead of waiting for events.
 ASTRAY = """
 import sys
-from hardsplice.start import main
+from hardsplice.app.start import main
 from hardsplice.relay import engine
 exec("def run(self, handlers): " + sys.argv.pop(1))
 engine.Engine.run = run

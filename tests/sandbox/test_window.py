@@ -32,9 +32,15 @@ import os, signal, sys
 moment, how = sys.argv[1:3]
 del sys.argv[1:3]
 import prctl
-from hardsplice import descriptors, emptyroot, isolate, joining, linux, listeners, namespaces
-from hardsplice import target
-from hardsplice.start import main
+from hardsplice.ipc import descriptors
+from hardsplice.sandbox import empty_root as emptyroot
+from hardsplice.sandbox import steps as isolate
+from hardsplice.net import joining
+from hardsplice.kernel import linux
+from hardsplice.net import listeners
+from hardsplice.net import namespaces
+from hardsplice.monitor import namespace as target
+from hardsplice.app.start import main
 here = []  # something in the target monitor, and in nobody else
 live = target.main
 def noted(*arguments):

@@ -16,8 +16,8 @@ import pytest
 from hardsplice.ctl import show
 from hardsplice.ctl.client import Client
 from hardsplice.ctl.commands import description
-from hardsplice.direction import Direction
-from hardsplice.ports import parse
+from hardsplice.model.direction import Direction
+from hardsplice.model.ports import parse
 from tests.service.conftest import Serve, gone, passes
 from tests.support.manager import Manager
 from tests.support.netns import Identity, Namespace

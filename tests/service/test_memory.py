@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from hardsplice.isolate import MEMORY, MEMORY_EACH
+from hardsplice.sandbox.steps import MEMORY, MEMORY_EACH
 from tests.support import procfs
 from tests.support.netns import Identity, Namespace
 from tests.support.product import Instance, Program, free_ports
@@ -80,8 +80,8 @@ class Remembering(Program):
         argv, environment = super().argv(identity)
         code = """
 import sys
-from hardsplice import environment
-from hardsplice.start import main
+from hardsplice.command import environment
+from hardsplice.app.start import main
 environment.forget = lambda: None
 sys.exit(main(sys.argv[1:]))
 """

@@ -83,7 +83,11 @@ def start(program: Program, user: Identity) -> Iterator[Start]:
         systemd = Systemd(user, program.stage(), units, wants)
         started.append(systemd)
         status, said = systemd.run(
-            "env", "PYTHONPATH=/program", "/usr/bin/python3", "-c", "import prctl, hardsplice.setup"
+            "env",
+            "PYTHONPATH=/program",
+            "/usr/bin/python3",
+            "-c",
+            "import prctl, hardsplice.app.setup",
         )
         if status != 0:
             pytest.skip(f"/usr/bin/python3 lacks what hardsplice needs: {said.splitlines()[-1]}")

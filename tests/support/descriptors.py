@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import socket
 
-from hardsplice.channel import Channel
+from hardsplice.ipc.channel import Channel
 
 
 def open_descriptors() -> set[int]:

@@ -2,7 +2,7 @@
 """The product with a way in for tests to its registry of ports: `Driver` on the tests' side, and,
 run as a program, the launcher that puts a channel in front of it.
 
-The launcher runs hardsplice.start.main with both directions' ports changeable. Its standard
+The launcher runs hardsplice.app.start.main with both directions' ports changeable. Its standard
 input is the tests' end of a SEQPACKET pair, which the host monitor keeps and serves; nothing else
 is changed, so that all that happens is under the lock-down of the product.
 """
@@ -94,14 +94,16 @@ def driven(identity: Any, *arguments: str, descriptors: int | None = None) -> It
 
 def launch() -> int:
     """Run the product with the channel."""
-    from hardsplice import cli, descriptors, ports
-    from hardsplice.direction import DIRECTIONS
-    from hardsplice.forwarding import Port, Source
-    from hardsplice.monitor import HostMonitor
-    from hardsplice.start import main
+    from hardsplice.app import options
+    from hardsplice.app.start import main
+    from hardsplice.ipc import descriptors
+    from hardsplice.model import ports
+    from hardsplice.model.direction import DIRECTIONS
+    from hardsplice.monitor.host import HostMonitor
+    from hardsplice.monitor.registry import Port, Source
 
     started = os.getpid()
-    parse_args, run = cli.parse_args, HostMonitor.run
+    parse_args, run = options.parse_args, HostMonitor.run
     reserve, keep = descriptors.reserve, descriptors.keep
 
     def with_ports(argv: Any) -> Any:
@@ -154,7 +156,7 @@ def launch() -> int:
         self.loop.add(Here.channel, on_request)
         return run(self)
 
-    cli.parse_args = with_ports  # type: ignore[assignment]
+    options.parse_args = with_ports  # type: ignore[assignment]
     descriptors.reserve, descriptors.keep = behind_the_fixed, with_channel
     HostMonitor.run = serve  # type: ignore[method-assign]
     return main(sys.argv[1:])

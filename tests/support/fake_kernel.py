@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A kernel to play with behind the seam of relay/kernel.py: descriptors, pipes, epoll, and faults.
+"""A kernel to play with behind the relay's seam (seam.py): descriptors, pipes, epoll, and faults.
 
 TCP itself is in fake_tcp.py. Numbers are small in place of large: a page has 16 bytes.
 
@@ -19,9 +19,9 @@ from collections import deque
 from ipaddress import IPv4Address
 from typing import TypeVar, cast
 
-from hardsplice import socketcalls
-from hardsplice.book import Pointer
-from hardsplice.relay.kernel import Kernel
+from hardsplice.kernel import socketcalls
+from hardsplice.relay.tcp.seam import Kernel
+from hardsplice.sandbox.address_book import Pointer
 from tests.support.fake_tcp import ERR, ET, HUP, Listening, Peer, Sock, error
 
 PAGE = 16  # bytes in a slot of a pipe

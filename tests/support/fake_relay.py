@@ -7,19 +7,19 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import cast
 
-from hardsplice import socketcalls
-from hardsplice.book import USUAL, Pointer
-from hardsplice.channel import Note
-from hardsplice.flowtable import End, Ended, read_record
-from hardsplice.listener import Listener
-from hardsplice.relay.accepting import EPOLLEXCLUSIVE
-from hardsplice.relay.engine import Engine
-from hardsplice.relay.flow import EPOLLIN, SIDES, UNWATCHED, Flow, watch
-from hardsplice.relay.ledger import ledger_of
-from hardsplice.relay.pipes import PipePool
-from hardsplice.relay.sockets import SocketPool
-from hardsplice.relay.stats import Stats
-from hardsplice.relay.table import Limits, Resources
+from hardsplice.ipc.channel import Note
+from hardsplice.kernel import socketcalls
+from hardsplice.net.listener import Listener
+from hardsplice.relay.pools import SocketPool
+from hardsplice.relay.tcp.accepting import EPOLLEXCLUSIVE
+from hardsplice.relay.tcp.engine import Engine
+from hardsplice.relay.tcp.flow_writer import ledger_of
+from hardsplice.relay.tcp.flows import Limits, Resources
+from hardsplice.relay.tcp.pipes import PipePool
+from hardsplice.relay.tcp.rules import EPOLLIN, SIDES, UNWATCHED, Flow, watch
+from hardsplice.sandbox.address_book import USUAL, Pointer
+from hardsplice.telemetry.counters import Stats
+from hardsplice.telemetry.flow_table import End, Ended, read_record
 from tests.support.fake_kernel import FakeEpoll, FakeKernel, ReadEnd, WriteEnd
 from tests.support.fake_tcp import Listening, Peer, Sock
 

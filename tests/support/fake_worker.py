@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from hardsplice.direction import Direction
-from hardsplice.errors import Failure
-from hardsplice.ports import Forward
+from hardsplice.model.direction import Direction
+from hardsplice.model.errors import Failure
+from hardsplice.model.ports import Forward
 
 
 @dataclass

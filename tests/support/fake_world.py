@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from ipaddress import IPv4Address, IPv6Address
 
-from hardsplice import loops
 from hardsplice.control.http import Request, Response
 from hardsplice.control.routes import dispatch
 from hardsplice.control.world import RelayView, Snapshot
-from hardsplice.direction import DIRECTIONS, Direction
-from hardsplice.flowtable import FlowRow, State
-from hardsplice.forwarding import Port, Ports
-from hardsplice.relay.stats import COUNTERS, GAUGES, KEPT, LATENCY_BOUNDS, Latency
+from hardsplice.model.direction import DIRECTIONS, Direction
+from hardsplice.monitor import loops
+from hardsplice.monitor.registry import Port, Ports
+from hardsplice.telemetry.counters import COUNTERS, GAUGES, KEPT, LATENCY_BOUNDS, Latency
+from hardsplice.telemetry.flow_table import FlowRow, State
 from tests.support.fake_worker import FakeWorker
 
 

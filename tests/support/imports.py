@@ -12,8 +12,8 @@ from typing import Any
 
 def launch() -> int:
     """Run the product."""
-    from hardsplice.monitor import HostMonitor
-    from hardsplice.start import main
+    from hardsplice.app.start import main
+    from hardsplice.monitor.host import HostMonitor
 
     run, close = HostMonitor.run, HostMonitor.close
     before: set[str] = set()

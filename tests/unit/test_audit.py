@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from hardsplice import audit
-from hardsplice.errors import Failure
+from hardsplice.model.errors import Failure
+from hardsplice.telemetry import audit
 
 STATUS = (
     b"Name:\t%b\nUmask:\t0022\nState:\tS (sleeping)\nUid:\t0\t%d\t0\t0\nGid:\t0\t7\t0\t0\n"

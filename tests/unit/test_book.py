@@ -21,8 +21,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hardsplice import pinned, socketcalls
-from hardsplice.book import (
+from hardsplice.kernel import pinned, socketcalls
+from hardsplice.kernel.syscalls import ARCHITECTURES
+from hardsplice.model.errors import Failure
+from hardsplice.sandbox.address_book import (
     LARGE,
     LARGE_32,
     NO_ADDRESS,
@@ -33,8 +35,6 @@ from hardsplice.book import (
     Pointer,
     place_for,
 )
-from hardsplice.errors import Failure
-from hardsplice.syscalls import ARCHITECTURES
 from tests.support import fresh
 from tests.support.descriptors import open_descriptors
 
@@ -374,10 +374,13 @@ def test_a_kernel_that_can_not_seal_is_a_failure_with_words(
 BEGIN = """
 import ctypes, mmap, os, signal, socket, sys
 from ipaddress import ip_address
-from hardsplice import linux, pinned, socketcalls
-from hardsplice.book import LARGE, NO_ADDRESS, SLOT, USUAL, VALUES_SIZE, Book, Place, Pointer
-from hardsplice.errors import Failure
-from hardsplice.relay import kernel
+from hardsplice.kernel import linux
+from hardsplice.kernel import pinned
+from hardsplice.kernel import socketcalls
+from hardsplice.sandbox.address_book import LARGE, NO_ADDRESS, SLOT, USUAL, VALUES_SIZE
+from hardsplice.sandbox.address_book import Book, Place, Pointer
+from hardsplice.model.errors import Failure
+from hardsplice.relay.tcp import seam as kernel
 libc = ctypes.CDLL(None, use_errno=True)
 def target(number):
     return socketcalls.sockaddr(ip_address("127.0.0.1"), number)

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from hardsplice.caller import ignored_by
+from hardsplice.command.caller import ignored_by
 
 PIPE, FSZ = int(signal.SIGPIPE), int(signal.SIGXFSZ)
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hardsplice.channel import (
+from hardsplice.ipc.channel import (
     FDS_LIMIT,
     TEXT_LIMIT,
     Channel,

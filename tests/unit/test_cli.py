@@ -16,8 +16,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from hardsplice import __version__, start
-from hardsplice.cli import (
+from hardsplice import __version__
+from hardsplice.app import start
+from hardsplice.app.options import (
     Mode,
     Options,
     Verbosity,
@@ -25,9 +26,9 @@ from hardsplice.cli import (
     detect_mode,
     parse_args,
 )
-from hardsplice.ephemeral import read_ephemeral_range
-from hardsplice.errors import Failure
-from hardsplice.identity import RunAs
+from hardsplice.kernel.ephemeral import read_ephemeral_range
+from hardsplice.model.errors import Failure
+from hardsplice.model.identity import RunAs
 
 if TYPE_CHECKING:
     import argparse
@@ -498,7 +499,7 @@ def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_importing_the_command_line_is_light() -> None:
     """Start-up time: none of the packages that only later stages need, and no heavy ones."""
-    code = "import sys, hardsplice.cli; print(*sys.modules)"
+    code = "import sys, hardsplice.app.options; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-S", "-c", code],
         cwd=ROOT,
@@ -513,16 +514,21 @@ def test_importing_the_command_line_is_light() -> None:
     assert not loaded & heavy
     assert {name for name in loaded if name.startswith("hardsplice")} == {
         "hardsplice",
+        "hardsplice.app",
+        "hardsplice.app.options",
         "hardsplice.cli",
-        "hardsplice.commandline",
-        "hardsplice.ephemeral",
-        "hardsplice.errors",
-        "hardsplice.foreign",
-        "hardsplice.modes",
-        "hardsplice.output",
-        "hardsplice.ports",
-        "hardsplice.spec",
-        "hardsplice.values",
+        "hardsplice.kernel",
+        "hardsplice.model",
+        "hardsplice.model.identity",
+        "hardsplice.cli.parsing",
+        "hardsplice.kernel.ephemeral",
+        "hardsplice.model.errors",
+        "hardsplice.model.foreign",
+        "hardsplice.app.modes",
+        "hardsplice.cli.output",
+        "hardsplice.model.ports",
+        "hardsplice.model.spec",
+        "hardsplice.cli.values",
     }
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from hardsplice.cli import build_parser
+from hardsplice.app.options import build_parser
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

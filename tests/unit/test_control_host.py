@@ -15,20 +15,21 @@ from typing import Any, cast
 
 import pytest
 
-from hardsplice import loops, socketcalls
-from hardsplice.cli import parse_args
+from hardsplice.app.options import parse_args
 from hardsplice.control import host
 from hardsplice.control.host import Control, HostWorld
 from hardsplice.control.http import Request, Response
 from hardsplice.control.routes import ROUTES
 from hardsplice.control.server import Admission
-from hardsplice.flowlog import Traffic
-from hardsplice.forwarding import Ports
-from hardsplice.keeping import Store
-from hardsplice.log import Level, Log
-from hardsplice.relay import stats as count
-from hardsplice.relay.stats import Stats
-from hardsplice.service import Notifier
+from hardsplice.ipc.sd_notify import Notifier
+from hardsplice.kernel import socketcalls
+from hardsplice.monitor import loops
+from hardsplice.monitor.registry import Ports
+from hardsplice.monitor.stored import Store
+from hardsplice.telemetry import counters as count
+from hardsplice.telemetry.counters import Stats
+from hardsplice.telemetry.flow_log import Traffic
+from hardsplice.telemetry.log import Level, Log
 
 
 @pytest.fixture

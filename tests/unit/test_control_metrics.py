@@ -8,7 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from hardsplice.control.http import Request, Response
 from hardsplice.control.prometheus import Family, Sample, histogram, render
 from hardsplice.control.routes import dispatch
-from hardsplice.relay.stats import COUNTERS, KEPT, LATENCY_BOUNDS
+from hardsplice.telemetry.counters import COUNTERS, KEPT, LATENCY_BOUNDS
 from tests.support.fake_world import FakeWorld
 
 NAMES = (*COUNTERS, *KEPT)

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from hardsplice.control.http import BODY_LIMIT, Request, Response
 from hardsplice.control.report import FLOWS_SHOWN
 from hardsplice.control.routes import ROUTES, dispatch
-from hardsplice.direction import Direction
-from hardsplice.errors import Failure
-from hardsplice.forwarding import Port, Source
-from hardsplice.ports import Forward
-from hardsplice.relay.stats import COUNTERS, KEPT
+from hardsplice.model.direction import Direction
+from hardsplice.model.errors import Failure
+from hardsplice.model.ports import Forward
+from hardsplice.monitor.registry import Port, Source
+from hardsplice.telemetry.counters import COUNTERS, KEPT
 from tests.support.fake_world import FakeWorld, flow
 
 NAMES = (*COUNTERS, *KEPT)

@@ -22,12 +22,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hardsplice import socketcalls
 from hardsplice.control import server as module
 from hardsplice.control.http import BODY_LIMIT, LINE_LIMIT, Request, Response
 from hardsplice.control.server import CONNECTIONS, Admission, Respond, Server
 from hardsplice.control.socketfile import SocketFile
-from hardsplice.loop import Loop
+from hardsplice.ipc.loop import Loop
+from hardsplice.kernel import socketcalls
 from tests.support.fake_world import FakeWorld
 from tests.support.stream import eventually
 
@@ -528,7 +528,7 @@ def test_without_a_descriptor_it_waits_and_does_not_spin(
 
 
 def test_an_error_of_ours_ends_one_connection_only(served: Served) -> None:
-    """What host.py makes of an exception: an answer, and the connection's end."""
+    """What monitor/plan.py makes of an exception: an answer, and the connection's end."""
     served.large = Response(500, b"{}", close=True)
     with served.connect() as client:
         client.sendall(GET)

@@ -13,7 +13,7 @@ import pytest
 
 from hardsplice.control import socketfile
 from hardsplice.control.socketfile import SocketFile, remove_if_stale
-from hardsplice.errors import Failure
+from hardsplice.model.errors import Failure
 
 
 def leave_stale(path: Path) -> None:

@@ -13,17 +13,17 @@ from typing import Any, cast
 
 import pytest
 
-from hardsplice.book import USUAL
-from hardsplice.channel import Note
-from hardsplice.crew import LOOK_SECONDS, Crew
-from hardsplice.descriptors import FIRST_LISTENER, NULL_FD, is_open
-from hardsplice.errors import Failure
-from hardsplice.keeper import Keeper
-from hardsplice.listener import Listener
-from hardsplice.ports import Forward
+from hardsplice.ipc.channel import Note
+from hardsplice.ipc.descriptors import FIRST_LISTENER, NULL_FD, is_open
+from hardsplice.model.errors import Failure
+from hardsplice.model.ports import Forward
+from hardsplice.monitor.group import LOOK_SECONDS, Crew
+from hardsplice.monitor.supervisor import Keeper
+from hardsplice.net.listener import Listener
 from hardsplice.relay.main import PIPES_MIN, SOCKETS_MIN, pool_sizes
-from hardsplice.relay.pipes import POOL_SIZE as PIPES
-from hardsplice.relay.sockets import POOL_SIZE as SOCKETS
+from hardsplice.relay.pools import POOL_SIZE as SOCKETS
+from hardsplice.relay.tcp.pipes import POOL_SIZE as PIPES
+from hardsplice.sandbox.address_book import USUAL
 from tests.support.fake_upward import Above, Timers
 
 

@@ -20,16 +20,16 @@ from typing import Any, ClassVar
 
 import pytest
 
-from hardsplice import ports
 from hardsplice.control.http import Request, Response
 from hardsplice.control.routes import dispatch
 from hardsplice.ctl import client, show, top
 from hardsplice.ctl.cli import parse_args
 from hardsplice.ctl.client import default_path
 from hardsplice.ctl.commands import description, main
-from hardsplice.direction import Direction
-from hardsplice.errors import Failure
-from hardsplice.ports import Forward
+from hardsplice.model import ports
+from hardsplice.model.direction import Direction
+from hardsplice.model.errors import Failure
+from hardsplice.model.ports import Forward
 from tests.support.fake_world import FakeWorld, flow
 from tests.support.stream import PATIENCE
 

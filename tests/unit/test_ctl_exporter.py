@@ -24,8 +24,8 @@ from hardsplice.control.routes import FOR_ALL, dispatch
 from hardsplice.control.server import Server
 from hardsplice.ctl import exporter
 from hardsplice.ctl.exporter import EVERYBODY, Exporter, collect, merge, open_listener
-from hardsplice.errors import Failure
-from hardsplice.loop import Loop
+from hardsplice.ipc.loop import Loop
+from hardsplice.model.errors import Failure
 from tests.support.fake_world import FakeWorld
 from tests.support.product import free_ports
 from tests.support.stream import PATIENCE, eventually

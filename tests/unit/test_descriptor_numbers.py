@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hardsplice.descriptors import (
+from hardsplice.ipc.descriptors import (
     FIRST_LISTENER,
     LATE_MAX,
     LATE_SHARE,
@@ -24,8 +24,8 @@ from tests.support import fresh
 
 BEGIN = """
 import fcntl, json, os, resource, socket, sys
-from hardsplice import descriptors
-from hardsplice.errors import Failure
+from hardsplice.ipc import descriptors
+from hardsplice.model.errors import Failure
 def table():
     found = {}
     for name in os.listdir("/proc/self/fd"):

@@ -27,7 +27,7 @@ def run(code: str, numbers: tuple[int, ...] = ()) -> str:
     return done.stdout.strip()
 
 
-IMPORT = "import os; from hardsplice import descriptors; "
+IMPORT = "import os; from hardsplice.ipc import descriptors; "
 
 
 @pytest.mark.parametrize(

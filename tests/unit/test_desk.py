@@ -15,17 +15,18 @@ from typing import Any, cast
 
 import pytest
 
-from hardsplice import listeners, pinned, socketcalls
-from hardsplice.book import USUAL, Book
-from hardsplice.channel import close_all
-from hardsplice.desk import LOOK_SECONDS, LOOKED_AT, Desk
-from hardsplice.direction import DIRECTIONS, Direction
-from hardsplice.errors import Failure
-from hardsplice.families import ALL_FAMILIES
-from hardsplice.forwarding import Port, Source
-from hardsplice.listeners import namespace_here, targets
-from hardsplice.ports import Forward
-from hardsplice.retiring import Sink
+from hardsplice.ipc.channel import close_all
+from hardsplice.kernel import pinned, socketcalls
+from hardsplice.model.direction import DIRECTIONS, Direction
+from hardsplice.model.errors import Failure
+from hardsplice.model.families import ALL_FAMILIES
+from hardsplice.model.ports import Forward
+from hardsplice.monitor.effects import LOOK_SECONDS, LOOKED_AT, Desk
+from hardsplice.monitor.registry import Port, Source
+from hardsplice.net import listeners
+from hardsplice.net.listeners import namespace_here, targets
+from hardsplice.net.retiring import Sink
+from hardsplice.sandbox.address_book import USUAL, Book
 from tests.support.descriptors import open_descriptors
 from tests.support.fake_upward import Timers
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hardsplice.channel import Kind, Malformed, Record
-from hardsplice.dialogue import (
+from hardsplice.ipc.channel import Kind, Malformed, Record
+from hardsplice.ipc.dialogue import (
     INIT,
     OF_INIT,
     OF_TARGET_MONITOR,
@@ -19,8 +19,8 @@ from hardsplice.dialogue import (
     Rules,
     last_words,
 )
-from hardsplice.notes import LACKING_LENGTH, LACKING_MAX, lacking
-from hardsplice.unforeseen import LIMIT_HINTS
+from hardsplice.model.unforeseen import LIMIT_HINTS
+from hardsplice.monitor.notes import LACKING_LENGTH, LACKING_MAX, lacking
 
 ONCE = (Kind.READY, Kind.EXITED)
 CHILDREN = {"relay": RELAY, "target monitor": TARGET_MONITOR, "init": INIT}

@@ -8,13 +8,15 @@ import ipaddress
 
 import pytest
 
-from hardsplice import doubt, loopback, socketcalls
-from hardsplice.book import USUAL, Pointer
-from hardsplice.channel import Note
-from hardsplice.doubt import Doubt, leads_to_loopback
-from hardsplice.flowtable import RECORD_SIZE, End, Nonsense
-from hardsplice.listener import Listener
-from hardsplice.relay.ledger import telling
+from hardsplice.ipc.channel import Note
+from hardsplice.kernel import socketcalls
+from hardsplice.monitor import unreachable
+from hardsplice.monitor.unreachable import Doubt, leads_to_loopback
+from hardsplice.net import loopback
+from hardsplice.net.listener import Listener
+from hardsplice.relay.tcp.flow_writer import telling
+from hardsplice.sandbox.address_book import USUAL, Pointer
+from hardsplice.telemetry.flow_table import RECORD_SIZE, End, Nonsense
 
 
 class Interface:
@@ -34,7 +36,7 @@ class Interface:
 def interface(monkeypatch: pytest.MonkeyPatch) -> Interface:
     made = Interface()
     monkeypatch.setattr(loopback, "is_down", made.ask)
-    monkeypatch.setattr("hardsplice.doubt.time.monotonic", lambda: made.now)
+    monkeypatch.setattr("hardsplice.monitor.unreachable.time.monotonic", lambda: made.now)
     return made
 
 
@@ -87,7 +89,7 @@ def test_it_is_asked_for_once_a_second(interface: Interface) -> None:
     for _ in range(50):
         assert asking.explains_note(Note.TIMED_OUT, 0, leading_to("::1"))
     assert interface.asked == 1
-    interface.now += doubt.ASK_SECONDS
+    interface.now += unreachable.ASK_SECONDS
     interface.is_down = False
     assert not asking.explains_note(Note.TIMED_OUT, 0, leading_to("::1"))
     assert interface.asked == 2

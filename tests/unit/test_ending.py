@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from hardsplice.channel import Kind, Malformed, Record, decode, encode
-from hardsplice.ending import lent, orders
+from hardsplice.ipc.channel import Kind, Malformed, Record, decode, encode
+from hardsplice.monitor.shutdown import lent, orders
 
 
 @pytest.mark.parametrize("number", [0, 1, 512, 513, 2000])

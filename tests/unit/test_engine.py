@@ -11,10 +11,10 @@ import errno
 
 import pytest
 
-from hardsplice.channel import Note
-from hardsplice.relay.flow import CLIENT, TARGET
-from hardsplice.relay.moving import ROUNDS_A_TURN, unsent_limit
-from hardsplice.relay.table import GRACE_PATIENCE, GRACE_WHOLE
+from hardsplice.ipc.channel import Note
+from hardsplice.relay.tcp.flows import GRACE_PATIENCE, GRACE_WHOLE
+from hardsplice.relay.tcp.moving import ROUNDS_A_TURN, unsent_limit
+from hardsplice.relay.tcp.rules import CLIENT, TARGET
 from tests.support.fake_kernel import FakeKernel
 from tests.support.fake_relay import FOUR, ONE, SIX, Relay
 from tests.support.fake_tcp import HUP, Peer

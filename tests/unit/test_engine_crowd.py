@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import pytest
 
-from hardsplice.relay.accepting import EVENTS_A_WAIT
-from hardsplice.relay.habits import BURST_MAX
+from hardsplice.relay.tcp.accepting import EVENTS_A_WAIT
+from hardsplice.relay.tcp.heuristics import BURST_MAX
 from tests.support.fake_kernel import FakeKernel
 from tests.support.fake_relay import Relay
 from tests.support.fake_tcp import Peer

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from hardsplice.flowtable import End
-from hardsplice.relay.accepting import JAM_SECONDS
-from hardsplice.relay.engine import JAM_FLOWS
-from hardsplice.relay.table import Limits
+from hardsplice.relay.tcp.accepting import JAM_SECONDS
+from hardsplice.relay.tcp.engine import JAM_FLOWS
+from hardsplice.relay.tcp.flows import Limits
+from hardsplice.telemetry.flow_table import End
 from tests.support.fake_kernel import FakeKernel
 from tests.support.fake_relay import ONE, Relay
 from tests.support.fake_tcp import Peer, Sock

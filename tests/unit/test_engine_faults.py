@@ -10,9 +10,9 @@ import errno
 
 import pytest
 
-from hardsplice.channel import Note
-from hardsplice.relay.connecting import SHORT_SECONDS
-from hardsplice.relay.flow import CLIENT, TARGET
+from hardsplice.ipc.channel import Note
+from hardsplice.relay.tcp.connecting import SHORT_SECONDS
+from hardsplice.relay.tcp.rules import CLIENT, TARGET
 from tests.support.fake_kernel import FakeKernel
 from tests.support.fake_relay import FOUR, ONE, SIX, Relay
 from tests.support.fake_tcp import Peer

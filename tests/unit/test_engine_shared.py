@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import errno
 
-from hardsplice.relay.accepting import EPOLLEXCLUSIVE
-from hardsplice.relay.connecting import SHORT_SECONDS
-from hardsplice.relay.flow import EPOLLIN
+from hardsplice.relay.tcp.accepting import EPOLLEXCLUSIVE
+from hardsplice.relay.tcp.connecting import SHORT_SECONDS
+from hardsplice.relay.tcp.rules import EPOLLIN
 from tests.support.fake_kernel import FakeKernel
 from tests.support.fake_relay import Relay
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hardsplice.errors import (
+from hardsplice.model.errors import (
     SHOWN_LIMIT,
     Failure,
     printable,

@@ -21,20 +21,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hardsplice import pinned, socketcalls
-from hardsplice.book import LARGE, SLOT, USUAL, Book
-from hardsplice.channel import Channel, Kind, Malformed, Record, Sent, close_all
 from hardsplice.control import portapi
-from hardsplice.desk import Desk
-from hardsplice.direction import DIRECTIONS, Direction
-from hardsplice.errors import Failure
-from hardsplice.exchange import ANSWER_SECONDS, WAITING_MAX, HostSide, TargetSide
-from hardsplice.families import IPV4, IPV6
-from hardsplice.listeners import namespace_here, no_family, targets
-from hardsplice.ports import Forward
-from hardsplice.requests import decode, encode
-from hardsplice.retiring import Sink
-from hardsplice.spec import Refusal, is_interface_name
+from hardsplice.ipc.channel import Channel, Kind, Malformed, Record, Sent, close_all
+from hardsplice.kernel import pinned, socketcalls
+from hardsplice.model.direction import DIRECTIONS, Direction
+from hardsplice.model.errors import Failure
+from hardsplice.model.families import IPV4, IPV6
+from hardsplice.model.ports import Forward
+from hardsplice.model.spec import Refusal, is_interface_name
+from hardsplice.monitor.effects import Desk
+from hardsplice.monitor.handover import ANSWER_SECONDS, WAITING_MAX, HostSide, TargetSide
+from hardsplice.monitor.requests import decode, encode
+from hardsplice.net.listeners import namespace_here, no_family, targets
+from hardsplice.net.retiring import Sink
+from hardsplice.sandbox.address_book import LARGE, SLOT, USUAL, Book
 from tests.support.descriptors import open_descriptors
 from tests.support.fake_upward import Timers
 
@@ -609,11 +609,11 @@ def _raises(*_: object, **__: object) -> Any:
 @pytest.mark.parametrize(
     "where",
     [
-        "desk.Desk.write_down",
-        "book.Book.add",
-        "requests.encode",
-        "desk.listeners.open_listener",
-        "channel.Channel.send",
+        "monitor.effects.Desk.write_down",
+        "sandbox.address_book.Book.add",
+        "monitor.requests.encode",
+        "monitor.effects.listeners.open_listener",
+        "ipc.channel.Channel.send",
     ],
 )
 def test_whatever_goes_wrong_before_a_request_is_sent_ends_that_request_only(
@@ -641,7 +641,7 @@ def test_whatever_goes_wrong_in_the_target_monitor_is_answered(
     record = sides.target_end.receive(wait=False)
     assert record is not None
     with monkeypatch.context() as patch:
-        patch.setattr("hardsplice.exchange.open_listener", _raises)
+        patch.setattr("hardsplice.monitor.handover.open_listener", _raises)
         patch.setattr(Crew, "add", _raises)
         sides.target.take(record)
     sides.pass_on()

@@ -9,11 +9,11 @@ from typing import Any, cast
 
 import pytest
 
-from hardsplice.channel import LAST_RECORDS, Channel, Kind, Record
-from hardsplice.dialogue import RELAY, TARGET_MONITOR, Dialogue, Phase
-from hardsplice.keeper import Keeper
-from hardsplice.loop import Loop
-from hardsplice.monitor import HostMonitor
+from hardsplice.ipc.channel import LAST_RECORDS, Channel, Kind, Record
+from hardsplice.ipc.dialogue import RELAY, TARGET_MONITOR, Dialogue, Phase
+from hardsplice.ipc.loop import Loop
+from hardsplice.monitor.host import HostMonitor
+from hardsplice.monitor.supervisor import Keeper
 from tests.support.fake_upward import Above
 
 TURNS = 50

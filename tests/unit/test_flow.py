@@ -10,9 +10,8 @@ import select
 
 import pytest
 
-from hardsplice.book import USUAL, Pointer
-from hardsplice.relay import flow as module
-from hardsplice.relay.flow import (
+from hardsplice.relay.tcp import rules as module
+from hardsplice.relay.tcp.rules import (
     BLOCKED,
     CLIENT,
     CLOSE,
@@ -40,6 +39,7 @@ from hardsplice.relay.flow import (
     unmarked,
     watch,
 )
+from hardsplice.sandbox.address_book import USUAL, Pointer
 
 
 def flow_in(client: int, target: int) -> Flow:

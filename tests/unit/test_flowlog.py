@@ -8,11 +8,11 @@ from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 
-from hardsplice import socketcalls
-from hardsplice.flowlog import FlowLog, Traffic
-from hardsplice.flowtable import End, Nonsense
-from hardsplice.log import LINES_A_SECOND, Level, Log, LogFormat
-from hardsplice.relay.stats import UNLOGGED, UNPASSED, Stats
+from hardsplice.kernel import socketcalls
+from hardsplice.telemetry.counters import UNLOGGED, UNPASSED, Stats
+from hardsplice.telemetry.flow_log import FlowLog, Traffic
+from hardsplice.telemetry.flow_table import End, Nonsense
+from hardsplice.telemetry.log import LINES_A_SECOND, Level, Log, LogFormat
 
 
 def where(direction: str, index: int) -> str:

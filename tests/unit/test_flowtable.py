@@ -13,8 +13,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from hardsplice import socketcalls
-from hardsplice.flowtable import (
+from hardsplice.kernel import socketcalls
+from hardsplice.telemetry.counters import COUNTERS, KEPT, LATENCY_BOUNDS, Stats, count_latency
+from hardsplice.telemetry.flow_table import (
     RECORD_SIZE,
     WORDS_A_ROW,
     End,
@@ -24,7 +25,6 @@ from hardsplice.flowtable import (
     State,
     read_record,
 )
-from hardsplice.relay.stats import COUNTERS, KEPT, LATENCY_BOUNDS, Stats, count_latency
 
 CLIENT = socketcalls.endpoint(socketcalls.sockaddr(IPv4Address("192.0.2.1"), 40000))
 TARGET = socketcalls.endpoint(socketcalls.sockaddr(IPv6Address("2001:db8::1"), 443))

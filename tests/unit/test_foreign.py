@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hardsplice import ports, spec
-from hardsplice.errors import Failure
-from hardsplice.foreign import NOT_TCP
-from hardsplice.spec import Refusal
+from hardsplice.model import ports, spec
+from hardsplice.model.errors import Failure
+from hardsplice.model.foreign import NOT_TCP
+from hardsplice.model.spec import Refusal
 
 
 def refusal(text: str) -> str:

@@ -21,19 +21,23 @@ from typing import Any
 
 import pytest
 
-from hardsplice import audit, cli, flowtable, notes, start
-from hardsplice.channel import Kind, Note, Record
+import hardsplice
+from hardsplice.app import options as cli
+from hardsplice.app import start
 from hardsplice.control.http import Parser, Refusal, Request, Response
 from hardsplice.control.routes import dispatch
 from hardsplice.control.world import refusal
 from hardsplice.ctl import commands
 from hardsplice.ctl.client import Client, Refused
-from hardsplice.errors import Failure, failure_of, tell
-from hardsplice.log import Level, Log
-from hardsplice.service import Notifier
+from hardsplice.ipc.channel import Kind, Note, Record
+from hardsplice.ipc.sd_notify import Notifier
+from hardsplice.model.errors import Failure, failure_of, tell
+from hardsplice.monitor import notes
+from hardsplice.telemetry import audit, flow_table
+from hardsplice.telemetry.log import Level, Log
 from tests.support.fake_world import FakeWorld, flow
 
-PACKAGE = Path(audit.__file__).parent
+PACKAGE = Path(hardsplice.__file__).parent
 # Colours, lines of each kind, C1, an override of direction, what is not seen, a flood of marks,
 # letters from right to left, and what is no UTF-8.
 EVIL = (
@@ -205,36 +209,36 @@ OWN_FILES = "what it prints are hardsplice's own files"
 MACHINE = "a machine reads it"
 #: Each function that writes, by what it is tried with; a reason where people never see it.
 SINKS: dict[str, list[Callable[[Capture], None]] | str] = {
-    "audit.main": [tree_in_json],
-    "book.Book.__init__": MACHINE,
+    "telemetry.audit.main": [tree_in_json],
+    "sandbox.address_book.Book.__init__": MACHINE,
     "ctl.commands._audit": [asked("audit")],
     "ctl.commands._complain": [complaints, refusals],
     "ctl.commands._tell": [asked("status"), asked("flows"), asked("ports"), asked("metrics")],
     "ctl.commands._top": [top_in_json],
     "ctl.top._screen": "constants",
     "ctl.top.run": [asked("top", "--interval", "0.1")],
-    "errors.tell": [told],
-    "errors.write_all": "others call it",
-    "guard.lock_down": MACHINE,
-    "init._become_command": "PID 1 reads it, and makes a Failure of it",
-    "log.Log._write": [
+    "model.errors.tell": [told],
+    "model.errors.write_all": "others call it",
+    "command.guard.lock_down": MACHINE,
+    "command.init._become_command": "PID 1 reads it, and makes a Failure of it",
+    "telemetry.log.Log._write": [
         *(logged("text", journal=journal) for journal in (False, True)),
         *(logged("json", journal=journal) for journal in (False, True)),
     ],
-    "log.make_room": "what was in the log before",
-    "user_namespace.write_id_maps": MACHINE,
-    "output.Parser._print_message": "its own help",
-    "pidfile.PidFile.write": MACHINE,
+    "telemetry.log.make_room": "what was in the log before",
+    "sandbox.user_namespace.write_id_maps": MACHINE,
+    "cli.output.Parser._print_message": "its own help",
+    "app.pidfile.PidFile.write": MACHINE,
     "policy._check_command": OWN_FILES,
     "policy._export": OWN_FILES,
     "policy.main": OWN_FILES,
-    "seal.seal.hook": "tell is a parameter there, and leads to a channel",
-    "service.Notifier.say": [status_of_the_service],
-    "freeports.FreePorts.tell_people": "by errors.tell",
-    "freeports.FreePorts.tell_program": MACHINE,
-    "start._audit": [ready_text("--audit"), ready_text("--audit=json")],
-    "start._launch": "by errors.tell",
-    "start._say": [said_at_the_end],
+    "sandbox.tripwire.seal.hook": "tell is a parameter there, and leads to a channel",
+    "ipc.sd_notify.Notifier.say": [status_of_the_service],
+    "app.free_ports.FreePorts.tell_people": "by errors.tell",
+    "app.free_ports.FreePorts.tell_program": MACHINE,
+    "app.start._audit": [ready_text("--audit"), ready_text("--audit=json")],
+    "app.start._launch": "by errors.tell",
+    "app.start._say": [said_at_the_end],
 }
 _WRITES = ("print", "os.write", "write_all", "tell", "os.writev", "os.pwrite")
 _WRITES_AT_THE_END = (".stdout.write", ".stderr.write", ".buffer.write", ".stdout.writelines")
@@ -263,26 +267,26 @@ def _refused_request(text: bytes) -> str:
 
 #: Each function that makes a text of bytes, by how that text is shown; a reason where it never is.
 SOURCES: dict[str, Callable[[bytes], str] | str] = {
-    "audit.read_process": "test_audit.py",
-    "audit.stat_fields": "a letter of the kernel's",
-    "container.Container._make": "in quotes, by setup",
+    "telemetry.audit.read_process": "test_audit.py",
+    "telemetry.audit.stat_fields": "a letter of the kernel's",
+    "command.container.Container._make": "in quotes, by setup",
     "control.http.Parser._field": _refused_request,
     "control.http.Parser._line": _refused_request,
     "control.portapi.read_spec": "test_control_routes.py: answers are JSON",
     "ctl.client.Client._json": "Stranger",
     "ctl.client.Client.text": "Stranger",
-    "errors._escape": "made of ASCII",
-    "errors.failure_of": _failure,
-    "init._last_word": "a Failure",
-    "keeper.Keeper._fatal": "a Failure",
-    "log._cut": "shown already",
-    "notes.in_words": _note,
-    "notes.lacking": "setup.ready and the control socket, by printable",
-    "passed._interface": "an interface's name, in a Failure",
-    "requests.decode": "an interface's name, in a Failure",
-    "start._audit": "SINKS",
-    "subids._run": "a Failure",
-    "start._launch": "by errors.tell",
+    "model.errors._escape": "made of ASCII",
+    "model.errors.failure_of": _failure,
+    "command.init._last_word": "a Failure",
+    "monitor.supervisor.Keeper._fatal": "a Failure",
+    "telemetry.log._cut": "shown already",
+    "monitor.notes.in_words": _note,
+    "monitor.notes.lacking": "app.setup.ready and the control socket, by printable",
+    "net.inherited._interface": "an interface's name, in a Failure",
+    "monitor.requests.decode": "an interface's name, in a Failure",
+    "app.start._audit": "SINKS",
+    "command.id_maps._run": "a Failure",
+    "app.start._launch": "by errors.tell",
 }
 _READS = ("os.fsdecode", "json.loads", "fsdecode")
 _READS_AT_THE_END = (".decode",)
@@ -349,4 +353,4 @@ def test_what_was_read_is_shown_harmlessly(name: str) -> None:
 def test_addresses_in_the_flow_table_are_words_of_numbers() -> None:
     """Whatever a relay writes there: sixteen bytes are an address."""
     for raw in (bytes(16), b"\xff" * 16, EVIL_BYTES[:16]):
-        check(flowtable.in_words((flowtable._address(raw), 1)))
+        check(flow_table.in_words((flow_table._address(raw), 1)))

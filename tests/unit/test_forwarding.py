@@ -9,11 +9,11 @@ from ipaddress import ip_address
 
 import pytest
 
-from hardsplice import loops
-from hardsplice.direction import Direction
-from hardsplice.errors import Failure
-from hardsplice.forwarding import Conflict, Port, Ports, Source
-from hardsplice.ports import Forward
+from hardsplice.model.direction import Direction
+from hardsplice.model.errors import Failure
+from hardsplice.model.ports import Forward
+from hardsplice.monitor import loops
+from hardsplice.monitor.registry import Conflict, Port, Ports, Source
 
 BOTH: frozenset[Direction] = frozenset(("inbound", "outbound"))
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from hardsplice.relay.stats import GAUGES, Stats
+from hardsplice.telemetry.counters import GAUGES, Stats
 from tests.support.fake_relay import Relay
 
 

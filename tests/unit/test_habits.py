@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from hardsplice.relay.habits import BURST_MAX, GUESS_AGAIN, SURE, Burst, Eagerness
+from hardsplice.relay.tcp.heuristics import BURST_MAX, GUESS_AGAIN, SURE, Burst, Eagerness
 
 
 def test_a_burst_grows_while_connections_come_turn_after_turn_up_to_a_limit() -> None:

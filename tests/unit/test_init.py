@@ -13,16 +13,17 @@ from types import SimpleNamespace
 
 import pytest
 
-from hardsplice import init
+from hardsplice.command import init
 
 ROOT = Path(__file__).parents[2]
 # In a process of its own, whose descriptors are known: /dev/null at 3 is what the caller gave.
 FORK = """
 import json, os, select, signal, socket, sys
-from hardsplice import descriptors, init
-from hardsplice.caller import Caller
-from hardsplice.channel import Channel
-from hardsplice.container import Recipe
+from hardsplice.ipc import descriptors
+from hardsplice.command import init
+from hardsplice.command.caller import Caller
+from hardsplice.ipc.channel import Channel
+from hardsplice.command.container import Recipe
 aside = descriptors.set_aside(7)
 ours = [Channel.pair(), os.open("/etc/passwd", 0), os.open("/", 0), os.pipe()]
 recipe = Recipe(

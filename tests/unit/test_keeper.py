@@ -17,29 +17,30 @@ from typing import Any, NoReturn, cast
 
 import pytest
 
-from hardsplice import linux, seal, socketcalls
-from hardsplice.book import USUAL
-from hardsplice.channel import Channel, Kind, Note, Record, Sent, close_all, encode
-from hardsplice.children import wait_for
-from hardsplice.deaths import DEATHS_MAX, DELAYS, WINDOW, Backoff, is_denial
-from hardsplice.dialogue import RELAY, Dialogue
-from hardsplice.direction import DIRECTIONS, Direction
-from hardsplice.flowtable import RECORD_SIZE, End, read_record
-from hardsplice.keeper import (
+from hardsplice.ipc.channel import Channel, Kind, Note, Record, Sent, close_all, encode
+from hardsplice.ipc.child import wait_for
+from hardsplice.ipc.dialogue import RELAY, Dialogue
+from hardsplice.kernel import linux, socketcalls
+from hardsplice.kernel.status import describe_status
+from hardsplice.model.direction import DIRECTIONS, Direction
+from hardsplice.model.ports import Forward
+from hardsplice.monitor.backoff import DEATHS_MAX, DELAYS, WINDOW, Backoff, is_denial
+from hardsplice.monitor.notes import BY_KEEPERS, BY_RELAYS, BY_TRACED_RELAYS
+from hardsplice.monitor.supervisor import (
     DEAF_SECONDS,
     ROWS_A_PASS,
     TELL_SECONDS,
     Keeper,
 )
-from hardsplice.listener import Listener
-from hardsplice.listeners import UNSOUND, open_listener, write_place
-from hardsplice.notes import BY_KEEPERS, BY_RELAYS, BY_TRACED_RELAYS
-from hardsplice.ports import Forward
+from hardsplice.monitor.supply import SHORT_SECONDS, open_socket
+from hardsplice.net.listener import Listener
+from hardsplice.net.listeners import UNSOUND, open_listener, write_place
 from hardsplice.relay.main import NOTE_SECONDS, Plan
-from hardsplice.relay.sockets import POOL_SIZE
-from hardsplice.relay.stats import COUNTERS, DENIED_RECORDS, RESTARTS, Stats
-from hardsplice.status import describe_status
-from hardsplice.supply import SHORT_SECONDS, open_socket
+from hardsplice.relay.pools import POOL_SIZE
+from hardsplice.sandbox import tripwire
+from hardsplice.sandbox.address_book import USUAL
+from hardsplice.telemetry.counters import COUNTERS, DENIED_RECORDS, RESTARTS, Stats
+from hardsplice.telemetry.flow_table import RECORD_SIZE, End, read_record
 from tests.support.descriptors import as_socket, open_descriptors
 from tests.support.fake_upward import Above, Timers
 
@@ -108,7 +109,7 @@ def test_how_a_process_ended_in_words(status: int, words: str) -> None:
         (signal.SIGKILL, False),
         (signal.SIGSYS, True),
         (signal.SIGSYS | 0x80, True),
-        (seal.STATUS << 8, True),
+        (tripwire.STATUS << 8, True),
         (1 << 8, False),
     ],
 )
@@ -412,7 +413,7 @@ def test_a_second_order_of_sockets_while_one_is_open_is_a_breach(
     stand: Stand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keeper, _, relay = stand
-    monkeypatch.setattr("hardsplice.supply.open_socket", no_socket)
+    monkeypatch.setattr("hardsplice.monitor.supply.open_socket", no_socket)
     for _ in range(2):
         assert not keeper.is_cut_off
         relay.send(Record(Kind.ASK, 0, detail=32))
@@ -457,7 +458,7 @@ def test_orders_that_can_not_be_served_are_one_timer(
     keeper, above, relay = stand
     keeper.plan = replace(keeper.plan, families=(0, 1))
     timers = cast(Timers, keeper.loop)
-    monkeypatch.setattr("hardsplice.supply.open_socket", no_socket)
+    monkeypatch.setattr("hardsplice.monitor.supply.open_socket", no_socket)
     for _ in range(5):
         for family in (0, 1):
             relay.send(Record(Kind.ASK, family, detail=32))
@@ -744,7 +745,7 @@ def heard(relay: Channel) -> list[tuple[int, int]]:
         while record := relay.receive(wait=False):
             found.append((record.kind, record.index))
             if record.kind in (Kind.SERVE, Kind.CLOSE):
-                assert record.fds == (), "the relay asks for it (unotify.py)"
+                assert record.fds == (), "the relay asks for it (kernel/unotify.py)"
                 assert record.detail == 100 + record.index
             close_all(record.fds)
     return found

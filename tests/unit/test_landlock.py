@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from hardsplice import landlock, linux
+from hardsplice.kernel import linux
+from hardsplice.sandbox import landlock
 
 BIND, CONNECT = 1, 2
 

@@ -7,8 +7,8 @@ import errno
 
 import pytest
 
-from hardsplice.flowtable import End, State
-from hardsplice.relay.ledger import end_of_attempt
+from hardsplice.relay.tcp.flow_writer import end_of_attempt
+from hardsplice.telemetry.flow_table import End, State
 from tests.support.fake_kernel import CLIENT
 from tests.support.fake_relay import FOUR, ONE, SIX, Relay
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from hardsplice import lifeline
+from hardsplice.ipc import lifeline
 
 
 def forked(live: Callable[[], None]) -> int:

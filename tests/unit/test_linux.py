@@ -22,8 +22,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hardsplice import linux, socketcalls
-from hardsplice.relay.kernel import Kernel
+from hardsplice.kernel import linux, socketcalls
+from hardsplice.relay.tcp.seam import Kernel
 from tests.sandbox import interpreters
 from tests.support.descriptors import open_descriptors
 from tests.support.stream import eventually
@@ -256,13 +256,13 @@ def test_one_byte_is_sent_as_urgent_data(ends: Ends) -> None:
 def test_sending_to_nobody_is_an_answer_and_no_signal() -> None:
     """MSG_NOSIGNAL: SIGPIPE, which Python ignores and a relay may not, would end the process."""
     program = (
-        "import os, signal, socket; from hardsplice import socketcalls\n"
+        "import os, signal, socket; from hardsplice.kernel import socketcalls\n"
         "signal.signal(signal.SIGPIPE, signal.SIG_DFL)\n"
         "ours, theirs = socket.socketpair()\n"
         "theirs.close()\n"
         "os._exit(-socketcalls.send_byte(ours.fileno(), b'x', 0))\n"
     )
-    root = os.path.dirname(os.path.dirname(linux.__file__))
+    root = Path(linux.__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", program], cwd=root, timeout=60, check=False)
     assert done.returncode == errno.EPIPE
 
@@ -358,7 +358,7 @@ import concurrent.futures.thread, logging, os, random, threading
 
 bad = lambda: os._exit(9)
 os.register_at_fork(before=bad, after_in_parent=bad, after_in_child=bad)
-from hardsplice import linux
+from hardsplice.kernel import linux
 os.register_at_fork(before=bad, after_in_parent=bad, after_in_child=bad)
 assert len(linux._fork_hooks) == 3
 import gc; gc.freeze()

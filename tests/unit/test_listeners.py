@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from hardsplice import pinned, socketcalls
-from hardsplice.book import LARGE, USUAL, Place, Pointer
-from hardsplice.channel import close_all
-from hardsplice.errors import Failure
-from hardsplice.families import IPV4, IPV6
-from hardsplice.listeners import (
+from hardsplice.ipc.channel import close_all
+from hardsplice.kernel import pinned, socketcalls
+from hardsplice.model.errors import Failure
+from hardsplice.model.families import IPV4, IPV6
+from hardsplice.model.ports import Forward
+from hardsplice.net.listeners import (
     Pointers,
     describe,
     has_ended,
@@ -31,7 +31,7 @@ from hardsplice.listeners import (
     usable_families,
     write_place,
 )
-from hardsplice.ports import Forward
+from hardsplice.sandbox.address_book import LARGE, USUAL, Place, Pointer
 from tests.support.descriptors import open_descriptors
 
 BOTH = (IPV4, IPV6)

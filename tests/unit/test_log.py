@@ -22,8 +22,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hardsplice.errors import Failure
-from hardsplice.log import (
+from hardsplice.model.errors import Failure
+from hardsplice.telemetry.log import (
     LAST_WORDS,
     LINE_LIMIT,
     LINES_A_SECOND,

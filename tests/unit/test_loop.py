@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from hardsplice.loop import EVENTS_A_PASS, Alarm, Loop
+from hardsplice.ipc.loop import EVENTS_A_PASS, Alarm, Loop
 
 ENOUGH = 1000  # calls after which a loop that should have turned to others has not
 

@@ -7,12 +7,12 @@ import time
 
 import pytest
 
-from hardsplice import loops
-from hardsplice.direction import Direction
-from hardsplice.errors import Failure
-from hardsplice.forwarding import Port, Source
-from hardsplice.loops import Loops
-from hardsplice.ports import Forward, parse
+from hardsplice.model.direction import Direction
+from hardsplice.model.errors import Failure
+from hardsplice.model.ports import Forward, parse
+from hardsplice.monitor import loops
+from hardsplice.monitor.loops import Loops
+from hardsplice.monitor.registry import Port, Source
 
 EPHEMERAL = (32768, 60999)
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from hardsplice import ports, spec
-from hardsplice.cli import Mode, build_parser, parse_args
+from hardsplice.app.options import Mode, build_parser, parse_args
+from hardsplice.model import ports, spec
 
 PAGE = Path(__file__).parents[2] / "packaging" / "man" / "hardsplice.1"
 EPHEMERAL = (32768, 60999)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hardsplice import linux, mounts
+from hardsplice.kernel import linux, mounts
 from tests.support.descriptors import open_descriptors
 
 LINES = """\

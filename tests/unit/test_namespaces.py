@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from hardsplice import linux, namespaces
-from hardsplice.errors import Failure
-from hardsplice.namespaces import Target, open_path, open_process
-from hardsplice.user_namespace import owns_all_ids, write_id_maps
+from hardsplice.kernel import linux
+from hardsplice.model.errors import Failure
+from hardsplice.net import namespaces
+from hardsplice.net.namespaces import Target, open_path, open_process
+from hardsplice.sandbox.user_namespace import owns_all_ids, write_id_maps
 from tests.support.descriptors import open_descriptors
 from tests.support.netns import Identity, Namespace
 from tests.support.stream import PATIENCE
@@ -183,8 +184,8 @@ def test_links_are_followed_up_to_proc(tmp_path: Path) -> None:
 
 _ENTERED = """
 import os, sys
-from hardsplice import namespaces
-from hardsplice.values import RunAs
+from hardsplice.model.identity import RunAs
+from hardsplice.sandbox import user_namespace
 user = RunAs(int(sys.argv[1]), int(sys.argv[1])) if sys.argv[1:] else None
 user_namespace.enter_own_user_namespace(user)
 if user:

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hardsplice.book import LARGE, SLOT, USUAL, Place, Pointer
-from hardsplice.channel import Kind, Malformed, Record, decode, encode
-from hardsplice.listener import Listener
+from hardsplice.ipc.channel import Kind, Malformed, Record, decode, encode
+from hardsplice.net.listener import Listener
 from hardsplice.relay.orders import close, listener_of, serve
+from hardsplice.sandbox.address_book import LARGE, SLOT, USUAL, Place, Pointer
 from tests.support.fake_kernel import FakeKernel
 from tests.support.fake_relay import ONE, SINGLE, Relay
 from tests.support.fake_tcp import Listening

@@ -12,12 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hardsplice.channel import close_all
-from hardsplice.cli import parse_args
-from hardsplice.errors import Failure
-from hardsplice.families import IPV4, IPV6
-from hardsplice.listeners import open_listener, write_place
-from hardsplice.passed import (
+from hardsplice.app.options import parse_args
+from hardsplice.ipc.channel import close_all
+from hardsplice.model.errors import Failure
+from hardsplice.model.families import IPV4, IPV6
+from hardsplice.model.ports import Forward, parse_inherited, single
+from hardsplice.model.spec import ANYWHERE, Inherited, Refusal, read_listen, read_target
+from hardsplice.net.inherited import (
     Passed,
     added_name,
     identity,
@@ -25,8 +26,7 @@ from hardsplice.passed import (
     stored_name,
     to_drop_and_keep,
 )
-from hardsplice.ports import Forward, parse_inherited, single
-from hardsplice.spec import ANYWHERE, Inherited, Refusal, read_listen, read_target
+from hardsplice.net.listeners import open_listener, write_place
 from tests.support.descriptors import open_descriptors
 
 V6 = IPv6Address("fd00::5")

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from hardsplice import pidfile
-from hardsplice.errors import Failure
-from hardsplice.pidfile import PidFile, remove_left
+from hardsplice.app import pidfile
+from hardsplice.app.pidfile import PidFile, remove_left
+from hardsplice.model.errors import Failure
 
 # Somebody else, who has a lock: how, flags, the path. Ends with its standard input.
 _HOLDER = """

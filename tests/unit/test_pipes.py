@@ -9,14 +9,14 @@ import os
 
 import pytest
 
-from hardsplice.relay.kernel import Kernel
-from hardsplice.relay.pipes import (
+from hardsplice.relay.tcp.pipes import (
     MAX_PIPE_SIZE,
     MIN_PIPE_SIZE,
     PipePool,
     probe_size,
     size_of_next,
 )
+from hardsplice.relay.tcp.seam import Kernel
 from tests.support.descriptors import open_descriptors
 from tests.support.fake_kernel import FakeKernel, ReadEnd
 

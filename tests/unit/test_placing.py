@@ -17,13 +17,13 @@ from contextlib import suppress
 
 import pytest
 
-from hardsplice import unotify
-from hardsplice.loop import Loop
-from hardsplice.placing import Placing
-from hardsplice.policymodel import Comparison
-from hardsplice.prelude import build
-from hardsplice.seccomp import native_arch
-from hardsplice.syscalls import ARCHITECTURES
+from hardsplice.ipc.loop import Loop
+from hardsplice.kernel import unotify
+from hardsplice.kernel.syscalls import ARCHITECTURES
+from hardsplice.monitor.placing import Placing
+from hardsplice.sandbox.policy.model import Comparison
+from hardsplice.sandbox.policy.prelude import build
+from hardsplice.sandbox.seccomp import native_arch
 from tests.policy import oracle
 from tests.support import procfs
 from tests.support.descriptors import open_descriptors

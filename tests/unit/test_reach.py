@@ -7,8 +7,8 @@ import dataclasses
 
 import pytest
 
-from hardsplice.cli import Options, parse_args
-from hardsplice.reach import MANY_PORTS, connected_to, listened_on
+from hardsplice.app.allowed_ports import MANY_PORTS, connected_to, listened_on
+from hardsplice.app.options import Options, parse_args
 
 
 def parse(*argv: str) -> Options:

@@ -1,23 +1,25 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """README.md's drawings say what the code does."""
 
+import re
 from pathlib import Path
 
-from hardsplice.relay import flow
+from hardsplice.relay.tcp import rules
+from tests.unit.test_rooms import PACKAGE, ROOMS
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_diagram_of_a_direction_is_the_transition_table() -> None:
-    assert f"```mermaid\n{flow.diagram()}\n```" in README
+    assert f"```mermaid\n{rules.diagram()}\n```" in README
 
 
-def test_every_module_has_its_place_in_the_map_of_the_house() -> None:
-    package = Path(flow.__file__).parents[1]
-    house = README.split("## The house")[1].split("Decisions that")[0]
-    for path in package.rglob("*.py"):
-        if not path.stem.startswith("__"):
-            assert path.stem in house, path
+def test_the_map_of_the_house_names_its_rooms_from_the_top_and_modules_that_there_are() -> None:
+    rows = re.findall(r"^\| `(\w+)/` \|.*\| (.*) \|$", README, re.MULTILINE)
+    assert tuple(room for room, _ in rows) == ROOMS
+    for room, begin in rows:
+        for name in re.findall(r"`([\w/]+\.py)`", begin):
+            assert (PACKAGE / room / name).is_file(), name
 
 
 def test_the_first_limit_is_what_servers_see_of_clients() -> None:

@@ -8,8 +8,8 @@ import os
 
 import pytest
 
-from hardsplice import refusals, rights
-from hardsplice.landlock import HIDDEN, LACKED, lacked
+from hardsplice.sandbox import refusals, rights
+from hardsplice.sandbox.landlock import HIDDEN, LACKED, lacked
 
 
 def refused(code: int) -> OSError:

@@ -14,7 +14,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from hardsplice import pinned, socketcalls
+from hardsplice.kernel import pinned, socketcalls
 from tests.support.descriptors import open_descriptors
 
 IN_TIME = 5.0  # for what must happen, in seconds

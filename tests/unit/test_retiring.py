@@ -13,9 +13,10 @@ from tests.support import fresh
 
 BEGIN = """
 import errno, os, socket, time
-from hardsplice import retiring, socketcalls
-from hardsplice.book import USUAL, Book
-from hardsplice.channel import close_all
+from hardsplice.net import retiring
+from hardsplice.kernel import socketcalls
+from hardsplice.sandbox.address_book import USUAL, Book
+from hardsplice.ipc.channel import close_all
 sink = retiring.open_sink()
 book = Book(USUAL, [], 1, is_written=True)
 book.open()

@@ -18,8 +18,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hardsplice.channel import FDS_LIMIT
-from hardsplice.scm import Messages
+from hardsplice.ipc.channel import FDS_LIMIT
+from hardsplice.kernel.scm import Messages
 from tests.support.descriptors import open_descriptors
 
 Pair = tuple[socket.socket, socket.socket]

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from hardsplice import book, exchange, reach, watch
+from hardsplice.app import allowed_ports
 from hardsplice.control import server
+from hardsplice.monitor import autoforward, handover
+from hardsplice.sandbox import address_book
 from tests.sandbox import attempts
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,17 +90,21 @@ def test_what_holds_it_exists(claim: Claim) -> None:
 
 
 def test_numbers_on_the_page_are_those_of_the_code() -> None:
+    usual, large = address_book.USUAL, address_book.LARGE
     said = {
-        f"({book.USUAL.address:#x}; on armhf": 1,
-        f"{book.USUAL.size // book.SLOT:,} slots may be needed, {book.LARGE.address:#x}": 1,
-        f"in 32 bits {book.LARGE_32.address:#x}; {book.SLOT} bytes a slot": 1,
-        **{f"from {one.values:08x} to {one.address + one.size:08x}": 1 for one in book.PLACES},
-        f"no more than {reach.MANY_PORTS} ports": 1,
+        f"({usual.address:#x}; on armhf": 1,
+        f"{usual.size // address_book.SLOT:,} slots may be needed, {large.address:#x}": 1,
+        f"in 32 bits {address_book.LARGE_32.address:#x}; {address_book.SLOT} bytes a slot": 1,
+        **{
+            f"from {one.values:08x} to {one.address + one.size:08x}": 1
+            for one in address_book.PLACES
+        },
+        f"no more than {allowed_ports.MANY_PORTS} ports": 1,
         f"{server.CONNECTIONS} connections at most": 1,
     }
     text = " ".join(PAGE.split())
     assert {one: text.count(one) for one in said} == said
-    assert ("for five seconds each" in text, exchange.ANSWER_SECONDS) == (True, 5)
-    assert ("a twentieth of the time" in text, watch.SHARE) == (True, 20)
+    assert ("for five seconds each" in text, handover.ANSWER_SECONDS) == (True, 5)
+    assert ("a twentieth of the time" in text, autoforward.SHARE) == (True, 20)
     assert "some 300 attempts" in text
     assert abs(len(attempts.ROWS) - 300) < 25

@@ -22,8 +22,8 @@ PAGE = oracle.ROOT / "SECURITY.md"
 ARCH = "x86_64"
 HEADING = "## What a process that was taken over can do"
 
-# The policies under which each letter's process may run (hardsplice.setup chooses); a small letter
-# is that process where ports may change at run time, which is then under one of the latter ones.
+# The policies under which each letter's process may run (app/filters.py chooses); a small letter is
+# that process where ports may change at run time, which is then under one of the latter ones.
 POLICIES = {
     "R": {"relay", "relay-ports"},
     "r": {"relay-ports"},

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hardsplice.errors import Failure
-from hardsplice.passed import Passed
-from hardsplice.scm import Messages
-from hardsplice.service import VARIABLES, Manager, Notifier, Watchdog, forget, manager_of
+from hardsplice.ipc.sd_notify import VARIABLES, Manager, Notifier, Watchdog, forget, manager_of
+from hardsplice.kernel.scm import Messages
+from hardsplice.model.errors import Failure
+from hardsplice.net.inherited import Passed
 
 NOTHING = Manager(None, None, 0, ())
 

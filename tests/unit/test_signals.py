@@ -7,8 +7,8 @@ import signal
 
 import pytest
 
-from hardsplice.linux import SI_KERNEL
-from hardsplice.signals import is_to_be_passed_on, taken
+from hardsplice.kernel.linux import SI_KERNEL
+from hardsplice.kernel.signals import is_to_be_passed_on, taken
 
 USER, QUEUE, TKILL = 0, -1, -6  # asm-generic/siginfo.h
 

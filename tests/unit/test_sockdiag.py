@@ -13,9 +13,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from hardsplice import scm, sockdiag
-from hardsplice.errors import Failure
-from hardsplice.sockdiag import Listening
+from hardsplice.kernel import scm
+from hardsplice.model.errors import Failure
+from hardsplice.net import sockdiag
+from hardsplice.net.sockdiag import Listening
 
 
 @pytest.fixture

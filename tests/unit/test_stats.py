@@ -22,18 +22,17 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from hardsplice import flowlog, loops
 from hardsplice.control.host import Control, HostWorld
 from hardsplice.control.http import Request, Response
 from hardsplice.control.report import FLOWS_SHOWN
 from hardsplice.control.server import Admission
 from hardsplice.ctl import show, top
-from hardsplice.flowlog import FlowLog, Traffic
-from hardsplice.flowtable import ROWS_MAX, WORDS_A_ROW, FlowTable, State
-from hardsplice.forwarding import Ports
-from hardsplice.keeping import Store
-from hardsplice.log import Level, Log
-from hardsplice.relay.stats import (
+from hardsplice.ipc.sd_notify import Notifier
+from hardsplice.monitor import loops
+from hardsplice.monitor.registry import Ports
+from hardsplice.monitor.stored import Store
+from hardsplice.telemetry import flow_log
+from hardsplice.telemetry.counters import (
     ACCEPTED,
     COUNTERS,
     KEPT,
@@ -43,7 +42,9 @@ from hardsplice.relay.stats import (
     count_latency,
     shared_with_monitor,
 )
-from hardsplice.service import Notifier
+from hardsplice.telemetry.flow_log import FlowLog, Traffic
+from hardsplice.telemetry.flow_table import ROWS_MAX, WORDS_A_ROW, FlowTable, State
+from hardsplice.telemetry.log import Level, Log
 from tests.support.fake_kernel import FakeKernel
 
 NOTHING = contextlib.nullcontext()
@@ -190,7 +191,7 @@ def test_the_end_waits_for_no_table(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "monotonic", lambda: clock.clock)
 
     def where(*_: object) -> str:
-        clock.clock += flowlog.FINISH_SECONDS
+        clock.clock += flow_log.FINISH_SECONDS
         return "a port"
 
     FlowLog(log, [Traffic("inbound", [stats])], where).finish()

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from hardsplice.identity import RunAs
-from hardsplice.subids import IdMap, first_free, helper_hint, of_command, parse
+from hardsplice.command.id_maps import IdMap, first_free, helper_hint, of_command, parse
+from hardsplice.model.identity import RunAs
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import os
 
 import pytest
 
-from hardsplice.errors import Failure
-from hardsplice.unforeseen import as_failure, next_step
+from hardsplice.model.errors import Failure
+from hardsplice.model.unforeseen import as_failure, next_step
 
 
 def told(error: BaseException) -> Failure:

@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import pytest
 
-from hardsplice import namespaces, users
-from hardsplice.errors import Failure
-from hardsplice.identity import OWN, RunAs
+from hardsplice.model.errors import Failure
+from hardsplice.model.identity import OWN, RunAs
+from hardsplice.sandbox import user_namespace, users
 
 SOMEBODY = RunAs(1000, 100)
 Start = Callable[..., None]
@@ -17,7 +17,7 @@ Start = Callable[..., None]
 def started_by(monkeypatch: pytest.MonkeyPatch) -> Start:
     def start(uid: int, *, all_ids: bool = True, mapped: bool = True) -> None:
         monkeypatch.setattr("os.geteuid", lambda: uid)
-        monkeypatch.setattr(namespaces, "owns_all_ids", lambda: all_ids)
+        monkeypatch.setattr(user_namespace, "owns_all_ids", lambda: all_ids)
         monkeypatch.setattr(users, "is_mapped", lambda _: mapped)
 
     return start

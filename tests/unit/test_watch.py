@@ -10,12 +10,10 @@ from typing import Any, cast
 
 import pytest
 
-from hardsplice import loops, sockdiag
-from hardsplice.direction import Direction
-from hardsplice.forwarding import Port, Ports, Source
-from hardsplice.ports import Auto, Forward, lay_out
-from hardsplice.sockdiag import Listening
-from hardsplice.watch import (
+from hardsplice.model.direction import Direction
+from hardsplice.model.ports import Auto, Forward, lay_out
+from hardsplice.monitor import loops
+from hardsplice.monitor.autoforward import (
     BRISK_FOR,
     BRISK_SECONDS,
     IDLE_SECONDS,
@@ -27,6 +25,9 @@ from hardsplice.watch import (
     Watched,
     wanted,
 )
+from hardsplice.monitor.registry import Port, Ports, Source
+from hardsplice.net import sockdiag
+from hardsplice.net.sockdiag import Listening
 from tests.support.fake_worker import FakeWorker
 
 BOTH = frozenset((4, 6))

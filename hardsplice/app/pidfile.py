@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The PID file. It stays when hardsplice ends: a process that is locked down can't remove it.
+
+One file is one instance's. There are two locks. That of set-up is one for writing as fcntl(2) has
+it: it takes a descriptor that may write, so others, who can only read the file, can't have one. A
+process that is locked down should have no such descriptor; so its lock, as flock(2) has it, is on
+one that can only read, and lasts until it ends, however it does. A stale file is no obstacle
+therefore. That second lock anybody can have who can read the file: where somebody has it, the
+number in the file tells whether that is an instance. No lock is waited for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+
+from hardsplice.kernel.files import identity, open_regular
+from hardsplice.model.errors import Failure, reason_of, write_all
+
+_SIZE = 32  # bytes: more than any PID has
+_ATTEMPTS = 10  # to get hold of a file that others remove
+_NAME = "hs-host"  # of the process whose number stands there
+_HELD = (errno.EAGAIN, errno.EACCES)
+
+
+class PidFile:
+    """A PID file: made and locked early, so that a bad path is an early error; written last;
+    removed if set-up fails.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        try:
+            for _ in range(_ATTEMPTS):
+                self.existed = os.path.lexists(path)
+                self.fd = open_regular(path, os.O_RDWR | os.O_CREAT, 0o644)
+                self.held = os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_CLOEXEC)
+                self._claim()
+                if self._is_there():
+                    return
+                self._close()  # whoever had it has just removed it
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        except OSError as error:
+            raise Failure("write", f"PID file {path}", reason_of(error)) from error
+
+    def _claim(self) -> None:
+        """Lock the file; Failure where it is another instance's."""
+        who = None
+        if not _locked(self.fd, fcntl.LOCK_EX) and not _locked(self.fd, fcntl.LOCK_SH):
+            who = "one that is about to start"
+        elif not _kept(self.held) and _is_ours(pid := _read(self.fd)):
+            who = f"process {pid}"
+        if who is not None:
+            self._close()
+            hint = "give each instance a file of its own, or end the other one"
+            reason = f"another instance has it, {who}"
+            raise Failure("write", f"PID file {self.path}", reason, hint)
+
+    def _close(self) -> None:
+        os.close(self.held)
+        os.close(self.fd)
+
+    def _is_there(self) -> bool:
+        """Whether the file is still the one at its path."""
+        with contextlib.suppress(FileNotFoundError):
+            return identity(os.lstat(self.path)) == identity(os.fstat(self.fd))
+        return False
+
+    def write(self) -> None:
+        """Write our PID."""
+        try:
+            os.ftruncate(self.fd, 0)
+            write_all(self.fd, f"{os.getpid()}\n".encode())
+        except OSError as error:
+            raise Failure("write", f"PID file {self.path}", reason_of(error)) from error
+
+    def remove(self) -> None:
+        """Remove what we made, if it is still that which is there."""
+        if not self.existed:
+            with contextlib.suppress(OSError):
+                if self._is_there():
+                    os.unlink(self.path)
+
+
+def _locked(fd: int, how: int) -> bool:
+    """Whether the lock of set-up could be had; a file system without locks is no obstacle."""
+    try:
+        fcntl.lockf(fd, how | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in _HELD
+    return True
+
+
+def _kept(fd: int) -> bool:
+    """Whether the lock for life could be had."""
+    with contextlib.suppress(OSError):
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
+
+
+def _read(fd: int) -> int:
+    """The number in a PID file; 0 where there is none."""
+    with contextlib.suppress(ValueError, OSError):
+        return int(os.pread(fd, _SIZE, 0))
+    return 0
+
+
+def _is_ours(pid: int) -> bool:
+    """Whether there is an instance with this number."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/comm", encoding="utf-8") as file:
+        return file.read() == f"{_NAME}\n"
+    return False
+
+
+def remove_left(path: str, pid: int) -> None:
+    """Remove the PID file of the process ``pid``, which ended and could not: one with its number in
+    it, or with nothing yet, that nobody has locked.
+    """
+    with contextlib.suppress(OSError):
+        fd = open_regular(path, os.O_RDONLY, 0)
+        try:
+            if _kept(fd) and os.read(fd, _SIZE) in (b"", f"{pid}\n".encode()):
+                os.unlink(path)
+        finally:
+            os.close(fd)

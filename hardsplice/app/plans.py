@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What relays are told, worked out from the options and from what has been opened: their plans,
+their counters, the address books, and the numbers of the ports that they serve.
+"""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from hardsplice.app.options import Options, Verbosity
+from hardsplice.ipc.descriptors import FIRST_LISTENER
+from hardsplice.kernel import unotify
+from hardsplice.model.direction import DIRECTIONS, Direction
+from hardsplice.model.errors import Failure
+from hardsplice.model.families import ALL_FAMILIES
+from hardsplice.monitor.registry import Port, Source
+from hardsplice.net import listeners
+from hardsplice.net.listener import Listener
+from hardsplice.net.retiring import Sink, open_sink
+from hardsplice.relay import main as relay
+from hardsplice.sandbox.address_book import TARGETS_A_PORT, Book, Place, place_for
+from hardsplice.telemetry import flow_table
+from hardsplice.telemetry.counters import Stats
+
+
+class Planner:
+    """The plans of both directions. Made before any fork: counters are shared with relays, and read
+    by the host monitor.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        pipe_size: int,
+        first_flow: int,
+        place: Place,
+        programs: Mapping[Direction, bytes],
+        *,
+        has_ruleset: bool,
+        passed_first: int,
+        are_kept: bool,
+    ) -> None:
+        """``pipe_size`` is in bytes, ``first_flow`` the first descriptor behind listeners,
+        ``place`` where the address books are; ``programs`` are the relays' filters;
+        ``has_ruleset`` says that there is one of Landlock. The service manager has listeners, too:
+        those of inbound forwards from the index ``passed_first`` on, and all if they ``are_kept``.
+        """
+        self.options = options
+        self._pipe_size = pipe_size
+        self._first_flow = first_flow
+        self._programs = programs
+        self._has_ruleset = has_ruleset
+        self._obstacle = unotify.obstacle() if options.dynamic else None
+        self._passed_first, self._are_kept = passed_first, are_kept
+        self.sink = open_sink() if options.dynamic else Sink()
+        self.books = books(options, first_flow, place, self.sink)
+        rows = _flow_rows(options)
+        self.stats = {
+            direction: tuple(Stats(rows) for _ in range(options.workers))
+            for direction in DIRECTIONS
+        }
+
+    def first(self, direction: Direction) -> int:
+        """The number of a direction's first forward: those of both are numbered in one row."""
+        return 1 if direction == "inbound" else 1 + len(self.options.inbound)
+
+    def ports(
+        self,
+        direction: Direction,
+        opened: Sequence[tuple[int, int]],
+        added: Mapping[Direction, int],
+    ) -> list[Port]:
+        """The ports that are listened on, with their numbers. Those from the index in ``added`` on
+        were added before a restart.
+        """
+        first, forwards = self.first(direction), self.options.forwards(direction)
+        sources = {False: Source.OPTION, True: Source.CONTROL}
+        return [
+            Port(first + index, direction, forwards[index], sources[index >= added[direction]])
+            for index, _ in opened
+        ]
+
+    def check_room(self, listening: int) -> None:
+        """Failure where there is no place for so many listeners, or no way to hand one over."""
+        if self._obstacle is not None:
+            hint = (
+                "allow it, as by SystemCallFilter=pidfd_getfd in a unit, or name ports by options"
+            )
+            raise Failure("listen on", "one more port", self._obstacle, hint)
+        places = self._first_flow - FIRST_LISTENER
+        if listening > places:
+            reason = f"there are places for {places} listeners"
+            hint = "the number of descriptors decides: raise it with ulimit -n, and restart"
+            raise Failure("listen on", "one more port", reason, hint)
+
+    def relays(
+        self, direction: Direction, opened: Sequence[tuple[int, int]], families: Sequence[int]
+    ) -> tuple[relay.Plan, ...]:
+        """The plans of a direction's relays, which differ in their counters only.
+
+        ``opened`` has the listeners: index of the forward, descriptor. ``families`` are those of
+        the namespace in which the relays connect.
+        """
+        options = self.options
+        is_dynamic = direction in options.dynamic
+        if not opened and not is_dynamic:
+            return ()
+        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        relay.pool_sizes(descriptors, relay.fixed_use(self._first_flow), options.workers)
+        made = tuple(self._listener(direction, index, fd, families) for index, fd in opened)
+        used = {target.family for one in made for target in (*one.plan_ipv4, *one.plan_ipv6)}
+        if is_dynamic:
+            used.update(families)
+        plan = relay.Plan(
+            direction=direction,
+            workers=options.workers,
+            listeners=made,
+            families=tuple(sorted(used)),
+            pipe_size=self._pipe_size,
+            first_flow=self._first_flow,
+            filter=self._programs[direction],
+            is_dynamic=is_dynamic,
+            lent=self._lent(direction, opened),
+            book=self.books[direction].place,
+            stats=self.stats[direction][0],
+            idle_seconds=options.idle_timeout,
+            trace=options.verbosity >= Verbosity.TRACE,
+            log_flows=options.log_flows,
+            has_ruleset=self._has_ruleset,
+            strict=options.sandbox == "strict",
+        )
+        return tuple(replace(plan, stats=stats) for stats in self.stats[direction])
+
+    def _lent(self, direction: Direction, opened: Sequence[tuple[int, int]]) -> frozenset[int]:
+        """The numbers of the listeners that the service manager has, too."""
+        first = 0 if self._are_kept else self._passed_first
+        if direction == "outbound" and not self._are_kept:
+            return frozenset()
+        return frozenset(self.first(direction) + index for index, _ in opened if index >= first)
+
+    def _listener(
+        self, direction: Direction, index: int, fd: int, families: Sequence[int]
+    ) -> Listener:
+        """One of the first listeners, with its plans."""
+        forward, book = self.options.forwards(direction)[index], self.books[direction]
+        slots = {
+            family: book.slot(sockaddr)
+            for family, sockaddr in listeners.targets(forward, ALL_FAMILIES).items()
+        }
+        plans = listeners.Pointers(book.place, families).plans(forward, slots)
+        return Listener(fd, *plans, self.first(direction) + index)
+
+
+def books(options: Options, first_flow: int, place: Place, sink: Sink) -> dict[Direction, Book]:
+    """The address books of both directions, with room for what may come at run time: targets, and
+    in the host monitor's own the sink.
+    """
+    is_dynamic = bool(options.dynamic)
+    targets = {
+        direction: [
+            sockaddr
+            for forward in options.forwards(direction)
+            for sockaddr in listeners.targets(forward, ALL_FAMILIES).values()
+        ]
+        for direction in DIRECTIONS
+    }
+    late = TARGETS_A_PORT * (first_flow - FIRST_LISTENER) if is_dynamic else 0
+    return {
+        direction: Book(
+            place, targets[direction],
+            (late if direction in options.dynamic else 0) + (1 if sink.fds else 0),
+            is_written=is_dynamic,
+        )
+        for direction in DIRECTIONS
+    }  # fmt: skip
+
+
+def place_of_books(options: Options, first_flow: int, arch: str) -> Place:
+    """Where both address books are, on an architecture."""
+    listening = max(len(options.forwards(direction)) for direction in DIRECTIONS)
+    late = first_flow - FIRST_LISTENER if options.dynamic else 0
+    return place_for(TARGETS_A_PORT * (listening + late) + 1, arch)
+
+
+def _flow_rows(options: Options) -> int:
+    """Rows of a flow table: one for each flow that there are descriptors for; none where nobody
+    looks.
+    """
+    if not options.log_flows and options.control is None:
+        return 0
+    return min(flow_table.ROWS_MAX, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""From the command line to the running program: parse, go into the background if asked to, set up,
+and say what went wrong.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from hardsplice.app import modes
+from hardsplice.app import options as cli
+from hardsplice.command import caller
+from hardsplice.model.errors import Failure, reason_of, tell, write_all
+from hardsplice.model.unforeseen import as_failure
+from hardsplice.net import procfs
+
+if TYPE_CHECKING:
+    from hardsplice.command.caller import Caller
+    from hardsplice.ipc.channel import Channel, Record
+
+# What ends the process that waits for the one in the background.
+ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+ENDING_SECONDS = 3.0  # that a process which said what is wrong may take to end
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run hardsplice with the words of its command line; the exit status."""
+    began = time.monotonic()
+    given = caller.take()
+    try:
+        _refuse_jit(getattr(sys, "_jit", None))
+        options = cli.parse_args(argv)
+        procfs.refuse_without_proc()
+        if options.mode is not cli.Mode.NETNS:
+            procfs.refuse_others_proc()
+        if options.mode is cli.Mode.COMMAND and not options.command:
+            modes.refuse_no_command(has_terminal=os.isatty(0))
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # which is COMMAND's to inherit
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if options.foreground:
+            _serve(options, _start_auditor(options) if options.audit else None, began, given)
+        return _launch(options, began, given)
+    except Exception as error:  # noqa: BLE001 - the last resort: no traceback
+        return _say(as_failure(error, "start", "hardsplice"))
+
+
+def _refuse_jit(jit: Any) -> None:
+    """Python 3.14 and later have ``sys._jit``. What it makes is memory to be executed, which the
+    filters don't allow. An isolated interpreter can't be told to do without it.
+    """
+    if jit is not None and jit.is_enabled():
+        reason = "it compiles machine code while it runs"
+        hint = "use one whose just-in-time compiler is not on by default"
+        raise Failure("use", "this Python", reason, hint)
+
+
+def _say(failure: Failure) -> int:
+    tell(failure.lines())
+    return 1
+
+
+def _start_auditor(options: cli.Options) -> Channel:
+    """A process beside us that looks at /proc once we are ready, which we can't any more by then.
+
+    It is nobody's child to wait for: its parent ends at once.
+    """
+    from hardsplice.ipc.channel import Channel
+
+    ours, theirs = Channel.pair()
+    server = os.getpid()
+    between = os.fork()
+    if between == 0:
+        if os.fork() == 0:
+            # COMMAND may put us into the background of a terminal where nobody there may write.
+            signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTTOU,))
+            theirs.close()
+            record = ours.receive()
+            if record is not None:
+                _audit(options, server, record)
+        os._exit(0)
+    ours.close()
+    os.waitpid(between, 0)
+    return theirs
+
+
+def _audit(options: cli.Options, server: int, record: Record) -> None:
+    """Print what --audit shows: to standard output, unless that is COMMAND's."""
+    from hardsplice.telemetry import audit
+
+    lacking = record.text.decode(errors="replace").split("\n")[1:]
+    try:
+        text = audit.report(server, lacking, options.audit or "table")
+        write_all(2 if options.mode is cli.Mode.COMMAND else 1, text.encode() + b"\n")
+    except Failure as failure:
+        _say(failure)
+    except BrokenPipeError:
+        pass  # the reader has seen enough
+    except OSError as error:
+        _say(Failure("write", "the audit", reason_of(error)))
+
+
+def _serve(options: cli.Options, launcher: Channel | None, began: float, given: Caller) -> NoReturn:
+    """Set up and serve in this process. After lock-down the interpreter's own way out is closed, so
+    leave by os._exit.
+    """
+    from hardsplice.app.setup import Setup
+
+    setup = Setup(options, launcher, began, given)
+    status = 1
+    try:
+        status = setup.run()
+    except BaseException as error:  # noqa: BLE001 - the last resort: one line, and no traceback
+        what = ("go on", "serving") if setup.is_ready else ("start", "hardsplice")
+        failure = as_failure(error, *what)
+        setup.report(failure)
+        status = failure.status
+    os._exit(status)
+
+
+class _Ended(Exception):  # noqa: N818 - it is what happened
+    """A signal ends this process."""
+
+
+def _on_signal(number: int, _frame: object) -> NoReturn:
+    raise _Ended(number)
+
+
+def _launch(options: cli.Options, began: float, given: Caller) -> int:
+    """Start a process in the background; wait until it is ready, or has failed, and say which.
+
+    Whatever happens to it, or to us meanwhile: it is there if this returns 0, and gone if not.
+    """
+    from hardsplice.ipc.channel import Channel, Kind
+    from hardsplice.ipc.sd_notify import Notifier, manager_of
+    from hardsplice.model.errors import failure_of
+
+    had_pid_file = options.pid_file is not None and os.path.lexists(options.pid_file)
+    notifier = Notifier(manager_of(os.environ, os.getpid()).notify)
+    ours, theirs = Channel.pair()
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    child = os.fork()
+    if child == 0:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+        ours.close()
+        os.setsid()
+        _serve(options, theirs, began, given)
+    theirs.close()
+    pidfd = os.pidfd_open(child)
+    for number in ENDING:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup(1)
+            signal.signal(number, _on_signal)
+    try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+        # The one that the service manager started is about to end; it takes the word of no other.
+        notifier.say(f"MAINPID={child}")
+        record = _first_word(ours, pidfd)
+        if record is not None and record.kind == Kind.READY:
+            signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # from here on we say that it runs
+            if options.verbosity >= cli.Verbosity.DEBUG:
+                said = record.text.decode(errors="replace").partition("\n")[0]
+                tell([f"hardsplice: {said}"])
+            if options.audit:
+                _audit(options, child, record)
+            return 0
+        _finish(child, pidfd)
+    except _Ended as ended:
+        for number in ENDING:
+            signal.signal(number, signal.SIG_IGN)
+        _finish(child, pidfd, wait=0)
+        _clean_up(options, child, had_pid_file=had_pid_file)
+        record, (number,) = None, ended.args
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+    failure = Failure("start", "hardsplice", "its process ended early")
+    status = _say(failure_of(record.text) if record else failure)
+    _clean_up(options, child, had_pid_file=had_pid_file)
+    return status
+
+
+def _first_word(channel: Channel, pidfd: int) -> Record | None:
+    """What the background process says at last; None where it ended without a word. Processes that
+    it started may hold its end of the channel, and outlive it.
+    """
+    from hardsplice.ipc.channel import Malformed
+
+    poller = select.poll()
+    poller.register(channel.fileno(), select.POLLIN)
+    poller.register(pidfd, select.POLLIN)
+    poller.poll()
+    try:
+        return channel.receive(wait=False)
+    except (BlockingIOError, Malformed):
+        return None
+
+
+def _finish(child: int, pidfd: int, wait: float = ENDING_SECONDS) -> None:
+    """See to it that the background process ends, by itself if that does not take it long."""
+    from hardsplice.ipc.child import has_ended
+
+    if not has_ended(pidfd, wait):
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
+def _clean_up(options: cli.Options, child: int, *, had_pid_file: bool) -> None:
+    """Remove what a process that has locked itself down can't."""
+    if options.pid_file is not None and not had_pid_file:
+        from hardsplice.app.pidfile import remove_left
+
+        remove_left(options.pid_file, child)
+    if options.control is not None:
+        from hardsplice.control.socketfile import remove_if_stale
+
+        remove_if_stale(options.control)
+        if options.metrics is not None:
+            remove_if_stale(options.metrics)

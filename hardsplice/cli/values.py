@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the values of options may be: each function here is the `type` of an argparse option.
+
+They raise Failure, which argparse lets through, and not ArgumentTypeError, so that a message says
+what is wrong with the value and what to write instead.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from hardsplice.model.errors import Failure, quote
+from hardsplice.model.identity import OWN, RunAs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from hardsplice.telemetry.log import LogFormat
+
+__all__ = [
+    "Audit",
+    "RunAs",
+    "Sandbox",
+    "descriptor",
+    "log_format",
+    "netns",
+    "no_udp",
+    "number",
+    "path",
+    "runas",
+    "sandbox",
+    "size",
+    "workers",
+]
+
+Sandbox = Literal["best-effort", "strict"]
+Audit = Literal["table", "json"]
+
+_Word = TypeVar("_Word", bound=str)
+_SANDBOXES: tuple[Sandbox, ...] = ("best-effort", "strict")
+_LOG_FORMATS: tuple[LogFormat, ...] = ("text", "json")
+_LAST_ID = 2**32 - 2  # the last one, (uid_t)-1, means "leave as it is" to setresuid(2)
+_LAST_FD = 2**31 - 1
+WORKERS_MAX = 64
+SECONDS_MAX = 86400
+_LOG_SIZE_MIN = 4096
+_LOG_SIZE_LIMIT = 2**63  # off_t
+_SIZE_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+
+
+def path(option: str) -> Callable[[str], str]:
+    """What checks the path that `option` is given: only that there is one."""
+
+    def check(text: str) -> str:
+        if not text:
+            raise Failure("use", f"{option} with nothing", "it takes a path; write one after it")
+        return text
+
+    return check
+
+
+def netns(text: str) -> str:
+    """The path of a network namespace, given as itself or by its name."""
+    if text in ("", ".", ".."):
+        reason = "that is neither a path nor a name; write one, as ip-netns(8) lists them"
+        raise Failure("parse", f"--netns {quote(text)}", reason)
+    return text if "/" in text else f"/run/netns/{text}"
+
+
+def no_udp(option: str) -> Callable[[str], str]:
+    """What checks the value of pasta's option for UDP ports: there may be one, as long as it asks
+    for nothing.
+    """
+
+    def check(text: str) -> str:
+        if text != "none":
+            reason = "hardsplice forwards TCP alone; leave it out, or write none"
+            raise Failure("use", f"{option} {quote(text)}", reason)
+        return text
+
+    return check
+
+
+def number(text: str, least: int, most: int) -> int | None:
+    """A decimal number within bounds; None for anything else, however long."""
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(most))):
+        return None
+    return int(text) if least <= int(text) <= most else None
+
+
+def descriptor(text: str) -> int:
+    """The value of --ready-fd."""
+    value = number(text, 0, _LAST_FD)
+    if value is None:
+        reason = "it is not a file descriptor; write its number"
+        raise Failure("parse", f"--ready-fd {quote(text)}", reason)
+    return value
+
+
+def workers(text: str) -> int:
+    """The value of --workers; `auto` is one for each processor that this process may use."""
+    if text == "auto":
+        return min(len(os.sched_getaffinity(0)), WORKERS_MAX)
+    value = number(text, 1, WORKERS_MAX)
+    if value is None:
+        reason = f"it is not a number of relays; write 1 to {WORKERS_MAX}, or auto"
+        raise Failure("parse", f"--workers {quote(text)}", reason)
+    return value
+
+
+def seconds(option: str, text: str) -> int:
+    """The value of an option that is a time, in whole seconds up to a day."""
+    value = number(text, 1, SECONDS_MAX)
+    if value is None:
+        reason = f"it is not a time; write seconds, 1 to {SECONDS_MAX}"
+        raise Failure("parse", f"{option} {quote(text)}", reason)
+    return value
+
+
+def sandbox(text: str) -> Sandbox:
+    """The value of --sandbox."""
+    return _one_of(_SANDBOXES, text, "--sandbox", "mode")
+
+
+def log_format(text: str) -> LogFormat:
+    """The value of --log-format."""
+    return _one_of(_LOG_FORMATS, text, "--log-format", "format")
+
+
+def _one_of(words: tuple[_Word, ...], text: str, option: str, kind: str) -> _Word:
+    for word in words:
+        if text == word:
+            return word
+    reason = f"there is no such {kind}; write {' or '.join(words)}"
+    raise Failure("parse", f"{option} {quote(text)}", reason)
+
+
+def size(text: str) -> int:
+    """Bytes, of a number with or without a unit of 1024, its square or its cube."""
+    unit = text[-1:].lower() if text[-1:].isalpha() else ""
+    value = number(text[: len(text) - len(unit)], 0, _LOG_SIZE_LIMIT)
+    if value is None or unit not in _SIZE_UNITS:
+        reason = "it is not a size; write bytes, or a number followed by k, M or G"
+        raise Failure("parse", f"--log-size {quote(text)}", reason)
+    value *= _SIZE_UNITS[unit]
+    if not _LOG_SIZE_MIN <= value < _LOG_SIZE_LIMIT:
+        reason = f"a log has at least {_LOG_SIZE_MIN} bytes, and less than 8 EiB; write 1M"
+        raise Failure("parse", f"--log-size {quote(text)}", reason)
+    return value
+
+
+def runas(text: str) -> RunAs:
+    """The user and group of UID[:GID]|LOGIN[:GROUP], looked up now: later there are no files; or
+    OWN.
+    """
+    if text == "own":
+        return OWN
+    user, colon, group = text.partition(":")
+    try:
+        if not user or (colon and not group):
+            raise _Unknown("a part is missing; write UID[:GID] or LOGIN[:GROUP]")
+        account = _account(user)
+        uid = account.pw_uid if account is not None else _id(user, "user")
+        if group:
+            return RunAs(uid, _gid(group))
+        if account is None:
+            raise _Unknown(f"UID {uid} has no account to take the group from; write {uid}:GID")
+        return RunAs(uid, account.pw_gid)
+    except _Unknown as unknown:
+        raise Failure("parse", f"--runas {quote(text)}", str(unknown)) from None
+
+
+class _Unknown(Exception):  # noqa: N818 - a Failure in the making
+    """Why a user or group can't be made out; `runas` adds what was written."""
+
+
+def _account(user: str) -> pwd.struct_passwd | None:
+    """The account of a login, or of a number that has one."""
+    try:
+        return pwd.getpwuid(_id(user, "user")) if user.isdigit() else pwd.getpwnam(user)
+    except (KeyError, ValueError):
+        if user.isdigit():
+            return None
+    raise _Unknown(f"there is no user {quote(user)}; write a login of this system, or a UID:GID")
+
+
+def _gid(group: str) -> int:
+    if group.isdigit():
+        return _id(group, "group")
+    try:
+        return grp.getgrnam(group).gr_gid
+    except (KeyError, ValueError):
+        reason = f"there is no group {quote(group)}; write a group of this system, or a GID"
+        raise _Unknown(reason) from None
+
+
+def _id(text: str, kind: str) -> int:
+    value = number(text, 0, _LAST_ID)
+    if value is None:
+        raise _Unknown(f"{quote(text)} is not a {kind}'s number, which is 0 to {_LAST_ID}")
+    return value

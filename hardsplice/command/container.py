@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A COMMAND's namespaces, as the host monitor sees them.
+
+    the host monitor
+    └─ guard (guard.py)        makes user namespace A and the PID namespace; then it only waits
+       └─ PID 1 (init.py)      mounts /proc in A; makes user namespace B and all other namespaces
+          └─ COMMAND           root in B, once all others are locked down
+
+Two user namespaces, because the kernel locks mounts that are copied into a mount namespace of
+another one: neither the new /proc can be taken off the host's, nor anything that was made
+read-only be written again. A belongs to whoever started hardsplice: where that is root, no other
+process of COMMAND's user may enter or trace what lives in there.
+
+PID 1 is not COMMAND itself, since the kernel spares a PID 1 all signals that it has no handler for:
+Ctrl-C would not end `hardsplice sleep 100`. For the same reason only somebody outside can end a PID
+1 that hangs, and the host monitor can't, once it has changed its user and is in a Landlock domain.
+So the guard is PID 1's parent. It hangs on a line that the host monitor holds (ipc/lifeline.py),
+and PID 1 has asked to be killed when its parent ends: whatever becomes of the host monitor, the
+kernel ends the guard, PID 1, and with that all of the PID namespace.
+
+The target monitor joins B through PID 1, as it would join any process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import prctl
+
+from hardsplice.command import guard, id_maps, init, terminal
+from hardsplice.command.caller import Caller
+from hardsplice.command.id_maps import Ids
+from hardsplice.ipc import lifeline
+from hardsplice.ipc.channel import Channel, Kind, Malformed, Record, close_all
+from hardsplice.ipc.child import has_ended
+from hardsplice.ipc.dialogue import OF_INIT, last_words
+from hardsplice.kernel.status import describe_status, exit_status
+from hardsplice.model.errors import Failure, failure_of, quote, reason_of
+from hardsplice.model.identity import RunAs
+from hardsplice.net import namespaces
+from hardsplice.sandbox import landlock, refusals, rights, users
+from hardsplice.telemetry.log import Level
+
+if TYPE_CHECKING:
+    from hardsplice.app.setup import Setup
+
+# For PID 1 to leave by itself, and for the kernel to end what did not, in seconds
+_LEAVE_SECONDS = 0.3
+_END_SECONDS = 2.0
+_PROC_KEPT = (
+    "COMMAND has the /proc that is here, as the kernel refuses it one of its own: it sees other "
+    "processes, with their command lines and connections"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What to make."""
+
+    command: tuple[str, ...]
+    user: RunAs | None  # whom COMMAND is to be outside of its user namespace; None: as we are
+    hint: str | None  # what to do where that user can't run it
+    new_user: bool  # user namespaces too, in which COMMAND is root
+    ids: Ids  # that are mapped there
+    is_shielded: bool  # the kernel's settings are read-only
+    caller: Caller  # what COMMAND is to have as the caller had it
+    takes_foreground: bool  # COMMAND becomes the terminal's foreground group, and not the caller's
+    aside: Mapping[int, int]  # COMMAND's descriptors: the number that each is to have, and has
+    file_limits: tuple[int, int]  # RLIMIT_NOFILE, soft and hard, as COMMAND is to have it
+    init_program: bytes  # PID 1's filter
+    guard_program: bytes
+    last_capability: int
+    landlock_abi: int
+    strict: bool
+
+    @property
+    def is_root_outside(self) -> bool:
+        """Whether COMMAND has the user who is root in our own user namespace."""
+        return (self.user.uid if self.user else os.geteuid()) == 0
+
+    @property
+    def deny_files(self) -> Callable[[], None] | None:
+        """The Landlock layer of PID 1 and its guard, where there is Landlock."""
+        abi = self.landlock_abi
+        return partial(landlock.deny_files_and_ports, abi) if abi > 0 else None
+
+
+class Container:
+    """A COMMAND's namespaces, and the processes that keep them."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        """Make them; PID 1 waits for GO then, to start COMMAND. Failure leaves nothing behind."""
+        self.command = recipe.command[0]  # its program's name
+        self._hints = (*init.HINTS, *([recipe.hint] if recipe.hint else []))  # of PID 1's
+        self.warning = ""  # what COMMAND will miss
+        self.has_own_proc = True
+        self.init = self._pidfd = 0  # PID 1, by its number here
+        self._has_been_ended = False
+        prctl.set_child_subreaper(1)  # PID 1 becomes our child if the guard ends before it
+        hanging, self._line = lifeline.pair()
+        self.channel, channel = Channel.pair()
+        report, theirs = Channel.pair()
+        self._guard = os.fork()
+        if self._guard == 0:
+            guard.live(recipe, channel, theirs, hanging)
+        for end in (channel, theirs):
+            end.close()
+        os.close(hanging)
+        self._guard_pidfd = os.pidfd_open(self._guard)
+        try:
+            self._make(recipe, report)
+            self.target = namespaces.open_process(self.init, netns_only=not recipe.new_user)
+            self.channel.send(Record(Kind.GO))
+        except BaseException:
+            self.end()
+            raise
+        finally:
+            report.close()
+
+    def _make(self, recipe: Recipe, report: Channel) -> None:
+        if recipe.new_user:
+            self._expect(report)
+            try:
+                id_maps.write(self._guard, recipe.ids)
+            except OSError as error:
+                hint = refusals.userns_hint(error)
+                raise Failure("create", "namespaces", reason_of(error), hint) from error
+            report.send(Record(Kind.GO))
+        started = self._expect(report)
+        self.init, self.warning = started.detail, started.text.decode(errors="replace")
+        self._pidfd = os.pidfd_open(self.init)
+        self.has_own_proc = bool(self._expect(self.channel).detail)
+        self._expect(report)  # the guard is locked down
+
+    def _expect(self, channel: Channel) -> Record:
+        """The other side's next record; its Failure when it says that it failed."""
+        try:
+            record = channel.receive()
+            if record is None and channel is not self.channel:
+                record = self.channel.receive()  # PID 1 may know why
+        except Malformed as error:
+            raise Failure("create", "namespaces", str(error)) from error
+        if record is None:
+            raise Failure("create", "namespaces", self._early_end())
+        if record.kind == Kind.FATAL:
+            raise failure_of(record.text)
+        return record
+
+    def _early_end(self) -> str:
+        """What is known of it, since the guard has ended or hangs up."""
+        known = "the process that makes them ended early"
+        if has_ended(self._guard_pidfd, _LEAVE_SECONDS):
+            status = self._reap(self._guard)
+            if status is not None:
+                return f"{known}: {describe_status(status)}"
+        return known
+
+    @property
+    def pidfd(self) -> int:
+        """Readable when PID 1 has ended, and with it all that was in its PID namespace."""
+        return self._pidfd
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Our children: the guard, and after its end PID 1."""
+        return self._guard, self.init
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """What the host monitor keeps."""
+        return self.channel.fileno(), self._pidfd, self._guard_pidfd, self._line
+
+    def status(self) -> tuple[int, str]:
+        """How PID 1 ended, as a shell gives it and in words: the guard ends in the same way, unless
+        it can't, or was ended itself, and PID 1 with it.
+        """
+        has_left = has_ended(self._guard_pidfd, _LEAVE_SECONDS)
+        status = self._reap(self._guard) if has_left else None
+        if status is None:
+            return 128 + signal.SIGKILL, f"hs-init was {describe_status(signal.SIGKILL)}"
+        code = exit_status(status)
+        if os.WIFSIGNALED(status):
+            return code, f"hs-guard was {describe_status(status)}"
+        return code, f"hs-init was {describe_status(code - 128 if code > 128 else code << 8)}"
+
+    def last_words(self, record: Record, *, runs: bool) -> Failure:
+        """What PID 1 ends with; ``runs`` is whether COMMAND was told to run. Malformed where that
+        is not its to say.
+        """
+        failure = last_words(record.text, OF_INIT if runs else None, self._hints)
+        if failure.verb == "run":
+            failure.object = self.command
+        if record.detail in (init.NOT_EXECUTED, init.NOT_FOUND):
+            failure.status = record.detail
+        return failure
+
+    def end(self, *, patience: float = _LEAVE_SECONDS) -> None:
+        """End all processes in there. PID 1 may take ``patience`` seconds to leave at end of file;
+        then the kernel is told to end it.
+        """
+        if self._has_been_ended:
+            return
+        self._has_been_ended = True
+        self.channel.drain()
+        self.channel.close()
+        if self._pidfd:
+            has_ended(self._pidfd, patience)
+        os.close(self._line)
+        deadline = time.monotonic() + _END_SECONDS
+        for pid, pidfd in ((self._guard, self._guard_pidfd), (self.init, self._pidfd)):
+            if pidfd and has_ended(pidfd, max(0.0, deadline - time.monotonic())):
+                self._reap(pid)
+
+    def _reap(self, pid: int) -> int | None:
+        """The wait status of one that has ended; None where it isn't ours to reap, any more or at
+        all.
+        """
+        with contextlib.suppress(ChildProcessError):
+            return os.waitpid(pid, os.WNOHANG)[1]
+        return None
+
+
+def _takes_foreground(setup: Setup, command: Sequence[str]) -> bool:
+    """Whether COMMAND is a shell for whom the terminal is ours to give."""
+    is_here = setup.terminal is not None and setup.terminal.is_ours() and os.isatty(0)
+    return is_here and terminal.is_for_people(command)
+
+
+def for_command(setup: Setup) -> Container:
+    """COMMAND's namespaces, and a line on whom COMMAND is where that may surprise."""
+    options = setup.options
+    new_user = not options.netns_only
+    if not (new_user or rights.may_make_namespaces()):
+        reason = "without a user namespace it takes CAP_SYS_ADMIN, which is not there"
+        raise Failure("create", "namespaces", reason, "leave --netns-only out")
+    user = setup.user if new_user else options.runas
+    hint = users.hint(user) if user and users.is_real_root() else None
+    command = options.command or (os.environ.get("SHELL") or "/bin/sh",)
+    made = Container(
+        Recipe(
+            command=command,
+            user=user,
+            hint=hint,
+            new_user=new_user,
+            ids=id_maps.of_command(user, with_subordinate=options.map_auto),
+            is_shielded=new_user and users.keeps_root(user),
+            caller=setup.caller,
+            takes_foreground=_takes_foreground(setup, command),
+            aside=setup.aside,
+            file_limits=setup.file_limits,
+            init_program=setup.programs.init,
+            guard_program=setup.programs.guard,
+            last_capability=setup.last_capability,
+            landlock_abi=setup.landlock.abi,
+            strict=options.sandbox == "strict",
+        )
+    )
+    close_all(setup.aside.values())
+    if hint and options.runas is None:
+        setup.log.line(Level.INFO, f"started by root: {hint}")
+    elif options.runas is None and users.is_real_root():
+        setup.log.line(Level.INFO, f"started by root: {users.ROOT_HINT}")
+    if made.warning:
+        text = f"COMMAND cannot reach its working directory {quote(made.warning)}"
+        setup.log.line(Level.WARNING, f"{text}: {hint}" if hint else text)
+    if not made.has_own_proc:
+        for text in (_PROC_KEPT, refusals.PROC_HINT):
+            setup.log.line(Level.WARNING, text)
+    return made

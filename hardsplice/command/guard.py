@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The guard of a COMMAND's PID 1: its parent, outside of its PID namespace. command/container.py
+says what it is for.
+
+It becomes COMMAND's user in a user namespace of its own, forks PID 1, lets it have its maps, gives
+up all that it has, and waits. From then on its end is PID 1's, and PID 1's end is its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from typing import TYPE_CHECKING, NoReturn
+
+import prctl
+
+from hardsplice.command import environment, init
+from hardsplice.ipc import child, descriptors, lifeline
+from hardsplice.ipc.channel import Channel, Kind, Record, encode
+from hardsplice.ipc.descriptors import CHANNEL_FD, FIRST_LISTENER
+from hardsplice.kernel import linux
+from hardsplice.kernel.status import exit_status
+from hardsplice.model.errors import Failure, reason_of
+from hardsplice.sandbox import refusals, steps, user_namespace, users
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from hardsplice.command.container import Recipe
+
+
+def live(recipe: Recipe, channel: Channel, report: Channel, line: int) -> NoReturn:
+    """The life of the process that the host monitor forks. ``channel`` is for PID 1, ``report`` is
+    its own, and it hangs on ``line``.
+    """
+    child.live(lambda: _live(recipe, channel, report, line), report, "create", "namespaces")
+
+
+def _live(recipe: Recipe, channel: Channel, report: Channel, line: int) -> int:
+    prctl.set_name("hs-guard")
+    # What the terminal sends, and to end all by kill(1), is for COMMAND: it has its mask back
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    keep = (channel.fileno(), report.fileno(), line, *recipe.aside.values())
+    descriptors.close_others((0, 1, 2, *keep))
+    lifeline.hang_on(line)
+    if recipe.new_user:
+        _enter(recipe, report)
+        lifeline.hang_on(line)
+    pid = _start_init(recipe, channel, report, mask)
+    lock_down(recipe, report, line)
+    return wait(pid)
+
+
+def _enter(recipe: Recipe, report: Channel) -> None:
+    """Make user namespace A, as whoever started us, to whom it then belongs; and become COMMAND's
+    user, who is root in there.
+    """
+    if recipe.user is not None:
+        users.leave_what_is_the_callers(recipe.user)
+    try:
+        linux.unshare(linux.CLONE_NEWUSER)
+    except OSError as error:
+        hint = refusals.userns_hint(error)
+        raise Failure("create", "namespaces", reason_of(error), hint) from error
+    report.send(Record(Kind.READY))
+    if report.receive() is None:
+        os._exit(1)
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+
+
+def _start_init(recipe: Recipe, channel: Channel, report: Channel, mask: Iterable[int]) -> int:
+    """Fork PID 1, and write the maps of its user namespace: the kernel lets nobody do that but
+    those in there and in the namespace above, which is ours.
+    """
+    try:
+        linux.unshare(linux.CLONE_NEWPID)
+    except OSError as error:
+        hint = refusals.limited_by("pid", error)
+        raise Failure("create", "namespaces", reason_of(error), hint) from error
+    ours, theirs = Channel.pair()
+    pid = os.fork()
+    if pid == 0:
+        init.live(recipe, channel, theirs, mask)
+    theirs.close()
+    channel.close()
+    report.send(Record(Kind.READY, detail=pid, text=_unreachable_directory(recipe).encode()))
+    if recipe.new_user and ours.receive() is not None:
+        maps = recipe.ids.uids.same_below, recipe.ids.gids.same_below  # who is root in A is so in B
+        user_namespace.write_id_maps(pid, *maps, deny_setgroups=False)
+        ours.send(Record(Kind.GO))
+    ours.close()
+    return pid
+
+
+def _unreachable_directory(recipe: Recipe) -> str:
+    """The working directory, where COMMAND's user has lost the way to it."""
+    if recipe.user is not None:
+        with contextlib.suppress(FileNotFoundError):  # it is gone, for everybody
+            path = os.getcwd()
+            try:
+                os.stat(os.path.join(path, "."))
+            except PermissionError:
+                return path
+    return ""
+
+
+def lock_down(recipe: Recipe, report: Channel, line: int) -> None:
+    """Give up everything but the line, and say so."""
+    line = descriptors.above(line, FIRST_LISTENER, "the line")
+    report.move_to(CHANNEL_FD)
+    descriptors.null_standard_streams((0, 1, 2))
+    descriptors.keep((CHANNEL_FD, line), FIRST_LISTENER)
+    lockdown = steps.Lockdown(strict=recipe.strict, say=lambda _: None)
+    environment.forget()
+    lockdown.run(steps.init_steps((), recipe.last_capability, recipe.deny_files))
+    lockdown.run([steps.filter_step(recipe.guard_program)])
+    os.write(CHANNEL_FD, encode(Record(Kind.READY)))
+
+
+def wait(pid: int) -> int:
+    """PID 1's exit status."""
+    return exit_status(os.waitpid(pid, 0)[1])

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Children that aren't ours: whoever was started by what became this process by exec(3), and, where
+it is PID 1 or a subreaper, whoever lost its parent. Somebody has to wait for them when they end.
+
+Ours are waited for by whoever started them, so this only looks (WNOWAIT), and reaps by number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Container
+
+from hardsplice.ipc.loop import Alarm, Loop
+
+_AGAIN_SECONDS = 0.2  # until one of ours that stands before others has been waited for
+
+
+class Orphans:
+    """Reaps what has ended and is none of ours."""
+
+    def __init__(self, loop: Loop, ours: Callable[[], Container[int]]) -> None:
+        """``ours`` says which children somebody else waits for."""
+        self._ours = ours
+        self._later = Alarm(loop, self.look)
+
+    def look(self) -> None:
+        """Reap all that can be reaped now."""
+        with contextlib.suppress(ChildProcessError):
+            while found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                if found.si_pid in self._ours():
+                    self._later.set(_AGAIN_SECONDS)
+                    return
+                os.waitpid(found.si_pid, 0)

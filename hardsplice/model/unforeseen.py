@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Errors that no rule foresees, in the form that all have, and in the system's words; and the next
+step where it is a limit that was met, whatever met it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+
+from hardsplice.model.errors import Failure, reason_of
+
+_PROCESSES = "its user or cgroup has too many processes: see ulimit -u, and TasksMax= of a unit"
+
+
+def _of_memory() -> str | None:
+    for limit, letter in ((resource.RLIMIT_AS, "v"), (resource.RLIMIT_DATA, "d")):
+        if resource.getrlimit(limit)[0] != resource.RLIM_INFINITY:
+            return f"its memory is limited: raise the limit with ulimit -{letter}"
+    return None
+
+
+# Worked out now: a process that is locked down may not ask for its limits.
+_HINTS = {
+    errno.EMFILE: "raise the limit with ulimit -n",
+    errno.ENFILE: "the whole system has too many open: see the sysctl fs.file-max",
+    errno.EFBIG: "raise the limit with ulimit -f",
+    errno.EAGAIN: _PROCESSES,
+    errno.ENOMEM: _of_memory(),
+}
+LIMIT_HINTS = frozenset(hint for hint in _HINTS.values() if hint is not None)
+
+
+def next_step(error: BaseException | None) -> str | None:
+    """What to do about an error that says that there is too little of something."""
+    code = errno_of(error)
+    return None if code is None else _HINTS.get(code)
+
+
+def errno_of(error: BaseException | None) -> int | None:
+    """The number of an error of the system's, or of one that comes of it."""
+    if isinstance(error, MemoryError) or _is_lost(error):
+        return errno.ENOMEM
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    return _of_loader(str(error)) if isinstance(error, ImportError | OSError) else None
+
+
+def _is_lost(error: BaseException | None) -> bool:
+    """Whether the interpreter lost an exception on its way (_Py_CheckFunctionResult,
+    Objects/call.c, and its like), as it may where there is no memory for one.
+    """
+    return isinstance(error, SystemError) and "without" in str(error)
+
+
+def _of_loader(said: str) -> int | None:
+    """What the dynamic loader lacked, from its words (dlerror(3)): it gives no number."""
+    if os.strerror(errno.EMFILE) in said or f"Error {errno.EMFILE}" in said:
+        return errno.EMFILE
+    return errno.ENOMEM if "cannot map" in said or "failed to map" in said else None
+
+
+def as_failure(error: BaseException, verb: str, object: str) -> Failure:  # noqa: A002 - as in Failure
+    """An error as it is told; ``verb`` and ``object`` are what was being done, for those that don't
+    say so themselves.
+    """
+    if isinstance(error, Failure):
+        if error.hint is None:
+            error.hint = next_step(error.__cause__)
+        return error
+    return Failure(verb, object, _reason(error), next_step(error))
+
+
+def _reason(error: BaseException) -> str:
+    code = errno_of(error)
+    if code in _HINTS:
+        assert code is not None
+        return os.strerror(code)
+    where = _where(error)
+    if isinstance(error, OSError):
+        what = f"{error.filename}: " if error.filename else ""
+        return f"{what}{reason_of(error)}{where}"
+    if isinstance(error, ImportError):
+        return str(error)
+    return f"{type(error).__name__}{where}: {error}"
+
+
+def _where(error: BaseException) -> str:
+    """The place in the source: traceback would read files, which may be gone by now."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f" in {trace.tb_frame.f_code.co_qualname}, line {trace.tb_lineno}" if trace else ""

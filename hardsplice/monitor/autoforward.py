@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`-t auto` and `-T auto`: forward what is listened on in the other namespace, as long as it is.
+
+The host monitor looks at the listeners of both namespaces, which the kernel tells it
+(net/sockdiag.py), and asks the registry of ports for what is missing and what is too much. Left out
+is what hardsplice itself listens on: otherwise a port of the one direction would come back as one
+of the other.
+
+*How often.* Ports come in bursts, when something starts or is restarted; and a look costs little,
+but not nothing. So for BRISK_FOR seconds after a change, and after the start, it looks every
+BRISK_SECONDS, else every IDLE_SECONDS. However many listeners there are, looking takes no more than
+one part in SHARE of the time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+
+from hardsplice.ipc.loop import Loop
+from hardsplice.model.direction import Direction
+from hardsplice.model.errors import Failure
+from hardsplice.model.ports import Auto, Forward, overlap
+from hardsplice.monitor.registry import Port, Ports, Source
+from hardsplice.net import sockdiag
+from hardsplice.net.sockdiag import Listening
+
+BRISK_SECONDS = 0.1
+BRISK_FOR = 5.0
+IDLE_SECONDS = 1.0
+SHARE = 20
+RETRY_SECONDS = 5.0  # until a port that could not be had is tried for again
+
+_ANYWHERE = (IPv4Address("0.0.0.0"), IPv6Address("::"))
+
+
+class Pace:
+    """When to look next."""
+
+    def __init__(self, now: float) -> None:
+        self._brisk_until = now + BRISK_FOR
+
+    def pause(self, now: float, *, changed: bool, took: float) -> float:
+        """Seconds to the next look, after one that ended ``now`` and ``took`` so many seconds."""
+        if changed:
+            self._brisk_until = now + BRISK_FOR
+        return max(BRISK_SECONDS if now < self._brisk_until else IDLE_SECONDS, SHARE * took)
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """What a direction watches, and what it does about it."""
+
+    autos: Sequence[Auto]
+    asker: socket.socket  # of the namespace where the targets are
+
+
+def wanted(
+    listening: Iterable[Listening],
+    autos: Sequence[Auto],
+    families: frozenset[int],
+    ours: Iterable[Forward],
+) -> list[Forward]:
+    """What is to be forwarded while this is listened on there. ``families`` are the versions of IP
+    in use; ``ours`` is what hardsplice itself has there.
+    """
+    own = {
+        (address, forward.port)
+        for forward in ours
+        for address in ((forward.address,) if forward.address else _ANYWHERE)
+    }
+    targets = {
+        one.port
+        for one in listening
+        if one.reached_by & families and (one.address, one.port) not in own
+    }
+    return [
+        forward for port in sorted(targets) for auto in autos for forward in auto.forwards(port)
+    ]
+
+
+class Follower:
+    """One direction: has the registry follow what is wanted."""
+
+    def __init__(
+        self,
+        direction: Direction,
+        ports: Ports,
+        tell: Callable[[Failure], None],
+        on_outcome: Callable[[], None],
+    ) -> None:
+        """``tell`` is for people: a port that can't be had, once. ``on_outcome`` is called after
+        each outcome.
+        """
+        self.direction: Direction = direction
+        self.ports = ports
+        self.tell = tell
+        self.on_outcome = on_outcome
+        self.pending = 0  # outcomes that aren't known yet
+        self.asked: dict[Forward, Port | None] = {}  # None while its outcome isn't known
+        self.failed: dict[Forward, float] = {}  # when to try again
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether there is something to try again, whatever is listened on."""
+        return bool(self.failed)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether all that was asked for has its outcome."""
+        return not self.pending
+
+    def follow(self, forwards: Sequence[Forward], now: float) -> bool:
+        """Ask for what is missing, and have removed what is too much. Whether that changed."""
+        there = set(forwards)
+        before = {*self.asked, *self.failed}
+        for forward in [one for one in self.failed if one not in there]:
+            del self.failed[forward]
+        for forward, port in list(self.asked.items()):
+            if forward not in there and port is not None:
+                del self.asked[forward]
+                self.ports.remove(port.id, reset_flows=False, done=_ignore)
+        missing = [
+            one for one in forwards if one not in self.asked and now >= self.failed.get(one, 0.0)
+        ]
+        for forward in self._free(missing):
+            self._ask(forward, now)
+        return before != {*self.asked, *self.failed}
+
+    def _free(self, forwards: Sequence[Forward]) -> list[Forward]:
+        """Those that no option, nobody at the control socket, and no other of them has."""
+        if not forwards:
+            return []
+        held: dict[int, list[Forward]] = {}
+        for other in self.ports.held(self.direction):
+            held.setdefault(other.port, []).append(other)
+        free = []
+        for one in forwards:
+            there = held.setdefault(one.port, [])
+            if not any(overlap(one, other) for other in there):
+                there.append(one)
+                free.append(one)
+        return free
+
+    def _ask(self, forward: Forward, now: float) -> None:
+        self.asked[forward] = None
+        self.pending += 1
+
+        def done(outcome: Port | Failure) -> None:
+            self.pending -= 1
+            self._settle(forward, outcome, now)
+            self.on_outcome()
+
+        self.ports.add(self.direction, forward, Source.AUTO, done)
+
+    def _settle(self, forward: Forward, outcome: Port | Failure, now: float) -> None:
+        if isinstance(outcome, Port):
+            self.asked[forward] = outcome
+            self.failed.pop(forward, None)
+            return
+        del self.asked[forward]
+        if forward not in self.failed:
+            self.tell(outcome)
+        self.failed[forward] = now + RETRY_SECONDS
+
+
+def _ignore(_: Failure | None) -> None:
+    """Somebody else has removed the port."""
+
+
+class Watch:
+    """Looks, and follows, for as long as the loop runs."""
+
+    def __init__(
+        self,
+        watched: Mapping[Direction, Watched],
+        families: Sequence[int],
+        ports: Ports,
+        loop: Loop,
+        tell: Callable[[Failure], None],
+    ) -> None:
+        """``families`` are the versions of IP in use."""
+        self.watched = watched
+        self.families = frozenset(families)
+        self.ports = ports
+        self.loop = loop
+        self.followers = {one: Follower(one, ports, tell, self._perhaps_settled) for one in watched}
+        self.on_first: Callable[[], None] | None = None  # to be called still
+        # What the last look at each direction was at: the answer, and the registry's changes.
+        self.seen: dict[Direction, tuple[bytes, int]] = {}
+        self.pace = Pace(time.monotonic())
+        self.looks = 0
+
+    def start(self, on_first: Callable[[], None]) -> None:
+        """Look from now on; ``on_first`` is called once what is there already is forwarded."""
+        self._look()
+        self.on_first = on_first
+        self._perhaps_settled()
+
+    def _perhaps_settled(self) -> None:
+        """Call ``on_first`` if it is time; not from within what brought the outcome, whose business
+        it is not.
+        """
+        if self.on_first and all(follower.is_settled for follower in self.followers.values()):
+            self.loop.after(0, self.on_first)
+            self.on_first = None
+
+    def _look(self) -> None:
+        if self.ports.is_closed:
+            return
+        began = time.monotonic()
+        self.looks += 1
+        changed = False
+        for direction, watched in self.watched.items():
+            with contextlib.suppress(OSError):  # the kernel is short of memory: the next one tells
+                changed |= self._look_at(direction, watched, began)
+        now = time.monotonic()
+        self.loop.after(self.pace.pause(now, changed=changed, took=now - began), self._look)
+
+    def _look_at(self, direction: Direction, watched: Watched, now: float) -> bool:
+        seen = sockdiag.ask(watched.asker), self.ports.changes
+        follower = self.followers[direction]
+        if seen == self.seen.get(direction) and not follower.is_waiting:
+            return False
+        self.seen[direction] = seen
+        # Listeners of the other direction are those that we have where this one's targets are.
+        other: Direction = "outbound" if direction == "inbound" else "inbound"
+        ours = self.ports.held(other)
+        listening = sockdiag.parse(seen[0])
+        return follower.follow(wanted(listening, watched.autos, self.families, ours), now)

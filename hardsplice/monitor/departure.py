@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Noticing that the namespace which is served is gone: its process has ended, or the mount that
+gave it its name is in the table of mounts no more.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+from dataclasses import replace
+
+from hardsplice.ipc import descriptors
+from hardsplice.ipc.loop import Alarm, Callback, Loop
+from hardsplice.kernel.mounts import Watch
+from hardsplice.net.namespaces import Target
+from hardsplice.telemetry.log import Level, Log
+
+# Seconds from a change of the table until it is read: where many mounts come and go, once for all.
+PAUSE = 0.3
+
+
+def prepared(target: Target, log: Log, *, ends: bool) -> Target:
+    """A target with a table of mounts only where its end ``ends`` hardsplice; it is said where
+    nothing will tell of that.
+    """
+    if not ends:
+        if target.watched is not None:
+            os.close(target.watched.table)
+        return replace(target, watched=None)
+    if target.process is None and target.watched is None:
+        text = f"the end of {target.name} will not be noticed: it is no mount that is seen here"
+        log.line(Level.WARNING, text)
+    return target
+
+
+def placed(target: Target) -> Target:
+    """The target with what is watched at its descriptor."""
+    if target.watched is None:
+        return target
+    descriptors.move(target.watched.table, descriptors.WATCH_FD)
+    return replace(target, watched=target.watched.moved_to(descriptors.WATCH_FD))
+
+
+def watch(target: Target, loop: Loop, gone: Callback) -> None:
+    """Call back when the target is gone."""
+    if target.process is not None:
+        loop.add(target.process, gone)
+    elif target.watched is not None:
+        _MountEnd(target.watched, loop, gone)
+
+
+def forget(target: Target, loop: Loop) -> None:
+    """Look no more."""
+    table = target.watched.table if target.watched is not None else None
+    for fd in (target.process, table):
+        if fd is not None:
+            loop.remove(fd)
+
+
+class _MountEnd:
+    """The end of one mount. Mounts that come or go while the table is read may hide one that is
+    there, so it is gone when two readings miss it.
+    """
+
+    def __init__(self, watched: Watch, loop: Loop, gone: Callback) -> None:
+        self._watched = watched
+        self._gone = gone
+        self._missed = False
+        self._alarm = Alarm(loop, self._look)
+        loop.add(watched.table, self._changed, select.EPOLLPRI)  # EPOLLIN it always is
+        self._changed()  # it may have gone before
+
+    def _changed(self) -> None:
+        self._alarm.set(PAUSE)
+
+    def _look(self) -> None:
+        if self._watched.is_there():
+            self._missed = False
+        elif self._missed:
+            self._gone()
+        else:
+            self._missed = True
+            self._alarm.set(PAUSE)

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the host monitor alone can do where ports change: write, and end listeners for good.
+
+It writes targets into the address books, and where the next listener is to be made; and it keeps
+each listener once more, apart from those that relays accept on, so that it can end them: the filter
+lets options be set behind the places of listeners only.
+
+A listener that the target monitor has made at run time it may have kept, and could set options of
+it that connections inherit. So these are looked at again and again; all of them are when a relay
+was replaced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+
+from hardsplice.ipc.loop import Alarm, Loop
+from hardsplice.kernel import pinned, socketcalls
+from hardsplice.model.direction import PLACES, Direction
+from hardsplice.model.errors import Failure
+from hardsplice.model.families import ALL_FAMILIES
+from hardsplice.model.ports import Forward
+from hardsplice.monitor.registry import Port
+from hardsplice.net import listeners
+from hardsplice.net.retiring import Retiring, Sink
+from hardsplice.sandbox.address_book import Book
+
+LOOK_SECONDS = 1.0  # until listeners are looked at
+LOOKED_AT = 256  # of them at a time
+
+
+class Desk:
+    """The books of both directions, and listeners by the numbers of their ports."""
+
+    def __init__(
+        self,
+        books: Mapping[Direction, Book],
+        families: Mapping[Direction, Sequence[int]],
+        ports: Sequence[Port],
+        kept: Mapping[int, int],
+        target: int | None,
+        sink: Sink,
+    ) -> None:
+        """``families`` are those of the namespace that a direction's listeners are made in;
+        ``ports`` are written down already, and their listeners ``kept``. ``target`` is the number
+        of the network namespace that is served (socketcalls.namespace_cookie).
+        """
+        self.retiring = Retiring(books["outbound"], sink)  # the book that this process connects by
+        self._books = books
+        self._families = families
+        self._written = {port.id: (port.direction, port.forward) for port in ports}
+        self._kept = dict(kept)
+        self._target = target
+        self._foreign: set[int] = set()  # those that the target monitor has made at run time
+        self._unseen: list[int] = []
+        self._look: Alarm | None = None
+        self.on_loss: Callable[[Failure], None] = lambda _: None  # a listener is not as it was
+
+    # --- targets --------------------------------------------------------------------------------
+
+    def write_down(self, index: int, direction: Direction, forward: Forward) -> dict[int, int]:
+        """Have a port's targets in the book: their slots, by index into FAMILIES. Failure when it
+        is full.
+        """
+        book, written = self._books[direction], []
+        slots = {}
+        try:
+            for family, sockaddr in listeners.targets(forward, ALL_FAMILIES).items():
+                slots[family] = book.add(sockaddr)
+                written.append(sockaddr)
+        except BaseException:
+            for sockaddr in written:
+                book.remove(sockaddr)
+            raise
+        self._written[index] = (direction, forward)
+        return slots
+
+    def cross_out(self, index: int) -> None:
+        """A port is gone: nobody is to connect to its targets any more."""
+        found = self._written.pop(index, None)
+        if found is not None:
+            direction, forward = found
+            for sockaddr in listeners.targets(forward, ALL_FAMILIES).values():
+                self._books[direction].remove(sockaddr)
+
+    # --- listeners ------------------------------------------------------------------------------
+
+    def open(self, index: int, forward: Forward) -> int:
+        """Make an inbound listener here, and keep it; OSError where that is not possible."""
+        listeners.write_place(forward, self._families["inbound"])
+        try:
+            fd = listeners.open_listener(forward, self._families["inbound"])
+        finally:
+            pinned.clear_place()
+        self._kept[index] = fd
+        return fd
+
+    def keep(self, index: int, fd: int) -> None:
+        """Keep a listener that the target monitor has made, until it is ended."""
+        self._kept[index] = fd
+        self._foreign.add(index)
+        self.look_soon()
+
+    def listener(self, index: int) -> int:
+        """A port's listener; KeyError where it was ended."""
+        return self._kept[index]
+
+    def is_wanted(self, fd: int, forward: Forward) -> bool:
+        """Whether what the target monitor sent, which may have been taken over, is the listener
+        that it was asked for, as we would have made it. Before Linux 5.14 the namespace can't be
+        asked for.
+        """
+        if not listeners.is_listener(fd, forward.port) or not listeners.is_sound(fd):
+            return False
+        found = socketcalls.namespace_cookie(fd)
+        return found is None or found == self._target
+
+    def offer_place(self, forward: Forward) -> None:
+        """Write down where the target monitor is to make an outbound listener."""
+        written = self._books["inbound"].written  # which is what that one sees
+        listeners.write_place(forward, self._families["outbound"], written)
+
+    def withdraw_place(self) -> None:
+        """The target monitor has made the listener, or not: it can make no other one there."""
+        pinned.clear_place(self._books["inbound"].written)
+
+    def end(self, index: int) -> None:
+        """End a listener, whoever else has it."""
+        fd = self._kept.pop(index, None)
+        self._foreign.discard(index)
+        if fd is None:
+            return
+        written = self._written.get(index)
+        if (
+            written and written[0] == "outbound"
+        ):  # who is in its namespace has made it, and can make more
+            with contextlib.suppress(OSError):
+                socketcalls.retire(fd)
+            os.close(fd)
+        else:
+            name = listeners.describe(written[1]) if written else f"port {index}"
+            self.retiring.end(fd, f"{name} {PLACES['inbound']}")
+
+    # --- are they as they were? -----------------------------------------------------------------
+
+    def begin(self, loop: Loop, tell: Callable[[Failure], None]) -> None:
+        """From now on listeners are looked at; ``tell`` is for people."""
+        self.retiring.begin(loop, tell)
+        self._look = Alarm(loop, self._look_at_some)
+
+    def look_soon(self) -> None:
+        """Look at all listeners."""
+        if self._look is not None:
+            self._look.set(LOOK_SECONDS)
+
+    def _look_at_some(self) -> None:
+        if not self._unseen:
+            self._unseen = list(self._kept)
+        some, self._unseen = self._unseen[:LOOKED_AT], self._unseen[LOOKED_AT:]
+        for index in some:
+            fd = self._kept.get(index)
+            if fd is not None and not listeners.is_sound(fd):
+                self._lose(index)
+                return
+        if self._unseen or self._foreign:
+            self.look_soon()
+
+    def _lose(self, index: int) -> None:
+        direction, forward = self._written[index]
+        if index in self._foreign:
+            self.retiring.on_misuse("it changes a listener that it has handed over")
+        else:
+            what = f"{listeners.describe(forward)} {PLACES[direction]}"
+            self.on_loss(Failure("serve", what, listeners.UNSOUND))

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the host monitor says of ports and of what relays report, in the log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from hardsplice.ipc.channel import Record
+from hardsplice.model.direction import Direction
+from hardsplice.model.errors import Failure
+from hardsplice.monitor.notes import in_words
+from hardsplice.monitor.registry import Port
+from hardsplice.net.listeners import describe
+from hardsplice.telemetry.log import Level, Log
+
+
+class Teller:
+    """Finds the words."""
+
+    def __init__(self, log: Log, find: Callable[[int], Port | None]) -> None:
+        """``find`` has the port with a number, if it is still there."""
+        self._log = log
+        self._find = find
+
+    def trouble(self, failure: Failure) -> None:
+        """Something about ports went wrong that those who asked for them may not be there to hear
+        of.
+        """
+        hint = f": {failure.hint}" if failure.hint else ""
+        self._log.limited(Level.WARNING, ("ports", failure.verb), f"{failure}{hint}")
+
+    def of_port(self, failure: Failure) -> None:
+        """A port that auto found can't be had. Nobody asked for it by name: it is said once, and
+        of many with the same reason at the same moment only the first.
+        """
+        self._log.limited(Level.INFO, ("auto", failure.reason), f"auto: {failure}")
+
+    def where(self, direction: Direction, index: int) -> str:
+        """The port with this number as lines name it, where the number is not made up."""
+        port = self._find(index)
+        known = port is not None and port.direction == direction
+        return describe(port.forward) if port and known else "a port"
+
+    def tell(self, direction: Direction, record: Record) -> None:
+        """A note of a relay's, or of its keeper's."""
+        where = self.where(direction, record.index)
+        level, line = in_words(direction, where, record.small, record.detail, record.text)
+        if level is Level.TRACE:
+            self._log.line(level, line)  # each of them was asked for
+        else:
+            self._log.limited(level, (direction, record.small), line)

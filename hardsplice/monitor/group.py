@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The relays of one direction: each with its keeper, its pools and its counters, all with the same
+listeners.
+
+A relay that dies costs its own flows and is replaced by itself. A relay that stops accepting, or
+has died, may have been the only one that was told of a client (relay/tcp/accepting.py, *Sharing
+listeners*): then the others are made to look. They are told at most once in LOOK_SECONDS, so that a
+relay which was taken over can't keep the others busy with that.
+
+A crew that drains accepts nobody any more, and each of its relays leaves once nobody is connected.
+A listener that nobody else holds is shut down for that, so that clients are refused; one of the
+service manager's is left alone, and who comes waits for our successor.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+from hardsplice.ipc import descriptors
+from hardsplice.ipc.channel import Note
+from hardsplice.ipc.descriptors import FIRST_LISTENER
+from hardsplice.ipc.loop import Loop
+from hardsplice.kernel import socketcalls
+from hardsplice.model.errors import Failure
+from hardsplice.model.ports import Forward
+from hardsplice.monitor.supervisor import STOP_SECONDS, Keeper
+from hardsplice.monitor.unreachable import Doubt
+from hardsplice.net.listeners import Pointers
+from hardsplice.relay import main as relay
+from hardsplice.telemetry.flow_table import End
+
+LOOK_SECONDS = 0.01
+
+
+class Upward(Protocol):
+    """Whom a crew tells."""
+
+    def relays_ready(self) -> None:
+        """Every relay is locked down and serves, for the first time."""
+
+    def relay_lost(self, reason: str, hint: str | None = None) -> None:
+        """One of the relays can't be kept running."""
+
+    def relays_alive(self) -> None:
+        """Every relay has answered."""
+
+    def note(self, kind: int, detail: int, index: int, text: bytes) -> None:
+        """A relay, or its keeper, has something for the log."""
+
+    def flow_ended(self, end: int, row: bytes) -> None:
+        """A flow ended; what is said of it was checked."""
+
+    def relays_drained(self) -> None:
+        """Every relay was to drain, and has ended."""
+
+
+class Crew:
+    """Keeps the relays of one direction."""
+
+    def __init__(self, plans: Sequence[relay.Plan], loop: Loop, upward: Upward) -> None:
+        self.loop = loop
+        self.upward = upward
+        self.keepers = [Keeper(plan, loop, self) for plan in plans]
+        self.listeners = {one.index: one for one in plans[0].listeners} if plans else {}
+        self.families = plans[0].families if plans else ()
+        self.pointers: Pointers | None = None
+        self.places: deque[int] = deque()  # where listeners that come at run time are put
+        if plans and plans[0].is_dynamic:
+            self.pointers = Pointers(plans[0].book, self.families)
+            taken = {one.fd for one in plans[0].listeners}
+            every = range(FIRST_LISTENER, plans[0].first_flow)
+            self.places.extend(fd for fd in every if fd not in taken)
+        self.awaited = len(self.keepers)
+        self.will_look = False
+        self.lent = plans[0].lent if plans else frozenset()
+        self.doubt = Doubt()
+
+    def start(self) -> None:
+        """Fork all relays."""
+        for keeper in self.keepers:
+            keeper.start()
+
+    def stop(self) -> None:
+        """Make all relays leave, and wait until they have."""
+        for keeper in self.keepers:
+            keeper.hang_up()
+        deadline = time.monotonic() + STOP_SECONDS
+        for keeper in self.keepers:
+            keeper.stop(deadline)
+
+    def lend(self, indices: Iterable[int]) -> None:
+        """The service manager has those listeners, too."""
+        self.lent |= frozenset(indices)
+
+    def drain(self) -> None:
+        """Have every relay end once nobody is connected to it, and no client come any more."""
+        for keeper in self.keepers:
+            keeper.drain()
+        for index, listener in self.listeners.items():
+            if index not in self.lent:
+                socketcalls.shutdown(listener.fd, socket.SHUT_RDWR)
+        self.relay_drained()
+
+    def relay_drained(self) -> None:
+        """One more has ended, as it was told to."""
+        if self.is_drained:
+            self.upward.relays_drained()
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether there is no relay to ask, nor will be."""
+        return all(keeper.is_drained for keeper in self.keepers)
+
+    def ask_alive(self) -> None:
+        """Ask every relay whether it goes on."""
+        for keeper in self.keepers:
+            keeper.ask_alive()
+        if self.is_drained:
+            self.upward.relays_alive()
+
+    def add(self, index: int, fd: int, forward: Forward, slots: Mapping[int, int]) -> None:
+        """Keep one more listener, a copy of ``fd``, and have every relay accept on it; ``slots``
+        are those of its targets in the address book. Failure where that can't be.
+        """
+        assert self.pointers is not None
+        if not self.places:
+            reason = "there is no place left for one more listener"
+            raise Failure("listen on", f"port {forward.port}", reason)
+        listener = self.pointers.listener(index, self.places[0], forward, slots)
+        descriptors.copy(fd, self.places.popleft())
+        self.listeners[index] = listener
+        for keeper in self.keepers:
+            keeper.add(listener)
+
+    def remove(self, index: int, *, reset_flows: bool) -> None:
+        """Give up a listener, if it is there, which the host monitor has ended. Its flows go on, or
+        are reset.
+        """
+        listener = self.listeners.pop(index, None)
+        if listener is None:
+            return
+        for keeper in self.keepers:
+            keeper.remove(listener, reset_flows=reset_flows)
+        descriptors.clear((listener.fd,))
+        self.places.append(listener.fd)
+
+    def relay_ready(self) -> None:
+        """One more serves."""
+        self.awaited -= 1
+        if self.awaited == 0:
+            self.upward.relays_ready()
+
+    def relay_lost(self, reason: str, hint: str | None = None) -> None:
+        """Fewer relays than were asked for is an error."""
+        self.upward.relay_lost(reason, hint)
+
+    def relay_alive(self) -> None:
+        """One more has answered."""
+        if not any(keeper.is_asked for keeper in self.keepers):
+            self.upward.relays_alive()
+
+    def relay_yields(self) -> None:
+        """Clients may wait of whom no other relay knows."""
+        if len(self.keepers) > 1 and not self.will_look:
+            self.will_look = True
+            self.loop.after(LOOK_SECONDS, self._look)
+
+    def note(self, kind: int, detail: int, index: int, text: bytes) -> None:
+        """Pass it on."""
+        listener = self.listeners.get(index)
+        if listener is not None and self.doubt.explains_note(kind, detail, listener):
+            kind = Note.LOOPBACK
+        self.upward.note(kind, detail, index, text)
+
+    def flow_ended(self, end: int, row: bytes) -> None:
+        """Pass it on."""
+        self.upward.flow_ended(End.LOOPBACK if self.doubt.explains_end(end, row) else end, row)
+
+    def _look(self) -> None:
+        self.will_look = False
+        for keeper in self.keepers:
+            keeper.look()

@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Listeners that come and go at run time: what the two monitors do for it, and say to each other.
+
+A listener belongs to the namespace where its clients are; the relays that accept on it live in the
+other one, and so does the monitor that keeps it for them. So the host monitor makes those of the
+inbound direction and hands them to the target monitor; those of the outbound direction the target
+monitor makes and hands back.
+
+    inbound, add       host monitor: bind  ── SERVE, listener ──►  target monitor: keep it
+                                           ◄───────── SERVED ────
+    inbound, remove    host monitor        ────────── CLOSE ────►  target monitor: end it
+                                           ◄───────── CLOSED ────
+    outbound, add      host monitor        ────────── OPEN ─────►  target monitor: bind
+                       keep it             ◄─ OPENED, listener ──
+    outbound, remove   host monitor: end it
+
+The host monitor alone writes down what is made and connected to, and ends listeners
+(monitor/effects.py).
+
+One request (monitor/requests.py) is under way at a time, so that its record always fits into the
+channel, and an answer that nobody waits for is known to be none. Either monitor takes what the
+other one says for hostile: records have a fixed form, and what is called a listener is looked at
+before it is kept.
+
+*Nothing lasts for ever.* A request has its outcome, whatever goes wrong on its way, and the next
+one its turn. Where the target monitor does not answer in ANSWER_SECONDS, whoever wants a listener
+is told so, and so are all others until it does answer. What it answers then is for that request
+still, no other having been sent: the listener is ended again, since nobody was told of it. To end a
+listener has no such limit, because it goes on being held until it is ended; there are no more of
+those requests than ports.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from hardsplice.ipc.channel import CROWDED_HINT, Channel, Kind, Malformed, Record, Sent
+from hardsplice.ipc.loop import Alarm, Loop
+from hardsplice.model.direction import Direction
+from hardsplice.model.errors import Failure
+from hardsplice.model.ports import Forward
+from hardsplice.monitor.effects import Desk
+from hardsplice.monitor.group import Crew
+from hardsplice.monitor.requests import (
+    CloseRequest,
+    Done,
+    OpenRequest,
+    Request,
+    ServeRequest,
+    decode,
+)
+from hardsplice.net.listeners import is_listener, open_listener
+
+ANSWER_SECONDS = 5.0
+WAITING_MAX = 1 << 17  # requests: as many as there are ports of both directions
+
+# --- the host monitor's part ----------------------------------------------------------------------
+
+_SILENT = "the target monitor does not answer"
+_SENT = {
+    Sent.FULL: (_SILENT, None),
+    Sent.GONE: ("the target monitor has ended", None),
+    Sent.CROWDED: (os.strerror(errno.ETOOMANYREFS), CROWDED_HINT),
+}
+
+
+class HostSide:
+    """Does what the registry of ports decides (forwarding.Worker)."""
+
+    def __init__(
+        self,
+        channel: Channel,
+        crew: Crew,
+        desk: Desk,
+        loop: Loop,
+        tell: Callable[[Failure], None],
+    ) -> None:
+        """``channel`` leads to the target monitor; ``crew`` are the outbound relays. ``tell`` is
+        for people: what goes wrong that a request is not to blame for.
+        """
+        self.channel = channel
+        self.crew = crew
+        self.desk = desk
+        self.waiting: deque[Request] = deque()
+        self.current: Request | None = None
+        self.is_late = False  # whoever asked for the current one was told that there is no answer
+        self._due = 0.0
+        self._clock = Alarm(loop, self._look_at_clock)
+        self._tell = tell
+        self._is_at_it = False
+        desk.begin(loop, tell)
+
+    def add(self, index: int, direction: Direction, forward: Forward, done: Done) -> None:
+        """Listen, and have connections served."""
+        if direction == "inbound":
+            self._ask(ServeRequest(index, forward, self.desk, done))
+        else:
+            self._ask(OpenRequest(index, forward, self.crew, self.desk, done))
+
+    def remove(
+        self, index: int, direction: Direction, *, reset_flows: bool, done: Callable[[], None]
+    ) -> None:
+        """Stop listening."""
+        if direction == "inbound":
+            self._ask(CloseRequest(index, self.desk, reset_flows, done))
+        else:
+            self.desk.end(index)
+            self.crew.remove(index, reset_flows=reset_flows)
+            self.desk.cross_out(index)
+            done()
+
+    def _ask(self, request: Request) -> None:
+        if not request.can_wait and (self.is_late or len(self.waiting) >= WAITING_MAX):
+            self._finish(request, request.failed(_SILENT))
+            return
+        self.waiting.append(request)
+        self._next()
+
+    def _next(self) -> None:
+        """Send requests until one is under way. Whoever is told an outcome may ask for more: that
+        waits until it is its turn here.
+        """
+        if self._is_at_it:
+            return
+        self._is_at_it = True
+        try:
+            while self.current is None and self.waiting:
+                request = self.waiting.popleft()
+                failure = self._send(request)
+                if failure is not None:
+                    request.give_up()
+                    self._finish(request, failure)
+        finally:
+            self._is_at_it = False
+
+    def _send(self, request: Request) -> Failure | None:
+        """Have a request under way; a Failure where that is not possible."""
+        try:
+            sent = self.channel.send(request.begin(), wait=False)
+        except Failure as failure:
+            return failure
+        except Exception as error:  # noqa: BLE001 - it ends this request, whatever it is
+            return request.failed(f"{type(error).__name__}: {error}")
+        if not sent:
+            unsent = request.failed(*_SENT[sent])
+            if sent is Sent.CROWDED:
+                self._tell(unsent)
+            return unsent
+        self.current = request
+        self._due = time.monotonic() + ANSWER_SECONDS
+        self._clock.set(ANSWER_SECONDS)
+        return None
+
+    def _finish(self, request: Request, outcome: Failure | None) -> None:
+        """Tell whoever asked. What goes wrong there is no reason to serve nobody any more."""
+        try:
+            request.tell(outcome)
+        except Exception as error:  # noqa: BLE001 - see above
+            self._tell(Failure("tell of", "a port", f"{type(error).__name__}: {error}"))
+
+    def _look_at_clock(self) -> None:
+        """Is the answer overdue?"""
+        if self.current is None or self.is_late:
+            return
+        left = self._due - time.monotonic()
+        if left > 0:
+            self._clock.set(left)
+            return
+        self.is_late = True
+        late = [one for one in (self.current, *self.waiting) if not one.can_wait]
+        self.waiting = deque(one for one in self.waiting if one.can_wait)
+        self._tell(Failure("change", "ports", _SILENT))
+        for request in late:
+            self._finish(request, request.failed(_SILENT))
+
+    def take(self, record: Record) -> None:
+        """An answer. Malformed when nobody waits for it; its descriptors are the caller's then."""
+        request = self.current
+        if request is None or (record.kind, record.index) != (request.answer, request.index):
+            raise Malformed(f"an answer of kind {record.kind} that nobody waits for")
+        if len(record.fds) > (record.kind == Kind.OPENED):
+            raise Malformed(f"{len(record.fds)} descriptors beside an answer")
+        was_late, self.is_late = self.is_late, False
+        self.current = None
+        try:
+            self._conclude(request, record, undo=was_late and not request.can_wait)
+        finally:
+            self._next()
+
+    def _conclude(self, request: Request, record: Record, *, undo: bool) -> None:
+        if record.detail == errno.ETOOMANYREFS:
+            self._tell(request.failed(*_SENT[Sent.CROWDED]))
+        if undo:
+            more = request.undo(record)
+            if more is not None:
+                self.waiting.appendleft(more)
+            return
+        try:
+            outcome = request.end(record)
+        except Malformed:
+            raise
+        except Exception as error:  # noqa: BLE001 - it ends this request, whatever it is
+            outcome = request.failed(f"{type(error).__name__}: {error}")
+        self._finish(request, outcome)
+
+
+# --- the target monitor's part --------------------------------------------------------------------
+
+
+class TargetSide:
+    """Serves the host monitor's requests."""
+
+    def __init__(self, parent: Channel, crew: Crew, families: Sequence[int]) -> None:
+        """``families`` are the namespace's; ``crew`` are the inbound relays."""
+        self.parent = parent
+        self.crew = crew
+        self.families = families
+
+    def take(self, record: Record) -> None:
+        """A request. Malformed when it is none; its descriptors are the caller's then."""
+        handler = _HANDLERS.get(record.kind)
+        if handler is None:
+            raise Malformed(f"a request of kind {record.kind}")
+        if len(record.fds) != (record.kind == Kind.SERVE):
+            raise Malformed(f"{len(record.fds)} descriptors beside a request")
+        handler(self, record)
+
+    def _open(self, record: Record) -> None:
+        forward, _ = decode(record.text)
+        try:
+            listener = open_listener(forward, self.families)
+        except OSError as error:
+            self._answer(Kind.OPENED, record, error.errno or errno.EIO)
+            return
+        except Exception:  # noqa: BLE001 - it ends this request, whatever it is
+            self._answer(Kind.OPENED, record, errno.EINVAL)
+            return
+        answer = Record(Kind.OPENED, index=record.index, fds=(listener,))
+        if not self.parent.send(answer):
+            self._answer(Kind.OPENED, record, errno.ETOOMANYREFS)
+        os.close(listener)
+
+    def _serve(self, record: Record) -> None:
+        forward, slots = decode(record.text)
+        (fd,) = record.fds
+        if record.index in self.crew.listeners or not is_listener(fd, forward.port):
+            raise Malformed("a descriptor that is not a new listener")
+        code = 0
+        try:
+            self.crew.add(record.index, fd, forward, slots)
+        except Failure:
+            code = errno.EAFNOSUPPORT
+        except Exception:  # noqa: BLE001 - it ends this request, whatever it is
+            code = errno.EINVAL
+        os.close(fd)
+        self._answer(Kind.SERVED, record, code)
+
+    def _close(self, record: Record) -> None:
+        self.crew.remove(record.index, reset_flows=bool(record.small))
+        self._answer(Kind.CLOSED, record)
+
+    def _answer(self, kind: Kind, record: Record, code: int = 0) -> None:
+        self.parent.send(Record(kind, index=record.index, detail=code))
+
+
+# What the host monitor may ask for. There is nothing else.
+_HANDLERS: dict[int, Callable[[TargetSide, Record], None]] = {
+    Kind.OPEN: TargetSide._open,
+    Kind.SERVE: TargetSide._serve,
+    Kind.CLOSE: TargetSide._close,
+}

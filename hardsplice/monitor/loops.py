@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Ports that lead to each other: a client that is taken round and round uses up every descriptor.
+Pure.
+
+Certain is what the options say by themselves: a target on the loopback interface, or at the very
+address of a listener. Whether another address leads back to us nobody knows before it happens
+(relay/tcp/accepting.py, *Loops*). Of two targets that are tried one after the other the first
+counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from ipaddress import IPv6Address
+
+from hardsplice.model.direction import DIRECTIONS, PLACES, Direction
+from hardsplice.model.errors import Failure
+from hardsplice.model.ports import LOOPBACKS, Address, Forward
+from hardsplice.monitor.registry import Port
+from hardsplice.net.listeners import describe
+
+_Listener = tuple[Direction, Forward]
+_Visit = tuple[_Listener, int]  # a client's, by a version of IP
+
+
+def _plain(address: Address) -> Address:
+    """An IPv4 address that is written as one of IPv6 is that of IPv4."""
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return mapped or address
+
+
+def _first_target(forward: Forward, version: int) -> Address:
+    """The address that a client is connected to first."""
+    return LOOPBACKS[version] if forward.target is None else _plain(forward.target)
+
+
+def _takes(listener: Forward, address: Address) -> bool:
+    """Whether a connection to that address, from within its namespace, certainly comes there."""
+    if listener.interface not in (None, "lo"):
+        return False
+    if listener.address is None:
+        return address.is_loopback
+    own = _plain(listener.address)
+    if own.version != address.version:
+        return False
+    return own == address or (own.is_unspecified and address.is_loopback)
+
+
+class Loops:
+    """All listeners of both directions, and which leads to which."""
+
+    def __init__(self, listeners: Iterable[_Listener]) -> None:
+        self._by_port: dict[tuple[Direction, int], list[Forward]] = {}
+        for direction, forward in listeners:
+            self._by_port.setdefault((direction, forward.port), []).append(forward)
+
+    def _after(self, visit: _Visit) -> Iterator[_Visit]:
+        (direction, forward), version = visit
+        address = _first_target(forward, version)
+        other = DIRECTIONS[1 - DIRECTIONS.index(direction)]
+        for listener in self._by_port.get((other, forward.target_port), ()):
+            if _takes(listener, address):
+                yield (other, listener), address.version
+
+    def through(self, direction: Direction, forward: Forward) -> Sequence[_Listener]:
+        """The ports that lead from this one back to it, this one first; none where there is no such
+        way.
+        """
+        start = direction, forward
+        versions = (4, 6) if forward.address is None else (_plain(forward.address).version,)
+        came_from: dict[_Visit, _Visit] = {}
+        waiting: list[_Visit] = [(start, version) for version in versions]
+        while waiting:
+            visit = waiting.pop()
+            for following in self._after(visit):
+                if following[0] == start:
+                    way = [visit]
+                    while way[-1] in came_from:
+                        way.append(came_from[way[-1]])
+                    return [listener for listener, _ in reversed(way)]
+                if following not in came_from:
+                    came_from[following] = visit
+                    waiting.append(following)
+        return ()
+
+
+def failure(way: Sequence[_Listener]) -> Failure:
+    """Why the ports of a loop can't be had."""
+    (direction, forward), *others = way
+    names = [f"{describe(one)} {PLACES[where]}" for where, one in (*others, way[0])]
+    option = "-t" if direction == "inbound" else "-T"
+    hint = f"leave out one of them, as with {option} ~{forward.port}, or have one lead elsewhere"
+    what = f"{describe(forward)} {PLACES[direction]}"
+    return Failure("forward", what, f"that is a loop, by way of {', then '.join(names)}", hint)
+
+
+def check(direction: Direction, forward: Forward, ports: Iterable[Port]) -> None:
+    """Raises Failure where one more listener, beside those that there are, would be in a loop."""
+    others = [(port.direction, port.forward) for port in ports]
+    if not any(one.port == forward.target_port for where, one in others if where != direction):
+        return  # as a rule: nobody is where it leads to
+    if way := Loops([*others, (direction, forward)]).through(direction, forward):
+        raise failure(way)
+
+
+def refuse(listeners: Sequence[_Listener]) -> None:
+    """Raises Failure where one of the listeners is in a loop."""
+    loops = Loops(listeners)
+    for direction, forward in listeners:
+        if way := loops.through(direction, forward):
+            raise failure(way)

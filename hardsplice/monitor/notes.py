@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A relay's notes in words. Relays send numbers; what a person reads is made here, by the host
+monitor, from what a relay may have made up: a number without a meaning is shown as that number.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from hardsplice.ipc.channel import CROWDED_HINT, Note
+from hardsplice.telemetry.log import Level
+
+BY_RELAYS: frozenset[int] = frozenset(
+    {Note.REFUSED, Note.TIMED_OUT, Note.ACCEPT, Note.DESCRIPTORS, Note.ERROR}
+)
+# Where the log wants every flow.
+BY_TRACED_RELAYS: frozenset[int] = frozenset({Note.OPENED, Note.ENDED})
+BY_KEEPERS: frozenset[int] = frozenset(
+    {Note.RESTARTED, Note.DIED, Note.SOCKETS, Note.CROWDED, Note.LOOPBACK, Note.SHORT}
+)
+LACKING_MAX, LACKING_LENGTH = 32, 200  # lines, and characters of a line
+
+_WORDS: dict[int, tuple[Level, str]] = {
+    Note.REFUSED: (Level.INFO, "{direction}, {where}: cannot reach the target: {reason}"),
+    Note.LOOPBACK: (
+        Level.WARNING,
+        "{direction}, {where}: cannot reach the target: the loopback interface is down",
+    ),
+    Note.TIMED_OUT: (Level.WARNING, "{direction}, {where}: the target does not answer"),
+    Note.ACCEPT: (Level.WARNING, "{direction}: cannot accept for now: {reason}"),
+    Note.DESCRIPTORS: (
+        Level.WARNING,
+        "{direction}: all {detail} descriptors are in use, so new ones wait: raise ulimit -n",
+    ),
+    Note.ERROR: (Level.ERROR, "{direction}, {where}: a flow was reset: {text} {reason}"),
+    Note.RESTARTED: (Level.WARNING, "{direction}: the relay was started again: {text}"),
+    Note.DIED: (
+        Level.WARNING,
+        "{direction}: a relay ended before its connections did: {text}",
+    ),
+    Note.OPENED: (Level.TRACE, "{direction}, {where}: connected"),
+    Note.ENDED: (Level.TRACE, "{direction}, {where}: over{reset}"),
+    Note.SOCKETS: (Level.WARNING, "{direction}: cannot open sockets for now: {reason}"),
+    Note.CROWDED: (
+        Level.WARNING,
+        f"{{direction}}: cannot pass {{text}} on for now: {{reason}}: {CROWDED_HINT}",
+    ),
+    Note.SHORT: (Level.WARNING, "{direction}: cannot start the relay again for now: {reason}"),
+}
+_UNKNOWN = (Level.WARNING, "{direction}: a note without a meaning")
+
+
+def in_words(direction: str, where: str, kind: int, detail: int, text: bytes) -> tuple[Level, str]:
+    """How much a note matters, and its line. ``detail`` is an errno or a number, by kind."""
+    level, line = _WORDS.get(kind, _UNKNOWN)
+    return level, line.format(
+        direction=direction,
+        where=where,
+        detail=detail,
+        reason=os.strerror(detail) if detail else "",
+        text=text.decode(errors="replace"),
+        reset=", by a reset" if detail else "",
+    )
+
+
+def lacking(text: bytes, known: Sequence[str]) -> list[str]:
+    """What the target monitor had to do without, one a line, where that is not known already; as
+    much of it as somebody would read, since it may have been taken over.
+    """
+    lines = (line[:LACKING_LENGTH] for line in text.decode(errors="replace").split("\n") if line)
+    return [line for line in dict.fromkeys(lines) if line not in known][:LACKING_MAX]

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Listeners that a relay is given while it runs: its monitor's side of kernel/unotify.py.
+
+The relay is told of each that comes or goes by a record, and asks for it when it has read that.
+What is put at its place then is what belongs there now, which may be nothing any more. It asks once
+for each record, in their order; whatever else it asks is a breach of the protocol.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+from collections import deque
+from collections.abc import Callable
+
+from hardsplice.ipc.descriptors import NULL_FD
+from hardsplice.ipc.loop import Loop
+from hardsplice.kernel import unotify
+
+NOT_HERE = "this kernel can't put a descriptor into another process (Linux 5.9)"
+
+
+class Placing:
+    """What one relay has been told of and has not asked for yet."""
+
+    def __init__(
+        self, loop: Loop, is_there: Callable[[int, int], bool], breach: Callable[[str], None]
+    ) -> None:
+        """``is_there`` says whether the port with this number has its listener at that place still;
+        ``breach`` ends the relay.
+        """
+        self._loop = loop
+        self._is_there = is_there
+        self._breach = breach
+        self._fd = -1
+        self._poller = select.poll()
+        self._due: deque[tuple[int, int | None]] = deque()  # place; port, where one was added
+
+    def begin(self, fd: int) -> None:
+        """The relay has handed over the descriptor from which its questions are read. OSError
+        where that is none, or the kernel lacks what it takes.
+        """
+        try:
+            unotify.put(fd, 0, NULL_FD, NULL_FD)  # nobody can have asked that
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                os.close(fd)
+                raise
+        self._fd = fd
+        self._poller.register(fd, select.POLLIN)
+        self._loop.add(fd, self._on_question)
+
+    def told(self, place: int, port: int | None) -> None:
+        """The relay has been told that a port's listener comes to a place, or that one goes."""
+        self._due.append((place, port))
+
+    def forget(self) -> None:
+        """The relay is gone."""
+        self._due.clear()
+        if self._fd >= 0:
+            self._loop.remove(self._fd)
+            self._poller.unregister(self._fd)
+            os.close(self._fd)
+            self._fd = -1
+
+    def _on_question(self) -> None:
+        # Where nobody can ask any more it is ready, too, and to read would wait for ever.
+        ready = dict(self._poller.poll(0))
+        if not ready.get(self._fd, 0) & select.POLLIN:
+            if ready:
+                self._loop.remove(self._fd)
+            return
+        question = unotify.next_question(self._fd)
+        if question is None:
+            return
+        identity, place = question
+        if not self._due or self._due[0][0] != place:
+            self._breach(f"it asks for what is due at {place}, which is nothing")
+            return
+        if not self._put(identity, place, self._due[0][1]):
+            return  # it was interrupted, and asks again
+        self._due.popleft()
+
+    def _put(self, identity: int, place: int, port: int | None) -> bool:
+        is_there = port is not None and self._is_there(port, place)
+        try:
+            unotify.put(self._fd, identity, place if is_there else NULL_FD, place)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.EINPROGRESS, errno.ESRCH):
+                raise
+            return False
+        return unotify.answer(self._fd, identity, place if is_there else 0)

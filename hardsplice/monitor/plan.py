@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the host monitor (monitor/host.py) is told by set-up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hardsplice.command import container
+from hardsplice.command.terminal import Terminal
+from hardsplice.ipc.child import Child
+from hardsplice.ipc.sd_notify import Notifier
+from hardsplice.model.direction import Direction
+from hardsplice.monitor.autoforward import Watched
+from hardsplice.monitor.effects import Desk
+from hardsplice.monitor.registry import Port
+from hardsplice.net.namespaces import Target
+from hardsplice.relay import main as relay
+from hardsplice.telemetry.flow_log import Traffic
+from hardsplice.telemetry.log import Log
+
+if TYPE_CHECKING:
+    from hardsplice.control.host import Control
+
+
+@dataclass(slots=True)
+class Host:
+    """What the host monitor is told by set-up."""
+
+    log: Log
+    target: Target | None
+    quit_with_target: bool
+    ports: Sequence[Port]  # those that are listened on
+    first_free: int  # from this number on, none is a port's
+    dynamic: frozenset[Direction]  # those whose ports may change at run time
+    desk: Desk | None  # where ports may change
+    check_room: Callable[[int], None]  # raises Failure where a relay can't have so many listeners
+    watched: dict[Direction, Watched]  # by -t auto and -T auto
+    versions: Sequence[int]  # of IP, in use
+    signals: int  # signalfd
+    terminal: Terminal | None  # which controls our session
+    monitor: Child | None  # the target monitor
+    container: container.Container | None
+    plans: Sequence[relay.Plan]  # of the outbound relays
+    traffic: Sequence[Traffic]  # each direction's counters and flow tables
+    log_flows: bool  # whether the end of each flow is written to the log
+    drain: int  # seconds that flows have to come to their own end
+    control: Control | None  # the control socket
+    notifier: Notifier
+    watchdog: float | None  # seconds within which the service manager wants to hear of us
+    missing: list[str]  # layers of the lock-down that are not in force
+
+    def kept(self) -> Sequence[int]:
+        """The ports that may change whose listeners the service manager has, too."""
+        return self.control.store.ports() if self.control else ()

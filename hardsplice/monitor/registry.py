@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The ports that are forwarded, and how they change at run time: the registry, in the host monitor.
+
+Each port has a number of its own, which is never used again: connections of a port that was removed
+go on, and what is said of them must not be taken for another's. Whoever asks for a change is told
+the outcome once it is known, which may be at once.
+
+The registry decides what may be asked; `exchange` does it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Protocol
+
+from hardsplice.model.direction import DIRECTIONS, PLACES, Direction
+from hardsplice.model.errors import Failure
+from hardsplice.model.ports import Forward
+from hardsplice.net.listeners import describe
+
+
+class Source(Enum):
+    """Who asked for a port."""
+
+    OPTION = "option"
+    AUTO = "auto"
+    CONTROL = "control"
+    NAMESPACE = "namespace"  # as CONTROL, from the namespace that is served
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """A port that is listened on."""
+
+    id: int
+    direction: Direction
+    forward: Forward
+    source: Source
+
+
+class Conflict(Failure):
+    """The port is forwarded already, or about to be."""
+
+    def __init__(self, forward: Forward, direction: Direction, conflict: int) -> None:
+        where = f"{describe(forward)} {PLACES[direction]}"
+        super().__init__("listen on", where, f"it is forwarded already, with the id {conflict}")
+        self.conflict = conflict
+
+
+class Worker(Protocol):
+    """What makes and ends listeners; each outcome is told once, maybe at once."""
+
+    def add(
+        self,
+        index: int,
+        direction: Direction,
+        forward: Forward,
+        done: Callable[[Failure | Forward], None],
+    ) -> None:
+        """Listen, and have connections served: told is what is listened on, with its number."""
+
+    def remove(
+        self, index: int, direction: Direction, *, reset_flows: bool, done: Callable[[], None]
+    ) -> None:
+        """Stop listening."""
+
+
+Key = tuple[Direction, object, object, int]
+
+
+def _key(direction: Direction, forward: Forward) -> Key:
+    return direction, forward.address, forward.interface, forward.port
+
+
+class Ports:
+    """All forwarded ports, by number."""
+
+    def __init__(
+        self,
+        ports: Sequence[Port],
+        first_free: int,
+        directions: frozenset[Direction],
+        worker: Worker | None,
+        check_room: Callable[[int], None],
+        check_loop: Callable[[Direction, Forward, Iterable[Port]], None],
+    ) -> None:
+        """``ports`` are there already; numbers from ``first_free`` on are unused. Only
+        ``directions`` can change, which takes a ``worker``. ``check_room`` raises Failure where a
+        relay with so many listeners would have too few descriptors, ``check_loop`` where one more
+        port would lead back to itself by way of those that there are (loops.check).
+        """
+        self._ports = {port.id: port for port in ports}
+        self._keys = {_key(port.direction, port.forward): port.id for port in ports}
+        self._held = dict(self._ports)
+        self.changes = 0  # how often a port has been taken, got, or let go
+        self._next = first_free
+        self._directions = directions
+        self._worker = worker
+        self._check_room, self._check_loop = check_room, check_loop
+        self.is_closed = False  # no more changes are taken
+        # Told of each port that was added, and of the number of each that was removed.
+        self.on_added: Callable[[Port], None] = lambda _: None
+        self.on_removed: Callable[[int], None] = lambda _: None
+        self._listening = {one: sum(p.direction == one for p in ports) for one in DIRECTIONS}
+
+    def close(self) -> None:
+        """Take no more changes."""
+        self.is_closed = True
+
+    def list(self) -> Sequence[Port]:
+        """The ports that are listened on, in the order in which they were asked for."""
+        return sorted(self._ports.values(), key=lambda port: port.id)
+
+    def held(self, direction: Direction) -> Sequence[Forward]:
+        """What a direction listens on, is about to, or has not quite ceased to."""
+        return [port.forward for port in self._held.values() if port.direction == direction]
+
+    def find(self, port_id: int) -> Port | None:
+        """The port with this number, if it is still there."""
+        return self._ports.get(port_id)
+
+    def add(
+        self,
+        direction: Direction,
+        forward: Forward,
+        source: Source,
+        done: Callable[[Port | Failure], None],
+    ) -> None:
+        """Forward a port; ``done`` gets the Port, or the Failure (a Conflict where it is forwarded
+        already).
+        """
+        key = _key(direction, forward)
+        try:
+            self._check(direction, forward, key)
+        except Failure as failure:
+            done(failure)
+            return
+        port = Port(self._next, direction, forward, source)
+        self._next += 1
+        if forward.port:  # of a free one the number is known later
+            self._keys[key] = port.id
+        self._held[port.id] = port
+        self.changes += 1
+        self._listening[direction] += 1
+
+        def finish(outcome: Failure | Forward) -> None:
+            if isinstance(outcome, Failure):
+                self._forget(port)
+                self._release(port.id)
+                done(outcome)
+                return
+            listening = replace(port, forward=outcome)
+            self._keys[_key(direction, outcome)] = port.id
+            self._ports[port.id] = self._held[port.id] = listening
+            self.changes += 1
+            self.on_added(listening)
+            done(listening)
+
+        assert self._worker is not None
+        self._worker.add(port.id, direction, forward, finish)
+
+    def _check(self, direction: Direction, forward: Forward, key: Key) -> None:
+        if self.is_closed:
+            what = f"{describe(forward)} {PLACES[direction]}"
+            raise Failure("listen on", what, "hardsplice is about to end")
+        if direction not in self._directions:
+            reason = f"{direction} ports were not to change when hardsplice was started"
+            raise Failure("listen on", f"{describe(forward)} {PLACES[direction]}", reason)
+        if key in self._keys:
+            raise Conflict(forward, direction, self._keys[key])
+        self._check_room(self._listening[direction] + 1)
+        self._check_loop(direction, forward, self._held.values())
+
+    def remove(
+        self, port_id: int, *, reset_flows: bool, done: Callable[[Failure | None], None]
+    ) -> None:
+        """Stop listening; connections of the port go on, or are reset."""
+        port = self._ports.get(port_id)
+        if port is None:
+            done(Failure("remove", f"port {port_id}", "there is no port with that id"))
+            return
+        if self.is_closed:
+            done(Failure("remove", f"port {port_id}", "hardsplice is about to end"))
+            return
+        if port.direction not in self._directions:
+            reason = f"{port.direction} ports were not to change when hardsplice was started"
+            done(Failure("remove", f"port {port_id}", reason))
+            return
+        assert self._worker is not None
+        del self._ports[port_id]
+        self._forget(port)
+
+        def finish() -> None:
+            self._release(port_id)
+            self.on_removed(port_id)
+            done(None)
+
+        self._worker.remove(port_id, port.direction, reset_flows=reset_flows, done=finish)
+
+    def _release(self, port_id: int) -> None:
+        del self._held[port_id]
+        self.changes += 1
+
+    def _forget(self, port: Port) -> None:
+        self._keys.pop(_key(port.direction, port.forward), None)
+        self._listening[port.direction] -= 1

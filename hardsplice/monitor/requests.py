@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the host monitor has the target monitor do about listeners (monitor/handover.py), each
+request from what is sent to its outcome, and the form of a forward in a record.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
+from typing import ClassVar
+
+from hardsplice.ipc.channel import Kind, Malformed, Record
+from hardsplice.model.direction import PLACES, Direction
+from hardsplice.model.errors import Failure
+from hardsplice.model.families import ALL_FAMILIES
+from hardsplice.model.ports import Address, Forward
+from hardsplice.model.spec import is_interface_name
+from hardsplice.monitor.effects import Desk
+from hardsplice.monitor.group import Crew
+from hardsplice.net.listeners import cannot_listen, chosen, describe, no_family
+from hardsplice.sandbox.address_book import LARGE, SLOT
+
+# Version and bytes of an address, twice; two ports; the interface's name (IFNAMSIZ); the slots of
+# its targets in the address book, by family.
+_FORWARD = struct.Struct("=B16sB16sHH16sII")
+_NO_SLOT = 0xFFFFFFFF
+
+
+def encode(forward: Forward, slots: Mapping[int, int]) -> bytes:
+    """A forward and the slots of its targets as text of a record; ValueError where its interface's
+    name can't be one.
+    """
+    name = forward.interface
+    if name is not None and not is_interface_name(name):
+        raise ValueError(f"{name!a} is not an interface's name")
+    return _FORWARD.pack(
+        *_packed(forward.address),
+        *_packed(forward.target),
+        forward.port,
+        forward.target_port,
+        (name or "").encode("ascii"),
+        *(slots.get(family, _NO_SLOT) for family in ALL_FAMILIES),
+    )
+
+
+def _packed(address: Address | None) -> tuple[int, bytes]:
+    return (0, b"") if address is None else (address.version, address.packed)
+
+
+def decode(text: bytes) -> tuple[Forward, dict[int, int]]:
+    """The forward in a record's text, and its slots; Malformed when it is none."""
+    if len(text) != _FORWARD.size:
+        raise Malformed(f"{len(text)} bytes are no forward")
+    version, packed, target_version, target, port, target_port, name, *numbers = _FORWARD.unpack(
+        text
+    )
+    if not target_port:
+        raise Malformed("port 0")
+    interface = name.rstrip(b"\0").decode("latin-1")
+    if interface and not is_interface_name(interface):
+        raise Malformed("an interface's name that is none")
+    pairs = zip(ALL_FAMILIES, numbers, strict=True)
+    slots = {family: slot for family, slot in pairs if slot != _NO_SLOT}
+    if any(slot >= LARGE.size // SLOT for slot in slots.values()):
+        raise Malformed("a slot that no book has")
+    forward = Forward(
+        address=_unpacked(version, packed),
+        interface=interface or None,
+        port=port,
+        target=_unpacked(target_version, target),
+        target_port=target_port,
+        required=True,
+    )
+    return forward, slots
+
+
+def _unpacked(version: int, packed: bytes) -> Address | None:
+    if version == 0:
+        return None
+    if version == 4:
+        return IPv4Address(packed[:4])
+    if version == 6:
+        return IPv6Address(packed)
+    raise Malformed(f"an address of IP version {version}")
+
+
+# --- requests -------------------------------------------------------------------------------------
+
+Done = Callable[[Failure | Forward], None]  # why not, or what is listened on
+
+
+class Request:
+    """Something to have the target monitor do."""
+
+    __slots__ = ()
+    index: int
+    answer: ClassVar[Kind]
+    can_wait: ClassVar[bool] = False  # for its answer, without end
+
+    def begin(self) -> Record:
+        """What to send. Raises Failure where there is nothing to be sent."""
+        raise NotImplementedError
+
+    def end(self, answer: Record) -> Failure | None:
+        """Hear the answer: the outcome. Malformed when it can't be one."""
+        raise NotImplementedError
+
+    def undo(self, answer: Record) -> Request | None:
+        """Hear the answer after the asker was told that there is none: what else to ask, so that
+        nothing remains of it.
+        """
+        raise NotImplementedError
+
+    def give_up(self) -> None:
+        """It could not be sent: let go of what was for the target monitor."""
+
+    def tell(self, outcome: Failure | None) -> None:
+        """Tell whoever asked."""
+        raise NotImplementedError
+
+    def failed(self, reason: str, hint: str | None = None) -> Failure:
+        """The outcome for a reason that lies between the monitors."""
+        raise NotImplementedError
+
+
+@dataclass(slots=True)
+class ServeRequest(Request):
+    """Inbound: bind here, and hand the listener over."""
+
+    answer: ClassVar[Kind] = Kind.SERVED
+    index: int
+    forward: Forward
+    desk: Desk
+    done: Done
+
+    def begin(self) -> Record:
+        slots = self.desk.write_down(self.index, "inbound", self.forward)
+        text = encode(self.forward, slots)
+        try:
+            listener = self.desk.open(self.index, self.forward)
+        except OSError as error:
+            raise cannot_listen(self.forward, PLACES["inbound"], error, late=True) from error
+        if not self.forward.port:
+            self.forward = chosen(self.forward, listener)
+            text = encode(self.forward, slots)
+        return Record(Kind.SERVE, index=self.index, text=text, fds=(listener,))
+
+    def end(self, answer: Record) -> Failure | None:
+        if answer.detail == 0:
+            return None
+        self.give_up()
+        if answer.detail == errno.EAFNOSUPPORT:
+            return no_family(self.forward, PLACES["outbound"])
+        return _failure(self.forward, "inbound", answer.detail)
+
+    def undo(self, answer: Record) -> Request | None:
+        if self.end(answer) is not None:
+            return None
+        return CloseRequest(self.index, self.desk, reset_flows=True, done=_ignore)
+
+    def give_up(self) -> None:
+        self.desk.end(self.index)
+        self.desk.cross_out(self.index)
+
+    def tell(self, outcome: Failure | None) -> None:
+        self.done(outcome or self.forward)
+
+    def failed(self, reason: str, hint: str | None = None) -> Failure:
+        return _cannot(self.forward, "inbound", reason, hint)
+
+
+@dataclass(slots=True)
+class OpenRequest(Request):
+    """Outbound: have it bound there, and take the listener."""
+
+    answer: ClassVar[Kind] = Kind.OPENED
+    index: int
+    forward: Forward
+    crew: Crew
+    desk: Desk
+    done: Done
+    slots: dict[int, int] = field(default_factory=dict)
+
+    def begin(self) -> Record:
+        text = encode(self.forward, {})  # the target monitor has no need of targets on the host
+        self.slots = self.desk.write_down(self.index, "outbound", self.forward)
+        self.desk.offer_place(self.forward)
+        return Record(Kind.OPEN, index=self.index, text=text)
+
+    def end(self, answer: Record) -> Failure | None:
+        self.desk.withdraw_place()
+        if not answer.fds:
+            self.desk.cross_out(self.index)
+            return _failure(self.forward, "outbound", answer.detail or errno.EPROTO)
+        self._keep(answer)
+        try:
+            self.crew.add(self.index, answer.fds[0], self.forward, self.slots)
+        except BaseException as error:
+            self.give_up()
+            if isinstance(error, Failure):
+                return error
+            raise
+        return None
+
+    def undo(self, answer: Record) -> Request | None:
+        if answer.fds:
+            self._keep(answer)
+        self.give_up()
+        return None
+
+    def _keep(self, answer: Record) -> None:
+        (fd,) = answer.fds
+        if not self.desk.is_wanted(fd, self.forward):
+            raise Malformed("a descriptor that is not the listener")
+        self.forward = chosen(self.forward, fd)
+        self.desk.keep(self.index, fd)
+
+    def give_up(self) -> None:
+        self.desk.withdraw_place()
+        self.desk.end(self.index)
+        self.desk.cross_out(self.index)
+
+    def tell(self, outcome: Failure | None) -> None:
+        self.done(outcome or self.forward)
+
+    def failed(self, reason: str, hint: str | None = None) -> Failure:
+        return _cannot(self.forward, "outbound", reason, hint)
+
+
+@dataclass(slots=True)
+class CloseRequest(Request):
+    """Inbound: have the listener ended."""
+
+    answer: ClassVar[Kind] = Kind.CLOSED
+    can_wait: ClassVar[bool] = True
+    index: int
+    desk: Desk
+    reset_flows: bool
+    done: Callable[[], None]
+
+    def begin(self) -> Record:
+        self.desk.end(self.index)
+        return Record(Kind.CLOSE, int(self.reset_flows), self.index)
+
+    def end(self, answer: Record) -> Failure | None:
+        del answer
+        self.give_up()
+        return None
+
+    def give_up(self) -> None:
+        self.desk.cross_out(self.index)
+
+    def undo(self, answer: Record) -> Request | None:
+        del answer
+        return None
+
+    def tell(self, outcome: Failure | None) -> None:
+        del outcome  # what a target monitor that is gone held is gone with it
+        self.done()
+
+    def failed(self, reason: str, hint: str | None = None) -> Failure:
+        return Failure("remove", f"port {self.index}", reason, hint)
+
+
+def _ignore() -> None:
+    """Nobody waits for it."""
+
+
+def _failure(forward: Forward, direction: Direction, code: int) -> Failure | None:
+    if code == 0:
+        return None
+    if code not in errno.errorcode:  # what no kernel says is not repeated
+        code = errno.EPROTO
+    return cannot_listen(forward, PLACES[direction], OSError(code, os.strerror(code)), late=True)
+
+
+def _cannot(forward: Forward, direction: Direction, reason: str, hint: str | None) -> Failure:
+    return Failure("listen on", f"{describe(forward)} {PLACES[direction]}", reason, hint)

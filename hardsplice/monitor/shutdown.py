@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How all of it ends. Told to end, hardsplice accepts nobody any more and resets what isn't over,
+so that nobody takes what was cut off for complete; with --drain it gives connections some time to
+come to their own end first. Told so again, it waits no longer.
+
+Draining needs no answer: each relay leaves when nobody is connected to it, and the target monitor
+when its relays have left.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from hardsplice.ipc.channel import TEXT_LIMIT, Channel, Kind, Malformed, Record
+from hardsplice.ipc.loop import Loop
+from hardsplice.ipc.sd_notify import Notifier
+from hardsplice.monitor.group import Crew
+from hardsplice.telemetry.counters import COUNTERS, DRAINED, STOPPED
+from hardsplice.telemetry.flow_log import Traffic
+from hardsplice.telemetry.log import Level, Log
+
+_INDEX = "I"  # of a port, in an array
+# What a service manager is told to wait for us beyond the time for connections.
+MARGIN_SECONDS = 5
+
+
+class Reachable(Protocol):
+    """A process that is told to drain."""
+
+    channel: Channel
+
+
+class Ending:
+    """When hardsplice ends, and with which status."""
+
+    def __init__(self, loop: Loop, seconds: int, log: Log, notifier: Notifier) -> None:
+        """``seconds`` are for connections to come to their own end; 0: none."""
+        self._loop = loop
+        self._seconds = seconds
+        self._log = log
+        self._notifier = notifier
+        self._waiting: set[str] = set()
+        self._status: int | None = None  # while it drains: how to end
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether it waits for connections to end."""
+        return self._status is not None
+
+    def begin(
+        self, status: int, monitor: Reachable | None, crew: Crew, kept: Sequence[int]
+    ) -> None:
+        """End with ``status``: at once, or when nobody is connected any more. ``monitor`` is the
+        target monitor; ``crew`` has the relays here; of the ports ``kept`` the service manager has
+        the listeners, too, whatever was known of that at the start.
+        """
+        if self.is_draining:
+            return
+        if not self._seconds:
+            self._loop.stop(status)
+            return
+        self._status = status
+        unit = "second" if self._seconds == 1 else "seconds"
+        text = f"ending: connections have {self._seconds} {unit} to come to their end"
+        self._log.line(Level.INFO, text)
+        extended = (self._seconds + MARGIN_SECONDS) * 1_000_000
+        self._notifier.status(text, "STOPPING=1", f"EXTEND_TIMEOUT_USEC={extended}")
+        self._waiting = {"relays"}
+        if monitor and all(monitor.channel.send(one, wait=False) for one in orders(kept)):
+            self._waiting.add("target")
+        self._loop.after(self._seconds, self.at_once)
+        crew.lend(kept)
+        crew.drain()
+
+    def drained(self, who: str) -> None:
+        """Nobody is connected any more, there."""
+        self._waiting.discard(who)
+        if self.is_draining and not self._waiting:
+            self.at_once()
+
+    def at_once(self) -> None:
+        """Wait no longer."""
+        assert self._status is not None
+        self._loop.stop(self._status)
+
+
+def orders(kept: Sequence[int]) -> Iterator[Record]:
+    """To drain, beside the listeners that are lent; ``small`` says that more of them follow."""
+    many = TEXT_LIMIT // array(_INDEX).itemsize
+    parts = [kept[first : first + many] for first in range(0, len(kept), many)] or [()]
+    for left, part in zip(reversed(range(len(parts))), parts, strict=True):
+        yield Record(Kind.DRAIN, int(left > 0), text=array(_INDEX, part).tobytes())
+
+
+def lent(record: Record) -> Sequence[int]:
+    """The listeners that such an order names, by index; Malformed where it is none."""
+    indices = array(_INDEX)
+    if len(record.text) % indices.itemsize:
+        raise Malformed(f"{len(record.text)} bytes are no indices")
+    indices.frombytes(record.text)
+    return indices
+
+
+def account(log: Log, traffic: Sequence[Traffic]) -> None:
+    """Say what became of the connections that there were when hardsplice was told to end."""
+    stats = [one for direction in traffic for one in direction.stats]
+    counted = [one.snapshot() for one in stats]
+    drained, cut = (sum(one[COUNTERS[at]] for one in counted) for at in (DRAINED, STOPPED))
+    if drained or cut:
+        text = f"ended; connections that finished meanwhile: {drained}, that were reset: {cut}"
+        log.line(Level.INFO, text)

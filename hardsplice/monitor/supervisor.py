@@ -1,0 +1,432 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Keeping one relay alive: start it, fill its pools, and start it again when it dies.
+
+The listeners stay open in the monitor's hands, so while a relay is being replaced clients wait in
+the kernel's backlog and none is refused. A relay that keeps dying is started later and later, and
+at last given up.
+
+A relay may have been taken over. What it can have its monitor do has a bound: of each family it has
+one request for sockets open, and what can't be served is one timer, however much that is; notes are
+passed on as often as a relay makes them and no oftener; what it leaves behind is gone through a
+piece at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+from hardsplice.ipc.channel import (
+    LAST_RECORDS,
+    Channel,
+    Kind,
+    Malformed,
+    Note,
+    Record,
+    Sent,
+    close_all,
+)
+from hardsplice.ipc.child import wait_for
+from hardsplice.ipc.dialogue import RELAY, Dialogue
+from hardsplice.ipc.loop import Alarm, Loop
+from hardsplice.kernel import linux
+from hardsplice.kernel.status import describe_status
+from hardsplice.model.errors import reason_of
+from hardsplice.model.unforeseen import next_step
+from hardsplice.monitor import notes
+from hardsplice.monitor.backoff import DEATHS_MAX, WINDOW, Backoff, is_denial
+from hardsplice.monitor.owner import Upward
+from hardsplice.monitor.placing import NOT_HERE, Placing
+from hardsplice.monitor.supply import SHORT_SECONDS, Supply
+from hardsplice.net.listener import Listener
+from hardsplice.net.listeners import UNSOUND, has_ended, is_sound
+from hardsplice.relay import main as relay
+from hardsplice.relay import orders
+from hardsplice.relay.pools import POOL_SIZE
+from hardsplice.telemetry.counters import DENIED_CALLS, DENIED_RECORDS, RESTARTS
+from hardsplice.telemetry.flow_table import End, Nonsense, read_record
+
+TELL_SECONDS = 0.01  # until a relay is told again what its channel had no room for
+ROWS_A_PASS = 256  # of a relay's flow table that are closed before others have their turn
+DEAF_SECONDS = 2.0  # that a relay may leave its channel full
+STOP_SECONDS = 0.5  # for a child to leave by itself once its channel is closed
+
+
+class Keeper:
+    """One relay and its channel."""
+
+    def __init__(self, plan: relay.Plan, loop: Loop, upward: Upward) -> None:
+        self.plan = plan
+        self.loop = loop
+        self.upward = upward
+        self.backoff = Backoff()
+        self.channel: Channel | None = None
+        self.pid = 0
+        self.pidfd = -1
+        self.was_ready = False
+        self.dialogue = self._dialogue()
+        self.last_words = ""
+        self.succeeds = ""  # why the one ended of which the relay takes the place
+        self.is_cut_off = False
+        self.is_in_breach = False  # it sent what it may not
+        self.is_asked = False  # whether the relay owes an answer
+        self.is_draining = False
+        self.untold: deque[Record] = deque()  # what the relay's channel had no room for yet
+        self.deaf_since = 0.0
+        self.telling = Alarm(loop, self._tell_more)
+        self.supply = Supply(loop, upward.note)
+        self.placing = Placing(loop, self._has, self._cut_off)
+        self.noted: dict[int, float] = {}  # when a note of that kind was passed on last
+
+    def _dialogue(self) -> Dialogue:
+        return Dialogue(RELAY, (Kind.READY,) if self.plan.is_dynamic else ())
+
+    def start(self) -> None:
+        """Fork a relay."""
+        if self.is_draining:
+            return
+        monitor = os.getpid()
+        try:
+            with contextlib.ExitStack() as undo:
+                ours, theirs = Channel.pair()
+                undo.callback(theirs.close)
+                undo.callback(ours.close)
+                with self.plan.stats.shared():
+                    pid = linux.fork()
+                undo.pop_all()
+        except OSError as error:
+            self._start_later(error)
+            return
+        if pid == 0:
+            relay.main(self.plan, theirs, monitor)  # never returns
+        theirs.close()
+        self.pid, self.pidfd, self.channel = pid, os.pidfd_open(pid), ours
+        self.dialogue = self._dialogue()
+        self.last_words = ""
+        self.is_cut_off = self.is_in_breach = False
+        self.untold.clear()
+        self.loop.add(ours.fileno(), self._on_channel)
+        self.loop.add(self.pidfd, self._on_exit)
+
+    def stop(self, deadline: float) -> None:
+        """Make the relay leave, by the monotonic clock's ``deadline``, and wait until it has: its
+        listeners are free then. What it has said before is heard.
+        """
+        if self.pid:
+            self.hang_up()
+            wait_for(self.pid, self.pidfd, max(0.0, deadline - time.monotonic()))
+            self._hear_out()
+            self._forget()
+
+    def drain(self) -> None:
+        """Have the relay accept nobody any more, and leave once nobody is connected."""
+        self.is_draining = True
+        self._tell(Record(Kind.DRAIN))
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether there is no relay any more, and none will be."""
+        return self.is_draining and not self.pid
+
+    # --- what the relay is told ------------------------------------------------------------------
+
+    def add(self, listener: Listener) -> None:
+        """Have the relay, and each that takes its place, accept on one more listener."""
+        self.plan = replace(self.plan, listeners=(*self.plan.listeners, listener))
+        self._tell(orders.serve(listener, self.plan.book))
+
+    def remove(self, listener: Listener, *, reset_flows: bool) -> None:
+        """Have no relay accept on that listener any more; the caller may end it after this."""
+        left = tuple(one for one in self.plan.listeners if one.index != listener.index)
+        self.plan = replace(self.plan, listeners=left)
+        for record in self.untold:
+            if (record.kind, record.index) == (Kind.SERVE, listener.index):
+                self.untold.remove(record)
+                return
+        self._tell(orders.close(listener, reset_flows=reset_flows))
+
+    def _has(self, index: int, place: int) -> bool:
+        """Whether relays accept on the listener of that port, at that place."""
+        return any((one.index, one.fd) == (index, place) for one in self.plan.listeners)
+
+    def _tell(self, record: Record) -> None:
+        """Send a record that must not be lost; a relay that is not there learns it at its start."""
+        if self.channel is None or self.is_cut_off:
+            return
+        self.untold.append(record)
+        if len(self.untold) == 1:
+            self.deaf_since = time.monotonic()
+            self._tell_more()
+
+    def _tell_more(self) -> None:
+        """Send what is left to send, or try again soon."""
+        while self.untold and self.channel is not None and not self.is_cut_off:
+            sent = self.channel.send(self.untold[0], wait=False)
+            if sent is Sent.CROWDED:
+                self.deaf_since = time.monotonic()  # it is not the relay's fault
+                self._crowded(b"listeners")
+                self.telling.set(SHORT_SECONDS)
+                return
+            if not sent:
+                if time.monotonic() - self.deaf_since > DEAF_SECONDS:
+                    self._cut_off("it does not read what it is told")
+                else:
+                    self.telling.set(TELL_SECONDS)
+                return
+            self.deaf_since = time.monotonic()
+            told = self.untold.popleft()
+            if told.kind != Kind.DRAIN:
+                self.placing.told(told.detail, told.index if told.kind == Kind.SERVE else None)
+
+    def _crowded(self, what: bytes) -> None:
+        self.upward.note(Note.CROWDED, errno.ETOOMANYREFS, 0, what)
+
+    def look(self) -> None:
+        """Have the relay look for clients that wait."""
+        if self.channel is not None and not self.is_cut_off:
+            self.channel.send(Record(Kind.LOOK), wait=False)
+
+    def ask_alive(self) -> None:
+        """Ask the relay whether it goes on."""
+        self.is_asked = not self.is_drained
+        if self.channel is None or self.is_cut_off:
+            return
+        if self.channel.send(Record(Kind.PING), wait=False):
+            self.dialogue.asked()
+
+    def hang_up(self) -> None:
+        """Tell the relay to leave, which it does at the end of its channel."""
+        if self.channel is not None:
+            self.channel.finish()
+
+    def _forget(self) -> None:
+        if self.channel is not None:
+            self.loop.remove(self.channel.fileno())
+            self.channel.close()
+            self.channel = None
+            self.supply.forget()
+            self.placing.forget()
+        self.loop.remove(self.pidfd)
+        os.close(self.pidfd)
+        self.pid, self.pidfd = 0, -1
+
+    def _on_exit(self) -> None:
+        self._hear_out()
+        status = os.waitpid(self.pid, 0)[1]
+        self._forget()
+        self._close_books(self._left_rows(), status)
+
+    def _close_books(self, rows: Iterator[bytes | None], status: int) -> None:
+        """The relay has ended, and so have the flows that are still in its table. What comes of its
+        end is decided once that has been told.
+        """
+        some = list(itertools.islice(rows, ROWS_A_PASS))
+        for row in some:
+            if row is not None and self.plan.log_flows:
+                self.upward.flow_ended(End.RELAY_DIED, row)
+        if len(some) == ROWS_A_PASS:
+            self.loop.after(0, lambda: self._close_books(rows, status))
+        else:
+            self.plan.stats.begin_anew()
+            self._replace(status)
+
+    def _left_rows(self) -> Iterator[bytes | None]:
+        stats = self.plan.stats
+        if stats.flows is None:
+            return iter(())
+        return stats.flows.close_all(stats.count, time.monotonic())
+
+    def _replace(self, status: int) -> None:
+        """Start another relay, unless that makes no sense."""
+        reason, _, hint = (self.last_words or describe_status(status)).partition("\n")
+        if self.is_draining:
+            if status:
+                self.upward.note(Note.DIED, 0, 0, reason.encode(errors="replace"))
+            self._alive()
+            self.upward.relay_drained()
+            return
+        if not self.was_ready:
+            self.upward.relay_lost(f"it did not start: {reason}", hint or None)
+            return
+        if not all(self._is_sound(one.fd) for one in self.plan.listeners):
+            # No relay can do that; if one did all the same, its successor doesn't go on with it.
+            self.upward.relay_lost(UNSOUND)
+            return
+        delay = self.backoff.delay(time.monotonic())
+        if delay is None:
+            self.upward.relay_lost(f"it died {DEATHS_MAX + 1} times in {WINDOW:.0f} s: {reason}")
+            return
+        self._count(status)
+        self.succeeds = reason
+        self.upward.relay_yields()
+        self.loop.after(delay, self.start)
+
+    def _is_sound(self, fd: int) -> bool:
+        """Whether relays can go on with a listener. One of the host's that has ended where ports
+        may change was removed, of which we hear next; or else the host monitor, which keeps it too,
+        hears that a relay was replaced and looks for itself (monitor/effects.py).
+        """
+        is_the_hosts = self.plan.is_dynamic and self.plan.direction == "inbound"
+        return is_sound(fd) or (is_the_hosts and has_ended(fd))
+
+    def _start_later(self, error: OSError) -> None:
+        """There are too many processes now, or too little memory: others of the same user may have
+        them, who are no reason to end. Clients wait in the backlog.
+        """
+        if not self.was_ready:
+            self.upward.relay_lost(reason_of(error), next_step(error))
+            return
+        self.upward.note(Note.SHORT, error.errno or 0, 0, b"")
+        self.loop.after(SHORT_SECONDS, self.start)
+
+    def _count(self, status: int) -> None:
+        """The relay is replaced: count that, and whether it had tried what it may not."""
+        kept = self.plan.stats.kept
+        kept[RESTARTS] += 1
+        if self.is_in_breach:
+            kept[DENIED_RECORDS] += 1
+        elif is_denial(status):
+            kept[DENIED_CALLS] += 1
+
+    def _hear_out(self) -> None:
+        """The relay has ended: its last words may be in the channel, or things to get rid of."""
+        if self.channel is None:
+            return
+        with contextlib.suppress(BlockingIOError, Malformed):
+            for _ in range(LAST_RECORDS):
+                if self.is_cut_off or (record := self.channel.receive(wait=False)) is None:
+                    break
+                self._handle(record)
+        self.channel.drain()
+
+    def _on_channel(self) -> None:
+        assert self.channel is not None
+        try:
+            record = self.channel.receive(wait=False)
+        except BlockingIOError:
+            return
+        except Malformed as error:
+            self._cut_off(str(error))
+            return
+        if record is None:
+            # It has ended, as a rule, and the pidfd says so next. An empty record looks the same.
+            self._kill()
+        else:
+            self._handle(record)
+
+    def _handle(self, record: Record) -> None:
+        """Serve one record of the relay's, which may have been taken over: what isn't in the table
+        ends it.
+        """
+        try:
+            self.dialogue.hear(record)
+        except Malformed as error:
+            close_all(record.fds)
+            self._cut_off(str(error))
+        else:
+            _REQUESTS[record.kind](self, record)
+
+    def _cut_off(self, why: str) -> None:
+        """The relay breaks the protocol: end it. Its successor starts clean."""
+        self.last_words = f"it was ended, since it broke the protocol: {why}"
+        self.is_in_breach = True
+        self._kill()
+
+    def _kill(self) -> None:
+        """End the relay and hear no more of it. What is left in the channel is met at its exit."""
+        if self.channel is None or self.is_cut_off:
+            return
+        self.is_cut_off = True
+        self.loop.remove(self.channel.fileno())
+        with contextlib.suppress(ProcessLookupError):  # these were its last words
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
+    def _alive(self) -> None:
+        if self.is_asked:
+            self.is_asked = False
+            self.upward.relay_alive()
+
+    def _pong(self, _: Record) -> None:
+        self._alive()
+
+    def _ready(self, record: Record) -> None:
+        if self.plan.is_dynamic and not self._take_questions(record.fds):
+            return
+        self._alive()  # one that was being replaced can't have heard the question
+        if self.succeeds:
+            self.upward.note(Note.RESTARTED, 0, 0, self.succeeds.encode(errors="replace"))
+            self.succeeds = ""
+        if not self.was_ready:
+            self.was_ready = True
+            self.upward.relay_ready()
+
+    def _take_questions(self, fds: Sequence[int]) -> bool:
+        """Take that from which the relay's questions are read; without it the relay is of no use
+        where ports may change.
+        """
+        try:
+            if not fds:
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+            self.placing.begin(fds[0])
+        except OSError as error:
+            self._cut_off(NOT_HERE if error.errno == errno.EINVAL else str(error))
+            return False
+        return True
+
+    def _fatal(self, record: Record) -> None:
+        self.last_words = record.text.decode(errors="replace")
+
+    def _note(self, record: Record) -> None:
+        kind = record.small
+        if kind in notes.BY_RELAYS:
+            now = time.monotonic()
+            # Half, since clocks are read here and there, and the channel may have been full.
+            if now - self.noted.get(kind, -relay.NOTE_SECONDS) < relay.NOTE_SECONDS / 2:
+                return
+            self.noted[kind] = now
+        elif kind not in notes.BY_TRACED_RELAYS or not self.plan.trace:
+            self._cut_off(f"note {kind} is not a relay's to send")
+            return
+        self.upward.note(kind, record.detail, record.index, record.text)
+
+    def _yield(self, _: Record) -> None:
+        self.upward.relay_yields()
+
+    def _flow(self, record: Record) -> None:
+        try:
+            read_record(record.small, record.text)
+        except Nonsense as error:
+            self._cut_off(str(error))
+            return
+        if not self.plan.log_flows:
+            self._cut_off("nobody asked for the ends of flows")
+            return
+        self.upward.flow_ended(record.small, record.text)
+
+    def _ask(self, record: Record) -> None:
+        family, number = record.small, record.detail
+        if family not in self.plan.families or not 0 < number <= POOL_SIZE:
+            self._cut_off(f"{number} sockets of family {family} are not to be had")
+        elif family in self.supply.owed:
+            self._cut_off("it asks for sockets while it has not got those that it asked for")
+        elif self.channel is not None:
+            self.supply.order(self.channel, family, number)
+
+
+# What is done about each kind that a relay may say (dialogue.RELAY).
+_REQUESTS: dict[int, Callable[[Keeper, Record], None]] = {
+    Kind.READY: Keeper._ready,
+    Kind.FATAL: Keeper._fatal,
+    Kind.NOTE: Keeper._note,
+    Kind.ASK: Keeper._ask,
+    Kind.YIELD: Keeper._yield,
+    Kind.FLOW: Keeper._flow,
+    Kind.PONG: Keeper._pong,
+}

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Sockets for a relay's pools: what it has asked for, and what it got.
+
+A relay has one order of each family open. What can't be had at once, or can't be passed on, is
+tried for again by one timer for all of them, so that a relay which doesn't take what it asks for
+costs its monitor next to nothing. Nor are sockets sent to a relay that doesn't read: they would
+count as under way, of which each user has so many and no more (Sent.CROWDED).
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterable
+
+from hardsplice.ipc.channel import Channel, Kind, Note, Record, Sent, close_all
+from hardsplice.ipc.loop import Alarm, Loop
+from hardsplice.kernel import socketcalls
+from hardsplice.model.families import FAMILIES
+from hardsplice.relay.tcp.seam import unsent
+
+SHORT_SECONDS = 1.0  # until sockets that could not be had are tried for again
+FULL_SECONDS = 0.01  # the same where the channel had no room for them, which soon it may have
+
+# Bytes that a relay may leave unread; a record of sockets counts as 768 of them (skb->truesize).
+UNREAD_MAX = 4096
+
+Tell = Callable[[int, int, int, bytes], None]  # as keeper.Upward.note
+
+
+class Supply:
+    """What one relay waits for."""
+
+    def __init__(self, loop: Loop, tell: Tell) -> None:
+        self.owed: dict[int, int] = {}  # sockets, by family
+        self._channel: Channel | None = None
+        self._tell = tell
+        self._again = Alarm(loop, lambda: self._send(tuple(self.owed)))
+        self._patience = FULL_SECONDS
+
+    def order(self, channel: Channel, family: int, number: int) -> None:
+        """The relay at the end of ``channel`` asks for so many sockets of a family of which it is
+        owed none.
+        """
+        self._channel = channel
+        self.owed[family] = number
+        self._send((family,))
+
+    def forget(self) -> None:
+        """The relay is gone."""
+        self.owed.clear()
+        self._channel = None
+        self._patience = FULL_SECONDS
+
+    def _send(self, families: Iterable[int]) -> None:
+        for family in families:
+            if self._channel is None:
+                return
+            if unsent(self._channel.fileno()) > UNREAD_MAX:
+                self._wait()
+                return
+            made = self._open(family, self.owed[family])
+            if not made:
+                self._again.set(SHORT_SECONDS)
+                continue
+            sent = self._channel.send(Record(Kind.SOCKETS, family, fds=tuple(made)), wait=False)
+            close_all(made)
+            if sent:
+                del self.owed[family]
+                self._patience = FULL_SECONDS
+            elif sent is Sent.FULL:
+                self._wait()
+            elif sent is Sent.CROWDED:
+                self._tell(Note.CROWDED, errno.ETOOMANYREFS, 0, b"sockets")
+                self._again.set(SHORT_SECONDS)
+
+    def _wait(self) -> None:
+        """The relay does not read: try again, soon at first."""
+        self._again.set(self._patience)
+        self._patience = min(2 * self._patience, SHORT_SECONDS)
+
+    def _open(self, family: int, number: int) -> list[int]:
+        """So many sockets, or as many as can be had."""
+        made: list[int] = []
+        try:
+            for _ in range(number):  # those made before an error count
+                made.append(open_socket(family))  # noqa: PERF401
+        except OSError as error:
+            self._tell(Note.SOCKETS, error.errno or 0, 0, b"")
+        return made
+
+
+def open_socket(family: int) -> int:
+    """A socket for a pool: not blocking, with TCP_NODELAY set, since it has no listener to inherit
+    that from; ``family`` is an index into FAMILIES.
+    """
+    return socketcalls.pool_socket(int(FAMILIES[family]))

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How the target monitor gets into the namespace that is served, where somebody else may be root.
+
+Whoever is root in a user namespace has all power over the processes in it: may trace them, and then
+has what they have open and see, unless they are not dumpable. So:
+
+- who has the rights to do so goes into the network namespace alone. That gives nobody any power
+  over it; it stays in the user namespace of the host;
+- an ordinary user has them only inside the user namespace. This process enters it undumpable, with
+  nothing open but what it needs (monitor/namespace.py sees to that), under a Landlock layer that
+  denies all files, and without a change of user before or after, at which the kernel might make it
+  dumpable again (fs.suid_dumpable; commit_creds, kernel/cred.c). The first that it does in there is
+  to leave the file system. After that it opens nothing.
+
+What ties it to the host monitor is tied again after each change of credentials.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import partial
+
+import prctl
+
+from hardsplice.ipc import lifeline
+from hardsplice.net import namespaces
+from hardsplice.net.namespaces import Target
+from hardsplice.sandbox import empty_root, landlock, rights, steps
+from hardsplice.sandbox.steps import Lockdown, Step
+
+
+@dataclass(frozen=True, slots=True)
+class Tie:
+    """What ends a process with its monitor, ``parent``, and keeps others out of it. The kernel
+    forgets each part at some changes of credentials.
+    """
+
+    parent: int
+    line: int
+
+    def renew(self) -> None:
+        """Make sure of all of it; the process ends where the monitor has gone."""
+        prctl.set_dumpable(0)
+        steps.die_with(self.parent)
+        lifeline.hang_on(self.line, group=True)  # this process leads one: monitor/namespace.py
+
+
+def needs_empty_root(target: Target) -> bool:
+    """Whether the way there takes a folder that is made before (sandbox/empty_root.py)."""
+    return target.user is not None and not rights.may_make_namespaces()
+
+
+def join(target: Target, folder: int | None, lockdown: Lockdown, tie: Tie, abi: int) -> None:
+    """Move this process into the target's network namespace, by the way that its rights allow.
+    ``folder`` is the empty root where one is needed; ``abi`` is Landlock's version. Failure where
+    it can't be done.
+    """
+    tie.renew()
+    lockdown.run(steps.first_steps(0))
+    if folder is None:
+        if rights.may_make_namespaces():
+            lockdown.run(steps.leaving_steps(new_user_namespace=False))
+        namespaces.join_network(target)
+        return
+    os.fchdir(folder)
+    ruleset = landlock.no_files(abi)
+    if ruleset is not None:
+        lockdown.run([steps.restriction("deny files by Landlock", ruleset)])
+        os.close(ruleset)
+    namespaces.join_user(target)
+    tie.renew()
+    enter = Step(empty_root.LEAVE, partial(empty_root.enter, folder))
+    lockdown.run([enter, *steps.separating_steps()])
+    namespaces.join_network(target)

@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Listening sockets, and the plan of where a listener's connections go.
+
+An accepted socket inherits what its listener has: TCP_NODELAY and keepalive are set here once, and
+cost nothing per connection. SO_SNDBUF and SO_RCVBUF are left alone, since setting them turns the
+kernel's autotuning off.
+
+All that a listener is made with, its address too, is written down first and then taken from there
+(kernel/pinned.py): after lock-down only the host monitor can write that, and a filter sees to it
+that nothing else is taken.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address
+
+from hardsplice.ipc.channel import CROWDED_HINT, close_all
+from hardsplice.kernel import pinned, socketcalls
+from hardsplice.model.errors import Failure, reason_of
+from hardsplice.model.families import FAMILIES, IPV4, IPV6
+from hardsplice.model.ports import LOOPBACKS, Address, Forward
+from hardsplice.model.spec import LAST_PORT
+from hardsplice.net.listener import Listener
+from hardsplice.sandbox.address_book import Place, Pointer
+
+BACKLOG = 65535  # the kernel cuts this to net.core.somaxconn
+LOOPBACK = {IPV4: LOOPBACKS[4], IPV6: LOOPBACKS[6]}
+
+
+def usable_families(versions: Sequence[int]) -> tuple[int, ...]:
+    """Indexes into FAMILIES of those in ``versions`` (4, 6) of which this namespace's kernel makes
+    sockets.
+    """
+    usable = []
+    for index, family in enumerate(FAMILIES):
+        if (4, 6)[index] not in versions:
+            continue
+        try:
+            socket.socket(family, socket.SOCK_STREAM).close()
+        except OSError as error:
+            if error.errno != errno.EAFNOSUPPORT:
+                raise
+            continue
+        usable.append(index)
+    return tuple(usable)
+
+
+def describe(forward: Forward) -> str:
+    """A listener as messages name it: "port 80", "127.0.0.1 port 80", "::1%eth0 port 80"."""
+    if not forward.port:
+        return "a free port" + (f" of {place_of(forward)}" if place_of(forward) else "")
+    return f"{place_of(forward)} port {forward.port}".strip()
+
+
+def place_of(forward: Forward) -> str:
+    """The address and the interface of a listener; nothing where any will do."""
+    where = str(forward.address or "")
+    if forward.interface:
+        where += f"%{forward.interface}"
+    return where
+
+
+def write_place(
+    forward: Forward, families: Sequence[int], written: pinned.Written | None = None
+) -> None:
+    """Write down where a forward's listener is to be, for ``open_listener``. ``families`` are those
+    of the namespace that it will be made in; ``written`` as for pinned.write_place.
+    """
+    address, _ = bound_address(forward, families)
+    device = os.fsencode(forward.interface) + b"\0" if forward.interface else b""
+    pinned.write_place(socketcalls.sockaddr(address, forward.port), device, written)
+
+
+def open_listener(forward: Forward, families: Sequence[int]) -> int:
+    """Bind to the place that was written down, and listen; the descriptor, or OSError."""
+    address, dual = bound_address(forward, families)
+    is_ipv6 = address.version == 6
+    fd = socketcalls.stream_socket(FAMILIES[IPV6 if is_ipv6 else IPV4])
+    try:
+        socketcalls.set_reuse_address(fd)
+        socketcalls.set_keepalive(fd)
+        socketcalls.set_nodelay(fd)
+        if is_ipv6:
+            socketcalls.set_ipv6_only(fd, value=not dual)
+        if forward.interface:
+            # A link-local address has its scope by this: the index needn't be in the address.
+            socketcalls.bind_to_device(fd)
+        socketcalls.bind(fd, len(socketcalls.sockaddr(address, 1)))
+        socketcalls.listen(fd, BACKLOG)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def bound_address(forward: Forward, families: Sequence[int]) -> tuple[Address, bool]:
+    """The address that a forward's listener is bound to, and whether it takes both families."""
+    if forward.address is not None:
+        return forward.address, False
+    if IPV6 in families:
+        return IPv6Address("::"), IPV4 in families
+    return IPv4Address("0.0.0.0"), False
+
+
+def chosen(forward: Forward, fd: int) -> Forward:
+    """A forward as it has become: with the number that the kernel chose where any would do."""
+    return forward if forward.port else replace(forward, port=socketcalls.local_port(fd))
+
+
+def is_listener(fd: int, port: int) -> bool:
+    """Whether ``fd`` is a TCP socket that listens on ``port`` (0: any), as somebody says who may
+    lie.
+    """
+    domain = socketcalls.option(fd, socket.SOL_SOCKET, socket.SO_DOMAIN)
+    return (
+        domain in FAMILIES
+        and socketcalls.option(fd, socket.SOL_SOCKET, socket.SO_PROTOCOL) == socket.IPPROTO_TCP
+        and socketcalls.option(fd, socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
+        and socketcalls.local_port(fd) in ((port,) if port else range(1, LAST_PORT + 1))
+    )
+
+
+# What a listener has that ``open_listener`` made, and what would cut off or hold up those who are
+# accepted from it. One that isn't so was shut down, or has other options now: whoever did that.
+UNSOUND = "somebody who has its listener ended or changed it"
+_SOUND = (
+    (socket.SOL_SOCKET, socket.SO_ACCEPTCONN, 1),
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.SOL_SOCKET, socket.SO_LINGER, 0),
+    (socket.SOL_SOCKET, socket.SO_OOBINLINE, 0),
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+)
+
+
+def namespace_here() -> int | None:
+    """The number of this process's network namespace; None before Linux 5.14."""
+    with socket.socket(socket.AF_UNIX) as ours:
+        return socketcalls.namespace_cookie(ours.fileno())
+
+
+def is_sound(fd: int) -> bool:
+    """Whether a listener still listens, and has the options that it was made with."""
+    return all(socketcalls.option(fd, level, name) == value for level, name, value in _SOUND)
+
+
+def has_ended(fd: int) -> bool:
+    """Whether it listens no longer."""
+    return socketcalls.option(fd, socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 0
+
+
+# What a listener that was ended demands of whom it hears (socketcalls.retire).
+_HOPS = {
+    socket.AF_INET: ((socket.IPPROTO_IP, socketcalls.IP_MINTTL),),
+    socket.AF_INET6: (
+        (socket.IPPROTO_IP, socketcalls.IP_MINTTL),
+        (socket.IPPROTO_IPV6, socketcalls.IPV6_MINHOPCOUNT),
+    ),
+}
+
+
+def make_sound(listener: socket.socket) -> None:
+    """Give a listener that somebody else made, or kept, the options that ours have."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes(8))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 0)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 0)
+    for level, name in _HOPS[listener.family]:
+        listener.setsockopt(level, name, 0)
+    listener.setblocking(False)
+
+
+def open_listeners(
+    forwards: Sequence[Forward],
+    families: Sequence[int],
+    place: str,
+    kept: Callable[[Forward], int | None] = lambda _: None,
+    optional_from: int | None = None,
+) -> list[tuple[int, int]]:
+    """Open all of ``forwards``, in ``place`` ("on the host" or so): (index, descriptor) of each
+    that is open. ``kept`` has the descriptors of some that are open already. From the index
+    ``optional_from`` on, each that can't be had is left out, whatever the reason.
+
+    One that is required and can't be had closes all of them again and raises Failure.
+    """
+    opened: list[tuple[int, int]] = []
+    for index, forward in enumerate(forwards):
+        try:
+            fd = kept(forward)
+            if fd is None:
+                write_place(forward, families)
+                fd = open_listener(forward, families)
+            opened.append((index, fd))
+        except OSError as error:
+            if optional_from is not None and index >= optional_from:
+                continue
+            if not forward.required and error.errno in (errno.EADDRINUSE, errno.EACCES):
+                continue
+            close_all([fd for _, fd in opened])
+            raise cannot_listen(forward, place, error) from error
+    return opened
+
+
+def cannot_listen(forward: Forward, place: str, error: OSError, *, late: bool = False) -> Failure:
+    """The Failure for an error of ``open_listener``, with a next step where there is one; ``late``
+    where it is after lock-down, when whoever asks may be root, and we no more.
+    """
+    hint = None
+    if error.errno == errno.EACCES:
+        hint = _privileged_hint(forward, place, late=late)
+    elif error.errno == errno.EADDRINUSE:
+        hint = f"find who listens there with: ss -ltnp 'sport = :{forward.port}'"
+    elif error.errno == errno.EADDRNOTAVAIL:
+        hint = f"no interface {place} has that address: see ip address"
+    elif error.errno in (errno.EMFILE, errno.ENFILE):
+        hint = (
+            "each port takes a descriptor: raise the limit with ulimit -n, or forward fewer ports"
+        )
+    elif error.errno == errno.ETOOMANYREFS:
+        hint = CROWDED_HINT
+    elif error.errno == errno.ENODEV:
+        hint = f"no interface {place} has that name: see ip link"
+    return Failure("listen on", f"{describe(forward)} {place}", reason_of(error), hint)
+
+
+def targets(forward: Forward, families: Sequence[int]) -> dict[int, bytes]:
+    """The addresses to which connections of a forward may go, by index into FAMILIES; ``families``
+    are those in use.
+    """
+    if forward.target is not None:
+        family = IPV4 if forward.target.version == 4 else IPV6
+        return {family: socketcalls.sockaddr(forward.target, forward.target_port)}
+    return {
+        family: socketcalls.sockaddr(LOOPBACK[family], forward.target_port) for family in families
+    }
+
+
+class Pointers:
+    """Makes plans of where connections go, in the namespace of the targets."""
+
+    def __init__(self, place: Place, families: Sequence[int]) -> None:
+        """``place`` is the address book's; ``families`` are those that the namespace has."""
+        self.place = place
+        self.families = families
+
+    def plans(
+        self, forward: Forward, slots: Mapping[int, int]
+    ) -> tuple[tuple[Pointer, ...], tuple[Pointer, ...]]:
+        """What to try, in order, for an IPv4 client and for an IPv6 client. ``slots`` are those of
+        the forward's targets, by index into FAMILIES.
+
+        Without a target address that is the loopback address of the client's family, then the other
+        one.
+        """
+        pointers = {
+            family: Pointer(self.place, slots[family], family, sockaddr)
+            for family, sockaddr in targets(forward, self.families).items()
+            if family in slots
+        }
+        first4 = tuple(pointers[one] for one in (IPV4, IPV6) if one in pointers)
+        first6 = tuple(pointers[one] for one in (IPV6, IPV4) if one in pointers)
+        if forward.target is not None or forward.address is None:
+            return first4, first4 if forward.target is not None else first6
+        same = first4 if forward.address.version == 4 else first6
+        return same, same
+
+    def listener(self, index: int, fd: int, forward: Forward, slots: Mapping[int, int]) -> Listener:
+        """A listener with its plans; Failure when the target is of a family that the namespace
+        doesn't have, for which there would be no sockets.
+        """
+        if forward.target is not None:
+            family = IPV4 if forward.target.version == 4 else IPV6
+            if family not in self.families:
+                raise no_family(forward, "there")
+        return Listener(fd, *self.plans(forward, slots), index)
+
+
+def _privileged_hint(forward: Forward, place: str, *, late: bool) -> str:
+    """What to do about a port that is root's. A capability of the program's file would not help: it
+    is dropped at the start, as root's are.
+    """
+    inside = place == "in the namespace"
+    who = "as root in there" if inside else "as root"
+    way = f"{who}, sysctl net.ipv4.ip_unprivileged_port_start={forward.port}"
+    if late:
+        start = "start it with this port" if inside else "start it as root with this port"
+        return (
+            "once started, hardsplice has no right to ports below that of"
+            f" net.ipv4.ip_unprivileged_port_start, whoever started it: {start}, or, {way},"
+            " or use a higher port"
+        )
+    return (
+        "ports below that of net.ipv4.ip_unprivileged_port_start are root's: use a higher port, or,"
+        f" {way}"
+    )
+
+
+def no_family(forward: Forward, place: str) -> Failure:
+    """The Failure for a target of a family that its namespace doesn't have."""
+    version = forward.target.version if forward.target else 4
+    return Failure("connect to", f"{forward.target}", f"there is no IPv{version} {place}")

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What has to be there before anything else can be done: a /proc that shows our PID namespace. A
+sandbox's file system, or a PID namespace that was made by hand, may lack it.
+"""
+
+from __future__ import annotations
+
+import os
+
+from hardsplice.model.errors import Failure, reason_of
+
+_MOUNT_HINT = (
+    "mount one: mount -t proc proc /proc; unshare(1) does that with --mount-proc, bubblewrap with "
+    "--proc /proc"
+)
+
+
+def refuse_without_proc() -> None:
+    """Failure where /proc isn't mounted."""
+    _own_number()
+
+
+def refuse_others_proc() -> None:
+    """Failure where /proc shows another PID namespace: its numbers are other processes' than those
+    that we, and whoever started us, mean by them.
+    """
+    if _own_number() != str(os.getpid()):
+        raise Failure("use", "/proc", "it shows another PID namespace than this one", _MOUNT_HINT)
+
+
+def _own_number() -> str:
+    try:
+        return os.readlink("/proc/self")
+    except OSError as error:
+        raise Failure("use", "/proc", f"/proc/self: {reason_of(error)}", _MOUNT_HINT) from error

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Taking clients from listeners: how many at once, when to take none, and how several relays share.
+
+*Room.* The relay accepts while there is a socket in each pool and a descriptor to spare; else it
+stops watching its listeners, and clients wait in the kernel's backlog.
+
+*Loops.* Where a target leads back to one of our own listeners, each connection brings the next one.
+Until the descriptors are used up nothing tells that from clients, and then two things see to its
+end. When its client goes, half-closed flows are left, which wait for each other: if they are many,
+those in which nothing has happened since the descriptors ran out are reset (engine.py). And the
+reset of one must not find the next one accepted and connected already, for ever: once a client has
+reset, the next one is looked at before it is connected.
+
+*Sharing listeners.* With several relays a listener is watched with EPOLLEXCLUSIVE: a new connection
+wakes the first in its queue of relays that is asleep, and is put before those that are awake, too
+(ep_poll_callback, fs/eventpoll.c). Three things follow. The event is level-triggered, so a relay
+that accepts one connection a turn is told again until the backlog is empty: of several that wait
+none is forgotten. The queue does not turn by itself, and one relay would get all connections that
+come while it sleeps; so whoever accepted goes to its end, by leaving epoll and entering it again.
+And whoever was woken may be the only one who knows: if it stops accepting it says so, and the
+others look again, which is the same leaving and entering, since epoll looks at what it is asked to
+watch.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+
+from hardsplice.ipc.channel import Note
+from hardsplice.net.listener import Listener
+from hardsplice.relay.tcp.connecting import Connector
+from hardsplice.relay.tcp.flows import Resources
+from hardsplice.relay.tcp.heuristics import Burst
+from hardsplice.relay.tcp.rules import EPOLLIN, SIDES, Flow
+from hardsplice.telemetry import counters as count
+from hardsplice.telemetry.flow_table import End
+
+EVENTS_A_WAIT = 128
+JAM_SECONDS = 10.0  # for want of descriptors, until half-closed flows make room
+EPOLLEXCLUSIVE = 1 << 28  # linux/eventpoll.h
+
+# The client went away before it was accepted, or none was there.
+_NOT_OURS = (errno.EAGAIN, errno.ECONNABORTED, errno.EINTR, errno.EPROTO)
+
+
+class Acceptor(Connector):
+    """The layer that accepts."""
+
+    __slots__ = (
+        "accepting",
+        "burst",
+        "comfortable",
+        "jam_began",
+        "listen_mask",
+        "listeners",
+        "moment",
+        "shared",
+        "to_drain",
+        "turns",
+        "unfinished",
+    )
+
+    def __init__(
+        self, resources: Resources, listeners: Sequence[Listener], *, shared: bool = False
+    ) -> None:
+        """``shared``: other relays watch the same listeners."""
+        super().__init__(resources)
+        self.shared = shared
+        self.listen_mask = EPOLLIN | EPOLLEXCLUSIVE if shared else EPOLLIN
+        self.listeners = {listener.fd: listener for listener in listeners}
+        self.accepting = False
+        self.to_drain: int | None = None  # flows that there were when it was told to drain
+        self.turns = 0
+        self.unfinished = 0  # turns after which somebody was left that was ready (habits.Burst)
+        self.burst = Burst()
+        self.moment = 0.0  # of the last events, where somebody wants to know (CLOCK_MONOTONIC)
+        self.jam_began = 0.0  # since then nobody could be accepted; 0: there is no need
+        # With so many descriptors in use there is room left whatever the pools hold.
+        promised = sum(self.pools[family].size for family in self.families)
+        spare = self.limits.descriptors - self.limits.reserve
+        self.comfortable = spare - promised - 1
+
+    def _accept_some(self, listener: Listener) -> None:
+        rounds = self.turns - self.unfinished
+        limit = self.burst.begin(self.turns, rounds, 1 + len(self.flows) // EVENTS_A_WAIT)
+        accepted = 0
+        while accepted < limit and self._accept(listener):
+            accepted += 1
+        self.burst.end(accepted)
+        is_there = self.listeners.get(listener.fd) is listener  # it may have been shut down
+        if self.shared and accepted and self.accepting and is_there:
+            self._go_to_the_end(listener.fd)
+
+    def _accept(self, listener: Listener) -> bool:
+        """Accept one; False when there was none, or none may be accepted now."""
+        if not self.accepting:
+            return False
+        plan, plan_ipv4 = listener.plan_ipv6, listener.plan_ipv4
+        if plan is plan_ipv4 and self.ledger is None:  # nobody asks who it is
+            fd = self.kernel.accept(listener.fd)
+        else:
+            fd = self.kernel.accept_from(listener.fd)
+        if fd < 0:
+            self._cannot_accept(listener, -fd)
+            return False
+        self.counters[count.ACCEPTED] += 1
+        if self.wary and self._is_gone(fd):
+            return True
+        if plan is not plan_ipv4 and self.kernel.from_ipv4():
+            plan = plan_ipv4
+        flow = Flow(fd, plan, listener.index)
+        flow.seen = self.moment
+        self.flows[fd] = flow
+        if self.ledger is not None:
+            self.ledger.opened(flow, self.kernel.accepted_from())
+        self._guarded(flow, self._try_connect)
+        used = self.other_descriptors + len(self.flows) + 2 * self.pipes.open
+        if used > self.comfortable or self._is_low():
+            self._ask()
+            self._reconsider_accepting()
+        return True
+
+    def _is_gone(self, fd: int) -> bool:
+        """Whether a client has reset before it was accepted; then that was all of it."""
+        self.wary = self.kernel.connected(fd) != 0
+        if self.wary:
+            self.counters[count.RESET] += 1
+            self.kernel.close(fd)
+        return self.wary
+
+    def _is_low(self) -> bool:
+        """Whether half of a pool is used. (A loop: any() with its generator takes thrice as long,
+        and this is asked for every connection.)
+        """
+        for family in self.families:  # noqa: SIM110
+            if self.pools[family].is_low:
+                return True
+        return False
+
+    # --- listeners that come and go --------------------------------------------------------------
+
+    def add_listener(self, listener: Listener) -> None:
+        """Accept on one more, unless it has been removed meanwhile."""
+        if self.kernel.take_listener(listener.fd):
+            self.listeners[listener.fd] = listener
+            if self.accepting:
+                self.epoll.register(listener.fd, self.listen_mask)
+
+    def remove_listener(self, index: int, place: int, *, reset_flows: bool) -> None:
+        """Accept no more on the listener that the monitor knows by ``index``, whose descriptor is
+        ``place``; its flows go on, or are reset.
+        """
+        listener = self.listeners.get(place)
+        if listener is not None and listener.index == index:
+            self._forget_listener(listener)
+        self.kernel.take_listener(place)  # which gives it up, too: /dev/null comes in its place
+        if reset_flows:
+            for flow in dict.fromkeys(self.flows.values()):
+                if flow.listener == index:
+                    self.counters[count.RESET] += 1
+                    self._end(flow, abort=SIDES, end=End.REMOVED)
+
+    def _forget_listener(self, listener: Listener) -> None:
+        del self.listeners[listener.fd]
+        if self.accepting:
+            self.epoll.unregister(listener.fd)
+
+    # --- sharing listeners -----------------------------------------------------------------------
+
+    def look_again(self) -> None:
+        """Another relay has stopped accepting: clients may wait of whom only it was told."""
+        if self.accepting:
+            for fd in self.listeners:
+                self._go_to_the_end(fd)
+
+    def _go_to_the_end(self, fd: int) -> None:
+        """Be the last of the relays that the next client of a listener would wake."""
+        self.epoll.unregister(fd)
+        self.epoll.register(fd, self.listen_mask)
+
+    def _cannot_accept(self, listener: Listener, code: int) -> None:
+        if code in _NOT_OURS:
+            return
+        if code == errno.EINVAL:  # it was shut down, of which we are told next
+            self._forget_listener(listener)
+            return
+        self.monitor.note(Note.ACCEPT, code)
+        self._fall_short()
+        self._reconsider_accepting()
+
+    def _is_short_of_descriptors(self, slack: int) -> bool:
+        return self.to_drain is None and self._free() <= self.limits.reserve + slack
+
+    def _reconsider_accepting(self) -> None:
+        """Watch the listeners while there is a pooled socket of each family and a descriptor to
+        spare.
+        """
+        possible = (
+            self.to_drain is None
+            and not self.short_until
+            and all(self.pools[family].ready for family in self.families)
+        )
+        slack = 0 if self.accepting else max(4, self.limits.reserve // 4)
+        if possible:
+            possible = self._free() > self.limits.reserve + slack or (
+                not self.flows and self._free() > 0  # with a very low limit, one flow at a time
+            )
+            if not possible and self.accepting:
+                self.monitor.note(Note.DESCRIPTORS, self.limits.descriptors)
+        if possible:
+            self.jam_began = 0.0
+        elif self._is_short_of_descriptors(slack) and not self.jam_began and self.flows:
+            self.jam_began = self.moment = self.kernel.now()
+        if possible == self.accepting:
+            return
+        self.accepting = possible
+        if not possible:
+            self.restless = True
+            self.counters[count.PAUSED] += 1
+        for fd in self.listeners:
+            if possible:
+                self.epoll.register(fd, self.listen_mask)
+            else:
+                self.epoll.unregister(fd)
+        if self.shared and not possible and self.to_drain is None:
+            self.monitor.yield_listeners()

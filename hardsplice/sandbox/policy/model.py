@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a policy is once it is read, and what it comes to in numbers on an architecture. Pure.
+
+How it is written is sandbox/policy/format.py's matter, how it becomes a filter sandbox/seccomp.py's
+and sandbox/policy/prelude.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from hardsplice.kernel.syscalls import INTS, constant, parameters
+
+__all__ = [
+    "Alternatives",
+    "Comparison",
+    "Condition",
+    "MistakeError",
+    "Operator",
+    "Policy",
+    "Rule",
+    "asked",
+    "comparisons",
+    "resolve",
+]
+
+Operator = Literal["==", ">=", "<"]
+
+
+class MistakeError(Exception):
+    """Something in a policy is not as it should be; parse_policy adds which policy it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """`parameter == value`, with a mask `parameter & mask == value`, or `parameter >= value` and
+    `parameter < value`; symbolic, as written.
+    """
+
+    parameter: str
+    mask: tuple[str, ...]  # names joined by |; empty for all bits
+    operator: Operator
+    value: tuple[str, ...]
+
+    def __str__(self) -> str:
+        mask = f" & {'|'.join(self.mask)}" if self.mask else ""
+        return f"{self.parameter}{mask} {self.operator} {'|'.join(self.value)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One system call that a role may make, on some architectures, in one of some ways."""
+
+    call: str
+    when: tuple[tuple[Condition, ...], ...]  # alternatives; each holds when all its conditions do
+    why: str
+    where: tuple[str, ...]  # dotted names of functions, or OUTSIDE
+    source: str | None  # for OUTSIDE: what in there makes the call
+    risk: str | None
+    architectures: frozenset[str]
+    role: str  # the policy that the rule was written in
+    ask: bool = False  # not the kernel serves the call but the monitor (seccomp_unotify(2))
+
+    def condition(self) -> str:
+        """The conditions as text; empty when there are none."""
+        return " or ".join(" and ".join(map(str, alternative)) for alternative in self.when)
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What one role may do."""
+
+    role: str
+    summary: str
+    capabilities: tuple[str, ...]  # kept after lock-down; as a rule none
+    descriptors: Mapping[str, int]  # file descriptors with a fixed number
+    addresses: Mapping[str, int]  # of memory with a fixed place, and masks for them
+    include: tuple[str, ...]
+    notes: Mapping[str, str]  # by architecture: what a reader has to know
+    rules: tuple[Rule, ...]  # those of the included policies come last
+
+    def rules_for(self, arch: str) -> tuple[Rule, ...]:
+        """The rules that apply on an architecture."""
+        return tuple(rule for rule in self.rules if arch in rule.architectures)
+
+    @property
+    def words(self) -> dict[str, int]:
+        """What its own words mean, besides the constants that every policy has."""
+        return {**self.descriptors, **self.addresses}
+
+    def settled(self, words: Mapping[str, int]) -> Policy:
+        """The policy with other numbers for some of its words: those that set-up decides."""
+        return replace(
+            self,
+            descriptors={name: words.get(name, n) for name, n in self.descriptors.items()},
+            addresses={name: words.get(name, n) for name, n in self.addresses.items()},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A condition in numbers: `args[index] & mask == value`, or another operator in the place of
+    ``==``; no mask means all bits.
+    """
+
+    index: int
+    mask: int | None
+    value: int
+    operator: Operator = "=="
+    is_int: bool = False  # the kernel takes the low 32 bits and no more
+
+
+Alternatives = tuple[tuple[Comparison, ...], ...]
+
+
+def resolve(policy: Policy, arch: str) -> dict[str, Alternatives]:
+    """What the policy allows on an architecture, in numbers: by call, the ways to make it.
+
+    A call that may be made in any way has one alternative without comparisons.
+    """
+    allowed: dict[str, Alternatives] = {}
+    for rule in policy.rules_for(arch):
+        ways: Alternatives = tuple(
+            comparisons(rule.call, alternative, policy.words, arch)
+            for alternative in rule.when or ((),)
+        )
+        together = (*allowed.get(rule.call, ()), *ways)
+        allowed[rule.call] = ((),) if () in together else tuple(dict.fromkeys(together))
+    return allowed
+
+
+def asked(policy: Policy, arch: str) -> frozenset[str]:
+    """The calls that the monitor serves, instead of the kernel."""
+    return frozenset(rule.call for rule in policy.rules_for(arch) if rule.ask)
+
+
+def comparisons(
+    call: str, alternative: Iterable[Condition], words: Mapping[str, int], arch: str
+) -> tuple[Comparison, ...]:
+    names = parameters(call, arch)
+    found: list[Comparison] = []
+    for condition in alternative:
+        if condition.parameter not in names:
+            has = f"has {', '.join(names)}" if names else "is not in hardsplice/kernel/syscalls.py"
+            raise MistakeError(f"no parameter {condition.parameter}: {call} {has}")
+        index = names.index(condition.parameter)
+        value = _number(condition.value, words, arch)
+        mask = _number(condition.mask, words, arch) if condition.mask else None
+        if mask is not None and value & ~mask:
+            raise MistakeError(f"`{condition}` can't hold: the value has bits that the mask lacks")
+        if any((other.index, other.operator) == (index, condition.operator)
+               for other in found):  # fmt: skip
+            raise MistakeError(f"{condition.parameter} is compared twice")
+        is_int = condition.operator != "==" and condition.parameter in INTS
+        found.append(Comparison(index, mask, value, condition.operator, is_int))
+    return tuple(sorted(found, key=lambda item: item.index))
+
+
+def _number(names: Iterable[str], words: Mapping[str, int], arch: str) -> int:
+    number = 0
+    for name in names:
+        if name.isdigit():
+            number |= int(name)
+        elif name in words:
+            number |= words[name]
+        else:
+            number |= constant(name, arch)
+    return number

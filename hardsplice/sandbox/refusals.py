@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Why namespaces and mounts are refused here, found out and not guessed, for the hint below an
+error.
+
+A seccomp filter that was there before us, as container engines and service managers have them,
+answers before the kernel looks at a call's arguments; so a call that makes no sense tells whether
+there is one: the kernel would say EINVAL, ENOENT or EBADF, whoever asks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import os
+from collections.abc import Callable, Iterable
+
+import prctl
+
+from hardsplice.kernel import linux, mounts
+from hardsplice.sandbox import rights
+
+_OF_THE_SENSELESS = (errno.EINVAL, errno.ENOENT, errno.EBADF)
+_REFUSED = (errno.EPERM, errno.EACCES, errno.ENOSPC, errno.EUSERS)
+_NOWHERE = "/proc/nothing is called so"
+_LOW_FLAG = 1  # no flag of unshare(2), which looks at that first
+
+_PROBES: dict[str, Callable[[], None]] = {
+    "unshare": lambda: linux.unshare(linux.CLONE_NEWUSER | _LOW_FLAG),
+    "mount": lambda: linux.mount("none", _NOWHERE, None, linux.MS_BIND),
+    "setns": lambda: linux.setns(-1, 0),
+    "pivot_root": lambda: linux.pivot_root(_NOWHERE, _NOWHERE),
+}
+
+# What switches user namespaces off where it has this value
+_SWITCHES = (
+    ("user.max_user_namespaces", "0"),
+    ("kernel.unprivileged_userns_clone", "0"),  # Debian's
+    ("kernel.apparmor_restrict_unprivileged_userns", "1"),  # Ubuntu's
+)
+
+PROC_HINT = (
+    "the /proc of this container is masked: with Docker --security-opt systempaths=unconfined, "
+    "with Podman --security-opt unmask=ALL lets COMMAND have its own"
+)
+
+
+def filter_hint() -> str | None:
+    """What to do about a filter that keeps some of these calls from us; None where there is none.
+    A filter may as well kill whoever makes such a call: so nothing is tried where there is none.
+    """
+    if not is_filtered():
+        return None
+    probes = dict(_PROBES)
+    if not prctl.cap_effective.sys_admin:
+        del probes["pivot_root"]  # the kernel asks for the capability first
+    calls = [name for name, probe in probes.items() if not _reaches_kernel(probe)]
+    if not calls:
+        return None
+    return (
+        f"a seccomp filter that hardsplice was started under forbids {', '.join(calls)}: of a "
+        "container --security-opt seccomp=unconfined takes it off, or a profile that allows them; "
+        "of a systemd unit see RestrictNamespaces= and SystemCallFilter="
+    )
+
+
+@functools.cache
+def is_filtered() -> bool:
+    """Whether there was a seccomp filter when that was asked first, which is before ours is in
+    force; taken for so where /proc does not say.
+    """
+    try:
+        with open("/proc/self/status", "rb") as status:
+            return b"\nSeccomp:\t2" in status.read()
+    except OSError:
+        return True
+
+
+def _reaches_kernel(probe: Callable[[], None]) -> bool:
+    try:
+        probe()
+    except OSError as error:
+        return error.errno in _OF_THE_SENSELESS
+    return True
+
+
+def userns_hint(error: OSError) -> str | None:
+    """Why a user namespace, or its maps, is refused; None for an error that no rule gives."""
+    if error.errno == errno.EROFS:
+        return "/proc is read-only here, where its maps are written: of bubblewrap add --proc /proc"
+    if error.errno not in _REFUSED:
+        return None
+    found = filter_hint()
+    if found is not None:
+        return found
+    off = [f"{name} = {value}" for name, value in _switches() if _setting(name) == value]
+    if off:
+        return f"user namespaces are switched off here: sysctl {', '.join(off)}"
+    if error.errno == errno.ENOSPC:
+        return (
+            "there are as many as the sysctl user.max_user_namespaces allows, here or further up, "
+            "or too many are one in another"
+        )
+    if os.geteuid() == 0 and not prctl.cap_effective.setfcap:
+        return (
+            "root without CAP_SETFCAP can have none with a root in it: run hardsplice as another "
+            "user; a container gets it by --cap-add SETFCAP"
+        )
+    for kind, number in (("uid", os.geteuid()), ("gid", os.getegid())):
+        if not rights.is_mapped(number, kind):
+            return (
+                f"the {kind} of hardsplice is none in the user namespace that it runs in, so it "
+                f"can make no other: see /proc/self/{kind}_map, and --map-root-user of unshare(1)"
+            )
+    if _is_in_chroot():
+        return "in a chroot the kernel allows none"
+    who = (
+        "the seccomp filter that hardsplice was started under, or an LSM"
+        if is_filtered()
+        else "an LSM"
+    )
+    return f"it may be {who} that forbids them: of a container see --security-opt"
+
+
+def _switches() -> Iterable[tuple[str, str]]:
+    """Those that are for us: who has CAP_SYS_ADMIN is privileged."""
+    return _SWITCHES[:1] if prctl.cap_effective.sys_admin else _SWITCHES
+
+
+def _setting(name: str) -> str | None:
+    path = f"/proc/sys/{name.replace('.', '/')}"
+    with contextlib.suppress(OSError), open(path, encoding="ascii") as file:
+        return file.read().strip()
+    return None
+
+
+def _is_in_chroot() -> bool:
+    """Whether our root folder is none that the table of mounts shows, as in a chroot."""
+    with contextlib.suppress(OSError):
+        return "/" not in mounts.here()
+    return False
+
+
+def mount_hint(error: OSError) -> str | None:
+    """Why a mount is refused to whoever has the capability."""
+    found = filter_hint()
+    if found is not None:
+        return found
+    if error.errno == errno.EACCES:
+        return (
+            "an LSM's profile forbids it: of a container --security-opt apparmor=unconfined takes "
+            "AppArmor's off, --security-opt label=disable SELinux's"
+        )
+    return None
+
+
+def limited_by(kind: str, error: OSError) -> str | None:
+    """Why a namespace of a kind, or what is made in it, is refused."""
+    if error.errno != errno.ENOSPC or error.filename is not None:
+        return mount_hint(error)
+    setting = f"user.max_{kind}_namespaces"
+    return f"see the sysctl {setting}: root in a user namespace can set it for all in there"

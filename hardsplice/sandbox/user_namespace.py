@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""User namespaces of our own: entering one, and the ids that are mapped in it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+from collections.abc import Callable, Iterator
+
+import prctl
+
+from hardsplice.kernel import linux
+from hardsplice.model.identity import RunAs
+
+
+def enter_own_user_namespace(user: RunAs | None = None) -> None:
+    """Enter a user namespace of our own, ids unchanged: whoever has no CAP_SYS_ADMIN may give up
+    the bounding set, and the file system, only in one. It knows whom this process is, and
+    ``user``, whom it may then become.
+    """
+    uid, gid = os.geteuid(), os.getegid()
+    if user is None or (user.uid, user.gid) == (uid, gid):
+        linux.unshare(linux.CLONE_NEWUSER)
+        write_id_maps("self", _same(uid), _same(gid), deny_setgroups=True)
+        return
+    # To map root the kernel asks for CAP_SETFCAP (verify_root_map, kernel/user_namespace.c).
+    known = [uid] if uid != 0 or prctl.cap_effective.setfcap else []
+    uids, gids = _same(*known, user.uid), _same(gid, user.gid)
+    with _outside((uids, gids)) as go:
+        linux.unshare(linux.CLONE_NEWUSER)
+        go()
+
+
+def _same(*ids: int) -> str:
+    """A map in which these ids are what they are outside."""
+    return "\n".join(f"{one} {one} 1" for one in dict.fromkeys(ids))
+
+
+@contextlib.contextmanager
+def _outside(maps: tuple[str, str]) -> Iterator[Callable[[], None]]:
+    """A child that stays where this process is, where it may map other ids than our own, and does
+    so when it is called. OSError where it can't.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid = os.fork()
+    if pid == 0:
+        ours.close()
+        code = errno.EPERM
+        try:
+            if theirs.recv(1):
+                write_id_maps(os.getppid(), *maps, deny_setgroups=False)
+                code = 0
+        except OSError as error:
+            code = error.errno or errno.EPERM
+        finally:
+            os._exit(code)
+    theirs.close()
+
+    def go() -> None:
+        ours.send(b"+")
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if code:
+            raise OSError(code, os.strerror(code))
+
+    try:
+        yield go
+    finally:
+        ours.close()
+        with contextlib.suppress(ChildProcessError):  # it was not called
+            os.waitpid(pid, 0)
+
+
+def write_id_maps(pid: int | str, uid_map: str, gid_map: str, *, deny_setgroups: bool) -> None:
+    """Write the ID maps of a new user namespace that process ``pid`` is in."""
+    values = [("uid_map", uid_map), ("gid_map", gid_map)]
+    if deny_setgroups:  # the kernel demands it of whoever isn't privileged, before gid_map
+        values.insert(1, ("setgroups", "deny"))
+    for name, value in values:
+        fd = os.open(f"/proc/{pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, value.encode())
+        finally:
+            os.close(fd)
+
+
+def owns_all_ids() -> bool:
+    """Whether this user namespace maps every user ID, as the initial one does."""
+    with open("/proc/self/uid_map", encoding="ascii") as lines:
+        return lines.read().split() == ["0", "0", "4294967295"]

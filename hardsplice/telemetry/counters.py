@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Counters in anonymous shared memory: a relay writes them, monitors read them, and neither asks
+the kernel.
+
+The monitor makes the memory before it forks the relay, so the counts outlive a relay that died.
+A relay may have been taken over: what stands in its memory can be anything, and readers take it as
+that. Its successor doesn't read it: when a relay has ended, its keeper takes over what it counted,
+and the memory is as at first. Else a number left there, to which no more can be added, would end
+each successor at its first connection.
+
+What monitors count of a relay is in a page of their own, which no relay has: the monitor that
+keeps the relay writes there, the host monitor reads. Nor has any process memory that it has no
+business with: a fork gets that of the relays for which it is `shared`, and of no other.
+
+Where flows are to be seen one by one, the flow table (telemetry/flow_table.py) follows the counters
+in the same memory, and so bytes are counted in the same way with and without it: each flow has the
+index of the two words in which its bytes are counted, its own row's or, without a table, the
+relay's.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import itertools
+import mmap
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from hardsplice.telemetry.flow_table import WORD_MASK, WORDS_A_ROW, FlowTable
+
+COUNTERS = (
+    "bytes_to_target",
+    "bytes_to_client",
+    "accepted",  # connections taken from a listener
+    "connected",  # of these, targets reached
+    "closed",  # flows that ended with FIN both ways
+    "reset",  # flows that ended by a reset of either side, passed on
+    "refused",  # flows whose target refused; the client got a reset
+    "timed_out",  # flows whose target did not answer in time
+    "errors",  # flows ended by an error of our own
+    "urgent",  # urgent bytes passed on
+    "blocked",  # times a sink took less than was read
+    "starved",  # times a direction waited for a pipe
+    "paused",  # times accepting was suspended (no socket, or no descriptor to spare)
+    "unlisted",  # flows for which the flow table had no row
+    "unlogged",  # ends of flows that the relay's monitor had no time to hear of
+    "stopped",  # flows that were reset because hardsplice ended
+    "drained",  # flows that came to their own end while it waited for that
+    "idle",  # flows that were reset since nothing had moved for --idle-timeout
+    "jammed",  # half-closed flows that were reset since descriptors had run out
+)
+KEPT = (  # what the relay's monitor counts, and the relay can't
+    "unpassed",  # as unlogged, between the two monitors
+    "restarts",  # times that the relay died and was replaced
+    "denied_calls",  # of these, for a system call, or what sandbox/tripwire.py forbids
+    "denied_records",  # of these, for a record that it may not send
+)
+BYTES = 0  # index of bytes_to_target; the other direction's follows
+(
+    ACCEPTED,
+    CONNECTED,
+    CLOSED,
+    RESET,
+    REFUSED,
+    TIMED_OUT,
+    ERRORS,
+    URGENT,
+    BLOCKED,
+    STARVED,
+    PAUSED,
+    UNLISTED,
+    UNLOGGED,
+    STOPPED,
+    DRAINED,
+    IDLE,
+    JAMMED,
+) = range(2, len(COUNTERS))
+UNPASSED, RESTARTS, DENIED_CALLS, DENIED_RECORDS = range(len(KEPT))
+
+# Upper bounds, in seconds, of the histogram of how long clients wait from being accepted until the
+# target is reached. On loopback that takes some 0.1 ms; a lost SYN is sent again after a second.
+LATENCY_BOUNDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.01, 0.1, 1.0, 10.0)
+_LATENCY = len(COUNTERS)  # the histogram's first word; the last but one is for what is above
+_LATENCY_SUM = _LATENCY + len(LATENCY_BOUNDS) + 1  # nanoseconds
+
+# What a relay uses at the moment; told at the end of each turn where there is a flow table.
+GAUGES = (
+    "pipes_open",  # in the pool or lent
+    "pipes_free",  # in the pool
+    "sockets_ipv4",  # in the pool
+    "sockets_ipv6",
+    "descriptors",  # in use or promised
+    "descriptors_limit",
+)
+_GAUGES = _LATENCY_SUM + 1
+_FIXED_WORDS = _GAUGES + len(GAUGES)
+
+# The monitors' page: KEPT, then a number that is odd while the rest changes, then what the relays
+# counted that have ended: all that is in front of the gauges.
+_GENERATION = len(KEPT)
+_ENDED = _GENERATION + 1
+_LOOKS = 2  # at a page that is changing, which takes no time
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """The histogram, as Prometheus has them: each count includes those before it."""
+
+    counts: tuple[int, ...]  # up to each of LATENCY_BOUNDS, then all
+    seconds: float  # of all of them together
+
+
+class Stats:
+    """What is counted of one relay, as 64-bit words: by itself (``count``), of it (``kept``)."""
+
+    def __init__(self, rows: int = 0) -> None:
+        """``rows`` is the number of flows that the flow table has room for; without any there is
+        none.
+        """
+        words = _FIXED_WORDS + (FlowTable.HEAD_WORDS + rows * WORDS_A_ROW if rows else 0)
+        # What is never written takes no memory.
+        self._memory, self._page = mmap.mmap(-1, 8 * words), mmap.mmap(-1, 8 * (_ENDED + _GAUGES))
+        self.count, self._words = (
+            memoryview(memory).cast("Q") for memory in (self._memory, self._page)
+        )
+        self.kept, self._ended = self._words[: len(KEPT)], self._words[_ENDED:]
+        self._pass_on(self._memory, self._page, passed=False)
+        self.flows = FlowTable(self.count, _FIXED_WORDS) if rows else None
+
+    @staticmethod
+    def _pass_on(*memory: mmap.mmap, passed: bool) -> None:
+        for one in memory:
+            one.madvise(mmap.MADV_DOFORK if passed else mmap.MADV_DONTFORK)
+
+    @contextlib.contextmanager
+    def shared(self, *, with_monitor: bool = False) -> Iterator[None]:
+        """What is forked meanwhile has the relay's memory, and the monitors' page where it is a
+        monitor. Neither is passed on any further.
+        """
+        memory = (self._memory, self._page) if with_monitor else (self._memory,)
+        self._pass_on(*memory, passed=True)
+        try:
+            yield
+        finally:
+            self._pass_on(*memory, passed=False)
+
+    def begin_anew(self) -> None:
+        """The relay has ended, and the rows of its flows are closed: take over what it counted, for
+        its keeper, and leave its successor nothing.
+        """
+        self._words[_GENERATION] |= 1
+        for at, count in enumerate(self.count[:_GAUGES]):
+            self._ended[at] = (self._ended[at] + count) & WORD_MASK
+        self.count[:_FIXED_WORDS] = memoryview(bytes(8 * _FIXED_WORDS)).cast("Q")
+        self._words[_GENERATION] = (self._words[_GENERATION] + 1) & WORD_MASK
+
+    def _counted(self) -> list[int]:
+        """The words in front of the gauges, of all relays so far; bytes include those of flows that
+        are still there.
+        """
+        words: list[int] = []
+        for _ in range(_LOOKS):  # the writer may be hostile, so not for ever
+            before = self._words[_GENERATION]
+            words = self.count[:_GAUGES].tolist()
+            if self.flows is not None:
+                words[:2] = self.flows.bytes_with(self.count[:2])
+            words = [(one + more) & WORD_MASK for one, more in zip(words, self._ended, strict=True)]
+            if before % 2 == 0 and before == self._words[_GENERATION]:
+                break
+        return words
+
+    def snapshot(self) -> dict[str, int]:
+        """Every counter by name; bytes include those of flows that are still there."""
+        counts = dict(zip(COUNTERS, self._counted(), strict=False))
+        counts.update(zip(KEPT, self.kept, strict=True))
+        return counts
+
+    def unreported(self) -> int:
+        """Ends of flows that are not in the log, since somebody had no time to hear of them."""
+        return self._ended[UNLOGGED] + self.count[UNLOGGED] + self.kept[UNPASSED]
+
+    def gauges(self) -> memoryview:
+        """The words of GAUGES, for the relay to write."""
+        return self.count[_GAUGES:_FIXED_WORDS]
+
+    def in_use(self) -> dict[str, int]:
+        """Every gauge by name."""
+        return dict(zip(GAUGES, self.gauges(), strict=True))
+
+    def connect_latency(self) -> Latency:
+        """How long clients waited for their targets; only counted where there is a flow table."""
+        words = self._counted()
+        counts = itertools.accumulate(words[_LATENCY:_LATENCY_SUM])
+        return Latency(tuple(counts), words[_LATENCY_SUM] / 1e9)
+
+
+@contextlib.contextmanager
+def shared_with_monitor(stats: Iterable[Stats]) -> Iterator[None]:
+    """What is forked meanwhile keeps these relays: it has their memory and the monitors' pages."""
+    with contextlib.ExitStack() as stack:
+        for one in stats:
+            stack.enter_context(one.shared(with_monitor=True))
+        yield
+
+
+def count_latency(words: memoryview, seconds: float) -> None:
+    """Add one connection to the histogram."""
+    words[_LATENCY + bisect.bisect_left(LATENCY_BOUNDS, seconds)] += 1
+    words[_LATENCY_SUM] += max(0, int(seconds * 1e9))
