@@ -20,8 +20,7 @@ from hardsplice.command import environment
 from hardsplice.ipc import descriptors
 from hardsplice.model.direction import DIRECTIONS, Direction
 from hardsplice.model.errors import not_done, reason_of
-from hardsplice.sandbox import landlock, rights, users
-from hardsplice.sandbox import steps as isolate
+from hardsplice.sandbox import landlock, rights, steps, users
 from hardsplice.sandbox.address_book import SEALED
 from hardsplice.sandbox.steps import Lockdown
 
@@ -36,12 +35,12 @@ def confine_signals(setup: Setup) -> None:
     """Keep the signals of all of hardsplice's processes among them: early, so that one layer holds
     them all; and not before COMMAND's are forked, which owe us nothing.
     """
-    steps = [isolate.no_new_privileges()]
+    layers = [steps.no_new_privileges()]
     ruleset = landlock.scope(setup.landlock.abi)
     if ruleset is not None:
-        steps.append(isolate.restriction("confine signals by Landlock", ruleset))
+        layers.append(steps.restriction("confine signals by Landlock", ruleset))
     begun = _begun(setup, setup.say)
-    begun.run(steps)
+    begun.run(layers)
     setup.missing += begun.missing
     if ruleset is not None:
         os.close(ruleset)
@@ -55,7 +54,7 @@ def of_monitor(setup: Setup, direction: Direction, say: Callable[[str], None]) -
     lacks = setup.landlock.missing
     if lacks and begun.strict:
         what, _, why = lacks[0].partition(": ")
-        raise not_done(what, why, isolate.NOT_STRICT)
+        raise not_done(what, why, steps.NOT_STRICT)
     begun.missing += lacks
     ruleset = _ruleset(setup, direction, scoped=True)
     if ruleset is not None:
@@ -81,19 +80,19 @@ def lock_host_monitor(setup: Setup) -> None:
     needs_user_namespace = not (users.is_real_root() and rights.may_make_namespaces())
     if setup.options.log_file is None:  # which is read again when it is full
         reopen = partial(descriptors.write_only, descriptors.LOG_FD)
-        begun.run([isolate.Step(ONLY_WRITTEN, reopen, reason_of)])
+        begun.run([steps.Step(ONLY_WRITTEN, reopen, reason_of)])
     begun.run(
         [
-            *isolate.leaving_steps(new_user_namespace=needs_user_namespace, user=setup.user),
-            *isolate.first_steps(_file_limit(setup)),
-            *isolate.rights_steps(setup.user, setup.last_capability, own),
+            *steps.leaving_steps(new_user_namespace=needs_user_namespace, user=setup.user),
+            *steps.first_steps(_file_limit(setup)),
+            *steps.rights_steps(setup.user, setup.last_capability, own),
         ]
     )
     if own is not None:
         os.close(own)
     setup.missing += begun.missing
     setup.parent.ask_again()
-    begun.run([isolate.filter_step(setup.programs.host)])
+    begun.run([steps.filter_step(setup.programs.host)])
 
 
 def _file_limit(setup: Setup) -> int:

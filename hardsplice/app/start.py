@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hardsplice.app import modes
-from hardsplice.app import options as cli
+from hardsplice.app.options import Mode, Options, Verbosity, parse_args
 from hardsplice.command import caller
 from hardsplice.model.errors import Failure, reason_of, tell, write_all
 from hardsplice.model.unforeseen import as_failure
@@ -35,11 +35,11 @@ def main(argv: Sequence[str]) -> int:
     given = caller.take()
     try:
         _refuse_jit(getattr(sys, "_jit", None))
-        options = cli.parse_args(argv)
+        options = parse_args(argv)
         procfs.refuse_without_proc()
-        if options.mode is not cli.Mode.NETNS:
+        if options.mode is not Mode.NETNS:
             procfs.refuse_others_proc()
-        if options.mode is cli.Mode.COMMAND and not options.command:
+        if options.mode is Mode.COMMAND and not options.command:
             modes.refuse_no_command(has_terminal=os.isatty(0))
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # which is COMMAND's to inherit
             signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -65,7 +65,7 @@ def _say(failure: Failure) -> int:
     return 1
 
 
-def _start_auditor(options: cli.Options) -> Channel:
+def _start_auditor(options: Options) -> Channel:
     """A process beside us that looks at /proc once we are ready, which we can't any more by then.
 
     It is nobody's child to wait for: its parent ends at once.
@@ -89,14 +89,14 @@ def _start_auditor(options: cli.Options) -> Channel:
     return theirs
 
 
-def _audit(options: cli.Options, server: int, record: Record) -> None:
+def _audit(options: Options, server: int, record: Record) -> None:
     """Print what --audit shows: to standard output, unless that is COMMAND's."""
     from hardsplice.telemetry import audit
 
     lacking = record.text.decode(errors="replace").split("\n")[1:]
     try:
         text = audit.report(server, lacking, options.audit or "table")
-        write_all(2 if options.mode is cli.Mode.COMMAND else 1, text.encode() + b"\n")
+        write_all(2 if options.mode is Mode.COMMAND else 1, text.encode() + b"\n")
     except Failure as failure:
         _say(failure)
     except BrokenPipeError:
@@ -105,7 +105,7 @@ def _audit(options: cli.Options, server: int, record: Record) -> None:
         _say(Failure("write", "the audit", reason_of(error)))
 
 
-def _serve(options: cli.Options, launcher: Channel | None, began: float, given: Caller) -> NoReturn:
+def _serve(options: Options, launcher: Channel | None, began: float, given: Caller) -> NoReturn:
     """Set up and serve in this process. After lock-down the interpreter's own way out is closed, so
     leave by os._exit.
     """
@@ -131,7 +131,7 @@ def _on_signal(number: int, _frame: object) -> NoReturn:
     raise _Ended(number)
 
 
-def _launch(options: cli.Options, began: float, given: Caller) -> int:
+def _launch(options: Options, began: float, given: Caller) -> int:
     """Start a process in the background; wait until it is ready, or has failed, and say which.
 
     Whatever happens to it, or to us meanwhile: it is there if this returns 0, and gone if not.
@@ -162,7 +162,7 @@ def _launch(options: cli.Options, began: float, given: Caller) -> int:
         record = _first_word(ours, pidfd)
         if record is not None and record.kind == Kind.READY:
             signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # from here on we say that it runs
-            if options.verbosity >= cli.Verbosity.DEBUG:
+            if options.verbosity >= Verbosity.DEBUG:
                 said = record.text.decode(errors="replace").partition("\n")[0]
                 tell([f"hardsplice: {said}"])
             if options.audit:
@@ -208,7 +208,7 @@ def _finish(child: int, pidfd: int, wait: float = ENDING_SECONDS) -> None:
     os.waitpid(child, 0)
 
 
-def _clean_up(options: cli.Options, child: int, *, had_pid_file: bool) -> None:
+def _clean_up(options: Options, child: int, *, had_pid_file: bool) -> None:
     """Remove what a process that has locked itself down can't."""
     if options.pid_file is not None and not had_pid_file:
         from hardsplice.app.pidfile import remove_left

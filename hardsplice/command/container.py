@@ -27,25 +27,21 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import prctl
 
 from hardsplice.command import guard, id_maps, init, terminal
-from hardsplice.command.caller import Caller
-from hardsplice.command.id_maps import Ids
+from hardsplice.command.recipe import Recipe
 from hardsplice.ipc import lifeline
 from hardsplice.ipc.channel import Channel, Kind, Malformed, Record, close_all
 from hardsplice.ipc.child import has_ended
 from hardsplice.ipc.dialogue import OF_INIT, last_words
 from hardsplice.kernel.status import describe_status, exit_status
 from hardsplice.model.errors import Failure, failure_of, quote, reason_of
-from hardsplice.model.identity import RunAs
 from hardsplice.net import namespaces
-from hardsplice.sandbox import landlock, refusals, rights, users
+from hardsplice.sandbox import refusals, rights, users
 from hardsplice.telemetry.log import Level
 
 if TYPE_CHECKING:
@@ -58,38 +54,6 @@ _PROC_KEPT = (
     "COMMAND has the /proc that is here, as the kernel refuses it one of its own: it sees other "
     "processes, with their command lines and connections"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """What to make."""
-
-    command: tuple[str, ...]
-    user: RunAs | None  # whom COMMAND is to be outside of its user namespace; None: as we are
-    hint: str | None  # what to do where that user can't run it
-    new_user: bool  # user namespaces too, in which COMMAND is root
-    ids: Ids  # that are mapped there
-    is_shielded: bool  # the kernel's settings are read-only
-    caller: Caller  # what COMMAND is to have as the caller had it
-    takes_foreground: bool  # COMMAND becomes the terminal's foreground group, and not the caller's
-    aside: Mapping[int, int]  # COMMAND's descriptors: the number that each is to have, and has
-    file_limits: tuple[int, int]  # RLIMIT_NOFILE, soft and hard, as COMMAND is to have it
-    init_program: bytes  # PID 1's filter
-    guard_program: bytes
-    last_capability: int
-    landlock_abi: int
-    strict: bool
-
-    @property
-    def is_root_outside(self) -> bool:
-        """Whether COMMAND has the user who is root in our own user namespace."""
-        return (self.user.uid if self.user else os.geteuid()) == 0
-
-    @property
-    def deny_files(self) -> Callable[[], None] | None:
-        """The Landlock layer of PID 1 and its guard, where there is Landlock."""
-        abi = self.landlock_abi
-        return partial(landlock.deny_files_and_ports, abi) if abi > 0 else None
 
 
 class Container:

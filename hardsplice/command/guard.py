@@ -27,7 +27,7 @@ from hardsplice.sandbox import refusals, steps, user_namespace, users
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from hardsplice.command.container import Recipe
+    from hardsplice.command.recipe import Recipe
 
 
 def live(recipe: Recipe, channel: Channel, report: Channel, line: int) -> NoReturn:

@@ -35,7 +35,7 @@ from hardsplice.sandbox import masks, refusals, steps, users
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from hardsplice.command.container import Recipe
+    from hardsplice.command.recipe import Recipe
 
 # Linux/capability.h: COMMAND may change its user, and signals must reach it all the same
 CAP_KILL = 5

@@ -82,7 +82,7 @@ SYSTEM_CALLS = {
     "poller.poll": "poll",
     "poller.register": "",
     "poller.unregister": "",
-    # the C library's own functions, in hardsplice/linux.py, socketcalls.py, scm.py and unotify.py
+    # the C library's own functions, in hardsplice/kernel: linux, socketcalls, scm and unotify
     "_accept4": "accept4",
     "_bind": "bind",
     "_connect": "connect",
