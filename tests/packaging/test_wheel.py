@@ -133,7 +133,7 @@ def test_an_installed_command_runs_isolated(installed: Path, tmp_path: Path, com
 
 def test_the_scripts_of_distributions_run_isolated_from_the_first_line_on() -> None:
     line = re.compile(r"\s*sed -i '1s\|\.\*\|#!\S+python3}? -I\|' .*/hardsplice .*/hardsplicectl")
-    for path in ("debian/rules", "rpm/hardsplice.model.spec"):
+    for path in ("debian/rules", "rpm/hardsplice.spec"):
         assert any(map(line.fullmatch, (ROOT / "packaging" / path).read_text().splitlines())), path
 
 
@@ -172,7 +172,7 @@ def test_the_sdist_builds_the_same_wheel(sdist: Path, wheel: Path, tmp_path: Pat
 def test_packages_for_distributions_name_this_version() -> None:
     with (ROOT / "pyproject.toml").open("rb") as file:
         assert "version" in tomllib.load(file)["project"]["dynamic"]
-    spec = (ROOT / "packaging/rpm/hardsplice.model.spec").read_text()
+    spec = (ROOT / "packaging/rpm/hardsplice.spec").read_text()
     assert re.search(rf"^Version: +{re.escape(__version__)}$", spec, re.MULTILINE)
     changelog = (ROOT / "packaging/debian/changelog").read_text()
     assert changelog.startswith(f"hardsplice ({__version__}-")
