@@ -35,7 +35,7 @@ from hardsplice.model.errors import Failure, failure_of, tell
 from hardsplice.monitor import notes
 from hardsplice.telemetry import audit, flow_table
 from hardsplice.telemetry.log import Level, Log
-from tests.support.fake_world import FakeWorld, flow
+from tests.unit.control.fake_world import FakeWorld, flow
 
 PACKAGE = Path(hardsplice.__file__).parent
 # Colours, lines of each kind, C1, an override of direction, what is not seen, a flood of marks,

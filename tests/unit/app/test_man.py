@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The manual against the parser, both ways, and against the tools that typeset it.
+
+The options are read from the page's source, where mdoc marks each; what a reader sees is read from
+the page as groff renders it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from hardsplice.app.options import Mode, build_parser, parse_args
+from hardsplice.model import ports, spec
+
+PAGE = Path(__file__).parents[3] / "packaging" / "man" / "hardsplice.1"
+EPHEMERAL = (32768, 60999)
+
+
+def plain(text: str) -> str:
+    """Source of the page without its escapes."""
+    return text.replace("\\-", "-").replace("\\(ti", "~").replace("\\(aq", "'")
+
+
+SOURCE = plain(PAGE.read_text(encoding="ascii"))
+
+
+def section(title: str) -> str:
+    found = re.search(rf"^\.Sh {title}\n(.*?)(?=^\.Sh |\Z)", SOURCE, re.MULTILINE | re.DOTALL)
+    assert found is not None, f"no section {title}"
+    return found[1]
+
+
+def documented() -> dict[tuple[str, ...], str | None]:
+    """Each option that has a paragraph: its names, and its value as written."""
+    found = {}
+    for head in re.findall(r"^\.It Fl (.*)$", section("OPTIONS"), re.MULTILINE):
+        flags, _, value = head.partition(" Ar ")
+        names = tuple("-" + name for name in flags.replace(" Fl ", " ").split(" , "))
+        # "USER Ns Op : Ns Ar GROUP" is how mdoc writes USER[:GROUP].
+        value = re.sub(r" Ns Op (.*)", r"[\1]", value).replace(" Ns Ar ", "")
+        found[names] = value.replace(" Ns | Ns Ar ", "|").replace(" Ns |", "|") or None
+    return found
+
+
+@pytest.fixture(scope="module")
+def rendered() -> str:
+    if shutil.which("groff") is None:
+        pytest.skip("groff is not installed")
+    done = subprocess.run(
+        ["groff", "-mdoc", "-Tascii", "-P-cbou", "-rLL=120n", str(PAGE)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout
+
+
+def test_the_manual_and_the_parser_have_the_same_options_with_the_same_values() -> None:
+    actions = build_parser().actions()
+    assert documented() == {tuple(a.option_strings): a.metavar for a in actions}
+
+
+def test_options_stand_in_the_order_and_sections_of_the_help() -> None:
+    titles = re.findall(r"^\.Ss (.*)$", section("OPTIONS"), re.MULTILINE)
+    sections = build_parser().sections
+    assert titles == [title.partition(" (")[0] for title in sections]
+    assert list(documented()) == [tuple(a.option_strings) for a in build_parser().actions()]
+
+
+def test_every_option_that_is_mentioned_exists() -> None:
+    known = {name for action in build_parser().actions() for name in action.option_strings}
+    mentioned = {"-" + name for name in re.findall(r"\bFl ([-\w]+)", SOURCE)}
+    assert mentioned
+    assert mentioned <= known
+
+
+def test_the_sections_of_a_manual_are_there_and_in_order() -> None:
+    assert re.findall(r"^\.Sh (.*)$", SOURCE, re.MULTILINE) == [
+        "NAME",
+        "SYNOPSIS",
+        "DESCRIPTION",
+        "OPTIONS",
+        "PORT SPECIFICATIONS",
+        "LOG",
+        "SERVICES",
+        "CONTROL SOCKET",
+        "SIGNALS",
+        "TERMINAL",
+        "ENVIRONMENT",
+        "FILES",
+        "EXIT STATUS",
+        "EXAMPLES",
+        "NOTES",
+        "SECURITY",
+        "SEE ALSO",
+    ]
+
+
+def test_the_defaults_are_the_parsers() -> None:
+    options = parse_args([])
+    for name in ("t , Fl --tcp-ports", "T , Fl --tcp-ns"):
+        paragraph = SOURCE.partition(f".It Fl {name.replace('Fl --', 'Fl -')} ")[2]
+        assert "The default is\n.Cm none ." in paragraph.partition(".It ")[0]
+    assert options.inbound == options.outbound == ()
+    assert f".Cm {options.sandbox} ,\nthe default" in SOURCE
+    assert options.log_size == 1 << 20
+    assert "the default is 1M" in SOURCE
+
+
+def test_the_default_and_the_loopback_are_warned_of() -> None:
+    notes = section("NOTES")
+    assert "This differs from\n.Xr pasta 1 ,\nwhose default\n.Cm auto" in notes
+    assert "listens on its loopback only, because it is meant to be private" in notes
+
+
+def test_the_grammar_is_that_of_the_module() -> None:
+    def grammar(text: str) -> list[str]:
+        lines = [line.strip() for line in text.splitlines() if ":=" in line]
+        return [re.sub(r"   +\(.*", "", line) for line in lines]
+
+    assert len(grammar(SOURCE)) == 7
+    assert grammar(SOURCE) == grammar(spec.__doc__ or "")
+
+
+def spec_examples() -> list[tuple[str, str]]:
+    examples = section("PORT SPECIFICATIONS").partition("Examples:")[2]
+    return re.findall(r"^\.It Li (\S+)\n(.*)$", examples, re.MULTILINE)
+
+
+def test_the_spec_examples_mean_what_they_say() -> None:
+    counts = {"These twelve ports.": 12, "Nine ports.": 9}
+    everything = 65535 - (EPHEMERAL[1] - EPHEMERAL[0] + 1)
+    counts["All but these two and the ephemeral ones."] = everything - 2
+    counts["All but the ephemeral ones, on the loopback address only."] = everything
+    seen = set()
+    autos = {
+        "Whatever is listened on over there, except ephemeral ports.": (everything, None),
+        "The same, from port 1024 on, ephemeral ports too, without one.": (65535 - 1024, None),
+        "The same for clients on this machine only.": (everything, "127.0.0.1"),
+    }
+    for text, meaning in spec_examples():
+        if "auto" in text:
+            (auto,) = ports.lay_out([text], ephemeral=EPHEMERAL, option="-t").autos
+            address = str(auto.address) if auto.address else None
+            assert (len(auto.listening_ports()), address) == autos.pop(meaning), text
+            continue
+        forwards = ports.parse([text], ephemeral=EPHEMERAL, option="-t")
+        if meaning in counts:
+            assert len(forwards) == counts[meaning], text
+            seen.add(meaning)
+            continue
+        numbers = [int(number) for number in re.findall(r"[Pp]ort (\d+)", meaning)]
+        first = next((f for f in forwards if not numbers or f.port == numbers[0]), None)
+        assert first is not None, text
+        if len(numbers) > 1:
+            assert first.target_port == numbers[1], text
+    assert seen == set(counts)
+    assert autos == {}
+    assert len(spec_examples()) >= 15
+
+
+def test_the_command_examples_are_understood() -> None:
+    modes = []
+    for line in re.findall(r"^\.Dl [$#] hardsplice (.*)$", SOURCE, re.MULTILINE):
+        # The user of --runas may be missing where the tests run; root isn't.
+        words = shlex.split(line.replace("nobody", "root"))
+        modes.append(parse_args(words).mode)
+    assert set(modes) == set(Mode)
+
+
+def test_a_reader_sees_every_option_and_example(rendered: str) -> None:
+    for names, value in documented().items():
+        head = ", ".join(names) + (f" {value}" if value else "")
+        assert re.search(rf"^ +{re.escape(head)}(  |$)", rendered, re.MULTILINE), head
+    for text, _ in spec_examples():
+        assert text in rendered
+    for line in re.findall(r"^\.Dl (.*)$", SOURCE, re.MULTILINE):
+        assert line in rendered
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["groff", "-mdoc", "-ww", "-Tutf8", "-z"],
+        ["groff", "-mdoc", "-ww", "-Tascii", "-z", "-rLL=60n"],
+        # "-l" formats a file by its name; -Z stops before the output device.
+        ["man", "--warnings", "-E", "UTF-8", "-l", "-Tutf8", "-Z"],
+        ["mandoc", "-Tlint", "-Wwarning"],
+    ],
+    ids=["groff", "groff-narrow", "man", "mandoc"],
+)
+def test_typesetters_have_no_complaint(command: list[str]) -> None:
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"{command[0]} is not installed")
+    done = subprocess.run(
+        [*command, str(PAGE)],
+        env={**os.environ, "LC_ALL": "C.UTF-8", "MANROFFSEQ": "", "MANWIDTH": "80"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    complaints = done.stderr + (done.stdout if command[0] == "mandoc" else "")
+    assert (done.returncode, complaints) == (0, "")
+
+
+def test_a_fault_in_the_page_would_be_a_complaint(tmp_path: Path) -> None:
+    if shutil.which("groff") is None:
+        pytest.skip("groff is not installed")
+    page = tmp_path / "wrong.1"
+    page.write_text(PAGE.read_text(encoding="ascii") + ".NoSuchMacro\n", encoding="ascii")
+    done = subprocess.run(
+        ["groff", "-mdoc", "-ww", "-Tutf8", "-z", str(page)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "NoSuchMacro" in done.stderr

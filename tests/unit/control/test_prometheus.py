@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The metrics, read by Prometheus' own client."""
+
+from __future__ import annotations
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from hardsplice.control.http import Request, Response
+from hardsplice.control.prometheus import Family, Sample, histogram, render
+from hardsplice.control.routes import dispatch
+from hardsplice.telemetry.counters import COUNTERS, KEPT, LATENCY_BOUNDS
+from tests.unit.control.fake_world import FakeWorld
+
+NAMES = (*COUNTERS, *KEPT)
+
+Key = tuple[str, tuple[tuple[str, str], ...]]
+
+
+def read(text: str) -> dict[Key, float]:
+    """Every sample by its name and labels."""
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def fetch(world: FakeWorld) -> Response:
+    answers: list[Response] = []
+    dispatch(Request("GET", "/metrics", "", b"", True), world, answers.append)
+    return answers[0]
+
+
+def test_prometheus_reads_every_family_with_its_type_and_help() -> None:
+    answer = fetch(FakeWorld())
+    assert answer.kind.startswith("text/plain; version=0.0.4")
+    families = list(text_string_to_metric_families(answer.body.decode()))
+    types = {family.name.removeprefix("hardsplice_"): family.type for family in families}
+    assert types == {
+        "info": "gauge", "uptime_seconds": "gauge", "relay_restarts": "counter",
+        "denied": "counter", "control_connections": "gauge", "flows": "gauge",
+        "bytes": "counter", "pipes": "gauge", "pool_sockets": "gauge", "accepted": "counter",
+        "connected": "counter", "closed": "counter", "resets": "counter", "refused": "counter",
+        "timed_out": "counter", "errors": "counter", "urgent_bytes": "counter",
+        "blocked": "counter", "starved": "counter", "accept_pauses": "counter",
+        "stopped_flows": "counter", "drained_flows": "counter", "idle_flows": "counter",
+        "jammed_flows": "counter", "unlisted_flows": "counter", "descriptors": "gauge",
+        "descriptors_limit": "gauge", "connect_seconds": "histogram",
+    }  # fmt: skip
+    assert all(family.documentation for family in families)
+
+
+def test_every_relay_has_its_own_samples_with_the_right_values() -> None:
+    found = read(fetch(FakeWorld()).body.decode())
+
+    def of(name: str, relay: int = 0, **labels: str) -> float:
+        labels = {"namespace": "7", "direction": "outbound", "relay": str(relay), **labels}
+        return found["hardsplice_" + name, tuple(sorted(labels.items()))]
+
+    for relay in (0, 1):
+        assert of("flows", relay, state="established") == 2
+        assert of("bytes_total", relay, to="target") == 100 + COUNTERS.index("bytes_to_target")
+        assert of("bytes_total", relay, to="client") == 100 + COUNTERS.index("bytes_to_client")
+        assert of("resets_total", relay) == 100 + COUNTERS.index("reset")
+        assert of("relay_restarts_total", relay) == 100 + NAMES.index("restarts")
+        assert of("refused_total", relay) == 100 + COUNTERS.index("refused")
+        assert of("pipes", relay, state="used") == 2
+        assert of("pipes", relay, state="free") == 3
+        assert of("pool_sockets", relay, family="ipv6") == 7
+        assert of("connect_seconds_count", relay) == len(LATENCY_BOUNDS)
+        assert of("connect_seconds_sum", relay) == 1.5
+        assert of("connect_seconds_bucket", relay, le="+Inf") == len(LATENCY_BOUNDS)
+        assert of("connect_seconds_bucket", relay, le="0.0001") == 0
+    assert found["hardsplice_denied_total", (("namespace", "7"), ("what", "peer"))] == 2
+
+
+def test_every_sample_says_whose_namespace_it_is() -> None:
+    """One scrape configuration has many instances."""
+    found = read(fetch(FakeWorld()).body.decode())
+    assert all(("namespace", "7") in labels for _, labels in found)
+
+
+def test_head_is_answered_as_get_is() -> None:
+    answers: list[Response] = []
+    dispatch(Request("HEAD", "/metrics", "", b"", True), FakeWorld(), answers.append)
+    assert (answers[0].status, answers[0].kind) == (200, fetch(FakeWorld()).kind)
+
+
+def test_whatever_is_in_a_label_or_a_help_comes_through() -> None:
+    odd = 'a"b\\c\nd}{,e= 1'
+    text = render(
+        [Family("m", "gauge", "help\\with\nlines", [Sample({"label": odd}, 1.5)])], {"more": odd}
+    )
+    (family,) = text_string_to_metric_families(text)
+    assert family.documentation == "help\\with\nlines"
+    assert family.samples[0].labels == {"label": odd, "more": odd}
+    assert family.samples[0].value == 1.5
+
+
+def test_a_family_without_samples_is_left_out() -> None:
+    assert render([Family("m", "gauge", "help", [])], {"a": "b"}) == ""
+
+
+def test_a_histogram_goes_up_to_infinity() -> None:
+    samples = histogram({"a": "b"}, (0.5, 1.0), (1, 2, 5), 7.25)
+    found = read(render([Family("m", "histogram", "help", samples)], {}))
+    assert found["m_bucket", (("a", "b"), ("le", "0.5"))] == 1
+    assert found["m_bucket", (("a", "b"), ("le", "+Inf"))] == 5
+    assert found["m_count", (("a", "b"),)] == 5
+    assert found["m_sum", (("a", "b"),)] == 7.25

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""hardsplicectl's manual and completions against its parser, and the manual against typesetters."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from hardsplice.ctl.cli import build_parser, parse_args
+
+PACKAGING = Path(__file__).parents[3] / "packaging"
+PAGE = PACKAGING / "man" / "hardsplicectl.1"
+SOURCE = PAGE.read_text(encoding="ascii").replace("\\-", "-")
+COMPLETIONS = PACKAGING / "completions"
+
+
+def subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return dict(action.choices)
+    return {}
+
+
+def every_parser() -> list[argparse.ArgumentParser]:
+    found: list[argparse.ArgumentParser] = [build_parser()]
+    for parser in found:
+        found.extend(subparsers(parser).values())  # the list grows while it is walked
+    return found
+
+
+OPTIONS = {name for parser in every_parser() for a in parser._actions for name in a.option_strings}
+COMMANDS = subparsers(build_parser())
+ACTIONS = subparsers(COMMANDS["ports"])
+
+
+def section(title: str) -> str:
+    found = re.search(rf"^\.Sh {title}\n(.*?)(?=^\.Sh |\Z)", SOURCE, re.MULTILINE | re.DOTALL)
+    assert found is not None, f"no section {title}"
+    return found[1]
+
+
+def test_the_manual_and_the_parser_have_the_same_options() -> None:
+    mentioned = {"-" + name for name in re.findall(r"\bFl ([-\w]+)", SOURCE)}
+    assert mentioned == OPTIONS | {"--control", "--audit"}  # the last two are hardsplice's
+
+
+def test_the_manual_and_the_parser_have_the_same_commands() -> None:
+    heads = re.findall(
+        r"^\.It Cm (\w+)(?: (?:Op Cm )?(list|add|remove))?", section("COMMANDS"), re.MULTILINE
+    )
+    assert {command for command, _ in heads} == set(COMMANDS)
+    assert {action for _, action in heads if action} == set(ACTIONS)
+
+
+def test_the_examples_are_understood() -> None:
+    lines = re.findall(r"^\.Dl \$ hardsplicectl (.*)$", SOURCE, re.MULTILINE)
+    commands = {parse_args(shlex.split(line)).command for line in lines}
+    assert commands >= {"ports", "top", "status"}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["groff", "-mdoc", "-ww", "-Tutf8", "-z"], ["mandoc", "-Tlint", "-Wwarning"]],
+    ids=["groff", "mandoc"],
+)
+def test_typesetters_have_no_complaint(command: list[str]) -> None:
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"{command[0]} is not installed")
+    done = subprocess.run([*command, str(PAGE)], capture_output=True, text=True, check=False)
+    complaints = done.stderr + (done.stdout if command[0] == "mandoc" else "")
+    assert (done.returncode, complaints) == (0, "")
+
+
+# --- completions ----------------------------------------------------------------------------------
+
+
+def complete(*words: str) -> set[str]:
+    """What bash offers for the last of the words."""
+    code = """
+        compopt() { :; }    # there is no completion under way whose options it could set
+        source "$1"; shift
+        COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=()
+        _hardsplicectl
+        ((${#COMPREPLY[@]} == 0)) || printf '%s\\n' "${COMPREPLY[@]}"
+    """
+    script = str(COMPLETIONS / "hardsplicectl.bash")
+    done = subprocess.run(
+        ["bash", "--norc", "--noprofile", "-c", code, "bash", script, "hardsplicectl", *words],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return set(done.stdout.splitlines())
+
+
+def options_of(parser: argparse.ArgumentParser) -> set[str]:
+    return {name for action in parser._actions for name in action.option_strings} - {"-h"}
+
+
+def test_bash_offers_the_commands_and_the_options_of_each() -> None:
+    assert complete("") == set(COMMANDS) | options_of(build_parser())
+    for name, parser in COMMANDS.items():
+        offered = complete("--json", name, "")
+        assert offered == options_of(parser) | (set(ACTIONS) if name == "ports" else set())
+    for name, parser in ACTIONS.items():
+        assert complete("--socket", "x", "ports", name, "") == options_of(parser)
+    assert complete("top", "--interval", "") == set()
+
+
+@pytest.mark.parametrize("name", ["_hardsplicectl", "hardsplicectl.fish"])
+def test_the_other_shells_know_every_word(name: str) -> None:
+    source = (COMPLETIONS / name).read_text(encoding="ascii")
+    for word in (*COMMANDS, *ACTIONS):
+        assert re.search(rf"\b{word}\b", source), word
+    for option in OPTIONS:
+        spelled = option.lstrip("-")
+        if name.endswith(".fish"):
+            spelled = rf"-{'l' if option.startswith('--') else 's'} {spelled}\b"
+        else:
+            spelled = rf"{option}\b"
+        assert re.search(spelled, source), option

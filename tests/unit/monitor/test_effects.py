@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the host monitor alone does: it writes targets down, as often as there are ports for them,
+and keeps listeners so that it can end them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from ipaddress import ip_address
+from typing import Any, cast
+
+import pytest
+
+from hardsplice.ipc.channel import close_all
+from hardsplice.kernel import pinned, socketcalls
+from hardsplice.model.direction import DIRECTIONS, Direction
+from hardsplice.model.errors import Failure
+from hardsplice.model.families import ALL_FAMILIES
+from hardsplice.model.ports import Forward
+from hardsplice.monitor.effects import LOOK_SECONDS, LOOKED_AT, Desk
+from hardsplice.monitor.registry import Port, Source
+from hardsplice.net import listeners
+from hardsplice.net.listeners import namespace_here, targets
+from hardsplice.net.retiring import Sink
+from hardsplice.sandbox.address_book import USUAL, Book
+from tests.support.descriptors import open_descriptors
+from tests.unit.monitor.fake_upward import Timers
+
+directions = pytest.mark.parametrize("direction", DIRECTIONS)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_open() -> Iterator[None]:
+    before = open_descriptors()
+    yield
+    assert open_descriptors() == before
+
+
+def forward(target: str | None = None, target_port: int = 80, port: int = 0) -> Forward:
+    where = ip_address(target) if target else None
+    return Forward(ip_address("127.0.0.1"), None, port, where, target_port, True)
+
+
+NOWHERE = pinned.NOWHERE[socket.AF_INET]
+
+
+def here() -> bytes:
+    """Where this process would listen next."""
+    written = pinned.values.written
+    assert written is not None
+    return ctypes.string_at(written.ipv4, len(NOWHERE))
+
+
+class Stand:
+    """A desk, its books, and what was written down and kept at the start."""
+
+    def __init__(self, first: Forward) -> None:
+        sockaddrs = list(targets(first, ALL_FAMILIES).values())
+        self.books = {one: Book(USUAL, sockaddrs, 4, is_written=True) for one in DIRECTIONS}
+        ports = [
+            Port(index, direction, first, Source.OPTION)
+            for index, direction in enumerate(DIRECTIONS, 1)
+        ]
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        kept = {1: os.dup(self.listener.fileno())}
+        self.desk = Desk(
+            self.books, dict.fromkeys(DIRECTIONS, ALL_FAMILIES), ports, kept, namespace_here(),
+            Sink(),
+        )  # fmt: skip
+
+    def uses(self, direction: Direction) -> dict[bytes, int]:
+        return dict(self.books[direction]._uses)
+
+    def place(self, direction: Direction) -> bytes:
+        written = self.books[direction].written
+        assert written is not None
+        return ctypes.string_at(written.ipv4, len(NOWHERE))
+
+
+FIRST = forward()
+
+
+@pytest.fixture
+def stand() -> Iterator[Stand]:
+    made = Stand(FIRST)
+    yield made
+    for index in list(made.desk._kept):
+        made.desk.end(index)
+    close_all(one.fd for one in made.desk.retiring._late)
+    made.listener.close()
+    for book in made.books.values():
+        book.close()
+
+
+@directions
+def test_what_is_written_down_is_crossed_out_once(stand: Stand, direction: Direction) -> None:
+    before = {one: stand.uses(one) for one in DIRECTIONS}
+    slots = stand.desk.write_down(9, direction, forward("10.0.0.5"))
+    sockaddr = socketcalls.sockaddr(ip_address("10.0.0.5"), 80)
+    assert slots == {0: stand.books[direction].slot(sockaddr)}
+    for _ in range(2):
+        stand.desk.cross_out(9)
+        assert {one: stand.uses(one) for one in DIRECTIONS} == before
+    stand.desk.cross_out(77)
+
+
+@directions
+def test_a_target_of_two_ports_stays_until_both_are_gone(
+    stand: Stand, direction: Direction
+) -> None:
+    """One of them was there from the start."""
+    slots = stand.desk.write_down(9, direction, FIRST)
+    assert set(stand.uses(direction).values()) == {2}
+    stand.desk.cross_out(DIRECTIONS.index(direction) + 1)
+    assert set(stand.uses(direction).values()) == {1}
+    assert {
+        family: stand.books[direction].slot(one)
+        for family, one in targets(FIRST, ALL_FAMILIES).items()
+    } == slots
+    stand.desk.cross_out(9)
+    assert stand.uses(direction) == {}
+
+
+@directions
+def test_an_attempt_that_does_not_fit_leaves_nothing(stand: Stand, direction: Direction) -> None:
+    book = stand.books[direction]
+    while len(book._free) > 1:
+        book.add(socketcalls.sockaddr(ip_address("192.0.2.1"), len(book._free)))
+    before = stand.uses(direction)
+    with pytest.raises(Failure, match="full"):
+        stand.desk.write_down(9, direction, forward(target_port=81))  # two loopback addresses
+    assert stand.uses(direction) == before
+    stand.desk.cross_out(9)
+    assert stand.uses(direction) == before
+    stand.desk.write_down(9, direction, forward("10.0.0.5"))
+
+
+def test_the_place_of_an_outbound_listener_is_in_the_target_monitor_s_book(stand: Stand) -> None:
+    stand.desk.offer_place(forward(port=8080))
+    address = socketcalls.sockaddr(ip_address("127.0.0.1"), 8080)
+    assert stand.place("inbound") == address[2:]
+    assert stand.place("outbound") == NOWHERE
+    stand.desk.withdraw_place()
+    assert stand.place("inbound") == NOWHERE
+
+
+def test_a_listener_that_is_made_here_is_kept_and_its_place_is_forgotten(stand: Stand) -> None:
+    stand.desk.write_down(9, "inbound", forward())
+    fd = stand.desk.open(9, forward())
+    with socket.socket(fileno=os.dup(fd)) as one:
+        socket.create_connection(one.getsockname(), timeout=5).close()
+        assert here() == NOWHERE
+        stand.desk.end(9)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(one.getsockname(), timeout=5)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+
+
+def test_a_place_is_forgotten_where_it_could_not_be_had(stand: Stand) -> None:
+    port = stand.listener.getsockname()[1]
+    with pytest.raises(OSError, match="in use"):
+        stand.desk.open(9, forward(port=port))
+    assert here() == NOWHERE
+    stand.desk.end(9)
+
+
+def test_a_listener_of_the_start_is_ended_whoever_has_it(stand: Stand) -> None:
+    address = stand.listener.getsockname()
+    socket.create_connection(address, timeout=5).close()
+    stand.desk.end(1)
+    stand.desk.end(1)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address, timeout=5)
+
+
+def test_a_listener_is_ended_also_where_there_is_nothing_to_connect_it_to(stand: Stand) -> None:
+    said: list[Failure] = []
+    stand.desk.retiring._tell = said.append
+    assert stand.desk._written[1][0] == "inbound"
+    stand.desk.end(1)
+    code = stand.listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    assert code == 0
+    assert 1 not in stand.desk._kept
+    assert [failure.verb for failure in said] == ["free"]
+
+
+# --- are they as they were? -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def looking(stand: Stand) -> tuple[Stand, Timers, list[str]]:
+    timers, said = Timers(), list[str]()
+    stand.desk.begin(cast(Any, timers), lambda _: None)
+    stand.desk.retiring.on_misuse = said.append
+    stand.desk.on_loss = lambda failure: said.append(str(failure))
+    return stand, timers, said
+
+
+def cut_off(one: socket.socket) -> None:
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+Looking = tuple[Stand, Timers, list[str]]
+
+
+def test_what_the_target_monitor_made_is_looked_at_again_and_again(looking: Looking) -> None:
+    stand, timers, said = looking
+    forwarded = forward(port=8080)
+    stand.desk.write_down(9, "outbound", forwarded)
+    with socket.create_server(("127.0.0.1", 0)) as made:
+        listeners.make_sound(made)
+        os.close(stand.desk._kept.pop(1))
+        stand.desk.keep(9, os.dup(made.fileno()))
+        for _ in range(3):
+            ((seconds, look),) = timers.due
+            assert seconds == LOOK_SECONDS
+            timers.due.clear()
+            look()
+        assert said == []
+        cut_off(made)
+        timers.due.pop()[1]()
+        assert said == ["it changes a listener that it has handed over"]
+        stand.desk.end(9)
+
+
+@pytest.mark.parametrize("spoil", [cut_off, lambda one: one.shutdown(socket.SHUT_RDWR)])
+def test_all_are_looked_at_once_when_a_relay_was_replaced(
+    looking: Looking, spoil: Callable[[socket.socket], None]
+) -> None:
+    stand, timers, said = looking
+    listeners.make_sound(stand.listener)
+    stand.desk.look_soon()
+    stand.desk.look_soon()
+    timers.due.pop()[1]()
+    assert (timers.due, said) == ([], [])
+    spoil(stand.listener)
+    stand.desk.look_soon()
+    timers.due.pop()[1]()
+    what = "a free port of 127.0.0.1 on the host"
+    assert said == [f"cannot serve {what}: {listeners.UNSOUND}"]
+
+
+def test_many_are_looked_at_a_piece_at_a_time(looking: Looking) -> None:
+    stand, timers, said = looking
+    listeners.make_sound(stand.listener)
+    for index in range(2, 2 + 2 * LOOKED_AT):
+        stand.desk._kept[index] = os.dup(stand.listener.fileno())
+        stand.desk._written[index] = stand.desk._written[1]
+    stand.desk.look_soon()
+    for _ in range(3):
+        timers.due.pop()[1]()
+    assert (timers.due, said) == ([], [])

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A child that never stops talking has one record a turn: counted, with channels that never dry."""
+
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from hardsplice.ipc.channel import LAST_RECORDS, Channel, Kind, Record
+from hardsplice.ipc.dialogue import RELAY, TARGET_MONITOR, Dialogue, Phase
+from hardsplice.ipc.loop import Loop
+from hardsplice.monitor.host import HostMonitor
+from hardsplice.monitor.supervisor import Keeper
+from tests.unit.monitor.fake_upward import Above
+
+TURNS = 50
+TOO_MANY = 100 * TURNS
+
+
+class Endless:
+    """A channel that has another record for ever."""
+
+    def __init__(self, record: Record, fd: int = -1) -> None:
+        self.record, self.fd, self.received = record, fd, 0
+
+    def receive(self, *, wait: bool) -> Record:
+        assert not wait
+        self.received += 1
+        assert self.received < TOO_MANY, "nobody else has a turn"
+        return self.record
+
+    def drain(self) -> None:
+        pass
+
+    def fileno(self) -> int:
+        return self.fd
+
+
+def keeper_of(loop: Loop, channel: Endless) -> Keeper:
+    keeper = Keeper(cast(Any, SimpleNamespace(families=(0,), is_dynamic=False)), loop, Above())
+    keeper.channel = cast(Any, channel)
+    keeper.dialogue = Dialogue(RELAY)
+    keeper.dialogue.phase = Phase.SERVING
+    return keeper
+
+
+def test_two_relays_and_somebody_else_have_as_many_turns_as_each_other() -> None:
+    loop = Loop()
+    pairs = [Channel.pair() for _ in range(3)]
+    for _, theirs in pairs:
+        theirs.send(Record(Kind.YIELD))  # never taken, so that epoll has it ready for ever
+    busy = [Endless(Record(Kind.YIELD), ours.fileno()) for ours, _ in pairs[:2]]
+    for channel in busy:
+        loop.add(channel.fd, keeper_of(loop, channel)._on_channel)
+    turns = 0
+
+    def turn() -> None:
+        nonlocal turns
+        turns += 1
+        if turns == TURNS:
+            loop.stop(0)
+
+    loop.add(pairs[2][0].fileno(), turn)
+    assert loop.run() == 0
+    for channel in busy:
+        assert abs(channel.received - TURNS) <= 1
+    for pair in pairs:
+        for end in pair:
+            end.close()
+
+
+@pytest.fixture
+def monitor() -> HostMonitor:
+    """As much of a host monitor as hears the target monitor."""
+    made = HostMonitor.__new__(HostMonitor)
+    channel = Endless(Record(Kind.PONG))
+    made.host = cast(Any, SimpleNamespace(monitor=SimpleNamespace(channel=channel)))
+    made.target_says = Dialogue(TARGET_MONITOR)
+    made.target_says.phase = Phase.SERVING
+    made.watchdog = made.exchange = made.failure = None
+    for _ in range(TOO_MANY):
+        made.target_says.asked()
+    return made
+
+
+def test_the_target_monitor_has_one_record_a_turn(monitor: HostMonitor) -> None:
+    channel = cast(Any, monitor.host.monitor).channel
+    for turn in range(1, 4):
+        monitor._on_monitor()
+        assert channel.received == turn
+
+
+def test_the_last_words_of_a_relay_have_an_end() -> None:
+    """Another process may hold the other end still, and go on."""
+    channel = Endless(Record(Kind.YIELD))
+    keeper = keeper_of(Loop(), channel)
+    keeper._hear_out()
+    assert channel.received == LAST_RECORDS
+
+
+def test_a_channel_that_never_dries_can_be_drained(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    ours, theirs = Channel.pair()
+    endless = Endless(Record(Kind.YIELD))
+    monkeypatch.setattr(ours, "receive", endless.receive)
+    ours.drain()
+    assert endless.received == LAST_RECORDS
+    ours.close()
+    theirs.close()
+    assert len(os.listdir("/proc/self/fd")) == before

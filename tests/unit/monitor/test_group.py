@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The relays of a direction: what one of them says reaches the others, or whoever is above."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from ipaddress import IPv6Address
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from hardsplice.ipc.channel import Note
+from hardsplice.ipc.descriptors import FIRST_LISTENER, NULL_FD, is_open
+from hardsplice.model.errors import Failure
+from hardsplice.model.ports import Forward
+from hardsplice.monitor.group import LOOK_SECONDS, Crew
+from hardsplice.monitor.supervisor import Keeper
+from hardsplice.net.listener import Listener
+from hardsplice.relay.main import PIPES_MIN, SOCKETS_MIN, pool_sizes
+from hardsplice.relay.pools import POOL_SIZE as SOCKETS
+from hardsplice.relay.tcp.pipes import POOL_SIZE as PIPES
+from hardsplice.sandbox.address_book import USUAL
+from tests.unit.monitor.fake_upward import Above, Timers
+
+
+@pytest.fixture
+def looked(monkeypatch: pytest.MonkeyPatch) -> list[Keeper]:
+    """The keepers whose relays were told to look."""
+    told: list[Keeper] = []
+
+    def look(keeper: Keeper) -> None:
+        told.append(keeper)
+
+    monkeypatch.setattr(Keeper, "look", look)
+    return told
+
+
+def crew(number: int, *, late: int = 0) -> tuple[Crew, Above, Timers]:
+    above, timers = Above(), Timers()
+    plan = SimpleNamespace(
+        listeners=(), families=(0, 1), is_dynamic=late > 0, book=USUAL, lent=frozenset(),
+        first_flow=FIRST_LISTENER + late,
+    )  # fmt: skip
+    return Crew([cast(Any, plan)] * number, cast(Any, timers), above), above, timers
+
+
+def test_ready_is_said_once_all_are() -> None:
+    three, above, _ = crew(3)
+    for said in ([], [], ["ready"]):
+        three.relay_ready()
+        assert above.said == said
+
+
+def test_they_are_alive_once_each_has_said_so() -> None:
+    three, above, _ = crew(3)
+    three.ask_alive()
+    for keeper, said in zip(three.keepers, ([], [], ["alive"]), strict=True):
+        keeper.is_asked = False
+        three.relay_alive()
+        assert above.said == said
+
+
+def test_when_one_stops_accepting_all_others_look_once(looked: list[Keeper]) -> None:
+    """However often it says so: otherwise it could keep the others busy."""
+    three, _, timers = crew(3)
+    for _ in range(100):
+        three.relay_yields()
+    assert looked == []
+    ((seconds, look),) = timers.due
+    assert seconds == LOOK_SECONDS
+    look()
+    assert looked == three.keepers
+    three.relay_yields()
+    assert len(timers.due) == 2
+
+
+def test_a_relay_by_itself_has_nobody_to_look_in_its_place(looked: list[Keeper]) -> None:
+    one, _, timers = crew(1)
+    one.relay_yields()
+    assert timers.due == looked == []
+
+
+def test_what_relays_have_to_say_is_passed_on() -> None:
+    two, above, _ = crew(2)
+    two.note(Note.REFUSED, 111, 5, b"text")
+    two.relay_lost("why")
+    assert above.said == [(Note.REFUSED, 111, 5, b"text"), "why"]
+
+
+@pytest.fixture
+def places() -> Iterator[range]:
+    """Where a crew puts late listeners, ours to use: what is open there is put aside."""
+    late = range(FIRST_LISTENER, FIRST_LISTENER + 2)
+    aside = {fd: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 100) for fd in late if is_open(fd)}
+    for fd in late:
+        null = os.open(os.devnull, os.O_RDWR)
+        if null != fd:  # dup3(2) refuses that
+            os.dup2(null, fd, inheritable=False)
+            os.close(null)
+    yield late
+    for fd in late:
+        if fd in aside:
+            os.dup2(aside[fd], fd, inheritable=False)
+            os.close(aside[fd])
+        else:
+            os.close(fd)
+
+
+def same(one: int, other: int) -> bool:
+    return os.path.sameopenfile(one, other)
+
+
+def told_of(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Listener]]:
+    """What each keeper is told."""
+    told: list[tuple[str, Listener]] = []
+    monkeypatch.setattr(Keeper, "add", lambda _, one: told.append(("add", one)))
+
+    def remove(_: Keeper, one: Listener, *, reset_flows: bool) -> None:
+        told.append(("reset" if reset_flows else "remove", one))
+
+    monkeypatch.setattr(Keeper, "remove", remove)
+    return told
+
+
+FORWARD = Forward(None, None, 80, None, 80, True)
+
+
+def test_a_listener_gets_a_place_and_goes_to_every_keeper(
+    places: range, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = told_of(monkeypatch)
+    two, _, _ = crew(2, late=len(places))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        two.add(5, server.fileno(), FORWARD, {0: 7, 1: 8})
+        (listener,) = two.listeners.values()
+        assert (listener.fd, listener.index) == (places[0], 5)
+        assert [one.slot for one in listener.plan_ipv6] == [8, 7]
+        assert same(listener.fd, server.fileno())
+        assert not os.get_inheritable(listener.fd)
+        two.remove(5, reset_flows=True)
+        two.remove(5, reset_flows=True)
+        assert same(places[0], NULL_FD)
+    assert told == [("add", listener)] * 2 + [("reset", listener)] * 2
+    assert two.listeners == {}
+
+
+def test_a_place_is_used_again_as_late_as_possible_and_there_are_no_more(
+    places: range, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told_of(monkeypatch)
+    one, _, _ = crew(1, late=len(places))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        for index in range(2):
+            one.add(index, server.fileno(), FORWARD, {0: 0})
+        with pytest.raises(Failure, match="no place left"):
+            one.add(2, server.fileno(), FORWARD, {0: 0})
+        one.remove(1, reset_flows=False)
+        one.remove(0, reset_flows=False)
+        one.add(3, server.fileno(), FORWARD, {0: 0})
+        assert one.listeners[3].fd == places[1]
+        one.remove(3, reset_flows=False)
+
+
+def test_a_listener_that_can_not_be_served_takes_no_place(
+    places: range, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One whose target is of a family that the namespace lacks."""
+    told = told_of(monkeypatch)
+    one, _, _ = crew(1, late=len(places))
+    assert one.pointers is not None
+    one.pointers.families = (0,)
+    far = Forward(None, None, 80, IPv6Address("::1"), 80, True)
+    with pytest.raises(Failure, match="there is no IPv6"):
+        one.add(1, 0, far, {1: 0})
+    assert (told, list(one.places), one.listeners) == ([], list(places), {})
+
+
+# --- what they share ---
+
+
+def test_one_relay_has_the_whole_pools() -> None:
+    assert pool_sizes(10_000, 8, 1) == (SOCKETS, PIPES)
+
+
+@pytest.mark.parametrize("workers", [2, 4, 16, 64])
+def test_many_relays_share_them_down_to_what_is_of_use(workers: int) -> None:
+    sockets, pipes = pool_sizes(10_000, 8, workers)
+    assert sockets == max(SOCKETS // workers, SOCKETS_MIN)
+    assert pipes == max(PIPES // workers, PIPES_MIN)
+
+
+def test_few_descriptors_make_small_pools_whatever_the_number_of_relays() -> None:
+    """Descriptors are counted for each process by itself."""
+    for workers in (1, 2):
+        assert max(pool_sizes(64, 8, workers)) == 4

@@ -1,0 +1,800 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the two monitors say to each other about listeners, and what neither believes."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import json
+import os
+import socket
+import struct
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Any, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hardsplice.control import portapi
+from hardsplice.ipc.channel import Channel, Kind, Malformed, Record, Sent, close_all
+from hardsplice.kernel import pinned, socketcalls
+from hardsplice.model.direction import DIRECTIONS, Direction
+from hardsplice.model.errors import Failure
+from hardsplice.model.families import IPV4, IPV6
+from hardsplice.model.ports import Forward
+from hardsplice.model.spec import Refusal, is_interface_name
+from hardsplice.monitor.effects import Desk
+from hardsplice.monitor.handover import ANSWER_SECONDS, WAITING_MAX, HostSide, TargetSide
+from hardsplice.monitor.requests import decode, encode
+from hardsplice.net.listeners import namespace_here, no_family, targets
+from hardsplice.net.retiring import Sink
+from hardsplice.sandbox.address_book import LARGE, SLOT, USUAL, Book
+from tests.support.descriptors import open_descriptors
+from tests.unit.monitor.fake_upward import Timers
+
+BOTH = (IPV4, IPV6)
+NOWHERE = pinned.NOWHERE[socket.AF_INET]
+LATE = 8  # addresses that there is room for, at the least
+
+addresses = st.none() | st.ip_addresses(v=4) | st.ip_addresses(v=6)
+ports = st.integers(1, 65535)
+slot_maps = st.dictionaries(st.sampled_from(BOTH), st.integers(0, LARGE.size // SLOT - 1))
+interfaces = st.none() | st.text("eth0.-@é", min_size=1, max_size=15).filter(is_interface_name)
+
+
+def forward(port: int, target: str | None = None, interface: str | None = None) -> Forward:
+    address = ip_address("127.0.0.1")
+    return Forward(address, interface, port, ip_address(target) if target else None, 80, True)
+
+
+# --- forwards in records ---
+
+
+@given(addresses, interfaces, ports, addresses, ports, slot_maps)
+def test_a_forward_arrives_as_it_was_sent(
+    address: Any,
+    interface: str | None,
+    port: int,
+    target: Any,
+    target_port: int,
+    slots: dict[int, int],
+) -> None:
+    sent = Forward(address, interface, port, target, target_port, True)
+    if isinstance(address, IPv6Address):
+        assert address.scope_id is None
+    assert decode(encode(sent, slots)) == (sent, slots)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1))
+def test_a_slot_that_no_book_has_is_malformed(first: int, second: int) -> None:
+    text = encode(forward(80), {})[:-8] + struct.pack("=II", first, second)
+    expected = {family: slot for family, slot in enumerate((first, second)) if slot != 2**32 - 1}
+    if all(slot * SLOT < LARGE.size for slot in expected.values()):
+        assert decode(text)[1] == expected
+    else:
+        with pytest.raises(Malformed):
+            decode(text)
+
+
+@given(st.binary(max_size=80) | st.binary(min_size=62, max_size=62))
+def test_any_bytes_are_a_forward_or_malformed(text: bytes) -> None:
+    with contextlib.suppress(Malformed):
+        made, _ = decode(text)
+        assert made.address is None or isinstance(made.address, IPv4Address | IPv6Address)
+        assert made.interface is None or is_interface_name(made.interface)
+        assert 0 <= made.port < 65536  # 0: one that is free
+        assert 0 < made.target_port < 65536
+
+
+@pytest.mark.parametrize("where", [0, 17])
+def test_an_address_of_no_version_is_malformed(where: int) -> None:
+    text = bytearray(encode(forward(80), {}))
+    text[where] = 5
+    with pytest.raises(Malformed):
+        decode(bytes(text))
+
+
+# --- the two sides ---
+
+
+@dataclass
+class Crew:
+    """Keeps listeners, without relays."""
+
+    families: tuple[int, ...] = BOTH
+    listeners: dict[int, int] = field(default_factory=dict)  # descriptors, by port
+    slots: dict[int, Mapping[int, int]] = field(default_factory=dict)
+    removed: list[tuple[int, bool]] = field(default_factory=list)
+
+    def add(self, index: int, fd: int, forward: Forward, slots: Mapping[int, int]) -> None:
+        if forward.target is not None and (IPV6 if forward.target.version == 6 else IPV4) not in (
+            self.families
+        ):
+            raise no_family(forward, "there")
+        self.listeners[index] = os.dup(fd)
+        self.slots[index] = slots
+
+    def remove(self, index: int, *, reset_flows: bool) -> None:
+        self.removed.append((index, reset_flows))
+        if index in self.listeners:
+            os.close(self.listeners.pop(index))
+
+
+class SharedBook(Book):
+    """One whose place for listeners is that from which this process takes it."""
+
+    @property
+    def written(self) -> pinned.Written | None:
+        return pinned.values.written
+
+
+class Sides:
+    """A host side and a target side, and the channel between them, with books of a few slots. This
+    process is both: what the host side writes down for the target side, that finds in the same
+    memory.
+    """
+
+    def __init__(self) -> None:
+        kinds: dict[Direction, type[Book]] = {"inbound": SharedBook, "outbound": Book}
+        self.books = {one: kinds[one](USUAL, [], LATE, is_written=True) for one in DIRECTIONS}
+        families = dict.fromkeys(DIRECTIONS, BOTH)
+        self.desk = Desk(self.books, families, [], {}, namespace_here(), Sink())
+        self.host_end, self.target_end = Channel.pair()
+        self.inbound, self.outbound = Crew(), Crew()
+        self.timers, self.trouble = Timers(), list[Failure]()
+        self.host = HostSide(
+            self.host_end,
+            cast(Any, self.outbound),
+            self.desk,
+            cast(Any, self.timers),
+            self.trouble.append,
+        )
+        self.target = TargetSide(self.target_end, cast(Any, self.inbound), BOTH)
+        self.told: list[object] = []
+        self.listening: list[Forward] = []
+
+    def add(self, index: int, direction: Direction, forward: Forward) -> None:
+        def done(outcome: Failure | Forward) -> None:
+            self.told.append(outcome if isinstance(outcome, Failure) else None)
+            if isinstance(outcome, Forward):
+                self.listening.append(outcome)
+
+        self.host.add(index, direction, forward, done)
+
+    def remove(self, index: int, direction: Direction) -> None:
+        def done() -> None:
+            self.told.append(index)
+
+        self.host.remove(index, direction, reset_flows=True, done=done)
+
+    def pass_on(self) -> None:
+        """Deliver all records, in turn, until there are none."""
+        moved = True
+        while moved:
+            moved = False
+            for end, side in ((self.target_end, self.target), (self.host_end, self.host)):
+                with contextlib.suppress(BlockingIOError):
+                    record = end.receive(wait=False)
+                    assert record is not None
+                    side.take(record)
+                    moved = True
+        if self.host.current is None:
+            self.check()
+
+    def check(self) -> None:
+        """What holds while nothing is under way: what is listened on is written down, and kept, and
+        nothing else; and there is nowhere to listen next.
+        """
+        served = {*self.inbound.listeners, *self.outbound.listeners}
+        assert served == set(self.desk._written) == set(self.desk._kept)
+        for direction, crew in (("inbound", self.inbound), ("outbound", self.outbound)):
+            written = self.books[cast(Direction, direction)]._uses
+            assert bool(written) == bool(crew.listeners)
+        assert self.place() == NOWHERE
+
+    def place(self) -> bytes:
+        """Where the target side would listen next."""
+        written = pinned.values.written
+        assert written is not None
+        return ctypes.string_at(written.ipv4, len(NOWHERE))
+
+    def close(self) -> None:
+        for index in list(self.desk._kept):
+            self.desk.end(index)
+        close_all(one.fd for one in self.desk.retiring._late)
+        for crew in (self.inbound, self.outbound):
+            close_all(crew.listeners.values())
+        for book in self.books.values():
+            book.close()
+        for end in (self.host_end, self.target_end):
+            end.drain()
+            end.close()
+
+
+@pytest.fixture
+def sides() -> Iterator[Sides]:
+    before = open_descriptors()
+    made = Sides()
+    yield made
+    made.close()
+    assert open_descriptors() == before
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        number: int = probe.getsockname()[1]
+        return number
+
+
+directions = pytest.mark.parametrize("direction", ["inbound", "outbound"])
+
+
+def crew_of(sides: Sides, direction: str) -> Crew:
+    return sides.inbound if direction == "inbound" else sides.outbound
+
+
+@directions
+def test_a_listener_gets_to_the_crew_that_accepts_on_it(
+    sides: Sides, direction: Direction, port: int
+) -> None:
+    sides.add(7, direction, forward(port))
+    sides.pass_on()
+    assert sides.told == [None]
+    crew, book = crew_of(sides, direction), sides.books[direction]
+    assert list(crew.listeners) == [7]
+    assert crew.slots[7] == {
+        family: book.slot(sockaddr) for family, sockaddr in targets(forward(port), BOTH).items()
+    }
+    socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    sides.remove(7, direction)
+    sides.pass_on()
+    assert sides.told == [None, 7]
+    assert crew_of(sides, direction).removed == [(7, True)]
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), timeout=5)
+
+
+@directions
+def test_a_free_port_is_told_and_is_that_of_the_listener(
+    sides: Sides, direction: Direction
+) -> None:
+    for index in (7, 8):
+        sides.add(index, direction, forward(0))
+        sides.pass_on()
+    assert sides.told == [None, None]
+    listeners = crew_of(sides, direction).listeners
+    ports = [socketcalls.local_port(listeners[index]) for index in (7, 8)]
+    assert [one.port for one in sides.listening] == ports
+    assert len({0, *ports}) == 3
+    for one in ports:
+        socket.create_connection(("127.0.0.1", one), timeout=5).close()
+    sides.remove(7, direction)
+    sides.pass_on()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", ports[0]), timeout=5)
+
+
+@directions
+def test_what_can_not_be_bound_is_told_with_its_reason(
+    sides: Sides, direction: Direction, port: int
+) -> None:
+    with socket.create_server(("127.0.0.1", port)):
+        sides.add(1, direction, forward(port))
+        sides.pass_on()
+    (failure,) = sides.told
+    assert isinstance(failure, Failure)
+    assert failure.reason == os.strerror(errno.EADDRINUSE)
+    assert failure.hint is not None
+    assert "ss -ltnp" in failure.hint
+
+
+@directions
+def test_a_target_of_a_family_that_is_not_there_is_told(
+    sides: Sides, direction: Direction, port: int
+) -> None:
+    crew_of(sides, direction).families = (IPV4,)
+    sides.add(1, direction, forward(port, "::1"))
+    sides.pass_on()
+    (failure,) = sides.told
+    assert isinstance(failure, Failure)
+    assert "there is no IPv6" in failure.reason
+    assert crew_of(sides, direction).listeners == {}
+
+
+def test_requests_wait_for_each_other(sides: Sides, port: int) -> None:
+    sides.add(1, "outbound", forward(port))
+    sides.remove(7, "inbound")
+    sides.add(2, "inbound", forward(port))  # taken by then
+    record = sides.target_end.receive(wait=False)
+    assert record is not None
+    assert record.kind == Kind.OPEN
+    with pytest.raises(BlockingIOError):
+        sides.target_end.receive(wait=False)
+    sides.target.take(record)
+    sides.pass_on()
+    assert [type(told) for told in sides.told] == [type(None), int, Failure]
+
+
+def test_a_target_monitor_that_is_gone_is_no_end_of_the_host_monitor(
+    sides: Sides, port: int
+) -> None:
+    sides.target_end.close()
+    for direction in ("inbound", "outbound"):
+        sides.add(1, direction, forward(port))
+    assert [type(told) for told in sides.told] == [Failure, Failure]
+
+
+@directions
+def test_two_ports_may_have_one_target(sides: Sides, direction: Direction, port: int) -> None:
+    """It stays in the book until the last one is gone."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        other: int = probe.getsockname()[1]
+    book, (sockaddr, *_) = sides.books[direction], targets(forward(port), BOTH).values()
+    for index, number in ((1, port), (2, other)):
+        sides.add(index, direction, forward(number))
+        sides.pass_on()
+    slot = book.slot(sockaddr)
+    sides.remove(1, direction)
+    sides.pass_on()
+    assert book.slot(sockaddr) == slot
+    sides.remove(2, direction)
+    sides.pass_on()
+    with pytest.raises(KeyError):
+        book.slot(sockaddr)
+
+
+@directions
+def test_a_full_book_is_told_and_nothing_is_left_of_the_attempt(
+    sides: Sides, direction: Direction, port: int
+) -> None:
+    book = sides.books[direction]
+    room = len(book._free)
+    for number in range(1, room):
+        book.add(socketcalls.sockaddr(IPv4Address("192.0.2.1"), number))
+    uses = dict(book._uses)
+    both = Forward(None, None, port, None, 80, True)  # both loopback addresses: one too many
+    sides.add(1, direction, both)
+    assert [reason is not None and "full" in reason for reason in reasons(sides)] == [True]
+    assert book._uses == uses
+    sides.add(2, direction, forward(port, "192.0.2.1"))
+    sides.pass_on()
+    assert sides.told[1] is None
+
+
+@directions
+def test_where_to_listen_is_written_down_for_the_request_that_is_under_way_only(
+    sides: Sides, direction: Direction, port: int
+) -> None:
+    assert sides.place() == NOWHERE
+    sides.add(1, direction, forward(port))
+    address = socketcalls.sockaddr(IPv4Address("127.0.0.1"), port)[2:]
+    # An inbound listener is made here, at once.
+    expected = address if direction == "outbound" else NOWHERE
+    assert sides.place() == expected
+    sides.pass_on()
+    assert sides.place() == NOWHERE
+
+
+@directions
+def test_who_has_a_listener_still_has_nothing_once_it_is_removed(
+    sides: Sides, direction: Direction, port: int
+) -> None:
+    """As a relay may, or a target monitor that says CLOSED and keeps it."""
+    sides.add(1, direction, forward(port))
+    sides.pass_on()
+    kept = socket.socket(fileno=os.dup(crew_of(sides, direction).listeners[1]))
+    with kept:
+        sides.remove(1, direction)
+        sides.pass_on()
+        with contextlib.suppress(OSError):
+            kept.listen()
+        kept.setblocking(False)
+        with socket.socket() as client:
+            client.settimeout(0.3)
+            with pytest.raises(OSError, match=r"timed out|refused"):
+                client.connect(("127.0.0.1", port))
+
+
+# --- what is not believed ---
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Record(Kind.OPENED, index=1),
+        Record(Kind.SERVED, index=1),
+        Record(Kind.CLOSED, index=1),
+        Record(Kind.OPEN, index=1),
+        Record(0),
+    ],
+    ids=str,
+)
+def test_an_answer_that_nobody_waits_for_is_malformed(sides: Sides, answer: Record) -> None:
+    with pytest.raises(Malformed):
+        sides.host.take(answer)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Record(Kind.OPENED, index=2),
+        Record(Kind.SERVED, index=1),
+        Record(Kind.CLOSED, index=1),
+    ],
+    ids=str,
+)
+def test_the_answer_to_another_question_is_malformed(
+    sides: Sides, answer: Record, port: int
+) -> None:
+    sides.add(1, "outbound", forward(port))
+    with pytest.raises(Malformed):
+        sides.host.take(answer)
+    assert sides.told == []
+
+
+def _not_listening() -> socket.socket:
+    return socket.socket()
+
+
+def _elsewhere() -> socket.socket:
+    return socket.create_server(("127.0.0.1", 0))
+
+
+def _local() -> socket.socket:
+    made = socket.socket(socket.AF_UNIX)
+    made.bind("\0hardsplice-test-" + str(os.getpid()))
+    made.listen()
+    return made
+
+
+def _datagram() -> socket.socket:
+    return socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+
+
+FAKES = [_not_listening, _elsewhere, _local, _datagram]
+
+
+@pytest.mark.parametrize("fake", [*FAKES, None])
+@directions
+def test_a_descriptor_that_is_not_the_listener_is_malformed(
+    sides: Sides, direction: str, fake: Any, port: int
+) -> None:
+    """Its descriptors stay the caller's, who discards them."""
+    if fake is None:
+        fds = list(os.pipe())
+    else:
+        with fake() as made:
+            fds = [made.detach()]
+    if direction == "outbound":
+        sides.add(1, "outbound", forward(port))
+        record = Record(Kind.OPENED, index=1, fds=(fds[0],))
+        with pytest.raises(Malformed):
+            sides.host.take(record)
+    else:
+        record = Record(Kind.SERVE, index=1, text=encode(forward(port), {}), fds=(fds[0],))
+        with pytest.raises(Malformed):
+            sides.target.take(record)
+    close_all(fds)
+    assert sides.told == []
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        Record(Kind.SERVE, index=1, text=encode(forward(80), {})),
+        Record(Kind.OPEN, index=1, text=b"nonsense"),
+        Record(Kind.OPEN, index=1),
+        Record(Kind.OPENED, index=1),
+        Record(Kind.READY),
+        Record(99),
+    ],
+    ids=str,
+)
+def test_a_request_that_is_none_is_malformed(sides: Sides, request_: Record) -> None:
+    with pytest.raises(Malformed):
+        sides.target.take(request_)
+
+
+def test_descriptors_beside_a_request_that_has_none_are_malformed(sides: Sides) -> None:
+    for kind in (Kind.OPEN, Kind.CLOSE):
+        record = Record(kind, index=1, text=encode(forward(80), {}), fds=(0,))
+        with pytest.raises(Malformed):
+            sides.target.take(record)
+
+
+def test_a_number_that_is_in_use_is_malformed(sides: Sides, port: int) -> None:
+    sides.add(1, "inbound", forward(port))
+    sides.pass_on()
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        text = encode(forward(other.getsockname()[1]), {})
+        with pytest.raises(Malformed):
+            sides.target.take(Record(Kind.SERVE, index=1, text=text, fds=(other.fileno(),)))
+
+
+@pytest.mark.parametrize("code", [-1, 1, 2**31 - 1, -(2**31)])
+def test_any_number_for_an_error_has_words(sides: Sides, code: int, port: int) -> None:
+    sides.add(1, "outbound", forward(port))
+    sides.host.take(Record(Kind.OPENED, index=1, detail=code))
+    (failure,) = sides.told
+    assert isinstance(failure, Failure)
+    assert str(failure)
+
+
+# --- nothing lasts for ever ---
+
+
+def reasons(sides: Sides) -> list[str | None]:
+    """What those who asked were told."""
+    return [one.reason if isinstance(one, Failure) else None for one in sides.told]
+
+
+def let_time_pass(sides: Sides, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The target monitor's time to answer is over."""
+    later = time.monotonic() + ANSWER_SECONDS + 1
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    while sides.timers.due:
+        sides.timers.due.pop()[1]()
+
+
+BAD_NAMES = ["\ud800", "a\0b", "a b", "a/b", "a:b", "\u00e9th0", "x" * 16, ".", "..", ""]
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+@directions
+def test_a_name_that_can_not_be_an_interfaces_ends_its_own_request_only(
+    sides: Sides, direction: Direction, name: str, port: int
+) -> None:
+    """Were it ever to come so far."""
+    sides.add(1, direction, forward(port, interface=name))
+    sides.add(2, direction, forward(port))
+    sides.pass_on()
+    (first, second) = sides.told
+    assert isinstance(first, Failure)
+    assert "ValueError" in first.reason
+    assert second is None, "the next one is served"
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_such_a_name_in_a_record_is_malformed(name: str) -> None:
+    text = encode(forward(80, interface="e"), {})
+    at = text.index(b"e" + bytes(15))
+    raw = name.encode("utf-8", "surrogatepass")[:16]
+    if raw:
+        with pytest.raises(Malformed):
+            decode(text[:at] + raw.ljust(16, b"\0" if 0 not in raw else b"x") + text[at + 16 :])
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(
+            ["proto", "parentIP", "parentPort", "childIP", "childPort", "direction", "x"]
+        ),
+        json_values | st.sampled_from(["tcp", "outbound", "inbound", "%eth0", "127.0.0.1", 80]),
+    ),
+    st.text(max_size=20),
+)
+def test_whatever_json_can_carry_is_refused_or_can_be_sent(given_: Any, name: str) -> None:
+    """As far as it gets is the record; nothing else than a refusal stops it before."""
+    for body in (given_, {"proto": "tcp", "parentPort": 8, "childPort": 8, "parentIP": f"%{name}"}):
+        try:
+            _, _, made = portapi.read_spec(json.dumps(body).encode(), (4, 6))
+        except (portapi._WrongError, Refusal) as error:
+            json.dumps(str(error)).encode()
+            continue
+        assert decode(encode(made, {})) == (made, {})
+
+
+class _Unforeseen(Exception):
+    pass
+
+
+def _raises(*_: object, **__: object) -> Any:
+    raise _Unforeseen("nobody foresaw this")
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "monitor.effects.Desk.write_down",
+        "sandbox.address_book.Book.add",
+        "monitor.requests.encode",
+        "monitor.effects.listeners.open_listener",
+        "ipc.channel.Channel.send",
+    ],
+)
+def test_whatever_goes_wrong_before_a_request_is_sent_ends_that_request_only(
+    sides: Sides, where: str, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = open_descriptors()
+    with monkeypatch.context() as patch:
+        patch.setattr(f"hardsplice.{where}", _raises)
+        sides.add(1, "inbound", forward(port))
+    close_all(one.fd for one in sides.desk.retiring._late)
+    sides.desk.retiring._late.clear()
+    assert open_descriptors() == before
+    sides.check()
+    sides.add(2, "inbound", forward(port))
+    sides.pass_on()
+    assert reasons(sides) == ["_Unforeseen: nobody foresaw this", None]
+
+
+@directions
+def test_whatever_goes_wrong_in_the_target_monitor_is_answered(
+    sides: Sides, direction: Direction, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sides.add(1, direction, forward(port))
+    sides.add(2, direction, forward(port))
+    record = sides.target_end.receive(wait=False)
+    assert record is not None
+    with monkeypatch.context() as patch:
+        patch.setattr("hardsplice.monitor.handover.open_listener", _raises)
+        patch.setattr(Crew, "add", _raises)
+        sides.target.take(record)
+    sides.pass_on()
+    assert reasons(sides) == [os.strerror(errno.EINVAL), None]
+
+
+def test_whatever_goes_wrong_with_an_answer_ends_that_request_only(
+    sides: Sides, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sides.add(1, "outbound", forward(port))
+    record = sides.target_end.receive(wait=False)
+    assert record is not None
+    sides.target.take(record)
+    answer = sides.host_end.receive(wait=False)
+    assert answer is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(Crew, "add", _raises)
+        sides.host.take(answer)
+    sides.add(2, "outbound", forward(port))
+    sides.pass_on()
+    assert reasons(sides) == ["_Unforeseen: nobody foresaw this", None]
+
+
+def test_an_asker_that_stumbles_over_the_outcome_keeps_nobody_else_from_theirs(
+    sides: Sides, port: int
+) -> None:
+    sides.host.add(1, "inbound", forward(port), _raises)
+    sides.remove(1, "inbound")
+    sides.pass_on()
+    assert sides.told == [1]
+    assert ["_Unforeseen" in one.reason for one in sides.trouble] == [True]
+
+
+def test_an_asker_that_asks_again_at_once_does_not_recurse(sides: Sides, port: int) -> None:
+    """Each of its requests fails at once."""
+    asked = 0
+    sides.target_end.close()
+
+    def again(_: object) -> None:
+        nonlocal asked
+        asked += 1
+        if asked < 2 * sys.getrecursionlimit():
+            sides.host.add(asked, "outbound", forward(port), again)
+
+    sides.host.add(0, "outbound", forward(port), again)
+    assert asked == 2 * sys.getrecursionlimit()
+    assert sides.trouble == []
+
+
+def test_a_target_monitor_that_does_not_answer_keeps_nobody_waiting(
+    sides: Sides, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = len(open_descriptors())
+    for index in range(3):
+        sides.add(index, "outbound", forward(port))
+    assert len(sides.timers.due) == 1
+    let_time_pass(sides, monkeypatch)
+    assert reasons(sides) == ["the target monitor does not answer"] * 3
+    for direction in ("inbound", "outbound"):
+        sides.add(9, direction, forward(port))
+    assert reasons(sides)[3:] == ["the target monitor does not answer"] * 2
+    assert sides.timers.due == []
+    assert not sides.host.waiting
+    assert len(open_descriptors()) == before
+    assert len(sides.trouble) == 1
+    # ... but once it answers all is well again.
+    sides.pass_on()
+    sides.add(10, "inbound", forward(port))
+    sides.pass_on()
+    assert sides.told[-1] is None
+    assert list(sides.outbound.listeners) == [], "what came too late was wanted by nobody"
+
+
+def test_an_answer_that_is_late_is_not_the_next_one_s(
+    sides: Sides, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was served too late is ended before anything else is done."""
+    sides.add(1, "inbound", forward(port))
+    let_time_pass(sides, monkeypatch)
+    sides.remove(7, "inbound")
+    record = sides.target_end.receive(wait=False)
+    assert record is not None
+    with pytest.raises(BlockingIOError):
+        sides.target_end.receive(wait=False)
+    sides.target.take(record)
+    assert list(sides.inbound.listeners) == [1]
+    sides.pass_on()
+    assert sides.inbound.removed == [(1, True), (7, True)]
+    assert sides.inbound.listeners == {}
+    assert sides.told[1:] == [7]
+
+
+def test_to_end_a_port_can_wait(sides: Sides, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until it is ended it is held, whatever was said."""
+    sides.remove(1, "inbound")
+    sides.add(2, "inbound", forward(port))
+    sides.remove(3, "inbound")
+    let_time_pass(sides, monkeypatch)
+    assert reasons(sides) == ["the target monitor does not answer"]
+    sides.pass_on()
+    assert sides.told[1:] == [1, 3]
+
+
+def test_an_answer_in_time_stops_the_clock(sides: Sides, port: int) -> None:
+    sides.add(1, "inbound", forward(port))
+    sides.pass_on()
+    ((_, look),) = sides.timers.due
+    sides.timers.due.clear()
+    look()
+    assert sides.timers.due == [], "an idle monitor sleeps"
+    assert not sides.host.is_late
+
+
+def test_no_more_requests_wait_than_there_are_ports(sides: Sides, port: int) -> None:
+    sides.add(0, "outbound", forward(port))
+    done: Any = sides.told.append
+    for index in range(1, WAITING_MAX + 1):
+        sides.host.add(index, "outbound", forward(port), done)
+    assert sides.told == []
+    sides.add(WAITING_MAX + 1, "outbound", forward(port))
+    assert reasons(sides) == ["the target monitor does not answer"]
+
+
+@directions
+def test_too_many_descriptors_under_way_are_told_of(
+    sides: Sides, direction: Direction, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To whoever asked, and in the log."""
+    sides.add(1, direction, forward(port)) if direction == "outbound" else None
+    record = sides.target_end.receive(wait=False) if direction == "outbound" else None
+    send = Channel.send
+
+    def crowded(channel: Channel, record: Record, *, wait: bool = True) -> Sent:
+        return Sent.CROWDED if record.fds else send(channel, record, wait=wait)
+
+    monkeypatch.setattr(Channel, "send", crowded)
+    if record is None:
+        sides.add(1, direction, forward(port))
+    else:
+        sides.target.take(record)
+        sides.pass_on()
+    (failure,) = sides.told
+    for one in (failure, *sides.trouble):
+        assert isinstance(one, Failure)
+        assert one.reason == os.strerror(errno.ETOOMANYREFS)
+        assert one.hint is not None
+        assert "a user of its own" in one.hint
+    assert len(sides.trouble) == 1
+
+
+def test_an_error_that_no_kernel_knows_is_not_repeated(sides: Sides, port: int) -> None:
+    """Each would be a kind of line of its own, without end."""
+    for index, code in enumerate(range(10**6, 10**6 + 5)):
+        sides.add(index, "outbound", forward(port))
+        sides.host.take(Record(Kind.OPENED, index=index, detail=code))
+    assert set(reasons(sides)) == {os.strerror(errno.EPROTO)}

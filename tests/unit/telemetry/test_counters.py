@@ -1,0 +1,318 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Shared memory: a relay that was taken over can write anything there, and every reader lives with
+it; what monitors count is out of its reach, and so is what belongs to other relays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import json
+import os
+import random
+import resource
+import signal
+import struct
+import time
+from collections.abc import Callable, Iterable
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from hardsplice.control.host import Control, HostWorld
+from hardsplice.control.http import Request, Response
+from hardsplice.control.report import FLOWS_SHOWN
+from hardsplice.control.server import Admission
+from hardsplice.ctl import show, top
+from hardsplice.ipc.sd_notify import Notifier
+from hardsplice.monitor import loops
+from hardsplice.monitor.registry import Ports
+from hardsplice.monitor.stored import Store
+from hardsplice.telemetry import flow_log
+from hardsplice.telemetry.counters import (
+    ACCEPTED,
+    COUNTERS,
+    KEPT,
+    RESTARTS,
+    UNLOGGED,
+    Stats,
+    count_latency,
+    shared_with_monitor,
+)
+from hardsplice.telemetry.flow_log import FlowLog, Traffic
+from hardsplice.telemetry.flow_table import ROWS_MAX, WORDS_A_ROW, FlowTable, State
+from hardsplice.telemetry.log import Level, Log
+from tests.unit.relay.fake_kernel import FakeKernel
+
+NOTHING = contextlib.nullcontext()
+ROWS = 4
+WORDS = len(Stats(ROWS).count)
+LARGEST = 2**64 - 1
+
+
+def world_of(stats: Stats) -> HostWorld:
+    """A host monitor with one relay each way, both with this memory."""
+    traffic = [Traffic("inbound", [stats]), Traffic("outbound", [stats])]
+    monitor = SimpleNamespace(
+        host=SimpleNamespace(traffic=traffic, missing=[]),
+        registry=Ports([], 1, frozenset(), None, lambda _: None, loops.check),
+        log=Log(Level.ERROR, "text", ""),
+        loop=None,
+    )
+    store = Store(Notifier(None), 0, {}, print)
+    admission = Admission(frozenset(), None)
+    control = Control(-1, None, admission, (4, 6), "process 7", 7, "7", store, time.monotonic())
+    return HostWorld(cast(Any, monitor), control)
+
+
+def ask(world: HostWorld, path: str) -> str:
+    answers: list[Response] = []
+    world.handle(Request("GET", path, "", b"", True), answers.append)
+    (answer,) = answers
+    assert answer.status == 200, answer.body
+    return answer.body.decode()
+
+
+def no_number(text: str) -> None:
+    raise AssertionError(f"{text} is no JSON")
+
+
+def read_everything(stats: Stats) -> None:
+    """What both monitors, the control socket's clients and the log read."""
+    world = world_of(stats)
+    status, flows = (
+        json.loads(ask(world, path), parse_constant=no_number)
+        for path in ("/v1/status", "/v1/flows")
+    )
+    assert len(flows["flows"]) <= FLOWS_SHOWN
+    for text in (show.status(status), show.flows(flows)):
+        assert all(len(line) < 1000 for line in text)
+    samples = [top.Sample(at, status, flows) for at in (1.0, 2.0)]
+    assert len(top.frame(samples[0], samples[1], 80, 24)) <= 24
+    metrics = show.metrics(ask(world, "/metrics"))
+    assert metrics
+    assert all(isinstance(one["value"], float) for one in metrics)
+
+
+def read_the_log(stats: Stats, capfd: pytest.CaptureFixture[str] | None = None) -> None:
+    """The end of everything."""
+    log = FlowLog(Log(Level.ERROR), [Traffic("inbound", [stats])], lambda *_: "a port")
+    log._say_missed("inbound")
+    log.finish()
+    if capfd:
+        assert all(len(line) < 1000 for line in capfd.readouterr().err.splitlines())
+
+
+doubles = st.floats().map(lambda number: struct.unpack("=Q", struct.pack("=d", number))[0])
+rows = st.tuples(
+    st.sampled_from([0, 1, LARGEST]) | st.integers(0, LARGEST),
+    st.sampled_from([0, 1, LARGEST]),
+    st.sampled_from([0, 1, 2, 3, 4, LARGEST]) | st.integers(0, LARGEST),
+    st.integers(0, LARGEST),
+    doubles,
+    *[st.integers(0, LARGEST)] * 4,
+)
+tables = st.lists(rows, min_size=ROWS, max_size=ROWS).map(lambda some: sum(some, ()))
+heads = st.tuples(*[st.sampled_from([0, 1, 3, ROWS, LARGEST])] * FlowTable.HEAD_WORDS)
+noise = st.binary(min_size=8 * WORDS, max_size=8 * WORDS)
+
+
+def written(stats: Stats, data: bytes, end: Iterable[int] = ()) -> None:
+    """A relay has written this, and ``end`` behind it."""
+    words = memoryview(data).cast("Q").tolist()
+    tail = list(end)
+    words[len(words) - len(tail) :] = tail
+    for at, word in enumerate(words):
+        stats.count[at] = word
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quiet() -> Any:
+    """Lines of the log go nowhere: there are thousands."""
+    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    yield
+    os.dup2(saved, 2)
+    os.close(saved)
+    os.close(nowhere)
+
+
+@given(noise, st.tuples(heads, tables).map(lambda both: (*both[0], *both[1])))
+@example(b"\xff" * 8 * WORDS, ())
+@example(bytes(8 * WORDS), ())
+def test_whatever_a_relay_writes_every_reader_lives_with_it(data: bytes, end: Any) -> None:
+    for more in (end, ()):
+        stats = Stats(ROWS)
+        written(stats, data, more)
+        read_everything(stats)
+        assert stats.kept.tolist() == [0] * len(KEPT)
+        written(stats, data, more)
+        for _ in cast(FlowTable, stats.flows).close_all(stats.count, time.monotonic()):
+            read_everything(stats)  # another one writes meanwhile
+        written(stats, data, more)
+        read_the_log(stats)
+
+
+def test_a_table_of_the_largest_size_costs_no_more_than_its_rows() -> None:
+    """Whatever the relay says of how many are used, and however long it says that it is writing."""
+    stats = Stats(ROWS_MAX)
+    flows = stats.flows
+    assert flows is not None
+    data = bytearray(random.Random(7).randbytes(8 * len(stats.count)))
+    for at in flows.positions():  # those that can't be told from flows cost most
+        struct.pack_into("=I4x8xd", data, 8 * at + 16, State.ESTABLISHED, 1.0)
+    stats.count[:] = memoryview(data).cast("Q")
+    head = flows.positions().start - FlowTable.HEAD_WORDS
+    stats.count[head], stats.count[head + 1] = LARGEST, LARGEST
+    looked = 0
+    for _ in flows:
+        looked += 1
+    assert looked == ROWS_MAX
+    assert sum(flows.states().values()) == ROWS_MAX
+    read_everything(stats)
+    closed = sum(1 for _ in flows.close_all(stats.count, 2.0))
+    assert closed == ROWS_MAX
+    assert list(flows.close_all(stats.count, 2.0)) == []
+
+
+def test_the_end_waits_for_no_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What can't be written in time is counted, and hardsplice ends."""
+    stats = Stats(ROWS)
+    assert stats.flows is not None
+    for at in stats.flows.positions():
+        stats.flows.open(at, 1, (bytes(16), 1), (bytes(16), 2), 1.0)
+    said: list[str] = []
+    log = Log(Level.WARNING)
+    monkeypatch.setattr(log, "write", lambda level, text, fields: said.append(text))
+    clock = FakeKernel()
+    monkeypatch.setattr(time, "monotonic", lambda: clock.clock)
+
+    def where(*_: object) -> str:
+        clock.clock += flow_log.FINISH_SECONDS
+        return "a port"
+
+    FlowLog(log, [Traffic("inbound", [stats])], where).finish()
+    lines = [line for line in said if "broken off" in line]
+    assert 0 < len(lines) < ROWS
+    assert said[-1].startswith(f"inbound: {ROWS - len(lines)} ends of flows are not in the log")
+
+
+def test_a_relay_that_counts_wildly_is_no_reason_to_stop_telling(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stats, said = Stats(ROWS), list[str]()
+    log = Log(Level.WARNING)
+    monkeypatch.setattr(log, "write", lambda level, text, fields: said.append(text))
+    flows = FlowLog(log, [Traffic("inbound", [stats])], lambda *_: "a port")
+    for count in (LARGEST, 0, LARGEST, 5):
+        stats.count[UNLOGGED] = count
+        flows._say_missed("inbound", at_last=True)
+    assert len(said) == 1
+
+
+# --- what a relay leaves behind ---
+
+
+@pytest.mark.parametrize("rows", [0, ROWS])
+def test_a_relay_s_successor_begins_with_nothing_and_its_counts_are_kept(rows: int) -> None:
+    stats = Stats(rows)
+    for at in range(len(COUNTERS)):
+        stats.count[at] = at + 1
+    count_latency(stats.count, 0.0002)
+    stats.gauges()[0] = 7
+    before, waited = stats.snapshot(), stats.connect_latency()
+    stats.begin_anew()
+    assert not any(stats.count)
+    assert (stats.snapshot(), stats.connect_latency()) == (before, waited)
+    assert stats.in_use()["pipes_open"] == 0
+    for _ in range(2):
+        stats.count[ACCEPTED] += 1
+        stats.begin_anew()
+    assert stats.snapshot()["accepted"] == before["accepted"] + 2
+    assert stats.unreported() == before["unlogged"]
+
+
+@pytest.mark.parametrize("rows", [0, ROWS])
+def test_whatever_a_relay_leaves_its_successors_can_count(rows: int) -> None:
+    stats = Stats(rows)
+    for _ in range(3):
+        for at in range(len(stats.count)):
+            stats.count[at] = LARGEST
+        for _ in () if stats.flows is None else stats.flows.close_all(stats.count, 1.0):
+            pass
+        stats.begin_anew()
+        head = len(stats.count) if stats.flows is None else stats.flows.positions().start
+        assert not any(stats.count[:head])
+        for at in range(len(COUNTERS)):
+            stats.count[at] += 1
+        count_latency(stats.count, 0.0)
+        assert all(0 <= count <= LARGEST for count in stats.snapshot().values())
+
+
+# --- whose memory it is ---
+
+
+def fork(
+    what: Callable[[], object], shared: contextlib.AbstractContextManager[None] = NOTHING
+) -> int:
+    """How a child ended that is forked while this is shared and does that: a signal's number,
+    negative, or its status.
+    """
+    with shared:
+        pid = os.fork()
+    if pid == 0:
+        with contextlib.suppress(BaseException):
+            faulthandler.disable()
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            what()
+            os._exit(0)
+        os._exit(1)
+    status = os.waitpid(pid, 0)[1]
+    return os.waitstatus_to_exitcode(status)
+
+
+def test_a_relay_has_its_own_memory_and_no_other() -> None:
+    ours, other = Stats(ROWS), Stats(ROWS)
+
+    def of(stats: Stats) -> Callable[[], None]:
+        def write() -> None:
+            stats.count[0] = 7
+
+        return write
+
+    def keep() -> None:
+        ours.kept[RESTARTS] = 7
+
+    assert fork(of(ours), ours.shared()) == 0
+    assert fork(of(other), ours.shared()) == -signal.SIGSEGV
+    assert fork(keep, ours.shared()) == -signal.SIGSEGV
+    assert fork(of(ours)) == -signal.SIGSEGV, "nor has any other process"
+    assert (ours.count[0], other.count[0], ours.kept[RESTARTS]) == (7, 0, 0)
+
+
+def test_a_monitor_has_what_its_relays_have_and_a_page_with_the_host_monitor() -> None:
+    kept, other = (Stats(ROWS), Stats(ROWS)), Stats(ROWS)
+
+    def monitor() -> None:
+        for stats in kept:
+            stats.count[0] = stats.kept[RESTARTS] = 7
+        assert fork(lambda: kept[0].count.__setitem__(1, 8), kept[0].shared()) == 0
+        assert fork(lambda: kept[0].kept[0], kept[0].shared()) == -signal.SIGSEGV
+        assert fork(lambda: kept[1].count[0], kept[0].shared()) == -signal.SIGSEGV
+        assert fork(lambda: other.count[0]) == -signal.SIGSEGV
+        assert other.snapshot()  # which ends this process, too
+
+    assert fork(monitor, shared_with_monitor(kept)) == -signal.SIGSEGV
+    assert [(stats.count[0], stats.kept[RESTARTS]) for stats in kept] == [(7, 7)] * 2
+    assert kept[0].count[1] == 8
+    assert kept[0].snapshot()["restarts"] == 7
+
+
+def test_rows_lie_where_words_say() -> None:
+    table = Stats(ROWS).flows
+    assert table is not None
+    assert len(table.positions()) == table.capacity == ROWS
+    assert table.positions().step == WORDS_A_ROW
