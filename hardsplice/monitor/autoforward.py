@@ -122,8 +122,7 @@ class Follower:
             del self.failed[forward]
         for forward, port in list(self.asked.items()):
             if forward not in there and port is not None:
-                del self.asked[forward]
-                self.ports.remove(port.id, reset_flows=False, done=_ignore)
+                self._remove(forward, port)
         missing = [
             one for one in forwards if one not in self.asked and now >= self.failed.get(one, 0.0)
         ]
@@ -157,6 +156,16 @@ class Follower:
 
         self.ports.add(self.direction, forward, Source.AUTO, done)
 
+    def _remove(self, forward: Forward, port: Port) -> None:
+        del self.asked[forward]
+
+        def done(failure: Failure | None) -> None:
+            # It is there as before, or somebody else has removed it.
+            if failure is not None and self.ports.find(port.id) is not None:
+                self.asked[forward] = port
+
+        self.ports.remove(port.id, reset_flows=False, done=done)
+
     def _settle(self, forward: Forward, outcome: Port | Failure, now: float) -> None:
         if isinstance(outcome, Port):
             self.asked[forward] = outcome
@@ -166,10 +175,6 @@ class Follower:
         if forward not in self.failed:
             self.tell(outcome)
         self.failed[forward] = now + RETRY_SECONDS
-
-
-def _ignore(_: Failure | None) -> None:
-    """Somebody else has removed the port."""
 
 
 class Watch:

@@ -8,8 +8,8 @@ monitor makes and hands back.
 
     inbound, add       host monitor: bind  ── SERVE, listener ──►  target monitor: keep it
                                            ◄───────── SERVED ────
-    inbound, remove    host monitor        ────────── CLOSE ────►  target monitor: end it
-                                           ◄───────── CLOSED ────
+    inbound, remove    host monitor        ────────── CLOSE ────►  target monitor: give it up
+                       end it              ◄───────── CLOSED ────
     outbound, add      host monitor        ────────── OPEN ─────►  target monitor: bind
                        keep it             ◄─ OPENED, listener ──
     outbound, remove   host monitor: end it
@@ -102,7 +102,12 @@ class HostSide:
             self._ask(OpenRequest(index, forward, self.crew, self.desk, done))
 
     def remove(
-        self, index: int, direction: Direction, *, reset_flows: bool, done: Callable[[], None]
+        self,
+        index: int,
+        direction: Direction,
+        *,
+        reset_flows: bool,
+        done: Callable[[Failure | None], None],
     ) -> None:
         """Stop listening."""
         if direction == "inbound":
@@ -111,7 +116,7 @@ class HostSide:
             self.desk.end(index)
             self.crew.remove(index, reset_flows=reset_flows)
             self.desk.cross_out(index)
-            done()
+            done(None)
 
     def _ask(self, request: Request) -> None:
         if not request.can_wait and (self.is_late or len(self.waiting) >= WAITING_MAX):
@@ -153,6 +158,10 @@ class HostSide:
         self.current = request
         self._due = time.monotonic() + ANSWER_SECONDS
         self._clock.set(ANSWER_SECONDS)
+        try:
+            request.sent()
+        except Exception as error:  # noqa: BLE001 - it has its answer yet to come
+            self._tell(request.failed(f"{type(error).__name__}: {error}"))
         return None
 
     def _finish(self, request: Request, outcome: Failure | None) -> None:

@@ -62,9 +62,14 @@ class Worker(Protocol):
         """Listen, and have connections served: told is what is listened on, with its number."""
 
     def remove(
-        self, index: int, direction: Direction, *, reset_flows: bool, done: Callable[[], None]
+        self,
+        index: int,
+        direction: Direction,
+        *,
+        reset_flows: bool,
+        done: Callable[[Failure | None], None],
     ) -> None:
-        """Stop listening."""
+        """Stop listening: told is why it is listened on as before, or nothing."""
 
 
 Key = tuple[Direction, object, object, int]
@@ -176,7 +181,9 @@ class Ports:
     def remove(
         self, port_id: int, *, reset_flows: bool, done: Callable[[Failure | None], None]
     ) -> None:
-        """Stop listening; connections of the port go on, or are reset."""
+        """Stop listening; connections of the port go on, or are reset. ``done`` gets the Failure
+        where the port is there as before, or None.
+        """
         port = self._ports.get(port_id)
         if port is None:
             done(Failure("remove", f"port {port_id}", "there is no port with that id"))
@@ -192,10 +199,16 @@ class Ports:
         del self._ports[port_id]
         self._forget(port)
 
-        def finish() -> None:
-            self._release(port_id)
-            self.on_removed(port_id)
-            done(None)
+        def finish(failure: Failure | None) -> None:
+            if failure is None:
+                self._release(port_id)
+                self.on_removed(port_id)
+            else:
+                self._ports[port_id] = port
+                self._keys[_key(port.direction, port.forward)] = port_id
+                self._listening[port.direction] += 1
+                self.changes += 1
+            done(failure)
 
         self._worker.remove(port_id, port.direction, reset_flows=reset_flows, done=finish)
 
@@ -204,5 +217,7 @@ class Ports:
         self.changes += 1
 
     def _forget(self, port: Port) -> None:
-        self._keys.pop(_key(port.direction, port.forward), None)
+        key = _key(port.direction, port.forward)
+        if self._keys.get(key) == port.id:
+            del self._keys[key]
         self._listening[port.direction] -= 1

@@ -109,6 +109,9 @@ class Request:
         """Hear the answer: the outcome. Malformed when it can't be one."""
         raise NotImplementedError
 
+    def sent(self) -> None:
+        """It is on its way: do here what goes with it."""
+
     def undo(self, answer: Record) -> Request | None:
         """Hear the answer after the asker was told that there is none: what else to ask, so that
         nothing remains of it.
@@ -116,7 +119,7 @@ class Request:
         raise NotImplementedError
 
     def give_up(self) -> None:
-        """It could not be sent: let go of what was for the target monitor."""
+        """It could not be sent: have things here as they were before."""
 
     def tell(self, outcome: Failure | None) -> None:
         """Tell whoever asked."""
@@ -160,7 +163,7 @@ class ServeRequest(Request):
     def undo(self, answer: Record) -> Request | None:
         if self.end(answer) is not None:
             return None
-        return CloseRequest(self.index, self.desk, reset_flows=True, done=_ignore)
+        return ForgetRequest(self.index, self.desk, reset_flows=True, done=_ignore)
 
     def give_up(self) -> None:
         self.desk.end(self.index)
@@ -233,40 +236,51 @@ class OpenRequest(Request):
 
 @dataclass(slots=True)
 class CloseRequest(Request):
-    """Inbound: have the listener ended."""
+    """Inbound: have the listener ended. Where that can't be sent, it is listened on as before."""
 
     answer: ClassVar[Kind] = Kind.CLOSED
     can_wait: ClassVar[bool] = True
     index: int
     desk: Desk
     reset_flows: bool
-    done: Callable[[], None]
+    done: Callable[[Failure | None], None]
 
     def begin(self) -> Record:
-        self.desk.end(self.index)
         return Record(Kind.CLOSE, int(self.reset_flows), self.index)
+
+    def sent(self) -> None:
+        self.desk.end(self.index)
 
     def end(self, answer: Record) -> Failure | None:
         del answer
-        self.give_up()
-        return None
-
-    def give_up(self) -> None:
+        self.desk.end(self.index)
         self.desk.cross_out(self.index)
+        return None
 
     def undo(self, answer: Record) -> Request | None:
         del answer
         return None
 
     def tell(self, outcome: Failure | None) -> None:
-        del outcome  # what a target monitor that is gone held is gone with it
-        self.done()
+        self.done(outcome)
 
     def failed(self, reason: str, hint: str | None = None) -> Failure:
         return Failure("remove", f"port {self.index}", reason, hint)
 
 
-def _ignore() -> None:
+@dataclass(slots=True)
+class ForgetRequest(CloseRequest):
+    """Inbound: end a listener that was served too late, and have it forgotten."""
+
+    def begin(self) -> Record:
+        self.desk.end(self.index)
+        return CloseRequest.begin(self)
+
+    def give_up(self) -> None:
+        self.desk.cross_out(self.index)
+
+
+def _ignore(_: Failure | None) -> None:
     """Nobody waits for it."""
 
 

@@ -43,12 +43,21 @@ class FakeWorker:
         self.do(outcome)
 
     def remove(
-        self, index: int, direction: Direction, *, reset_flows: bool, done: Callable[[], None]
+        self,
+        index: int,
+        direction: Direction,
+        *,
+        reset_flows: bool,
+        done: Callable[[Failure | None], None],
     ) -> None:
-        self.done.append(("remove", index))
-        if reset_flows:
-            self.reset.append(index)
-        self.do(done)
+        def outcome() -> None:
+            if self.fails is None:
+                self.done.append(("remove", index))
+                if reset_flows:
+                    self.reset.append(index)
+            done(self.fails)
+
+        self.do(outcome)
 
     def do(self, outcome: Callable[[], None]) -> None:
         if self.later is None:

@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 
 from hardsplice.model.direction import Direction
+from hardsplice.model.errors import Failure
 from hardsplice.model.ports import Auto, Forward, lay_out
 from hardsplice.monitor import loops
 from hardsplice.monitor.autoforward import (
@@ -117,7 +118,12 @@ class Worker(FakeWorker):
     """auto never resets a flow."""
 
     def remove(
-        self, index: int, direction: Direction, *, reset_flows: bool, done: Callable[[], None]
+        self,
+        index: int,
+        direction: Direction,
+        *,
+        reset_flows: bool,
+        done: Callable[[Failure | None], None],
     ) -> None:
         assert not reset_flows
         super().remove(index, direction, reset_flows=reset_flows, done=done)
@@ -213,6 +219,20 @@ def test_one_that_goes_while_it_is_being_added_is_removed_after_that() -> None:
     assert stand.listed() == [80]
     stand.follow()
     assert stand.listed() == []
+
+
+def test_one_whose_removal_fails_is_there_and_is_removed_at_the_next_look() -> None:
+    stand = Stand()
+    stand.follow(80)
+    stand.worker.fails = Failure("remove", "port 100", "the target monitor does not answer")
+    before = stand.ports.changes
+    stand.follow()
+    assert stand.listed() == [80]
+    assert stand.ports.changes > before, "so there is a next look"
+    stand.worker.fails = None
+    stand.follow()
+    assert stand.listed() == []
+    assert stand.worker.done == [("add", 80), ("remove", 100)]
 
 
 def test_one_that_somebody_removed_stays_away_until_it_is_listened_on_anew() -> None:

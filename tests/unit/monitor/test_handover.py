@@ -168,8 +168,8 @@ class Sides:
         self.host.add(index, direction, forward, done)
 
     def remove(self, index: int, direction: Direction) -> None:
-        def done() -> None:
-            self.told.append(index)
+        def done(failure: Failure | None) -> None:
+            self.told.append(failure or index)
 
         self.host.remove(index, direction, reset_flows=True, done=done)
 
@@ -630,6 +630,42 @@ def test_whatever_goes_wrong_before_a_request_is_sent_ends_that_request_only(
     sides.add(2, "inbound", forward(port))
     sides.pass_on()
     assert reasons(sides) == ["_Unforeseen: nobody foresaw this", None]
+
+
+@pytest.mark.parametrize("sent", [Sent.FULL, Sent.GONE, None])
+def test_a_port_whose_removal_can_not_be_sent_is_served_as_before(
+    sides: Sides, sent: Sent | None, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sides.add(1, "inbound", forward(port))
+    sides.pass_on()
+    uses = dict(sides.books["inbound"]._uses)
+    with monkeypatch.context() as patch:
+        patch.setattr(Channel, "send", (lambda *_, **__: sent) if sent else _raises)
+        sides.remove(1, "inbound")
+    (_, failure) = sides.told
+    assert isinstance(failure, Failure)
+    assert str(failure).startswith("cannot remove port 1: ")
+    assert (sides.books["inbound"]._uses, sides.inbound.removed) == (uses, [])
+    sides.check()
+    socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    sides.remove(1, "inbound")
+    sides.pass_on()
+    assert sides.told[2:] == [1]
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), timeout=5)
+
+
+def test_what_goes_wrong_once_a_removal_is_sent_is_told_and_it_has_its_answer(
+    sides: Sides, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sides.add(1, "inbound", forward(port))
+    sides.pass_on()
+    with monkeypatch.context() as patch:
+        patch.setattr(Desk, "end", _raises)
+        sides.remove(1, "inbound")
+    assert ["_Unforeseen" in one.reason for one in sides.trouble] == [True]
+    sides.pass_on()
+    assert sides.told == [None, 1]
 
 
 @directions

@@ -44,7 +44,12 @@ class Worker:
         self.pending.append(lambda failure: done(failure or found))
 
     def remove(
-        self, index: int, direction: Direction, *, reset_flows: bool, done: Callable[[], None]
+        self,
+        index: int,
+        direction: Direction,
+        *,
+        reset_flows: bool,
+        done: Callable[[Failure | None], None],
     ) -> None:
         self.asked.append(("remove", index, direction, reset_flows))
         self.pending.append(done)
@@ -146,7 +151,7 @@ def test_a_number_is_never_used_again() -> None:
         (port,) = stand.ports.list()
         seen.append(port.id)
         stand.remove(port.id)
-        stand.worker.answer()
+        stand.worker.answer(None)
     assert seen == [1, 2, 3, 4, 5]
 
 
@@ -159,7 +164,7 @@ def test_removing_is_told_once_it_is_done_and_hides_the_port_at_once(reset: bool
     stand.remove(1)
     assert "no port with that id" in stand.reason()
     stand.told.clear()
-    stand.worker.answer()
+    stand.worker.answer(None)
     assert stand.told == [None]
 
 
@@ -168,6 +173,32 @@ def test_a_port_that_is_being_removed_may_be_asked_for_again() -> None:
     stand.remove(1)
     stand.add(80)
     assert stand.worker.asked[1:] == [("add", 2, "inbound", 80)]
+
+
+@pytest.mark.parametrize("asked_again", [True, False])
+def test_a_port_that_can_not_be_removed_is_there_as_before(asked_again: bool) -> None:
+    there = Port(1, "inbound", forward(80), Source.OPTION)
+    stand = Stand([there])
+    removed: list[int] = []
+    stand.ports.on_removed = removed.append
+    failure = Failure("remove", "port 1", "the target monitor does not answer")
+    stand.remove(1)
+    if asked_again:
+        stand.add(80)
+    stand.worker.answer(failure)
+    if asked_again:
+        stand.worker.answer(Failure("listen on", "port 80", "Address already in use"))
+    assert stand.told[0] is failure
+    assert (list(stand.ports.list()), stand.ports.find(1), removed) == ([there], there, [])
+    stand.add(80)
+    assert isinstance(stand.told[-1], Conflict)
+    stand.room = 1
+    stand.add(81)
+    assert stand.reason() == "descriptors are too few"
+    stand.remove(1)
+    stand.worker.answer(None)
+    assert stand.told[-1:] == [None]
+    assert (list(stand.ports.list()), removed) == ([], [1])
 
 
 def test_directions_that_were_not_to_change_do_not() -> None:
