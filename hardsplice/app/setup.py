@@ -130,12 +130,13 @@ class Setup:
             self.probe()
             self.enter()
             host = self.gather()
+            control = self._control()
             if self.pid_file:
                 self.pid_file.write()
             if not self.options.foreground:
                 self.free.tell_people(self.log)
             self.isolate()
-            return HostMonitor(host, self.ready).run()
+            return HostMonitor(host, lambda monitor: self.ready(monitor, control)).run()
         except BaseException:
             self.undo()
             raise
@@ -331,7 +332,7 @@ class Setup:
             traffic=[Traffic(one, self.planner.stats[one]) for one in DIRECTIONS],
             log_flows=options.log_flows,
             drain=options.drain,
-            control=self._control() if self.control else None,
+            store=self.store if self.control else None,
             notifier=self.notifier,
             watchdog=self.manager.watchdog,
             missing=self.missing,  # the target monitor's is added
@@ -349,8 +350,10 @@ class Setup:
             self.planner.sink,
         )
 
-    def _control(self) -> Control:
+    def _control(self) -> Control | None:
         """Nothing of what serves the control socket is imported where there is none."""
+        if self.control is None:
+            return None
         from hardsplice.control import host
 
         return host.control_of(self)
@@ -361,8 +364,12 @@ class Setup:
         self.locked = True
         host_lockdown.lock_host_monitor(self)
 
-    def ready(self) -> None:
-        """All is bound and locked down: say so, to whoever asked to be told."""
+    def ready(self, monitor: HostMonitor, control: Control | None) -> None:
+        """All is bound and locked down: serve the control socket, and say so, to whoever asked to
+        be told.
+        """
+        if control is not None:
+            control.serve(monitor)
         # The target monitor's words are other people's, too.
         missing = list(dict.fromkeys(map(printable, self.missing)))
         for what in missing:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from hardsplice import __version__
 from hardsplice.app.options import Options
@@ -20,18 +20,42 @@ from hardsplice.control.http import Request, Response
 from hardsplice.control.routes import FOR_ALL, ROUTES, Routes, dispatch
 from hardsplice.control.server import Admission, Server
 from hardsplice.control.world import RelayView, Snapshot, refusal
+from hardsplice.ipc.loop import Loop
 from hardsplice.kernel import socketcalls
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure, printable, quote
 from hardsplice.monitor.registry import Ports
-from hardsplice.monitor.stored import Store
 from hardsplice.telemetry.counters import Stats
+from hardsplice.telemetry.flow_log import Traffic
 from hardsplice.telemetry.flow_table import FlowRow
-from hardsplice.telemetry.log import Level
+from hardsplice.telemetry.log import Level, Log
 
 if TYPE_CHECKING:
     from hardsplice.app.setup import Setup
-    from hardsplice.monitor.host import HostMonitor
+
+
+class Monitor(Protocol):
+    """What is shown of the host monitor, which knows nothing of the control socket."""
+
+    @property
+    def loop(self) -> Loop:
+        """On which it lives."""
+
+    @property
+    def log(self) -> Log:
+        """For errors of ours."""
+
+    @property
+    def registry(self) -> Ports:
+        """The ports that are forwarded."""
+
+    @property
+    def traffic(self) -> Sequence[Traffic]:
+        """Each direction's counters and flow tables."""
+
+    @property
+    def missing(self) -> Sequence[str]:
+        """Layers of the lock-down that are not in force."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,19 +69,12 @@ class Control:
     served: str  # whose namespace it is, for people
     served_pid: int | None
     label: str  # whose namespace it is, in metrics
-    store: Store  # what the service manager keeps
     began: float  # when hardsplice was started, in CLOCK_MONOTONIC seconds
 
-    def serve(self, monitor: HostMonitor) -> HostWorld:
+    def serve(self, monitor: Monitor) -> None:
         """Begin to serve, on the monitor's loop."""
-        world = HostWorld(monitor, self)
-        desk = monitor.host.desk
-        assert desk is not None
-        monitor.registry.on_added = lambda port: self.store.added(port, desk.listener(port.id))
-        monitor.registry.on_removed = self.store.removed
-        for server in world.servers:
+        for server in HostWorld(monitor, self).servers:
             server.start()
-        return world
 
 
 def control_of(setup: Setup) -> Control:
@@ -79,7 +96,6 @@ def control_of(setup: Setup) -> Control:
         served=quote(setup.container.command) if setup.container else setup.target.name,
         served_pid=setup.container.init if setup.container else options.pid,
         label=label(options, setup.container.command if setup.container else ""),
-        store=setup.store,
         began=setup.began,
     )
 
@@ -94,7 +110,7 @@ def label(options: Options, command: str) -> str:
 class HostWorld:
     """What routes ask."""
 
-    def __init__(self, monitor: HostMonitor, control: Control) -> None:
+    def __init__(self, monitor: Monitor, control: Control) -> None:
         self.monitor = monitor
         self.control = control
         self.spelled: dict[int, str] = {}
@@ -125,10 +141,10 @@ class HostWorld:
             served_pid=self.control.served_pid,
             label=self.control.label,
             uptime=time.monotonic() - self.control.began,
-            lacking=tuple(map(printable, monitor.host.missing)),
+            lacking=tuple(map(printable, monitor.missing)),
             relays=[
                 _view(one.direction, number, stats)
-                for one in monitor.host.traffic
+                for one in monitor.traffic
                 for number, stats in enumerate(one.stats)
             ],
             connections=len(self.server.connections),
@@ -137,7 +153,7 @@ class HostWorld:
 
     def flows(self) -> Iterator[tuple[Direction, FlowRow]]:
         """The flows that there are, each with its direction."""
-        for one in self.monitor.host.traffic:
+        for one in self.monitor.traffic:
             for stats in one.stats:
                 if stats.flows is not None:
                     for row in stats.flows:

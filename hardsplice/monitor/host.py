@@ -13,7 +13,6 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from hardsplice.command import container
 from hardsplice.command.orphans import Orphans
@@ -48,9 +47,6 @@ from hardsplice.telemetry.flow_log import FlowLog
 from hardsplice.telemetry.flow_table import Nonsense
 from hardsplice.telemetry.log import Level
 
-if TYPE_CHECKING:
-    from hardsplice.control.host import HostWorld
-
 # For the target monitor to end its relays, each of which has STOP_SECONDS, and to leave
 END_SECONDS = STOP_SECONDS + 0.2
 ANSWERS = (Kind.OPENED, Kind.SERVED, Kind.CLOSED)
@@ -62,9 +58,10 @@ class HostMonitor:
     log.
     """
 
-    def __init__(self, host: Host, on_ready: Callable[[], None]) -> None:
+    def __init__(self, host: Host, on_ready: Callable[[HostMonitor], None]) -> None:
+        """``on_ready`` is called once, when all serve."""
         self.host = host
-        self.log = host.log
+        self.log, self.traffic, self.missing = host.log, host.traffic, host.missing
         self.on_ready = on_ready
         self.loop = Loop()
         self.crew = Crew(host.plans, self.loop, self)
@@ -80,6 +77,10 @@ class HostMonitor:
         self.registry = Ports(
             host.ports, host.first_free, host.dynamic, self.exchange, host.check_room, loops.check
         )
+        if host.desk and host.store:
+            desk, store = host.desk, host.store
+            self.registry.on_added = lambda port: store.added(port, desk.listener(port.id))
+            self.registry.on_removed = store.removed
         self.watch = (
             Watch(host.watched, host.versions, self.registry, self.loop, self.teller.of_port)
             if host.watched
@@ -91,7 +92,6 @@ class HostMonitor:
         self.flows = FlowLog(host.log, host.traffic, self.teller.where) if host.log_flows else None
         traced = BY_TRACED_RELAYS if host.log.level >= Level.TRACE else frozenset[int]()
         self.noted = BY_RELAYS | BY_KEEPERS | traced  # what the target monitor may pass on
-        self.world: HostWorld | None = None  # what the control socket shows
         self.watchdog = (
             Watchdog(host.watchdog, host.notifier, self.loop.after, self._ask_alive)
             if host.watchdog
@@ -180,9 +180,7 @@ class HostMonitor:
             inside.channel.send(Record(Kind.GO), wait=False)  # fork COMMAND, and lock down
             return
         self.announced = True
-        if self.host.control:
-            self.world = self.host.control.serve(self)
-        self.on_ready()
+        self.on_ready(self)
         self._say_ready()
         if self.watchdog:
             self.watchdog.start()
@@ -344,7 +342,7 @@ class HostMonitor:
         if record.kind == Kind.PONG:
             self._alive("target")
         elif record.kind == Kind.READY:
-            self.host.missing += lacking(record.text, self.host.missing)
+            self.missing += lacking(record.text, self.missing)
             self._arrived("target")
         elif record.kind == Kind.FATAL:
             about = None if "target" in self.waiting else OF_TARGET_MONITOR

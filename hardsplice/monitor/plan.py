@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from hardsplice.command import container
 from hardsplice.command.terminal import Terminal
@@ -15,13 +14,11 @@ from hardsplice.model.direction import Direction
 from hardsplice.monitor.autoforward import Watched
 from hardsplice.monitor.effects import Desk
 from hardsplice.monitor.registry import Port
+from hardsplice.monitor.stored import Store
 from hardsplice.net.namespaces import Target
 from hardsplice.relay import main as relay
 from hardsplice.telemetry.flow_log import Traffic
 from hardsplice.telemetry.log import Log
-
-if TYPE_CHECKING:
-    from hardsplice.control.host import Control
 
 
 @dataclass(slots=True)
@@ -46,11 +43,11 @@ class Host:
     traffic: Sequence[Traffic]  # each direction's counters and flow tables
     log_flows: bool  # whether the end of each flow is written to the log
     drain: int  # seconds that flows have to come to their own end
-    control: Control | None  # the control socket
+    store: Store | None  # what the service manager keeps of ports that may be added
     notifier: Notifier
     watchdog: float | None  # seconds within which the service manager wants to hear of us
     missing: list[str]  # layers of the lock-down that are not in force
 
     def kept(self) -> Sequence[int]:
         """The ports that may change whose listeners the service manager has, too."""
-        return self.control.store.ports() if self.control else ()
+        return self.store.ports() if self.store else ()

@@ -30,10 +30,8 @@ UP = {
     ("command.container", "app.setup"),
     ("control.host", "app.options"),
     ("control.host", "app.setup"),
-    ("monitor.host", "control.host"),
     ("monitor.namespace", "app.host_lockdown"),
     ("monitor.namespace", "app.setup"),
-    ("monitor.plan", "control.host"),
     ("monitor.stored", "app.setup"),
 }
 CIRCLES = {("app.host_lockdown", "app.setup")}

@@ -21,11 +21,9 @@ from hardsplice.control.host import Control, HostWorld
 from hardsplice.control.http import Request, Response
 from hardsplice.control.routes import ROUTES
 from hardsplice.control.server import Admission
-from hardsplice.ipc.sd_notify import Notifier
 from hardsplice.kernel import socketcalls
 from hardsplice.monitor import loops
 from hardsplice.monitor.registry import Ports
-from hardsplice.monitor.stored import Store
 from hardsplice.telemetry import counters as count
 from hardsplice.telemetry.counters import Stats
 from hardsplice.telemetry.flow_log import Traffic
@@ -37,14 +35,14 @@ def world() -> HostWorld:
     """A monitor with one relay inbound and two outbound."""
     traffic = [Traffic("inbound", [Stats(8)]), Traffic("outbound", [Stats(8), Stats(8)])]
     monitor = SimpleNamespace(
-        host=SimpleNamespace(traffic=traffic, missing=["Landlock"]),
+        traffic=traffic,
+        missing=["Landlock"],
         registry=Ports([], 1, frozenset(), None, lambda _: None, loops.check),
         log=Log(Level.ERROR, "text", ""),
         loop=None,
     )
-    store = Store(Notifier(None), 0, {}, print)
     admission = Admission(frozenset(), None)
-    control = Control(-1, None, admission, (4, 6), "process 7", 7, "7", store, time.monotonic())
+    control = Control(-1, None, admission, (4, 6), "process 7", 7, "7", time.monotonic())
     return HostWorld(cast(Any, monitor), control)
 
 
@@ -56,7 +54,7 @@ def ask(world: HostWorld, path: str) -> Response:
 
 
 def test_what_relays_wrote_is_told(world: HostWorld) -> None:
-    outbound = world.monitor.host.traffic[1].stats[1]
+    outbound = world.monitor.traffic[1].stats[1]
     outbound.count[count.ACCEPTED] = 5
     outbound.gauges()[0] = 9
     assert outbound.flows is not None

@@ -27,10 +27,8 @@ from hardsplice.control.http import Request, Response
 from hardsplice.control.report import FLOWS_SHOWN
 from hardsplice.control.server import Admission
 from hardsplice.ctl import show, top
-from hardsplice.ipc.sd_notify import Notifier
 from hardsplice.monitor import loops
 from hardsplice.monitor.registry import Ports
-from hardsplice.monitor.stored import Store
 from hardsplice.telemetry import flow_log
 from hardsplice.telemetry.counters import (
     ACCEPTED,
@@ -57,14 +55,14 @@ def world_of(stats: Stats) -> HostWorld:
     """A host monitor with one relay each way, both with this memory."""
     traffic = [Traffic("inbound", [stats]), Traffic("outbound", [stats])]
     monitor = SimpleNamespace(
-        host=SimpleNamespace(traffic=traffic, missing=[]),
+        traffic=traffic,
+        missing=[],
         registry=Ports([], 1, frozenset(), None, lambda _: None, loops.check),
         log=Log(Level.ERROR, "text", ""),
         loop=None,
     )
-    store = Store(Notifier(None), 0, {}, print)
     admission = Admission(frozenset(), None)
-    control = Control(-1, None, admission, (4, 6), "process 7", 7, "7", store, time.monotonic())
+    control = Control(-1, None, admission, (4, 6), "process 7", 7, "7", time.monotonic())
     return HostWorld(cast(Any, monitor), control)
 
 
