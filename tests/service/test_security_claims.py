@@ -102,7 +102,7 @@ def test_each_process_is_in_the_namespaces_that_the_page_names(live: Live) -> No
     where = table()
 
     assert where["hs-host"] == (
-        "the host's namespaces; its own mount, IPC, UTS and, for an ordinary user "
+        "the host's; its own mount, IPC, UTS and, for an ordinary user "
         "or root without CAP_SYS_ADMIN, user namespace"
     )
     host = found["hs-host"]
@@ -112,9 +112,9 @@ def test_each_process_is_in_the_namespaces_that_the_page_names(live: Live) -> No
     assert host["user"] != inside["user"]
 
     assert where["hs-target"] == (
-        "the target's network namespace; as root with CAP_SYS_ADMIN the host's user namespace, "
-        "else the target's; "
-        "its own IPC, UTS and, as root, mount namespace"
+        "the network namespace that is served; for root with CAP_SYS_ADMIN the host's user "
+        "namespace, otherwise that of the network namespace; "
+        "its own IPC, UTS and, for root, mount namespace"
     )
     target = found["hs-target"]
     assert (target["net"], target["pid"]) == (inside["net"], here["pid"])
@@ -122,7 +122,7 @@ def test_each_process_is_in_the_namespaces_that_the_page_names(live: Live) -> No
     assert (target["mnt"] != here["mnt"]) == is_root
     assert target["mnt"] != inside["mnt"]
 
-    assert where["hs-relay-in, hs-relay-out"] == "where servers are: with hs-target, with hs-host"
+    assert where["hs-relay-in, hs-relay-out"] == "the same as hs-target; the same as hs-host"
     assert (found["hs-relay-in"], found["hs-relay-out"]) == (target, host)
 
     assert where["hs-guard (with COMMAND)"] == (

@@ -167,6 +167,19 @@ def test_there_is_no_other_command_on_the_page() -> None:
     assert "To the user who started it `ls /proc/$PID/fd` says Permission denied." in text
 
 
+def test_each_layer_has_a_check_that_is_run_here_or_is_a_test() -> None:
+    text = (ROOT / "SECURITY.md").read_text(encoding="utf-8").partition("\n## Layers\n")[2]
+    rows = [line for line in text.partition("\n#")[0].splitlines() if line.startswith("|")][2:]
+    checks = [re.findall(r"`([^`]+)`", row)[-1].replace("\\|", "|") for row in rows]
+    assert len(checks) > 10
+    for check in checks:
+        program, _, path = check.partition(" ")
+        if program == "pytest":
+            assert (ROOT / path).is_file(), path
+        else:
+            assert check in EXPECTED or check in BLOCK or check == "ls /proc/$PID/fd", check
+
+
 # --- the table ------------------------------------------------------------------------------------
 
 

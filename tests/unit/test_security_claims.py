@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Every sentence of SECURITY.md has a test that holds it, or a reason why it needs none:
-tests/security_claims.toml names them. Its tables and commands have tests of their own
-(test_security_table.py, service/test_security_page.py).
+"""Every sentence of SECURITY.md, and every row of its table of layers, has a test that holds it, or
+a reason why it needs none: tests/security_claims.toml names them. The other tables and the commands
+have tests of their own (test_security_table.py, service/test_security_page.py).
 """
 
 from __future__ import annotations
@@ -47,9 +47,17 @@ CLAIMS = claims()
 _TITLE = re.compile(r"^(- )?\*[^*]+\.\*\s|^\*\*[^*]+\*\*\s|^- ")
 
 
+def layers(text: str) -> list[str]:
+    """The rows of the table of layers."""
+    section = text.partition("\n## Layers\n")[2].partition("\n#")[0]
+    return [line for line in section.splitlines() if line.startswith("|")][2:]
+
+
 def sentences(text: str) -> list[str]:
-    """All but headings, tables and commands. A list's item is a paragraph of its own."""
-    found = []
+    """The rows of the table of layers, then all but headings, tables and commands. A list's item is
+    a paragraph of its own.
+    """
+    found = layers(text)
     for block in re.split(r"\n\s*\n|\n(?=#|[*-] |\|)", text):
         if block and not block.startswith(("#", "|", "    ")):
             found += re.split(r"(?<=[.!?])\**\s+", _TITLE.sub("", " ".join(block.split())))
@@ -71,6 +79,16 @@ def test_every_entry_is_a_sentence() -> None:
 
 def test_a_sentence_that_is_new_is_missed() -> None:
     new = sentences(PAGE + "\n\nNothing can ever go wrong.\n")[-1]
+    assert not any(new.startswith(claim.says) for claim in CLAIMS)
+
+
+def test_so_is_a_layer_that_is_new() -> None:
+    assert len(layers(PAGE)) > 10
+    row = "| magic | everything | nothing | `true` |"
+    (new,) = set(sentences(PAGE.replace("\n| limits |", f"\n{row}\n| limits |"))) - set(
+        sentences(PAGE)
+    )
+    assert new == row
     assert not any(new.startswith(claim.says) for claim in CLAIMS)
 
 

@@ -169,7 +169,7 @@ FIXED = "fixed numbers"
 NUMBERS = {
     ("T", 2): "the log", ("T", 4): "--ready-fd", ("T", 5): "the service manager",
     ("T", 7): "signals", ("T", 8): "the table of mounts", ("R", 3): "the channel",
-    ("I", 3): "the channel", ("I", 7): "signals", ("I", 8): "COMMAND's excuse",
+    ("I", 3): "the channel", ("I", 7): "signals", ("I", 8): "COMMAND's error",
     ("G", 3): "its report",
 }  # fmt: skip
 NUMBERS |= {("H", number): words for (who, number), words in NUMBERS.items() if who == "T"}
@@ -290,7 +290,7 @@ CLAIMS = (
     Claim("shutdown", "SHUT_WR", "how", number("SHUT_WR"), but=MONITORS),
     Claim("shutdown", "of listeners SHUT_RDWR", "how", number("SHUT_WR", "SHUT_RDWR")),
     Claim("pidfd_getfd", "pidfd has to be -1", "pidfd", {2**64 - 1}),
-    Claim("bind", "the one IP address that H has written down", "addr", BIND),
+    Claim("bind", "the one IP address that H has written to the book", "addr", BIND),
     Claim("socket", "TCP sockets", "domain", number("AF_INET", "AF_INET6")),
     Claim(
         "socket", "TCP sockets", "type", number("SOCK_STREAM|SOCK_NONBLOCK|SOCK_CLOEXEC"),
@@ -320,7 +320,7 @@ CLAIMS = (
         but=frozenset({"monitor-fixed", *HOSTS}),
     ),
     Claim(
-        "ioctl", "which group of its own session has the terminal (TIOCSPGRP)", "op",
+        "ioctl", "the foreground process group of its own session's terminal (TIOCSPGRP)", "op",
         number(
             *QUESTIONS, "SIOCGIFFLAGS", "TIOCGPGRP", "TIOCSPGRP",
             *(f"SECCOMP_IOCTL_NOTIF_{one}" for one in NOTIFICATION),
@@ -331,7 +331,7 @@ CLAIMS = (
         but=frozenset({"init"}),
     ),
     Claim("kill", "to its own process group", "pid", {0}, but=frozenset({"init"})),
-    Claim("getpriority", "is there a process group", "which", number("PRIO_PGRP")),
+    Claim("getpriority", "whether a process group of that", "which", number("PRIO_PGRP")),
     Claim("waitid", "which child has ended", "options", number("WNOHANG|WEXITED|WNOWAIT")),
     Claim("fcntl", "fcntl sizes pipes", "op", number("F_SETPIPE_SZ", "F_GETPIPE_SZ")),
 )  # fmt: skip
