@@ -26,10 +26,11 @@ from hardsplice.cli.values import number
 from hardsplice.ipc.descriptors import FIRST_LISTENER
 from hardsplice.kernel.syscalls import ARCHITECTURES, DIRECT
 from hardsplice.model.errors import Failure, quote, tell
+from hardsplice.model.roles import POLICIES
 from hardsplice.sandbox.address_book import TARGETS_A_PORT, place_for
 from hardsplice.sandbox.policy.forms import check, oci, show, systemd, table
 from hardsplice.sandbox.policy.model import Policy
-from hardsplice.sandbox.seccomp import ROLES, compile_policy, load_policy, native_arch
+from hardsplice.sandbox.seccomp import compile_policy, load_policy, native_arch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         ("export", "a policy in another form"),
     ):
         command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("--role", choices=ROLES, required=name != "check")
+        command.add_argument("--role", choices=POLICIES, required=name != "check")
         if name != "check":
             command.add_argument("--arch", choices=ARCHITECTURES, help="default: this machine's")
             command.add_argument(
@@ -74,7 +75,7 @@ def _listeners(text: str) -> int:
 
 
 def _check_command(role: str | None) -> int:
-    good, bad = check([role] if role else ROLES)
+    good, bad = check([role] if role else POLICIES)
     for line in good:
         print(line)
     for line in bad:

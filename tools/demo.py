@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hardsplice.kernel.syscalls import CAPABILITIES
+from hardsplice.model.roles import ROLES
 from hardsplice.telemetry import audit
 from tools import launch
 
@@ -189,9 +190,7 @@ def show_processes(report: Report, processes: list[audit.Process]) -> None:
 
 def kept_capabilities(comm: str) -> list[str]:
     """What the policy of a process's role lets it keep."""
-    policy = tomllib.loads(
-        (launch.CHECKOUT / "policy" / f"{audit.ROLES[comm].policy}.toml").read_text()
-    )
+    policy = tomllib.loads((launch.CHECKOUT / "policy" / f"{ROLES[comm].policy}.toml").read_text())
     names: list[str] = policy["capabilities"]
     return names
 

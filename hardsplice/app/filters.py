@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from hardsplice.app.options import Options
 from hardsplice.app.plans import place_of_books
+from hardsplice.model import roles
 from hardsplice.model.direction import DIRECTIONS, Direction
 from hardsplice.sandbox import seccomp
 from hardsplice.sandbox.address_book import Place
@@ -30,23 +31,25 @@ def compile_all(options: Options, first_flow: int) -> Programs:
     """The programs for this machine; ``first_flow`` is the first descriptor behind the places of
     listeners. Failure where libseccomp can't be loaded or lacks something.
     """
-    dynamic = options.dynamic
-    host = "monitor-host" if dynamic else "monitor-fixed"
-    roles: dict[str, str] = {
-        "host": "monitor-control" if options.control is not None else host,
-        "target": "monitor-ports" if dynamic else "monitor",
-        "init": "init",
-        "guard": "guard",
-        **{one: "relay-ports" if one in dynamic else "relay" for one in DIRECTIONS},
+    changes, has_control = bool(options.dynamic), options.control is not None
+    policies: dict[str, str] = {
+        "host": roles.HOST.policy_for(is_dynamic=changes, has_control=has_control),
+        "target": roles.TARGET.policy_for(is_dynamic=changes),
+        "init": roles.INIT.policy,
+        "guard": roles.GUARD.policy,
+        **{
+            one: roles.RELAYS[one].policy_for(is_dynamic=one in options.dynamic)
+            for one in DIRECTIONS
+        },
     }
     arch = seccomp.native_arch()
     book = place_of_books(options, first_flow, arch)
     words = {"FLOWS": first_flow, **book.words}
     compiled = {
-        role: seccomp.compile_policy(seccomp.load_policy(role).settled(words), arch)
-        for role in sorted(set(roles.values()))
+        policy: seccomp.compile_policy(seccomp.load_policy(policy).settled(words), arch)
+        for policy in sorted(set(policies.values()))
     }
-    made = {name: compiled[role] for name, role in roles.items()}
+    made = {name: compiled[policy] for name, policy in policies.items()}
     return Programs(
         host=made["host"],
         target=made["target"],

@@ -18,6 +18,7 @@ import prctl
 from hardsplice.app import allowed_ports
 from hardsplice.command import environment
 from hardsplice.ipc import descriptors
+from hardsplice.model import roles
 from hardsplice.model.direction import DIRECTIONS, Direction
 from hardsplice.model.errors import not_done, reason_of
 from hardsplice.sandbox import landlock, rights, steps, users
@@ -64,7 +65,7 @@ def of_monitor(setup: Setup, direction: Direction, say: Callable[[str], None]) -
 
 def lock_host_monitor(setup: Setup) -> None:
     """Lock this process down, as the host monitor."""
-    prctl.set_name("hs-host")
+    prctl.set_name(roles.HOST.name)
     environment.forget()
     unsealed = setup.planner.books["outbound"].open()
     setup.unsealed = [f"{SEALED}: {unsealed}"] if unsealed else []

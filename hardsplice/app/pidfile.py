@@ -18,10 +18,10 @@ import os
 
 from hardsplice.kernel.files import identity, open_regular
 from hardsplice.model.errors import Failure, reason_of, write_all
+from hardsplice.model.roles import HOST
 
 _SIZE = 32  # bytes: more than any PID has
 _ATTEMPTS = 10  # to get hold of a file that others remove
-_NAME = "hs-host"  # of the process whose number stands there
 _HELD = (errno.EAGAIN, errno.EACCES)
 
 
@@ -111,7 +111,7 @@ def _read(fd: int) -> int:
 def _is_ours(pid: int) -> bool:
     """Whether there is an instance with this number."""
     with contextlib.suppress(OSError), open(f"/proc/{pid}/comm", encoding="utf-8") as file:
-        return file.read() == f"{_NAME}\n"
+        return file.read() == f"{HOST.name}\n"
     return False
 
 

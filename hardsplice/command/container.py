@@ -40,6 +40,7 @@ from hardsplice.ipc.child import has_ended
 from hardsplice.ipc.dialogue import OF_INIT, last_words
 from hardsplice.kernel.status import describe_status, exit_status
 from hardsplice.model.errors import Failure, failure_of, quote, reason_of
+from hardsplice.model.roles import GUARD, INIT
 from hardsplice.net import namespaces
 from hardsplice.sandbox import refusals, rights, users
 from hardsplice.telemetry.log import Level
@@ -148,11 +149,11 @@ class Container:
         has_left = has_ended(self._guard_pidfd, _LEAVE_SECONDS)
         status = self._reap(self._guard) if has_left else None
         if status is None:
-            return 128 + signal.SIGKILL, f"hs-init was {describe_status(signal.SIGKILL)}"
+            return 128 + signal.SIGKILL, f"{INIT.name} was {describe_status(signal.SIGKILL)}"
         code = exit_status(status)
         if os.WIFSIGNALED(status):
-            return code, f"hs-guard was {describe_status(status)}"
-        return code, f"hs-init was {describe_status(code - 128 if code > 128 else code << 8)}"
+            return code, f"{GUARD.name} was {describe_status(status)}"
+        return code, f"{INIT.name} was {describe_status(code - 128 if code > 128 else code << 8)}"
 
     def last_words(self, record: Record, *, runs: bool) -> Failure:
         """What PID 1 ends with; ``runs`` is whether COMMAND was told to run. Malformed where that

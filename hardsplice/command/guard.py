@@ -21,6 +21,7 @@ from hardsplice.ipc.channel import Channel, Kind, Record, encode
 from hardsplice.ipc.descriptors import CHANNEL_FD, FIRST_LISTENER
 from hardsplice.kernel import linux
 from hardsplice.kernel.status import exit_status
+from hardsplice.model import roles
 from hardsplice.model.errors import Failure, reason_of
 from hardsplice.sandbox import refusals, steps, user_namespace, users
 
@@ -38,7 +39,7 @@ def live(recipe: Recipe, channel: Channel, report: Channel, line: int) -> NoRetu
 
 
 def _live(recipe: Recipe, channel: Channel, report: Channel, line: int) -> int:
-    prctl.set_name("hs-guard")
+    prctl.set_name(roles.GUARD.name)
     # What the terminal sends, and to end all by kill(1), is for COMMAND: it has its mask back
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     keep = (channel.fileno(), report.fileno(), line, *recipe.aside.values())

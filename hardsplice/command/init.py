@@ -27,6 +27,7 @@ from hardsplice.ipc.channel import Channel, Kind, Record
 from hardsplice.ipc.descriptors import CHANNEL_FD, FIRST_LISTENER, LOG_FD, SIGNALS_FD
 from hardsplice.kernel import linux, signals
 from hardsplice.kernel.status import exit_status
+from hardsplice.model import roles
 from hardsplice.model.errors import Failure, reason_of, text_of
 from hardsplice.model.unforeseen import as_failure, next_step
 from hardsplice.net import loopback
@@ -60,7 +61,7 @@ def live(recipe: Recipe, channel: Channel, guard: Channel, mask: Iterable[int]) 
 
 
 def _live(recipe: Recipe, channel: Channel, guard: Channel, mask: Iterable[int]) -> int:
-    prctl.set_name("hs-init")
+    prctl.set_name(roles.INIT.name)
     prctl.set_pdeathsig(signal.SIGKILL)
     keep = (channel.fileno(), guard.fileno(), *recipe.aside.values())
     descriptors.close_others((0, 1, 2, *keep))
@@ -167,7 +168,7 @@ def _fork_command(recipe: Recipe, reason: int, mask: Iterable[int]) -> int:
     pid = os.fork()
     if pid == 0:
         _become_command(recipe, reason, mask)
-    prctl.set_name("hs-init")
+    prctl.set_name(roles.INIT.name)
     return pid
 
 

@@ -28,6 +28,7 @@ from hardsplice.ipc.descriptors import (
     RULESET_FD,
 )
 from hardsplice.ipc.loop import Loop
+from hardsplice.model import roles
 from hardsplice.model.direction import PLACES
 from hardsplice.model.errors import Failure, failure_of, relay_lost, text_of
 from hardsplice.model.families import ALL_FAMILIES
@@ -194,7 +195,7 @@ def _live(setup: Setup, channel: Channel, tie: Tie, folder: int | None) -> int:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as in relays
     os.setsid()
-    prctl.set_name("hs-target")
+    prctl.set_name(roles.TARGET.name)
     environment.forget()
     begun = host_lockdown.of_monitor(setup, "inbound", lambda _: None)
     setup.log.level = Level.ERROR

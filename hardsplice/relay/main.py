@@ -24,6 +24,7 @@ from hardsplice.ipc.channel import Channel, Kind, Malformed, Note, Record, close
 from hardsplice.ipc.descriptors import CHANNEL_FD, FIRST_LISTENER, LIFELINE_FD, RULESET_FD
 from hardsplice.model.errors import Failure
 from hardsplice.model.families import IPV4, IPV6
+from hardsplice.model.roles import RELAYS
 from hardsplice.model.unforeseen import as_failure
 from hardsplice.net.listener import Listener
 from hardsplice.relay import orders
@@ -153,7 +154,7 @@ def _live(plan: Plan, channel: Channel, monitor: int) -> int:
     places = range(FIRST_LISTENER, plan.first_flow)
     # No filter lets anything else get the number of the line that the target monitor hangs on.
     descriptors.keep((CHANNEL_FD, RULESET_FD, LIFELINE_FD, *places), plan.first_flow)
-    prctl.set_name("hs-relay-in" if plan.direction == "inbound" else "hs-relay-out")
+    prctl.set_name(RELAYS[plan.direction].name)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     # A service manager may send it to every process. It is for the host monitor, which ends us.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -30,7 +30,6 @@ from hardsplice.sandbox.policy.model import Alternatives, Comparison, Policy, as
 from hardsplice.sandbox.policy.prelude import ALLOW, KILL_PROCESS
 
 __all__ = [
-    "ROLES",
     "answers",
     "compile_policy",
     "load_policy",
@@ -38,18 +37,6 @@ __all__ = [
     "policy_directory",
     "right_answers",
 ]
-
-ROLES = (
-    "relay",
-    "relay-ports",
-    "monitor",
-    "monitor-fixed",
-    "monitor-ports",
-    "monitor-host",
-    "monitor-control",
-    "init",
-    "guard",
-)
 
 _LIBSECCOMP = "libseccomp.so.2"
 # linux/bpf_common.h: the instruction that answers, the class of jumps, the one without condition

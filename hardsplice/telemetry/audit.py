@@ -26,36 +26,12 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import NamedTuple
 
 from hardsplice.model.errors import Failure, printable
+from hardsplice.model.roles import ROLES
 
 PROC = Path("/proc")
 NAMESPACES = ("net", "user", "pid", "mnt", "ipc", "uts")
-
-
-class Role(NamedTuple):
-    """What a process of ours is there for."""
-
-    policy: str
-    may: str  # in a line
-    parents: tuple[str, ...]  # whose child it is; nobody's: the process that is asked about
-
-
-_MOVES = "accepts on its listeners, connects to the targets, moves bytes"
-# By the names of the processes.
-ROLES = {
-    "hs-host": Role(
-        "monitor", "keeps the outbound relay; makes TCP sockets here; writes the log", ()
-    ),
-    "hs-target": Role(
-        "monitor", "keeps the inbound relay; makes TCP sockets in the namespace", ("hs-host",)
-    ),
-    "hs-guard": Role("guard", "waits for hs-init to end; hs-init ends with it", ("hs-host",)),
-    "hs-init": Role("init", "reaps COMMAND's processes and passes signals on to it", ("hs-guard",)),
-    "hs-relay-in": Role("relay", _MOVES, ("hs-target",)),
-    "hs-relay-out": Role("relay", _MOVES, ("hs-host",)),
-}
 # The kernel's order in /proc/PID/status.
 CAPABILITY_SETS = ("Inh", "Prm", "Eff", "Bnd", "Amb")
 WIDTH = 98  # columns; the demonstration indents by two
@@ -142,7 +118,7 @@ def role_of(comm: str, parent: str | None) -> str | None:
     where it is none of ours.
     """
     role = ROLES.get(comm)
-    return comm if role is not None and parent in role.parents else None
+    return comm if role is not None and role.parent is not None and role.parent == parent else None
 
 
 def read_tree(root: int) -> list[Process]:
@@ -155,7 +131,7 @@ def read_tree(root: int) -> list[Process]:
             with contextlib.suppress(*_GONE, PermissionError):
                 children[stat_fields(int(entry.name))[1]].append(int(entry.name))
     first = read_process(root, 0, None)
-    is_ours = first.comm in ROLES and not ROLES[first.comm].parents
+    is_ours = first.comm in ROLES and ROLES[first.comm].parent is None
     found = [dataclasses.replace(first, role=first.comm if is_ours else None)]
     pending = _below(found[0], children)
     while pending:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from hardsplice.telemetry import audit
+from hardsplice.model.roles import ROLES
 from tests.support.netns import Identity, Namespace
 from tests.support.product import Instance, Program, free_ports, run
 from tests.support.stream import eventually
@@ -49,7 +49,7 @@ def test_both_directions_in_the_background(
             assert process["no_new_privs"] == int(status["NoNewPrivs"]) == 1
             for name, bits in process["capabilities"].items():
                 assert bits == int(status[f"Cap{name}"], 16) == 0, (process["comm"], name)
-            assert process["may"] == audit.ROLES[process["comm"]].may
+            assert process["may"] == ROLES[process["comm"]].may
             assert process["role"] == process["comm"]
         if identity.is_root:
             inbound, outbound = by_name["hs-relay-in"], by_name["hs-relay-out"]
@@ -134,7 +134,7 @@ def test_command_s_processes_are_shown_as_what_they_are(
     found = json.loads(said["--json",].stdout)["processes"]
     ours = sorted(one["comm"] for one in found if one["role"])
     assert ours == ["hs-guard", "hs-host", "hs-init", "hs-relay-in", "hs-relay-out", "hs-target"]
-    assert sum(one["comm"] in audit.ROLES for one in found) == len(ours) + 2
+    assert sum(one["comm"] in ROLES for one in found) == len(ours) + 2
     assert all(one["seccomp"] == 2 for one in found if one["role"])
 
 

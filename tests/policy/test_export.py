@@ -17,7 +17,8 @@ import pytest
 
 from hardsplice import policy as command
 from hardsplice.kernel.syscalls import ARCHITECTURES
-from hardsplice.sandbox.seccomp import ROLES, compile_policy, load_policy, native_arch
+from hardsplice.model.roles import POLICIES
+from hardsplice.sandbox.seccomp import compile_policy, load_policy, native_arch
 from tests.policy import oracle
 
 everything = pytest.mark.parametrize(
@@ -295,7 +296,7 @@ def test_a_wrong_command_line_is_one_error(
 def test_check_says_what_was_checked(capsys: pytest.CaptureFixture[str]) -> None:
     command.main(["check"])
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in lines] == list(ROLES)
+    assert [line.split(":")[0] for line in lines] == list(POLICIES)
     assert all(f"on {len(ARCHITECTURES)} architectures" in line for line in lines)
 
 

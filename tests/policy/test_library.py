@@ -93,9 +93,10 @@ def test_loading_and_compiling_all_roles_takes_a_fifth_of_the_budget() -> None:
     """A start has 250 ms in all. In a process of its own, since what was parsed is kept."""
     code = (
         "import time\n"
+        "from hardsplice.model.roles import POLICIES\n"
         "from hardsplice.sandbox.seccomp import *\n"
         "began = time.perf_counter()\n"
-        "for role in ROLES:\n    compile_policy(load_policy(role), native_arch())\n"
+        "for role in POLICIES:\n    compile_policy(load_policy(role), native_arch())\n"
         "print(1000 * (time.perf_counter() - began))\n"
     )
     best = min(float(run(code).stdout) for _ in range(5))

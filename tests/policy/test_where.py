@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import pytest
 
+from hardsplice.model.roles import POLICIES
 from hardsplice.sandbox.policy.format import parse_policy
 from hardsplice.sandbox.policy.forms import missing_functions
-from hardsplice.sandbox.seccomp import ROLES, load_policy
+from hardsplice.sandbox.seccomp import load_policy
 
 
-@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("role", POLICIES)
 def test_the_functions_that_a_policy_names_exist(role: str) -> None:
     assert missing_functions(load_policy(role)) == ()
 

@@ -29,8 +29,9 @@ from hardsplice.kernel.syscalls import (
     constant,
     parameters,
 )
+from hardsplice.model.roles import POLICIES
 from hardsplice.sandbox import address_book
-from hardsplice.sandbox.seccomp import ROLES, load_policy, native_arch
+from hardsplice.sandbox.seccomp import load_policy, native_arch
 from tests.policy import oracle
 
 MODULES = (socket, os, fcntl, select, signal, resource, termios, mmap, time)
@@ -104,7 +105,7 @@ def test_parameters_that_are_ints_are_descriptors_and_nothing_else() -> None:
 # --- words that a policy has itself ---
 
 
-@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("role", POLICIES)
 def test_descriptors_have_the_numbers_that_the_code_gives_them(role: str) -> None:
     names = {
         "LOG": descriptors.LOG_FD,
@@ -126,7 +127,7 @@ def test_descriptors_have_the_numbers_that_the_code_gives_them(role: str) -> Non
     assert found == {name: names[name] for name in found}
 
 
-@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("role", POLICIES)
 def test_addresses_are_those_where_the_code_puts_things(role: str) -> None:
     expected = dict(address_book.USUAL.words)
     steps = (len(pinned.UNSENT_SIZES) - 1) * 32
@@ -137,7 +138,7 @@ def test_addresses_are_those_where_the_code_puts_things(role: str) -> None:
 
 
 @pytest.mark.parametrize("place", address_book.PLACES)
-@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("role", POLICIES)
 def test_set_up_moves_every_address_with_the_book(role: str, place: address_book.Place) -> None:
     found = dict(load_policy(role).settled(place.words).addresses)
     for mask in ("UNSENT_SLOTS", "TAG"):

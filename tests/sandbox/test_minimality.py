@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from hardsplice.model.roles import POLICIES
 from hardsplice.sandbox.policy.format import OUTSIDE
-from hardsplice.sandbox.seccomp import ROLES, load_policy, native_arch
+from hardsplice.sandbox.seccomp import load_policy, native_arch
 from tests.sandbox.captured import Captured, folder_for
 from tests.sandbox.job import Job, key
 from tests.sandbox.smoke import Killed, Smoke
@@ -45,7 +46,7 @@ def ways() -> list[str]:
     several.
     """
     found = []
-    for role in ROLES:
+    for role in POLICIES:
         for rule in load_policy(role).rules_for(native_arch()):
             if rule.role != role or any(name in OUTSIDE for name in rule.where):
                 continue
@@ -195,7 +196,7 @@ def calls_after_lock_down(trace: str, roles: Mapping[str, str]) -> dict[str, set
     for line in trace.splitlines():
         if match := _CALL.match(line):
             lines.setdefault(int(match[1]), []).append((match[3], match[4], bool(match[2])))
-    made: dict[str, set[str]] = {role: set() for role in ROLES}
+    made: dict[str, set[str]] = {role: set() for role in POLICIES}
 
     def follow(pid: int, role: str, name: str) -> None:
         for call, rest, resumed in lines.pop(pid, []):
@@ -222,7 +223,7 @@ def test_every_call_is_made_and_every_call_made_is_allowed() -> None:
         pytest.skip("there is no strace")
     if os.geteuid() != 0:
         pytest.skip("strace of processes that change their user needs root")
-    made: dict[str, set[str]] = {role: set() for role in ROLES}
+    made: dict[str, set[str]] = {role: set() for role in POLICIES}
     with Namespace(Identity("root")) as namespace, folder_for(Identity("root")) as folder:
         dynamic = {
             Smoke.ports: {**ROLE_OF, **PORTS},
@@ -242,7 +243,7 @@ def test_every_call_is_made_and_every_call_made_is_allowed() -> None:
             traced = program.output.read_text()
             for role, calls in calls_after_lock_down(traced, dynamic.get(run, ROLE_OF)).items():
                 made[role] |= calls
-    for role in ROLES:
+    for role in POLICIES:
         rules = load_policy(role).rules_for(native_arch())
         assert made[role] <= {rule.call for rule in rules}
         # By whoever has the rule: what the target monitor is allowed the host monitor may be, too.

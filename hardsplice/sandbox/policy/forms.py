@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from hardsplice.kernel.syscalls import ARCHITECTURES
 from hardsplice.model.errors import Failure
+from hardsplice.model.roles import POLICIES
 from hardsplice.sandbox.policy.format import OUTSIDE
 from hardsplice.sandbox.policy.model import Comparison, Policy, asked, resolve
-from hardsplice.sandbox.seccomp import ROLES, compile_policy, load_policy, policy_directory
+from hardsplice.sandbox.seccomp import compile_policy, load_policy, policy_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -166,10 +167,10 @@ def _walk(node: ast.AST, prefix: str) -> Iterator[str]:
             yield from _walk(child, prefix)
 
 
-def check(roles: Iterable[str] = ROLES) -> tuple[list[str], list[str]]:
+def check(roles: Iterable[str] = POLICIES) -> tuple[list[str], list[str]]:
     """What was checked, a line a role, and what is wrong, a line a mistake."""
     good, bad = [], []
-    used = set(ROLES)
+    used = set(POLICIES)
     for role in roles:
         try:
             policy = load_policy(role)
@@ -185,6 +186,6 @@ def check(roles: Iterable[str] = ROLES) -> tuple[list[str], list[str]]:
             f" on {len(ARCHITECTURES)} architectures"
         )
     for path in sorted(policy_directory().glob("*.toml")):
-        if path.stem not in used and set(roles) == set(ROLES):
+        if path.stem not in used and set(roles) == set(POLICIES):
             bad.append(f"{path.name}: neither a role nor included by one")
     return good, bad

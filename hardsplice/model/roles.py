@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The roles of the processes that stay: what each calls itself, whose child it is, under which
+policy it lives, by which steps it locks itself down, and what it is there for. Pure.
+
+What they say to each other, and who may say it, is in ipc/messages.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """What a process is there for, and under."""
+
+    name: str  # of the process, as prctl(2) sets it
+    parent: str | None  # the name of the process that forks it, if one of these does
+    may: str  # in a line, for people
+    # The functions of sandbox/steps.py that give what it gives up, in their order; a relay has what
+    # its monitor gave up, too.
+    steps: tuple[str, ...]
+    policy: str  # its file's name in policy/, without .toml
+    policy_dynamic: str = ""  # the same where ports may change at run time, if that is another one
+    policy_control: str = ""  # ... and where it serves a control socket
+
+    def policy_for(self, *, is_dynamic: bool, has_control: bool = False) -> str:
+        """The policy under which it lives."""
+        if has_control and self.policy_control:
+            return self.policy_control
+        return self.policy_dynamic if is_dynamic and self.policy_dynamic else self.policy
+
+    @property
+    def policies(self) -> tuple[str, ...]:
+        """All under which it may live."""
+        return tuple(filter(None, (self.policy, self.policy_dynamic, self.policy_control)))
+
+
+HOST = Role(
+    "hs-host",
+    parent=None,
+    may="keeps the outbound relay; makes TCP sockets here; writes the log",
+    steps=("leaving_steps", "first_steps", "rights_steps", "filter_step"),
+    policy="monitor-fixed",
+    policy_dynamic="monitor-host",
+    policy_control="monitor-control",
+)
+TARGET = Role(
+    "hs-target",
+    parent=HOST.name,
+    may="keeps the inbound relay; makes TCP sockets in the namespace",
+    # The second or the third, by the rights that it has (net/joining.py).
+    steps=("first_steps", "leaving_steps", "separating_steps", "rights_steps", "filter_step"),
+    policy="monitor",
+    policy_dynamic="monitor-ports",
+)
+GUARD = Role(
+    "hs-guard",
+    parent=HOST.name,
+    may="waits for hs-init to end; hs-init ends with it",
+    steps=("init_steps", "filter_step"),
+    policy="guard",
+)
+INIT = Role(
+    "hs-init",
+    parent=GUARD.name,
+    may="reaps COMMAND's processes and passes signals on to it",
+    steps=("init_steps", "filter_step"),
+    policy="init",
+)
+
+
+def _relay(name: str, parent: Role) -> Role:
+    return Role(
+        name,
+        parent=parent.name,
+        may="accepts on its listeners, connects to the targets, moves bytes",
+        # One of the latter: the second where ports may change.
+        steps=("relay_steps", "filter_step", "asking_filter_step"),
+        policy="relay",
+        policy_dynamic="relay-ports",
+    )
+
+
+INBOUND_RELAY = _relay("hs-relay-in", TARGET)
+OUTBOUND_RELAY = _relay("hs-relay-out", HOST)
+RELAYS = {"inbound": INBOUND_RELAY, "outbound": OUTBOUND_RELAY}
+
+_ALL = (INBOUND_RELAY, OUTBOUND_RELAY, TARGET, HOST, INIT, GUARD)
+ROLES = {role.name: role for role in _ALL}
+POLICIES = tuple(dict.fromkeys(policy for role in ROLES.values() for policy in role.policies))
