@@ -100,6 +100,7 @@ def test_the_sections_of_a_manual_are_there_and_in_order() -> None:
         "NOTES",
         "SECURITY",
         "SEE ALSO",
+        "BUGS",
     ]
 
 
@@ -141,8 +142,14 @@ def test_the_spec_examples_mean_what_they_say() -> None:
     counts["All but the ephemeral ones, on the loopback address only."] = everything
     seen = set()
     autos = {
-        "Whatever is listened on over there, except ephemeral ports.": (everything, None),
-        "The same, from port 1024 on, ephemeral ports too, without one.": (65535 - 1024, None),
+        "All ports that are listened on in the other namespace, except ephemeral ports.": (
+            everything,
+            None,
+        ),
+        "The same from port 1024 on, including ephemeral ports, without port 3306.": (
+            65535 - 1024,
+            None,
+        ),
         "The same for clients on this machine only.": (everything, "127.0.0.1"),
     }
     for text, meaning in spec_examples():
