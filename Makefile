@@ -17,7 +17,7 @@ export VENV PYTHON
 bin := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-i686 test-arches lint soak bench bench-peers wheel clean ready-run ready-test
+.PHONY: help demo test test-i686 test-arches lint generate soak bench bench-peers wheel clean ready-run ready-test
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -39,6 +39,9 @@ test-arches: ready-test ## on other architectures' kernels, under qemu
 lint: ready-test ## ruff and mypy
 	@$(bin)/ruff check --quiet
 	@$(bin)/mypy --no-error-summary
+
+generate: ready-test ## completions and references, from the tables they are made of
+	@$(bin)/python -m tools.generate
 
 soak: ready-test ## tens of thousands of connections, for minutes
 	@$(bin)/python -m pytest -m soak $(ARGS)

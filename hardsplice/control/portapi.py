@@ -16,7 +16,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from hardsplice.control.world import Call
+from hardsplice.control.fields import Field, build
+from hardsplice.control.world import Call, Snapshot
 from hardsplice.model import ports, spec
 from hardsplice.model.direction import DIRECTIONS, Direction
 from hardsplice.model.errors import Failure
@@ -24,7 +25,6 @@ from hardsplice.monitor.registry import Port, Source
 
 API_VERSION = "1.1.0"  # of RootlessKit's, that this follows
 PROTOCOLS = {"tcp": (4, 6), "tcp4": (4,), "tcp6": (6,)}
-_KEYS = frozenset({"proto", "parentIP", "parentPort", "childIP", "childPort", "direction"})
 _ID_DIGITS = 9
 
 
@@ -32,19 +32,54 @@ class _WrongError(Exception):
     """What is wrong with a request."""
 
 
+INFO: tuple[Field[Snapshot], ...] = (
+    Field("apiVersion", "Of RootlessKit's API, that this follows.", lambda _: API_VERSION),
+    Field("version", "Which hardsplice it is.", lambda now: now.version),
+    Field("stateDir", "Empty.", lambda _: ""),
+    Field("childPID", "The process that is served, or 0.", lambda now: now.served_pid or 0),
+    Field("networkDriver", "Its driver is none.", lambda _: {"driver": "none"}),
+    Field(
+        "portDriver",
+        "Its driver is hardsplice; protos are the protocols.",
+        lambda _: {"driver": "hardsplice", "protos": list(PROTOCOLS)},
+    ),
+)
+End = tuple[str, int]  # an address, empty where it is any, and a port
+SPEC: tuple[Field[tuple[str, End, End]], ...] = (
+    Field("proto", f"{', '.join(PROTOCOLS)}.", lambda of: of[0]),
+    Field(
+        "parentIP",
+        "The address on the host; left out where it is any.",
+        lambda of: of[1][0] or None,
+    ),
+    Field("parentPort", "The port on the host.", lambda of: of[1][1]),
+    Field("childIP", "The address in the namespace; likewise.", lambda of: of[2][0] or None),
+    Field("childPort", "The port in the namespace.", lambda of: of[2][1]),
+)
+PORT: tuple[Field[tuple[Port, str]], ...] = (
+    Field("id", "Its number.", lambda of: of[0].id),
+    Field(
+        "spec",
+        "What it was asked for with; see below.",
+        lambda of: describe(of[0].direction, of[0].forward, of[1]),
+    ),
+    Field(
+        "direction",
+        "inbound (the parent listens) or outbound (the child listens).",
+        lambda of: of[0].direction,
+    ),
+    Field(
+        "source",
+        f"Who asked for it: {', '.join(one.value for one in Source)}.",
+        lambda of: of[0].source.value,
+    ),
+)
+_KEYS = frozenset({*(field.name for field in SPEC), "direction"})
+
+
 def info(call: Call) -> None:
     """Who serves, in RootlessKit's form."""
-    now = call.world.snapshot()
-    call.answer(
-        {
-            "apiVersion": API_VERSION,
-            "version": now.version,
-            "stateDir": "",
-            "childPID": now.served_pid or 0,
-            "networkDriver": {"driver": "none"},
-            "portDriver": {"driver": "hardsplice", "protos": list(PROTOCOLS)},
-        }
-    )
+    call.answer(build(INFO, call.world.snapshot()))
 
 
 def list_ports(call: Call) -> None:
@@ -113,12 +148,7 @@ def remove_port(call: Call) -> None:
 
 def show(port: Port, protocol: str) -> dict[str, object]:
     """A port as it is shown."""
-    return {
-        "id": port.id,
-        "spec": describe(port.direction, port.forward, protocol),
-        "direction": port.direction,
-        "source": port.source.value,
-    }
+    return build(PORT, (port, protocol))
 
 
 def describe(direction: Direction, forward: ports.Forward, protocol: str) -> dict[str, object]:
@@ -128,12 +158,7 @@ def describe(direction: Direction, forward: ports.Forward, protocol: str) -> dic
         listening += f"%{forward.interface}"
     ends = (listening, forward.port), (str(forward.target or ""), forward.target_port)
     parent, child = ends if direction == "inbound" else ends[::-1]
-    described: dict[str, object] = {"proto": protocol}
-    for name, (address, number) in (("parent", parent), ("child", child)):
-        if address:
-            described[f"{name}IP"] = address
-        described[f"{name}Port"] = number
-    return described
+    return build(SPEC, (protocol, parent, child))
 
 
 def read_spec(body: bytes, families: Sequence[int]) -> tuple[str, Direction, ports.Forward]:

@@ -11,6 +11,9 @@ from hardsplice.model.direction import DIRECTIONS
 from hardsplice.model.errors import printable
 
 CELL_LIMIT = 80  # characters of a cell; an address with its interface and port takes less
+# The counters that a direction's line has, beside RESTARTS and what was moved.
+COUNTED = ("accepted", "refused", "reset")
+MOVED = ("bytes_to_target", "bytes_to_client")
 _UNITS = ("", "K", "M", "G", "T", "P", "E")
 _SAMPLE = re.compile(r"([a-zA-Z_:][\w:]*)(?:\{(.*)\})? (\S+)")
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
@@ -107,7 +110,7 @@ def status(answer: Mapping[str, Any]) -> list[str]:
             lines.append(f"denied: {count} x {what}")
     lines.append("")
     rows = [(name, *_direction(answer["directions"][name])) for name in DIRECTIONS]
-    heads = ("", "PORTS", "RELAYS", "RESTARTS", "FLOWS", "ACCEPTED", "REFUSED", "RESET")
+    heads = ("", "PORTS", "RELAYS", "RESTARTS", "FLOWS", *map(str.upper, COUNTED))
     return [*map(printable, lines), *table((*heads, "TO TARGET", "TO CLIENT"), rows)]
 
 
@@ -118,8 +121,8 @@ def _direction(answer: Mapping[str, Any]) -> tuple[str, ...]:
         str(answer["relays"]),
         str(counters.get("restarts", 0)),
         str(sum(answer["flows"].values())),
-        *(str(counters.get(name, 0)) for name in ("accepted", "refused", "reset")),
-        *(size(counters.get(name, 0)) for name in ("bytes_to_target", "bytes_to_client")),
+        *(str(counters.get(name, 0)) for name in COUNTED),
+        *(size(counters.get(name, 0)) for name in MOVED),
     )
 
 

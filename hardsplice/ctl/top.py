@@ -65,7 +65,7 @@ def _directions(before: Sample, now: Sample, seconds: float) -> list[str]:
         old, new = (sample.status["directions"][name] for sample in (before, now))
         accepted, to_target, to_client = (
             max(0, new["counters"].get(counter, 0) - old["counters"].get(counter, 0)) / seconds
-            for counter in ("accepted", "bytes_to_target", "bytes_to_client")
+            for counter in ("accepted", *show.MOVED)
         )
         rows.append(
             (

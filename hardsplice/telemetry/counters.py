@@ -24,59 +24,116 @@ import bisect
 import contextlib
 import itertools
 import mmap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from hardsplice.telemetry.flow_table import WORD_MASK, WORDS_A_ROW, FlowTable
 
-COUNTERS = (
-    "bytes_to_target",
-    "bytes_to_client",
-    "accepted",  # connections taken from a listener
-    "connected",  # of these, targets reached
-    "closed",  # flows that ended with FIN both ways
-    "reset",  # flows that ended by a reset of either side, passed on
-    "refused",  # flows whose target refused; the client got a reset
-    "timed_out",  # flows whose target did not answer in time
-    "errors",  # flows ended by an error of our own
-    "urgent",  # urgent bytes passed on
-    "blocked",  # times a sink took less than was read
-    "starved",  # times a direction waited for a pipe
-    "paused",  # times accepting was suspended (no socket, or no descriptor to spare)
-    "unlisted",  # flows for which the flow table had no row
-    "unlogged",  # ends of flows that the relay's monitor had no time to hear of
-    "stopped",  # flows that were reset because hardsplice ended
-    "drained",  # flows that came to their own end while it waited for that
-    "idle",  # flows that were reset since nothing had moved for --idle-timeout
-    "jammed",  # half-closed flows that were reset since descriptors had run out
+
+@dataclass(frozen=True, slots=True)
+class Counter:
+    """Something that is counted of a relay: how it is called, and what it counts."""
+
+    name: str  # in the control socket's JSON
+    help: str
+    metric: str | None  # without hardsplice_; None where another metric has it (control/metrics.py)
+    labels: Mapping[str, str]  # besides the relay's, where a metric is made of several counters
+
+
+BY_RELAY: list[Counter] = []  # each at the index of its word in the relay's memory
+BY_MONITOR: list[Counter] = []  # likewise in the monitors' page: what the relay can't count
+
+
+def _counter(table: list[Counter], name: str, metric: str | None, help_: str, **labels: str) -> int:
+    """Declare a counter, here and nowhere else; its index."""
+    table.append(Counter(name, help_, metric, labels))
+    return len(table) - 1
+
+
+_MOVED = "Bytes moved, by where they went; those of flows that are not over count."
+BYTES = _counter(BY_RELAY, "bytes_to_target", "bytes_total", _MOVED, to="target")
+_counter(BY_RELAY, "bytes_to_client", "bytes_total", _MOVED, to="client")  # at BYTES + 1
+ACCEPTED = _counter(BY_RELAY, "accepted", "accepted_total", "Connections taken from a listener.")
+CONNECTED = _counter(
+    BY_RELAY, "connected", "connected_total", "Connections whose target was reached."
 )
-KEPT = (  # what the relay's monitor counts, and the relay can't
-    "unpassed",  # as unlogged, between the two monitors
-    "restarts",  # times that the relay died and was replaced
-    "denied_calls",  # of these, for a system call, or what sandbox/tripwire.py forbids
-    "denied_records",  # of these, for a record that it may not send
+CLOSED = _counter(BY_RELAY, "closed", "closed_total", "Flows that ended with FIN both ways.")
+RESET = _counter(
+    BY_RELAY, "reset", "resets_total", "Flows that ended by a reset of either side, passed on."
 )
-BYTES = 0  # index of bytes_to_target; the other direction's follows
-(
-    ACCEPTED,
-    CONNECTED,
-    CLOSED,
-    RESET,
-    REFUSED,
-    TIMED_OUT,
-    ERRORS,
-    URGENT,
-    BLOCKED,
-    STARVED,
-    PAUSED,
-    UNLISTED,
-    UNLOGGED,
-    STOPPED,
-    DRAINED,
-    IDLE,
-    JAMMED,
-) = range(2, len(COUNTERS))
-UNPASSED, RESTARTS, DENIED_CALLS, DENIED_RECORDS = range(len(KEPT))
+REFUSED = _counter(
+    BY_RELAY, "refused", "refused_total", "Flows whose target refused; the client got a reset."
+)
+TIMED_OUT = _counter(
+    BY_RELAY, "timed_out", "timed_out_total", "Flows whose target did not answer in time."
+)
+ERRORS = _counter(
+    BY_RELAY, "errors", "errors_total", "Flows ended by an error of hardsplice's own."
+)
+URGENT = _counter(BY_RELAY, "urgent", "urgent_bytes_total", "Urgent bytes passed on.")
+BLOCKED = _counter(
+    BY_RELAY, "blocked", "blocked_total", "Times that a receiver took less than was read."
+)
+STARVED = _counter(BY_RELAY, "starved", "starved_total", "Times that a flow waited for a pipe.")
+PAUSED = _counter(
+    BY_RELAY,
+    "paused",
+    "accept_pauses_total",
+    "Times that accepting was suspended: no socket, or no descriptor to spare.",
+)
+UNLISTED = _counter(
+    BY_RELAY, "unlisted", "unlisted_flows_total", "Flows for which the flow table had no row."
+)
+UNLOGGED = _counter(
+    BY_RELAY,
+    "unlogged",
+    "unlogged_flows_total",
+    "Ends of flows that are not in the log: the relay's monitor had no time to hear of them.",
+)
+STOPPED = _counter(
+    BY_RELAY, "stopped", "stopped_flows_total", "Flows that were reset because hardsplice ended."
+)
+DRAINED = _counter(
+    BY_RELAY,
+    "drained",
+    "drained_flows_total",
+    "Flows that came to their own end while hardsplice waited for that.",
+)
+IDLE = _counter(
+    BY_RELAY,
+    "idle",
+    "idle_flows_total",
+    "Flows that were reset since nothing had moved for the time of --idle-timeout.",
+)
+JAMMED = _counter(
+    BY_RELAY,
+    "jammed",
+    "jammed_flows_total",
+    "Half-closed flows that were reset for want of descriptors.",
+)
+UNPASSED = _counter(
+    BY_MONITOR,
+    "unpassed",
+    "unpassed_flows_total",
+    "Ends of flows that are not in the log: the host monitor had no time to hear of them.",
+)
+RESTARTS = _counter(
+    BY_MONITOR,
+    "restarts",
+    "relay_restarts_total",
+    "Times that the relay died and was started again.",
+)
+DENIED_CALLS = _counter(
+    BY_MONITOR,
+    "denied_calls",
+    None,
+    "Of these, for a system call or something else that it may not do.",
+)
+DENIED_RECORDS = _counter(
+    BY_MONITOR, "denied_records", None, "Of these, for a record that it may not send."
+)
+COUNTERS = tuple(one.name for one in BY_RELAY)
+KEPT = tuple(one.name for one in BY_MONITOR)
 
 # Upper bounds, in seconds, of the histogram of how long clients wait from being accepted until the
 # target is reached. On loopback that takes some 0.1 ms; a lost SYN is sent again after a second.
@@ -85,14 +142,14 @@ _LATENCY = len(COUNTERS)  # the histogram's first word; the last but one is for 
 _LATENCY_SUM = _LATENCY + len(LATENCY_BOUNDS) + 1  # nanoseconds
 
 # What a relay uses at the moment; told at the end of each turn where there is a flow table.
-GAUGES = (
-    "pipes_open",  # in the pool or lent
-    "pipes_free",  # in the pool
-    "sockets_ipv4",  # in the pool
-    "sockets_ipv6",
-    "descriptors",  # in use or promised
-    "descriptors_limit",
-)
+GAUGES = {
+    "pipes_open": "Pipes in the pool or lent to flows.",
+    "pipes_free": "Pipes in the pool.",
+    "sockets_ipv4": "IPv4 sockets that are ready to be connected.",
+    "sockets_ipv6": "IPv6 sockets that are ready to be connected.",
+    "descriptors": "Descriptors in use or promised.",
+    "descriptors_limit": "Descriptors that there may be.",
+}
 _GAUGES = _LATENCY_SUM + 1
 _FIXED_WORDS = _GAUGES + len(GAUGES)
 

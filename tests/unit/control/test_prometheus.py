@@ -3,11 +3,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from prometheus_client.parser import text_string_to_metric_families
 
 from hardsplice.control.http import Request, Response
+from hardsplice.control.metrics import LABEL, METRICS, PREFIX
 from hardsplice.control.prometheus import Family, Sample, histogram, render
 from hardsplice.control.routes import dispatch
+from hardsplice.model.ports import Forward
+from hardsplice.monitor.registry import Source
 from hardsplice.telemetry.counters import COUNTERS, KEPT, LATENCY_BOUNDS
 from tests.unit.control.fake_world import FakeWorld
 
@@ -31,23 +36,49 @@ def fetch(world: FakeWorld) -> Response:
     return answers[0]
 
 
+def with_a_port() -> FakeWorld:
+    """A world of which every family has a sample."""
+    world = FakeWorld()
+    forward = Forward(None, None, 80, None, 80, True)
+    world.ports.add("inbound", forward, Source.CONTROL, lambda _: None)
+    return world
+
+
 def test_prometheus_reads_every_family_with_its_type_and_help() -> None:
-    answer = fetch(FakeWorld())
+    answer = fetch(with_a_port())
     assert answer.kind.startswith("text/plain; version=0.0.4")
     families = list(text_string_to_metric_families(answer.body.decode()))
     types = {family.name.removeprefix("hardsplice_"): family.type for family in families}
-    assert types == {
-        "info": "gauge", "uptime_seconds": "gauge", "relay_restarts": "counter",
-        "denied": "counter", "control_connections": "gauge", "flows": "gauge",
-        "bytes": "counter", "pipes": "gauge", "pool_sockets": "gauge", "accepted": "counter",
-        "connected": "counter", "closed": "counter", "resets": "counter", "refused": "counter",
-        "timed_out": "counter", "errors": "counter", "urgent_bytes": "counter",
-        "blocked": "counter", "starved": "counter", "accept_pauses": "counter",
-        "stopped_flows": "counter", "drained_flows": "counter", "idle_flows": "counter",
-        "jammed_flows": "counter", "unlisted_flows": "counter", "descriptors": "gauge",
-        "descriptors_limit": "gauge", "connect_seconds": "histogram",
-    }  # fmt: skip
-    assert all(family.documentation for family in families)
+    assert types == {one.name.removesuffix("_total"): one.kind for one in METRICS}
+    assert {family.documentation for family in families} == {one.help for one in METRICS}
+
+
+def test_samples_have_the_labels_that_are_declared() -> None:
+    found = {
+        family.name.removeprefix(PREFIX): {
+            label for sample in family.samples for label in sample.labels
+        }
+        for family in text_string_to_metric_families(fetch(with_a_port()).body.decode())
+    }
+    declared = {one.name.removesuffix("_total"): {LABEL, *one.labels} for one in METRICS}
+    assert found == declared
+
+
+def test_the_names_of_counters_end_in_total_and_each_metric_is_declared_once() -> None:
+    assert all(one.name.endswith("_total") == (one.kind == "counter") for one in METRICS)
+    assert len({one.name for one in METRICS}) == len(METRICS)
+
+
+def test_everything_that_is_counted_is_in_a_metric() -> None:
+    world = FakeWorld()
+    before = read(fetch(world).body.decode())
+    for name in NAMES:
+        inbound = world.relays[0]
+        more = {**inbound.counters, name: inbound.counters[name] + 1}
+        world.relays[0] = dataclasses.replace(inbound, counters=more)
+        after = read(fetch(world).body.decode())
+        assert sum(after.values()) == sum(before.values()) + 1, name
+        before = after
 
 
 def test_every_relay_has_its_own_samples_with_the_right_values() -> None:
@@ -61,6 +92,8 @@ def test_every_relay_has_its_own_samples_with_the_right_values() -> None:
         assert of("flows", relay, state="established") == 2
         assert of("bytes_total", relay, to="target") == 100 + COUNTERS.index("bytes_to_target")
         assert of("bytes_total", relay, to="client") == 100 + COUNTERS.index("bytes_to_client")
+        for name in ("unlogged", "unpassed"):
+            assert of(f"{name}_flows_total", relay) == 100 + NAMES.index(name)
         assert of("resets_total", relay) == 100 + COUNTERS.index("reset")
         assert of("relay_restarts_total", relay) == 100 + NAMES.index("restarts")
         assert of("refused_total", relay) == 100 + COUNTERS.index("refused")
