@@ -235,11 +235,11 @@ def test_what_is_read_only_stays_so(program: Program, way: str, setting: str) ->
 def test_and_without_the_second_user_namespace_it_would_not(program: Program) -> None:
     """What the lock is worth: the same mounts in one user namespace can be written again."""
     code = (
-        "from hardsplice.kernel import linux; from hardsplice.sandbox import masks as shield\n"
+        "from hardsplice.kernel import linux; from hardsplice.sandbox import masks\n"
         "import subprocess\n"
         "linux.unshare(linux.CLONE_NEWNS)\n"
         "linux.mount('none', '/', None, linux.MS_REC | linux.MS_PRIVATE)\n"
-        "shield.make_proc_read_only()\n"
+        "masks.make_proc_read_only()\n"
         "probe = '( : >> /proc/sys/kernel/core_pattern ) 2>/dev/null && echo writable; true'\n"
         "subprocess.run(['sh', '-c', probe])\n"
         "subprocess.run(['sh', '-c', 'umount -l /proc/sys; ' + probe])\n"

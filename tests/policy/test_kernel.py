@@ -22,13 +22,13 @@ from tests.policy import oracle
 SCENE = """
 import ctypes, fcntl, gc, mmap, os, resource, select, signal, socket, sys, time
 from ipaddress import ip_address
-from hardsplice.sandbox import address_book as book
+from hardsplice.sandbox import address_book
 from hardsplice.ipc import descriptors
 from hardsplice.kernel import linux
 from hardsplice.kernel import scm
 from hardsplice.kernel import socketcalls
 from hardsplice.kernel import unotify
-from hardsplice.relay.tcp import seam as kernel
+from hardsplice.relay.tcp import seam
 FLOWS = 16
 libc = ctypes.CDLL(None, use_errno=True)
 buffer = ctypes.create_string_buffer(4096)
@@ -45,11 +45,11 @@ client = socket.create_connection(listener.getsockname())
 target = socket.create_server(("127.0.0.1", 0))
 address = socketcalls.sockaddr(ip_address("127.0.0.1"), target.getsockname()[1])
 elsewhere = socketcalls.sockaddr(ip_address("127.0.0.1"), listener.getsockname()[1])
-targets = book.Book(book.USUAL, [address, elsewhere], 0, is_written=False)
+targets = address_book.Book(address_book.USUAL, [address, elsewhere], 0, is_written=False)
 targets.open()
 targets.pin(is_writer=False)
 targets.close()
-place = book.Pointer(book.USUAL, targets.slot(address), 0, address)
+place = address_book.Pointer(address_book.USUAL, targets.slot(address), 0, address)
 own = ctypes.create_string_buffer(bytes(32), 32)
 def connect(fd, where, length=16):
     code = socketcalls.connect(fd, ctypes.c_void_p(where), length)
@@ -90,15 +90,15 @@ fd = socketcalls.accept4(listener.fileno())
 assert fd > 0, fd
 assert socketcalls.accept4(listener.fileno()) < 0
 epoll.register(fd, select.EPOLLIN); epoll.modify(fd, 0); epoll.unregister(fd)
-read, write = kernel.open_pipe()
-assert kernel.resize_pipe(write, 65536) >= 4096
-assert kernel.resize_pipe(write, 1 << 40) >= 4096
-assert kernel.connect(pooled.fileno(), place) in (0, -115)
+read, write = seam.open_pipe()
+assert seam.resize_pipe(write, 65536) >= 4096
+assert seam.resize_pipe(write, 1 << 40) >= 4096
+assert seam.connect(pooled.fileno(), place) in (0, -115)
 while socketcalls.connected(pooled.fileno()) == -115: pass
-moved = os.splice(fd, write, 65536, flags=kernel.SPLICE_FLAGS)
-assert os.splice(read, pooled.fileno(), moved, flags=kernel.SPLICE_FLAGS) == moved == 7
+moved = os.splice(fd, write, 65536, flags=seam.SPLICE_FLAGS)
+assert os.splice(read, pooled.fileno(), moved, flags=seam.SPLICE_FLAGS) == moved == 7
 try:
-    os.splice(fd, write, 65536, flags=kernel.SPLICE_FLAGS)
+    os.splice(fd, write, 65536, flags=seam.SPLICE_FLAGS)
 except BlockingIOError as error:
     assert str(error)
 assert socketcalls.limit_unsent(pooled.fileno(), 65536) == 0
@@ -106,7 +106,7 @@ assert socketcalls.keep_urgent_inline(fd) == 0
 socketcalls.sockatmark(fd)
 assert socketcalls.receive_byte(fd, socket.MSG_PEEK | socket.MSG_DONTWAIT) < 0
 assert socketcalls.send_byte(pooled.fileno(), b"!", socket.MSG_OOB) == 1
-kernel.unsent(pooled.fileno())
+seam.unsent(pooled.fileno())
 assert socketcalls.shutdown(pooled.fileno(), socket.SHUT_WR) == 0
 assert socketcalls.abort(fd) == 0
 os.close(fd)
@@ -138,7 +138,7 @@ FORBIDDEN = {
     "connect by an address of its own": "pooled.connect_ex(target.getsockname())",
     "connect to no address": "connect(client.fileno(), ctypes.addressof(own))",
     "connect between two slots": "connect(pooled.fileno(), place.where.value + 8)",
-    "connect into the values": "connect(pooled.fileno(), book.USUAL.values)",
+    "connect into the values": "connect(pooled.fileno(), address_book.USUAL.values)",
     "connect behind the book": "connect(pooled.fileno(), 0x400000)",
     "connect a listener": "connect(10, place.where.value)",
     "shut a listener down": "libc.shutdown(10, socket.SHUT_WR)",
@@ -146,10 +146,12 @@ FORBIDDEN = {
     "close the channel": "os.close(3)",
     "close what is no descriptor, by its low half": "libc.syscall("
     f"{oracle.numbers(native_arch())['close']}, ctypes.c_long((1 << 32) + 3))",
-    "a listener's linger": "option(10, 1, 13, book.USUAL.values, 8)",
+    "a listener's linger": "option(10, 1, 13, address_book.USUAL.values, 8)",
     "a linger of its own": "option(client.fileno(), 1, 13, ctypes.addressof(own), 8)",
     "an urgent byte of its own": "option(client.fileno(), 1, 10, ctypes.addressof(own))",
-    "another slot's value": "option(client.fileno(), 6, 25, book.USUAL.values + 0xA0 - 32 * 3)",
+    "another slot's value": (
+        "option(client.fileno(), 6, 25, address_book.USUAL.values + 0xA0 - 32 * 3)"
+    ),
     # From Linux 6.10 on these would be refused anyway (mseal); what lies below is not sealed.
     "the book taken away": "libc.munmap(ctypes.c_void_p(0x200000), 4096)",
     "the values taken away": "libc.munmap(ctypes.c_void_p(0x1c0000), 4096)",

@@ -37,8 +37,7 @@ from hardsplice.monitor.namespace import TargetMonitor
 from hardsplice.net import joining
 from hardsplice.relay import main as relay
 from hardsplice.relay.tcp import engine
-from hardsplice.sandbox import seccomp, tripwire
-from hardsplice.sandbox import steps as isolate
+from hardsplice.sandbox import seccomp, steps, tripwire
 from hardsplice.sandbox.policy.model import Policy
 from tests.sandbox import actions, attempts
 from tests.sandbox.job import BEGAN, BROKEN, DONE, Board, Job, key
@@ -55,6 +54,7 @@ _keep_descriptors, _reserve = descriptors.keep, descriptors.reserve
 _close_others = descriptors.close_others
 _set_asking_filter = unotify.set_filter
 _relay_main = relay.main
+_FILTER = steps.filter_step(b"").describe
 _start = supervisor.Keeper.start
 _load_policy = seccomp.load_policy
 
@@ -161,10 +161,10 @@ def relay_main(plan: relay.Plan, channel: Channel, monitor: int) -> NoReturn:
     _relay_main(plan, channel, monitor)
 
 
-def only_the_filter(self: isolate.Lockdown, steps: Iterable[isolate.Step]) -> None:
+def only_the_filter(self: steps.Lockdown, steps: Iterable[steps.Step]) -> None:
     """In the place of Lockdown.run for a bare job: the filter's step is where attempts are made."""
     for step in steps:
-        if step.describe == isolate.filter_step(b"").describe:
+        if step.describe == _FILTER:
             step.execute()
 
 
@@ -184,12 +184,12 @@ def before(owner: Any, name: str, *roles: str) -> None:
     setattr(owner, name, acting)
 
 
-def inits_own(steps: Callable[..., list[isolate.Step]]) -> Callable[..., list[isolate.Step]]:
+def inits_own(make: Callable[..., list[steps.Step]]) -> Callable[..., list[steps.Step]]:
     """Remember that this process is PID 1 of a COMMAND, or its guard, who keeps no capability."""
 
-    def noting(keep: Any, *arguments: Any) -> list[isolate.Step]:
+    def noting(keep: Any, *arguments: Any) -> list[steps.Step]:
         here.role = "init" if keep else "guard"
-        return steps(keep, *arguments)
+        return make(keep, *arguments)
 
     return noting
 
@@ -240,9 +240,9 @@ def take_over() -> None:
     linux.set_seccomp_filter, unotify.set_filter = install, install_asking
     supervisor.Keeper.start = start_relays  # type: ignore[method-assign]
     relay.main = relay_main
-    isolate.init_steps = inits_own(isolate.init_steps)
+    steps.init_steps = inits_own(steps.init_steps)
     if job.bare:
-        isolate.Lockdown.run = only_the_filter  # type: ignore[method-assign]
+        steps.Lockdown.run = only_the_filter  # type: ignore[method-assign]
         joining.Tie.renew = lambda self: None  # type: ignore[method-assign]
         tripwire.seal = lambda tell: None
     if job.props:

@@ -42,8 +42,8 @@ class Altered(Program):
 # reset as soon as it is closed, once the host monitor has looked at it.
 CUTTING = """
 import os
-from hardsplice.monitor import effects as desk
-from hardsplice.monitor import handover as exchange
+from hardsplice.monitor import effects
+from hardsplice.monitor import handover
 from hardsplice.kernel import socketcalls
 from hardsplice.ipc.channel import Kind, Record
 from hardsplice.net.listeners import open_listener
@@ -53,13 +53,13 @@ def open_and_keep(self, record):
     forward, _ = decode(record.text)
     ours.append(open_listener(forward, self.families))
     self.parent.send(Record(Kind.OPENED, index=record.index, fds=(ours[-1],)))
-exchange._HANDLERS[Kind.OPEN] = open_and_keep
+handover._HANDLERS[Kind.OPEN] = open_and_keep
 def cut(self, record):
     assert socketcalls.abort(ours[-1]) == 0
     self.parent.send(Record(Kind.CLOSED, index=record.index))
-exchange._HANDLERS[Kind.CLOSE] = cut
+handover._HANDLERS[Kind.CLOSE] = cut
 """
-UNFIXED = "desk.Desk._look_at_some = lambda self: None"
+UNFIXED = "effects.Desk._look_at_some = lambda self: None"
 
 
 @pytest.mark.parametrize("how", ["fixed", "unfixed"])
@@ -157,15 +157,15 @@ def serving(pid: int) -> list[int]:
 # and tries each descriptor that a number allows it to bind, and its log passed on to itself.
 NAMED = """
 import ctypes, os, socket, struct
-from hardsplice.sandbox import address_book as book
+from hardsplice.sandbox import address_book
 from hardsplice.kernel import linux
-from hardsplice.monitor import host as monitor
+from hardsplice.monitor import host
 from hardsplice.kernel import pinned
 from hardsplice.ipc.channel import Channel, Record
 BOTH = (pinned.BIND_IPV4, pinned.BIND_IPV6)
 libc = ctypes.CDLL(None, use_errno=True)
 address = struct.pack("=H", socket.AF_UNIX) + bytes(1) + b"hardsplice-" + str(os.getpid()).encode()
-ready = monitor.HostMonitor._say_ready
+ready = host.HostMonitor._say_ready
 def act(self):
     ready(self)
     view = self.host.desk._books["outbound"]
@@ -177,19 +177,19 @@ def act(self):
         for fd in (one.fileno(), two.fileno()):
             done = libc.bind(fd, where, len(address))
             codes.add(0 if done == 0 else ctypes.get_errno())
-    self.teller.trouble(monitor.Failure("name", "a socket", " ".join(map(str, sorted(codes)))))
+    self.teller.trouble(host.Failure("name", "a socket", " ".join(map(str, sorted(codes)))))
 def write(view, at):
     piece = view.view if at == BOTH[0] else view.view + pinned.PIECE
     ctypes.memmove(piece, address[2:], len(address) - 2)
-monitor.HostMonitor._say_ready = act
+host.HostMonitor._say_ready = act
 """
 # The same where all of the memory can be written by the one that writes there.
 ALL_WRITTEN = """
-pinned.FIRST_WRITTEN = book._WRITTEN = 0
+pinned.FIRST_WRITTEN = address_book._WRITTEN = 0
 def written(self):
     ipv4 = self.view + 2 * pinned.PIECE if self.view else 0
     return pinned.Written(ipv4, ipv4 + pinned.PIECE) if ipv4 else None
-book.Book.written = property(written)
+address_book.Book.written = property(written)
 def write(view, at):
     family, rest = (0, 2) if at == BOTH[0] else (1, 3)
     end = view.view + (family + 1) * pinned.PIECE

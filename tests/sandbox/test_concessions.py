@@ -21,23 +21,23 @@ NO_TARGET = 9090  # a port of the namespace
 # book, which disconnects it, and then NO_TARGET, to which it connects it: in the namespace.
 ELSEWHERE = """
 import ctypes, os, struct, sys
-from hardsplice.sandbox import address_book as book
+from hardsplice.sandbox import address_book
 from hardsplice.ipc import descriptors
 from hardsplice.kernel import pinned
 from hardsplice.monitor.host import HostMonitor
 from hardsplice.app.start import main
 libc = ctypes.CDLL(None, use_errno=True)
 libc.connect.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint)
-begin, run, books = book.Book.__init__, HostMonitor.run, []
+begin, run, books = address_book.Book.__init__, HostMonitor.run, []
 def noted(self, *arguments, **named):
     begin(self, *arguments, **named)
     books.append(self)
-SLOT = 50 * book.SLOT
+SLOT = 50 * address_book.SLOT
 def connect(fd, address):
     for one in books:
         if one.view is not None:
             ctypes.memmove(one.view + 2 * pinned.PIECE + SLOT, address, len(address))
-    return libc.connect(fd, book.USUAL.address + SLOT, 16)
+    return libc.connect(fd, address_book.USUAL.address + SLOT, 16)
 target = struct.pack("=H", 2) + struct.pack("!H", NO_TARGET) + bytes([127, 0, 0, 1]) + bytes(24)
 def acting(self):
     os.write(2, b"it waits\\n")
@@ -48,7 +48,7 @@ def acting(self):
     connect(fd, target)
     os.write(2, b"it tried\\n")
     return run(self)
-book.Book.__init__, HostMonitor.run = noted, acting
+address_book.Book.__init__, HostMonitor.run = noted, acting
 sys.exit(main(sys.argv[1:]))
 """
 

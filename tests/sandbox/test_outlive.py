@@ -136,15 +136,15 @@ DEAF = """
 import os, select, signal, sys
 how = sys.argv.pop(1)
 from hardsplice.ipc import descriptors
-from hardsplice.sandbox import steps as isolate
+from hardsplice.sandbox import steps
 from hardsplice.ipc import lifeline
 from hardsplice.kernel import linux
-from hardsplice.monitor import namespace as target
+from hardsplice.monitor import namespace
 from hardsplice.app.start import main
 def deaf(self):
     self.crew.start()
     self.loop.run()
-target.TargetMonitor.run = deaf
+namespace.TargetMonitor.run = deaf
 def attempt(act):
     pid = linux.fork()
     if pid == 0:
@@ -163,13 +163,13 @@ def fork(self):
         self.loop.run()
     deaf(self)
 if how == "slippery":
-    target.TargetMonitor.run = slip
+    namespace.TargetMonitor.run = slip
 if how in ("forking", "free to fork"):
-    target.TargetMonitor.run = fork
+    namespace.TargetMonitor.run = fork
 if how == "free to fork":
     lifeline.hang_on = lambda fd, group=False, hang_on=lifeline.hang_on: hang_on(fd)
 if how == "free":
-    isolate.die_with = lambda parent: None
+    steps.die_with = lambda parent: None
     lifeline.hang_on = lambda fd, group=False: None
 sys.exit(main(sys.argv[1:]))
 """

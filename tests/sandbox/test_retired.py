@@ -31,8 +31,8 @@ import ctypes, sys
 from socket import AF_INET6, SO_DOMAIN, SOL_SOCKET
 how, use = sys.argv[1:3]
 del sys.argv[1:3]
-from hardsplice.sandbox import address_book as book
-from hardsplice.monitor import handover as exchange
+from hardsplice.sandbox import address_book
+from hardsplice.monitor import handover
 from hardsplice.net import retiring
 from hardsplice.kernel import socketcalls
 from hardsplice.ipc.channel import Kind, Note
@@ -56,11 +56,11 @@ def close(self, record):
             code = error.errno
     else:
         is_ipv6 = socketcalls.option(fd, SOL_SOCKET, SO_DOMAIN) == AF_INET6
-        where = ctypes.c_void_p(book.USUAL.address + book.SLOT * slots[is_ipv6])
+        where = ctypes.c_void_p(address_book.USUAL.address + address_book.SLOT * slots[is_ipv6])
         code = -socketcalls.connect(fd, where, 28 if is_ipv6 else 16)
     self.crew.upward.note(Note.ERROR, 0, 0, f"it came to {code}".encode())
     self._answer(Kind.CLOSED, record)
-exchange._HANDLERS[Kind.SERVE], exchange._HANDLERS[Kind.CLOSE] = serve, close
+handover._HANDLERS[Kind.SERVE], handover._HANDLERS[Kind.CLOSE] = serve, close
 if how == "unfixed":
     def only_deaf(self, late):
         socketcalls.retire(late.fd)

@@ -33,20 +33,20 @@ moment, how = sys.argv[1:3]
 del sys.argv[1:3]
 import prctl
 from hardsplice.ipc import descriptors
-from hardsplice.sandbox import empty_root as emptyroot
-from hardsplice.sandbox import steps as isolate
+from hardsplice.sandbox import empty_root
+from hardsplice.sandbox import steps
 from hardsplice.net import joining
 from hardsplice.kernel import linux
 from hardsplice.net import listeners
 from hardsplice.net import namespaces
-from hardsplice.monitor import namespace as target
+from hardsplice.monitor import namespace
 from hardsplice.app.start import main
 here = []  # something in the target monitor, and in nobody else
-live = target.main
+live = namespace.main
 def noted(*arguments):
     here.append(True)
     live(*arguments)
-target.main = noted
+namespace.main = noted
 def hold(name):
     if name == moment and here:
         here.clear()  # once
@@ -65,10 +65,10 @@ def joined(fd, kind):
     setns(fd, kind)
     hold("user" if kind == linux.CLONE_NEWUSER else "network")
 linux.setns = joined
-around(emptyroot, "enter", after="root")
+around(empty_root, "enter", after="root")
 around(listeners, "open_listeners", after="bound")
-around(isolate, "rights_steps", before="rights")
-around(isolate, "filter_step", before="filter")
+around(steps, "rights_steps", before="rights")
+around(steps, "filter_step", before="filter")
 if how == "unfixed":
     prctl.set_dumpable = lambda value: None
     descriptors.keep = lambda wanted, first: None

@@ -22,8 +22,8 @@ from typing import Any
 import pytest
 
 import hardsplice
-from hardsplice.app import options as cli
 from hardsplice.app import start
+from hardsplice.app.options import parse_args
 from hardsplice.control.http import Parser, Refusal, Request, Response
 from hardsplice.control.routes import dispatch
 from hardsplice.control.world import refusal
@@ -154,7 +154,7 @@ def ready_text(form: str) -> Callable[[Capture], None]:
     """READY's text is the host monitor's, and in part the target monitor's."""
 
     def shown(capture: Capture) -> None:
-        options = cli.parse_args([form, "-t", "none", "1"])
+        options = parse_args([form, "-t", "none", "1"])
         start._audit(options, os.getpid(), Record(Kind.READY, text=b"took\n" + EVIL_BYTES))
 
     return shown

@@ -380,7 +380,7 @@ from hardsplice.kernel import socketcalls
 from hardsplice.sandbox.address_book import LARGE, NO_ADDRESS, SLOT, USUAL, VALUES_SIZE
 from hardsplice.sandbox.address_book import Book, Place, Pointer
 from hardsplice.model.errors import Failure
-from hardsplice.relay.tcp import seam as kernel
+from hardsplice.relay.tcp import seam
 libc = ctypes.CDLL(None, use_errno=True)
 def target(number):
     return socketcalls.sockaddr(ip_address("127.0.0.1"), number)
@@ -472,9 +472,9 @@ with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as client
     client.setblocking(False)
     book.remove(target(port))
     book._write(slot, target(port + 1).ljust(SLOT, bytes(1)))
-    print(kernel.connect(client.fileno(), one))
+    print(seam.connect(client.fileno(), one))
     book._write(slot, target(port).ljust(SLOT, bytes(1)))
-    print(kernel.connect(client.fileno(), one) in (0, -115), socketcalls.connected(client.fileno()))
+    print(seam.connect(client.fileno(), one) in (0, -115), socketcalls.connected(client.fileno()))
 """)
     assert shown == f"-{errno.ECONNREFUSED}\nTrue 0\n"
 
