@@ -22,13 +22,14 @@ POISONER = """
 import ctypes, mmap, sys
 how, left = sys.argv[1:3]
 del sys.argv[1:3]
-from hardsplice.relay import engine, stats
+from hardsplice.relay.tcp import engine
+from hardsplice.telemetry import counters
 from hardsplice.app.start import main
 is_done = mmap.mmap(-1, 1)
 turn = engine.Engine.turn
 def poison(self, others):
     turn(self, others)
-    if not is_done[0] and self.counters[stats.ACCEPTED]:
+    if not is_done[0] and self.counters[counters.ACCEPTED]:
         is_done[0] = 1
         for at in range(len(self.counters)):
             self.counters[at] = 2**64 - 1
@@ -39,7 +40,7 @@ def poison(self, others):
         ctypes.CDLL(None).getppid()  # which its filter doesn't allow
 engine.Engine.turn = poison
 if how == "unfixed":
-    stats.Stats.begin_anew = lambda self: None
+    counters.Stats.begin_anew = lambda self: None
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("nothing_left_behind")
 ASTRAY = """
 import sys
 from hardsplice.app.start import main
-from hardsplice.relay import engine
+from hardsplice.relay.tcp import engine
 exec("def run(self, handlers): " + sys.argv.pop(1))
 engine.Engine.run = run
 sys.exit(main(sys.argv[1:]))
