@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from hardsplice.app.options import Options
 from hardsplice.app.plans import place_of_books
 from hardsplice.model import roles
-from hardsplice.model.direction import DIRECTIONS, Direction
+from hardsplice.model.direction import Direction
 from hardsplice.sandbox import seccomp
 from hardsplice.sandbox.address_book import Place
 
@@ -39,7 +39,7 @@ def compile_all(options: Options, first_flow: int) -> Programs:
         "guard": roles.GUARD.policy,
         **{
             one: roles.RELAYS[one].policy_for(is_dynamic=one in options.dynamic)
-            for one in DIRECTIONS
+            for one in Direction
         },
     }
     arch = seccomp.native_arch()
@@ -53,7 +53,7 @@ def compile_all(options: Options, first_flow: int) -> Programs:
     return Programs(
         host=made["host"],
         target=made["target"],
-        relays={one: made[one] for one in DIRECTIONS},
+        relays={one: made[one] for one in Direction},
         init=made["init"],
         guard=made["guard"],
         book=book,

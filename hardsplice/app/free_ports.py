@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from hardsplice.app.options import Options
-from hardsplice.model.direction import PLACES, Direction
+from hardsplice.model.direction import Direction
 from hardsplice.model.errors import tell
 from hardsplice.model.ports import Forward
 from hardsplice.net.listeners import chosen, describe
@@ -38,7 +38,7 @@ class FreePorts:
                 self._asked[direction, index] = asked
                 forwards[index] = chosen(asked, fd)
                 self._chosen.append((direction, forwards[index]))
-        if direction == "inbound":
+        if direction is Direction.INBOUND:
             return replace(options, inbound=tuple(forwards))
         return replace(options, outbound=tuple(forwards))
 
@@ -58,7 +58,7 @@ class FreePorts:
 
     def _sentences(self) -> list[str]:
         return [
-            f"listening on {describe(forward)} {PLACES[direction]},"
+            f"listening on {describe(forward)} {direction.listens},"
             f" which leads to port {forward.target_port}"
             for direction, forward in self._chosen
         ]

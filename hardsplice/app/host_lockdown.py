@@ -19,7 +19,7 @@ from hardsplice.app import allowed_ports
 from hardsplice.command import environment
 from hardsplice.ipc import descriptors
 from hardsplice.model import roles
-from hardsplice.model.direction import DIRECTIONS, Direction
+from hardsplice.model.direction import Direction
 from hardsplice.model.errors import not_done, reason_of
 from hardsplice.sandbox import landlock, rights, steps, users
 from hardsplice.sandbox.address_book import SEALED
@@ -67,17 +67,17 @@ def lock_host_monitor(setup: Setup) -> None:
     """Lock this process down, as the host monitor."""
     prctl.set_name(roles.HOST.name)
     environment.forget()
-    unsealed = setup.planner.books["outbound"].open()
+    unsealed = setup.planner.books[Direction.OUTBOUND].open()
     setup.unsealed = [f"{SEALED}: {unsealed}"] if unsealed else []
-    setup.planner.books["outbound"].pin(is_writer=True)
+    setup.planner.books[Direction.OUTBOUND].pin(is_writer=True)
     if setup.ready_fd is not None:
         descriptors.move(setup.ready_fd, descriptors.READY_FD)
     kept = _kept(setup)
     descriptors.null_standard_streams((0, 1))
     setup.log.settle()
-    begun = of_monitor(setup, "outbound", setup.say)
+    begun = of_monitor(setup, Direction.OUTBOUND, setup.say)
     descriptors.keep((descriptors.RULESET_FD, *kept), setup.first_flow)
-    own = _ruleset(setup, "outbound", setup.planner.sink.port, scoped=False)
+    own = _ruleset(setup, Direction.OUTBOUND, setup.planner.sink.port, scoped=False)
     needs_user_namespace = not (users.is_real_root() and rights.may_make_namespaces())
     if setup.options.log_file is None:  # which is read again when it is full
         reopen = partial(descriptors.write_only, descriptors.LOG_FD)
@@ -146,11 +146,10 @@ def _ruleset(setup: Setup, direction: Direction, sink: int = 0, *, scoped: bool)
     ``sink``, and binding where the other direction's ports may change, whose listeners this
     direction's monitor makes.
     """
-    (other,) = {*DIRECTIONS} - {direction}
     ports = allowed_ports.connected_to(setup.options, direction)
     return landlock.ruleset(
         setup.landlock.abi,
         connect=ports if ports is None or not sink else {*ports, sink},
-        bind=allowed_ports.listened_on(setup.options, other),
+        bind=allowed_ports.listened_on(setup.options, direction.opposite),
         scoped=scoped,
     )

@@ -19,13 +19,13 @@ from hardsplice.cli import values
 from hardsplice.cli.parsing import Parser, cut
 from hardsplice.kernel.ephemeral import read_ephemeral_range
 from hardsplice.model import ports
+from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure, quote
 from hardsplice.model.spec import Inherited, is_inherited
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from hardsplice.model.direction import Direction
     from hardsplice.telemetry.log import LogFormat
 
 __all__ = [
@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 _LOG_SIZE = 1 << 20
-_BOTH: frozenset[Direction] = frozenset(("inbound", "outbound"))
+_BOTH = frozenset(Direction)
 
 
 class Verbosity(enum.IntEnum):
@@ -108,17 +108,16 @@ class Options:
 
     def forwards(self, direction: Direction) -> tuple[ports.Forward, ...]:
         """The listeners of a direction."""
-        return self.inbound if direction == "inbound" else self.outbound
+        return self.inbound if direction is Direction.INBOUND else self.outbound
 
     def auto(self, direction: Direction) -> tuple[ports.Auto, ...]:
         """What a direction forwards while it is listened on."""
-        return self.inbound_auto if direction == "inbound" else self.outbound_auto
+        return self.inbound_auto if direction is Direction.INBOUND else self.outbound_auto
 
     @property
     def dynamic(self) -> frozenset[Direction]:
         """The directions whose ports may change at run time."""
-        directions: tuple[Direction, ...] = ("inbound", "outbound")
-        return self.any_port.union(one for one in directions if self.auto(one))
+        return self.any_port.union(one for one in Direction if self.auto(one))
 
 
 def parse_args(

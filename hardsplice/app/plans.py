@@ -12,7 +12,7 @@ from dataclasses import replace
 from hardsplice.app.options import Options, Verbosity
 from hardsplice.ipc.descriptors import FIRST_LISTENER
 from hardsplice.kernel import unotify
-from hardsplice.model.direction import DIRECTIONS, Direction
+from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure
 from hardsplice.model.families import ALL_FAMILIES
 from hardsplice.monitor.registry import Port, Source
@@ -58,13 +58,12 @@ class Planner:
         self.books = books(options, first_flow, place, self.sink)
         rows = _flow_rows(options)
         self.stats = {
-            direction: tuple(Stats(rows) for _ in range(options.workers))
-            for direction in DIRECTIONS
+            direction: tuple(Stats(rows) for _ in range(options.workers)) for direction in Direction
         }
 
     def first(self, direction: Direction) -> int:
         """The number of a direction's first forward: those of both are numbered in one row."""
-        return 1 if direction == "inbound" else 1 + len(self.options.inbound)
+        return 1 if direction is Direction.INBOUND else 1 + len(self.options.inbound)
 
     def ports(
         self,
@@ -136,7 +135,7 @@ class Planner:
     def _lent(self, direction: Direction, opened: Sequence[tuple[int, int]]) -> frozenset[int]:
         """The numbers of the listeners that the service manager has, too."""
         first = 0 if self._are_kept else self._passed_first
-        if direction == "outbound" and not self._are_kept:
+        if direction is Direction.OUTBOUND and not self._are_kept:
             return frozenset()
         return frozenset(self.first(direction) + index for index, _ in opened if index >= first)
 
@@ -164,7 +163,7 @@ def books(options: Options, first_flow: int, place: Place, sink: Sink) -> dict[D
             for forward in options.forwards(direction)
             for sockaddr in listeners.targets(forward, ALL_FAMILIES).values()
         ]
-        for direction in DIRECTIONS
+        for direction in Direction
     }
     late = TARGETS_A_PORT * (first_flow - FIRST_LISTENER) if is_dynamic else 0
     return {
@@ -173,13 +172,13 @@ def books(options: Options, first_flow: int, place: Place, sink: Sink) -> dict[D
             (late if direction in options.dynamic else 0) + (1 if sink.fds else 0),
             is_written=is_dynamic,
         )
-        for direction in DIRECTIONS
+        for direction in Direction
     }  # fmt: skip
 
 
 def place_of_books(options: Options, first_flow: int, arch: str) -> Place:
     """Where both address books are, on an architecture."""
-    listening = max(len(options.forwards(direction)) for direction in DIRECTIONS)
+    listening = max(len(options.forwards(direction)) for direction in Direction)
     late = first_flow - FIRST_LISTENER if options.dynamic else 0
     return place_for(TARGETS_A_PORT * (listening + late) + 1, arch)
 

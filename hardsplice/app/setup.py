@@ -39,7 +39,7 @@ from hardsplice.ipc.channel import Channel, Kind, Record
 from hardsplice.ipc.child import Child
 from hardsplice.ipc.sd_notify import Notifier
 from hardsplice.kernel import signals
-from hardsplice.model.direction import DIRECTIONS, PLACES, Direction
+from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure, printable, quote, text_of
 from hardsplice.model.identity import RunAs
 from hardsplice.model.ports import Forward
@@ -102,7 +102,7 @@ class Setup:
         self.target_listeners: list[tuple[int, int]] = []
         self.free = FreePorts()
         self.passed_first = 0  # index of the first inbound forward whose listener was passed to us
-        self.added = dict.fromkeys(DIRECTIONS, 0)  # ... and of those added before a restart
+        self.added = dict.fromkeys(Direction, 0)  # ... and of those added before a restart
         self.ports: list[Port] = []
         self.askers: dict[Direction, socket.socket] = {}
         self.pipe_size = 0
@@ -192,16 +192,16 @@ class Setup:
             if options.metrics is not None:
                 self.metrics = SocketFile(options.metrics, mode=0o666)
         if options.outbound_auto:
-            self.askers["outbound"] = sockdiag.open_socket()
+            self.askers[Direction.OUTBOUND] = sockdiag.open_socket()
         self.host_families = listeners.usable_families(options.families)
         added = stored.sort_out(self)
         self.host_listeners = listeners.open_listeners(
             options.inbound,
             self.host_families,
-            PLACES["inbound"],
-            self.kept("inbound", self.host_families),
+            Direction.INBOUND.listens,
+            self.kept(Direction.INBOUND, self.host_families),
         )
-        options = self.options = self.free.settle(options, "inbound", self.host_listeners)
+        options = self.options = self.free.settle(options, Direction.INBOUND, self.host_listeners)
         inherited = self.passed.inherit(options.inherited)
         self.passed_first = len(options.inbound)
         self.host_listeners += enumerate((fd for _, fd in inherited), self.passed_first)
@@ -281,19 +281,19 @@ class Setup:
         host_lockdown.confine_signals(self)
         if options.inbound or options.outbound or options.dynamic:
             namespace.start(self)
-        self.options = self.free.settle(self.options, "outbound", self.target_listeners)
+        self.options = self.free.settle(self.options, Direction.OUTBOUND, self.target_listeners)
         self.planner.options = self.options
-        self.ports += self.planner.ports("inbound", self.host_listeners, self.added)
-        self.ports += self.planner.ports("outbound", self.target_listeners, self.added)
+        self.ports += self.planner.ports(Direction.INBOUND, self.host_listeners, self.added)
+        self.ports += self.planner.ports(Direction.OUTBOUND, self.target_listeners, self.added)
         loops.refuse([(port.direction, port.forward) for port in self.ports])
         self.store = stored.keep(self)
         self._give_up_inbound()
         self.target_listeners = self.settle(self.target_listeners)
-        self._keep_copies("outbound", self.target_listeners)
+        self._keep_copies(Direction.OUTBOUND, self.target_listeners)
 
     def _give_up_inbound(self) -> None:
         """The target monitor has the inbound listeners."""
-        self._keep_copies("inbound", self.host_listeners)
+        self._keep_copies(Direction.INBOUND, self.host_listeners)
         descriptors.clear(place for _, place in self.host_listeners)
         self.host_listeners = []
 
@@ -315,7 +315,7 @@ class Setup:
             target=self.target,
             quit_with_target=options.netns_quit,
             ports=self.ports,
-            first_free=self.planner.first("outbound") + len(options.outbound),
+            first_free=self.planner.first(Direction.OUTBOUND) + len(options.outbound),
             dynamic=options.dynamic,
             desk=self._desk() if options.dynamic else None,
             watched={
@@ -328,8 +328,10 @@ class Setup:
             terminal=self.terminal,
             monitor=self.monitor,
             container=self.container,
-            plans=self.planner.relays("outbound", self.target_listeners, self.host_families),
-            traffic=[Traffic(one, self.planner.stats[one]) for one in DIRECTIONS],
+            plans=self.planner.relays(
+                Direction.OUTBOUND, self.target_listeners, self.host_families
+            ),
+            traffic=[Traffic(one, self.planner.stats[one]) for one in Direction],
             log_flows=options.log_flows,
             drain=options.drain,
             store=self.store if self.control else None,
@@ -340,10 +342,10 @@ class Setup:
 
     def _desk(self) -> Desk:
         """What ports that change are made with."""
-        families = {"inbound": self.host_families, "outbound": self.target_families}
+        families = {Direction.INBOUND: self.host_families, Direction.OUTBOUND: self.target_families}
         return Desk(
             self.planner.books,
-            {one: families[one] for one in DIRECTIONS},
+            {one: families[one] for one in Direction},
             self.ports,
             self.copies,
             self.target_namespace,

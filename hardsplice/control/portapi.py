@@ -19,7 +19,7 @@ from typing import Any
 from hardsplice.control.fields import Field, build
 from hardsplice.control.world import Call, Snapshot
 from hardsplice.model import ports, spec
-from hardsplice.model.direction import DIRECTIONS, Direction
+from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure
 from hardsplice.monitor.registry import Port, Source
 
@@ -84,7 +84,7 @@ def info(call: Call) -> None:
 
 def list_ports(call: Call) -> None:
     """The ports of one direction, or of both."""
-    wanted = call.query.get("direction", "inbound")
+    wanted = call.query.get("direction", Direction.INBOUND)
     present = call.world.ports.list()
     spelled = call.world.spelled
     for gone in spelled.keys() - {port.id for port in present}:
@@ -106,7 +106,7 @@ def add_port(call: Call) -> None:
         call.refuse(400, f"cannot add a port: {error}")
         return
 
-    if call.request.inside and direction != "inbound":
+    if call.request.inside and direction is not Direction.INBOUND:
         call.refuse(
             403, "cannot add a port: an outbound one is not for the namespace itself to add"
         )
@@ -157,7 +157,7 @@ def describe(direction: Direction, forward: ports.Forward, protocol: str) -> dic
     if forward.interface is not None:
         listening += f"%{forward.interface}"
     ends = (listening, forward.port), (str(forward.target or ""), forward.target_port)
-    parent, child = ends if direction == "inbound" else ends[::-1]
+    parent, child = ends if direction is Direction.INBOUND else ends[::-1]
     return build(SPEC, (protocol, parent, child))
 
 
@@ -174,16 +174,16 @@ def read_spec(body: bytes, families: Sequence[int]) -> tuple[str, Direction, por
     protocol = given.get("proto")
     if not isinstance(protocol, str) or protocol not in PROTOCOLS:
         raise _WrongError(f"proto is one of {', '.join(PROTOCOLS)}")
-    wanted = given.get("direction", "inbound")
-    direction = next((one for one in DIRECTIONS if one == wanted), None)
-    if direction is None:
-        raise _WrongError(f"direction is {' or '.join(DIRECTIONS)}")
+    wanted = given.get("direction", Direction.INBOUND)
+    if wanted not in [*Direction]:
+        raise _WrongError(f"direction is {' or '.join(Direction)}")
+    direction = Direction(wanted)
     # Where clients connect, 0 is any port that is free.
-    first = (0, 1) if direction == "inbound" else (1, 0)
+    first = (0, 1) if direction is Direction.INBOUND else (1, 0)
     parent = _text(given, "parentIP"), _port(given, "parentPort", first[0])
     child = _text(given, "childIP"), _port(given, "childPort", first[1])
     (listening, port), (target, target_port) = (
-        (parent, child) if direction == "inbound" else (child, parent)
+        (parent, child) if direction is Direction.INBOUND else (child, parent)
     )
     versions = [version for version in PROTOCOLS[protocol] if version in families]
     if not versions:

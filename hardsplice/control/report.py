@@ -13,7 +13,7 @@ from hardsplice.control.http import Response
 from hardsplice.control.metrics import LABEL, denied, families
 from hardsplice.control.prometheus import CONTENT_TYPE, render
 from hardsplice.control.world import Call, RelayView, Snapshot
-from hardsplice.model.direction import DIRECTIONS, Direction
+from hardsplice.model.direction import Direction
 from hardsplice.monitor.registry import Port
 from hardsplice.telemetry.flow_table import FlowRow, in_words
 
@@ -69,7 +69,7 @@ STATUS: tuple[Field[tuple[Snapshot, Sequence[Port]]], ...] = (
     Field(
         "directions",
         "For inbound and for outbound an object each.",
-        lambda of: {direction: build(DIRECTION, _side(*of, direction)) for direction in DIRECTIONS},
+        lambda of: {direction: build(DIRECTION, _side(*of, direction)) for direction in Direction},
     ),
 )
 

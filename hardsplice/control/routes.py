@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from hardsplice.control import portapi, report
 from hardsplice.control.http import Request, Response
 from hardsplice.control.world import Call, World, refusal
+from hardsplice.model.direction import Direction
 
 Handler = Callable[[Call], None]
 
@@ -29,7 +30,7 @@ class Route:
 
 Routes = dict[str, dict[str, Route]]
 
-_DIRECTIONS = {"direction": ("inbound", "outbound", "all")}
+_DIRECTIONS = {"direction": (*Direction, "all")}
 
 # {id} stands for one part of a path.
 ROUTES: Routes = {

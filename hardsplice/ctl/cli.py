@@ -11,6 +11,7 @@ from hardsplice import __version__
 from hardsplice.cli import output
 from hardsplice.cli.values import number
 from hardsplice.ctl.client import default_path
+from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure, quote
 
 INTERVAL_LEAST, INTERVAL_MOST = 0.1, 3600.0  # seconds
@@ -57,12 +58,17 @@ def build_parser() -> Parser:
     add = actions.add_parser("add", help="add those of a SPEC, as hardsplice(1) has it")
     _common(add, top=False)
     direction = add.add_mutually_exclusive_group()
-    for flag, value, text in (
-        ("-t", "inbound", "host ports, to the namespace (the default)"),
-        ("-T", "outbound", "namespace ports, to the host"),
+    for value, text in (
+        (Direction.INBOUND, "host ports, to the namespace (the default)"),
+        (Direction.OUTBOUND, "namespace ports, to the host"),
     ):
         direction.add_argument(
-            flag, dest="direction", action="store_const", const=value, default="inbound", help=text
+            value.option,
+            dest="direction",
+            action="store_const",
+            const=value,
+            default=Direction.INBOUND,
+            help=text,
         )
     add.add_argument("spec", metavar="SPEC")
     remove = actions.add_parser("remove", help="remove those with these IDs")

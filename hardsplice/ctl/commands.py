@@ -89,7 +89,7 @@ def _ports(client: Client, given: argparse.Namespace) -> None:
 
 def _add(client: Client, direction: Direction, spec: str) -> list[dict[str, object]]:
     """Add all ports of a SPEC, or none of them; those that `all` brings may be in use."""
-    option = "-t" if direction == "inbound" else "-T"
+    option = direction.option
     wanted = ports.parse([spec], ephemeral=read_ephemeral_range(), option=option)
     if not wanted:
         raise Failure("add", f"{option} {spec}", "it names no port")

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hardsplice.model.direction import DIRECTIONS
+from hardsplice.model.direction import Direction
 from hardsplice.model.errors import printable
 
 CELL_LIMIT = 80  # characters of a cell; an address with its interface and port takes less
@@ -35,7 +35,7 @@ def ends(port: Mapping[str, Any]) -> tuple[str, str]:
     spec = port["spec"]
     parent = str(spec.get("parentIP", "")), spec["parentPort"]
     child = str(spec.get("childIP", "")), spec["childPort"]
-    here, there = (parent, child) if port["direction"] == "inbound" else (child, parent)
+    here, there = (parent, child) if port["direction"] == Direction.INBOUND else (child, parent)
     return _end(here, "*"), _end(there, "loopback")
 
 
@@ -109,7 +109,7 @@ def status(answer: Mapping[str, Any]) -> list[str]:
         if count:
             lines.append(f"denied: {count} x {what}")
     lines.append("")
-    rows = [(name, *_direction(answer["directions"][name])) for name in DIRECTIONS]
+    rows = [(name, *_direction(answer["directions"][name])) for name in Direction]
     heads = ("", "PORTS", "RELAYS", "RESTARTS", "FLOWS", *map(str.upper, COUNTED))
     return [*map(printable, lines), *table((*heads, "TO TARGET", "TO CLIENT"), rows)]
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from hardsplice.ctl import show
 from hardsplice.ctl.client import Client
-from hardsplice.model.direction import DIRECTIONS
+from hardsplice.model.direction import Direction
 from hardsplice.model.errors import printable
 
 _ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"  # another screen, no cursor
@@ -61,7 +61,7 @@ def frame(before: Sample, now: Sample, columns: int, lines: int) -> list[str]:
 
 def _directions(before: Sample, now: Sample, seconds: float) -> list[str]:
     rows = []
-    for name in DIRECTIONS:
+    for name in Direction:
         old, new = (sample.status["directions"][name] for sample in (before, now))
         accepted, to_target, to_client = (
             max(0, new["counters"].get(counter, 0) - old["counters"].get(counter, 0)) / seconds

@@ -1,14 +1,40 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The two directions in which ports are forwarded. Pure."""
+"""The two directions in which ports are forwarded, and what is where in each. Pure."""
 
 from __future__ import annotations
 
-from typing import Literal
-
-Direction = Literal["inbound", "outbound"]
+from enum import StrEnum
 
 
-DIRECTIONS: tuple[Direction, Direction] = ("inbound", "outbound")
+class Direction(StrEnum):
+    """Which way connections are forwarded. A member is the word that the log, JSON and metrics have
+    for it.
+    """
 
+    INBOUND = "inbound"  # from the host to a server in the namespace
+    OUTBOUND = "outbound"  # from the namespace to a server on the host
 
-PLACES: dict[Direction, str] = {"inbound": "on the host", "outbound": "in the namespace"}
+    @property
+    def option(self) -> str:
+        """The option that asks for its ports."""
+        return "-t" if self is Direction.INBOUND else "-T"
+
+    @property
+    def listens(self) -> str:
+        """Where its listeners are, in the words of messages."""
+        return "on the host" if self is Direction.INBOUND else "in the namespace"
+
+    @property
+    def connects(self) -> str:
+        """Where its relays are, and connect, in the words of messages."""
+        return self.opposite.listens
+
+    @property
+    def opposite(self) -> Direction:
+        """The other direction."""
+        return Direction.OUTBOUND if self is Direction.INBOUND else Direction.INBOUND
+
+    @property
+    def process(self) -> str:
+        """The name of its relays' processes."""
+        return "hs-relay-in" if self is Direction.INBOUND else "hs-relay-out"

@@ -19,6 +19,8 @@ import select
 import unicodedata
 from collections.abc import Iterable
 
+from hardsplice.model.direction import Direction
+
 __all__ = [
     "Failure", "failure_of", "not_done", "printable", "quote", "reason_of", "relay_lost", "tell",
     "text_of", "write_all",
@@ -72,7 +74,7 @@ class Failure(Exception):  # noqa: N818 - it is what messages call it
         return tuple(f"{program}: {text}" for text in texts)
 
 
-def relay_lost(direction: str, reason: str, hint: str | None) -> Failure:
+def relay_lost(direction: Direction, reason: str, hint: str | None) -> Failure:
     """What both monitors end with when a relay of theirs can't be kept."""
     return Failure("keep", f"the {direction} relay running", reason, hint)
 

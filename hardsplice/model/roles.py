@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hardsplice.model.direction import Direction
+
 
 @dataclass(frozen=True, slots=True)
 class Role:
@@ -70,9 +72,9 @@ INIT = Role(
 )
 
 
-def _relay(name: str, parent: Role) -> Role:
+def _relay(direction: Direction, parent: Role) -> Role:
     return Role(
-        name,
+        direction.process,
         parent=parent.name,
         may="accepts on its listeners, connects to the targets, moves bytes",
         # One of the latter: the second where ports may change.
@@ -82,9 +84,9 @@ def _relay(name: str, parent: Role) -> Role:
     )
 
 
-INBOUND_RELAY = _relay("hs-relay-in", TARGET)
-OUTBOUND_RELAY = _relay("hs-relay-out", HOST)
-RELAYS = {"inbound": INBOUND_RELAY, "outbound": OUTBOUND_RELAY}
+INBOUND_RELAY = _relay(Direction.INBOUND, TARGET)
+OUTBOUND_RELAY = _relay(Direction.OUTBOUND, HOST)
+RELAYS = {Direction.INBOUND: INBOUND_RELAY, Direction.OUTBOUND: OUTBOUND_RELAY}
 
 _ALL = (INBOUND_RELAY, OUTBOUND_RELAY, TARGET, HOST, INIT, GUARD)
 ROLES = {role.name: role for role in _ALL}

@@ -96,7 +96,7 @@ class Follower:
         """``tell`` is for people: a port that can't be had, once. ``on_outcome`` is called after
         each outcome.
         """
-        self.direction: Direction = direction
+        self.direction = direction
         self.ports = ports
         self.tell = tell
         self.on_outcome = on_outcome
@@ -233,7 +233,6 @@ class Watch:
             return False
         self.seen[direction] = seen
         # Listeners of the other direction are those that we have where this one's targets are.
-        other: Direction = "outbound" if direction == "inbound" else "inbound"
-        ours = self.ports.held(other)
+        ours = self.ports.held(direction.opposite)
         listening = sockdiag.parse(seen[0])
         return follower.follow(wanted(listening, watched.autos, self.families, ours), now)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from hardsplice.ipc.loop import Alarm, Loop
 from hardsplice.kernel import pinned, socketcalls
-from hardsplice.model.direction import PLACES, Direction
+from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure
 from hardsplice.model.families import ALL_FAMILIES
 from hardsplice.model.ports import Forward
@@ -47,7 +47,8 @@ class Desk:
         ``ports`` are written down already, and their listeners ``kept``. ``target`` is the number
         of the network namespace that is served (socketcalls.namespace_cookie).
         """
-        self.retiring = Retiring(books["outbound"], sink)  # the book that this process connects by
+        # By the book that this process connects by.
+        self.retiring = Retiring(books[Direction.OUTBOUND], sink)
         self._books = books
         self._families = families
         self._written = {port.id: (port.direction, port.forward) for port in ports}
@@ -89,9 +90,9 @@ class Desk:
 
     def open(self, index: int, forward: Forward) -> int:
         """Make an inbound listener here, and keep it; OSError where that is not possible."""
-        listeners.write_place(forward, self._families["inbound"])
+        listeners.write_place(forward, self._families[Direction.INBOUND])
         try:
-            fd = listeners.open_listener(forward, self._families["inbound"])
+            fd = listeners.open_listener(forward, self._families[Direction.INBOUND])
         finally:
             pinned.clear_place()
         self._kept[index] = fd
@@ -119,12 +120,12 @@ class Desk:
 
     def offer_place(self, forward: Forward) -> None:
         """Write down where the target monitor is to make an outbound listener."""
-        written = self._books["inbound"].written  # which is what that one sees
-        listeners.write_place(forward, self._families["outbound"], written)
+        written = self._books[Direction.INBOUND].written  # which is what that one sees
+        listeners.write_place(forward, self._families[Direction.OUTBOUND], written)
 
     def withdraw_place(self) -> None:
         """The target monitor has made the listener, or not: it can make no other one there."""
-        pinned.clear_place(self._books["inbound"].written)
+        pinned.clear_place(self._books[Direction.INBOUND].written)
 
     def end(self, index: int) -> None:
         """End a listener, whoever else has it."""
@@ -133,15 +134,14 @@ class Desk:
         if fd is None:
             return
         written = self._written.get(index)
-        if (
-            written and written[0] == "outbound"
-        ):  # who is in its namespace has made it, and can make more
+        # An outbound one is made by whoever is in its namespace, who can make more.
+        if written and written[0] is Direction.OUTBOUND:
             with contextlib.suppress(OSError):
                 socketcalls.retire(fd)
             os.close(fd)
         else:
             name = listeners.describe(written[1]) if written else f"port {index}"
-            self.retiring.end(fd, f"{name} {PLACES['inbound']}")
+            self.retiring.end(fd, f"{name} {Direction.INBOUND.listens}")
 
     # --- are they as they were? -----------------------------------------------------------------
 
@@ -172,5 +172,5 @@ class Desk:
         if index in self._foreign:
             self.retiring.on_misuse("it changes a listener that it has handed over")
         else:
-            what = f"{listeners.describe(forward)} {PLACES[direction]}"
+            what = f"{listeners.describe(forward)} {direction.listens}"
             self.on_loss(Failure("serve", what, listeners.UNSOUND))

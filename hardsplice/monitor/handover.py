@@ -96,7 +96,7 @@ class HostSide:
 
     def add(self, index: int, direction: Direction, forward: Forward, done: Done) -> None:
         """Listen, and have connections served."""
-        if direction == "inbound":
+        if direction is Direction.INBOUND:
             self._ask(ServeRequest(index, forward, self.desk, done))
         else:
             self._ask(OpenRequest(index, forward, self.crew, self.desk, done))
@@ -110,7 +110,7 @@ class HostSide:
         done: Callable[[Failure | None], None],
     ) -> None:
         """Stop listening."""
-        if direction == "inbound":
+        if direction is Direction.INBOUND:
             self._ask(CloseRequest(index, self.desk, reset_flows, done))
         else:
             self.desk.end(index)

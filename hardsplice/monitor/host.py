@@ -197,7 +197,7 @@ class HostMonitor:
 
     def relay_lost(self, reason: str, hint: str | None = None) -> None:
         """An outbound relay can't be kept running: end."""
-        self._fail(relay_lost("outbound", reason, hint))
+        self._fail(relay_lost(Direction.OUTBOUND, reason, hint))
 
     def _fail(self, failure: Failure) -> None:
         if self.failure is None:
@@ -350,9 +350,9 @@ class HostMonitor:
         elif record.kind == Kind.FLOW:
             if self.flows is None:
                 raise Nonsense("nobody asked for the ends of flows")
-            self.flows.ended("inbound", record.small, record.text)
+            self.flows.ended(Direction.INBOUND, record.small, record.text)
         elif record.small in self.noted:
-            self._tell("inbound", record)
+            self._tell(Direction.INBOUND, record)
         else:
             raise Malformed(f"note {record.small} is not its to send")
 
@@ -444,11 +444,11 @@ class HostMonitor:
     def flow_ended(self, end: int, row: bytes) -> None:
         """A flow of an outbound relay ended."""
         if self.flows:
-            self.flows.ended("outbound", end, row)
+            self.flows.ended(Direction.OUTBOUND, end, row)
 
     def note(self, kind: int, detail: int, index: int, text: bytes) -> None:
         """An outbound relay, or its keeper, has something for the log."""
-        self._tell("outbound", Record(Kind.NOTE, kind, index, detail, text))
+        self._tell(Direction.OUTBOUND, Record(Kind.NOTE, kind, index, detail, text))
 
     def _tell(self, direction: Direction, record: Record) -> None:
         self.teller.tell(direction, record)

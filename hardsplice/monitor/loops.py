@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import IPv6Address
 
-from hardsplice.model.direction import DIRECTIONS, PLACES, Direction
+from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure
 from hardsplice.model.ports import LOOPBACKS, Address, Forward
 from hardsplice.monitor.registry import Port
@@ -57,7 +57,7 @@ class Loops:
     def _after(self, visit: _Visit) -> Iterator[_Visit]:
         (direction, forward), version = visit
         address = _first_target(forward, version)
-        other = DIRECTIONS[1 - DIRECTIONS.index(direction)]
+        other = direction.opposite
         for listener in self._by_port.get((other, forward.target_port), ()):
             if _takes(listener, address):
                 yield (other, listener), address.version
@@ -87,10 +87,10 @@ class Loops:
 def failure(way: Sequence[_Listener]) -> Failure:
     """Why the ports of a loop can't be had."""
     (direction, forward), *others = way
-    names = [f"{describe(one)} {PLACES[where]}" for where, one in (*others, way[0])]
-    option = "-t" if direction == "inbound" else "-T"
-    hint = f"leave out one of them, as with {option} ~{forward.port}, or have one lead elsewhere"
-    what = f"{describe(forward)} {PLACES[direction]}"
+    names = [f"{describe(one)} {where.listens}" for where, one in (*others, way[0])]
+    without = f"{direction.option} ~{forward.port}"
+    hint = f"leave out one of them, as with {without}, or have one lead elsewhere"
+    what = f"{describe(forward)} {direction.listens}"
     return Failure("forward", what, f"that is a loop, by way of {', then '.join(names)}", hint)
 
 

@@ -29,7 +29,7 @@ from hardsplice.ipc.descriptors import (
 )
 from hardsplice.ipc.loop import Loop
 from hardsplice.model import roles
-from hardsplice.model.direction import PLACES
+from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure, failure_of, relay_lost, text_of
 from hardsplice.model.families import ALL_FAMILIES
 from hardsplice.monitor import shutdown
@@ -88,7 +88,8 @@ class TargetMonitor:
 
     def relay_lost(self, reason: str, hint: str | None = None) -> None:
         """Without its relays this monitor is of no use."""
-        self.parent.send(Record(Kind.FATAL, text=text_of(relay_lost("inbound", reason, hint))))
+        lost = relay_lost(Direction.INBOUND, reason, hint)
+        self.parent.send(Record(Kind.FATAL, text=text_of(lost)))
         self.loop.stop(1)
 
     def note(self, kind: int, detail: int, index: int, text: bytes) -> None:
@@ -142,7 +143,7 @@ def start(setup: Setup) -> None:
     hung_on, held = lifeline.pair()
     ours, theirs = Channel.pair()
     parent = os.getpid()
-    with shared_with_monitor(setup.planner.stats["inbound"]):
+    with shared_with_monitor(setup.planner.stats[Direction.INBOUND]):
         pid = os.fork()
     if pid == 0:
         os.close(held)
@@ -165,7 +166,7 @@ def _receive_listeners(setup: Setup, channel: Channel) -> None:
             raise failure_of(record.text)
         if record.kind == Kind.BOUND:
             for fd in record.fds:
-                setup.askers["inbound"] = sockdiag.at(fd)
+                setup.askers[Direction.INBOUND] = sockdiag.at(fd)
             cookie, families = record.text[: COOKIE.size], record.text[COOKIE.size :]
             setup.target_namespace = COOKIE.unpack(cookie)[0] or None
             setup.target_families = tuple(one for one in ALL_FAMILIES if one in families)
@@ -197,12 +198,12 @@ def _live(setup: Setup, channel: Channel, tie: Tie, folder: int | None) -> int:
     os.setsid()
     prctl.set_name(roles.TARGET.name)
     environment.forget()
-    begun = host_lockdown.of_monitor(setup, "inbound", lambda _: None)
+    begun = host_lockdown.of_monitor(setup, Direction.INBOUND, lambda _: None)
     setup.log.level = Level.ERROR
     _keep_only_ours(setup, channel, tie.line, folder)
     families = _enter(setup, channel, begun, Tie(tie.parent, LIFELINE_FD), folder)
-    setup.planner.books["inbound"].pin(is_writer=False)
-    plans = setup.planner.relays("inbound", setup.host_listeners, families)
+    setup.planner.books[Direction.INBOUND].pin(is_writer=False)
+    plans = setup.planner.relays(Direction.INBOUND, setup.host_listeners, families)
     places = range(FIRST_LISTENER, setup.first_flow)
     descriptors.keep((CHANNEL_FD, RULESET_FD, LIFELINE_FD, *places), setup.first_flow)
     ruleset = RULESET_FD if setup.landlock.abi else None
@@ -220,7 +221,7 @@ def _keep_only_ours(setup: Setup, channel: Channel, line: int, folder: int | Non
     get at the rest. The address book's file is among that; what is mapped stays.
     """
     assert setup.target is not None
-    setup.planner.books["inbound"].open()
+    setup.planner.books[Direction.INBOUND].open()
     channel.move_to(CHANNEL_FD)
     descriptors.move(line, LIFELINE_FD)
     descriptors.null_standard_streams((0, 1, LOG_FD))
@@ -229,7 +230,7 @@ def _keep_only_ours(setup: Setup, channel: Channel, line: int, folder: int | Non
         assert setup.target.user is not None
         wanted += [setup.target.user, folder]
     wanted += [fd for _, fd in setup.host_listeners]
-    wanted += setup.passed.kept_for("outbound")
+    wanted += setup.passed.kept_for(Direction.OUTBOUND)
     descriptors.keep(wanted, setup.first_flow)
 
 
@@ -247,9 +248,9 @@ def _enter(
     bound = listeners.open_listeners(
         options.outbound,
         families,
-        PLACES["outbound"],
-        setup.kept("outbound", families),
-        optional_from=setup.added["outbound"],
+        Direction.OUTBOUND.listens,
+        setup.kept(Direction.OUTBOUND, families),
+        optional_from=setup.added[Direction.OUTBOUND],
     )
     for start in range(0, len(bound), HANDED_AT_ONCE):
         some = bound[start : start + HANDED_AT_ONCE]

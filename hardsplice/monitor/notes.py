@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 
 from hardsplice.ipc.channel import CROWDED_HINT, Note
+from hardsplice.model.direction import Direction
 from hardsplice.telemetry.log import Level
 
 BY_RELAYS: frozenset[int] = frozenset(
@@ -51,7 +52,9 @@ _WORDS: dict[int, tuple[Level, str]] = {
 _UNKNOWN = (Level.WARNING, "{direction}: a note without a meaning")
 
 
-def in_words(direction: str, where: str, kind: int, detail: int, text: bytes) -> tuple[Level, str]:
+def in_words(
+    direction: Direction, where: str, kind: int, detail: int, text: bytes
+) -> tuple[Level, str]:
     """How much a note matters, and its line. ``detail`` is an errno or a number, by kind."""
     level, line = _WORDS.get(kind, _UNKNOWN)
     return level, line.format(

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Protocol
 
-from hardsplice.model.direction import DIRECTIONS, PLACES, Direction
+from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure
 from hardsplice.model.ports import Forward
 from hardsplice.net.listeners import describe
@@ -44,7 +44,7 @@ class Conflict(Failure):
     """The port is forwarded already, or about to be."""
 
     def __init__(self, forward: Forward, direction: Direction, conflict: int) -> None:
-        where = f"{describe(forward)} {PLACES[direction]}"
+        where = f"{describe(forward)} {direction.listens}"
         super().__init__("listen on", where, f"it is forwarded already, with the id {conflict}")
         self.conflict = conflict
 
@@ -108,7 +108,7 @@ class Ports:
         # Told of each port that was added, and of the number of each that was removed.
         self.on_added: Callable[[Port], None] = lambda _: None
         self.on_removed: Callable[[int], None] = lambda _: None
-        self._listening = {one: sum(p.direction == one for p in ports) for one in DIRECTIONS}
+        self._listening = {one: sum(p.direction == one for p in ports) for one in Direction}
 
     def close(self) -> None:
         """Take no more changes."""
@@ -168,11 +168,11 @@ class Ports:
 
     def _check(self, direction: Direction, forward: Forward, key: Key) -> None:
         if self.is_closed:
-            what = f"{describe(forward)} {PLACES[direction]}"
+            what = f"{describe(forward)} {direction.listens}"
             raise Failure("listen on", what, "hardsplice is about to end")
         if direction not in self._directions:
             reason = f"{direction} ports were not to change when hardsplice was started"
-            raise Failure("listen on", f"{describe(forward)} {PLACES[direction]}", reason)
+            raise Failure("listen on", f"{describe(forward)} {direction.listens}", reason)
         if key in self._keys:
             raise Conflict(forward, direction, self._keys[key])
         self._check_room(self._listening[direction] + 1)

@@ -14,7 +14,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import ClassVar
 
 from hardsplice.ipc.channel import Kind, Malformed, Record
-from hardsplice.model.direction import PLACES, Direction
+from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure
 from hardsplice.model.families import ALL_FAMILIES
 from hardsplice.model.ports import Address, Forward
@@ -141,12 +141,13 @@ class ServeRequest(Request):
     done: Done
 
     def begin(self) -> Record:
-        slots = self.desk.write_down(self.index, "inbound", self.forward)
+        slots = self.desk.write_down(self.index, Direction.INBOUND, self.forward)
         text = encode(self.forward, slots)
         try:
             listener = self.desk.open(self.index, self.forward)
         except OSError as error:
-            raise cannot_listen(self.forward, PLACES["inbound"], error, late=True) from error
+            where = Direction.INBOUND.listens
+            raise cannot_listen(self.forward, where, error, late=True) from error
         if not self.forward.port:
             self.forward = chosen(self.forward, listener)
             text = encode(self.forward, slots)
@@ -157,8 +158,8 @@ class ServeRequest(Request):
             return None
         self.give_up()
         if answer.detail == errno.EAFNOSUPPORT:
-            return no_family(self.forward, PLACES["outbound"])
-        return _failure(self.forward, "inbound", answer.detail)
+            return no_family(self.forward, Direction.INBOUND.connects)
+        return _failure(self.forward, Direction.INBOUND, answer.detail)
 
     def undo(self, answer: Record) -> Request | None:
         if self.end(answer) is not None:
@@ -173,7 +174,7 @@ class ServeRequest(Request):
         self.done(outcome or self.forward)
 
     def failed(self, reason: str, hint: str | None = None) -> Failure:
-        return _cannot(self.forward, "inbound", reason, hint)
+        return _cannot(self.forward, Direction.INBOUND, reason, hint)
 
 
 @dataclass(slots=True)
@@ -190,7 +191,7 @@ class OpenRequest(Request):
 
     def begin(self) -> Record:
         text = encode(self.forward, {})  # the target monitor has no need of targets on the host
-        self.slots = self.desk.write_down(self.index, "outbound", self.forward)
+        self.slots = self.desk.write_down(self.index, Direction.OUTBOUND, self.forward)
         self.desk.offer_place(self.forward)
         return Record(Kind.OPEN, index=self.index, text=text)
 
@@ -198,7 +199,7 @@ class OpenRequest(Request):
         self.desk.withdraw_place()
         if not answer.fds:
             self.desk.cross_out(self.index)
-            return _failure(self.forward, "outbound", answer.detail or errno.EPROTO)
+            return _failure(self.forward, Direction.OUTBOUND, answer.detail or errno.EPROTO)
         self._keep(answer)
         try:
             self.crew.add(self.index, answer.fds[0], self.forward, self.slots)
@@ -231,7 +232,7 @@ class OpenRequest(Request):
         self.done(outcome or self.forward)
 
     def failed(self, reason: str, hint: str | None = None) -> Failure:
-        return _cannot(self.forward, "outbound", reason, hint)
+        return _cannot(self.forward, Direction.OUTBOUND, reason, hint)
 
 
 @dataclass(slots=True)
@@ -289,8 +290,8 @@ def _failure(forward: Forward, direction: Direction, code: int) -> Failure | Non
         return None
     if code not in errno.errorcode:  # what no kernel says is not repeated
         code = errno.EPROTO
-    return cannot_listen(forward, PLACES[direction], OSError(code, os.strerror(code)), late=True)
+    return cannot_listen(forward, direction.listens, OSError(code, os.strerror(code)), late=True)
 
 
 def _cannot(forward: Forward, direction: Direction, reason: str, hint: str | None) -> Failure:
-    return Failure("listen on", f"{describe(forward)} {PLACES[direction]}", reason, hint)
+    return Failure("listen on", f"{describe(forward)} {direction.listens}", reason, hint)

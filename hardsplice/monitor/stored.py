@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from hardsplice.ipc.channel import CROWDED_HINT
 from hardsplice.ipc.sd_notify import Notifier
-from hardsplice.model.direction import DIRECTIONS, PLACES, Direction
+from hardsplice.model.direction import Direction
 from hardsplice.model.ports import Forward, overlap
 from hardsplice.monitor.registry import Port, Source
 from hardsplice.net import listeners
@@ -60,7 +60,7 @@ class Store:
 
 
 def _what(port: Port) -> str:
-    where = f"{listeners.describe(port.forward)} {PLACES[port.direction]}"
+    where = f"{listeners.describe(port.forward)} {port.direction.listens}"
     return f"the service manager does not keep the listener of {where}"
 
 
@@ -69,7 +69,7 @@ def sort_out(setup: Setup) -> list[tuple[Direction, Forward]]:
     restart, and may come back: ports may be added now, too, and no option is in the way.
     """
     options = setup.options
-    asked = [(one, forward) for one in DIRECTIONS for forward in options.forwards(one)]
+    asked = [(one, forward) for one in Direction for forward in options.forwards(one)]
     by_port: dict[tuple[Direction, int], list[Forward]] = {}
     for direction, forward in asked:
         by_port.setdefault((direction, forward.port), []).append(forward)
@@ -85,19 +85,19 @@ def sort_out(setup: Setup) -> list[tuple[Direction, Forward]]:
 
 def bring_back(setup: Setup, added: Sequence[tuple[Direction, Forward]]) -> None:
     """Forward again what was ``added`` before the restart."""
-    setup.added = {one: len(setup.options.forwards(one)) for one in DIRECTIONS}
+    setup.added = {one: len(setup.options.forwards(one)) for one in Direction}
     for direction, forward in added:
         now = setup.options
-        if direction == "inbound":
+        if direction is Direction.INBOUND:
             setup.options = replace(now, inbound=(*now.inbound, forward))
         else:
             setup.options = replace(now, outbound=(*now.outbound, forward))
-    first = setup.added["inbound"]
+    first = setup.added[Direction.INBOUND]
     opened = listeners.open_listeners(
         setup.options.inbound[first:],
         setup.host_families,
-        PLACES["inbound"],
-        setup.kept("inbound", setup.host_families),
+        Direction.INBOUND.listens,
+        setup.kept(Direction.INBOUND, setup.host_families),
         optional_from=0,
     )
     setup.host_listeners += [(first + index, fd) for index, fd in opened]
@@ -106,7 +106,7 @@ def bring_back(setup: Setup, added: Sequence[tuple[Direction, Forward]]) -> None
 def keep(setup: Setup) -> Store:
     """Have the service manager keep the listeners that are ours, and no other ones."""
     opened: dict[Direction, Sequence[tuple[int, int]]]
-    opened = {"inbound": setup.host_listeners, "outbound": setup.target_listeners}
+    opened = {Direction.INBOUND: setup.host_listeners, Direction.OUTBOUND: setup.target_listeners}
     names: dict[int, str] = {}
     current = []
     for direction, listening in opened.items():
@@ -130,7 +130,7 @@ def _name(setup: Setup, direction: Direction, index: int) -> str | None:
     forward = setup.options.forwards(direction)[index]
     if index >= setup.added[direction]:
         return added_name(direction, forward)
-    if direction == "inbound" and index >= setup.passed_first:
+    if direction is Direction.INBOUND and index >= setup.passed_first:
         return None
     return stored_name(direction, setup.free.asked(setup.options, direction, index))
 
@@ -148,7 +148,7 @@ def _tell(
         forwards = setup.options.forwards(direction)
         for index in range(setup.added[direction], len(forwards)):
             if index not in there:
-                where = f"{listeners.describe(forwards[index])} {PLACES[direction]}"
+                where = f"{listeners.describe(forwards[index])} {direction.listens}"
                 text = f"{where}, which was added before the restart, could not be had again"
                 setup.log.line(Level.WARNING, text)
     if unsent:

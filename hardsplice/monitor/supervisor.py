@@ -38,6 +38,7 @@ from hardsplice.ipc.dialogue import RELAY, Dialogue
 from hardsplice.ipc.loop import Alarm, Loop
 from hardsplice.kernel import linux
 from hardsplice.kernel.status import describe_status
+from hardsplice.model.direction import Direction
 from hardsplice.model.errors import reason_of
 from hardsplice.model.unforeseen import next_step
 from hardsplice.monitor import notes
@@ -273,7 +274,7 @@ class Keeper:
         may change was removed, of which we hear next; or else the host monitor, which keeps it too,
         hears that a relay was replaced and looks for itself (monitor/effects.py).
         """
-        is_the_hosts = self.plan.is_dynamic and self.plan.direction == "inbound"
+        is_the_hosts = self.plan.is_dynamic and self.plan.direction is Direction.INBOUND
         return is_sound(fd) or (is_the_hosts and has_ended(fd))
 
     def _start_later(self, error: OSError) -> None:

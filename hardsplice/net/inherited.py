@@ -35,20 +35,20 @@ from hardsplice.net.listeners import bound_address, is_listener, make_sound, nam
 STORED = "hardsplice/"  # what the names of listeners begin with that we had kept
 _ADDED = f"{STORED}added/"  # ... of ports that were added at run time
 _ADDED_NAME = re.compile(
-    rf"{_ADDED}(inbound|outbound)/(\*|[0-9a-f._]+)(?:%([A-Za-z0-9.=-]+))?/([0-9]{{1,5}})"
+    rf"{_ADDED}({'|'.join(Direction)})/(\*|[0-9a-f._]+)(?:%([A-Za-z0-9.=-]+))?/([0-9]{{1,5}})"
     r"/(\*|[0-9a-f._]+)/([0-9]{1,5})"
 )
 _NAME_SIZE = 16  # IFNAMSIZ
 
 
-def stored_name(direction: str, forward: Forward) -> str:
+def stored_name(direction: Direction, forward: Forward) -> str:
     """The name under which a listener is kept: printable ASCII without a colon, and another one for
     each listener (FDNAME in sd_pid_notify_with_fds(3)).
     """
     return f"{STORED}{_key(direction, forward)}"
 
 
-def added_name(direction: str, forward: Forward) -> str:
+def added_name(direction: Direction, forward: Forward) -> str:
     """The same for one that no option asks for: it also says where connections go."""
     target = "*" if forward.target is None else str(forward.target).replace(":", "_")
     return f"{_ADDED}{_key(direction, forward)}/{target}/{forward.target_port}"
@@ -61,7 +61,7 @@ def _key_of(name: str) -> str:
     return name.removeprefix(STORED)
 
 
-def _key(direction: str, forward: Forward) -> str:
+def _key(direction: Direction, forward: Forward) -> str:
     address = "*" if forward.address is None else str(forward.address).replace(":", "_")
     plain = "".join(
         char if char.isascii() and (char.isalnum() or char in "-.") else f"={ord(char):x}="
@@ -103,7 +103,7 @@ def read_added(name: str, families: Sequence[int]) -> tuple[Direction, Forward] 
         return None
     if not (1 <= forward.port <= spec.LAST_PORT and 1 <= forward.target_port <= spec.LAST_PORT):
         return None
-    return ("inbound" if direction == "inbound" else "outbound"), replace(forward, required=False)
+    return Direction(direction), replace(forward, required=False)
 
 
 Identity = tuple[int, int]
@@ -150,7 +150,7 @@ class Passed:
         what = "a listener" if name is None else f"listener {quote(name)}"
         return Failure("take", what, "the service manager passed none", hint)
 
-    def take(self, direction: str, forward: Forward, families: Sequence[int]) -> int | None:
+    def take(self, direction: Direction, forward: Forward, families: Sequence[int]) -> int | None:
         """The listener of a forward as it was kept, if it is there and is what it should be."""
         kept = self._kept.get(_key(direction, forward), [])
         while kept:
@@ -180,7 +180,7 @@ class Passed:
         """The names of those of socket units that nobody took."""
         return [name for name, _ in self._left]
 
-    def kept_for(self, direction: str) -> list[int]:
+    def kept_for(self, direction: Direction) -> list[int]:
         """The descriptors that ``take`` may still find for a direction."""
         kept = (found for key, found in self._kept.items() if key.startswith(f"{direction}/"))
         return [fd for _, fd in itertools.chain.from_iterable(kept)]

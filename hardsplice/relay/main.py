@@ -22,6 +22,7 @@ import prctl
 from hardsplice.ipc import descriptors
 from hardsplice.ipc.channel import Channel, Kind, Malformed, Note, Record, close_all
 from hardsplice.ipc.descriptors import CHANNEL_FD, FIRST_LISTENER, LIFELINE_FD, RULESET_FD
+from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure
 from hardsplice.model.families import IPV4, IPV6
 from hardsplice.model.roles import RELAYS
@@ -51,7 +52,7 @@ SOCKETS_MIN, PIPES_MIN = 8, 2
 class Plan:
     """All that a relay is told, by inheritance."""
 
-    direction: str  # "inbound" or "outbound"
+    direction: Direction
     workers: int  # relays that share the listeners, this one included
     listeners: tuple[Listener, ...]
     families: tuple[int, ...]  # of the targets, as indexes into sockets.FAMILIES
@@ -159,7 +160,7 @@ def _live(plan: Plan, channel: Channel, monitor: int) -> int:
     # A service manager may send it to every process. It is for the host monitor, which ends us.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    if plan.direction == "outbound":
+    if plan.direction is Direction.OUTBOUND:
         _leave_session()
 
     kernel = Kernel()

@@ -64,7 +64,7 @@ def test_ports_that_were_added_are_there_again_after_a_restart(
     options = ["-f", "-t", f"127.0.0.1/{port}:80", "--control", str(path), *drain]
     options.append(str(namespace.pid))
     manager = serve(Manager(), *options).until_ready()
-    added(manager, path, ("inbound", port + 1, 80), ("outbound", 8081, port + 2))
+    added(manager, path, (Direction.INBOUND, port + 1, 80), (Direction.OUTBOUND, 8081, port + 2))
     for _ in range(2):
         started = family(manager.main)
         os.kill(manager.main, how)
@@ -99,7 +99,7 @@ def test_a_port_that_was_removed_does_not_come_back(
     port, path = free_ports(2), user_directory / "control"
     options = ["-f", "--control", str(path), str(namespace.pid)]
     manager = serve(Manager(), *options).until_ready()
-    ids = added(manager, path, ("inbound", port, 80), ("inbound", port + 1, 80))
+    ids = added(manager, path, (Direction.INBOUND, port, 80), (Direction.INBOUND, port + 1, 80))
     with contextlib.closing(Client(str(path))) as client:
         client.remove(ids[0], reset_flows=False)
     manager.until(lambda message: message.get("FDSTOREREMOVE") == "1")
@@ -115,7 +115,7 @@ def test_what_was_added_becomes_an_options_once_one_asks_for_it(
 ) -> None:
     port, path = free_ports(), user_directory / "control"
     manager = serve(Manager(), "-f", "--control", str(path), str(namespace.pid)).until_ready()
-    added(manager, path, ("inbound", port, 81))
+    added(manager, path, (Direction.INBOUND, port, 81))
     manager.stop()
     options = ["-f", "--control", str(path), "-t", f"127.0.0.1/{port}:80", str(namespace.pid)]
     serve(manager, *options).until_ready()
@@ -135,7 +135,7 @@ def test_in_a_namespace_that_is_another_one_it_is_bound_anew(
     port, path = free_ports(2), user_directory / "control"
     options = ["-f", "--control", str(path)]
     manager = serve(Manager(), *options, str(namespace.pid)).until_ready()
-    added(manager, path, ("outbound", 8081, port), ("outbound", 8082, port))
+    added(manager, path, (Direction.OUTBOUND, 8081, port), (Direction.OUTBOUND, 8082, port))
     manager.stop()
     with (
         Namespace(identity) as other,
@@ -162,14 +162,14 @@ def test_one_for_which_there_is_no_room_is_said(
     port, path = free_ports(3), user_directory / "control"
     options = ["-f", "--control", str(path), str(namespace.pid)]
     manager = serve(Manager(keeps=1), *options).until_ready()
-    (first,) = added(manager, path, ("inbound", port, 80))
+    (first,) = added(manager, path, (Direction.INBOUND, port, 80))
     with contextlib.closing(Client(str(path))) as client:
         (forward,) = parse([f"127.0.0.1/{port + 1}:80"], ephemeral=(32768, 60999), option="-t")
-        client.add(description("inbound", forward))
+        client.add(description(Direction.INBOUND, forward))
         said = f"does not keep the listener of 127.0.0.1 port {port + 1} on the host"
         eventually(lambda: said in manager.messages(), manager.messages)
         client.remove(first, reset_flows=False)
-    added(manager, path, ("inbound", port + 2, 80))
+    added(manager, path, (Direction.INBOUND, port + 2, 80))
     assert [name for name, _ in manager.store] == [
         f"hardsplice/added/inbound/127.0.0.1/{port + 2}/*/80"
     ]
@@ -184,7 +184,7 @@ def test_nobody_is_told_where_nothing_is_kept(
     manager = serve(Manager(keeps=0), *options).until_ready()
     with contextlib.closing(Client(str(path))) as client:
         (forward,) = parse([f"127.0.0.1/{port}:80"], ephemeral=(32768, 60999), option="-t")
-        client.add(description("inbound", forward))
+        client.add(description(Direction.INBOUND, forward))
     manager.stop()
     assert manager.store == []
     assert "keep" not in manager.messages()
@@ -196,7 +196,7 @@ def test_an_option_that_wants_the_port_on_more_addresses_has_it(
     port, path = free_ports(), user_directory / "control"
     options = ["-f", "--control", str(path)]
     manager = serve(Manager(), *options, str(namespace.pid)).until_ready()
-    added(manager, path, ("inbound", port, 81))
+    added(manager, path, (Direction.INBOUND, port, 81))
     manager.stop()
     serve(manager, *options, "-t", f"{port}:80", str(namespace.pid)).until_ready()
     assert sources(path) == {f"*:{port}": "option"}

@@ -98,7 +98,7 @@ def launch() -> int:
     from hardsplice.app.start import main
     from hardsplice.ipc import descriptors
     from hardsplice.model import ports
-    from hardsplice.model.direction import DIRECTIONS
+    from hardsplice.model.direction import Direction
     from hardsplice.monitor.host import HostMonitor
     from hardsplice.monitor.registry import Port, Source
 
@@ -107,7 +107,7 @@ def launch() -> int:
     reserve, keep = descriptors.reserve, descriptors.keep
 
     def with_ports(argv: Any) -> Any:
-        return dataclasses.replace(parse_args(argv), any_port=frozenset(DIRECTIONS))
+        return dataclasses.replace(parse_args(argv), any_port=frozenset(Direction))
 
     def behind_the_fixed(first: int, ours: Sequence[int]) -> None:
         Here.channel = descriptors.above(0, first, "the tests' channel")

@@ -31,6 +31,7 @@ from hardsplice.ctl import commands
 from hardsplice.ctl.client import Client, Refused
 from hardsplice.ipc.channel import Kind, Note, Record
 from hardsplice.ipc.sd_notify import Notifier
+from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure, failure_of, tell
 from hardsplice.monitor import notes
 from hardsplice.telemetry import audit, flow_table
@@ -88,7 +89,7 @@ class Stranger(Client):
         if path == "/metrics":
             return b"hardsplice_up{" + EVIL_BYTES + b'="1"} 1\n# ' + EVIL_BYTES + b"\n"
         world = FakeWorld()
-        world.present = [("inbound", flow(1)), ("outbound", flow(2))]
+        world.present = [(Direction.INBOUND, flow(1)), (Direction.OUTBOUND, flow(2))]
         answers: list[Response] = []
         dispatch(Request(method, *path.partition("?")[::2], b"", True), world, answers.append)
         answer = json.loads(answers[0].body)
@@ -253,7 +254,9 @@ def _failure(text: bytes) -> str:
 
 def _note(text: bytes) -> str:
     """Shown by the log."""
-    return Failure("log", notes.in_words("inbound", EVIL, Note.ERROR, 0, text)[1], "").lines()[0]
+    return Failure(
+        "log", notes.in_words(Direction.INBOUND, EVIL, Note.ERROR, 0, text)[1], ""
+    ).lines()[0]
 
 
 def _refused_request(text: bytes) -> str:

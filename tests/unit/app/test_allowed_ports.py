@@ -9,6 +9,7 @@ import pytest
 
 from hardsplice.app.allowed_ports import MANY_PORTS, connected_to, listened_on
 from hardsplice.app.options import Options, parse_args
+from hardsplice.model.direction import Direction
 
 
 def parse(*argv: str) -> Options:
@@ -33,12 +34,12 @@ def test_what_the_options_limit(
     argv: tuple[str, ...], connect: set[int] | None, listen: set[int] | None
 ) -> None:
     options = parse(*argv)
-    assert connected_to(options, "inbound") == connect
-    assert listened_on(options, "inbound") == listen
+    assert connected_to(options, Direction.INBOUND) == connect
+    assert listened_on(options, Direction.INBOUND) == listen
 
 
 def test_where_any_port_may_be_asked_for_nothing_is_limited() -> None:
-    options = dataclasses.replace(parse("-t", "auto,80"), any_port=frozenset(("inbound",)))
-    assert connected_to(options, "inbound") is None
-    assert listened_on(options, "inbound") is None
-    assert connected_to(options, "outbound") == set()
+    options = dataclasses.replace(parse("-t", "auto,80"), any_port=frozenset((Direction.INBOUND,)))
+    assert connected_to(options, Direction.INBOUND) is None
+    assert listened_on(options, Direction.INBOUND) is None
+    assert connected_to(options, Direction.OUTBOUND) == set()

@@ -27,6 +27,7 @@ from hardsplice.app.options import (
     parse_args,
 )
 from hardsplice.kernel.ephemeral import read_ephemeral_range
+from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure
 from hardsplice.model.identity import RunAs
 
@@ -172,8 +173,8 @@ def test_ports_change_at_run_time_only_where_that_is_asked_for() -> None:
     both = parse("-T", "auto,80-89", "-t", "auto")
     assert both.dynamic == {"inbound", "outbound"}
     assert both.outbound == both.inbound == ()
-    assert both.auto("outbound")[0].target_ports() == set(range(80, 90))
-    assert len(both.auto("inbound")) == 1
+    assert both.auto(Direction.OUTBOUND)[0].target_ports() == set(range(80, 90))
+    assert len(both.auto(Direction.INBOUND)) == 1
 
 
 def test_the_ephemeral_range_is_read_only_where_there_are_ports() -> None:
@@ -522,6 +523,7 @@ def test_importing_the_command_line_is_light() -> None:
         "hardsplice.model.identity",
         "hardsplice.cli.parsing",
         "hardsplice.kernel.ephemeral",
+        "hardsplice.model.direction",
         "hardsplice.model.errors",
         "hardsplice.model.foreign",
         "hardsplice.app.modes",

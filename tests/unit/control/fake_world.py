@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv6Address
 from hardsplice.control.http import Request, Response
 from hardsplice.control.routes import dispatch
 from hardsplice.control.world import RelayView, Snapshot
-from hardsplice.model.direction import DIRECTIONS, Direction
+from hardsplice.model.direction import Direction
 from hardsplice.monitor import loops
 from hardsplice.monitor.registry import Port, Ports
 from hardsplice.telemetry.counters import COUNTERS, GAUGES, KEPT, LATENCY_BOUNDS, Latency
@@ -49,7 +49,7 @@ class FakePorts(Ports):
 
     def __init__(self) -> None:
         self.worker = FakeWorker()
-        super().__init__([], 1, frozenset(DIRECTIONS), self.worker, lambda _: None, loops.check)
+        super().__init__([], 1, frozenset(Direction), self.worker, lambda _: None, loops.check)
 
     @property
     def table(self) -> dict[int, Port]:
@@ -64,7 +64,11 @@ class FakeWorld:
         self.ports = FakePorts()
         self.families = families
         self.spelled: dict[int, str] = {}
-        self.relays = [relay("inbound"), relay("outbound"), relay("outbound", 1)]
+        self.relays = [
+            relay(Direction.INBOUND),
+            relay(Direction.OUTBOUND),
+            relay(Direction.OUTBOUND, 1),
+        ]
         self.present: list[tuple[Direction, FlowRow]] = []
         self.lacking: list[str] = []
 

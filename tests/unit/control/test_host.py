@@ -22,6 +22,7 @@ from hardsplice.control.http import Request, Response
 from hardsplice.control.routes import ROUTES
 from hardsplice.control.server import Admission
 from hardsplice.kernel import socketcalls
+from hardsplice.model.direction import Direction
 from hardsplice.monitor import loops
 from hardsplice.monitor.registry import Ports
 from hardsplice.telemetry import counters as count
@@ -33,7 +34,10 @@ from hardsplice.telemetry.log import Level, Log
 @pytest.fixture
 def world() -> HostWorld:
     """A monitor with one relay inbound and two outbound."""
-    traffic = [Traffic("inbound", [Stats(8)]), Traffic("outbound", [Stats(8), Stats(8)])]
+    traffic = [
+        Traffic(Direction.INBOUND, [Stats(8)]),
+        Traffic(Direction.OUTBOUND, [Stats(8), Stats(8)]),
+    ]
     monitor = SimpleNamespace(
         traffic=traffic,
         missing=["Landlock"],

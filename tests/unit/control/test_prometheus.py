@@ -11,6 +11,7 @@ from hardsplice.control.http import Request, Response
 from hardsplice.control.metrics import LABEL, METRICS, PREFIX
 from hardsplice.control.prometheus import Family, Sample, histogram, render
 from hardsplice.control.routes import dispatch
+from hardsplice.model.direction import Direction
 from hardsplice.model.ports import Forward
 from hardsplice.monitor.registry import Source
 from hardsplice.telemetry.counters import COUNTERS, KEPT, LATENCY_BOUNDS
@@ -40,7 +41,7 @@ def with_a_port() -> FakeWorld:
     """A world of which every family has a sample."""
     world = FakeWorld()
     forward = Forward(None, None, 80, None, 80, True)
-    world.ports.add("inbound", forward, Source.CONTROL, lambda _: None)
+    world.ports.add(Direction.INBOUND, forward, Source.CONTROL, lambda _: None)
     return world
 
 

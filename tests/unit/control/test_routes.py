@@ -23,8 +23,8 @@ from tests.unit.control.fake_world import FakeWorld, flow
 
 NAMES = (*COUNTERS, *KEPT)
 
-IN: Direction = "inbound"
-OUT: Direction = "outbound"
+IN: Direction = Direction.INBOUND
+OUT: Direction = Direction.OUTBOUND
 SPEC = {"proto": "tcp", "parentIP": "127.0.0.1", "parentPort": 8080, "childPort": 80}
 
 
@@ -75,7 +75,7 @@ def test_a_port_is_added_listed_and_removed(world: FakeWorld) -> None:
     added = value(post(world), 201)
     assert added == {"id": 1, "spec": SPEC, "direction": IN, "source": "control"}
     forward = Forward(IPv4Address("127.0.0.1"), None, 8080, None, 80, True)
-    assert world.ports.table == {1: Port(1, "inbound", forward, Source.CONTROL)}
+    assert world.ports.table == {1: Port(1, Direction.INBOUND, forward, Source.CONTROL)}
     assert value(ask(world, "GET", "/v1/ports")) == [added]
     gone = ask(world, "DELETE", "/v1/ports/1")
     assert (gone.status, gone.body) == (200, b"")
@@ -139,7 +139,7 @@ def test_an_outbound_port_listens_at_the_child_and_leads_to_the_parent(world: Fa
 
 def test_ports_of_options_are_shown_with_their_interface(world: FakeWorld) -> None:
     forward = Forward(None, "eth0", 80, IPv4Address("10.0.0.1"), 8080, True)
-    world.ports.table[5] = Port(5, "inbound", forward, Source.OPTION)
+    world.ports.table[5] = Port(5, Direction.INBOUND, forward, Source.OPTION)
     (shown,) = value(ask(world, "GET", "/v1/ports"))
     assert shown["spec"] == {
         "proto": "tcp", "parentIP": "%eth0", "parentPort": 80,
@@ -179,7 +179,7 @@ def test_from_the_namespace_other_peoples_ports_are_neither_seen_nor_removed(
     world: FakeWorld, source: Source
 ) -> None:
     forward = Forward(None, None, 80, None, 8080, True)
-    world.ports.table[5] = Port(5, "inbound", forward, source)
+    world.ports.table[5] = Port(5, Direction.INBOUND, forward, source)
     assert value(ask(world, "GET", "/v1/ports?direction=all", inside=True)) == []
     assert "not added from the namespace" in message(
         ask(world, "DELETE", "/v1/ports/5", inside=True), 403

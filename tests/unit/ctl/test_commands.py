@@ -201,7 +201,7 @@ def test_a_spec_that_names_no_port_is_an_error(
     assert world.ports.table == {}
 
 
-@pytest.mark.parametrize("direction", ["inbound", "outbound"])
+@pytest.mark.parametrize("direction", Direction)
 def test_a_port_comes_back_as_it_was_described(world: FakeWorld, direction: Direction) -> None:
     for text in ("8080:80", "127.0.0.1/8080", "[::1]/1:2", "1:10.0.0.1/2", "0.0.0.0/5:[fd00::5]/6"):
         (forward,) = ports.parse([text], ephemeral=(32768, 60999), option="-t")
@@ -227,7 +227,7 @@ def test_an_interface_is_shown_where_one_listens_on_it() -> None:
 
 def test_status_flows_and_metrics(world: FakeWorld, capsys: pytest.CaptureFixture[str]) -> None:
     world.lacking = ["deny ports by Landlock"]
-    world.present = [("inbound", flow(1000))]
+    world.present = [(Direction.INBOUND, flow(1000))]
     status = run(capsys, "status")[1]
     assert "hardsplice 1.2.3, process 42, up for 12.5 s\nserves process 7\n" in status
     assert "not in force: deny ports by Landlock" in status
@@ -297,7 +297,7 @@ def samples(world: FakeWorld, *rows: tuple[int, int]) -> list[top.Sample]:
 
 def test_a_frame_has_the_busiest_flow_first_and_fits_the_terminal() -> None:
     world = FakeWorld()
-    world.present = [("inbound", flow(1000)), ("outbound", flow(2000))]
+    world.present = [(Direction.INBOUND, flow(1000)), (Direction.OUTBOUND, flow(2000))]
     before, now = samples(world, (0, 0), (10, 2048))
     lines = top.frame(before, now, 200, 50)
     assert lines[0].startswith("hardsplice 1.2.3, process 42")

@@ -134,12 +134,12 @@ class Stand:
 
     def __init__(self, *there: Port) -> None:
         self.worker = Worker()
-        directions: frozenset[Direction] = frozenset(("inbound", "outbound"))
+        directions: frozenset[Direction] = frozenset((Direction.INBOUND, Direction.OUTBOUND))
         self.ports = Ports(list(there), 100, directions, self.worker, lambda _: None, loops.check)
         self.said: list[str] = []
         self.outcomes = 0
         self.follower = Follower(
-            "inbound", self.ports, lambda one: self.said.append(str(one)), self.count
+            Direction.INBOUND, self.ports, lambda one: self.said.append(str(one)), self.count
         )
 
     def count(self) -> None:
@@ -176,7 +176,7 @@ def test_ports_come_and_go() -> None:
 
 
 def test_a_port_that_an_option_has_is_left_alone() -> None:
-    stand = Stand(Port(1, "inbound", forward(80, "127.0.0.1"), Source.OPTION))
+    stand = Stand(Port(1, Direction.INBOUND, forward(80, "127.0.0.1"), Source.OPTION))
     assert not stand.follow(80)
     assert stand.said == []
     assert stand.worker.done == []
@@ -255,7 +255,7 @@ def test_fifty_times_on_and_off_leave_nothing() -> None:
     assert stand.listed() == []
     assert not stand.follower.asked
     assert not stand.follower.failed
-    assert stand.ports.held("inbound") == []
+    assert stand.ports.held(Direction.INBOUND) == []
 
 
 # --- how often ---
@@ -315,7 +315,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
 
 
 def watch(world: World, stand: Stand) -> Watch:
-    watched: dict[Direction, Watched] = {"inbound": Watched(autos("auto"), cast(Any, None))}
+    watched: dict[Direction, Watched] = {Direction.INBOUND: Watched(autos("auto"), cast(Any, None))}
     return Watch(watched, (4, 6), stand.ports, cast(Any, world), lambda _: None)
 
 

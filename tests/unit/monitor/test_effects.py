@@ -17,7 +17,7 @@ import pytest
 
 from hardsplice.ipc.channel import close_all
 from hardsplice.kernel import pinned, socketcalls
-from hardsplice.model.direction import DIRECTIONS, Direction
+from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure
 from hardsplice.model.families import ALL_FAMILIES
 from hardsplice.model.ports import Forward
@@ -30,7 +30,7 @@ from hardsplice.sandbox.address_book import USUAL, Book
 from tests.support.descriptors import open_descriptors
 from tests.unit.monitor.fake_upward import Timers
 
-directions = pytest.mark.parametrize("direction", DIRECTIONS)
+directions = pytest.mark.parametrize("direction", Direction)
 
 
 @pytest.fixture(autouse=True)
@@ -60,15 +60,15 @@ class Stand:
 
     def __init__(self, first: Forward) -> None:
         sockaddrs = list(targets(first, ALL_FAMILIES).values())
-        self.books = {one: Book(USUAL, sockaddrs, 4, is_written=True) for one in DIRECTIONS}
+        self.books = {one: Book(USUAL, sockaddrs, 4, is_written=True) for one in Direction}
         ports = [
             Port(index, direction, first, Source.OPTION)
-            for index, direction in enumerate(DIRECTIONS, 1)
+            for index, direction in enumerate(Direction, 1)
         ]
         self.listener = socket.create_server(("127.0.0.1", 0))
         kept = {1: os.dup(self.listener.fileno())}
         self.desk = Desk(
-            self.books, dict.fromkeys(DIRECTIONS, ALL_FAMILIES), ports, kept, namespace_here(),
+            self.books, dict.fromkeys(Direction, ALL_FAMILIES), ports, kept, namespace_here(),
             Sink(),
         )  # fmt: skip
 
@@ -98,13 +98,13 @@ def stand() -> Iterator[Stand]:
 
 @directions
 def test_what_is_written_down_is_crossed_out_once(stand: Stand, direction: Direction) -> None:
-    before = {one: stand.uses(one) for one in DIRECTIONS}
+    before = {one: stand.uses(one) for one in Direction}
     slots = stand.desk.write_down(9, direction, forward("10.0.0.5"))
     sockaddr = socketcalls.sockaddr(ip_address("10.0.0.5"), 80)
     assert slots == {0: stand.books[direction].slot(sockaddr)}
     for _ in range(2):
         stand.desk.cross_out(9)
-        assert {one: stand.uses(one) for one in DIRECTIONS} == before
+        assert {one: stand.uses(one) for one in Direction} == before
     stand.desk.cross_out(77)
 
 
@@ -115,7 +115,7 @@ def test_a_target_of_two_ports_stays_until_both_are_gone(
     """One of them was there from the start."""
     slots = stand.desk.write_down(9, direction, FIRST)
     assert set(stand.uses(direction).values()) == {2}
-    stand.desk.cross_out(DIRECTIONS.index(direction) + 1)
+    stand.desk.cross_out(list(Direction).index(direction) + 1)
     assert set(stand.uses(direction).values()) == {1}
     assert {
         family: stand.books[direction].slot(one)
@@ -142,14 +142,14 @@ def test_an_attempt_that_does_not_fit_leaves_nothing(stand: Stand, direction: Di
 def test_the_place_of_an_outbound_listener_is_in_the_target_monitor_s_book(stand: Stand) -> None:
     stand.desk.offer_place(forward(port=8080))
     address = socketcalls.sockaddr(ip_address("127.0.0.1"), 8080)
-    assert stand.place("inbound") == address[2:]
-    assert stand.place("outbound") == NOWHERE
+    assert stand.place(Direction.INBOUND) == address[2:]
+    assert stand.place(Direction.OUTBOUND) == NOWHERE
     stand.desk.withdraw_place()
-    assert stand.place("inbound") == NOWHERE
+    assert stand.place(Direction.INBOUND) == NOWHERE
 
 
 def test_a_listener_that_is_made_here_is_kept_and_its_place_is_forgotten(stand: Stand) -> None:
-    stand.desk.write_down(9, "inbound", forward())
+    stand.desk.write_down(9, Direction.INBOUND, forward())
     fd = stand.desk.open(9, forward())
     with socket.socket(fileno=os.dup(fd)) as one:
         socket.create_connection(one.getsockname(), timeout=5).close()
@@ -211,7 +211,7 @@ Looking = tuple[Stand, Timers, list[str]]
 def test_what_the_target_monitor_made_is_looked_at_again_and_again(looking: Looking) -> None:
     stand, timers, said = looking
     forwarded = forward(port=8080)
-    stand.desk.write_down(9, "outbound", forwarded)
+    stand.desk.write_down(9, Direction.OUTBOUND, forwarded)
     with socket.create_server(("127.0.0.1", 0)) as made:
         listeners.make_sound(made)
         os.close(stand.desk._kept.pop(1))

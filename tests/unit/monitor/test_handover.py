@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from hardsplice.control import portapi
 from hardsplice.ipc.channel import Channel, Kind, Malformed, Record, Sent, close_all
 from hardsplice.kernel import pinned, socketcalls
-from hardsplice.model.direction import DIRECTIONS, Direction
+from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure
 from hardsplice.model.families import IPV4, IPV6
 from hardsplice.model.ports import Forward
@@ -141,9 +141,12 @@ class Sides:
     """
 
     def __init__(self) -> None:
-        kinds: dict[Direction, type[Book]] = {"inbound": SharedBook, "outbound": Book}
-        self.books = {one: kinds[one](USUAL, [], LATE, is_written=True) for one in DIRECTIONS}
-        families = dict.fromkeys(DIRECTIONS, BOTH)
+        kinds: dict[Direction, type[Book]] = {
+            Direction.INBOUND: SharedBook,
+            Direction.OUTBOUND: Book,
+        }
+        self.books = {one: kinds[one](USUAL, [], LATE, is_written=True) for one in Direction}
+        families = dict.fromkeys(Direction, BOTH)
         self.desk = Desk(self.books, families, [], {}, namespace_here(), Sink())
         self.host_end, self.target_end = Channel.pair()
         self.inbound, self.outbound = Crew(), Crew()
@@ -193,8 +196,11 @@ class Sides:
         """
         served = {*self.inbound.listeners, *self.outbound.listeners}
         assert served == set(self.desk._written) == set(self.desk._kept)
-        for direction, crew in (("inbound", self.inbound), ("outbound", self.outbound)):
-            written = self.books[cast(Direction, direction)]._uses
+        for direction, crew in (
+            (Direction.INBOUND, self.inbound),
+            (Direction.OUTBOUND, self.outbound),
+        ):
+            written = self.books[direction]._uses
             assert bool(written) == bool(crew.listeners)
         assert self.place() == NOWHERE
 
@@ -233,11 +239,11 @@ def port() -> int:
         return number
 
 
-directions = pytest.mark.parametrize("direction", ["inbound", "outbound"])
+directions = pytest.mark.parametrize("direction", Direction)
 
 
 def crew_of(sides: Sides, direction: str) -> Crew:
-    return sides.inbound if direction == "inbound" else sides.outbound
+    return sides.inbound if direction is Direction.INBOUND else sides.outbound
 
 
 @directions
@@ -309,9 +315,9 @@ def test_a_target_of_a_family_that_is_not_there_is_told(
 
 
 def test_requests_wait_for_each_other(sides: Sides, port: int) -> None:
-    sides.add(1, "outbound", forward(port))
-    sides.remove(7, "inbound")
-    sides.add(2, "inbound", forward(port))  # taken by then
+    sides.add(1, Direction.OUTBOUND, forward(port))
+    sides.remove(7, Direction.INBOUND)
+    sides.add(2, Direction.INBOUND, forward(port))  # taken by then
     record = sides.target_end.receive(wait=False)
     assert record is not None
     assert record.kind == Kind.OPEN
@@ -326,7 +332,7 @@ def test_a_target_monitor_that_is_gone_is_no_end_of_the_host_monitor(
     sides: Sides, port: int
 ) -> None:
     sides.target_end.close()
-    for direction in ("inbound", "outbound"):
+    for direction in Direction:
         sides.add(1, direction, forward(port))
     assert [type(told) for told in sides.told] == [Failure, Failure]
 
@@ -376,7 +382,7 @@ def test_where_to_listen_is_written_down_for_the_request_that_is_under_way_only(
     sides.add(1, direction, forward(port))
     address = socketcalls.sockaddr(IPv4Address("127.0.0.1"), port)[2:]
     # An inbound listener is made here, at once.
-    expected = address if direction == "outbound" else NOWHERE
+    expected = address if direction is Direction.OUTBOUND else NOWHERE
     assert sides.place() == expected
     sides.pass_on()
     assert sides.place() == NOWHERE
@@ -433,7 +439,7 @@ def test_an_answer_that_nobody_waits_for_is_malformed(sides: Sides, answer: Reco
 def test_the_answer_to_another_question_is_malformed(
     sides: Sides, answer: Record, port: int
 ) -> None:
-    sides.add(1, "outbound", forward(port))
+    sides.add(1, Direction.OUTBOUND, forward(port))
     with pytest.raises(Malformed):
         sides.host.take(answer)
     assert sides.told == []
@@ -472,8 +478,8 @@ def test_a_descriptor_that_is_not_the_listener_is_malformed(
     else:
         with fake() as made:
             fds = [made.detach()]
-    if direction == "outbound":
-        sides.add(1, "outbound", forward(port))
+    if direction is Direction.OUTBOUND:
+        sides.add(1, Direction.OUTBOUND, forward(port))
         record = Record(Kind.OPENED, index=1, fds=(fds[0],))
         with pytest.raises(Malformed):
             sides.host.take(record)
@@ -510,7 +516,7 @@ def test_descriptors_beside_a_request_that_has_none_are_malformed(sides: Sides) 
 
 
 def test_a_number_that_is_in_use_is_malformed(sides: Sides, port: int) -> None:
-    sides.add(1, "inbound", forward(port))
+    sides.add(1, Direction.INBOUND, forward(port))
     sides.pass_on()
     with socket.create_server(("127.0.0.1", 0)) as other:
         text = encode(forward(other.getsockname()[1]), {})
@@ -520,7 +526,7 @@ def test_a_number_that_is_in_use_is_malformed(sides: Sides, port: int) -> None:
 
 @pytest.mark.parametrize("code", [-1, 1, 2**31 - 1, -(2**31)])
 def test_any_number_for_an_error_has_words(sides: Sides, code: int, port: int) -> None:
-    sides.add(1, "outbound", forward(port))
+    sides.add(1, Direction.OUTBOUND, forward(port))
     sides.host.take(Record(Kind.OPENED, index=1, detail=code))
     (failure,) = sides.told
     assert isinstance(failure, Failure)
@@ -622,12 +628,12 @@ def test_whatever_goes_wrong_before_a_request_is_sent_ends_that_request_only(
     before = open_descriptors()
     with monkeypatch.context() as patch:
         patch.setattr(f"hardsplice.{where}", _raises)
-        sides.add(1, "inbound", forward(port))
+        sides.add(1, Direction.INBOUND, forward(port))
     close_all(one.fd for one in sides.desk.retiring._late)
     sides.desk.retiring._late.clear()
     assert open_descriptors() == before
     sides.check()
-    sides.add(2, "inbound", forward(port))
+    sides.add(2, Direction.INBOUND, forward(port))
     sides.pass_on()
     assert reasons(sides) == ["_Unforeseen: nobody foresaw this", None]
 
@@ -636,19 +642,19 @@ def test_whatever_goes_wrong_before_a_request_is_sent_ends_that_request_only(
 def test_a_port_whose_removal_can_not_be_sent_is_served_as_before(
     sides: Sides, sent: Sent | None, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sides.add(1, "inbound", forward(port))
+    sides.add(1, Direction.INBOUND, forward(port))
     sides.pass_on()
-    uses = dict(sides.books["inbound"]._uses)
+    uses = dict(sides.books[Direction.INBOUND]._uses)
     with monkeypatch.context() as patch:
         patch.setattr(Channel, "send", (lambda *_, **__: sent) if sent else _raises)
-        sides.remove(1, "inbound")
+        sides.remove(1, Direction.INBOUND)
     (_, failure) = sides.told
     assert isinstance(failure, Failure)
     assert str(failure).startswith("cannot remove port 1: ")
-    assert (sides.books["inbound"]._uses, sides.inbound.removed) == (uses, [])
+    assert (sides.books[Direction.INBOUND]._uses, sides.inbound.removed) == (uses, [])
     sides.check()
     socket.create_connection(("127.0.0.1", port), timeout=5).close()
-    sides.remove(1, "inbound")
+    sides.remove(1, Direction.INBOUND)
     sides.pass_on()
     assert sides.told[2:] == [1]
     with pytest.raises(ConnectionRefusedError):
@@ -658,11 +664,11 @@ def test_a_port_whose_removal_can_not_be_sent_is_served_as_before(
 def test_what_goes_wrong_once_a_removal_is_sent_is_told_and_it_has_its_answer(
     sides: Sides, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sides.add(1, "inbound", forward(port))
+    sides.add(1, Direction.INBOUND, forward(port))
     sides.pass_on()
     with monkeypatch.context() as patch:
         patch.setattr(Desk, "end", _raises)
-        sides.remove(1, "inbound")
+        sides.remove(1, Direction.INBOUND)
     assert ["_Unforeseen" in one.reason for one in sides.trouble] == [True]
     sides.pass_on()
     assert sides.told == [None, 1]
@@ -687,7 +693,7 @@ def test_whatever_goes_wrong_in_the_target_monitor_is_answered(
 def test_whatever_goes_wrong_with_an_answer_ends_that_request_only(
     sides: Sides, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sides.add(1, "outbound", forward(port))
+    sides.add(1, Direction.OUTBOUND, forward(port))
     record = sides.target_end.receive(wait=False)
     assert record is not None
     sides.target.take(record)
@@ -696,7 +702,7 @@ def test_whatever_goes_wrong_with_an_answer_ends_that_request_only(
     with monkeypatch.context() as patch:
         patch.setattr(Crew, "add", _raises)
         sides.host.take(answer)
-    sides.add(2, "outbound", forward(port))
+    sides.add(2, Direction.OUTBOUND, forward(port))
     sides.pass_on()
     assert reasons(sides) == ["_Unforeseen: nobody foresaw this", None]
 
@@ -704,8 +710,8 @@ def test_whatever_goes_wrong_with_an_answer_ends_that_request_only(
 def test_an_asker_that_stumbles_over_the_outcome_keeps_nobody_else_from_theirs(
     sides: Sides, port: int
 ) -> None:
-    sides.host.add(1, "inbound", forward(port), _raises)
-    sides.remove(1, "inbound")
+    sides.host.add(1, Direction.INBOUND, forward(port), _raises)
+    sides.remove(1, Direction.INBOUND)
     sides.pass_on()
     assert sides.told == [1]
     assert ["_Unforeseen" in one.reason for one in sides.trouble] == [True]
@@ -720,9 +726,9 @@ def test_an_asker_that_asks_again_at_once_does_not_recurse(sides: Sides, port: i
         nonlocal asked
         asked += 1
         if asked < 2 * sys.getrecursionlimit():
-            sides.host.add(asked, "outbound", forward(port), again)
+            sides.host.add(asked, Direction.OUTBOUND, forward(port), again)
 
-    sides.host.add(0, "outbound", forward(port), again)
+    sides.host.add(0, Direction.OUTBOUND, forward(port), again)
     assert asked == 2 * sys.getrecursionlimit()
     assert sides.trouble == []
 
@@ -732,11 +738,11 @@ def test_a_target_monitor_that_does_not_answer_keeps_nobody_waiting(
 ) -> None:
     before = len(open_descriptors())
     for index in range(3):
-        sides.add(index, "outbound", forward(port))
+        sides.add(index, Direction.OUTBOUND, forward(port))
     assert len(sides.timers.due) == 1
     let_time_pass(sides, monkeypatch)
     assert reasons(sides) == ["the target monitor does not answer"] * 3
-    for direction in ("inbound", "outbound"):
+    for direction in Direction:
         sides.add(9, direction, forward(port))
     assert reasons(sides)[3:] == ["the target monitor does not answer"] * 2
     assert sides.timers.due == []
@@ -745,7 +751,7 @@ def test_a_target_monitor_that_does_not_answer_keeps_nobody_waiting(
     assert len(sides.trouble) == 1
     # ... but once it answers all is well again.
     sides.pass_on()
-    sides.add(10, "inbound", forward(port))
+    sides.add(10, Direction.INBOUND, forward(port))
     sides.pass_on()
     assert sides.told[-1] is None
     assert list(sides.outbound.listeners) == [], "what came too late was wanted by nobody"
@@ -755,9 +761,9 @@ def test_an_answer_that_is_late_is_not_the_next_one_s(
     sides: Sides, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was served too late is ended before anything else is done."""
-    sides.add(1, "inbound", forward(port))
+    sides.add(1, Direction.INBOUND, forward(port))
     let_time_pass(sides, monkeypatch)
-    sides.remove(7, "inbound")
+    sides.remove(7, Direction.INBOUND)
     record = sides.target_end.receive(wait=False)
     assert record is not None
     with pytest.raises(BlockingIOError):
@@ -772,9 +778,9 @@ def test_an_answer_that_is_late_is_not_the_next_one_s(
 
 def test_to_end_a_port_can_wait(sides: Sides, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Until it is ended it is held, whatever was said."""
-    sides.remove(1, "inbound")
-    sides.add(2, "inbound", forward(port))
-    sides.remove(3, "inbound")
+    sides.remove(1, Direction.INBOUND)
+    sides.add(2, Direction.INBOUND, forward(port))
+    sides.remove(3, Direction.INBOUND)
     let_time_pass(sides, monkeypatch)
     assert reasons(sides) == ["the target monitor does not answer"]
     sides.pass_on()
@@ -782,7 +788,7 @@ def test_to_end_a_port_can_wait(sides: Sides, port: int, monkeypatch: pytest.Mon
 
 
 def test_an_answer_in_time_stops_the_clock(sides: Sides, port: int) -> None:
-    sides.add(1, "inbound", forward(port))
+    sides.add(1, Direction.INBOUND, forward(port))
     sides.pass_on()
     ((_, look),) = sides.timers.due
     sides.timers.due.clear()
@@ -792,12 +798,12 @@ def test_an_answer_in_time_stops_the_clock(sides: Sides, port: int) -> None:
 
 
 def test_no_more_requests_wait_than_there_are_ports(sides: Sides, port: int) -> None:
-    sides.add(0, "outbound", forward(port))
+    sides.add(0, Direction.OUTBOUND, forward(port))
     done: Any = sides.told.append
     for index in range(1, WAITING_MAX + 1):
-        sides.host.add(index, "outbound", forward(port), done)
+        sides.host.add(index, Direction.OUTBOUND, forward(port), done)
     assert sides.told == []
-    sides.add(WAITING_MAX + 1, "outbound", forward(port))
+    sides.add(WAITING_MAX + 1, Direction.OUTBOUND, forward(port))
     assert reasons(sides) == ["the target monitor does not answer"]
 
 
@@ -806,8 +812,8 @@ def test_too_many_descriptors_under_way_are_told_of(
     sides: Sides, direction: Direction, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To whoever asked, and in the log."""
-    sides.add(1, direction, forward(port)) if direction == "outbound" else None
-    record = sides.target_end.receive(wait=False) if direction == "outbound" else None
+    sides.add(1, direction, forward(port)) if direction is Direction.OUTBOUND else None
+    record = sides.target_end.receive(wait=False) if direction is Direction.OUTBOUND else None
     send = Channel.send
 
     def crowded(channel: Channel, record: Record, *, wait: bool = True) -> Sent:
@@ -831,6 +837,6 @@ def test_too_many_descriptors_under_way_are_told_of(
 def test_an_error_that_no_kernel_knows_is_not_repeated(sides: Sides, port: int) -> None:
     """Each would be a kind of line of its own, without end."""
     for index, code in enumerate(range(10**6, 10**6 + 5)):
-        sides.add(index, "outbound", forward(port))
+        sides.add(index, Direction.OUTBOUND, forward(port))
         sides.host.take(Record(Kind.OPENED, index=index, detail=code))
     assert set(reasons(sides)) == {os.strerror(errno.EPROTO)}

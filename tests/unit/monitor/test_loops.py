@@ -21,7 +21,10 @@ def forwards(
     inbound: str, outbound: str, families: tuple[int, ...] = (4, 6)
 ) -> list[tuple[Direction, Forward]]:
     """All listeners of -t and -T with these SPECs, several with spaces between them."""
-    options: list[tuple[Direction, str]] = [("inbound", inbound), ("outbound", outbound)]
+    options: list[tuple[Direction, str]] = [
+        (Direction.INBOUND, inbound),
+        (Direction.OUTBOUND, outbound),
+    ]
     return [
         (direction, forward)
         for direction, specs in options
@@ -113,9 +116,9 @@ def test_a_port_that_comes_at_run_time_is_looked_at_beside_those_that_are_there(
     ]
     ((_, closing),) = forwards("none", "80:8080")
     with pytest.raises(Failure):
-        loops.check("outbound", closing, there)
+        loops.check(Direction.OUTBOUND, closing, there)
     ((_, other),) = forwards("none", "80:8081")
-    loops.check("outbound", other, there)
+    loops.check(Direction.OUTBOUND, other, there)
 
 
 def test_all_ports_both_ways_take_no_time_to_look_through() -> None:

@@ -15,7 +15,7 @@ from hardsplice.model.ports import Forward
 from hardsplice.monitor import loops
 from hardsplice.monitor.registry import Conflict, Port, Ports, Source
 
-BOTH: frozenset[Direction] = frozenset(("inbound", "outbound"))
+BOTH: frozenset[Direction] = frozenset((Direction.INBOUND, Direction.OUTBOUND))
 
 
 def forward(port: int, address: str | None = None, *, interface: str | None = None) -> Forward:
@@ -76,7 +76,9 @@ class Stand:
         if listening > self.room:
             raise Failure("run", "a relay", "descriptors are too few")
 
-    def add(self, port: int, direction: Direction = "inbound", address: str | None = None) -> None:
+    def add(
+        self, port: int, direction: Direction = Direction.INBOUND, address: str | None = None
+    ) -> None:
         self.ports.add(direction, forward(port, address), Source.CONTROL, self.told.append)
 
     def remove(self, port_id: int, *, reset: bool = False) -> None:
@@ -94,7 +96,7 @@ def test_a_port_is_listed_once_it_is_listened_on() -> None:
     stand.add(8080)
     assert stand.told == list(stand.ports.list()) == []
     stand.worker.answer(None)
-    port = Port(1, "inbound", forward(8080), Source.CONTROL)
+    port = Port(1, Direction.INBOUND, forward(8080), Source.CONTROL)
     assert stand.told == list(stand.ports.list()) == [port]
     assert stand.ports.find(1) == port
 
@@ -124,20 +126,22 @@ def test_the_same_port_again_is_a_conflict_even_before_it_is_listened_on() -> No
 def test_another_direction_address_or_interface_is_another_port() -> None:
     stand = Stand()
     stand.add(8080)
-    stand.add(8080, "outbound")
+    stand.add(8080, Direction.OUTBOUND)
     stand.add(8080, address="127.0.0.1")
-    stand.ports.add("inbound", forward(8080, interface="lo"), Source.AUTO, stand.told.append)
+    stand.ports.add(
+        Direction.INBOUND, forward(8080, interface="lo"), Source.AUTO, stand.told.append
+    )
     assert stand.told == []
     assert [row[1] for row in stand.worker.asked] == [1, 2, 3, 4]
 
 
 def test_ports_of_options_are_there_from_the_start_and_numbers_go_on_after_them() -> None:
-    first = Port(3, "outbound", forward(80), Source.OPTION)
+    first = Port(3, Direction.OUTBOUND, forward(80), Source.OPTION)
     stand = Stand([first])
     assert list(stand.ports.list()) == [first]
-    stand.add(80, "outbound")
+    stand.add(80, Direction.OUTBOUND)
     assert isinstance(stand.told[0], Conflict)
-    stand.add(81, "outbound")
+    stand.add(81, Direction.OUTBOUND)
     stand.worker.answer(None)
     assert [port.id for port in stand.ports.list()] == [3, 4]
 
@@ -157,7 +161,7 @@ def test_a_number_is_never_used_again() -> None:
 
 @pytest.mark.parametrize("reset", [True, False])
 def test_removing_is_told_once_it_is_done_and_hides_the_port_at_once(reset: bool) -> None:
-    stand = Stand([Port(1, "inbound", forward(80), Source.OPTION)])
+    stand = Stand([Port(1, Direction.INBOUND, forward(80), Source.OPTION)])
     stand.remove(1, reset=reset)
     assert list(stand.ports.list()) == stand.told == []
     assert stand.worker.asked == [("remove", 1, "inbound", reset)]
@@ -169,7 +173,7 @@ def test_removing_is_told_once_it_is_done_and_hides_the_port_at_once(reset: bool
 
 
 def test_a_port_that_is_being_removed_may_be_asked_for_again() -> None:
-    stand = Stand([Port(1, "inbound", forward(80), Source.OPTION)])
+    stand = Stand([Port(1, Direction.INBOUND, forward(80), Source.OPTION)])
     stand.remove(1)
     stand.add(80)
     assert stand.worker.asked[1:] == [("add", 2, "inbound", 80)]
@@ -177,7 +181,7 @@ def test_a_port_that_is_being_removed_may_be_asked_for_again() -> None:
 
 @pytest.mark.parametrize("asked_again", [True, False])
 def test_a_port_that_can_not_be_removed_is_there_as_before(asked_again: bool) -> None:
-    there = Port(1, "inbound", forward(80), Source.OPTION)
+    there = Port(1, Direction.INBOUND, forward(80), Source.OPTION)
     stand = Stand([there])
     removed: list[int] = []
     stand.ports.on_removed = removed.append
@@ -202,9 +206,9 @@ def test_a_port_that_can_not_be_removed_is_there_as_before(asked_again: bool) ->
 
 
 def test_directions_that_were_not_to_change_do_not() -> None:
-    ports = [Port(1, "outbound", forward(80), Source.OPTION)]
-    stand = Stand(ports, frozenset(("inbound",)))
-    stand.add(81, "outbound")
+    ports = [Port(1, Direction.OUTBOUND, forward(80), Source.OPTION)]
+    stand = Stand(ports, frozenset((Direction.INBOUND,)))
+    stand.add(81, Direction.OUTBOUND)
     assert "were not to change" in stand.reason()
     stand.remove(1)
     assert "were not to change" in stand.reason()
@@ -219,7 +223,7 @@ def test_there_are_no_more_ports_a_direction_than_relays_have_descriptors_for() 
         stand.add(port)
     assert stand.reason() == "descriptors are too few"
     assert len(stand.worker.asked) == 2
-    stand.add(3, "outbound")
+    stand.add(3, Direction.OUTBOUND)
     stand.worker.answer(Failure("listen on", "port 1", "no"))
     stand.add(3)
     assert len(stand.worker.asked) == 4

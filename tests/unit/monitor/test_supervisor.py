@@ -22,7 +22,7 @@ from hardsplice.ipc.child import wait_for
 from hardsplice.ipc.dialogue import RELAY, Dialogue
 from hardsplice.kernel import linux, socketcalls
 from hardsplice.kernel.status import describe_status
-from hardsplice.model.direction import DIRECTIONS, Direction
+from hardsplice.model.direction import Direction
 from hardsplice.model.ports import Forward
 from hardsplice.monitor.backoff import DEATHS_MAX, DELAYS, WINDOW, Backoff, is_denial
 from hardsplice.monitor.notes import BY_KEEPERS, BY_RELAYS, BY_TRACED_RELAYS
@@ -144,7 +144,7 @@ def stand() -> Iterator[Stand]:
     """
     above = Above()
     plan = Plan(
-        direction="inbound",
+        direction=Direction.INBOUND,
         workers=1,
         listeners=(),
         families=FAMILIES,
@@ -636,7 +636,7 @@ def _urgent(one: socket.socket) -> None:
     one.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("direction", Direction)
 @pytest.mark.parametrize("is_dynamic", [False, True])
 @pytest.mark.parametrize("spoil", [None, retire, _cut_off, _urgent])
 def test_no_relay_goes_on_with_a_listener_that_is_not_as_it_was_made(
@@ -658,7 +658,7 @@ def test_no_relay_goes_on_with_a_listener_that_is_not_as_it_was_made(
             spoil(one)
         os.kill(keeper.pid, signal.SIGKILL)
         keeper._on_exit()
-    if spoil is None or (spoil is retire and is_dynamic and direction == "inbound"):
+    if spoil is None or (spoil is retire and is_dynamic and direction is Direction.INBOUND):
         assert (above.said, keeper.succeeds) == (["yields"], "killed by SIGKILL")
     else:
         assert above.said == [UNSOUND]

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from hardsplice.app.options import parse_args
 from hardsplice.ipc.channel import close_all
+from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure
 from hardsplice.model.families import IPV4, IPV6
 from hardsplice.model.ports import Forward, parse_inherited, single
@@ -111,20 +112,20 @@ FORWARDS = st.builds(
 def test_each_listener_has_a_name_of_its_own_that_a_service_manager_takes(
     one: Forward, other: Forward
 ) -> None:
-    names = [stored_name("inbound", one), stored_name("inbound", other)]
+    names = [stored_name(Direction.INBOUND, one), stored_name(Direction.INBOUND, other)]
     assert (names[0] == names[1]) == (
         (one.address, one.interface, one.port) == (other.address, other.interface, other.port)
     )
-    assert stored_name("outbound", one) != names[0]
+    assert stored_name(Direction.OUTBOUND, one) != names[0]
     for name in names:
         assert name.isascii()
         assert name.isprintable()
         assert ":" not in name
 
 
-@given(FORWARDS, st.sampled_from(["inbound", "outbound"]), ADDRESSES)
+@given(FORWARDS, st.sampled_from(Direction), ADDRESSES)
 def test_one_that_was_added_is_known_by_its_name_alone(
-    one: Forward, direction: str, target: IPv4Address | IPv6Address | None
+    one: Forward, direction: Direction, target: IPv4Address | IPv6Address | None
 ) -> None:
     one = replace(one, target=target, target_port=8000)
     name = added_name(direction, one)
@@ -194,31 +195,31 @@ def test_a_listener_that_was_opened_for_a_forward_is_taken_for_it_and_for_no_oth
     with socket.socket(fileno=os.dup(fd)) as one:
         port = one.getsockname()[1]
     forward = Forward(chosen, None, port, None, 80, required=True)
-    left = Passed([(stored_name("inbound", forward), fd)], FIRST)
+    left = Passed([(stored_name(Direction.INBOUND, forward), fd)], FIRST)
     others = [
         Forward(chosen, None, port % 65535 + 1, None, 80, required=True),
         Forward(IPv4Address("127.0.0.9"), None, port, None, 80, required=True),
     ]
     for other in others:
-        assert left.take("inbound", other, families) is None
-    assert left.take("outbound", forward, families) is None
-    taken = left.take("inbound", forward, families)
+        assert left.take(Direction.INBOUND, other, families) is None
+    assert left.take(Direction.OUTBOUND, forward, families) is None
+    taken = left.take(Direction.INBOUND, forward, families)
     assert taken is not None
-    assert left.take("inbound", forward, families) is None, "once"
+    assert left.take(Direction.INBOUND, forward, families) is None, "once"
     close_all([taken])
 
 
 def test_one_that_listens_elsewhere_under_its_name_is_not_taken() -> None:
     forward = Forward(IPv4Address("127.0.0.1"), None, 1, None, 80, required=True)
-    name = stored_name("inbound", forward)
+    name = stored_name(Direction.INBOUND, forward)
     for wrong in (
         socket.create_server(("127.0.0.1", 0)),
         socket.socket(),
         socket.socket(type=socket.SOCK_DGRAM),
     ):
         left = passed((name, wrong))
-        assert left.take("inbound", forward, (IPV4, IPV6)) is None
-        assert left.kept_for("inbound") == []
+        assert left.take(Direction.INBOUND, forward, (IPV4, IPV6)) is None
+        assert left.kept_for(Direction.INBOUND) == []
 
 
 def test_what_is_kept_changes_by_as_little_as_possible() -> None:
@@ -273,11 +274,11 @@ def test_several_of_one_name_are_taken_together_and_ours_never() -> None:
     forward = Forward(IPv4Address("127.0.0.1"), None, 1, None, 80, required=True)
     left = passed(
         ("web", listening(socket.AF_INET, "127.0.0.1")),
-        (stored_name("inbound", forward), listening(socket.AF_INET, "127.0.0.1")),
+        (stored_name(Direction.INBOUND, forward), listening(socket.AF_INET, "127.0.0.1")),
         ("web", listening(socket.AF_INET, "127.0.0.1")),
         ("other", listening(socket.AF_INET, "127.0.0.1")),
     )
     rest, web = Inherited((), None, 81), Inherited(("web",), None, 80)
     taken = left.inherit([rest, web])
     assert [forward.target_port for forward, _ in taken] == [80, 80, 81]
-    close_all([*(fd for _, fd in taken), *left.kept_for("inbound")])
+    close_all([*(fd for _, fd in taken), *left.kept_for(Direction.INBOUND)])

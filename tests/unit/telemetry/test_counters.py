@@ -27,6 +27,7 @@ from hardsplice.control.http import Request, Response
 from hardsplice.control.report import FLOWS_SHOWN
 from hardsplice.control.server import Admission
 from hardsplice.ctl import show, top
+from hardsplice.model.direction import Direction
 from hardsplice.monitor import loops
 from hardsplice.monitor.registry import Ports
 from hardsplice.telemetry import flow_log
@@ -53,7 +54,7 @@ LARGEST = 2**64 - 1
 
 def world_of(stats: Stats) -> HostWorld:
     """A host monitor with one relay each way, both with this memory."""
-    traffic = [Traffic("inbound", [stats]), Traffic("outbound", [stats])]
+    traffic = [Traffic(Direction.INBOUND, [stats]), Traffic(Direction.OUTBOUND, [stats])]
     monitor = SimpleNamespace(
         traffic=traffic,
         missing=[],
@@ -97,8 +98,8 @@ def read_everything(stats: Stats) -> None:
 
 def read_the_log(stats: Stats, capfd: pytest.CaptureFixture[str] | None = None) -> None:
     """The end of everything."""
-    log = FlowLog(Log(Level.ERROR), [Traffic("inbound", [stats])], lambda *_: "a port")
-    log._say_missed("inbound")
+    log = FlowLog(Log(Level.ERROR), [Traffic(Direction.INBOUND, [stats])], lambda *_: "a port")
+    log._say_missed(Direction.INBOUND)
     log.finish()
     if capfd:
         assert all(len(line) < 1000 for line in capfd.readouterr().err.splitlines())
@@ -192,7 +193,7 @@ def test_the_end_waits_for_no_table(monkeypatch: pytest.MonkeyPatch) -> None:
         clock.clock += flow_log.FINISH_SECONDS
         return "a port"
 
-    FlowLog(log, [Traffic("inbound", [stats])], where).finish()
+    FlowLog(log, [Traffic(Direction.INBOUND, [stats])], where).finish()
     lines = [line for line in said if "broken off" in line]
     assert 0 < len(lines) < ROWS
     assert said[-1].startswith(f"inbound: {ROWS - len(lines)} ends of flows are not in the log")
@@ -204,10 +205,10 @@ def test_a_relay_that_counts_wildly_is_no_reason_to_stop_telling(
     stats, said = Stats(ROWS), list[str]()
     log = Log(Level.WARNING)
     monkeypatch.setattr(log, "write", lambda level, text, fields: said.append(text))
-    flows = FlowLog(log, [Traffic("inbound", [stats])], lambda *_: "a port")
+    flows = FlowLog(log, [Traffic(Direction.INBOUND, [stats])], lambda *_: "a port")
     for count in (LARGEST, 0, LARGEST, 5):
         stats.count[UNLOGGED] = count
-        flows._say_missed("inbound", at_last=True)
+        flows._say_missed(Direction.INBOUND, at_last=True)
     assert len(said) == 1
 
 

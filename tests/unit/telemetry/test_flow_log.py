@@ -9,6 +9,7 @@ from ipaddress import IPv4Address, IPv6Address
 import pytest
 
 from hardsplice.kernel import socketcalls
+from hardsplice.model.direction import Direction
 from hardsplice.telemetry.counters import UNLOGGED, UNPASSED, Stats
 from hardsplice.telemetry.flow_log import FlowLog, Traffic
 from hardsplice.telemetry.flow_table import End, Nonsense
@@ -22,7 +23,7 @@ def where(direction: str, index: int) -> str:
 
 def made(form: LogFormat = "text") -> tuple[FlowLog, Log, Stats]:
     log, stats = Log(Level.ERROR, form), Stats(4)
-    return FlowLog(log, [Traffic("inbound", [Stats(4), stats])], where), log, stats
+    return FlowLog(log, [Traffic(Direction.INBOUND, [Stats(4), stats])], where), log, stats
 
 
 def a_row(stats: Stats, listener: int = 1) -> bytes:
@@ -39,7 +40,7 @@ def test_a_line_says_who_with_whom_how_much_how_long_and_how_it_ended(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     flows, _, stats = made()
-    flows.ended("inbound", End.CLIENT_RESET, a_row(stats))
+    flows.ended(Direction.INBOUND, End.CLIENT_RESET, a_row(stats))
     assert capfd.readouterr().err == (
         "hardsplice: inbound, 127.0.0.1 port 8080: 192.0.2.1:40000 to [::1]:80: "
         "17 bytes to the target, 2000 to the client, 0.250 s, reset by the client\n"
@@ -48,7 +49,7 @@ def test_a_line_says_who_with_whom_how_much_how_long_and_how_it_ended(
 
 def test_as_json_it_says_the_same(capfd: pytest.CaptureFixture[str]) -> None:
     flows, _, stats = made("json")
-    flows.ended("inbound", End.FIN, a_row(stats))
+    flows.ended(Direction.INBOUND, End.FIN, a_row(stats))
     line = json.loads(capfd.readouterr().err)
     del line["time"]
     assert line == {
@@ -70,16 +71,16 @@ def test_as_json_it_says_the_same(capfd: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("end", list(End))
 def test_each_end_has_words(end: End, capfd: pytest.CaptureFixture[str]) -> None:
     flows, _, stats = made()
-    flows.ended("inbound", end, a_row(stats))
+    flows.ended(Direction.INBOUND, end, a_row(stats))
     assert capfd.readouterr().err.count("\n") == 1
 
 
 def test_a_listener_that_a_relay_made_up_is_a_port(capfd: pytest.CaptureFixture[str]) -> None:
     flows, _, stats = made()
-    flows.ended("inbound", End.FIN, a_row(stats, listener=99))
+    flows.ended(Direction.INBOUND, End.FIN, a_row(stats, listener=99))
     assert "inbound, a port: " in capfd.readouterr().err
     with pytest.raises(Nonsense):
-        flows.ended("inbound", End.FIN, b"nonsense")
+        flows.ended(Direction.INBOUND, End.FIN, b"nonsense")
 
 
 def test_flows_that_are_left_at_the_end_are_told_of(capfd: pytest.CaptureFixture[str]) -> None:
@@ -98,14 +99,14 @@ def test_ends_that_were_missed_are_counted_once_each(capfd: pytest.CaptureFixtur
     log.level = Level.WARNING
     row = a_row(stats)
     stats.count[UNLOGGED] = 3
-    flows.ended("inbound", End.FIN, row)
+    flows.ended(Direction.INBOUND, End.FIN, row)
     assert "inbound: 3 ends of flows are not in the log" in capfd.readouterr().err
     stats.kept[UNPASSED] = 4
-    flows.ended("inbound", End.FIN, row)
+    flows.ended(Direction.INBOUND, End.FIN, row)
     assert "not in the log" not in capfd.readouterr().err, "at most once a second"
     log.limiter._last["missed", "inbound"] -= 2 * LINES_A_SECOND
     stats.count[UNLOGGED] = 5
-    flows.ended("inbound", End.FIN, row)
+    flows.ended(Direction.INBOUND, End.FIN, row)
     said = capfd.readouterr().err
     assert "inbound: 6 ends of flows are not in the log" in said
     stats.count[UNLOGGED] = 7
