@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The lock-down of this start: which of sandbox/steps.py's steps the first process takes, with
-which Landlock rulesets, and which descriptors it keeps; and what the target monitor's shares with
-it.
+"""The lock-down of this start: which of sandbox/steps.py's steps the first process takes, and
+which descriptors it keeps; and what both monitors are confined by.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import os
 import resource
 import stat
-from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -20,9 +18,10 @@ from hardsplice.command import environment
 from hardsplice.ipc import descriptors
 from hardsplice.model import roles
 from hardsplice.model.direction import Direction
-from hardsplice.model.errors import not_done, reason_of
+from hardsplice.model.errors import reason_of
 from hardsplice.sandbox import landlock, rights, steps, users
 from hardsplice.sandbox.address_book import SEALED
+from hardsplice.sandbox.confinement import Confinement
 from hardsplice.sandbox.steps import Lockdown
 
 if TYPE_CHECKING:
@@ -40,27 +39,26 @@ def confine_signals(setup: Setup) -> None:
     ruleset = landlock.scope(setup.landlock.abi)
     if ruleset is not None:
         layers.append(steps.restriction("confine signals by Landlock", ruleset))
-    begun = _begun(setup, setup.say)
+    begun = Lockdown(strict=setup.options.sandbox == "strict", say=setup.say)
     begun.run(layers)
     setup.missing += begun.missing
     if ruleset is not None:
         os.close(ruleset)
 
 
-def of_monitor(setup: Setup, direction: Direction, say: Callable[[str], None]) -> Lockdown:
-    """The lock-down of the monitor that keeps the relays of ``direction``. Their Landlock ruleset
-    is put at its fixed descriptor.
+def confinement(setup: Setup, direction: Direction, program: bytes) -> Confinement:
+    """That of the monitor that keeps the relays of ``direction``, whose own filter is ``program``.
+    It makes the other direction's listeners.
     """
-    begun = _begun(setup, say)
-    lacks = setup.landlock.missing
-    if lacks and begun.strict:
-        what, _, why = lacks[0].partition(": ")
-        raise not_done(what, why, steps.NOT_STRICT)
-    begun.missing += lacks
-    ruleset = _ruleset(setup, direction, scoped=True)
-    if ruleset is not None:
-        descriptors.move(ruleset, descriptors.RULESET_FD)
-    return begun
+    return Confinement(
+        strict=setup.options.sandbox == "strict",
+        landlock=setup.landlock,
+        connect=allowed_ports.connected_to(setup.options, direction),
+        bind=allowed_ports.listened_on(setup.options, direction.opposite),
+        user=setup.user,
+        last_capability=setup.last_capability,
+        program=program,
+    )
 
 
 def lock_host_monitor(setup: Setup) -> None:
@@ -75,25 +73,26 @@ def lock_host_monitor(setup: Setup) -> None:
     kept = _kept(setup)
     descriptors.null_standard_streams((0, 1))
     setup.log.settle()
-    begun = of_monitor(setup, Direction.OUTBOUND, setup.say)
+    own = confinement(setup, Direction.OUTBOUND, setup.programs.host)
+    begun = own.begin(setup.say)
     descriptors.keep((descriptors.RULESET_FD, *kept), setup.first_flow)
-    own = _ruleset(setup, Direction.OUTBOUND, setup.planner.sink.port, scoped=False)
+    ruleset = own.ruleset(setup.planner.sink.port, scoped=False)
     needs_user_namespace = not (users.is_real_root() and rights.may_make_namespaces())
     if setup.options.log_file is None:  # which is read again when it is full
         reopen = partial(descriptors.write_only, descriptors.LOG_FD)
         begun.run([steps.Step(ONLY_WRITTEN, reopen, reason_of)])
     begun.run(
         [
-            *steps.leaving_steps(new_user_namespace=needs_user_namespace, user=setup.user),
+            *steps.leaving_steps(new_user_namespace=needs_user_namespace, user=own.user),
             *steps.first_steps(_file_limit(setup)),
-            *steps.rights_steps(setup.user, setup.last_capability, own),
+            *steps.rights_steps(own.user, own.last_capability, ruleset),
         ]
     )
-    if own is not None:
-        os.close(own)
+    if ruleset is not None:
+        os.close(ruleset)
     setup.missing += begun.missing
     setup.parent.ask_again()
-    begun.run([steps.filter_step(setup.programs.host)])
+    begun.run([steps.filter_step(own.program)])
 
 
 def _file_limit(setup: Setup) -> int:
@@ -135,21 +134,3 @@ def _kept(setup: Setup) -> list[int]:
     keep += [one.fileno() for one in (setup.control, setup.metrics, setup.terminal) if one]
     keep += [asker.fileno() for asker in setup.askers.values()]
     return keep
-
-
-def _begun(setup: Setup, say: Callable[[str], None]) -> Lockdown:
-    return Lockdown(strict=setup.options.sandbox == "strict", say=say)
-
-
-def _ruleset(setup: Setup, direction: Direction, sink: int = 0, *, scoped: bool) -> int | None:
-    """The Landlock ruleset for a direction: it allows connections to the targets and to the
-    ``sink``, and binding where the other direction's ports may change, whose listeners this
-    direction's monitor makes.
-    """
-    ports = allowed_ports.connected_to(setup.options, direction)
-    return landlock.ruleset(
-        setup.landlock.abi,
-        connect=ports if ports is None or not sink else {*ports, sink},
-        bind=allowed_ports.listened_on(setup.options, direction.opposite),
-        scoped=scoped,
-    )

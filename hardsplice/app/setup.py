@@ -20,11 +20,11 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from hardsplice.app import filters, host_lockdown
@@ -47,7 +47,7 @@ from hardsplice.monitor import departure, loops, namespace, stored
 from hardsplice.monitor.autoforward import Watched
 from hardsplice.monitor.effects import Desk
 from hardsplice.monitor.host import HostMonitor
-from hardsplice.monitor.plan import Host
+from hardsplice.monitor.plan import Host, Namespace
 from hardsplice.monitor.registry import Port
 from hardsplice.net import listeners, namespaces, sockdiag
 from hardsplice.net.inherited import Passed
@@ -94,6 +94,7 @@ class Setup:
         self.metrics: SocketFile | None = None
         self.container: container.Container | None = None
         self.monitor: Child | None = None
+        self.undoing = contextlib.ExitStack()
         self.first_flow = 0  # the first descriptor behind the places of listeners
         self.host_listeners: list[tuple[int, int]] = []
         self.copies: dict[int, int] = {}  # of listeners, by the numbers of their ports
@@ -280,7 +281,7 @@ class Setup:
             self.target = self.container.target
         host_lockdown.confine_signals(self)
         if options.inbound or options.outbound or options.dynamic:
-            namespace.start(self)
+            self._start_target_monitor(self.target)
         self.options = self.free.settle(self.options, Direction.OUTBOUND, self.target_listeners)
         self.planner.options = self.options
         self.ports += self.planner.ports(Direction.INBOUND, self.host_listeners, self.added)
@@ -290,6 +291,33 @@ class Setup:
         self._give_up_inbound()
         self.target_listeners = self.settle(self.target_listeners)
         self._keep_copies(Direction.OUTBOUND, self.target_listeners)
+
+    def _start_target_monitor(self, target: namespaces.Target | None) -> None:
+        """Send a monitor into the target's namespaces, and take what it listens on there."""
+        assert target is not None
+        options, planner = self.options, self.planner
+        plan = Namespace(
+            target=target,
+            forwards=options.outbound,
+            optional_from=self.added[Direction.OUTBOUND],
+            passed=self.passed,
+            versions=options.families,
+            is_watched=bool(options.inbound_auto),
+            is_dynamic=bool(options.dynamic),
+            listeners=[fd for _, fd in self.host_listeners],
+            relays=partial(planner.relays, Direction.INBOUND, self.host_listeners),
+            stats=planner.stats[Direction.INBOUND],
+            book=planner.books[Direction.INBOUND],
+            first_flow=self.first_flow,
+            confinement=host_lockdown.confinement(self, Direction.INBOUND, self.programs.target),
+        )
+        started = namespace.start(plan, self.log, self.undoing)
+        self.monitor = started.child
+        self.target_listeners = [*started.listeners]
+        self.target_families = started.families
+        self.target_namespace = started.namespace
+        if started.asker is not None:
+            self.askers[Direction.INBOUND] = started.asker
 
     def _give_up_inbound(self) -> None:
         """The target monitor has the inbound listeners."""
@@ -405,10 +433,4 @@ class Setup:
                 one.remove()
         if self.container:
             self.container.end()
-        if self.monitor:
-            self.monitor.channel.close()
-            self.monitor.line.let_go()
-            with contextlib.suppress(OSError):
-                signal.pidfd_send_signal(self.monitor.pidfd, signal.SIGKILL)
-            with contextlib.suppress(OSError):
-                os.waitpid(self.monitor.pid, 0)
+        self.undoing.close()

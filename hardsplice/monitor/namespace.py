@@ -9,13 +9,14 @@ import contextlib
 import errno
 import os
 import signal
+import socket
 import struct
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn
+from dataclasses import dataclass
+from typing import NoReturn
 
 import prctl
 
-from hardsplice.app import host_lockdown
 from hardsplice.command import environment
 from hardsplice.ipc import child, descriptors, lifeline
 from hardsplice.ipc.channel import CROWDED_HINT, Channel, Kind, Malformed, Record, close_all
@@ -35,16 +36,15 @@ from hardsplice.model.families import ALL_FAMILIES
 from hardsplice.monitor import shutdown
 from hardsplice.monitor.group import Crew
 from hardsplice.monitor.handover import TargetSide
+from hardsplice.monitor.plan import Namespace
 from hardsplice.net import joining, listeners, loopback, sockdiag
 from hardsplice.net.joining import Tie
+from hardsplice.net.namespaces import Target
 from hardsplice.relay import main as relay
 from hardsplice.sandbox import empty_root, steps
 from hardsplice.sandbox.steps import Lockdown
 from hardsplice.telemetry.counters import UNPASSED, shared_with_monitor
-from hardsplice.telemetry.log import Level
-
-if TYPE_CHECKING:
-    from hardsplice.app.setup import Setup
+from hardsplice.telemetry.log import Level, Log
 
 COOKIE = struct.Struct("=Q")  # of a network namespace; 0: unknown
 HANDED_AT_ONCE = 100  # listeners beside one record
@@ -133,124 +133,146 @@ class TargetMonitor:
         return True
 
 
-def start(setup: Setup) -> None:
-    """Fork the target monitor, and take what it listens on."""
-    assert setup.target is not None
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The target monitor in its namespace, before its lock-down, and what came from there."""
+
+    child: Child
+    listeners: Sequence[tuple[int, int]]  # index of the forward, descriptor
+    families: tuple[int, ...]  # that the namespace has
+    namespace: int | None  # its number (socketcalls.namespace_cookie), where the kernel tells
+    asker: socket.socket | None  # to ask what is listened on there, where that is watched
+
+
+def start(plan: Namespace, log: Log, undo: contextlib.ExitStack) -> Started:
+    """Fork the target monitor, and take what it listens on; ``undo`` gets what ends it. Failure
+    where it can't get there, or can't listen.
+    """
     if loopback.is_down():
         text = "the loopback interface is down in hardsplice's own network namespace, so nothing"
-        setup.log.line(Level.WARNING, f"{text} is reached at its addresses: ip link set lo up")
-    folder = empty_root.made_by_child() if joining.needs_empty_root(setup.target) else None
+        log.line(Level.WARNING, f"{text} is reached at its addresses: ip link set lo up")
+    folder = empty_root.made_by_child() if joining.needs_empty_root(plan.target) else None
     hung_on, held = lifeline.pair()
     ours, theirs = Channel.pair()
     parent = os.getpid()
-    with shared_with_monitor(setup.planner.stats[Direction.INBOUND]):
+    with shared_with_monitor(plan.stats):
         pid = os.fork()
     if pid == 0:
         os.close(held)
         ours.close()
-        main(setup, theirs, Tie(parent, hung_on), folder)
+        main(plan, theirs, Tie(parent, hung_on), folder)
     theirs.close()
     os.close(hung_on)
     if folder is not None:
         os.close(folder)
-    setup.monitor = Child(pid, os.pidfd_open(pid), ours, lifeline.Hold(held))
-    _receive_listeners(setup, ours)
+    child = Child(pid, os.pidfd_open(pid), ours, lifeline.Hold(held))
+    undo.callback(_end, child)
+    return _receive(child, plan.target, log)
 
 
-def _receive_listeners(setup: Setup, channel: Channel) -> None:
+def _end(child: Child) -> None:
+    """Set-up failed: end the target monitor at once."""
+    child.channel.close()
+    child.line.let_go()
+    with contextlib.suppress(OSError):
+        signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
+    with contextlib.suppress(OSError):
+        os.waitpid(child.pid, 0)
+
+
+def _receive(child: Child, target: Target, log: Log) -> Started:
+    listening: list[tuple[int, int]] = []
     while True:
-        record = channel.receive()
+        record = child.channel.receive()
         if record is None:
             raise Failure("start", "the target monitor", "it ended early")
         if record.kind == Kind.FATAL:
             raise failure_of(record.text)
         if record.kind == Kind.BOUND:
-            for fd in record.fds:
-                setup.askers[Direction.INBOUND] = sockdiag.at(fd)
             cookie, families = record.text[: COOKIE.size], record.text[COOKIE.size :]
-            setup.target_namespace = COOKIE.unpack(cookie)[0] or None
-            setup.target_families = tuple(one for one in ALL_FAMILIES if one in families)
             if record.detail:
-                _tell_of_loopback(setup, record.detail)
-            return
+                _tell_of_loopback(target, record.detail, log)
+            return Started(
+                child,
+                listening,
+                families=tuple(one for one in ALL_FAMILIES if one in families),
+                namespace=COOKIE.unpack(cookie)[0] or None,
+                asker=sockdiag.at(record.fds[0]) if record.fds else None,
+            )
         indexes = [int(index) for index in record.text.split()]
-        setup.target_listeners += zip(indexes, record.fds, strict=True)
+        listening += zip(indexes, record.fds, strict=True)
 
 
-def _tell_of_loopback(setup: Setup, code: int) -> None:
+def _tell_of_loopback(target: Target, code: int, log: Log) -> None:
     """It is down in there, and stays so."""
-    assert setup.target is not None
-    text = f"cannot set up the loopback interface of {setup.target.name}: {os.strerror(code)}"
-    command = loopback.command_for(setup.target.path)
-    setup.log.line(Level.WARNING, f"{text}: no server in there is reached at it: {command}")
+    text = f"cannot set up the loopback interface of {target.name}: {os.strerror(code)}"
+    command = loopback.command_for(target.path)
+    log.line(Level.WARNING, f"{text}: no server in there is reached at it: {command}")
 
 
-def main(setup: Setup, channel: Channel, tie: Tie, folder: int | None) -> NoReturn:
+def main(plan: Namespace, channel: Channel, tie: Tie, folder: int | None) -> NoReturn:
     """The life of the forked process: let go of all that is the host's, join, bind, lock down,
     serve. ``folder`` is what joining.join wants of it.
     """
-    child.live(lambda: _live(setup, channel, tie, folder), channel, "run", "the target monitor")
+    child.live(lambda: _live(plan, channel, tie, folder), channel, "run", "the target monitor")
 
 
-def _live(setup: Setup, channel: Channel, tie: Tie, folder: int | None) -> int:
+def _live(plan: Namespace, channel: Channel, tie: Tie, folder: int | None) -> int:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as in relays
     os.setsid()
     prctl.set_name(roles.TARGET.name)
     environment.forget()
-    begun = host_lockdown.of_monitor(setup, Direction.INBOUND, lambda _: None)
-    setup.log.level = Level.ERROR
-    _keep_only_ours(setup, channel, tie.line, folder)
-    families = _enter(setup, channel, begun, Tie(tie.parent, LIFELINE_FD), folder)
-    setup.planner.books[Direction.INBOUND].pin(is_writer=False)
-    plans = setup.planner.relays(Direction.INBOUND, setup.host_listeners, families)
-    places = range(FIRST_LISTENER, setup.first_flow)
-    descriptors.keep((CHANNEL_FD, RULESET_FD, LIFELINE_FD, *places), setup.first_flow)
-    ruleset = RULESET_FD if setup.landlock.abi else None
+    confinement = plan.confinement
+    begun = confinement.begin(lambda _: None)
+    _keep_only_ours(plan, channel, tie.line, folder)
+    families = _enter(plan, channel, begun, Tie(tie.parent, LIFELINE_FD), folder)
+    plan.book.pin(is_writer=False)
+    relays = plan.relays(families)
+    places = range(FIRST_LISTENER, plan.first_flow)
+    descriptors.keep((CHANNEL_FD, RULESET_FD, LIFELINE_FD, *places), plan.first_flow)
+    ruleset = RULESET_FD if confinement.landlock.abi else None
     # In a user namespace of others it stays who it is: net/joining.py.
-    user = setup.user if folder is None else None
-    begun.run(steps.rights_steps(user, setup.last_capability, ruleset))
+    user = confinement.user if folder is None else None
+    begun.run(steps.rights_steps(user, confinement.last_capability, ruleset))
     Tie(tie.parent, LIFELINE_FD).renew()
-    begun.run([steps.filter_step(setup.programs.target)])
-    asked = families if setup.options.dynamic else None
-    return TargetMonitor(channel, plans, begun.missing, asked).run()
+    begun.run([steps.filter_step(confinement.program)])
+    asked = families if plan.is_dynamic else None
+    return TargetMonitor(channel, relays, begun.missing, asked).run()
 
 
-def _keep_only_ours(setup: Setup, channel: Channel, line: int, folder: int | None) -> None:
+def _keep_only_ours(plan: Namespace, channel: Channel, line: int, folder: int | None) -> None:
     """Close all but what joining and binding takes, and what is served: root in the namespace could
     get at the rest. The address book's file is among that; what is mapped stays.
     """
-    assert setup.target is not None
-    setup.planner.books[Direction.INBOUND].open()
+    plan.book.open()
     channel.move_to(CHANNEL_FD)
     descriptors.move(line, LIFELINE_FD)
     descriptors.null_standard_streams((0, 1, LOG_FD))
-    wanted = [CHANNEL_FD, RULESET_FD, LIFELINE_FD, setup.target.net]
+    wanted = [CHANNEL_FD, RULESET_FD, LIFELINE_FD, plan.target.net]
     if folder is not None:
-        assert setup.target.user is not None
-        wanted += [setup.target.user, folder]
-    wanted += [fd for _, fd in setup.host_listeners]
-    wanted += setup.passed.kept_for(Direction.OUTBOUND)
-    descriptors.keep(wanted, setup.first_flow)
+        assert plan.target.user is not None
+        wanted += [plan.target.user, folder]
+    wanted += plan.listeners
+    wanted += plan.passed.kept_for(Direction.OUTBOUND)
+    descriptors.keep(wanted, plan.first_flow)
 
 
 def _enter(
-    setup: Setup, channel: Channel, begun: Lockdown, tie: Tie, folder: int | None
+    plan: Namespace, channel: Channel, begun: Lockdown, tie: Tie, folder: int | None
 ) -> tuple[int, ...]:
     """Join the namespace, bind what is to be listened on in there, and hand it over; the families
     that the namespace has.
     """
-    options = setup.options
-    assert setup.target is not None
-    joining.join(setup.target, folder, begun, tie, setup.landlock.abi)
+    joining.join(plan.target, folder, begun, tie, plan.confinement.landlock.abi)
     down = loopback.have_up()
-    families = listeners.usable_families(options.families)
+    families = listeners.usable_families(plan.versions)
     bound = listeners.open_listeners(
-        options.outbound,
+        plan.forwards,
         families,
         Direction.OUTBOUND.listens,
-        setup.kept(Direction.OUTBOUND, families),
-        optional_from=setup.added[Direction.OUTBOUND],
+        lambda forward: plan.passed.take(Direction.OUTBOUND, forward, families),
+        optional_from=plan.optional_from,
     )
     for start in range(0, len(bound), HANDED_AT_ONCE):
         some = bound[start : start + HANDED_AT_ONCE]
@@ -258,7 +280,7 @@ def _enter(
         if not channel.send(Record(Kind.LISTENERS, text=text, fds=tuple(fd for _, fd in some))):
             raise Failure("hand over", "listeners", os.strerror(errno.ETOOMANYREFS), CROWDED_HINT)
     with contextlib.ExitStack() as stack:
-        asker = stack.enter_context(sockdiag.open_socket()) if options.inbound_auto else None
+        asker = stack.enter_context(sockdiag.open_socket()) if plan.is_watched else None
         fds = (asker.fileno(),) if asker else ()
         cookie = COOKIE.pack(listeners.namespace_here() or 0)
         channel.send(Record(Kind.BOUND, detail=down, text=cookie + bytes(families), fds=fds))

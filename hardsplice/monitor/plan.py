@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the host monitor (monitor/host.py) is told by set-up."""
+"""What the two monitors are told by set-up: `Host` is for monitor/host.py, `Namespace` for
+monitor/namespace.py.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +13,17 @@ from hardsplice.command.terminal import Terminal
 from hardsplice.ipc.child import Child
 from hardsplice.ipc.sd_notify import Notifier
 from hardsplice.model.direction import Direction
+from hardsplice.model.ports import Forward
 from hardsplice.monitor.autoforward import Watched
 from hardsplice.monitor.effects import Desk
 from hardsplice.monitor.registry import Port
 from hardsplice.monitor.stored import Store
+from hardsplice.net.inherited import Passed
 from hardsplice.net.namespaces import Target
 from hardsplice.relay import main as relay
+from hardsplice.sandbox.address_book import Book
+from hardsplice.sandbox.confinement import Confinement
+from hardsplice.telemetry.counters import Stats
 from hardsplice.telemetry.flow_log import Traffic
 from hardsplice.telemetry.log import Log
 
@@ -51,3 +58,22 @@ class Host:
     def kept(self) -> Sequence[int]:
         """The ports that may change whose listeners the service manager has, too."""
         return self.store.ports() if self.store else ()
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    """What the target monitor is told: made before it is forked, and all that it has of set-up."""
+
+    target: Target  # where it goes
+    forwards: tuple[Forward, ...]  # whose listeners it makes there
+    optional_from: int  # from this index on, those that can't be had are left out
+    passed: Passed  # the listeners of some, kept by the service manager
+    versions: Sequence[int]  # of IP, in use
+    is_watched: bool  # the host monitor looks at what is listened on there (-t auto)
+    is_dynamic: bool  # ports may change at run time
+    listeners: Sequence[int]  # descriptors of the host's listeners, which its relays accept at
+    relays: Callable[[Sequence[int]], Sequence[relay.Plan]]  # for the families that there are
+    stats: Sequence[Stats]  # those of its relays, which it shares with the host monitor
+    book: Book  # of the addresses that they connect to
+    first_flow: int  # the first descriptor behind the places of listeners
+    confinement: Confinement

@@ -30,8 +30,6 @@ UP = {
     ("command.container", "app.setup"),
     ("control.host", "app.options"),
     ("control.host", "app.setup"),
-    ("monitor.namespace", "app.host_lockdown"),
-    ("monitor.namespace", "app.setup"),
     ("monitor.stored", "app.setup"),
 }
 CIRCLES = {("app.host_lockdown", "app.setup")}

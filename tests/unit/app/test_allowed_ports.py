@@ -42,4 +42,4 @@ def test_where_any_port_may_be_asked_for_nothing_is_limited() -> None:
     options = dataclasses.replace(parse("-t", "auto,80"), any_port=frozenset((Direction.INBOUND,)))
     assert connected_to(options, Direction.INBOUND) is None
     assert listened_on(options, Direction.INBOUND) is None
-    assert connected_to(options, Direction.OUTBOUND) == set()
+    assert connected_to(options, Direction.OUTBOUND) == frozenset()
