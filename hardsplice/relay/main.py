@@ -2,9 +2,9 @@
 """A relay's life: from the fork out of a monitor that has locked itself down, to its own filter, to
 the loop.
 
-It never returns to its caller. Errors go to the monitor as records, in words formed from what is
-loaded already, and the process leaves by os._exit: the interpreter's own way out would import
-modules and open files.
+It never returns to its caller. Errors are sent to the monitor as records, formatted without loading
+anything, and the process ends by os._exit: a regular exit of the interpreter would import modules
+and open files.
 """
 
 from __future__ import annotations
@@ -43,30 +43,30 @@ from hardsplice.telemetry.counters import Stats
 from hardsplice.telemetry.flow_table import End
 
 NOTE_SECONDS = 1.0  # between two notes of one kind
-FLOWS_MIN = 4  # with fewer descriptors than these need, a relay is of no use
+FLOWS_MIN = 4  # a relay whose descriptors don't suffice for these is of no use
 # What each of many relays keeps ready at the least, if it has the descriptors.
 SOCKETS_MIN, PIPES_MIN = 8, 2
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All that a relay is told, by inheritance."""
+    """The configuration of a relay, which it inherits from its monitor."""
 
     direction: Direction
     workers: int  # relays that share the listeners, this one included
     listeners: tuple[Listener, ...]
-    families: tuple[int, ...]  # of the targets, as indexes into sockets.FAMILIES
+    families: tuple[int, ...]  # of the targets, as indexes into families.FAMILIES
     pipe_size: int  # bytes
     first_flow: int  # the first descriptor behind the places of listeners
     filter: bytes  # the relay's seccomp program
     is_dynamic: bool  # whether listeners come and go
-    lent: frozenset[int]  # the listeners, by index, that the service manager has, too
+    lent: frozenset[int]  # the listeners, by index, that the service manager also has
     book: Place  # where the address book is
     stats: Stats
     idle_seconds: int  # until a flow without bytes is reset; 0: never
-    trace: bool  # whether the monitor wants to hear of every flow
-    log_flows: bool  # whether it wants to hear of the end of every flow
-    has_ruleset: bool  # whether there is a Landlock ruleset at isolate.RULESET_FD
+    trace: bool  # whether to report every flow to the monitor
+    log_flows: bool  # whether to report the end of every flow
+    has_ruleset: bool  # whether there is a Landlock ruleset at its fixed descriptor
     strict: bool
 
 
@@ -91,7 +91,7 @@ class ToMonitor:
         self.channel.send(Record(Kind.YIELD), wait=False)
 
     def note(self, kind: Note, detail: int, listener: int = 0, text: str = "") -> None:
-        """Report something; of each kind once in NOTE_SECONDS, the counters have them all."""
+        """Report something; each kind at most once in NOTE_SECONDS (counters have them all)."""
         now = self.kernel.now()
         if now - self.last.get(kind, -NOTE_SECONDS) < NOTE_SECONDS:
             return
@@ -143,7 +143,7 @@ def main(plan: Plan, channel: Channel, monitor: int) -> NoReturn:
 
 
 def _tell(channel: Channel, text: str) -> None:
-    """The last words. That nobody is left to hear them changes nothing."""
+    """Send the last message. If the monitor is gone already, that changes nothing."""
     with contextlib.suppress(Exception):
         channel.send(Record(Kind.FATAL, text=text.encode(errors="replace")), wait=False)
 
@@ -153,7 +153,7 @@ def _live(plan: Plan, channel: Channel, monitor: int) -> int:
     channel.move_to(CHANNEL_FD)
     # The places of listeners are as the monitor has them: the relay's listeners, or /dev/null.
     places = range(FIRST_LISTENER, plan.first_flow)
-    # No filter lets anything else get the number of the line that the target monitor hangs on.
+    # No filter lets anything else get the number of the namespace monitor's lifeline.
     descriptors.keep((CHANNEL_FD, RULESET_FD, LIFELINE_FD, *places), plan.first_flow)
     prctl.set_name(RELAYS[plan.direction].name)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -201,19 +201,21 @@ def _live(plan: Plan, channel: Channel, monitor: int) -> int:
     engine.start()
     try:
         engine.run({CHANNEL_FD: on_channel})
-    finally:  # it may have come to an end that nobody foresaw
+    finally:  # also after an unexpected exception
         engine.epoll.unregister(CHANNEL_FD)
         engine.finish()
     return 0
 
 
 def _leave_session() -> None:
-    """Away from the terminal that the host monitor still has."""
+    """Give up the terminal that the host monitor still has."""
     os.setsid()
 
 
 def _install_filter(plan: Plan, lockdown: steps.Lockdown) -> tuple[int, ...]:
-    """The last step. What the monitor reads the relay's questions from, where there can be any."""
+    """The last step. Returns the descriptor from which the monitor reads the relay's requests, if
+    any.
+    """
     if not plan.is_dynamic:
         lockdown.run([steps.filter_step(plan.filter)])
         return ()
@@ -223,11 +225,11 @@ def _install_filter(plan: Plan, lockdown: steps.Lockdown) -> tuple[int, ...]:
 
 
 def _say_nothing(_: str) -> None:
-    """A relay has nobody to tell what it gives up."""
+    """Ignore it: a relay doesn't report its steps."""
 
 
 class _Told(Exception):  # noqa: N818 - it is what happened
-    """The monitor hung up: that is how a relay is told to leave."""
+    """The monitor closed the channel, which tells the relay to end."""
 
 
 def _serve_channel(channel: Channel, engine: Engine) -> None:
@@ -284,7 +286,7 @@ def _without_descriptors(record: Record) -> None:
         raise Malformed("descriptors beside an order that has none")
 
 
-# What a monitor may tell its relay. There is nothing else.
+# The records that a monitor may send to its relay.
 _ORDERS: dict[int, Callable[[Engine, Record], None]] = {
     Kind.SOCKETS: _add_sockets,
     Kind.SERVE: _add_listener,

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a monitor tells its relays while they run: listeners that come and go, in records.
+"""Records from a monitor to its running relays: listeners that are added and removed.
 
-The listener itself doesn't come with the record: the relay asks for it (kernel/unotify.py). A relay
-takes its monitor's word for where a listener's connections go, as it did when it was forked; but a
-record that is not formed as it must be ends it, whoever sent it.
+The listener itself doesn't come with the record: the relay requests it (kernel/unotify.py). A relay
+trusts its monitor on where a listener's connections go, as it did when it was forked; but a
+malformed record ends it.
 """
 
 from __future__ import annotations

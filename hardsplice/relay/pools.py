@@ -5,8 +5,8 @@ A relay can't create a socket. It asks its monitor when half of a pool is used, 
 empty it accepts nothing; the backlog waits in the kernel.
 
 The oldest socket is used first. The monitor closes its own copies right after it sent a batch, but
-a connection whose copy is still open elsewhere would not end when the relay closes it; a batch that
-waits behind another one gives the monitor all the time it needs.
+a connection whose copy is still open elsewhere would not end when the relay closes it. A batch
+that waits behind another one gives the monitor enough time for that.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import deque
 
 # Sockets of each family. An order of half of them costs its monitor and the relay some 20 us beyond
-# the sockets themselves, so twice what the original keeps makes that 0.6 us a connection.
+# the sockets themselves; with twice the pool of the original that is 0.6 us a connection.
 POOL_SIZE = 64
 
 

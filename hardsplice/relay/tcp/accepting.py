@@ -1,25 +1,25 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Taking clients from listeners: how many at once, when to take none, and how several relays share.
+"""Accepting: how many connections at once, when none, and how several relays share listeners.
 
 *Room.* The relay accepts while there is a socket in each pool and a descriptor to spare; else it
 stops watching its listeners, and clients wait in the kernel's backlog.
 
-*Loops.* Where a target leads back to one of our own listeners, each connection brings the next one.
-Until the descriptors are used up nothing tells that from clients, and then two things see to its
-end. When its client goes, half-closed flows are left, which wait for each other: if they are many,
-those in which nothing has happened since the descriptors ran out are reset (engine.py). And the
-reset of one must not find the next one accepted and connected already, for ever: once a client has
-reset, the next one is looked at before it is connected.
+*Loops.* If a target leads back to one of our own listeners, each connection causes another one.
+Until the descriptors are used up this can't be distinguished from clients; then two rules end it.
+When its client disconnects, half-closed flows remain, which wait for each other: if there are many,
+those in which nothing has happened since the descriptors ran out are reset (engine.py). And so that
+a reset doesn't chase the loop around forever, always one connection behind, the next connection
+after one that was reset is checked before its target is connected.
 
 *Sharing listeners.* With several relays a listener is watched with EPOLLEXCLUSIVE: a new connection
-wakes the first in its queue of relays that is asleep, and is put before those that are awake, too
-(ep_poll_callback, fs/eventpoll.c). Three things follow. The event is level-triggered, so a relay
-that accepts one connection a turn is told again until the backlog is empty: of several that wait
-none is forgotten. The queue does not turn by itself, and one relay would get all connections that
-come while it sleeps; so whoever accepted goes to its end, by leaving epoll and entering it again.
-And whoever was woken may be the only one who knows: if it stops accepting it says so, and the
-others look again, which is the same leaving and entering, since epoll looks at what it is asked to
-watch.
+wakes the first sleeping relay in the listener's wait queue, and is also reported to those that are
+awake (ep_poll_callback, fs/eventpoll.c). Three things follow. The event is level-triggered, so it
+is reported again to a relay that accepts one connection a turn, until the backlog is empty: no
+waiting connection is forgotten. The queue does not rotate by itself, and one relay would get all
+connections that arrive while it sleeps; so a relay that has accepted moves to the end, by removing
+the listener from its epoll and adding it again. And the relay that was woken may be the only one
+that was; so if it stops accepting it reports that, and the others remove and add the listener,
+since epoll checks the state of what is added.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from hardsplice.telemetry import counters as count
 from hardsplice.telemetry.flow_table import End
 
 EVENTS_A_WAIT = 128
-JAM_SECONDS = 10.0  # for want of descriptors, until half-closed flows make room
+JAM_SECONDS = 10.0  # without a free descriptor, until half-closed flows are reset to get some
 EPOLLEXCLUSIVE = 1 << 28  # linux/eventpoll.h
 
 # The client went away before it was accepted, or none was there.
@@ -70,13 +70,13 @@ class Acceptor(Connector):
         self.listen_mask = EPOLLIN | EPOLLEXCLUSIVE if shared else EPOLLIN
         self.listeners = {listener.fd: listener for listener in listeners}
         self.accepting = False
-        self.to_drain: int | None = None  # flows that there were when it was told to drain
+        self.to_drain: int | None = None  # the number of flows when draining began
         self.turns = 0
-        self.unfinished = 0  # turns after which somebody was left that was ready (habits.Burst)
+        self.unfinished = 0  # turns after which ready descriptors were left (heuristics.Burst)
         self.burst = Burst()
-        self.moment = 0.0  # of the last events, where somebody wants to know (CLOCK_MONOTONIC)
-        self.jam_began = 0.0  # since then nobody could be accepted; 0: there is no need
-        # With so many descriptors in use there is room left whatever the pools hold.
+        self.moment = 0.0  # of the last events, if it is needed (CLOCK_MONOTONIC)
+        self.jam_began = 0.0  # since then nothing could be accepted; 0: not so
+        # With at most so many descriptors in use there is room, whatever the pools hold.
         promised = sum(self.pools[family].size for family in self.families)
         spare = self.limits.descriptors - self.limits.reserve
         self.comfortable = spare - promised - 1
@@ -97,7 +97,7 @@ class Acceptor(Connector):
         if not self.accepting:
             return False
         plan, plan_ipv4 = listener.plan_ipv6, listener.plan_ipv4
-        if plan is plan_ipv4 and self.ledger is None:  # nobody asks who it is
+        if plan is plan_ipv4 and self.ledger is None:  # the client's address isn't needed
             fd = self.kernel.accept(listener.fd)
         else:
             fd = self.kernel.accept_from(listener.fd)
@@ -154,7 +154,7 @@ class Acceptor(Connector):
         listener = self.listeners.get(place)
         if listener is not None and listener.index == index:
             self._forget_listener(listener)
-        self.kernel.take_listener(place)  # which gives it up, too: /dev/null comes in its place
+        self.kernel.take_listener(place)  # which also closes it here: /dev/null replaces it
         if reset_flows:
             for flow in dict.fromkeys(self.flows.values()):
                 if flow.listener == index:
@@ -169,7 +169,7 @@ class Acceptor(Connector):
     # --- sharing listeners -----------------------------------------------------------------------
 
     def look_again(self) -> None:
-        """Another relay has stopped accepting: clients may wait of whom only it was told."""
+        """Another relay has stopped accepting: clients may wait that only it was woken for."""
         if self.accepting:
             for fd in self.listeners:
                 self._go_to_the_end(fd)
@@ -182,7 +182,7 @@ class Acceptor(Connector):
     def _cannot_accept(self, listener: Listener, code: int) -> None:
         if code in _NOT_OURS:
             return
-        if code == errno.EINVAL:  # it was shut down, of which we are told next
+        if code == errno.EINVAL:  # it was shut down, and the record about that comes next
             self._forget_listener(listener)
             return
         self.monitor.note(Note.ACCEPT, code)

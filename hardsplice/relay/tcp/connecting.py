@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Reaching a flow's target: a socket from the pool, connect, and what to try when that is refused.
+"""Connecting to a flow's target: a socket from the pool, connect, and the next target if refused.
 
-*Connect, and ask.* A handshake over loopback is complete when connect(2) returns, although it says
-EINPROGRESS, since the socket's own lock holds the answer back until then. getpeername(2) says so,
-for one call more and without waiting. (A second connect(2) would too, but on a socket that was
-reset meanwhile it disconnects, and throws away what the target had sent: tcp_disconnect.) Nothing
-is read off a client before its target is connected.
+*connect, then getpeername.* A handshake over loopback is complete when connect(2) returns, although
+it returns EINPROGRESS, since the socket's own lock holds the answer back until then. getpeername(2)
+succeeds then, for one more call and without waiting. (So would a second connect(2), but on a socket
+that was reset meanwhile it disconnects, and discards what the target had sent: tcp_disconnect.)
+Nothing is read from a client before its target is connected.
 
-*Keepalive.* An accepted socket has it from its listener. One from the pool has nothing to inherit
-it from, and another call for each would be felt; so it is set where the target is on another
-machine, which can go without a word.
+*Keepalive.* An accepted socket inherits it from its listener. A pooled socket has nothing to
+inherit it from, and another call for each would be measurable; so it is set only for targets on
+other machines, which can vanish without a packet.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ from hardsplice.relay.tcp.rules import (
 from hardsplice.telemetry import counters as count
 from hardsplice.telemetry.flow_table import End
 
-SHORT_SECONDS = 1.0  # until what could not be had (a file, a pipe, a socket) is tried for again
+SHORT_SECONDS = (
+    1.0  # until a resource that was exhausted (a descriptor, a pipe, a socket) is requested again
+)
 
 
 class Connector(Mover):
@@ -50,7 +52,7 @@ class Connector(Mover):
         super().__init__(resources)
         self.unplaced: deque[Flow] = deque()  # flows that wait for a socket for their next attempt
         self.eagerness = Eagerness()
-        self.short_until = 0.0  # something is short: ask for nothing, accept nothing before then
+        self.short_until = 0.0  # a resource is exhausted: request and accept nothing before then
 
     def _fall_short(self) -> None:
         self.short_until = self.kernel.now() + SHORT_SECONDS
@@ -151,7 +153,9 @@ class Connector(Mover):
     # --- pools -----------------------------------------------------------------------------------
 
     def _ask(self) -> None:
-        """Ask for sockets where a pool is half used, as far as there are descriptors for them."""
+        """Request sockets for each pool that is half used, as far as there are descriptors for
+        them.
+        """
         if self.short_until:
             return
         for family in self.families:
@@ -159,7 +163,7 @@ class Connector(Mover):
             free = self._free()
             room = free - self.limits.reserve
             if not pool.ready and (self.unplaced or not self.flows):
-                # Nothing would ever end otherwise: the reserve is for this, too.
+                # Otherwise no flow would ever end: the reserve is for this, too.
                 room = max(room, min(1, free))
             number = min(pool.want(), room)
             if number > 0 and self.monitor.ask_sockets(family, number):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The relay's loop: it does what flow.py decides, with as few system calls as it can.
+"""The relay's loop: it does what rules.py decides, with as few system calls as possible.
 
-*No read just to see EAGAIN.* After a short read the loop goes back to epoll; flow.py says how no
-input is missed by that. It makes a round trip six calls: for each direction one wait, one splice
+*No read just to see EAGAIN.* After a short read the loop returns to epoll; rules.py says why no
+input is missed by that. So a round trip takes six calls: for each direction one wait, one splice
 in, one splice out.
 
 *Descriptors in one batch.* A descriptor closed while a batch of events is handled could be handed
@@ -40,10 +40,10 @@ from hardsplice.relay.tcp.rules import (
 from hardsplice.telemetry import counters as count
 from hardsplice.telemetry.flow_table import End
 
-# Flows that are in the way of others, at the least: so many, and one of so many.
+# How many flows have to be jammed before they are reset: at least so many, and one in so many.
 JAM_FLOWS, JAM_SHARE = 8, 8
-IDLE_LOOKS = 4  # at all flows, in the time after which one is reset
-LAST_SECONDS = 0.1  # that a relay which is to end goes on with what is ready
+IDLE_LOOKS = 4  # checks of all flows within the idle timeout
+LAST_SECONDS = 0.1  # for which a relay that is told to end goes on with what is ready
 
 # Neither EPOLLHUP nor EPOLLERR: they come unasked, and so in an event that is older than the wish
 # for EPOLLPRI, where the sink's event in the same batch has just unblocked the direction.
@@ -61,7 +61,7 @@ class Engine(Acceptor):
         self, resources: Resources, listeners: Sequence[Listener], *, shared: bool = False
     ) -> None:
         super().__init__(resources, listeners, shared=shared)
-        self.look_at = 0.0  # when to look for idle flows next
+        self.look_at = 0.0  # when to check for idle flows next
 
     def run(self, others: Mapping[int, Callable[[], None]]) -> None:
         """Serve until all is drained, once that was asked for, or the process is told to end."""
@@ -110,13 +110,13 @@ class Engine(Acceptor):
         return ready
 
     def _look_after(self) -> None:
-        """What is to be done besides events, at the end of a turn."""
+        """What is due besides events, at the end of a turn."""
         if self._is_timed():
             self._look_at_clock()
         if self.starved:
             self._feed()
         if not self.accepting or self.unplaced:
-            # Whatever made room, a flow that ended or a pipe that was closed, it was in this turn.
+            # What freed a resource (a flow that ended, a closed pipe) happened in this turn.
             self._ask()
             self._reconsider_accepting()
         if self.gauges is not None:
@@ -141,7 +141,7 @@ class Engine(Acceptor):
         self._reconsider_accepting()
 
     def _stamp(self, ready: Sequence[tuple[int, int]]) -> None:
-        """Something happens in these flows, and somebody wants to know when."""
+        """Note the time at which something happened in these flows, if it is needed."""
         self.moment = self.kernel.now()
         for fd, _ in ready:
             if flow := self.flows.get(fd):
@@ -150,15 +150,15 @@ class Engine(Acceptor):
     # --- the end of all ---------------------------------------------------------------------------
 
     def drain(self) -> None:
-        """Accept nobody any more; ``run`` returns when the flows that there are have ended."""
+        """Stop accepting; ``run`` returns when the open flows have ended."""
         if self.to_drain is None:
             self.to_drain = len(set(self.flows.values()))
             self._reconsider_accepting()
 
     def finish(self) -> None:
-        """This process is about to end. What is there to be moved on is, as far as it goes at once;
-        then each flow that is not over is to end with a reset, so that nobody takes what was cut
-        off for complete. The kernel closes what is left open.
+        """This process is about to end. Move bytes that can be moved at once; then make each open
+        flow end with a reset, so that no peer takes a truncated transfer for a complete one. The
+        kernel closes what is left open.
         """
         if self.to_drain is None:
             number, self.to_drain = 0, 0
@@ -216,7 +216,7 @@ class Engine(Acceptor):
     # --- time ------------------------------------------------------------------------------------
 
     def _is_timed(self) -> bool:
-        """Whether there is something that waits for the clock."""
+        """Whether something waits for the clock."""
         return bool(
             self.connecting or self.grace or self.short_until or self.jam_began
             or self.limits.idle_seconds
@@ -228,7 +228,9 @@ class Engine(Acceptor):
             return -1
         now = self.kernel.now()
         due = []
-        if self.starved:  # what keeps pipes from us may be others' use, of which no event tells
+        if (
+            self.starved
+        ):  # other processes may use up the pipes, and no event reports when they stop
             due.append(now + SHORT_SECONDS)
         if self.connecting:
             due.append(next(iter(self.connecting)).deadline)
@@ -265,8 +267,8 @@ class Engine(Acceptor):
             self._end_all(silent, count.IDLE, End.IDLE)
 
     def _look_at_queues(self, now: float) -> None:
-        """Where a peer takes bytes that the kernel has already from us, the flow isn't idle, though
-        nothing happens here: that may be megabytes, and a slow reader's for minutes.
+        """A flow isn't idle while a peer takes bytes that the kernel already has from us, although
+        nothing happens here: there may be megabytes, and a slow reader takes minutes for them.
         """
         for flow in self._silent(now - self.limits.idle_seconds / IDLE_LOOKS):
             unsent = sum(self.kernel.unsent(flow.fd[side]) for side in SIDES)
@@ -275,8 +277,8 @@ class Engine(Acceptor):
             flow.unsent = unsent
 
     def _look_at_jam(self, now: float) -> None:
-        """Nobody could be accepted for some time. Where half-closed flows in which nothing has
-        happened since are a good part of all, they make room.
+        """Nothing could be accepted for some time. If half-closed flows in which nothing has
+        happened since are a good part of all flows, reset them.
         """
         waiting = [flow for flow in self._silent(self.jam_began) if FINISHED in flow.state]
         self.jam_began = now

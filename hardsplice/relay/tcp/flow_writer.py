@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The relay's side of the flow table: it opens a row for each flow that is accepted, keeps it
-current, and closes it. Where nobody asked to see flows there is no ledger.
+current, and closes it. If no option asks for flows there is no ledger.
 
 While a flow has a row its bytes are counted there, by the same statement that counts them for the
 relay otherwise: `Flow.tally` says in which words. So the ledger has nothing to do when bytes move.
@@ -32,8 +32,8 @@ class Ledger:
         now: Callable[[], float],
         report: Report | None,
     ) -> None:
-        """``report`` takes each flow's end and its row, and says whether it could; None where
-        nobody asked for that.
+        """``report`` takes each flow's end and its row, and returns whether it could; None if no
+        option asks for that.
         """
         self._counters = counters
         self._table = table
@@ -87,7 +87,7 @@ def ledger_of(stats: count.Stats, now: Callable[[], float], report: Report | Non
 
 
 def telling(before: int, code: int) -> int:
-    """Which errno of two attempts to tell, ``before`` being 0 at the first: that nothing listens
+    """Which errno of two attempts to report, ``before`` being 0 at the first: that nothing listens
     rather than that there is no way, and that rather than that there is no address to come from,
     as the other address family may be switched off.
     """

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The flows of a relay, what epoll watches for them, and how they end.
 
-The lowest of the five layers that make up the engine: table, moving, connecting, accepting, engine.
+The lowest of the five layers that make up the engine: flows, moving, connecting, accepting, engine.
 Each knows the ones below it. A reset is passed on only once the other side has taken what was sent
 to it before, since an abortive close throws away what the kernel has not sent yet; but it waits no
-longer than that side goes on taking some, and in all no longer than GRACE_WHOLE: who takes a byte
-now and then must learn of the reset, too.
+longer than that side goes on taking some, and in all no longer than GRACE_WHOLE: a peer that takes
+a byte now and then must get the reset, too.
 """
 
 from __future__ import annotations
@@ -74,16 +74,18 @@ class Monitor(Protocol):
     """What the engine says to its monitor; it never waits for an answer."""
 
     def ask_sockets(self, family: int, number: int) -> bool:
-        """Ask for sockets of FAMILIES[family]; False when the monitor can't hear it now."""
+        """Ask for sockets of FAMILIES[family]; False when the channel is full."""
 
     def answer(self) -> None:
         """Say that this relay goes on, as it was asked."""
 
     def yield_listeners(self) -> None:
-        """Say that this relay stops accepting: others that share its listeners have to look."""
+        """Report that this relay stops accepting: others that share its listeners have to check
+        them.
+        """
 
     def trace(self, kind: Note, listener: int, detail: int = 0) -> None:
-        """Report each flow, where that was asked for."""
+        """Report each flow, if an option asks for it."""
 
     def note(self, kind: Note, detail: int, listener: int = 0, text: str = "") -> None:
         """Report something worth a line in the log; ``detail`` is an errno or a number."""
@@ -102,8 +104,8 @@ class Resources:
     counters: memoryview
     other_descriptors: int  # those with fixed numbers, places of listeners, epoll
     trace: bool = False  # report every flow to the monitor
-    ledger: Ledger | None = None  # where flows are to be seen one by one
-    gauges: memoryview | None = None  # where it is told what is in use (stats.GAUGES)
+    ledger: Ledger | None = None  # if single flows are to be shown
+    gauges: memoryview | None = None  # where to write what is in use (counters.GAUGES)
 
 
 class FlowTable:
@@ -147,7 +149,7 @@ class FlowTable:
         self.flows: dict[int, Flow] = {}  # by either descriptor
         self.connecting: dict[Flow, None] = {}  # in the order of their deadlines
         self.grace: dict[Flow, Grace] = {}  # resets that wait for the other side
-        # Whether more than events is to be looked after: whoever makes it so says so here.
+        # Whether anything besides events is due: set where that begins.
         self.restless = True
         self.wary = False  # a client has just reset: the next one may have, too (accepting.py)
 
@@ -160,7 +162,7 @@ class FlowTable:
         return self.limits.descriptors - used
 
     def _tell(self, gauges: memoryview) -> None:
-        """Tell monitors what is in use."""
+        """Write down what is in use, for monitors."""
         gauges[0] = self.pipes.open
         gauges[1] = len(self.pipes.spare)
         for pool in self.pools:
@@ -168,7 +170,7 @@ class FlowTable:
         gauges[4] = max(0, self.limits.descriptors - self._free())
 
     def _sync(self, flow: Flow) -> None:
-        """Bring what epoll watches to what flow.py asks for."""
+        """Make epoll watch what rules.py asks for."""
         watched = flow.watched
         for side in SIDES:
             fd = flow.fd[side]
@@ -217,8 +219,8 @@ class FlowTable:
         return flow.held[1 - well], self.kernel.unsent(flow.fd[well])
 
     def _look_at_grace(self, flow: Flow, grace: Grace, now: float) -> None:
-        """Has the side that did not fail taken what was sent to it? A peer that takes some is
-        waited for.
+        """Check whether the side that did not fail has taken what was sent to it. Wait on while it
+        takes some.
         """
         well = _well(flow)
         if well is None:

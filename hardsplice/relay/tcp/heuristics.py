@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Two habits that a relay takes on from its clients, each to spare a system call where a guess is
-right. No input or output here.
+"""Two heuristics that a relay learns from its clients' behaviour. Each saves a system call when a
+guess is right. No I/O here.
 
-A wrong guess costs a call that says "not now", so each is given up quickly and taken on slowly.
+A wrong guess costs a call that returns EAGAIN, so each is given up quickly and taken up slowly.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ GUESS_AGAIN = 64  # connections until what was given up is tried again
 class Burst:
     """How many connections to accept at once: one, unless they keep coming round after round.
 
-    In a round everybody who is ready has one turn. Where more are ready than one wait reports, a
-    round is several turns, and listeners wait for theirs like the others; so that new clients have
-    the same share however many those are, what is due to them grows with the turns of a round.
+    In a round each descriptor that is ready has one turn. If more are ready than one wait reports,
+    a round is several turns, and listeners wait for theirs like the others. So that new clients get
+    the same share however many those are, the number to accept grows with the turns of a round.
     """
 
     __slots__ = ("_round", "_turn", "due", "size")
@@ -31,7 +31,7 @@ class Burst:
         """How many to accept in this turn, at the most. ``rounds`` have ended by now; one takes no
         more than ``longest`` turns, however many are ready.
         """
-        if rounds - self._round > 1:  # there was one without anybody to accept
+        if rounds - self._round > 1:  # there was one with nothing to accept
             self.size = 1
             self._turn = turn - 1
         self.due = self.size
@@ -41,7 +41,7 @@ class Burst:
         return self.due
 
     def end(self, accepted: int) -> None:
-        """So many were there."""
+        """So many were accepted."""
         if accepted == self.due:
             self.size = min(2 * self.size, BURST_MAX)
         else:
@@ -60,14 +60,14 @@ class Eagerness:
         self._until = 0
 
     def expects(self) -> bool:
-        """Whether to read now. Asked once a connection."""
+        """Whether to read now. Called once a connection."""
         if self._sure:
             return True
         self._until -= 1
         return self._until < 0
 
     def learn(self, *, right: bool) -> None:
-        """Whether there was something, when it was expected."""
+        """Whether there was input when it was expected."""
         if right:
             self._sure = min(self._sure + 1, SURE)
             return

@@ -7,15 +7,16 @@ after each turn. When a sink takes less than was read, the pipe goes to that dir
 all, and another becomes the warm one. A pipe from which an error kept bytes is closed. So no byte
 of one flow can reach another.
 
-*Little in the way.* A sink that has blocked once gets a limit for what waits in the kernel to be
-sent there. By itself that queue grows to megabytes for each connection (tcp_wmem), which serves
-nobody: what the receiver gets has left every cache long before, and the memory that a slow receiver
-takes is ours. It is set that late because most connections never block.
+*Short send queues.* A sink that has blocked once gets a limit for what waits in the kernel to be
+sent there. By default that queue grows to megabytes for each connection (tcp_wmem), which helps
+neither side: the bytes have left every cache before the receiver gets them, and a slow receiver
+uses memory here. It is set that late because most connections never block.
 
-*Should this process be killed.* The kernel then closes its sockets, and a close says FIN: who was
-in the middle of a transfer would take what it has for all. A sink that has blocked once, which each
-larger transfer does sooner or later, is therefore told at that moment to end with a reset, and
-untold where it is closed as it should be. For every connection it would be too many calls.
+*If this process is killed.* The kernel then closes its sockets, and a close sends FIN: a peer in
+the middle of a transfer would take that for its regular end. A sink that has blocked once, which
+happens in every larger transfer, therefore has a lingering close set at that moment, which makes a
+close a reset; it is undone before a regular close. For every connection this would be too many
+calls.
 
 *What a short read shows.* That the receive queue was empty, unless the pipe ran out of slots: each
 takes at least a byte, so a read of fewer bytes than the pipe has slots does show it.
@@ -70,13 +71,13 @@ from hardsplice.telemetry.flow_table import End
 
 ROUNDS_A_TURN = 16  # splices in and out that a flow may make before others have their turn
 _ROUNDS = range(ROUNDS_A_TURN)
-_FIN = End.FIN  # read once (flow.py says why)
+_FIN = End.FIN  # read once (rules.py says why)
 
 # Bytes that may wait to be sent to a sink: a share of UNSENT_ALL, as one of UNSENT_SIZES. So all of
 # it together fits into a processor's cache as long as it can (bench/README.md has the figures).
 UNSENT_ALL = 4 << 20
 
-# What a peer, or the way to it, can make a call on its socket answer. Anything else is our mistake.
+# Errors of a socket that a peer, or the network, can cause. Any other is a mistake of ours.
 _DEAD = (
     errno.ECONNRESET,
     errno.EPIPE,
@@ -156,7 +157,7 @@ class Mover(FlowTable):
         self._level(flow, direction)
 
     def _level(self, flow: Flow, direction: int) -> None:
-        """There may be more: let epoll repeat that from now on, beginning at once."""
+        """There may be more input: watch the source level-triggered from now on."""
         if flow.edge[direction]:
             flow.edge = unmarked(flow.edge, direction)
             self._sync(flow)
@@ -164,7 +165,7 @@ class Mover(FlowTable):
     def _block(self, flow: Flow, direction: int, pipe: Pipe, held: int) -> None:
         """The sink took too little: the direction keeps the warm pipe with the rest."""
         self.counters[count.BLOCKED] += 1
-        self.warm = None  # it has one owner at a time, whatever fails below
+        self.warm = None  # it has one owner at a time, even if a call below fails
         flow.pipe[direction] = pipe
         flow.held[direction] = held
         self.warm = self.pipes.take()
@@ -223,7 +224,7 @@ class Mover(FlowTable):
         )
 
     def _replace_warm(self) -> None:
-        """The warm pipe may hold bytes that nobody can take: close it."""
+        """The warm pipe may hold bytes that can't be delivered: close it."""
         if self.warm is not None:
             self.pipes.discard(self.warm)
             self.warm = None
@@ -260,8 +261,8 @@ class Mover(FlowTable):
         if flow.fd[CLIENT] < 0 or flow.state[direction] != OPEN:
             return  # blocked before the mark: epoll announces the urgent byte again after that
         at_mark = kernel.at_mark(source)
-        # Unless at the mark there is either more to move, which epoll repeats, or the segments
-        # before the urgent one are still on their way; EPOLLPRI would spin until they come.
+        # Not at the mark: either there is more to move, which epoll reports again, or the segments
+        # before the urgent one are still on their way; EPOLLPRI would spin until they arrive.
         change = unmarked if at_mark else marked
         flow.urgent_hidden = change(flow.urgent_hidden, direction)
         if not (at_mark or finished):
@@ -315,7 +316,7 @@ class Mover(FlowTable):
         else:
             if self.ledger is not None:
                 self.ledger.half_closed(flow)
-            if not flow.edge[direction]:  # an edge-triggered one is watched as before (flow.py)
+            if not flow.edge[direction]:  # an edge-triggered one is watched as before (rules.py)
                 self._sync(flow)
 
     def _fail(self, flow: Flow, side: int) -> bool:
@@ -334,8 +335,8 @@ class Mover(FlowTable):
         return flow.fd[CLIENT] < 0 or flow.state[CLIENT] == flow.state[TARGET] == FINISHED
 
     def _bound(self, flow: Flow, direction: int) -> None:
-        """A direction has to wait. Where its source has failed the sink must learn of that in the
-        end, even if it never takes what is in the way.
+        """A direction has to wait. If its source has failed, the sink must get the reset in the
+        end, even if it never takes the bytes before it.
         """
         sink = 1 - direction
         if flow.failed[direction] and not flow.failed[sink] and flow not in self.grace:
@@ -349,9 +350,9 @@ class Mover(FlowTable):
             self._break(flow, error)
 
     def _break(self, flow: Flow, error: Exception) -> None:
-        """An error that no rule foresees: reset this flow, say so, go on with the others."""
+        """An error that no rule foresees: reset this flow, report it, go on with the others."""
         self.counters[count.ERRORS] += 1
-        self._replace_warm()  # what it holds isn't known any more
+        self._replace_warm()  # its content is unknown now
         self._end(flow, abort=SIDES, end=End.ERROR)
         code = getattr(error, "errno", None) or 0
         self.monitor.note(Note.ERROR, code, flow.listener, _where(error))

@@ -34,8 +34,7 @@ def probe_size(kernel: Kernel, count: int = POOL_SIZE) -> int:
     in bytes.
 
     Where even small pipes can't be had in that number (few descriptors, or the user's allowance
-    spent), the answer is MIN_PIPE_SIZE: pipes then keep the size they are born with. Nothing stays
-    open.
+    spent), the answer is MIN_PIPE_SIZE: pipes then keep their initial size. No pipe stays open.
     """
     opened: list[tuple[int, int]] = []
     try:
@@ -79,10 +78,10 @@ class PipePool:
         self.size = size  # bytes to ask for, for those that the pool keeps
         self.keep = keep  # clean pipes to hold on to
         self.spare: list[Pipe] = []
-        self.open = 0  # pipes in being, in the pool or on lease
+        self.open = 0  # open pipes, in the pool or on lease
 
     def fill(self) -> None:
-        """Open pipes until ``keep`` are ready, or no more are to be had."""
+        """Open pipes until ``keep`` are ready, or the kernel has no more."""
         while len(self.spare) < self.keep:
             pipe = self._new()
             if pipe is None:

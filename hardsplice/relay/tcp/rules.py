@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a flow may do next: its states as tables, and the decisions that follow from them. No input
-or output here.
+"""What a flow may do next: its states as tables, and the decisions that follow from them. No I/O
+here.
 
 Theory of operation
 -------------------
@@ -69,7 +69,7 @@ UNWATCHED = -1  # not in epoll at all, which is less than a mask of 0: that stil
 # the states are: to read a member off an enumeration takes Python 3.11 four times as long.
 CONNECT = 0  # the handshake did not finish at once
 RESUME = 1  # the target is connected, or there is a pipe again
-STARVE = 2  # no pipe is to be had
+STARVE = 2  # there is no pipe
 BLOCK = 3  # the sink took less than was read
 DRAIN = 4  # the sink took all that was held
 END = 5  # end of file, and nothing is held
@@ -151,12 +151,12 @@ class Flow:
         self.state = [PAUSED, PAUSED]
         self.held = [0, 0]  # bytes in the direction's pipe
         self.pipe: list[Any] = [None, None]  # the pipe that a blocked direction keeps
-        self.watched = [UNWATCHED, UNWATCHED]  # the mask that epoll has
+        self.watched = [UNWATCHED, UNWATCHED]  # the mask in epoll
         self.edge = BOTH  # input is reported once, when it comes, as far as that is enough
         self.muted = NEITHER
         self.failed = NEITHER
-        # Whether it has been slow: then little may wait in the kernel to be sent there, and its
-        # close is a reset unless that is taken back.
+        # Whether it has been slow: then its send queue is limited, and its close is a reset unless
+        # that is undone.
         self.slow = NEITHER
         self.urgent_hidden = NEITHER  # EPOLLPRI is left out until more input comes
         self.plan = plan  # each target to try, in order
@@ -164,8 +164,8 @@ class Flow:
         # The counter of bytes to the target; that of bytes to the client follows it.
         self.tally = 0
         self.attempt = 0  # index into plan
-        self.seen = 0.0  # when something happened last, as far as that is of interest (engine.py)
-        self.unsent = 0  # bytes that its peers had still to take when it was looked at (engine.py)
+        self.seen = 0.0  # when something happened last, if that is needed (engine.py)
+        self.unsent = 0  # bytes that its peers had still to take at the last check (engine.py)
         self.deadline = 0.0  # of the connect, or of a reset's grace; CLOCK_MONOTONIC seconds
 
 
@@ -217,7 +217,7 @@ def side_failed(flow: Flow, side: int) -> bool:
     be reset.
     """
     flow.failed = marked(flow.failed, side)
-    # The other side may go on sending: it is nothing to wake up for.
+    # The other side may go on sending: no need to wake up for that.
     flow.edge = unmarked(flow.edge, 1 - side)
     step(flow, 1 - side, ABANDON)
     return flow.state[side] == FINISHED

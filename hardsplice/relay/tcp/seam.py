@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The seam between the engine and the kernel: every call that a relay makes for a connection, under
-one roof.
+"""The interface between the engine and the kernel: every call that a relay makes for a connection.
 
-The engine takes a Kernel; tests hand it another one that follows a script or plays faults which no
-real kernel can be made to play on demand. The methods are the plain functions themselves, so the
-seam costs no call.
+The engine takes a Kernel; tests pass another one that follows a script, or fails in ways that a
+real kernel can't be made to. The methods are the plain functions themselves, so this indirection
+costs no call.
 """
 
 from __future__ import annotations
@@ -33,8 +32,8 @@ def open_pipe() -> tuple[int, int]:
 def resize_pipe(fd: int, size: int) -> int:
     """Ask for ``size`` bytes; the size that the pipe then has, which may be larger.
 
-    Past the user's allowance (pipe-user-pages-soft) the kernel says EPERM, past pipe-max-size
-    EPERM too: the pipe works all the same with the size that it has.
+    Beyond the user's allowance (pipe-user-pages-soft) or pipe-max-size the kernel returns EPERM:
+    the pipe works all the same with the size that it has.
     """
     try:
         return fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, size)
@@ -43,9 +42,9 @@ def resize_pipe(fd: int, size: int) -> int:
 
 
 def connect(fd: int, target: Pointer) -> int:
-    """Start a connection to a target of the address book: 0 when it stands, -EINPROGRESS while it
-    is under way, or the negated errno; -ECONNREFUSED when the host monitor has given the target up
-    meanwhile.
+    """Start a connection to a target of the address book: 0 when it is established, -EINPROGRESS
+    while it is under way, or the negated errno; -ECONNREFUSED when the host monitor has given the
+    target up meanwhile.
     """
     if not target.holds():
         return -errno.ECONNREFUSED
