@@ -21,7 +21,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
-from hardsplice.cli import output
+from hardsplice.cli import output, subcommands
 from hardsplice.cli.values import number
 from hardsplice.ipc.descriptors import FIRST_LISTENER
 from hardsplice.kernel.syscalls import ARCHITECTURES, DIRECT
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-class _Parser(output.Parser):
+class _Parser(subcommands.Parser):
     def error(self, message: str) -> NoReturn:
         raise Failure("understand", "the command line", message, f"try: {self.prog} --help")
 

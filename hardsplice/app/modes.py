@@ -23,7 +23,7 @@ class Mode(enum.Enum):
     NETNS = "those at a path"
 
 
-def detect_mode(positional: Sequence[str], netns: str | None, userns: str | None) -> Mode:
+def detect_mode(positional: Sequence[str], netns: str | None) -> Mode:
     """Which of the three synopses this is. Raises Failure where it is a mixture of them."""
     first = positional[0] if positional else ""
     is_pid = first.isascii() and first.isdigit()
@@ -35,9 +35,6 @@ def detect_mode(positional: Sequence[str], netns: str | None, userns: str | None
             reason = "COMMAND runs in new namespaces; leave out --netns, or run it with nsenter(1)"
             raise Failure("combine", f"--netns with COMMAND {quote(first)}", reason)
         return Mode.NETNS
-    if userns is not None:
-        reason = "it says which user namespace owns that of --netns; add --netns, or leave it out"
-        raise Failure("use", "--userns without --netns", reason)
     if positional:
         _refuse_nothing(first)
     if not is_pid:

@@ -7,16 +7,13 @@ spelling is used wherever pasta has the option, so that what starts pasta can st
 
 from __future__ import annotations
 
-import argparse
 import enum
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from hardsplice import __version__
 from hardsplice.app.modes import Mode, detect_mode, pid_of
-from hardsplice.cli import values
-from hardsplice.cli.parsing import Parser, cut
+from hardsplice.app.option_table import OPTIONS
+from hardsplice.cli import parsing
 from hardsplice.kernel.ephemeral import read_ephemeral_range
 from hardsplice.model import ports
 from hardsplice.model.direction import Direction
@@ -25,19 +22,19 @@ from hardsplice.model.spec import Inherited, is_inherited
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from types import SimpleNamespace
 
+    from hardsplice.cli import values
     from hardsplice.telemetry.log import LogFormat
 
 __all__ = [
     "Mode",
     "Options",
     "Verbosity",
-    "build_parser",
     "detect_mode",
     "parse_args",
 ]
 
-_LOG_SIZE = 1 << 20
 _BOTH = frozenset(Direction)
 
 
@@ -120,6 +117,16 @@ class Options:
         return self.any_port.union(one for one in Direction if self.auto(one))
 
 
+# The fields of Options that are worked out of what is given; the others are as an option sets them.
+_WORKED_OUT = frozenset(
+    {
+        "mode", "command", "pid", "inbound", "outbound", "inherited", "inbound_auto",
+        "outbound_auto", "any_port", "families", "foreground", "verbosity",
+    }
+)  # fmt: skip
+_AS_GIVEN = frozenset(Options.__dataclass_fields__) - _WORKED_OUT
+
+
 def parse_args(
     argv: Sequence[str],
     *,
@@ -132,15 +139,15 @@ def parse_args(
 
     Raises Failure, and SystemExit(0) after --help and --version have been answered.
     """
-    parser = build_parser()
-    words, positional = cut(argv, parser)
-    given = parser.parse_args(words)
-    mode = detect_mode(positional, given.netns, given.userns)
-    _refuse_contradictions(given)
-    if given.map_auto and mode is not Mode.COMMAND:
-        reason = "it says which ids COMMAND has; leave it out"
-        raise Failure("use", "--map-auto without COMMAND", reason)
-    families = (4,) if given.ipv4 else (6,) if given.ipv6 else (4, 6)
+    # What is COMMAND's stays as it was typed; no other option has a value that may be missing.
+    words = ["--audit-json" if word == "--audit=json" else word for word in argv]
+    found, positional = parsing.cut(words, OPTIONS)
+    positional = list(argv[len(argv) - len(positional) :])
+    given = parsing.convert(found, OPTIONS)
+    mode = detect_mode(positional, given.netns)
+    parsing.refuse_contradictions(found)
+    parsing.refuse_others_synopsis(found, mode)
+    families = (4,) if given.ipv4_only else (6,) if given.ipv6_only else (4, 6)
     ranges = None
     if given.inbound or given.outbound:
         ranges = (ephemeral or read_ephemeral_range)()
@@ -157,15 +164,12 @@ def parse_args(
     for text in filter(is_inherited, given.outbound):
         raise Failure("use", f"-T {quote(text)}", "listeners are passed on the host; write -t")
 
+    # What else an option sets is a field of the same name.
+    rest = {name: value for name, value in vars(given).items() if name in _AS_GIVEN}
     return Options(
         mode=mode,
         command=tuple(positional) if mode is Mode.COMMAND else (),
         pid=pid_of(positional[0]) if mode is Mode.PID else None,
-        netns=given.netns,
-        userns=given.userns,
-        netns_only=given.netns_only,
-        map_auto=given.map_auto,
-        netns_quit=given.netns_quit,
         inbound=tuple(inbound.forwards),
         outbound=tuple(outbound.forwards),
         inherited=tuple(ports.parse_inherited(inherited, option="-t", families=families)),
@@ -173,161 +177,13 @@ def parse_args(
         outbound_auto=tuple(outbound.autos),
         any_port=_BOTH if given.control is not None else frozenset(),
         families=families,
-        workers=given.workers,
         foreground=given.foreground or mode is Mode.COMMAND,
         verbosity=_verbosity(given),
-        log_file=given.log_file,
-        log_size=_LOG_SIZE if given.log_size is None else given.log_size,
-        log_format=given.log_format,
-        log_flows=given.log_flows,
-        pid_file=given.pid_file,
-        control=given.control,
-        control_from_namespace=given.control_from_namespace,
-        metrics=given.metrics,
-        runas=given.runas,
-        sandbox=given.sandbox,
-        drain=given.drain,
-        idle_timeout=given.idle_timeout,
-        ready_fd=given.ready_fd,
-        audit=given.audit,
+        **rest,
     )
 
 
-# The options
-
-
-def build_parser() -> Parser:
-    """The parser, which knows each option by its names, value and section."""
-    parser = Parser()
-    flag, value = parser.flag, parser.value
-
-    parser.section("Ports (SPEC is explained below; both options can be repeated)")
-    specs: dict[str, Any] = {"metavar": "SPEC", "action": "append", "default": []}
-    value("-t", "--tcp-ports", dest="inbound", help="host ports, to the namespace", **specs)
-    value("-T", "--tcp-ns", dest="outbound", help="namespace ports, to the host", **specs)
-    flag("-4", "--ipv4-only", dest="ipv4", help="use IPv4 only")
-    flag("-6", "--ipv6-only", dest="ipv6", help="use IPv6 only")
-
-    parser.section("Namespaces")
-    value(
-        "--netns", metavar="PATH|NAME", type=values.netns, help="join it; NAME is /run/netns/NAME"
-    )
-    value(
-        "--userns",
-        metavar="PATH",
-        type=values.path("--userns"),
-        help="the user namespace that owns it",
-    )
-    flag("--netns-only", help="neither create nor join a user namespace")
-    flag("--map-auto", help="COMMAND has its user's subordinate ids")
-    flag("--no-netns-quit", dest="netns_quit", action="store_false", help="outlive the namespace")
-
-    parser.section("Running")
-    flag("-f", "--foreground", help="stay there (COMMAND always does)")
-    value(
-        "-P",
-        "--pid",
-        metavar="FILE",
-        type=values.path("--pid"),
-        dest="pid_file",
-        help="write the PID to FILE",
-    )
-    value(
-        "--control",
-        metavar="PATH",
-        type=values.path("--control"),
-        help="serve hardsplicectl and the like here",
-    )
-    flag("--control-from-namespace", help="and to those in the namespace, for its own ports")
-    path = values.path("--metrics")
-    value("--metrics", metavar="PATH", type=path, help="serve everybody /metrics here, and no more")
-    value(
-        "--ready-fd", metavar="N", type=values.descriptor, help="write to descriptor N when ready"
-    )
-    value("--runas", metavar="USER[:GROUP]", type=values.runas, help="as root: change to this user")
-    value(
-        "--workers",
-        metavar="N|auto",
-        type=values.workers,
-        default=1,
-        help="relays a direction (default 1); auto: one a CPU",
-    )
-
-    for name, text in (
-        ("--drain", "at the end, let connections finish first"),
-        ("--idle-timeout", "reset connections in which nothing moves"),
-    ):
-        kind = partial(values.seconds, name)
-        value(name, metavar="SECONDS", type=kind, default=0, help=text)
-
-    parser.section("Security")
-    value(
-        "--sandbox",
-        metavar="MODE",
-        type=values.sandbox,
-        default="best-effort",
-        help="best-effort (default), or strict: all or nothing",
-    )
-    flag("--audit", **_audit("table"), help="when ready, show what each process may do")
-    flag("--audit-json", **_audit("json"), help="the same as JSON (or --audit=json)")
-
-    parser.section("Messages")
-    flag("-q", "--quiet", help="errors only")
-    flag("-d", "--debug", help="say what is done")
-    flag("--trace", help="and every connection")
-    value("-l", "--log-file", metavar="PATH", type=values.path("--log-file"), help="log to a file")
-    value("--log-size", metavar="SIZE", type=values.size, help="its largest size (default 1M)")
-    value(
-        "--log-format",
-        metavar="FORM",
-        type=values.log_format,
-        default="text",
-        help="text (default), or json",
-    )
-    flag("--log-flows", help="a line for each flow that ends")
-
-    parser.section("Other")
-    for udp in (("-u", "--udp-ports"), ("-U", "--udp-ns")):
-        value(
-            *udp, metavar="SPEC", type=values.no_udp(udp[0]), help="none is accepted; no UDP here"
-        )
-    flag("--splice-only", action="store_const", const=None, help="accepted; always so")
-    flag("--host-lo-to-ns-lo", action="store_const", const=None, help="accepted; always so")
-    flag("-h", "--help", action="help", help="show this")
-    flag("--version", action="version", version=f"hardsplice {__version__}", help="show it")
-    return parser
-
-
-def _audit(form: values.Audit) -> dict[str, Any]:
-    return {"dest": "audit", "action": "store_const", "const": form}
-
-
-def _refuse_contradictions(given: argparse.Namespace) -> None:
-    if given.ipv4 and given.ipv6:
-        reason = "each rules the other out; leave out both for IPv4 and IPv6"
-        raise Failure("combine", "-4 with -6", reason)
-    if given.netns_only and given.userns is not None:
-        reason = "the one rules out joining a user namespace; leave out one of the two"
-        raise Failure("combine", "--netns-only with --userns", reason)
-    if given.netns_only and given.map_auto:
-        reason = "ids are mapped in a user namespace; leave out one of the two"
-        raise Failure("combine", "--netns-only with --map-auto", reason)
-    if given.quiet and (given.debug or given.trace):
-        louder = "-d" if given.debug else "--trace"
-        reason = "the one asks for less, the other for more; leave out one of the two"
-        raise Failure("combine", f"-q with {louder}", reason)
-    if given.control_from_namespace and given.control is None:
-        reason = "there is no control socket to be heard at; add --control, or leave it out"
-        raise Failure("use", "--control-from-namespace without --control", reason)
-    if given.metrics is not None and given.control is None:
-        reason = "it goes with that; add --control PATH, or leave it out"
-        raise Failure("use", "--metrics without --control", reason)
-    if given.log_size is not None and given.log_file is None:
-        reason = "there is no log file to limit; add --log-file, or leave it out"
-        raise Failure("use", "--log-size without --log-file", reason)
-
-
-def _verbosity(given: argparse.Namespace) -> Verbosity:
+def _verbosity(given: SimpleNamespace) -> Verbosity:
     if given.trace:
         return Verbosity.TRACE
     if given.debug:

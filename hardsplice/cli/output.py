@@ -3,27 +3,26 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 
 from hardsplice.model.errors import Failure, reason_of
 
 
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose help and version are answers."""
-
-    def _print_message(self, message: str, file: object = None) -> None:  # noqa: ARG002
-        if not message or sys.stdout is None:  # the shell closed it
-            return
-        try:
-            sys.stdout.write(message)
-            sys.stdout.flush()
-        except OSError as error:
-            failure = lost(error, "the answer")
-            if failure is None:
-                self.exit(1)
-            raise failure from error
+def answer(text: str) -> None:
+    """Answer a question such as --help. Failure where there is no room; SystemExit where whoever
+    reads it has seen enough.
+    """
+    if not text or sys.stdout is None:  # the shell closed it
+        return
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        failure = lost(error, "the answer")
+        if failure is None:
+            raise SystemExit(1) from None
+        raise failure from error
 
 
 def lost(error: OSError, what: str) -> Failure | None:

@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How the command line is read: where its options end, what each word stands for, and the page that
---help shows. Which options there are, `cli` says.
+"""How a table of options is read from the words of a command line: where the options end, what each
+word stands for, and which of them can't go together.
 
-Two parsers share the work. getopt knows where the options end: the first word that is none belongs
-to COMMAND, and so does all that follows. argparse has no such notion; it looks at every word and
-refuses one of COMMAND's that resembles an option of ours. So getopt cuts and resolves, with its
-lists made from argparse's actions, and argparse gets `--name=value` words only, which it converts.
+The first word that is no option belongs to COMMAND, and so does all that follows. argparse has no
+such notion: it looks at every word. So this is done here, as getopt_long(3) with POSIXLY_CORRECT
+does it: long options may be shortened, short ones may share a word.
 """
 
 from __future__ import annotations
 
-import argparse
-import getopt
-from typing import TYPE_CHECKING, Any, NoReturn
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Literal
 
 from hardsplice.cli import output
 from hardsplice.model import foreign
@@ -20,73 +19,117 @@ from hardsplice.model.errors import Failure, quote
 from hardsplice.model.spec import in_our_words
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    import enum
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
-__all__ = ["Parser", "cut"]
+__all__ = ["Option", "Word", "convert", "cut", "refuse_contradictions", "refuse_others_synopsis"]
 
-
-class Parser(output.Parser):
-    """An ArgumentParser whose errors are Failures, and whose help is a page of sections."""
-
-    def __init__(self) -> None:
-        super().__init__(prog="hardsplice", usage=_USAGE, add_help=False, allow_abbrev=False)
-        self.sections: dict[str, list[argparse.Action]] = {}
-
-    def section(self, title: str) -> None:
-        """Open a section of the help: the options added next stand in it."""
-        self.sections[title] = []
-
-    def flag(self, *names: str, help: str, action: str = "store_true", **settings: Any) -> None:  # noqa: A002
-        self._note(self.add_argument(*names, help=help, action=action, **settings))
-
-    def value(self, *names: str, metavar: str, help: str, **settings: Any) -> None:  # noqa: A002 - argparse's name
-        self._note(self.add_argument(*names, metavar=metavar, help=help, **settings))
-
-    def actions(self) -> list[argparse.Action]:
-        """Every option, in the order of the help."""
-        return [action for actions in self.sections.values() for action in actions]
-
-    def _note(self, action: argparse.Action) -> None:
-        list(self.sections.values())[-1].append(action)
-
-    def format_help(self) -> str:
-        lines = [_USAGE, "", _DESCRIPTION]
-        for section, actions in self.sections.items():
-            lines += ["", f"{section}:"]
-            for action in actions:
-                names = ", ".join(action.option_strings)
-                left = f"  {names} {action.metavar}" if action.metavar else f"  {names}"
-                lines.append(f"{left:<28}  {action.help}")
-        return "\n".join([*lines, "", _EPILOG])
-
-    def error(self, message: str) -> NoReturn:
-        raise wrong(message)
+# What a shell may offer for a value: these words, or something that it knows by itself.
+Offer = tuple[str, ...] | Literal["file", "netns", "user", "descriptor"]
 
 
-_USAGE = """\
-usage: hardsplice [OPTION]... [COMMAND [ARG]...]
-       hardsplice [OPTION]... PID
-       hardsplice [OPTION]... --netns PATH|NAME [--userns PATH]"""
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option: all that is to be said of it but its paragraph in the manual."""
 
-_DESCRIPTION = """\
-Join chosen TCP ports of a network namespace with ports of the host. It is a new
-one, in which COMMAND (by default the shell) runs, or one that exists."""
+    names: tuple[str, ...]  # the short one first
+    help: str
+    value: str = ""  # what its value is called; a flag has none
+    field: str = ""  # what it sets, if it sets anything
+    default: Any = None
+    const: Any = True  # what a flag sets
+    parse: Callable[[str], Any] = str  # the value; raises Failure
+    repeats: bool = False  # each time a value more; where it doesn't, the last one holds
+    offers: Offer = ()
+    #: Other options, by their first names, that it can't be combined with, each with the reason.
+    excludes: tuple[tuple[str, str], ...] = ()
+    #: Another option, by its last name, that it is nothing without, with the reason.
+    needs: tuple[str, str] | None = None
+    #: The one synopsis that it goes with, with the reason.
+    only: tuple[enum.Enum, str] | None = None
+    answer: Callable[[], str] | None = None  # what is said, and then there is no more to do
 
-_EPILOG = """\
-SPEC is none (the default), all, auto (what is listened on over there), or ports
-and ~exclusions; before them may stand a listening address, after each a target:
-  8080  80,443  8000-8009  8080:80  127.0.0.1/22  5432:10.0.0.5/5433  all,~22
-Port 0, with a target, is one that is free: -t 0:80 says which one it became.
-A service manager's listener NAME is taken by -t inherit:NAME:PORT.
+    @property
+    def full(self) -> str:
+        """Its last name, which is the long one."""
+        return self.names[-1]
 
-Examples:
-  hardsplice -t 8080:80 -- ./server        its port 80 is the host's 8080
-  hardsplice -T 5432 -- ./client           the host's port 5432 is its own
-  hardsplice -t 127.0.0.1/2222:22 1234     for process 1234, in the background
-  hardsplice -f -t 80 --netns blue         for /run/netns/blue
 
-The manual is hardsplice(1).
-"""
+# An option as it was typed: which, by what name, and its value.
+Word = tuple[Option, str, str]
+
+
+def cut(argv: Sequence[str], options: Iterable[Option]) -> tuple[list[Word], list[str]]:
+    """The options, and the words after them. Raises Failure for what is no option."""
+    known = {name: option for option in options for name in option.names}
+    found: list[Word] = []
+    words = list(argv)
+    while words and len(words[0]) > 1 and words[0][0] == "-":
+        word = words.pop(0)
+        if word == "--":
+            break
+        if word.startswith("--"):
+            found.append(_long(word, words, known))
+        else:
+            found.extend(_cluster(word[1:], words, known))
+    for option, name, text in found:
+        if option.value and _is_option(text, known):
+            reason = f"{quote(text)} is an option; {_wants(option)}"
+            raise Failure("use", f"{name} without a value", reason)
+    return found, words
+
+
+def _long(word: str, after: list[str], known: Mapping[str, Option]) -> Word:
+    """A long option; its value may be the next word, which is taken then."""
+    typed, equals, text = word.partition("=")
+    meant = [name for name in known if name.startswith(typed)]
+    if typed not in known and len(meant) > 1:
+        raise wrong(f"option {typed} could be {' or '.join(meant)}")
+    if not meant:
+        raise _unknown(typed, text if equals else _next(after))
+    name = typed if typed in known else meant[0]
+    option = known[name]
+    if not option.value:
+        if equals:
+            raise wrong(f"option {name} must not have an argument")
+        return option, name, ""
+    return option, name, text if equals else _take(option, after)
+
+
+def _cluster(letters: str, after: list[str], known: Mapping[str, Option]) -> list[Word]:
+    """Short options in one word; the last one's value may be the rest of it, or the next word."""
+    found: list[Word] = []
+    while letters:
+        name, letters = f"-{letters[0]}", letters[1:]
+        option = known.get(name)
+        if option is None:
+            raise _unknown(name, letters or _next(after))
+        if option.value:
+            found.append((option, name, letters or _take(option, after)))
+            break
+        found.append((option, name, ""))
+    return found
+
+
+def _next(after: list[str]) -> str:
+    return after[0] if after else ""
+
+
+def _take(option: Option, after: list[str]) -> str:
+    if not after:
+        raise Failure("use", f"{option.full} without a value", _wants(option))
+    return after.pop(0)
+
+
+def _is_option(text: str, known: Mapping[str, Option]) -> bool:
+    """Whether what stands in a value's place, because there is none, is what came next."""
+    if text.startswith("--"):
+        return text == "--" or text.partition("=")[0] in known
+    return len(text) > 1 and text[0] == "-" and all(f"-{char}" in known for char in text[1:])
+
+
+def _wants(option: Option) -> str:
+    return f"write {option.value} after {option.full}"
 
 
 def wrong(message: str) -> Failure:
@@ -94,82 +137,14 @@ def wrong(message: str) -> Failure:
     return Failure("parse", "the command line", f"{message}; see hardsplice --help")
 
 
-def cut(argv: Sequence[str], parser: Parser) -> tuple[list[str], list[str]]:
-    """The options, each as one `--name` or `--name=value`, and the words after them."""
-    spelling = {}
-    short = ""
-    long = []
-    for action in parser.actions():
-        takes_value = action.metavar is not None
-        for name in action.option_strings:
-            spelling[name] = action.option_strings[-1]
-            if name.startswith("--"):
-                long.append(name[2:] + "=" * takes_value)
-            else:
-                short += name[1:] + ":" * takes_value
-    # getopt has no optional values. What is COMMAND's stays as it was typed.
-    words = ["--audit-json" if word == "--audit=json" else word for word in argv]
-    try:
-        pairs, rest = getopt.getopt(words, short, long)
-        rest = list(argv[len(argv) - len(rest) :])
-    except getopt.GetoptError as error:
-        raise _explain(error, argv, parser, spelling) from None
-    words = []
-    for name, text in pairs:
-        full = spelling[name]
-        takes_value = f"{full[2:]}=" in long
-        if takes_value and _is_option(text, spelling):
-            reason = f"{quote(text)} is an option; {_wants(parser, full)}"
-            raise Failure("use", f"{name} without a value", reason)
-        words.append(f"{full}={text}" if takes_value else full)
-    return words, rest
-
-
-def _is_option(text: str, spelling: Mapping[str, str]) -> bool:
-    """Whether what stands in a value's place, because there is none, is what came next."""
-    if text.startswith("--"):
-        return text == "--" or text.partition("=")[0] in spelling
-    return len(text) > 1 and text[0] == "-" and all(f"-{char}" in spelling for char in text[1:])
-
-
-def _wants(parser: Parser, name: str) -> str:
-    metavar = next(one.metavar for one in parser.actions() if name in one.option_strings)
-    return f"write {metavar} after {name}"
-
-
-def _explain(
-    error: getopt.GetoptError, argv: Sequence[str], parser: Parser, spelling: Mapping[str, str]
-) -> Failure:
-    """What getopt could not make sense of, in our words."""
-    typed = f"--{error.opt}"
-    if len(error.opt) == 1 and not any(word.partition("=")[0] == typed for word in argv):
-        typed = f"-{error.opt}"
-    meant = [name for name in spelling if name.startswith(typed)]
-    if len(meant) > 1 and typed not in spelling:
-        return wrong(f"option {typed} could be {' or '.join(meant)}")
-    if "requires argument" in error.msg:
-        full = spelling[typed]
-        return Failure("use", f"{full} without a value", _wants(parser, full))
-    if "not recognized" not in error.msg:
-        return wrong(error.msg)
-    value = _value_of(typed, argv)
+def _unknown(typed: str, value: str) -> Failure:
+    """An option that there is not, and what to write where it is another program's."""
     if foreign.is_publish(typed, value):
         return Failure("use", f"{typed} {quote(value)}", _ports(value))
     if foreign.is_tap(typed):
         reason = "it is about pasta's tap interface, and there is none here; leave it out"
         return Failure("use", typed, reason)
-    return wrong(error.msg)
-
-
-def _value_of(typed: str, argv: Sequence[str]) -> str:
-    """What stands behind an option that nobody knows."""
-    for word, after in zip(argv, [*argv[1:], ""], strict=True):
-        name, equals, text = word.partition("=")
-        if name == typed:
-            return text if equals else after
-        if len(typed) == 2 and word[:1] == "-" != word[1:2] and typed[1] in word:
-            return word.partition(typed[1])[2] or after
-    return ""
+    return wrong(f"option {typed} not recognized")
 
 
 def _ports(text: str) -> str:
@@ -177,3 +152,45 @@ def _ports(text: str) -> str:
     if foreign.is_other_protocol(text):
         return f"{foreign.NOT_TCP}; leave it out"
     return f"ports are asked for by -t; write -t {in_our_words(text) or 'SPEC'}"
+
+
+# --- what they mean -------------------------------------------------------------------------------
+
+
+def convert(found: Iterable[Word], options: Iterable[Option]) -> SimpleNamespace:
+    """What the fields are set to. Raises Failure where a value is wrong, and SystemExit where one
+    of the options is a question, which is answered then.
+    """
+    given = SimpleNamespace(**{one.field: one.default for one in options if one.field})
+    for option, _, text in found:
+        if option.answer is not None:
+            output.answer(option.answer())
+            raise SystemExit(0)
+        value = option.parse(text) if option.value else option.const
+        if not option.field:
+            continue
+        if option.repeats:
+            value = (*getattr(given, option.field), value)
+        setattr(given, option.field, value)
+    return given
+
+
+def refuse_contradictions(found: Iterable[Word]) -> None:
+    """Failure where one option rules another one out, or needs one that isn't there."""
+    given = {name: option for option, _, _ in found for name in option.names}
+    for option in given.values():
+        for other, reason in option.excludes:
+            if other in given:
+                raise Failure("combine", f"{option.names[0]} with {other}", reason)
+    for option in given.values():
+        if option.needs is not None and option.needs[0] not in given:
+            other, reason = option.needs
+            raise Failure("use", f"{option.full} without {other}", reason)
+
+
+def refuse_others_synopsis(found: Iterable[Word], mode: enum.Enum) -> None:
+    """Failure where an option doesn't go with the synopsis that this is."""
+    for option, _, _ in found:
+        if option.only is not None and option.only[0] is not mode:
+            only, reason = option.only
+            raise Failure("use", f"{option.full} without {only.name}", reason)

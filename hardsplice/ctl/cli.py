@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from hardsplice import __version__
-from hardsplice.cli import output
+from hardsplice.cli import subcommands
 from hardsplice.cli.values import number
 from hardsplice.ctl.client import default_path
 from hardsplice.model.direction import Direction
@@ -18,7 +18,7 @@ INTERVAL_LEAST, INTERVAL_MOST = 0.1, 3600.0  # seconds
 _LAST_ID = 10**9 - 1
 
 
-class Parser(output.Parser):
+class Parser(subcommands.Parser):
     """An ArgumentParser whose errors are Failures."""
 
     def error(self, message: str) -> NoReturn:

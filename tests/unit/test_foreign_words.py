@@ -228,7 +228,7 @@ SINKS: dict[str, list[Callable[[Capture], None]] | str] = {
     ],
     "telemetry.log.make_room": "what was in the log before",
     "sandbox.user_namespace.write_id_maps": MACHINE,
-    "cli.output.Parser._print_message": "its own help",
+    "cli.output.answer": "its own help",
     "app.pidfile.PidFile.write": MACHINE,
     "policy._check_command": OWN_FILES,
     "policy._export": OWN_FILES,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from hardsplice.app.options import build_parser
+from hardsplice.app import option_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,9 +25,8 @@ BASH = FOLDER / "hardsplice.bash"
 ZSH = FOLDER / "_hardsplice"
 FISH = FOLDER / "hardsplice.fish"
 
-ACTIONS = build_parser().actions()
-OPTIONS = {name for action in ACTIONS for name in action.option_strings}
-WITH_VALUE = {name for action in ACTIONS if action.metavar for name in action.option_strings}
+OPTIONS = {name for option in option_table.OPTIONS for name in option.names}
+WITH_VALUE = {name for option in option_table.OPTIONS if option.value for name in option.names}
 
 
 def shell(name: str, *arguments: str, cwd: Path | None = None) -> str:

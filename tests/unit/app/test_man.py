@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from hardsplice.app.options import Mode, build_parser, parse_args
+from hardsplice.app.option_table import OPTIONS, SECTIONS
+from hardsplice.app.options import Mode, parse_args
 from hardsplice.model import ports, spec
 
 PAGE = Path(__file__).parents[3] / "packaging" / "man" / "hardsplice.1"
@@ -63,19 +64,17 @@ def rendered() -> str:
 
 
 def test_the_manual_and_the_parser_have_the_same_options_with_the_same_values() -> None:
-    actions = build_parser().actions()
-    assert documented() == {tuple(a.option_strings): a.metavar for a in actions}
+    assert documented() == {option.names: option.value or None for option in OPTIONS}
 
 
 def test_options_stand_in_the_order_and_sections_of_the_help() -> None:
     titles = re.findall(r"^\.Ss (.*)$", section("OPTIONS"), re.MULTILINE)
-    sections = build_parser().sections
-    assert titles == [title.partition(" (")[0] for title in sections]
-    assert list(documented()) == [tuple(a.option_strings) for a in build_parser().actions()]
+    assert titles == [title.partition(" (")[0] for title in SECTIONS]
+    assert list(documented()) == [option.names for option in OPTIONS]
 
 
 def test_every_option_that_is_mentioned_exists() -> None:
-    known = {name for action in build_parser().actions() for name in action.option_strings}
+    known = {name for option in OPTIONS for name in option.names}
     mentioned = {"-" + name for name in re.findall(r"\bFl ([-\w]+)", SOURCE)}
     assert mentioned
     assert mentioned <= known

@@ -10,29 +10,27 @@ import pwd
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hardsplice import __version__
+from hardsplice.app import options as options_module
 from hardsplice.app import start
+from hardsplice.app.option_table import OPTIONS, SECTIONS
 from hardsplice.app.options import (
     Mode,
     Options,
     Verbosity,
-    build_parser,
     detect_mode,
     parse_args,
 )
+from hardsplice.app.usage import page
 from hardsplice.kernel.ephemeral import read_ephemeral_range
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure
 from hardsplice.model.identity import RunAs
-
-if TYPE_CHECKING:
-    import argparse
 
 ROOT = Path(__file__).parents[3]
 EPHEMERAL = (32768, 60999)
@@ -49,10 +47,6 @@ def refusal(*argv: str) -> str:
     (line,) = caught.value.lines()
     assert line.startswith("hardsplice: cannot ")
     return line
-
-
-def options() -> list[argparse.Action]:
-    return build_parser().actions()
 
 
 # What is given
@@ -191,6 +185,22 @@ def test_options_are_frozen() -> None:
         parse().netns = "x"  # type: ignore[misc]
 
 
+def test_what_an_option_sets_is_a_field_or_is_worked_out() -> None:
+    fields = {field.name for field in dataclasses.fields(Options)}
+    inputs = {"ipv4_only", "ipv6_only", "quiet", "debug", "trace"}
+    assert {option.field for option in OPTIONS} - {""} - fields == inputs
+    assert fields - {option.field for option in OPTIONS} <= options_module._WORKED_OUT
+
+
+def test_the_table_names_options_that_there_are() -> None:
+    names = [name for option in OPTIONS for name in option.names]
+    assert len(set(names)) == len(names)
+    for option in OPTIONS:
+        assert {other for other, _ in option.excludes} <= set(names)
+        assert option.needs is None or option.needs[0] in names
+        assert not (option.value and option.answer)
+
+
 # Where options end
 
 
@@ -237,18 +247,15 @@ def test_long_options_can_be_shortened_while_unambiguous() -> None:
 def test_every_option_is_understood_in_every_spelling() -> None:
     values = {"SPEC": "none", "SIZE": "1M", "N": "5", "MODE": "strict", "USER[:GROUP]": "0:0"}
     values |= {"N|auto": "auto", "FORM": "json", "SECONDS": "7"}
-    for action in options():
-        if action.dest in ("help", "version"):
+    for option in OPTIONS:
+        if option.answer is not None:
             continue
-        extra = ["-l", "log"] if action.dest == "log_size" else []
-        extra += ["--netns", "x"] if action.dest == "userns" else []
-        extra += ["--control", "x"] if action.dest == "control_from_namespace" else []
-        extra += ["--control", "y"] if action.dest == "metrics" else []
+        extra = [option.needs[0], "x"] if option.needs else []
         found = set()
-        for name in action.option_strings:
-            value = [values.get(str(action.metavar), "x")] if action.metavar else []
+        for name in option.names:
+            value = [values.get(option.value, "x")] if option.value else []
             found.add(repr(parse(*extra, name, *value)))
-        assert len(found) == 1, action.option_strings
+        assert len(found) == 1, option.names
 
 
 # Modes
@@ -266,7 +273,7 @@ def test_every_option_is_understood_in_every_spelling() -> None:
     ],
 )
 def test_modes(positional: list[str], netns: str | None, mode: Mode) -> None:
-    assert detect_mode(positional, netns, None) is mode
+    assert detect_mode(positional, netns) is mode
 
 
 def test_a_pid_is_a_number_and_no_command() -> None:
@@ -397,8 +404,7 @@ def test_a_wrong_value_gives_one_line_with_a_next_step(argv: list[str], parts: l
 
 
 @given(st.lists(st.text(max_size=12) | st.sampled_from([
-    name for action in build_parser().actions() for name in action.option_strings
-    if action.dest not in ("help", "version")
+    name for option in OPTIONS for name in option.names if option.answer is None
 ]), max_size=6))  # fmt: skip
 def test_any_words_give_options_or_a_failure(argv: list[str]) -> None:
     # An abbreviation or a cluster may still mean help, which is an answer and no error.
@@ -474,14 +480,14 @@ def test_help_names_every_option_on_narrow_lines(capsys: pytest.CaptureFixture[s
     assert shown.startswith("usage: hardsplice ")
     assert max(map(len, lines)) <= 80
     assert len(lines) <= 68
-    for action in options():
-        left = "  " + ", ".join(action.option_strings)
+    for option in OPTIONS:
+        left = "  " + ", ".join(option.names)
         assert sum(line.startswith((f"{left} ", f"{left}\n")) for line in lines) == 1
     assert "Examples:" in lines
 
 
 def test_the_examples_of_the_help_are_understood() -> None:
-    lines = build_parser().format_help().partition("Examples:")[2].splitlines()
+    lines = page(SECTIONS).partition("Examples:")[2].splitlines()
     commands = [line.split("  ")[1].split()[1:] for line in lines if "  hardsplice" in line]
     assert [parse(*command).mode for command in commands] == [
         Mode.COMMAND,
@@ -510,12 +516,24 @@ def test_importing_the_command_line_is_light() -> None:
         check=True,
     )
     loaded = set(done.stdout.split())
-    assert "argparse" in loaded
-    heavy = {"ctypes", "socket", "subprocess", "tomllib", "logging", "pyseccomp", "prctl", "shutil"}
+    heavy = {
+        "argparse",
+        "ctypes",
+        "getopt",
+        "gettext",
+        "socket",
+        "subprocess",
+        "tomllib",
+        "logging",
+        "pyseccomp",
+        "prctl",
+        "shutil",
+    }
     assert not loaded & heavy
     assert {name for name in loaded if name.startswith("hardsplice")} == {
         "hardsplice",
         "hardsplice.app",
+        "hardsplice.app.option_table",
         "hardsplice.app.options",
         "hardsplice.cli",
         "hardsplice.kernel",

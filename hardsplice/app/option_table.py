@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Every option of hardsplice, declared once: what it is called, what it sets, what its value may
+be, and what it can't be combined with.
+
+From this table come the parser, --help, the completions of three shells (tools/generate.py) and the
+order of the manual's OPTIONS, whose paragraphs are written by hand. What a field means is said
+where it ends up (app/options.py). pasta's spelling is used wherever pasta has the option, so that
+what starts pasta can start hardsplice.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from hardsplice import __version__
+from hardsplice.app.modes import Mode
+from hardsplice.cli import values
+from hardsplice.cli.parsing import Option
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["OPTIONS", "SECTIONS"]
+
+_LOG_SIZE = 1 << 20
+_PORTS = ("none", "all", "auto")
+_SECONDS = ("10", "60", "600")
+
+
+def _flag(*names: str, help: str, **more: Any) -> Option:  # noqa: A002
+    """An option without a value, which sets the field of its own name unless told otherwise."""
+    settings = {"field": names[-1][2:].replace("-", "_"), "default": False, **more}
+    return Option(names, help, **settings)
+
+
+def _value(*names: str, value: str, help: str, parse: Callable[[str], Any], **more: Any) -> Option:  # noqa: A002
+    """An option with a value, likewise."""
+    settings = {"field": names[-1][2:].replace("-", "_"), **more}
+    return Option(names, help, value, parse=parse, **settings)
+
+
+def _file(*names: str, help: str, value: str = "PATH", **more: Any) -> Option:  # noqa: A002
+    """An option whose value is a file's path."""
+    check = values.path(names[-1])
+    return _value(*names, value=value, help=help, parse=check, offers="file", **more)
+
+
+def _specs(*names: str, field: str, help: str) -> Option:  # noqa: A002
+    """An option for ports, which can be repeated."""
+    return Option(names, help, "SPEC", field, default=(), repeats=True, offers=_PORTS)
+
+
+def _no_udp(*names: str) -> Option:
+    """pasta's, for UDP ports."""
+    check = values.no_udp(names[0])
+    help_ = "none is accepted; no UDP here"
+    return Option(names, help_, "SPEC", parse=check, repeats=True, offers=("none",))
+
+
+def _seconds(name: str, help: str) -> Option:  # noqa: A002
+    """An option for a time; 0 without it."""
+    check = partial(values.seconds, name)
+    return _value(name, value="SECONDS", help=help, parse=check, default=0, offers=_SECONDS)
+
+
+def _help() -> str:
+    from hardsplice.app.usage import page
+
+    return page(SECTIONS)
+
+
+# The sections of --help and of the manual, in their order.
+SECTIONS: dict[str, tuple[Option, ...]] = {
+    "Ports (SPEC is explained below; both options can be repeated)": (
+        _specs("-t", "--tcp-ports", field="inbound", help="host ports, to the namespace"),
+        _specs("-T", "--tcp-ns", field="outbound", help="namespace ports, to the host"),
+        _flag(
+            "-4",
+            "--ipv4-only",
+            help="use IPv4 only",
+            excludes=(("-6", "each rules the other out; leave out both for IPv4 and IPv6"),),
+        ),
+        _flag("-6", "--ipv6-only", help="use IPv6 only"),
+    ),
+    "Namespaces": (
+        _value(
+            "--netns",
+            value="PATH|NAME",
+            help="join it; NAME is /run/netns/NAME",
+            parse=values.netns,
+            offers="netns",
+            only=(Mode.NETNS, "it says so itself"),
+        ),
+        _file(
+            "--userns",
+            help="the user namespace that owns it",
+            needs=(
+                "--netns",
+                "it says which user namespace owns that of --netns; add --netns, or leave it out",
+            ),
+        ),
+        _flag(
+            "--netns-only",
+            help="neither create nor join a user namespace",
+            excludes=(
+                (
+                    "--userns",
+                    "the one rules out joining a user namespace; leave out one of the two",
+                ),
+                ("--map-auto", "ids are mapped in a user namespace; leave out one of the two"),
+            ),
+        ),
+        _flag(
+            "--map-auto",
+            help="COMMAND has its user's subordinate ids",
+            only=(Mode.COMMAND, "it says which ids COMMAND has; leave it out"),
+        ),
+        _flag(
+            "--no-netns-quit",
+            field="netns_quit",
+            default=True,
+            const=False,
+            help="outlive the namespace",
+        ),
+    ),
+    "Running": (
+        _flag("-f", "--foreground", help="stay there (COMMAND always does)"),
+        _file("-P", "--pid", value="FILE", field="pid_file", help="write the PID to FILE"),
+        _file("--control", help="serve hardsplicectl and the like here"),
+        _flag(
+            "--control-from-namespace",
+            help="and to those in the namespace, for its own ports",
+            needs=(
+                "--control",
+                "there is no control socket to be heard at; add --control, or leave it out",
+            ),
+        ),
+        _file(
+            "--metrics",
+            help="serve everybody /metrics here, and no more",
+            needs=("--control", "it goes with that; add --control PATH, or leave it out"),
+        ),
+        _value(
+            "--ready-fd",
+            value="N",
+            help="write to descriptor N when ready",
+            parse=values.descriptor,
+            offers="descriptor",
+        ),
+        _value(
+            "--runas",
+            value="USER[:GROUP]",
+            help="as root: change to this user",
+            parse=values.runas,
+            offers="user",
+        ),
+        _value(
+            "--workers",
+            value="N|auto",
+            help="relays a direction (default 1); auto: one a CPU",
+            parse=values.workers,
+            default=1,
+            offers=("auto", "1", "2", "4", "8"),
+        ),
+        _seconds("--drain", help="at the end, let connections finish first"),
+        _seconds("--idle-timeout", help="reset connections in which nothing moves"),
+    ),
+    "Security": (
+        _value(
+            "--sandbox",
+            value="MODE",
+            help="best-effort (default), or strict: all or nothing",
+            parse=values.sandbox,
+            default="best-effort",
+            offers=("best-effort", "strict"),
+        ),
+        _flag(
+            "--audit", default=None, const="table", help="when ready, show what each process may do"
+        ),
+        _flag(
+            "--audit-json",
+            field="audit",
+            default=None,
+            const="json",
+            help="the same as JSON (or --audit=json)",
+        ),
+    ),
+    "Messages": (
+        _flag(
+            "-q",
+            "--quiet",
+            help="errors only",
+            excludes=tuple(
+                (
+                    louder,
+                    "the one asks for less, the other for more; leave out one of the two",
+                )
+                for louder in ("-d", "--trace")
+            ),
+        ),
+        _flag("-d", "--debug", help="say what is done"),
+        _flag("--trace", help="and every connection"),
+        _file("-l", "--log-file", help="log to a file"),
+        _value(
+            "--log-size",
+            value="SIZE",
+            help="its largest size (default 1M)",
+            parse=values.size,
+            default=_LOG_SIZE,
+            needs=(
+                "--log-file",
+                "there is no log file to limit; add --log-file, or leave it out",
+            ),
+        ),
+        _value(
+            "--log-format",
+            value="FORM",
+            help="text (default), or json",
+            parse=values.log_format,
+            default="text",
+            offers=("text", "json"),
+        ),
+        _flag("--log-flows", help="a line for each flow that ends"),
+    ),
+    "Other": (
+        _no_udp("-u", "--udp-ports"),
+        _no_udp("-U", "--udp-ns"),
+        _flag("--splice-only", field="", help="accepted; always so"),
+        _flag("--host-lo-to-ns-lo", field="", help="accepted; always so"),
+        _flag("-h", "--help", field="", answer=_help, help="show this"),
+        _flag(
+            "--version", field="", answer=lambda: f"hardsplice {__version__}\n", help="show it"
+        ),
+    ),
+}  # fmt: skip
+OPTIONS = tuple(option for options in SECTIONS.values() for option in options)
