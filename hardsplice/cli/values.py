@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the values of options may be: each function here is the `type` of an argparse option.
-
-They raise Failure, which argparse lets through, and not ArgumentTypeError, so that a message says
-what is wrong with the value and what to write instead.
+"""What the values of options may be: each function here makes of a text the value of an option, or
+raises Failure, which says what is wrong with it and what to write instead.
 """
 
 from __future__ import annotations
