@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The ports that the kernel hands out by itself."""
+"""The ephemeral ports, which the kernel assigns by itself."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _EPHEMERAL_DEFAULT = (32768, 60999)  # net/ipv4/af_inet.c, inet_init_net()
 
 
 def read_ephemeral_range(path: str = _EPHEMERAL_PATH) -> tuple[int, int]:
-    """The first and last port that the kernel hands out by itself; its default if it won't say.
+    """The first and last ephemeral port; the kernel's default if they can't be read.
 
     Only `all` and lone exclusions need it, so being unable to read it is no reason to stop.
     """

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Files that people name on the command line, perhaps in folders where others may write: what is
-there can be a pipe without a reader, a device, a link to somewhere else, a file with a lease on it.
-None of these is opened for long, and none is waited for.
+"""Files named on the command line, perhaps in directories where other users may write: there may be
+a pipe without a reader, a device, a link to somewhere else, or a file with a lease on it. None of
+these keeps us waiting.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from collections.abc import Iterator
 
 def open_regular(path: str, flags: int, mode: int) -> int:
     """A regular file's descriptor, close-on-exec; made with ``mode`` where ``flags`` say so and
-    nothing is there. Raises OSError, also for what is there and is no regular file.
+    nothing is there. Raises OSError, also for anything there that is no regular file.
 
-    A umask takes from others, and from the group; never from the owner, who is to use it again.
+    A umask takes rights from the group and from others, never from the owner, who uses it again.
     """
     with contextlib.suppress(FileNotFoundError):
-        _check(os.lstat(path))  # merely to open some devices has an effect
+        _check(os.lstat(path))  # merely opening some devices has an effect
     flags |= os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
     with _owner_keeps_rights():
         fd = os.open(path, flags, mode)
@@ -35,7 +35,7 @@ def open_regular(path: str, flags: int, mode: int) -> int:
 
 @contextlib.contextmanager
 def _owner_keeps_rights() -> Iterator[None]:
-    """Make files whose owner has the rights that they are made with, whatever the umask is."""
+    """Create files whose owner has the requested rights, whatever the umask is."""
     before = os.umask(0o077)
     os.umask(before & 0o077)
     try:

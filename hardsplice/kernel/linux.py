@@ -89,8 +89,9 @@ _python.PyOS_AfterFork_Parent.restype = None
 
 
 def _find_fork_hooks() -> list[list[object]]:
-    """The interpreter's own lists of what ``os.register_at_fork`` is given, by whoever: found by
-    what is put into them. It keeps them for good, but can't be asked for them.
+    """The interpreter's own lists of the hooks of ``os.register_at_fork``, from all modules: found
+    by adding a hook and looking for it. It never discards them, but has no function that returns
+    them.
     """
 
     def mark() -> None:
@@ -106,10 +107,10 @@ _fork_hooks = _find_fork_hooks()
 def fork() -> int:
     """fork(2) for a process that is locked down: 0 in the child.
 
-    ``os.fork`` of Python 3.12 and later looks into /proc for threads, to warn of them; there is no
-    /proc any more. And it runs the hooks of all modules that happen to be imported: what these do
-    (random seeds itself anew, logging takes its locks) is nothing that a filter foresees, nor of
-    any use in a process that has one thread.
+    ``os.fork`` of Python 3.12 and later counts threads in /proc, to warn of them; there is no /proc
+    any more. And it runs the hooks of all modules that happen to be imported: a filter doesn't
+    foresee what these do (random seeds itself anew, logging takes its locks), nor is it of any use
+    in a process with one thread.
     """
     for hooks in _fork_hooks:
         hooks.clear()

@@ -2,10 +2,10 @@
 """Tables of mounts (proc_pid_mountinfo(5)), and a mount that is watched.
 
 A network namespace with a path is a mount on a file there. The name is gone when the mount is,
-whatever becomes of the file: `ip netns delete` takes both away, Docker leaves the empty file behind
-for a minute, and an unmounted folder takes what is mounted in it along. The kernel tells whoever
-polls a table of mounts that it has changed; the table is then read again, by its descriptor, which
-goes on showing the mounts of where it was opened when its holder has left the file system.
+whatever happens to the file: `ip netns delete` removes both, Docker leaves the empty file behind
+for a minute, and unmounting a directory unmounts everything in it. A poll of a table of mounts
+reports that it has changed; the table is then read again, through its descriptor, which shows the
+mounts of where it was opened even after its holder has left the file system.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hardsplice.kernel import linux
 TABLE = "/proc/self/mountinfo"
 _OF_PROCESS = re.compile(r"(/proc/\d+/)(?:task/\d+/)?(?:root|cwd)/.*")
 _CHUNK = 1 << 16  # bytes
-# What a mount has must be said again, or the kernel takes it for a change (do_remount, mount(8)).
+# A remount has to repeat the flags of the mount, or the kernel clears them (do_remount, mount(8)).
 _KEPT = {
     "nosuid": linux.MS_NOSUID,
     "nodev": linux.MS_NODEV,
@@ -63,8 +63,8 @@ def _unescaped(path: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """One mount in a table: ``table`` is the descriptor to poll for POLLPRI. Numbers of mounts are
-    given out again, but not with the same root.
+    """One mount in a table: ``table`` is the descriptor to poll for POLLPRI. IDs of mounts are
+    reused, but not with the same root.
     """
 
     table: int

@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What socket calls are given a pointer to, where a filter can look for it.
+"""Memory at a fixed place for what socket calls get a pointer to, so that filters can check it.
 
-What a filter can't see is what a pointer points to. So the values of socket options, and the
-address of a listener that is made at run time, lie at a fixed place, in front of the address book's
-slots (sandbox/address_book.py), and the filters compare the pointer. ``pin`` turns to that memory;
-before, they lie in memory of the process's own.
+A filter sees a pointer, but not what it points to. So the values of socket options, and the address
+of a listener that is created at run time, lie at a fixed place, in front of the address book's
+slots (sandbox/address_book.py), and the filters compare the pointer. ``pin`` switches to that
+memory; before, they lie in the process's own memory.
 
-Where to listen is written there at run time, and only the host monitor can do that. Not even it can
-write the family, though: that is the last thing in a piece of memory that nobody can write, and the
-rest of the address the first thing in the next piece, which the host monitor can. So what is bound
-is a TCP address. There is such a place for each family.
+The address to listen at is written there at run time, and only the host monitor can do that. Not
+even the host monitor can write the family, though: the family is at the end of a piece of memory
+that no process can write, and the rest of the address at the beginning of the next piece, which the
+host monitor can write. So only a TCP address can be bound. There is such a place for each family.
 
     piece    0                   1                    2             3
              values, AF_INET | address, interface    AF_INET6 | address
     file     0                   2                    1             3
 
-In the file those that nobody can write come first: a mapping of the others could be made to reach
-further into the file by mremap(2), but never back. A piece is as large as pages may be.
+In the file, the pieces that can't be written come first: mremap(2) can extend a mapping of the
+others further into the file, but never backwards. A piece is as large as the largest page size.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ UNSENT_SIZES = (512 << 10, 256 << 10, 128 << 10, 64 << 10)
 
 _FAMILY = struct.Struct("=H")
 IPV4_SIZE, IPV6_SIZE = 16, 28  # sizeof(struct sockaddr_in), sockaddr_in6
-# Where nobody can listen: port 1 of an address of class E, and of a multicast address.
+# Where no process can listen: port 1 of an address of class E, and of a multicast address.
 NOWHERE = {
     socket.AF_INET: struct.pack("!H4s8x", 1, socket.inet_aton("240.0.0.1")),
     socket.AF_INET6: struct.pack("!HI16s4x", 1, 0, b"\xff".ljust(16, b"\0")),
@@ -104,7 +104,7 @@ def pin(address: int, written: Written | None) -> None:
 
 
 def write_place(sockaddr: bytes, device: bytes, written: Written | None = None) -> None:
-    """Write down where to listen next, and at which interface; only who may write can do that:
+    """Write down where to listen next, and at which interface; only the host monitor can do that.
     ``written`` is where, if not for this process itself.
     """
     clear_place(written)

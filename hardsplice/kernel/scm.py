@@ -2,8 +2,8 @@
 """Sockets for messages with descriptors beside them: socketpair(2), sendmsg(2), recvmsg(2),
 SCM_RIGHTS in cmsg(3).
 
-By numbers of their own, as kernel/socketcalls.py has them, where the C library would use
-socketcall(2).
+They are made by numbers of their own, like those of kernel/socketcalls.py, where the C library
+would use socketcall(2).
 """
 
 from __future__ import annotations

@@ -2,15 +2,15 @@
 """The kernel's socket calls, as relays and monitors make them.
 
 *Hot* calls, made for every connection, return the kernel's own kind of answer: a result, or the
-negated errno. "Not now" is an everyday answer there, and an exception for it would cost more than
-the call (CPython formats the message of each OSError). The others raise OSError.
+negated errno. EAGAIN is a common result there, and an exception for it would cost more than the
+call (CPython formats the message of each OSError). The others raise OSError.
 
-Values of options, and addresses to listen at, are where a filter can look for them
+Values of options, and addresses to listen at, lie where a filter can check them
 (kernel/pinned.py).
 
 *socketcall.* On i386 and s390x the C library makes socket calls through socketcall(2), which hides
 every argument behind a pointer, and which no policy has. Here they are made by numbers of their own
-(Linux 4.3). So nobody uses methods of socket objects after lock-down, nor makes such objects.
+(Linux 4.3). So no process uses methods of socket objects after lock-down, nor creates such objects.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def accept4(listener: int) -> int:
 
 
 def accept4_from(listener: int) -> int:
-    """The same, and take down who it is, for ``accepted_from``."""
+    """The same, and keep the client's address for ``accepted_from``."""
     _peer_length.value = 28
     fd: int = _accept4(listener, _peer_ref, _peer_length_ref, _ACCEPT_FLAGS)
     return fd if fd >= 0 else -_errno()
@@ -119,8 +119,8 @@ def accepted_from() -> tuple[bytes, int]:
 
 
 def connect(fd: int, where: c_void_p, length: int) -> int:
-    """Start a connection to the address of so many bytes that lies at ``where``: 0 when it stands,
-    -EINPROGRESS while it is under way, or the negated errno.
+    """Start a connection to the address of so many bytes that lies at ``where``: 0 when it is
+    established, -EINPROGRESS while it is under way, or the negated errno.
     """
     if _connect(fd, where, length) == 0:
         return 0
@@ -128,9 +128,9 @@ def connect(fd: int, where: c_void_p, length: int) -> int:
 
 
 def connected(fd: int) -> int:
-    """How a connect(2) that was under way goes on: 0 when the connection stands, -EINPROGRESS when
-    that isn't known yet, -ECONNRESET when it stood and has been reset since, else the negated errno
-    of the refusal.
+    """The state of a connect(2) that was under way: 0 when the connection is established,
+    -EINPROGRESS when that isn't known yet, -ECONNRESET when it was established and has been reset
+    since, else the negated errno of the refusal.
     """
     if _getpeername(fd, _nobody_ref, _nobody_length_ref) == 0:
         return 0
@@ -319,12 +319,12 @@ def set_nodelay(fd: int) -> None:
 
 
 def set_keepalive(fd: int) -> None:
-    """Notice peers that are gone without a word (SO_KEEPALIVE)."""
+    """Notice peers that vanished without a packet (SO_KEEPALIVE)."""
     _set(fd, socket.SOL_SOCKET, socket.SO_KEEPALIVE, pinned.values.one)
 
 
 def set_reuse_address(fd: int) -> None:
-    """Take a port although connections of an earlier listener linger (SO_REUSEADDR)."""
+    """Allow binding a port although connections of an earlier listener linger (SO_REUSEADDR)."""
     _set(fd, socket.SOL_SOCKET, socket.SO_REUSEADDR, pinned.values.one)
 
 
@@ -335,18 +335,18 @@ def set_ipv6_only(fd: int, *, value: bool) -> None:
 
 
 def bind_to_device(fd: int) -> None:
-    """Use the interface that was written down, and no other (SO_BINDTODEVICE)."""
+    """Use only the interface that was written down (SO_BINDTODEVICE)."""
     _set(fd, socket.SOL_SOCKET, socket.SO_BINDTODEVICE, pinned.values.device, 16)
 
 
 def bind(fd: int, length: int) -> None:
-    """Take the address, of so many bytes, that was written down."""
+    """Bind to the address, of so many bytes, that was written down."""
     if _bind(fd, pinned.values.bind[length], length) != 0:
         fail()
 
 
 def listen(fd: int, backlog: int) -> None:
-    """Let clients connect."""
+    """listen(2)."""
     if _listen(fd, backlog) != 0:
         fail()
 
@@ -355,8 +355,8 @@ IP_MINTTL, IPV6_MINHOPCOUNT = 21, 73  # linux/in.h, linux/in6.h
 
 
 def retire(fd: int) -> None:
-    """Have a listener listen no longer, whoever has it, and hear nothing that has not the largest
-    number of hops before it, which few send; no filter lets anybody undo that.
+    """End a listener, in all processes that have it, and make it drop every packet that hasn't the
+    largest TTL or hop limit, which few send. No filter lets a process undo that.
     """
     try:
         _set(fd, socket.IPPROTO_IP, IP_MINTTL, pinned.values.most)

@@ -4,7 +4,7 @@
 A policy may be compiled for a machine other than this one, so a constant can't come from
 Python's own modules: FIONBIO has another number on PowerPC than elsewhere. Each word that a policy
 may use is therefore in a table, with its differences between architectures. A word that isn't here
-is an error, not a guess; whoever needs a new one looks at all seven architectures first. The tests
+is an error, not a guess; before adding one, check its value on all seven architectures. The tests
 hold the tables against Python's modules on the machine that they run on.
 """
 

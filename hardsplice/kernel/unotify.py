@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A system call that another process serves: seccomp_unotify(2).
 
-A relay that is given a listener at run time must not get it at a number where it could set the
-listener's options, and neither where the kernel happens to find a free one. So it isn't sent: the
-relay makes a call that its filter passes on to its monitor, and waits in it; the monitor puts the
-listener into the relay's table of descriptors, at the number that it chooses, and lets the call
-return (SECCOMP_IOCTL_NOTIF_ADDFD, Linux 5.9). A relay can't do without, refuse or hurry that.
+A relay that gets a listener at run time must not get it at a number where it could set the
+listener's options, nor at whichever number the kernel finds free. So it isn't sent over the
+channel: the relay makes a call that its filter passes on to its monitor, and waits in it; the
+monitor puts the listener into the relay's table of descriptors, at a number that the monitor
+chooses, and lets the call return (SECCOMP_IOCTL_NOTIF_ADDFD, Linux 5.9). A relay can't get a
+listener in another way, or at another number.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _ioctl = libc.ioctl
 
 
 def set_filter(program: bytes) -> int:
-    """Install a filter, whose questions can be read from the descriptor that this returns."""
+    """Install a filter, and return the descriptor from which the calls that it passes on are read."""
     numbers = _SECCOMP_32 if sys.maxsize < 2**32 else _SECCOMP
     code = ctypes.create_string_buffer(program, len(program))
     fprog = SockFprog(len(program) // 8, ctypes.addressof(code))
@@ -55,8 +56,8 @@ def set_filter(program: bytes) -> int:
 
 
 def obstacle() -> str | None:
-    """Why nobody can be asked here; None where that is possible. A filter that forbids the call has
-    the last word, whatever ours says (seccomp(2)). To be asked before there is one of ours.
+    """Why such calls are not possible here; None where they are. Another filter that forbids the
+    call takes precedence over ours (seccomp(2)). To be called before there is one of ours.
     """
     if _syscall(c_long(_PIDFD_GETFD), c_long(-1), c_long(0), c_long(0)) >= 0:
         return None
@@ -66,7 +67,7 @@ def obstacle() -> str | None:
 
 
 def ask(place: int) -> bool:
-    """Have the monitor put what belongs there at the number ``place`` of this process; whether that
+    """Ask the monitor to put the descriptor for ``place`` there, in this process; return whether it
     is a listener.
     """
     answer: int = _syscall(c_long(_PIDFD_GETFD), c_long(_NO_PIDFD), c_long(place), c_long(0))
@@ -74,8 +75,8 @@ def ask(place: int) -> bool:
 
 
 def next_question(fd: int) -> tuple[int, int] | None:
-    """Who asks, as a number for the answer, and for which place; None if nobody does any more. Only
-    for a descriptor that is readable, as this waits otherwise.
+    """The next call: its ID, for the answer, and the place that it asks for; None if the caller is
+    gone. Only for a descriptor that is readable, as this waits otherwise.
     """
     room = ctypes.create_string_buffer(_NOTIF.size)
     if _ioctl(fd, c_ulong(_NOTIF_RECV), ctypes.byref(room)) != 0:
@@ -87,8 +88,8 @@ def next_question(fd: int) -> tuple[int, int] | None:
 
 
 def put(fd: int, identity: int, source: int, place: int) -> None:
-    """Put our descriptor ``source`` at the number ``place`` of who asks. ENOENT when nobody asks
-    that any more, EINVAL where the kernel can't (before Linux 5.9).
+    """Put our descriptor ``source`` at the number ``place`` of the caller. ENOENT when the caller
+    is gone, EINVAL where the kernel can't (before Linux 5.9).
     """
     request = _ADDFD.pack(identity, _ADDFD_FLAG_SETFD, source, place, os.O_CLOEXEC)
     if _ioctl(fd, c_ulong(_NOTIF_ADDFD), request) < 0:
@@ -96,7 +97,7 @@ def put(fd: int, identity: int, source: int, place: int) -> None:
 
 
 def answer(fd: int, identity: int, value: int) -> bool:
-    """Let the call return ``value``; False where nobody waits for it any more."""
+    """Let the call return ``value``; False when the caller is gone."""
     response = ctypes.create_string_buffer(_RESPONSE.pack(identity, value, 0, 0), _RESPONSE.size)
     if _ioctl(fd, c_ulong(_NOTIF_SEND), ctypes.byref(response)) != 0:
         if ctypes.get_errno() == errno.ENOENT:

@@ -1,24 +1,24 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The address book: pointers that a filter can check.
 
-Which address is connected to lies behind a pointer, where no filter can look. So the targets lie in
-memory of which is known what it holds: it is at the same low address in every process, shared and
-read-only; only the host monitor has a view of it that can be written, and that only where ports may
-change at run time. The filters let connect(2) pass with a pointer to the beginning of a slot in
-there, and nothing that would take the memory away or put other memory in its place: munmap, mremap
-and mprotect only above it, mmap never at a fixed place (policy/relay.toml, policy/runtime.toml).
-So a process that was taken over connects to the targets and nowhere else; AF_UNSPEC, by which an
-accepted socket would become a fresh one of the client's namespace, isn't in the book either. That
-takes no Landlock, and holds on every kernel from 5.1 on. mseal(2) says the same of the mapping once
-more, where the kernel has it (6.10).
+The address to connect to is behind a pointer, so a filter can't see it. The targets therefore lie
+in memory whose content is known: it is at the same low address in every process, shared and
+read-only; only the host monitor has a writable view of it, and that only where ports may change at
+run time. The filters allow connect(2) with a pointer to the beginning of a slot there, and no call
+that would remove or replace that memory: munmap, mremap and mprotect only above it, mmap never at a
+fixed place (policy/relay.toml, policy/runtime.toml). So a process that was taken over can connect
+to the targets and nowhere else; AF_UNSPEC, by which an accepted socket would become a fresh one of
+the client's namespace, isn't in the book either. This needs no Landlock, and works on every kernel
+from 5.1 on. mseal(2) protects the mapping as well, where the kernel has it (6.10).
 
-There is a book a direction, so that no process sees the other one's targets. In front of the slots
-lie the values of socket options and the place where a listener is made, for the same reason
+Each direction has its own book, so that no process sees the targets of the other. In front of the
+slots lie the values of socket options and the address of the next listener, for the same reason
 (kernel/pinned.py).
 
-A slot that isn't used holds an address family that doesn't exist. One that was given up is used
-again as late as possible; and a relay compares what it is about to connect to with what it was told
-(relay/tcp/seam.py), so that a flow that waited meanwhile doesn't end up somewhere else.
+An unused slot holds an address family that doesn't exist. A slot that was given up is reused as
+late as possible; and a relay compares the address that it is about to connect to with the one that
+it was given (relay/tcp/seam.py), so that a flow that waited meanwhile doesn't end up somewhere
+else.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Place:
 
     @property
     def words(self) -> dict[str, int]:
-        """What the policies call it, and what is in front of it."""
+        """The words that policies use for it, and for what is in front of it."""
         numbered = self.size - SLOT  # the bits that number the slots
         return {
             "BOOK": self.address,
@@ -74,7 +74,7 @@ class Place:
         }
 
 
-# Nothing else may ever want to be at a book's place, and what comes and goes has to lie above it.
+# Nothing else may ever need a book's place, and mappings that come and go have to lie above it.
 # The kernel maps from the top of a process's memory down, or, where its stack has no limit, from a
 # third or a quarter of it up: in 32 bits from 1 GiB on. Low are only the program, if it isn't
 # position independent, and behind it its heap, which begins up to 1 GiB later (in 32 bits 32 MiB;
@@ -103,8 +103,8 @@ class Book:
         self, place: Place, targets: Iterable[bytes], late: int, *, is_written: bool
     ) -> None:
         """``targets`` are struct sockaddr; so many ``late`` ones may come at run time.
-        ``is_written`` says that this process will write in it; else nobody can any more. Failure
-        where the kernel can't seal memory like that.
+        ``is_written`` says that this process will write in it; else no process can any more.
+        Failure where the kernel can't seal memory like that.
         """
         self.place = place
         self._slots: dict[bytes, int] = {}
@@ -149,7 +149,7 @@ class Book:
 
     @property
     def written(self) -> pinned.Written | None:
-        """Where this process can write down where to listen."""
+        """Where this process can write the address of the next listener."""
         return None if self.view is None else pinned.Written(self.view, self.view + pinned.PIECE)
 
     def _seal(self, *, written: bool) -> None:
@@ -160,16 +160,16 @@ class Book:
     # --- in the process that uses it ------------------------------------------------------------
 
     def open(self) -> str | None:
-        """Map it where this process's filter will look for it. It can be done once, and not be
-        undone. Why the mapping isn't sealed, too, where it isn't.
+        """Map it where this process's filter expects it. This can be done once, and not be undone.
+        Returns why the mapping isn't sealed as well, if it isn't.
         """
         read, place = mmap.PROT_READ, self.place
         try:
             for number, piece in enumerate(pinned.IN_FILE):
                 at, offset = place.values + number * pinned.PIECE, piece * pinned.PIECE
                 linux.map_shared(self.fd, pinned.PIECE, read, address=at, offset=offset)
-            # The whole place is taken, though there may be less behind it: what a process asks to
-            # be mapped could else land in there.
+            # The whole place is taken, even if the file is smaller: other mappings could land there
+            # otherwise.
             linux.map_shared(self.fd, place.size, read, address=place.address, offset=VALUES_SIZE)
         except OSError as error:
             what = f"the address book at {place.address:#x}"
@@ -192,7 +192,7 @@ class Book:
         pinned.pin(self.place.values, self.written if is_writer else None)
 
     def close(self) -> None:
-        """Let go of the file; mappings stay."""
+        """Close the file; mappings stay."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
@@ -217,7 +217,7 @@ class Book:
         return self._slots[sockaddr]
 
     def remove(self, sockaddr: bytes) -> None:
-        """Take a target out, once nobody needs it any more."""
+        """Take a target out, once it is no longer needed."""
         self._uses[sockaddr] -= 1
         if self._uses[sockaddr] == 0:
             del self._uses[sockaddr]
@@ -253,14 +253,14 @@ class Pointer:
     __slots__ = ("_at", "family", "length", "may_vanish", "slot", "sockaddr", "where")
 
     def __init__(self, place: Place, slot: int, family: int, sockaddr: bytes) -> None:
-        """``slot`` is the number of its slot, ``family`` an index into relay.sockets.FAMILIES."""
+        """``slot`` is the number of its slot, ``family`` an index into model.families.FAMILIES."""
         self._at = slot * SLOT
         self.slot = slot
         self.family = family
         self.sockaddr = sockaddr
         self.length = len(sockaddr)
         self.where = ctypes.c_void_p(place.address + self._at)
-        # Whether it is a machine that can go without a word, which nothing on the loopback does.
+        # Whether it is another machine, which can vanish without a packet.
         self.may_vanish = not socketcalls.is_loopback(sockaddr)
 
     def holds(self) -> bool:

@@ -23,12 +23,12 @@ class Confinement:
     landlock: landlock.Support
     connect: frozenset[int] | None  # the ports that may be connected to; None for any
     bind: frozenset[int] | None  # the ports that may be listened on after lock-down; None for any
-    user: RunAs | None  # whom the monitor becomes; None: it stays who it is
+    user: RunAs | None  # the user that the monitor becomes; None: it doesn't change its user
     last_capability: int  # the highest that this kernel knows
     program: bytes  # the monitor's seccomp filter
 
     def begin(self, say: Callable[[str], None]) -> Lockdown:
-        """A monitor's lock-down, which ``say`` is told of; no step is taken yet. The relays'
+        """A monitor's lock-down, which reports to ``say``; no step is taken yet. The relays'
         Landlock ruleset is put at its fixed descriptor. Failure where a layer is missing that must
         not be.
         """

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """An empty, read-only folder as a process's root, so that there is nothing to open.
 
-There are two ways to it. Who may make a mount namespace leaves the file system by one of its own
-(``leave``). Who may do that only after joining a user namespace whose root can forbid it there, by
-user.max_mnt_namespaces, has a child make such a folder before (``made_by_child``), and enters it
-after (``enter``), which asks for nothing that the other root could switch off. The folder lives on
-without the child, or any mount namespace: it is in no tree, so that ".." stays where it is.
+There are two ways. A process that may create a mount namespace leaves the file system by one of its
+own (``leave``). A process that may do so only after joining a user namespace whose root can forbid
+it there, by user.max_mnt_namespaces, has a child create such a folder before (``made_by_child``),
+and enters it afterwards (``enter``), which needs nothing that the other root could switch off. The
+folder persists without the child, or any mount namespace: it is in no tree, so that ".." stays
+where it is.
 """
 
 from __future__ import annotations

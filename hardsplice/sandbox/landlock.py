@@ -2,15 +2,15 @@
 """Landlock: no file, TCP only to the ports that are targets, no abstract socket and no signal
 outside.
 
-A ruleset is a descriptor. It is made during set-up, when ports may still be added to it, and a
-process later puts itself under it with one call. Each layer only takes away. Kernels differ in what
-they can restrict, by ABI version: 1 (Linux 5.13) files; 4 (6.7) TCP; 6 (6.12) abstract UNIX sockets
-and signals.
+A ruleset is a descriptor. It is created during set-up, when ports may still be added to it, and a
+process later puts itself under it with one call. Each layer only restricts further. Kernels differ
+in what they can restrict, by ABI version: 1 (Linux 5.13) files; 4 (6.7) TCP; 6 (6.12) abstract UNIX
+sockets and signals.
 
-A layer that scopes signals keeps them from whoever is not under it, children included that were
-forked before: not even the SIGKILL of PR_SET_PDEATHSIG would reach those. So the host monitor comes
-under a layer that does only that before it forks the target monitor, and its second layer
-doesn't scope. Those of its relays do, against itself.
+A layer that scopes signals keeps them from every process that is not under it, including children
+that were forked before: not even the SIGKILL of PR_SET_PDEATHSIG would reach those. So before it
+forks the namespace monitor, the host monitor puts itself under a layer that does nothing else, and
+its second layer doesn't scope. The layers of its relays do, and keep signals from the host monitor.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def rights(abi: int) -> Rights:
 
 @dataclass(frozen=True, slots=True)
 class Support:
-    """What this kernel, and whatever filter we were started under, lets us have of Landlock."""
+    """What this kernel, and the filter that we were started under, permit of Landlock."""
 
     abi: int  # 0 for none
     reason: str = LACKED  # why there is no more
@@ -74,10 +74,9 @@ class Support:
 
 
 def support() -> Support:
-    """Ask the kernel, before there is any filter of our own. Whoever answers EPERM is no kernel of
-    ours: none of Landlock's calls gives that answer to a process that forbade itself new
-    privileges, but filters of systemd-nspawn and of container managers give it for each call that
-    they don't know.
+    """Ask the kernel, before there is any filter of our own. EPERM doesn't come from the kernel:
+    none of Landlock's calls returns it to a process with no_new_privs, but filters of
+    systemd-nspawn and of container managers return it for each call that they don't know.
     """
     refusals.is_filtered()
     try:
@@ -94,7 +93,7 @@ def support() -> Support:
 
 
 def lacking(error: OSError) -> str | None:
-    """Why Landlock can't be had, by the error of one of its calls; None for any other error."""
+    """Why Landlock isn't available, by the error of one of its calls; None for any other error."""
     if error.errno == errno.EPERM:
         return FORBIDDEN
     return lacked() if error.errno in (errno.ENOSYS, errno.EOPNOTSUPP) else None
@@ -146,7 +145,7 @@ def ruleset(
 
 def deny_files_and_ports(version: int) -> None:
     """Put this process under a layer that grants no file, no TCP port and no abstract socket, but
-    leaves signals alone: for whoever must reach processes outside of it.
+    leaves signals alone: for a process that must signal others outside of it.
     """
     handled = rights(version)
     scoped = handled.scoped & ~_SCOPE_SIGNAL

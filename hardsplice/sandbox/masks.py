@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What a COMMAND that keeps the real root may see of the kernel's settings, but not change.
 
-A user namespace takes root's capabilities away, and leaves root's files: those of /proc/sys, sysfs
-and their like steer the machine, and most ask for no more than that their owner writes them. So
-they become read-only mounts. The kernel locks all of these when the mount namespace is copied for
+A user namespace takes root's capabilities away, but not root's files: those of /proc/sys, sysfs and
+their like control the machine, and most can be written by their owner without a capability. So they
+become read-only mounts. The kernel locks all of these when the mount namespace is copied for
 another user namespace (lock_mnt_tree, fs/namespace.c), and where a locked mount hides or restricts
 a part of a file system, it refuses a fresh mount of it that would not (mount_too_revealing).
 """

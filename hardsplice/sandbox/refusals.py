@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Why namespaces and mounts are refused here, found out and not guessed, for the hint below an
-error.
+"""Why namespaces and mounts are refused here, tested and not guessed, for the hint below an error.
 
-A seccomp filter that was there before us, as container engines and service managers have them,
-answers before the kernel looks at a call's arguments; so a call that makes no sense tells whether
-there is one: the kernel would say EINVAL, ENOENT or EBADF, whoever asks.
+A seccomp filter that was in force before we started, as those of container engines and service
+managers, returns its error before the kernel checks a call's arguments. So a call with meaningless
+arguments shows whether there is such a filter: the kernel itself would return EINVAL, ENOENT or
+EBADF.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ PROC_HINT = (
 
 
 def filter_hint() -> str | None:
-    """What to do about a filter that keeps some of these calls from us; None where there is none.
-    A filter may as well kill whoever makes such a call: so nothing is tried where there is none.
+    """What to do about a filter that forbids us some of these calls; None where there is none. A
+    filter may also kill the process that makes such a call: so nothing is tried where there is
+    none.
     """
     if not is_filtered():
         return None
@@ -123,7 +124,7 @@ def userns_hint(error: OSError) -> str | None:
 
 
 def _switches() -> Iterable[tuple[str, str]]:
-    """Those that are for us: who has CAP_SYS_ADMIN is privileged."""
+    """Those that apply to us: a process with CAP_SYS_ADMIN is privileged."""
     return _SWITCHES[:1] if prctl.cap_effective.sys_admin else _SWITCHES
 
 
@@ -142,7 +143,7 @@ def _is_in_chroot() -> bool:
 
 
 def mount_hint(error: OSError) -> str | None:
-    """Why a mount is refused to whoever has the capability."""
+    """Why a mount is refused although we have the capability."""
     found = filter_hint()
     if found is not None:
         return found

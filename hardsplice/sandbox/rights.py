@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Who may join a network namespace, and what to tell those who may not.
+"""Which processes may join a network namespace, and the hint for those that may not.
 
-The kernel asks for CAP_SYS_ADMIN in the user namespace that owns the network namespace, which is
+The kernel requires CAP_SYS_ADMIN in the user namespace that owns the network namespace, which is
 not always the one that a process of it lives in: bubblewrap, for one, nests another one. Root has
 it in its own user namespace and in all below. Everybody else has it in those that they made, and in
 all below them (cap_capable, security/commoncap.c). So of the user namespaces on the way up from the
@@ -78,7 +78,7 @@ def refuse_without(user: int, name: str) -> None:
 
 
 def _maker(user: int) -> int | None:
-    """Who made the child of our user namespace that ``user`` is, or is below; None if unknown."""
+    """The owner of the child of our user namespace that ``user`` is or is below; None: unknown."""
     here = os.dup(user)
     try:
         while True:
@@ -101,7 +101,7 @@ def _owner_uid(user: int) -> int:
 
 
 def _not_ours(uid: int, name: str) -> Failure:
-    """It is somebody else's: whose, and what to do."""
+    """It is another user's: whose, and what to do."""
     us = os.geteuid()
     if uid == us:
         return Failure("join", name, "root has no CAP_SYS_ADMIN here", _CONTAINER_HINT)
@@ -114,8 +114,8 @@ def _not_ours(uid: int, name: str) -> Failure:
 
 
 def unreadable(path: str, pid: int | None, name: str, error: OSError) -> Failure | None:
-    """Why a namespace's file can't be opened, where that is somebody's doing; None where not.
-    ``pid`` is whose the file is, in /proc, of a process that is there.
+    """Why a namespace's file can't be opened, if something forbids it; None otherwise. ``pid`` is
+    the process whose file in /proc it is, and exists.
     """
     if pid is not None and error.errno == errno.ENOENT:
         reason = "/proc does not show it: hidepid may keep it from others than its user"
@@ -131,7 +131,7 @@ def unreadable(path: str, pid: int | None, name: str, error: OSError) -> Failure
 
 
 def _untraceable(pid: int, name: str) -> Failure | None:
-    """The kernel shows a process's namespaces to whoever may trace it (PTRACE_MODE_READ)."""
+    """The kernel shows a process's namespaces to processes that may trace it (PTRACE_MODE_READ)."""
     may_trace = bool(prctl.cap_effective.sys_ptrace)
     if os.geteuid() == 0 and not may_trace:
         return Failure("join", name, "root has no CAP_SYS_PTRACE here", _PTRACE_HINT)
@@ -152,8 +152,8 @@ def _untraceable(pid: int, name: str) -> Failure | None:
 
 
 def is_mapped(number: int, kind: str) -> bool:
-    """Whether an ID that the kernel told, ``kind`` is uid or gid, is somebody's in our user
-    namespace, and not what stands for all that nobody has there.
+    """Whether an ID from the kernel (``kind`` is uid or gid) is mapped in our user namespace, and
+    not the overflow ID, which stands for all that aren't.
     """
     with open(f"/proc/self/{kind}_map", encoding="ascii") as lines:
         ranges = [tuple(map(int, line.split())) for line in lines]

@@ -5,8 +5,8 @@ A policy says which system calls a role may make, with which arguments, why, and
 needs them; whatever it doesn't name kills the process. All of this happens during set-up, in the
 process that was started; the other processes get their filters as bytes.
 
-Compiling is libseccomp's work, but for what it can't express and for the calls that are made most
-often: these are decided by a prelude to its program (sandbox/policy/prelude.py).
+Compiling is done by libseccomp, except for what it can't express and for the calls that are made
+most often: a prelude to its program decides these (sandbox/policy/prelude.py).
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def compile_policy(policy: Policy, arch: str) -> bytes:
 
 
 def answers(program: bytes, byte_order: str) -> set[int]:
-    """All that a filter can answer."""
+    """All that a filter can return."""
     layout = _layout(byte_order)
     return {k for code, _, _, k in struct.iter_unpack(layout, program) if code == _BPF_RET_K}
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Lock-down: what a process gives up, in the order in which it must, each step an object that can
-say what it does.
+"""Lock-down: what a process gives up, in the required order, each step an object that can describe
+itself.
 
 A step that fails ends the start, unless it has an *excuse* for the very error: that this kernel
-lacks what it asks for. Then this is said once, with the reason, and with ``--sandbox=strict`` it
-ends the start too. Whatever else goes wrong may be somebody's doing: root in a namespace that we
-joined can forbid what others need there.
+lacks what it needs. Then this is reported once, with the reason, and with ``--sandbox=strict`` it
+ends the start too. Any other error may be caused by an attacker: root in a namespace that we joined
+can forbid what others need there.
 
 Monitors lock down before they fork relays, so a relay inherits all that its monitor gave up and
 adds its own steps; a relay that is restarted goes the same way as the first one.
@@ -40,13 +40,13 @@ MEMORY, MEMORY_EACH = 128 << 20, 2 << 10
 
 
 def no_excuse(_: OSError) -> str | None:
-    """The excuse of what every kernel that hardsplice runs on has: none."""
+    """The excuse for what every kernel that hardsplice runs on has: none."""
     return None
 
 
 def lacking(error: OSError) -> str | None:
-    """The excuse of what an older kernel, or one built without it, may lack: that it does. For
-    calls that give these errors for no other reason.
+    """The excuse for what an older kernel, or one built without it, may lack. For calls that return
+    these errors for no other reason.
     """
     lacks = error.errno in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
     return landlock.lacked() if lacks else None
@@ -55,7 +55,7 @@ def lacking(error: OSError) -> str | None:
 @dataclass(frozen=True, slots=True)
 class Step:
     """One thing to give up. ``excuse`` says why it may be left out for an error, or None; ``hint``
-    says what people can do where it may not.
+    says what the user can do where it may not.
     """
 
     describe: str
@@ -146,8 +146,8 @@ _SECBIT_NO_CAP_AMBIENT_RAISE_LOCKED = 1 << 7
 
 
 def leaving_steps(*, new_user_namespace: bool, user: RunAs | None = None) -> list[Step]:
-    """How a process leaves what it has in common with others: in a user namespace of its own where
-    it may make no others without, of which ``user`` is whom it is to become.
+    """How a process leaves the namespaces that it shares: in a user namespace of its own, if it may
+    not create others without one; ``user`` is the user that it becomes there.
     """
     own_user = Step(
         "enter a user namespace of its own",
@@ -184,8 +184,8 @@ def first_steps(file_limit: int) -> list[Step]:
 
 
 def rights_steps(user: RunAs | None, last_capability: int, ruleset: int | None) -> list[Step]:
-    """What a monitor gives up before its filter, once all is bound. ``user`` is whom it becomes;
-    ``ruleset`` is Landlock's, if there is one.
+    """What a monitor gives up before its filter, once all is bound. ``user`` is the user that it
+    becomes; ``ruleset`` is Landlock's, if there is one.
     """
     steps = [
         Step("lock the securebits", _lock_securebits),
@@ -235,7 +235,7 @@ def _undumpable() -> Step:
 
 
 def no_new_privileges() -> Step:
-    """What Landlock and seccomp ask of whoever isn't privileged."""
+    """What Landlock and seccomp require of a process that isn't privileged."""
     return Step("forbid new privileges", lambda: prctl.set_no_new_privs(1))
 
 
@@ -291,8 +291,8 @@ def asking_filter_step(program: bytes, take: Callable[[int], None]) -> Step:
 
 @dataclass(frozen=True, slots=True)
 class Parent:
-    """Whoever started this process, and the signal that is to come at its end, if any: the kernel
-    forgets that at a change of credentials.
+    """The parent of this process, and the signal that is to come when it ends, if any: the kernel
+    clears that at a change of credentials.
     """
 
     pid: int
@@ -314,7 +314,7 @@ class Parent:
 def die_with(parent: int) -> None:
     """Be killed when the process that forked us ends, even if it is killed itself.
 
-    The kernel forgets this at a change of credentials, so it comes after those.
+    The kernel clears this at a change of credentials, so it comes after those.
     """
     prctl.set_pdeathsig(signal.SIGKILL)
     if os.getppid() != parent:

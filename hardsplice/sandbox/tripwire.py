@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A tripwire inside the interpreter: a relay that imports, opens, compiles or creates sockets says
-so and ends.
+"""A tripwire inside the interpreter: a relay that imports, opens, compiles or creates sockets
+reports that and ends.
 
-It is no wall. Whoever can run machine code in the process goes around it, and then meets the
-filter. But code that was led astray in Python ends here, with a message that names what it tried,
-where SIGSYS would name nothing.
+It doesn't confine an attacker: machine code in the process goes around it, and then the filter
+stops it. But unexpected Python code ends here, with a message that names what it tried, where
+SIGSYS would name nothing.
 """
 
 from __future__ import annotations
@@ -39,11 +39,13 @@ def is_forbidden(event: str) -> bool:
 
 
 def seal(tell: Callable[[str], None]) -> None:
-    """From now on a forbidden event ends the process, after ``tell`` was told which. It can't be
-    undone.
+    """From now on a forbidden event ends the process, after ``tell`` was called with it. It can't
+    be undone.
     """
 
-    harmless: set[str] = set()  # events asked about before: the hook is called for every connection
+    harmless: set[str] = (
+        set()
+    )  # events that were checked before: the hook is called for every connection
 
     def hook(event: str, arguments: tuple[object, ...]) -> None:
         if event in harmless:

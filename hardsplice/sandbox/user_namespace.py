@@ -16,9 +16,9 @@ from hardsplice.model.identity import RunAs
 
 
 def enter_own_user_namespace(user: RunAs | None = None) -> None:
-    """Enter a user namespace of our own, ids unchanged: whoever has no CAP_SYS_ADMIN may give up
-    the bounding set, and the file system, only in one. It knows whom this process is, and
-    ``user``, whom it may then become.
+    """Enter a user namespace of our own, with unchanged IDs: without CAP_SYS_ADMIN a process may
+    give up the bounding set, and the file system, only in one. It maps the IDs of this process and
+    those of ``user``, which the process may then become.
     """
     uid, gid = os.geteuid(), os.getegid()
     if user is None or (user.uid, user.gid) == (uid, gid):
@@ -75,7 +75,7 @@ def _outside(maps: tuple[str, str]) -> Iterator[Callable[[], None]]:
 def write_id_maps(pid: int | str, uid_map: str, gid_map: str, *, deny_setgroups: bool) -> None:
     """Write the ID maps of a new user namespace that process ``pid`` is in."""
     values = [("uid_map", uid_map), ("gid_map", gid_map)]
-    if deny_setgroups:  # the kernel demands it of whoever isn't privileged, before gid_map
+    if deny_setgroups:  # the kernel requires it of a process without privilege, before gid_map
         values.insert(1, ("setgroups", "deny"))
     for name, value in values:
         fd = os.open(f"/proc/{pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)

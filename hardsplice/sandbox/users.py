@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whom hardsplice's own processes run as, and whom COMMAND is outside of its user namespace: the
-same user.
+"""The user that hardsplice's own processes run as, and that COMMAND is outside of its user
+namespace.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ NOBODY = RunAs(65534, 65534)
 ROOT_HINT = "COMMAND is root of the host with --netns-only; --runas USER names another user"
 
 
-# Ids that nobody has: above those that directories of users are known to use, and below those that
-# systemd keeps for itself (its UIDS-GIDS.md).
+# IDs that no user has: above those that directories of users are known to use, and below those that
+# systemd reserves (its UIDS-GIDS.md).
 _MADE_UP_FIRST, _MADE_UP_BITS = 0x7800_0000, 26
 
 
@@ -37,8 +37,8 @@ def is_real_root() -> bool:
 
 
 def own_user(asked: RunAs | None) -> RunAs | None:
-    """Whom hardsplice's own processes become: what was asked for, or nobody when started as the
-    real root who may do that.
+    """The user that hardsplice's own processes become: the one in the options, or nobody if started
+    as real root that may change its user.
     """
     if asked is None:
         return NOBODY if is_real_root() and may_change() else None
@@ -75,8 +75,8 @@ def hint(user: RunAs) -> str:
 
 
 def leave_what_is_the_callers(user: RunAs) -> None:
-    """Before this process becomes another user: let go of what it has by no id of its own, its
-    supplementary groups and the keys of its session.
+    """Before this process becomes another user: drop its supplementary groups and the keys of its
+    session, which don't depend on its user ID.
     """
     # Where groups can't be dropped, in a user namespace that denies that, they are no root's.
     with contextlib.suppress(PermissionError):
@@ -99,7 +99,7 @@ def name_of(uid: int) -> str | None:
 
 
 def is_mapped(user: RunAs) -> bool:
-    """Whether this user namespace knows both ids."""
+    """Whether this user namespace maps both IDs."""
     for path, wanted in (("/proc/self/uid_map", user.uid), ("/proc/self/gid_map", user.gid)):
         with open(path, encoding="ascii") as lines:
             ranges = [tuple(map(int, line.split())) for line in lines]

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OUTSIDE", "parse_policy"]
 
-# Who needs a call when no function of hardsplice does: the rule then names its `source`.
+# What needs a call when no function of hardsplice does: the rule then names its `source`.
 OUTSIDE = ("libc", "interpreter")
 
 _FUNCTION = re.compile(r"hardsplice(\.[A-Za-z_]\w*)+")

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Policies as people and other programs read them: rule by rule with its reasons, as a table, as an
-OCI runtime's object, for systemd; and whether all of them are right.
+"""Policies for people and other programs: rule by rule with its reasons, as a table, as an OCI
+runtime's object, for systemd; and a check of all of them.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def _heading(policy: Policy, arch: str) -> list[str]:
 def oci(policy: Policy, arch: str) -> dict[str, Any]:
     """The linux.seccomp object of the OCI runtime specification (config-linux.md).
 
-    It has no word for the low half of an argument, none for two looks at one argument, and none for
-    a call that the monitor serves.
+    It can't express the low half of an argument, two comparisons of one argument, or a call that
+    the monitor serves.
     """
     free: list[str] = []
     entries: list[dict[str, Any]] = []

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a policy is once it is read, and what it comes to in numbers on an architecture. Pure.
+"""A policy once it is read, and its meaning in numbers on an architecture. Pure.
 
-How it is written is sandbox/policy/format.py's matter, how it becomes a filter sandbox/seccomp.py's
-and sandbox/policy/prelude.py's.
+sandbox/policy/format.py has its written form; sandbox/seccomp.py and sandbox/policy/prelude.py turn
+it into a filter.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Operator = Literal["==", ">=", "<"]
 
 
 class MistakeError(Exception):
-    """Something in a policy is not as it should be; parse_policy adds which policy it is."""
+    """An error in a policy; parse_policy adds which policy it is."""
 
 
 @dataclass(frozen=True, slots=True)

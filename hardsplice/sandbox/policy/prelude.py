@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The part of a filter that goes before libseccomp's: what that can't express, and hot calls. Pure.
 
-Three things libseccomp can't say. A descriptor is an int: the kernel takes the low 32 bits of an
+libseccomp can't express three things. A descriptor is an int: the kernel uses the low 32 bits of an
 argument of which a filter sees 64, so `fd >= 16` has to compare just these, or (1 << 32) | 3 would
-pass for 3. One argument can't be compared twice in a rule. And where socket calls have a second
-door, socketcall(2), it makes a rule for that door, too, and compares a register that the kernel
-ignores there; so it gets none of the socket calls of these architectures, and the door stays shut.
+pass for 3. One argument can't be compared twice in a rule. And where socket calls can also be made
+through socketcall(2), libseccomp adds a rule for that call, too, and compares a register that the
+kernel ignores there; so it gets none of the socket calls of these architectures, and socketcall(2)
+stays forbidden.
 
 A call that is served here costs a few instructions, in the filter of a relay and again in that of
 its monitor, which the relay inherits. A call that may be made with any arguments costs nothing:
