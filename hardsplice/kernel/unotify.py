@@ -42,7 +42,7 @@ _ioctl = libc.ioctl
 
 
 def set_filter(program: bytes) -> int:
-    """Install a filter, and return the descriptor from which the calls that it passes on are read."""
+    """Install a filter; return the descriptor from which the calls that it passes on are read."""
     numbers = _SECCOMP_32 if sys.maxsize < 2**32 else _SECCOMP
     code = ctypes.create_string_buffer(program, len(program))
     fprog = SockFprog(len(program) // 8, ctypes.addressof(code))

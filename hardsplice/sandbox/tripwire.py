@@ -43,9 +43,7 @@ def seal(tell: Callable[[str], None]) -> None:
     be undone.
     """
 
-    harmless: set[str] = (
-        set()
-    )  # events that were checked before: the hook is called for every connection
+    harmless: set[str] = set()  # events checked before: the hook is called for every connection
 
     def hook(event: str, arguments: tuple[object, ...]) -> None:
         if event in harmless:
