@@ -1,4 +1,4 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""hardsplicectl: asks a running hardsplice over its control socket. An ordinary program, in no
-sandbox, of the standard library alone.
+"""hardsplicectl: a client of a running hardsplice's control socket. An ordinary program, without a
+sandbox, that uses the standard library only.
 """

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A running hardsplice, asked over its control socket. Or somebody else: the path may lead
-anywhere, so an answer may be anything, and is bounded.
+"""The client of the control socket. The path may lead to any other server, so an answer may be
+anything, and its size is limited.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _UCRED = struct.Struct("=iII")  # struct ucred: pid, uid, gid
 
 
 def default_path(environment: Mapping[str, str] = os.environ) -> str:
-    """Where the control socket is, if nobody says otherwise."""
+    """The default path of the control socket."""
     path = environment.get("HARDSPLICE_CONTROL")
     if path:
         return path
@@ -50,7 +50,7 @@ class _Connection(http.client.HTTPConnection):
         self.process = 0
 
     def connect(self) -> None:
-        """Connect; as root, in the name of the socket's owner."""
+        """Connect; as root, as the socket's owner."""
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         # A socket with Python's own kind of timeout would not wait for room in the backlog.
         self.sock.setsockopt(
@@ -67,8 +67,8 @@ class _Connection(http.client.HTTPConnection):
 def _as_owner(path: str) -> Iterator[None]:
     """Have the owner's user id for a moment, where we may take it.
 
-    An ordinary user's hardsplice lives in a user namespace that knows that one user only. It can't
-    tell root from anybody else, and so refuses both (hardsplice/control/server.py).
+    An ordinary user's hardsplice is in a user namespace that maps that one user only. It can't tell
+    root from other users, and so refuses both (hardsplice/control/server.py).
     """
     if os.geteuid() != 0:
         yield
@@ -89,7 +89,7 @@ class Client:
         self._connection = _Connection(path, seconds)
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._connection.close()
 
     @property

@@ -134,11 +134,11 @@ def _metrics(client: Client, given: argparse.Namespace) -> None:
 
 
 def _audit(client: Client, given: argparse.Namespace) -> None:
-    """The one answer that hardsplice can't give: it sees no /proc any more, so we look."""
+    """The one answer that hardsplice can't give: it has no /proc any more, so we read it."""
     answer = client.get("/v1/audit")
     with client.understood():
         lacking = [str(layer) for layer in answer["lacking"]]
-    # Who answers is the kernel's word: by his own he could be anybody.
+    # The kernel says which process answers; the answer itself could name any.
     pid = client.process
     if not pid:
         raise Failure("audit", "the process that answers", "it is not in this PID namespace")

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""hardsplicectl exporter: metrics for Prometheus, which asks over TCP, and whoever asks like it.
+"""hardsplicectl exporter: metrics over TCP, for Prometheus and other clients.
 
-They may be anybody. So nothing that is sent here goes any further: there is one thing to ask for,
-GET or HEAD of /metrics, and for that hardsplice is asked in words of our own, not more often than a
-few times a second. Requests are heard as hardsplice hears its own (control/server.py), with the
-same limits. With the sockets of --metrics this program needs no right at all, and whoever takes it
-over gets no further than to ask for metrics.
+Any client may connect. So nothing that it sends is passed on: the only request is GET or HEAD of
+/metrics, and for that hardsplice is queried with a fixed request, at most a few times a second.
+Requests are received by the control socket's server (control/server.py), with the same limits. With
+the sockets of --metrics this program needs no privilege, and an attacker who takes it over can do
+no more than query metrics.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def merge(texts: Mapping[str, str]) -> str:
     return "\n".join([*lines, ""])
 
 
-# --- where it is heard ----------------------------------------------------------------------------
+# --- where it listens -----------------------------------------------------------------------------
 
 
 def run(path: str, listen: str | None) -> None:

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Listeners that the service manager passes to us: by socket activation, or back from its store.
 
-Those of a socket unit are taken by -t inherit. Those that we had it keep while we are restarted
-come back under names that say which forward they are; one whose forward is still asked for is taken
-up instead of bound anew, so that a client that came in between waits in its backlog and isn't
-refused.
+Those of a socket unit are used by -t inherit. Those that it kept while we were restarted come back
+under names that say which forward they belong to; if that forward is still requested, the listener
+is used instead of binding a new one, so that a client that connected meanwhile waits in its backlog
+and isn't refused.
 
-Whatever is passed is looked at: it has to be a TCP socket that listens, in the namespace where it
-is expected.
+Every passed descriptor is checked: it has to be a TCP socket that listens, in the expected
+namespace.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ Identity = tuple[int, int]
 
 
 class Passed:
-    """Descriptors that were passed, each by its name, until somebody takes it."""
+    """Descriptors that were passed, each by its name, until they are taken."""
 
     def __init__(self, passed: Iterable[tuple[str, int]], first: int) -> None:
         """Take them out of the way of the numbers below ``first``, and of COMMAND."""
@@ -162,8 +162,8 @@ class Passed:
         return None
 
     def end_others(self, wanted: Sequence[tuple[Direction, Forward]]) -> None:
-        """End those that were kept, and that nobody asks for any more: they would be in the way of
-        others with the same port.
+        """End those that were kept and are no longer requested: they would be in the way of others
+        with the same port.
         """
         for key in self._kept.keys() - {_key(*one) for one in wanted}:
             for _, fd in self._kept.pop(key):
@@ -177,7 +177,7 @@ class Passed:
         return [one for one in found if one is not None]
 
     def unclaimed(self) -> list[str]:
-        """The names of those of socket units that nobody took."""
+        """The names of those of socket units that were not taken."""
         return [name for name, _ in self._left]
 
     def kept_for(self, direction: Direction) -> list[int]:
@@ -200,7 +200,7 @@ class Passed:
 
 
 def _end(fd: int) -> None:
-    """Have nobody listen there any more, the service manager's copy included."""
+    """End a listener, the service manager's copy included."""
     with contextlib.suppress(OSError), socket.socket(fileno=fd) as one:
         one.shutdown(socket.SHUT_RDWR)
         return
@@ -209,8 +209,8 @@ def _end(fd: int) -> None:
 
 
 def _restore(fd: int) -> None:
-    """Whoever had the listener before us may have changed its options, which are inherited by what
-    is accepted.
+    """A previous holder of the listener may have changed its options, which accepted sockets
+    inherit: set them again.
     """
     listener = socket.socket(fileno=fd)
     try:
@@ -222,7 +222,7 @@ def _restore(fd: int) -> None:
 def to_drop_and_keep(
     stored: Sequence[tuple[str, Identity]], current: Sequence[tuple[str, int]]
 ) -> tuple[list[str], list[tuple[str, int]]]:
-    """What the service manager should keep no longer, and what it should keep from now on."""
+    """What the service manager should no longer keep, and what it should keep from now on."""
     used = {(name, identity(fd)) for name, fd in current}
     kept = {*stored}
     drop = [item[0] for item in stored if item not in used]
@@ -310,7 +310,7 @@ def _interface(listener: socket.socket) -> str:
 
 def _is_here(listener: socket.socket) -> bool:
     """Whether a socket belongs to this process's network namespace. Before Linux 5.14 the service
-    manager's word has to do.
+    manager is trusted on that.
     """
     here = namespace_here()
     return here is None or here == socketcalls.namespace_cookie(listener.fileno())

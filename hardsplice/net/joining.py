@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How the target monitor gets into the namespace that is served, where somebody else may be root.
+"""How the namespace monitor joins the namespace that is served, where somebody else may be root.
 
-Whoever is root in a user namespace has all power over the processes in it: may trace them, and then
-has what they have open and see, unless they are not dumpable. So:
+Root in a user namespace has all power over the processes in it: it may trace them, and so gets
+everything that they have open and see, unless they are not dumpable. So:
 
-- who has the rights to do so goes into the network namespace alone. That gives nobody any power
-  over it; it stays in the user namespace of the host;
-- an ordinary user has them only inside the user namespace. This process enters it undumpable, with
-  nothing open but what it needs (monitor/namespace.py sees to that), under a Landlock layer that
-  denies all files, and without a change of user before or after, at which the kernel might make it
-  dumpable again (fs.suid_dumpable; commit_creds, kernel/cred.c). The first that it does in there is
-  to leave the file system. After that it opens nothing.
+- a process that has the right to do so joins the network namespace alone. That gives no other
+  process power over it; it stays in the user namespace of the host;
+- an ordinary user has that right only inside the user namespace. This process enters it undumpable,
+  with nothing open but what it needs (monitor/namespace.py takes care of that), under a Landlock
+  layer that denies all files, and without a change of user before or after, at which the kernel
+  might make it dumpable again (fs.suid_dumpable; commit_creds, kernel/cred.c). The first thing that
+  it does there is to leave the file system. After that it opens nothing.
 
-What ties it to the host monitor is tied again after each change of credentials.
+Its ties to the host monitor are renewed after each change of credentials.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from hardsplice.sandbox.steps import Lockdown, Step
 
 @dataclass(frozen=True, slots=True)
 class Tie:
-    """What ends a process with its monitor, ``parent``, and keeps others out of it. The kernel
-    forgets each part at some changes of credentials.
+    """What ends a process together with its monitor, ``parent``, and makes it undumpable. The
+    kernel clears each part at some changes of credentials.
     """
 
     parent: int
@@ -47,14 +47,14 @@ class Tie:
 
 
 def needs_empty_root(target: Target) -> bool:
-    """Whether the way there takes a folder that is made before (sandbox/empty_root.py)."""
+    """Whether joining needs a folder that is created before (sandbox/empty_root.py)."""
     return target.user is not None and not rights.may_make_namespaces()
 
 
 def join(target: Target, folder: int | None, lockdown: Lockdown, tie: Tie, abi: int) -> None:
-    """Move this process into the target's network namespace, by the way that its rights allow.
-    ``folder`` is the empty root where one is needed; ``abi`` is Landlock's version. Failure where
-    it can't be done.
+    """Move this process into the network namespace that is served, in the way that its rights
+    allow. ``folder`` is the empty root where one is needed; ``abi`` is Landlock's version. Failure
+    where it can't be done.
     """
     tie.renew()
     lockdown.run(steps.first_steps(0))

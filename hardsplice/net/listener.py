@@ -19,4 +19,4 @@ class Listener:
     fd: int
     plan_ipv4: tuple[Pointer, ...]
     plan_ipv6: tuple[Pointer, ...]
-    index: int  # what the monitor knows it by
+    index: int  # the monitor's number for it

@@ -5,9 +5,9 @@ An accepted socket inherits what its listener has: TCP_NODELAY and keepalive are
 cost nothing per connection. SO_SNDBUF and SO_RCVBUF are left alone, since setting them turns the
 kernel's autotuning off.
 
-All that a listener is made with, its address too, is written down first and then taken from there
-(kernel/pinned.py): after lock-down only the host monitor can write that, and a filter sees to it
-that nothing else is taken.
+The address and the options of a listener are written to pinned memory first and used from there
+(kernel/pinned.py): after lock-down only the host monitor can write them, and filters ensure that
+nothing else is used.
 """
 
 from __future__ import annotations
@@ -113,8 +113,8 @@ def chosen(forward: Forward, fd: int) -> Forward:
 
 
 def is_listener(fd: int, port: int) -> bool:
-    """Whether ``fd`` is a TCP socket that listens on ``port`` (0: any), as somebody says who may
-    lie.
+    """Whether ``fd`` is a TCP socket that listens on ``port`` (0: any), as a process claims that
+    may be hostile.
     """
     domain = socketcalls.option(fd, socket.SOL_SOCKET, socket.SO_DOMAIN)
     return (
@@ -125,8 +125,9 @@ def is_listener(fd: int, port: int) -> bool:
     )
 
 
-# What a listener has that ``open_listener`` made, and what would cut off or hold up those who are
-# accepted from it. One that isn't so was shut down, or has other options now: whoever did that.
+# The options of a listener from ``open_listener``, and those that would cut off or delay
+# connections that are accepted from it. If they differ, a process has shut it down or changed its
+# options.
 UNSOUND = "somebody who has its listener ended or changed it"
 _SOUND = (
     (socket.SOL_SOCKET, socket.SO_ACCEPTCONN, 1),
@@ -153,7 +154,7 @@ def has_ended(fd: int) -> bool:
     return socketcalls.option(fd, socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 0
 
 
-# What a listener that was ended demands of whom it hears (socketcalls.retire).
+# The TTL or hop limit that packets to an ended listener must have (socketcalls.retire).
 _HOPS = {
     socket.AF_INET: ((socket.IPPROTO_IP, socketcalls.IP_MINTTL),),
     socket.AF_INET6: (
@@ -164,7 +165,7 @@ _HOPS = {
 
 
 def make_sound(listener: socket.socket) -> None:
-    """Give a listener that somebody else made, or kept, the options that ours have."""
+    """Give a listener that another process created, or kept, the options that ours have."""
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes(8))
@@ -208,7 +209,7 @@ def open_listeners(
 
 def cannot_listen(forward: Forward, place: str, error: OSError, *, late: bool = False) -> Failure:
     """The Failure for an error of ``open_listener``, with a next step where there is one; ``late``
-    where it is after lock-down, when whoever asks may be root, and we no more.
+    after lock-down, when the client may be root although we no longer are.
     """
     hint = None
     if error.errno == errno.EACCES:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The loopback interface of the network namespace that this process is in. A new namespace has it
-down (`ip netns add`, say), and then nothing in there reaches anything in there.
+"""The loopback interface of the network namespace that this process is in. In a new
+namespace it is down (after `ip netns add`, say), and then no process there can reach another one.
 """
 
 from __future__ import annotations

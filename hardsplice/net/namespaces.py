@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The target's namespaces: finding them, joining them, and noticing when they go.
+"""The namespaces that are served: finding them, joining them, and noticing when they end.
 
 A namespace is held by descriptors that are opened before anything else changes. A process that
 joins a user namespace loses its capabilities in the old one, so host ports are bound before, and
-the join itself happens in a process of its own, the target monitor (net/joining.py).
+the join itself happens in a process of its own, the namespace monitor (net/joining.py).
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ def _named_owner(userns: str, name: str) -> int | None:
 
 
 def _refuse_removed(net: int, path: str, name: str) -> None:
-    """Look again, once it is watched: what happened before is not told."""
+    """Check again, once it is watched: earlier events are not reported."""
     with contextlib.suppress(OSError):
         if os.path.samestat(os.fstat(net), os.stat(path)):
             return
@@ -216,13 +216,13 @@ def _refuse_own(net: int, name: str, why: str) -> None:
 
 
 def join_network(target: Target) -> None:
-    """Move this process into the target's network namespace."""
+    """Move this process into the network namespace that is served."""
     _join(target, target.net, linux.CLONE_NEWNET)
 
 
 def join_user(target: Target) -> None:
-    """Move this process into the target's user namespace, where it has every capability. So has
-    whoever is root there, over this process: see net/joining.py for what comes before.
+    """Move this process into the user namespace that is served, where it has every capability. So
+    has root there, over this process: see net/joining.py for what comes before.
     """
     assert target.user is not None
     _join(target, target.user, linux.CLONE_NEWUSER)

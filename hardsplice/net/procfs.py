@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What has to be there before anything else can be done: a /proc that shows our PID namespace. A
-sandbox's file system, or a PID namespace that was made by hand, may lack it.
+"""The first requirement of a start: a /proc that shows our PID namespace. A sandbox's file system,
+or a PID namespace that was created by hand, may lack it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ def refuse_without_proc() -> None:
 
 
 def refuse_others_proc() -> None:
-    """Failure where /proc shows another PID namespace: its numbers are other processes' than those
-    that we, and whoever started us, mean by them.
+    """Failure where /proc shows another PID namespace: its numbers then belong to other processes
+    than we and our caller mean.
     """
     if _own_number() != str(os.getpid()):
         raise Failure("use", "/proc", "it shows another PID namespace than this one", _MOUNT_HINT)

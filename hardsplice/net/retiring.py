@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Ending a listener of the host's for good, whoever else has it: the target monitor and its relays
-do, and they are in another network namespace.
+"""Ending a listener of the host for good, although other processes hold it: the namespace monitor
+and its relays do, and they are in another network namespace.
 
-A listener that was shut down is an unconnected socket of the namespace that it belongs to. Who has
-it could listen again, or connect it there. So it is made deaf for all but those who send with the
-largest number of hops, and *used up*: connected to a socket of ours, the sink, that sends so, and
-ends at once. A socket that was connected can neither listen nor connect again but by connect(2)
-with AF_UNSPEC (net/ipv4/af_inet.c), which is in no address book. The sink is bound at set-up, since
-Landlock wants to know its port, and listens for that moment only.
+A listener that was shut down is an unconnected socket of the namespace that it belongs to. A
+process that holds it could listen again, or connect it there. So it is set to drop packets that
+haven't the largest TTL or hop limit, and *used up*: connected to a socket of ours, the sink, which
+sends such packets, and ends at once. A socket that was connected can neither listen nor connect
+again, except by connect(2) with AF_UNSPEC (net/ipv4/af_inet.c), which is in no address book. The
+sink is bound at set-up, since Landlock needs to know its port, and listens for that moment only.
 
-Where that connection isn't answered (a firewall drops it, or the socket is bound to an interface
-from which none leads to the sink), it is waited for until the kernel has given it up, and then the
-socket is shut down, of which comes the same: it is neither connected nor unconnected
-(SS_DISCONNECTING, inet_shutdown).
+If that connection isn't answered (a firewall drops it, or the socket is bound to an interface from
+which the sink can't be reached), we wait until the kernel has given it up, and then shut the socket
+down, with the same effect: it is neither connected nor unconnected (SS_DISCONNECTING,
+inet_shutdown).
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from hardsplice.model.ports import Address
 from hardsplice.net.listeners import BACKLOG, LOOPBACK
 from hardsplice.sandbox.address_book import Book, Pointer
 
-ATTEMPTS = 100  # to get ahead of whoever uses a listener that is being ended
-AGAIN_SECONDS = 0.5  # until one that isn't used up yet is looked at again
+ATTEMPTS = 100  # to get ahead of a process that uses a listener while it is being ended
+AGAIN_SECONDS = 0.5  # until one that isn't used up yet is checked again
 PATIENT_TRIES = 8  # of those, until a connection was given up: 3 s (be_impatient)
 TRIES = 3 * PATIENT_TRIES
 _PORTS_TRIED = 10
 _MAPPED = IPv6Address("::ffff:127.0.0.1")  # by which an IPv6 socket reaches an IPv4 one
-# By what the sink is heard: see socketcalls.retire.
+# What makes packets of the sink pass: see socketcalls.retire.
 _SENT_WITH = {
     IPV4: (socket.IPPROTO_IP, socket.IP_TTL),
     IPV6: (socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS),
@@ -119,11 +119,11 @@ class Retiring:
         self._late: deque[_Late] = deque()
         self._alarm: Alarm | None = None
         self._tell: Callable[[Failure], None] = lambda _: None
-        # Called where somebody, who must have been taken over, uses a listener while it is ended.
+        # Called when a process, which must have been taken over, uses a listener while it is ended.
         self.on_misuse: Callable[[str], None] = lambda _: None
 
     def begin(self, loop: Loop, tell: Callable[[Failure], None]) -> None:
-        """From now on what can't be done at once is tried again; ``tell`` is for people."""
+        """From now on retry what can't be done at once; ``tell`` gets messages for the log."""
         self._alarm = Alarm(loop, self._try_again)
         self._tell = tell
 
@@ -181,7 +181,7 @@ class Retiring:
         code = None
         try:
             for attempt in range(ATTEMPTS):
-                if attempt:  # somebody may listen on it, or connect it elsewhere
+                if attempt:  # another process may listen on it, or connect it elsewhere
                     socketcalls.shutdown(late.fd, SHUT_RDWR)
                 code = _connect(late.fd, pointer)
                 if code not in (None, errno.EALREADY):
@@ -196,13 +196,13 @@ class Retiring:
 
 
 def _connect(fd: int, pointer: Pointer) -> int | None:
-    """Connect it: 0 when it is used up, or the errno. None where somebody else uses it, whom
-    nothing but what it is connected to, or that it listens, gives away: a connection that isn't
-    answered can be our own.
+    """Connect it: 0 when it is used up, or the errno. None if another process uses it, which shows
+    only in its peer address, or in that it listens: a connection that isn't answered can be our
+    own.
     """
     if not socketcalls.option(fd, SOL_SOCKET, socket.SO_ACCEPTCONN):
         code = socketcalls.connect(fd, pointer.where, pointer.length)
-        if code == -errno.EINPROGRESS:  # as a rule it stands already, and is to be told so
+        if code == -errno.EINPROGRESS:  # often established already, as a second call reports
             code = socketcalls.connect(fd, pointer.where, pointer.length)
         if code not in (0, -errno.EISCONN):
             return 0 if code == -errno.EINVAL else -code

@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A process tree as /proc has it now: who lives in which namespace, and what each may still do.
+"""A process tree as /proc has it now: the namespaces of each process, and what it may still do.
 
-Nothing here is taken from hardsplice itself: what a process says about itself is worth nothing as
-evidence, what the kernel says is. proc(5) describes every field. Anybody can call himself by any
-name: a name counts only where the process is the child of one that is ours and that has such
-children. COMMAND's processes can't arrange that. They live in a PID namespace, and whoever loses
-its parent there becomes a child of PID 1, which has no children of ours.
+Nothing here comes from hardsplice itself: what a process reports about itself is no evidence, what
+the kernel reports is. proc(5) describes every field. Every process can set its own name: a name
+counts only if the process is the child of one of ours that has such children. COMMAND's processes
+can't arrange that. They are in a PID namespace, where a process that loses its parent becomes a
+child of PID 1, which has no children of ours.
 
-hardsplice's processes are not dumpable, so that their namespaces and descriptors are hidden from
-everybody but root, their own user included (ptrace(2), "Ptrace access mode checking"). What is
-hidden is None, and said to be. A /proc that is mounted with hidepid shows such a process to nobody
-but root at all. Of Landlock and MDWE /proc shows nothing to anybody: of these,
-`--audit` repeats what lock-down reported.
+hardsplice's processes are not dumpable, so their namespaces and descriptors are hidden from all
+users but root, including their own (ptrace(2), "Ptrace access mode checking"). What is hidden is
+None, and shown as hidden. A /proc that is mounted with hidepid shows such a process to root only.
+/proc shows nothing about Landlock and MDWE: `--audit` repeats what lock-down reported about them.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ CAPABILITY_SETS = ("Inh", "Prm", "Eff", "Bnd", "Amb")
 WIDTH = 98  # columns; the demonstration indents by two
 NAME_WIDTH = 18  # columns of a name, and of what shows where it is among its ancestors
 KINDS_SHOWN = 12  # of descriptors
-_GONE = (FileNotFoundError, ProcessLookupError)  # a process ended while we looked
+_GONE = (FileNotFoundError, ProcessLookupError)  # a process ended meanwhile
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -75,7 +74,7 @@ class Process:
         return ROLES[self.role].may if self.role else "whatever its user may: it is not ours"
 
     def faults(self, kept: int) -> list[str]:
-        """What is missing from the lock-down that every process of hardsplice owes: nothing.
+        """What is missing from the lock-down that every process of hardsplice must have.
 
         `kept` has a bit for each capability that the process may use, and no more than use.
         """
@@ -109,13 +108,13 @@ def is_alive(process: Process) -> bool:
 
 
 def host_namespaces() -> dict[str, int]:
-    """The namespaces of the process that asks."""
+    """This process's own namespaces."""
     return {name: (PROC / "self" / "ns" / name).stat().st_ino for name in NAMESPACES}
 
 
 def role_of(comm: str, parent: str | None) -> str | None:
-    """The role of a process that calls itself ``comm``, whose parent has the role ``parent``; None
-    where it is none of ours.
+    """The role of a process named ``comm``, whose parent has the role ``parent``; None if it isn't
+    one of ours.
     """
     role = ROLES.get(comm)
     return comm if role is not None and role.parent is not None and role.parent == parent else None
@@ -260,7 +259,7 @@ def report(root: int, lacking: Sequence[str], form: str) -> str:
 
 
 def _seen(root: int) -> list[Process]:
-    """As read_tree; a Failure where there is nothing to be seen."""
+    """As read_tree; a Failure where nothing can be seen."""
     what = f"process {root}"
     try:
         if os.readlink(PROC / "self") != str(os.getpid()):

@@ -2,17 +2,17 @@
 """Counters in anonymous shared memory: a relay writes them, monitors read them, and neither asks
 the kernel.
 
-The monitor makes the memory before it forks the relay, so the counts outlive a relay that died.
-A relay may have been taken over: what stands in its memory can be anything, and readers take it as
-that. Its successor doesn't read it: when a relay has ended, its keeper takes over what it counted,
-and the memory is as at first. Else a number left there, to which no more can be added, would end
-each successor at its first connection.
+The monitor makes the memory before it forks the relay, so the counts outlive a relay that died. A
+relay may have been taken over: its memory can contain anything, and readers expect that. Its
+successor doesn't read it: when a relay has ended, its monitor takes over its counts and resets the
+memory. Otherwise a number left there, to which nothing can be added, would end each successor at
+its first connection.
 
-What monitors count of a relay is in a page of their own, which no relay has: the monitor that
-keeps the relay writes there, the host monitor reads. Nor has any process memory that it has no
-business with: a fork gets that of the relays for which it is `shared`, and of no other.
+What monitors count about a relay is in a page of their own, which no relay has: the relay's monitor
+writes it, the host monitor reads it. No process has memory that it doesn't need: a fork gets that
+of the relays for which it is `shared`, and no other.
 
-Where flows are to be seen one by one, the flow table (telemetry/flow_table.py) follows the counters
+If single flows are to be shown, the flow table (telemetry/flow_table.py) follows the counters
 in the same memory, and so bytes are counted in the same way with and without it: each flow has the
 index of the two words in which its bytes are counted, its own row's or, without a table, the
 relay's.
@@ -32,7 +32,7 @@ from hardsplice.telemetry.flow_table import WORD_MASK, WORDS_A_ROW, FlowTable
 
 @dataclass(frozen=True, slots=True)
 class Counter:
-    """Something that is counted of a relay: how it is called, and what it counts."""
+    """A counter of a relay: its names, and what it counts."""
 
     name: str  # in the control socket's JSON
     help: str
@@ -141,7 +141,7 @@ LATENCY_BOUNDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.01, 0.1, 1.0, 10.0)
 _LATENCY = len(COUNTERS)  # the histogram's first word; the last but one is for what is above
 _LATENCY_SUM = _LATENCY + len(LATENCY_BOUNDS) + 1  # nanoseconds
 
-# What a relay uses at the moment; told at the end of each turn where there is a flow table.
+# What a relay uses at the moment; written at the end of each turn if there is a flow table.
 GAUGES = {
     "pipes_open": "Pipes in the pool or lent to flows.",
     "pipes_free": "Pipes in the pool.",
@@ -157,7 +157,7 @@ _FIXED_WORDS = _GAUGES + len(GAUGES)
 # counted that have ended: all that is in front of the gauges.
 _GENERATION = len(KEPT)
 _ENDED = _GENERATION + 1
-_LOOKS = 2  # at a page that is changing, which takes no time
+_LOOKS = 2  # attempts to read a page that is being changed, which takes no time
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,8 +192,8 @@ class Stats:
 
     @contextlib.contextmanager
     def shared(self, *, with_monitor: bool = False) -> Iterator[None]:
-        """What is forked meanwhile has the relay's memory, and the monitors' page where it is a
-        monitor. Neither is passed on any further.
+        """Processes that are forked meanwhile get the relay's memory, and monitors the monitors'
+        page. They don't pass these on.
         """
         memory = (self._memory, self._page) if with_monitor else (self._memory,)
         self._pass_on(*memory, passed=True)
@@ -203,8 +203,8 @@ class Stats:
             self._pass_on(*memory, passed=False)
 
     def begin_anew(self) -> None:
-        """The relay has ended, and the rows of its flows are closed: take over what it counted, for
-        its keeper, and leave its successor nothing.
+        """The relay has ended, and the rows of its flows are closed: its monitor takes over its
+        counts here, and its successor begins with zeros.
         """
         self._words[_GENERATION] |= 1
         for at, count in enumerate(self.count[:_GAUGES]):
@@ -217,7 +217,7 @@ class Stats:
         are still there.
         """
         words: list[int] = []
-        for _ in range(_LOOKS):  # the writer may be hostile, so not for ever
+        for _ in range(_LOOKS):  # the writer may be hostile, so not forever
             before = self._words[_GENERATION]
             words = self.count[:_GAUGES].tolist()
             if self.flows is not None:
@@ -234,7 +234,7 @@ class Stats:
         return counts
 
     def unreported(self) -> int:
-        """Ends of flows that are not in the log, since somebody had no time to hear of them."""
+        """Ends of flows that are not in the log, since a monitor was too busy to receive them."""
         return self._ended[UNLOGGED] + self.count[UNLOGGED] + self.kept[UNPASSED]
 
     def gauges(self) -> memoryview:
@@ -246,7 +246,7 @@ class Stats:
         return dict(zip(GAUGES, self.gauges(), strict=True))
 
     def connect_latency(self) -> Latency:
-        """How long clients waited for their targets; only counted where there is a flow table."""
+        """How long clients waited for their targets; only counted if there is a flow table."""
         words = self._counted()
         counts = itertools.accumulate(words[_LATENCY:_LATENCY_SUM])
         return Latency(tuple(counts), words[_LATENCY_SUM] / 1e9)
@@ -254,7 +254,7 @@ class Stats:
 
 @contextlib.contextmanager
 def shared_with_monitor(stats: Iterable[Stats]) -> Iterator[None]:
-    """What is forked meanwhile keeps these relays: it has their memory and the monitors' pages."""
+    """Processes that are forked meanwhile are monitors of these relays: they get both memories."""
     with contextlib.ExitStack() as stack:
         for one in stats:
             stack.enter_context(one.shared(with_monitor=True))

@@ -42,7 +42,7 @@ class Traffic:
 
     @property
     def missed(self) -> int:
-        """Ends of flows that the host monitor has not heard of."""
+        """Ends of flows of which the host monitor got no record."""
         return sum(one.unreported() for one in self.stats)
 
 
@@ -64,8 +64,8 @@ class FlowLog:
         self._say_missed(direction)
 
     def finish(self) -> None:
-        """The relays have ended: so have the flows that are still in their tables. Whoever waits
-        for our end does not wait long: what can't be written in FINISH_SECONDS is counted.
+        """The relays have ended, and so have the flows that are still in their tables. What can't
+        be written within FINISH_SECONDS is counted, so that the end isn't held up.
         """
         deadline = time.monotonic() + FINISH_SECONDS
         for direction, traffic in self._traffic.items():
@@ -107,8 +107,8 @@ class FlowLog:
     def _say_missed(
         self, direction: Direction, left_out: int = 0, *, at_last: bool = False
     ) -> None:
-        """Say how many ends were not heard of since that was last said, and how many of those that
-        were are left out.
+        """Report how many ends came without a record since the last report, and how many of the
+        others are left out.
         """
         unheard = max(0, self._traffic[direction].missed - self._said[direction])
         missed = unheard + left_out

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The flow table: one row for each flow of a relay, in memory that the relay shares with monitors.
 
-The relay writes (relay/tcp/flow_writer.py), monitors read, and neither asks the kernel or the other
-one. The monitors made the memory before the relay was forked, so the rows of a relay that was
-killed are still there, and its keeper closes the books: nothing that was counted is lost.
+The relay writes (relay/tcp/flow_writer.py), monitors read, and neither calls the kernel or the
+other side. The memory was created before the relay was forked, so the rows of a relay that was
+killed are still there, and its monitor closes them: nothing that was counted is lost.
 
-A relay may have been taken over, so nothing in the memory is believed: a row whose state makes no
-sense is passed over, everything else is a number that is only shown. The same holds for the record
-of a flow's end, which is a row followed by the time that the flow took.
+A relay may have been taken over, so nothing in the memory is trusted: a row with an invalid state
+is skipped, everything else is a number that is only shown. The same holds for the record of a
+flow's end, which is a row followed by the time that the flow took.
 
 The relay writes without a lock. A generation, odd while a flow's bytes are moved to the relay's own
-counters, tells a reader that it looked at the wrong moment; then it looks again, though not for
-ever, since the writer may be dead or hostile.
+counters, shows a reader that it read at the wrong moment; then it reads again, though not forever,
+since the writer may be dead or hostile.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address
 
 ROWS_MAX = 1 << 16  # flows of one relay that are listed; those beyond are counted only
-LOOKS = 8  # at a table that is changing
+LOOKS = 8  # attempts to read a table that is being changed
 # Seconds on CLOCK_MONOTONIC that make sense: it begins at 0, and a machine runs for some centuries
 # at the most.
 _LAST_SECOND = 2.0**34
@@ -113,7 +113,7 @@ _ENDS = frozenset(End)
 
 
 class Nonsense(ValueError):  # noqa: N818 - what is raised is the record
-    """A record of a flow that no well-behaved relay sends."""
+    """A record of a flow that a correct relay never sends."""
 
 
 class FlowTable:
@@ -218,8 +218,8 @@ class FlowTable:
         return row + _TAIL.pack(seconds)
 
     def close_all(self, others: memoryview, now: float) -> Iterator[bytes | None]:
-        """End the rows that a relay left behind, one a step, as far as somebody goes on asking: the
-        text of its record, or None where that makes no sense.
+        """End the rows that a relay left behind, one per step of the iteration: the text of its
+        record, or None for an invalid row.
         """
         for at in [at for at, _ in self._states()]:
             text = self.close(at, others, now)

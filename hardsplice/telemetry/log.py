@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Lines for people: where they go, which are wanted, and how many of a kind there may be.
+"""Log lines: where they go, which are written, and how many of one kind.
 
-Only the host monitor writes them. The others send records, and their text is shown with everything
-unprintable escaped, so that a taken-over relay can't play with somebody's terminal.
+Only the host monitor writes them. The other processes send records, and their text is shown with
+unprintable characters escaped, so that a taken-over relay can't control a terminal.
 
-Nobody who reads slowly, or a terminal that is stopped, holds the monitor up: a line that can't be
-written at once is left out and counted. Only last words wait for their reader, for a moment in all.
+Neither a slow reader nor a stopped terminal holds the monitor up: a line that can't be written at
+once is left out and counted. Only the last message of a process waits for its reader, for a moment.
 
-A log file never grows past its limit, and what it has is the end of the story: when it is full, the
-newest half of it is read, the file is cut to nothing and the half is written again. That takes one
-descriptor, which is open already, and works on a file that somebody else has cut short meanwhile,
-since writes go to the end always. Whoever reads along sees the file shrink, as with logrotate's
-copytruncate. Only if hardsplice is killed between the cut and the write is the half lost.
+A log file never grows beyond its limit, and keeps its newest lines: when it is full, the newest
+half of it is read, the file is truncated and the half is written again. This needs one descriptor,
+which is open already, and works on a file that another process has truncated meanwhile, since
+writes always go to the end. A process that follows the file sees it shrink, as with logrotate's
+copytruncate. The half is lost only if hardsplice is killed between the truncation and the write.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ LINES_A_SECOND = 1.0  # of one kind
 LINE_LIMIT = (
     2048  # bytes of a line; pipes, syslog and the smallest log file take these in one piece
 )
-LAST_WORDS = 1.0  # seconds that last words wait for their reader, all together
+LAST_WORDS = 1.0  # seconds that last messages wait for their reader, all together
 KEPT = 8 << 20  # bytes of a full log file that are kept at the most
 _DOTS = "..."  # for what was cut off
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -94,7 +94,7 @@ class Log:
         self._journal = is_journal(2, journal)
         self._poller = _poller()
         self._patience = LAST_WORDS
-        self._missed = 0  # lines that nobody took
+        self._missed = 0  # lines that could not be written
         self._is_torn = False  # the last line has no end
 
     def to_file(self, fd: int, limit: int) -> None:
@@ -130,7 +130,7 @@ class Log:
         return 0
 
     def settle(self) -> None:
-        """Set-up is over: from now on descriptor 2 is what was chosen."""
+        """Set-up is over: from now on descriptor 2 is the chosen destination."""
         self._limit, self._syslog = self._next_limit, self._next_is_syslog
         if self._limit:
             self._written = os.fstat(self._next or 2).st_size
@@ -163,8 +163,8 @@ class Log:
     def write(
         self, level: Level, text: str, fields: Mapping[str, object], *, wait: bool = False
     ) -> None:
-        """Write one line, wanted or not: ``text`` for people, or ``fields`` as JSON. Never raises:
-        a full disk must not stop the relay.
+        """Write one line, whatever its level: ``text``, or ``fields`` as JSON. Never raises: a full
+        disk must not stop forwarding.
         """
         if self._missed and self._has_room(wait=wait):
             missed, self._missed = self._missed, 0
@@ -229,13 +229,13 @@ class Log:
 
 
 def open_file(path: str) -> int:
-    """A log file, to read and to append to; Failure where that can't be had."""
+    """A log file, to read and to append to; Failure where it can't be opened."""
     try:
         fd = open_regular(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o640)
     except OSError as error:
         raise Failure("write", f"log file {path}", reason_of(error)) from error
     try:
-        # Two that keep one file to its size would cut each other's lines off.
+        # Two processes that limit the size of one file would remove each other's lines.
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(fd)
@@ -246,7 +246,7 @@ def open_file(path: str) -> int:
 
 
 def _poller() -> select.poll | None:
-    """What tells whether descriptor 2 takes a line now; None where nobody has to read it."""
+    """What tells whether descriptor 2 takes a line now; None where it has no reader to wait for."""
     try:
         if stat.S_ISREG(os.fstat(2).st_mode):
             return None
@@ -259,8 +259,9 @@ def _poller() -> select.poll | None:
 
 def _have_own_end_of_pipe() -> None:
     """Where descriptor 2 is a pipe, open it once more, so as not to wait for its reader: others
-    that write to it, COMMAND for one, can fill it between our look and our line, and they share the
-    flags of the end that we inherited. A pipe of another user's can't be opened; it stays as it is.
+    that write to it, COMMAND for one, can fill it between our check and our write, and they share
+    the flags of the end that we inherited. A pipe of another user can't be opened; it stays as it
+    is.
     """
     if stat.S_ISFIFO(os.fstat(2).st_mode):
         with contextlib.suppress(OSError):
@@ -322,7 +323,7 @@ def make_room(fd: int, keep: int) -> int:
     """Remove the oldest lines of a full file, so that at most ``keep`` bytes remain, in whole
     lines: the size that it has then.
     """
-    size = os.lseek(fd, 0, os.SEEK_END)  # which somebody else may have changed
+    size = os.lseek(fd, 0, os.SEEK_END)  # which another process may have changed
     kept = os.pread(fd, keep + 1, max(0, size - keep - 1))
     if size > keep:
         kept = kept[kept.find(b"\n") + 1 or len(kept) :]
