@@ -35,8 +35,9 @@ from hardsplice.app.plans import Planner
 from hardsplice.command import container, terminal
 from hardsplice.command.caller import Caller
 from hardsplice.ipc import descriptors, sd_notify
-from hardsplice.ipc.channel import Channel, Kind, Record
+from hardsplice.ipc.channel import Channel
 from hardsplice.ipc.child import Child
+from hardsplice.ipc.messages import Kind, Record
 from hardsplice.ipc.sd_notify import Notifier
 from hardsplice.kernel import signals
 from hardsplice.model.direction import Direction

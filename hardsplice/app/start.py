@@ -22,7 +22,8 @@ from hardsplice.net import procfs
 
 if TYPE_CHECKING:
     from hardsplice.command.caller import Caller
-    from hardsplice.ipc.channel import Channel, Record
+    from hardsplice.ipc.channel import Channel
+    from hardsplice.ipc.messages import Record
 
 # What ends the process that waits for the one in the background.
 ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
@@ -71,8 +72,10 @@ def _start_auditor(options: Options) -> Channel:
     It is nobody's child to wait for: its parent ends at once.
     """
     from hardsplice.ipc.channel import Channel
+    from hardsplice.ipc.messages import LAUNCHER
+    from hardsplice.model.roles import HOST
 
-    ours, theirs = Channel.pair()
+    ours, theirs = Channel.pair(LAUNCHER, HOST.name)
     server = os.getpid()
     between = os.fork()
     if between == 0:
@@ -136,13 +139,15 @@ def _launch(options: Options, began: float, given: Caller) -> int:
 
     Whatever happens to it, or to us meanwhile: it is there if this returns 0, and gone if not.
     """
-    from hardsplice.ipc.channel import Channel, Kind
+    from hardsplice.ipc.channel import Channel
+    from hardsplice.ipc.messages import LAUNCHER, Kind
     from hardsplice.ipc.sd_notify import Notifier, manager_of
     from hardsplice.model.errors import failure_of
+    from hardsplice.model.roles import HOST
 
     had_pid_file = options.pid_file is not None and os.path.lexists(options.pid_file)
     notifier = Notifier(manager_of(os.environ, os.getpid()).notify)
-    ours, theirs = Channel.pair()
+    ours, theirs = Channel.pair(LAUNCHER, HOST.name)
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     child = os.fork()
     if child == 0:
@@ -187,7 +192,7 @@ def _first_word(channel: Channel, pidfd: int) -> Record | None:
     """What the background process says at last; None where it ended without a word. Processes that
     it started may hold its end of the channel, and outlive it.
     """
-    from hardsplice.ipc.channel import Malformed
+    from hardsplice.ipc.messages import Malformed
 
     poller = select.poll()
     poller.register(channel.fileno(), select.POLLIN)

@@ -35,12 +35,13 @@ import prctl
 from hardsplice.command import guard, id_maps, init, terminal
 from hardsplice.command.recipe import Recipe
 from hardsplice.ipc import lifeline
-from hardsplice.ipc.channel import Channel, Kind, Malformed, Record, close_all
+from hardsplice.ipc.channel import Channel, close_all
 from hardsplice.ipc.child import has_ended
 from hardsplice.ipc.dialogue import OF_INIT, last_words
+from hardsplice.ipc.messages import Kind, Malformed, Record
 from hardsplice.kernel.status import describe_status, exit_status
 from hardsplice.model.errors import Failure, failure_of, quote, reason_of
-from hardsplice.model.roles import GUARD, INIT
+from hardsplice.model.roles import GUARD, HOST, INIT
 from hardsplice.net import namespaces
 from hardsplice.sandbox import refusals, rights, users
 from hardsplice.telemetry.log import Level
@@ -61,7 +62,7 @@ class Container:
     """A COMMAND's namespaces, and the processes that keep them."""
 
     def __init__(self, recipe: Recipe) -> None:
-        """Make them; PID 1 waits for GO then, to start COMMAND. Failure leaves nothing behind."""
+        """Make them; PID 1 waits for its word to start COMMAND. Failure leaves nothing behind."""
         self.command = recipe.command[0]  # its program's name
         self._hints = (*init.HINTS, *([recipe.hint] if recipe.hint else []))  # of PID 1's
         self.warning = ""  # what COMMAND will miss
@@ -70,8 +71,8 @@ class Container:
         self._has_been_ended = False
         prctl.set_child_subreaper(1)  # PID 1 becomes our child if the guard ends before it
         hanging, self._line = lifeline.pair()
-        self.channel, channel = Channel.pair()
-        report, theirs = Channel.pair()
+        self.channel, channel = Channel.pair(HOST.name, INIT.name)
+        report, theirs = Channel.pair(HOST.name, GUARD.name)
         self._guard = os.fork()
         if self._guard == 0:
             guard.live(recipe, channel, theirs, hanging)
@@ -82,7 +83,7 @@ class Container:
         try:
             self._make(recipe, report)
             self.target = namespaces.open_process(self.init, netns_only=not recipe.new_user)
-            self.channel.send(Record(Kind.GO))
+            self.channel.send(Record(Kind.ENTERED))
         except BaseException:
             self.end()
             raise
@@ -91,20 +92,20 @@ class Container:
 
     def _make(self, recipe: Recipe, report: Channel) -> None:
         if recipe.new_user:
-            self._expect(report)
+            self._expect(report, Kind.WANTS_MAPS)
             try:
                 id_maps.write(self._guard, recipe.ids)
             except OSError as error:
                 hint = refusals.userns_hint(error)
                 raise Failure("create", "namespaces", reason_of(error), hint) from error
-            report.send(Record(Kind.GO))
-        started = self._expect(report)
+            report.send(Record(Kind.MAPPED))
+        started = self._expect(report, Kind.STARTED)
         self.init, self.warning = started.detail, started.text.decode(errors="replace")
         self._pidfd = os.pidfd_open(self.init)
-        self.has_own_proc = bool(self._expect(self.channel).detail)
-        self._expect(report)  # the guard is locked down
+        self.has_own_proc = bool(self._expect(self.channel, Kind.NAMESPACES).detail)
+        self._expect(report, Kind.READY)  # the guard is locked down
 
-    def _expect(self, channel: Channel) -> Record:
+    def _expect(self, channel: Channel, kind: Kind) -> Record:
         """The other side's next record; its Failure when it says that it failed."""
         try:
             record = channel.receive()
@@ -116,6 +117,8 @@ class Container:
             raise Failure("create", "namespaces", self._early_end())
         if record.kind == Kind.FATAL:
             raise failure_of(record.text)
+        if record.kind != kind:
+            raise Failure("create", "namespaces", f"a record of kind {record.kind} is not due")
         return record
 
     def _early_end(self) -> str:

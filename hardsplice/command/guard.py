@@ -17,8 +17,9 @@ import prctl
 
 from hardsplice.command import environment, init
 from hardsplice.ipc import child, descriptors, lifeline
-from hardsplice.ipc.channel import Channel, Kind, Record, encode
+from hardsplice.ipc.channel import Channel
 from hardsplice.ipc.descriptors import CHANNEL_FD, FIRST_LISTENER
+from hardsplice.ipc.messages import Kind, Record, encode
 from hardsplice.kernel import linux
 from hardsplice.kernel.status import exit_status
 from hardsplice.model import roles
@@ -64,7 +65,7 @@ def _enter(recipe: Recipe, report: Channel) -> None:
     except OSError as error:
         hint = refusals.userns_hint(error)
         raise Failure("create", "namespaces", reason_of(error), hint) from error
-    report.send(Record(Kind.READY))
+    report.send(Record(Kind.WANTS_MAPS))
     if report.receive() is None:
         os._exit(1)
     os.setresgid(0, 0, 0)
@@ -80,17 +81,17 @@ def _start_init(recipe: Recipe, channel: Channel, report: Channel, mask: Iterabl
     except OSError as error:
         hint = refusals.limited_by("pid", error)
         raise Failure("create", "namespaces", reason_of(error), hint) from error
-    ours, theirs = Channel.pair()
+    ours, theirs = Channel.pair(roles.GUARD.name, roles.INIT.name)
     pid = os.fork()
     if pid == 0:
         init.live(recipe, channel, theirs, mask)
     theirs.close()
     channel.close()
-    report.send(Record(Kind.READY, detail=pid, text=_unreachable_directory(recipe).encode()))
+    report.send(Record(Kind.STARTED, detail=pid, text=_unreachable_directory(recipe).encode()))
     if recipe.new_user and ours.receive() is not None:
         maps = recipe.ids.uids.same_below, recipe.ids.gids.same_below  # who is root in A is so in B
         user_namespace.write_id_maps(pid, *maps, deny_setgroups=False)
-        ours.send(Record(Kind.GO))
+        ours.send(Record(Kind.MAPPED))
     ours.close()
     return pid
 

@@ -23,8 +23,9 @@ import prctl
 
 from hardsplice.command import caller, environment, terminal
 from hardsplice.ipc import child, descriptors
-from hardsplice.ipc.channel import Channel, Kind, Record
+from hardsplice.ipc.channel import Channel
 from hardsplice.ipc.descriptors import CHANNEL_FD, FIRST_LISTENER, LOG_FD, SIGNALS_FD
+from hardsplice.ipc.messages import Kind, Record
 from hardsplice.kernel import linux, signals
 from hardsplice.kernel.status import exit_status
 from hardsplice.model import roles
@@ -67,9 +68,9 @@ def _live(recipe: Recipe, channel: Channel, guard: Channel, mask: Iterable[int])
     descriptors.close_others((0, 1, 2, *keep))
     has_own_proc = _make_namespaces(recipe, guard)
     channel.send(Record(Kind.NAMESPACES, detail=has_own_proc))
-    _await_go(channel)  # it has opened them
+    _await(channel, Kind.ENTERED)
     prctl.set_dumpable(0)
-    _await_go(channel)
+    _await(channel, Kind.PREPARE)
     signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
     read, write = os.pipe2(os.O_CLOEXEC)
     pid = _fork_command(recipe, write, mask)
@@ -79,8 +80,9 @@ def _live(recipe: Recipe, channel: Channel, guard: Channel, mask: Iterable[int])
     return reap(channel, pid)
 
 
-def _await_go(channel: Channel) -> None:
-    if channel.receive() is None:
+def _await(channel: Channel, kind: Kind) -> None:
+    record = channel.receive()
+    if record is None or record.kind != kind:
         os._exit(1)
 
 
@@ -100,8 +102,8 @@ def _make_namespaces(recipe: Recipe, guard: Channel) -> bool:
             # is in A yet but these two, and nobody enters it but whoever started us.
             prctl.set_dumpable(1)
             linux.unshare(others | linux.CLONE_NEWUSER | linux.CLONE_NEWNS)
-            guard.send(Record(Kind.READY))
-            _await_go(guard)
+            guard.send(Record(Kind.WANTS_MAPS))
+            _await(guard, Kind.MAPPED)
         else:
             linux.unshare(others)
         guard.close()
@@ -336,15 +338,15 @@ def reap(channel: Channel, pid: int) -> int:
                 return int(not has_ended)  # the kernel ends all processes in here with us
             if has_ended:
                 continue
-            if record.kind == Kind.GO:
+            if record.kind == Kind.RUN:
                 _send_signal(pid, signal.SIGCONT)
             elif record.kind == Kind.SIGNAL:
                 if not (to_group.had(record.detail) and _is_in_our_group(pid)):
                     _send_signal(pid, record.detail)
-                channel.send(Record(Kind.SIGNAL, detail=record.detail))  # it was passed on
-            elif record.kind == Kind.PING:
+                channel.send(Record(Kind.PASSED_ON, detail=record.detail))
+            elif record.kind == Kind.CHECK_STOPPED:
                 command.reap()
-                channel.send(Record(Kind.PONG, int(command.is_stopped)))
+                channel.send(Record(Kind.CHECKED, int(command.is_stopped)))
 
 
 def _send_signal(pid: int, number: int) -> None:

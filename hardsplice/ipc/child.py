@@ -12,8 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
-from hardsplice.ipc.channel import Channel, Kind, Record
+from hardsplice.ipc.channel import Channel
 from hardsplice.ipc.lifeline import Hold
+from hardsplice.ipc.messages import Kind, Record
 from hardsplice.model.errors import text_of
 from hardsplice.model.unforeseen import as_failure
 

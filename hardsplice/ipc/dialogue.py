@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What a monitor's children may say to it, and when. Each of them may have been taken over.
 
-The rules are tables: from a phase, the kinds of records that are due lead to the next phase; a kind
-that isn't there is a breach of the protocol, and what comes of it is the monitor's to decide. So a
-word that has been said is not heard again, however often it is sent.
+The rules are tables over the kinds that are theirs to send at all (ipc/messages.py): from a phase,
+those that are due lead to the next phase; a kind that isn't there is a breach of the protocol, and
+what comes of it is the monitor's to decide. So a word that has been said is not heard again,
+however often it is sent.
 
     relay           STARTING ── READY ──► SERVING ── FATAL ──► ENDING
     target monitor  the same, but its relays may be busy while it still waits for the last of them
-    PID 1           STARTING ── (GO) ──► PREPARING ── READY ──► SERVING ── EXITED ──► ENDING
+    PID 1           STARTING ── (PREPARE) ──► PREPARING ── READY ──► SERVING ── EXITED ──► ENDING
 
-Two more things are the same for all: descriptors come beside a kind that has them only, and an
-answer is due as often as it was asked for.
+An answer is due as often as it was asked for.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import collections
 from collections.abc import Collection, Mapping
 from enum import Enum, auto
 
-from hardsplice.ipc.channel import Kind, Malformed, Record
+from hardsplice.ipc.messages import ANSWERS, Kind, Malformed, Record
 from hardsplice.model.errors import Failure, failure_of
 from hardsplice.model.unforeseen import LIMIT_HINTS
 
@@ -35,16 +35,22 @@ class Phase(Enum):
 
 Rules = Mapping[Phase, Mapping[int, Phase]]
 
+_SERVING_RELAY: Mapping[int, Phase] = {
+    Kind.ASK: Phase.SERVING,
+    Kind.YIELD: Phase.SERVING,
+    Kind.NOTE: Phase.SERVING,
+    Kind.FLOW: Phase.SERVING,
+    Kind.PONG: Phase.SERVING,
+    Kind.FATAL: Phase.ENDING,
+}
 RELAY: Rules = {
     Phase.STARTING: {Kind.READY: Phase.SERVING, Kind.FATAL: Phase.ENDING},
-    Phase.SERVING: {
-        Kind.ASK: Phase.SERVING,
-        Kind.YIELD: Phase.SERVING,
-        Kind.NOTE: Phase.SERVING,
-        Kind.FLOW: Phase.SERVING,
-        Kind.PONG: Phase.SERVING,
-        Kind.FATAL: Phase.ENDING,
-    },
+    Phase.SERVING: _SERVING_RELAY,
+}
+# Where ports may change.
+DYNAMIC_RELAY: Rules = {
+    Phase.STARTING: {Kind.READY_PLACING: Phase.SERVING, Kind.FATAL: Phase.ENDING},
+    Phase.SERVING: _SERVING_RELAY,
 }
 TARGET_MONITOR: Rules = {
     Phase.STARTING: {
@@ -57,7 +63,7 @@ TARGET_MONITOR: Rules = {
         Kind.NOTE: Phase.SERVING,
         Kind.FLOW: Phase.SERVING,
         Kind.PONG: Phase.SERVING,
-        # That these are answers to what was asked is exchange.HostSide's to see.
+        # That these are answers to what was asked is handover.HostSide's to see.
         Kind.OPENED: Phase.SERVING,
         Kind.SERVED: Phase.SERVING,
         Kind.CLOSED: Phase.SERVING,
@@ -68,24 +74,20 @@ INIT: Rules = {
     Phase.STARTING: {Kind.FATAL: Phase.ENDING},
     Phase.PREPARING: {Kind.READY: Phase.SERVING, Kind.FATAL: Phase.ENDING},
     Phase.SERVING: {
-        Kind.SIGNAL: Phase.SERVING,  # it was passed on
+        Kind.PASSED_ON: Phase.SERVING,
         Kind.STOPPED: Phase.SERVING,
-        Kind.PONG: Phase.SERVING,
+        Kind.CHECKED: Phase.SERVING,
         Kind.EXITED: Phase.ENDING,
         Kind.FATAL: Phase.ENDING,  # COMMAND could not be run
     },
 }
-# What is said as often as it was asked for.
-_ANSWERS = frozenset({Kind.PONG, Kind.SIGNAL})
 
 
 class Dialogue:
     """One child's side of it."""
 
-    def __init__(self, rules: Rules, carriers: Collection[Kind] = ()) -> None:
-        """``carriers`` are the kinds beside which there may be a descriptor."""
+    def __init__(self, rules: Rules) -> None:
         self._rules = rules
-        self._carriers = carriers
         self.phase = Phase.STARTING
         self._owed: collections.Counter[int] = collections.Counter()
 
@@ -94,16 +96,14 @@ class Dialogue:
         self._owed[answer] += 1
 
     def hear(self, record: Record) -> None:
-        """Take note of what the child says. Malformed where that is not due, or has descriptors
-        beside it; those are the caller's then.
+        """Take note of what the child says. Malformed where that is not due; what is beside it is
+        the caller's then.
         """
         following = self._rules.get(self.phase, {}).get(record.kind)
         if following is None:
             when = self.phase.name.lower()
             raise Malformed(f"a record of kind {record.kind} is not its to send while {when}")
-        if len(record.fds) > (record.kind in self._carriers):
-            raise Malformed(f"{len(record.fds)} descriptors beside a record of kind {record.kind}")
-        if record.kind in _ANSWERS:
+        if record.kind in ANSWERS:
             if not self._owed[record.kind]:
                 raise Malformed("an answer that nobody asked for")
             self._owed[record.kind] -= 1

@@ -17,7 +17,7 @@ class Role:
     """What a process is there for, and under."""
 
     name: str  # of the process, as prctl(2) sets it
-    parent: str | None  # the name of the process that forks it, if one of these does
+    parent: str  # the name of the process that forks it, if one of these does
     may: str  # in a line, for people
     # The functions of sandbox/steps.py that give what it gives up, in their order; a relay has what
     # its monitor gave up, too.
@@ -40,7 +40,7 @@ class Role:
 
 HOST = Role(
     "hs-host",
-    parent=None,
+    parent="",
     may="keeps the outbound relay; makes TCP sockets here; writes the log",
     steps=("leaving_steps", "first_steps", "rights_steps", "filter_step"),
     policy="monitor-fixed",

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from hardsplice.ipc.channel import Record
+from hardsplice.ipc.messages import Record
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure
 from hardsplice.monitor.notes import in_words

@@ -21,9 +21,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from hardsplice.ipc import descriptors
-from hardsplice.ipc.channel import Note
 from hardsplice.ipc.descriptors import FIRST_LISTENER
 from hardsplice.ipc.loop import Loop
+from hardsplice.ipc.messages import Note
 from hardsplice.kernel import socketcalls
 from hardsplice.model.errors import Failure
 from hardsplice.model.ports import Forward

@@ -38,8 +38,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from hardsplice.ipc.channel import CROWDED_HINT, Channel, Kind, Malformed, Record, Sent
+from hardsplice.ipc.channel import CROWDED_HINT, Channel, Sent
 from hardsplice.ipc.loop import Alarm, Loop
+from hardsplice.ipc.messages import Kind, Malformed, Record
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure
 from hardsplice.model.ports import Forward
@@ -191,8 +192,6 @@ class HostSide:
         request = self.current
         if request is None or (record.kind, record.index) != (request.answer, request.index):
             raise Malformed(f"an answer of kind {record.kind} that nobody waits for")
-        if len(record.fds) > (record.kind == Kind.OPENED):
-            raise Malformed(f"{len(record.fds)} descriptors beside an answer")
         was_late, self.is_late = self.is_late, False
         self.current = None
         try:
@@ -234,8 +233,6 @@ class TargetSide:
         handler = _HANDLERS.get(record.kind)
         if handler is None:
             raise Malformed(f"a request of kind {record.kind}")
-        if len(record.fds) != (record.kind == Kind.SERVE):
-            raise Malformed(f"{len(record.fds)} descriptors beside a request")
         handler(self, record)
 
     def _open(self, record: Record) -> None:

@@ -8,7 +8,6 @@ the other's end by end of file, and then ends too: hardsplice is never half aliv
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import time
@@ -16,7 +15,7 @@ from collections.abc import Callable
 
 from hardsplice.command import container
 from hardsplice.command.orphans import Orphans
-from hardsplice.ipc.channel import LAST_RECORDS, Kind, Malformed, Note, Record, close_all
+from hardsplice.ipc.channel import LAST_RECORDS, close_all
 from hardsplice.ipc.child import hear, wait_for
 from hardsplice.ipc.dialogue import (
     INIT,
@@ -27,6 +26,7 @@ from hardsplice.ipc.dialogue import (
     last_words,
 )
 from hardsplice.ipc.loop import Loop
+from hardsplice.ipc.messages import Kind, Malformed, Note, Record
 from hardsplice.ipc.sd_notify import Watchdog
 from hardsplice.kernel import linux
 from hardsplice.kernel.signals import ENDING, FINAL, HARMLESS, is_to_be_passed_on
@@ -102,7 +102,7 @@ class HostMonitor:
         self.failure: Failure | None = None
         self.announced = False
         self.is_watching = False
-        self.target_says, self.init_says = Dialogue(TARGET_MONITOR, (Kind.OPENED,)), Dialogue(INIT)
+        self.target_says, self.init_says = Dialogue(TARGET_MONITOR), Dialogue(INIT)
         self.is_init_deaf = False
         self.passed_on = self.answered = 0  # signals to COMMAND, and PID 1's answers
 
@@ -177,7 +177,7 @@ class HostMonitor:
         if inside and self.init_says.phase is Phase.STARTING:
             self.init_says.phase = Phase.PREPARING
             self.waiting.add("init")
-            inside.channel.send(Record(Kind.GO), wait=False)  # fork COMMAND, and lock down
+            inside.channel.send(Record(Kind.PREPARE), wait=False)
             return
         self.announced = True
         self.on_ready(self)
@@ -185,7 +185,7 @@ class HostMonitor:
         if self.watchdog:
             self.watchdog.start()
         if inside:
-            inside.channel.send(Record(Kind.GO), wait=False)  # let COMMAND run
+            inside.channel.send(Record(Kind.RUN), wait=False)
 
     def _say_ready(self) -> None:
         number = len(self.registry.list())
@@ -245,7 +245,7 @@ class HostMonitor:
         """Have COMMAND get a signal. Where it should end by it, PID 1 has to be quick."""
         # One that does not read what it is told keeps nobody waiting.
         inside.channel.send(Record(Kind.SIGNAL, detail=number), wait=False)
-        self.init_says.asked(Kind.SIGNAL)
+        self.init_says.asked(Kind.PASSED_ON)
         self.passed_on += 1
         if number in FINAL:
             sent = self.passed_on
@@ -359,11 +359,15 @@ class HostMonitor:
     def _on_monitor_exit(self) -> None:
         monitor = self.host.monitor
         assert monitor is not None
-        with contextlib.suppress(BlockingIOError, Malformed):  # its last words
+        try:  # its last words
             for _ in range(LAST_RECORDS):
                 if self.failure or (record := monitor.channel.receive(wait=False)) is None:
                     break
                 self._on_record(record)
+        except BlockingIOError:
+            pass
+        except Malformed as error:
+            self._distrust("the target monitor", error)
         monitor.channel.drain()
         self.host.monitor = None
         self.loop.remove(monitor.channel.fileno())
@@ -406,11 +410,11 @@ class HostMonitor:
             return
         if record.kind == Kind.READY:
             self._arrived("init")
-        elif record.kind == Kind.SIGNAL:
+        elif record.kind == Kind.PASSED_ON:
             self.answered += 1
         elif record.kind == Kind.STOPPED:
             self._ask_whether_stopped()
-        elif record.kind == Kind.PONG:
+        elif record.kind == Kind.CHECKED:
             if record.small and self.host.terminal:
                 self.host.terminal.stop()
         elif record.kind == Kind.EXITED:
@@ -419,8 +423,8 @@ class HostMonitor:
     def _ask_whether_stopped(self) -> None:
         """The terminal's key stops us, too: then we hear of it when COMMAND has gone on already."""
         inside = self.host.container
-        if inside and inside.channel.send(Record(Kind.PING), wait=False):
-            self.init_says.asked()
+        if inside and inside.channel.send(Record(Kind.CHECK_STOPPED), wait=False):
+            self.init_says.asked(Kind.CHECKED)
 
     def _on_init_exit(self) -> None:
         """PID 1 is gone, and all of the PID namespace with it; it said how COMMAND ended, or was
@@ -428,11 +432,15 @@ class HostMonitor:
         """
         assert self.host.container is not None
         inside = self.host.container
-        with contextlib.suppress(BlockingIOError, Malformed):
+        try:
             for _ in range(LAST_RECORDS):
                 if (record := inside.channel.receive(wait=False)) is None:
                     break
                 self._on_init_record(inside, record)
+        except BlockingIOError:
+            pass
+        except Malformed as error:
+            self._distrust("PID 1 of COMMAND", error)
         self.loop.remove(inside.pidfd)
         status, how = inside.status()
         if self.init_says.phase is not Phase.ENDING:

@@ -19,7 +19,7 @@ import prctl
 
 from hardsplice.command import environment
 from hardsplice.ipc import child, descriptors, lifeline
-from hardsplice.ipc.channel import CROWDED_HINT, Channel, Kind, Malformed, Record, close_all
+from hardsplice.ipc.channel import CROWDED_HINT, Channel, close_all
 from hardsplice.ipc.child import Child
 from hardsplice.ipc.descriptors import (
     CHANNEL_FD,
@@ -29,6 +29,7 @@ from hardsplice.ipc.descriptors import (
     RULESET_FD,
 )
 from hardsplice.ipc.loop import Loop
+from hardsplice.ipc.messages import Kind, Malformed, Record
 from hardsplice.model import roles
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure, failure_of, relay_lost, text_of
@@ -117,9 +118,9 @@ class TargetMonitor:
 
     def _serve(self, record: Record) -> bool:
         try:
-            if record.kind == Kind.PING and not record.fds:
+            if record.kind == Kind.PING:
                 self.crew.ask_alive()
-            elif record.kind == Kind.DRAIN and not record.fds:
+            elif record.kind == Kind.DRAIN_RELAYS:
                 self.crew.lend(shutdown.lent(record))
                 if not record.small:
                     self.crew.drain()
@@ -153,7 +154,7 @@ def start(plan: Namespace, log: Log, undo: contextlib.ExitStack) -> Started:
         log.line(Level.WARNING, f"{text} is reached at its addresses: ip link set lo up")
     folder = empty_root.made_by_child() if joining.needs_empty_root(plan.target) else None
     hung_on, held = lifeline.pair()
-    ours, theirs = Channel.pair()
+    ours, theirs = Channel.pair(roles.HOST.name, roles.TARGET.name)
     parent = os.getpid()
     with shared_with_monitor(plan.stats):
         pid = os.fork()

@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from hardsplice.ipc.channel import CROWDED_HINT, Note
+from hardsplice.ipc.channel import CROWDED_HINT
+from hardsplice.ipc.messages import Note
 from hardsplice.model.direction import Direction
 from hardsplice.telemetry.log import Level
 

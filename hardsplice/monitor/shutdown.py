@@ -13,8 +13,9 @@ from array import array
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from hardsplice.ipc.channel import TEXT_LIMIT, Channel, Kind, Malformed, Record
+from hardsplice.ipc.channel import Channel
 from hardsplice.ipc.loop import Loop
+from hardsplice.ipc.messages import TEXT_LIMIT, Kind, Malformed, Record
 from hardsplice.ipc.sd_notify import Notifier
 from hardsplice.monitor.group import Crew
 from hardsplice.telemetry.counters import COUNTERS, DRAINED, STOPPED
@@ -91,7 +92,7 @@ def orders(kept: Sequence[int]) -> Iterator[Record]:
     many = TEXT_LIMIT // array(_INDEX).itemsize
     parts = [kept[first : first + many] for first in range(0, len(kept), many)] or [()]
     for left, part in zip(reversed(range(len(parts))), parts, strict=True):
-        yield Record(Kind.DRAIN, int(left > 0), text=array(_INDEX, part).tobytes())
+        yield Record(Kind.DRAIN_RELAYS, int(left > 0), text=array(_INDEX, part).tobytes())
 
 
 def lent(record: Record) -> Sequence[int]:

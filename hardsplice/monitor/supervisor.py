@@ -20,26 +20,19 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from hardsplice.ipc.channel import (
-    LAST_RECORDS,
-    Channel,
-    Kind,
-    Malformed,
-    Note,
-    Record,
-    Sent,
-    close_all,
-)
+from hardsplice.ipc.channel import LAST_RECORDS, Channel, Sent, close_all
 from hardsplice.ipc.child import wait_for
-from hardsplice.ipc.dialogue import RELAY, Dialogue
+from hardsplice.ipc.dialogue import DYNAMIC_RELAY, RELAY, Dialogue
 from hardsplice.ipc.loop import Alarm, Loop
+from hardsplice.ipc.messages import Kind, Malformed, Note, Record
 from hardsplice.kernel import linux
 from hardsplice.kernel.status import describe_status
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import reason_of
+from hardsplice.model.roles import RELAYS
 from hardsplice.model.unforeseen import next_step
 from hardsplice.monitor import notes
 from hardsplice.monitor.backoff import DEATHS_MAX, WINDOW, Backoff, is_denial
@@ -87,16 +80,16 @@ class Keeper:
         self.noted: dict[int, float] = {}  # when a note of that kind was passed on last
 
     def _dialogue(self) -> Dialogue:
-        return Dialogue(RELAY, (Kind.READY,) if self.plan.is_dynamic else ())
+        return Dialogue(DYNAMIC_RELAY if self.plan.is_dynamic else RELAY)
 
     def start(self) -> None:
         """Fork a relay."""
         if self.is_draining:
             return
-        monitor = os.getpid()
+        monitor, role = os.getpid(), RELAYS[self.plan.direction]
         try:
             with contextlib.ExitStack() as undo:
-                ours, theirs = Channel.pair()
+                ours, theirs = Channel.pair(role.parent, role.name)
                 undo.callback(theirs.close)
                 undo.callback(ours.close)
                 with self.plan.stats.shared():
@@ -148,7 +141,7 @@ class Keeper:
         left = tuple(one for one in self.plan.listeners if one.index != listener.index)
         self.plan = replace(self.plan, listeners=left)
         for record in self.untold:
-            if (record.kind, record.index) == (Kind.SERVE, listener.index):
+            if (record.kind, record.index) == (Kind.ADD_LISTENER, listener.index):
                 self.untold.remove(record)
                 return
         self._tell(orders.close(listener, reset_flows=reset_flows))
@@ -184,7 +177,8 @@ class Keeper:
             self.deaf_since = time.monotonic()
             told = self.untold.popleft()
             if told.kind != Kind.DRAIN:
-                self.placing.told(told.detail, told.index if told.kind == Kind.SERVE else None)
+                is_added = told.kind == Kind.ADD_LISTENER
+                self.placing.told(told.detail, told.index if is_added else None)
 
     def _crowded(self, what: bytes) -> None:
         self.upward.note(Note.CROWDED, errno.ETOOMANYREFS, 0, what)
@@ -300,27 +294,32 @@ class Keeper:
         """The relay has ended: its last words may be in the channel, or things to get rid of."""
         if self.channel is None:
             return
-        with contextlib.suppress(BlockingIOError, Malformed):
+        with contextlib.suppress(BlockingIOError):
             for _ in range(LAST_RECORDS):
-                if self.is_cut_off or (record := self.channel.receive(wait=False)) is None:
+                if self.is_cut_off or (record := self._receive()) is None:
                     break
                 self._handle(record)
         self.channel.drain()
 
     def _on_channel(self) -> None:
-        assert self.channel is not None
         try:
-            record = self.channel.receive(wait=False)
+            record = self._receive()
         except BlockingIOError:
-            return
-        except Malformed as error:
-            self._cut_off(str(error))
             return
         if record is None:
             # It has ended, as a rule, and the pidfd says so next. An empty record looks the same.
             self._kill()
         else:
             self._handle(record)
+
+    def _receive(self) -> Record | None:
+        """The relay's next record; None at the end, which what isn't its to send comes to."""
+        assert self.channel is not None
+        try:
+            return self.channel.receive(wait=False)
+        except Malformed as error:
+            self._cut_off(str(error))
+            return None
 
     def _handle(self, record: Record) -> None:
         """Serve one record of the relay's, which may have been taken over: what isn't in the table
@@ -358,7 +357,7 @@ class Keeper:
         self._alive()
 
     def _ready(self, record: Record) -> None:
-        if self.plan.is_dynamic and not self._take_questions(record.fds):
+        if record.fds and not self._take_questions(record.fds[0]):
             return
         self._alive()  # one that was being replaced can't have heard the question
         if self.succeeds:
@@ -368,14 +367,12 @@ class Keeper:
             self.was_ready = True
             self.upward.relay_ready()
 
-    def _take_questions(self, fds: Sequence[int]) -> bool:
+    def _take_questions(self, fd: int) -> bool:
         """Take that from which the relay's questions are read; without it the relay is of no use
         where ports may change.
         """
         try:
-            if not fds:
-                raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-            self.placing.begin(fds[0])
+            self.placing.begin(fd)
         except OSError as error:
             self._cut_off(NOT_HERE if error.errno == errno.EINVAL else str(error))
             return False
@@ -424,6 +421,7 @@ class Keeper:
 # What is done about each kind that a relay may say (dialogue.RELAY).
 _REQUESTS: dict[int, Callable[[Keeper, Record], None]] = {
     Kind.READY: Keeper._ready,
+    Kind.READY_PLACING: Keeper._ready,
     Kind.FATAL: Keeper._fatal,
     Kind.NOTE: Keeper._note,
     Kind.ASK: Keeper._ask,

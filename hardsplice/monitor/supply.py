@@ -12,8 +12,9 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterable
 
-from hardsplice.ipc.channel import Channel, Kind, Note, Record, Sent, close_all
+from hardsplice.ipc.channel import Channel, Sent, close_all
 from hardsplice.ipc.loop import Alarm, Loop
+from hardsplice.ipc.messages import Kind, Note, Record
 from hardsplice.kernel import socketcalls
 from hardsplice.model.families import FAMILIES
 from hardsplice.relay.tcp.seam import unsent

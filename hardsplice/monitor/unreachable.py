@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import time
 
-from hardsplice.ipc.channel import Note
+from hardsplice.ipc.messages import Note
 from hardsplice.kernel.socketcalls import endpoint
 from hardsplice.net import loopback
 from hardsplice.net.listener import Listener

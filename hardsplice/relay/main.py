@@ -20,8 +20,9 @@ from typing import NoReturn
 import prctl
 
 from hardsplice.ipc import descriptors
-from hardsplice.ipc.channel import Channel, Kind, Malformed, Note, Record, close_all
+from hardsplice.ipc.channel import Channel, close_all
 from hardsplice.ipc.descriptors import CHANNEL_FD, FIRST_LISTENER, LIFELINE_FD, RULESET_FD
+from hardsplice.ipc.messages import Kind, Malformed, Note, Record
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure
 from hardsplice.model.families import IPV4, IPV6
@@ -195,7 +196,8 @@ def _live(plan: Plan, channel: Channel, monitor: int) -> int:
     descriptors.clear((RULESET_FD,))
     questions = _install_filter(plan, lockdown)
     tripwire.seal(lambda what: _tell(channel, what))
-    channel.send(Record(Kind.READY, fds=questions))
+    kind = Kind.READY_PLACING if questions else Kind.READY
+    channel.send(Record(kind, fds=questions))
     for fd in questions:
         os.close(fd)
     engine.start()
@@ -240,11 +242,8 @@ def _serve_channel(channel: Channel, engine: Engine) -> None:
         return
     if record is None:
         raise _Told
-    handler = _ORDERS.get(record.kind)
     try:
-        if handler is None:
-            raise Malformed(f"an order of kind {record.kind}")
-        handler(engine, record)
+        _ORDERS[record.kind](engine, record)
     except Malformed:
         close_all(record.fds)
         raise
@@ -257,40 +256,30 @@ def _add_sockets(engine: Engine, record: Record) -> None:
 
 
 def _add_listener(engine: Engine, record: Record) -> None:
-    _without_descriptors(record)
     engine.add_listener(orders.listener_of(record))
 
 
 def _remove_listener(engine: Engine, record: Record) -> None:
-    _without_descriptors(record)
     engine.remove_listener(record.index, record.detail, reset_flows=bool(record.small))
 
 
-def _look(engine: Engine, record: Record) -> None:
-    _without_descriptors(record)
+def _look(engine: Engine, _: Record) -> None:
     engine.look_again()
 
 
-def _drain(engine: Engine, record: Record) -> None:
-    _without_descriptors(record)
+def _drain(engine: Engine, _: Record) -> None:
     engine.drain()
 
 
-def _ping(engine: Engine, record: Record) -> None:
-    _without_descriptors(record)
+def _ping(engine: Engine, _: Record) -> None:
     engine.monitor.answer()
 
 
-def _without_descriptors(record: Record) -> None:
-    if record.fds:
-        raise Malformed("descriptors beside an order that has none")
-
-
-# The records that a monitor may send to its relay.
+# What is done about each kind that a monitor may send its relay (ipc/messages.py).
 _ORDERS: dict[int, Callable[[Engine, Record], None]] = {
     Kind.SOCKETS: _add_sockets,
-    Kind.SERVE: _add_listener,
-    Kind.CLOSE: _remove_listener,
+    Kind.ADD_LISTENER: _add_listener,
+    Kind.REMOVE_LISTENER: _remove_listener,
     Kind.LOOK: _look,
     Kind.PING: _ping,
     Kind.DRAIN: _drain,

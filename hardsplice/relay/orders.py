@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 
-from hardsplice.ipc.channel import Kind, Malformed, Record
+from hardsplice.ipc.messages import Kind, Malformed, Record
 from hardsplice.model.families import FAMILIES
 from hardsplice.net.listener import Listener
 from hardsplice.sandbox.address_book import PLACES, SLOT, Place, Pointer
@@ -29,12 +29,12 @@ def serve(listener: Listener, place: Place) -> Record:
         for plan in plans
         for one in plan
     )
-    return Record(Kind.SERVE, index=listener.index, detail=listener.fd, text=text)
+    return Record(Kind.ADD_LISTENER, index=listener.index, detail=listener.fd, text=text)
 
 
 def close(listener: Listener, *, reset_flows: bool) -> Record:
     """The record that takes a listener back."""
-    return Record(Kind.CLOSE, int(reset_flows), listener.index, listener.fd)
+    return Record(Kind.REMOVE_LISTENER, int(reset_flows), listener.index, listener.fd)
 
 
 def listener_of(record: Record) -> Listener:

@@ -15,9 +15,11 @@ import errno
 import os
 
 from hardsplice.ipc import child
-from hardsplice.ipc.channel import Channel, Kind, Record
+from hardsplice.ipc.channel import Channel
+from hardsplice.ipc.messages import FOLDER_MAKER, Kind, Record
 from hardsplice.kernel import linux
 from hardsplice.model.errors import failure_of, not_done, reason_of
+from hardsplice.model.roles import HOST
 from hardsplice.sandbox import refusals, user_namespace
 
 LEAVE = "leave the file system for an empty one"
@@ -48,7 +50,7 @@ def leave() -> None:
 
 def made_by_child() -> int:
     """A descriptor of such a folder, for an ordinary user; Failure where there is none."""
-    ours, theirs = Channel.pair()
+    ours, theirs = Channel.pair(HOST.name, FOLDER_MAKER)
     pid = os.fork()
     if pid == 0:
         child.live(lambda: _make(theirs), theirs, *LEAVE.split(" ", 1))
@@ -73,7 +75,7 @@ def _make(channel: Channel) -> int:
     except OSError as error:
         raise not_done(LEAVE, reason_of(error), refusals.userns_hint(error)) from error
     folder = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    channel.send(Record(Kind.READY, fds=(folder,)))
+    channel.send(Record(Kind.FOLDER, fds=(folder,)))
     return 0
 
 

@@ -117,7 +117,7 @@ def role_of(comm: str, parent: str | None) -> str | None:
     one of ours.
     """
     role = ROLES.get(comm)
-    return comm if role is not None and role.parent is not None and role.parent == parent else None
+    return comm if role is not None and parent and role.parent == parent else None
 
 
 def read_tree(root: int) -> list[Process]:
@@ -130,7 +130,7 @@ def read_tree(root: int) -> list[Process]:
             with contextlib.suppress(*_GONE, PermissionError):
                 children[stat_fields(int(entry.name))[1]].append(int(entry.name))
     first = read_process(root, 0, None)
-    is_ours = first.comm in ROLES and ROLES[first.comm].parent is None
+    is_ours = first.comm in ROLES and not ROLES[first.comm].parent
     found = [dataclasses.replace(first, role=first.comm if is_ours else None)]
     pending = _below(found[0], children)
     while pending:

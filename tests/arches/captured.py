@@ -25,9 +25,11 @@ from typing import Any
 
 from hardsplice.app.start import main
 from hardsplice.ipc import child
-from hardsplice.ipc.channel import Channel, Kind, Record
+from hardsplice.ipc.channel import Channel
 from hardsplice.ipc.descriptors import FIRST_LISTENER
+from hardsplice.ipc.messages import Kind, Record
 from hardsplice.kernel import linux, socketcalls
+from hardsplice.model.roles import HOST, OUTBOUND_RELAY
 from hardsplice.monitor import supervisor, supply
 from hardsplice.relay import main as relay
 from hardsplice.sandbox.address_book import Book, place_for
@@ -82,7 +84,7 @@ def _start_relays(
 
     def start(self: supervisor.Keeper) -> None:
         for index, attempt in enumerate(table):
-            ours, theirs = Channel.pair()
+            ours, theirs = Channel.pair(HOST.name, OUTBOUND_RELAY.name)
             monitor = os.getpid()
             with self.plan.stats.shared():
                 pid = linux.fork()

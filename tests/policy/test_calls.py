@@ -295,7 +295,7 @@ PARTS = {
     "guard": (
         some("command/guard", "wait"),
         some("kernel/status", "exit_status"),
-        some("ipc/channel", "encode"),
+        some("ipc/messages", "encode"),
     ),
 }
 

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from hardsplice.ipc.channel import FDS_LIMIT, TEXT_LIMIT, Kind, Note, Record, encode
+from hardsplice.ipc.messages import FDS_LIMIT, TEXT_LIMIT, Kind, Note, Record, encode
 from hardsplice.kernel import linux, scm
 from hardsplice.relay.pools import POOL_SIZE
 from tests.sandbox.job import Board
@@ -100,7 +100,12 @@ FORBIDDEN: dict[str, Callable[[int], None]] = {
             Kind.BOUND,
             Kind.SOCKETS,
             Kind.NAMESPACES,
-            Kind.GO,
+            Kind.PREPARE,
+            Kind.RUN,
+            Kind.PASSED_ON,
+            Kind.CHECKED,
+            Kind.ADD_LISTENER,
+            Kind.READY_PLACING,
             Kind.SIGNAL,
             Kind.EXITED,
             Kind.LOOK,

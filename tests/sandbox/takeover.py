@@ -29,8 +29,10 @@ from typing import Any, NoReturn
 from hardsplice.app.start import main
 from hardsplice.command import init
 from hardsplice.ipc import child, descriptors
-from hardsplice.ipc.channel import Channel, Kind, Record
+from hardsplice.ipc.channel import Channel
+from hardsplice.ipc.messages import Kind, Record
 from hardsplice.kernel import linux, unotify
+from hardsplice.model.roles import HOST, OUTBOUND_RELAY
 from hardsplice.monitor import supervisor, supply
 from hardsplice.monitor.host import HostMonitor
 from hardsplice.monitor.namespace import TargetMonitor
@@ -135,7 +137,7 @@ def start_relays(self: supervisor.Keeper) -> None:
     direction = {"inbound": "relay-in", "outbound": "relay-out"}[self.plan.direction]
     mine = direction == job.role and not self.was_ready
     for index in range(len(job.attempts) if mine else 0):
-        ours, theirs = Channel.pair()
+        ours, theirs = Channel.pair(HOST.name, OUTBOUND_RELAY.name)
         parent = os.getpid()
         with self.plan.stats.shared():
             pid = linux.fork()

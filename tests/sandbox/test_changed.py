@@ -45,7 +45,7 @@ import os
 from hardsplice.monitor import effects
 from hardsplice.monitor import handover
 from hardsplice.kernel import socketcalls
-from hardsplice.ipc.channel import Kind, Record
+from hardsplice.ipc.messages import Kind, Record
 from hardsplice.net.listeners import open_listener
 from hardsplice.monitor.requests import decode
 ours = []
@@ -161,7 +161,8 @@ from hardsplice.sandbox import address_book
 from hardsplice.kernel import linux
 from hardsplice.monitor import host
 from hardsplice.kernel import pinned
-from hardsplice.ipc.channel import Channel, Record
+from hardsplice.ipc.channel import Channel
+from hardsplice.ipc.messages import Record
 BOTH = (pinned.BIND_IPV4, pinned.BIND_IPV6)
 libc = ctypes.CDLL(None, use_errno=True)
 address = struct.pack("=H", socket.AF_UNIX) + bytes(1) + b"hardsplice-" + str(os.getpid()).encode()
@@ -170,7 +171,7 @@ def act(self):
     ready(self)
     view = self.host.desk._books["outbound"]
     codes = set()
-    one, two = Channel.pair()
+    one, two = Channel.pair("hs-host", "hs-target")
     for at in BOTH:
         write(view, at)
         where = ctypes.c_void_p(view.place.values + at)

@@ -35,7 +35,7 @@ from hardsplice.sandbox import address_book
 from hardsplice.monitor import handover
 from hardsplice.net import retiring
 from hardsplice.kernel import socketcalls
-from hardsplice.ipc.channel import Kind, Note
+from hardsplice.ipc.messages import Kind, Note
 from hardsplice.monitor.requests import decode
 from hardsplice.app.start import main
 kept = {}

@@ -29,7 +29,7 @@ from hardsplice.control.routes import dispatch
 from hardsplice.control.world import refusal
 from hardsplice.ctl import commands
 from hardsplice.ctl.client import Client, Refused
-from hardsplice.ipc.channel import Kind, Note, Record
+from hardsplice.ipc.messages import Kind, Note, Record
 from hardsplice.ipc.sd_notify import Notifier
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure, failure_of, tell

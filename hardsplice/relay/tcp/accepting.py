@@ -27,7 +27,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 
-from hardsplice.ipc.channel import Note
+from hardsplice.ipc.messages import Note
 from hardsplice.net.listener import Listener
 from hardsplice.relay.tcp.connecting import Connector
 from hardsplice.relay.tcp.flows import Resources

@@ -17,7 +17,7 @@ from __future__ import annotations
 import errno
 from collections import deque
 
-from hardsplice.ipc.channel import Note
+from hardsplice.ipc.messages import Note
 from hardsplice.relay.tcp.flow_writer import end_of_attempt, telling
 from hardsplice.relay.tcp.flows import Resources
 from hardsplice.relay.tcp.heuristics import Eagerness

@@ -15,7 +15,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Mapping, Sequence
 
-from hardsplice.ipc.channel import Note
+from hardsplice.ipc.messages import Note
 from hardsplice.net.listener import Listener
 from hardsplice.relay.tcp.accepting import EVENTS_A_WAIT, JAM_SECONDS, Acceptor
 from hardsplice.relay.tcp.connecting import SHORT_SECONDS

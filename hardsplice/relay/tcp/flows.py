@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from hardsplice.ipc.channel import Note
+from hardsplice.ipc.messages import Note
 from hardsplice.relay.pools import SocketPool
 from hardsplice.relay.tcp.flow_writer import Ledger
 from hardsplice.relay.tcp.pipes import PipePool

@@ -39,7 +39,7 @@ import socket
 from collections import deque
 from collections.abc import Callable
 
-from hardsplice.ipc.channel import Note
+from hardsplice.ipc.messages import Note
 from hardsplice.kernel.pinned import UNSENT_SIZES
 from hardsplice.relay.tcp.flows import FlowTable, Resources
 from hardsplice.relay.tcp.pipes import Pipe

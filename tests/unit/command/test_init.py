@@ -24,8 +24,9 @@ from hardsplice.command import init
 from hardsplice.command.caller import Caller
 from hardsplice.ipc.channel import Channel
 from hardsplice.command.container import Recipe
+from hardsplice.model.roles import HOST, INIT
 aside = descriptors.set_aside(7)
-ours = [Channel.pair(), os.open("/etc/passwd", 0), os.open("/", 0), os.pipe()]
+ours = [Channel.pair(HOST.name, INIT.name), os.open("/etc/passwd", 0), os.open("/", 0), os.pipe()]
 recipe = Recipe(
     ("true",), None, None, True, None, False, Caller(), False, aside, (64, 64), b"", b"", 40, 0,
     False,

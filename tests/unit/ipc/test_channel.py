@@ -14,17 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hardsplice.ipc.channel import (
-    FDS_LIMIT,
-    TEXT_LIMIT,
-    Channel,
-    Kind,
-    Malformed,
-    Record,
-    close_all,
-    decode,
-    encode,
-)
+from hardsplice.ipc.channel import Channel, close_all
+from hardsplice.ipc.messages import FDS_LIMIT, TEXT_LIMIT, Kind, Malformed, Record, decode, encode
+from hardsplice.model.roles import HOST, OUTBOUND_RELAY
 from tests.support.descriptors import as_socket, open_descriptors
 
 Pair = tuple[Channel, Channel]
@@ -43,7 +35,7 @@ records = st.builds(
 @pytest.fixture
 def pair() -> Iterator[Pair]:
     before = open_descriptors()
-    ends = Channel.pair()
+    ends = Channel.pair(OUTBOUND_RELAY.name, HOST.name)
     yield ends
     for end in ends:
         end.close()
@@ -113,9 +105,9 @@ def test_records_keep_their_bounds_and_order(pair: Pair) -> None:
 
 def test_descriptors_arrive_open_and_close_on_exec(pair: Pair) -> None:
     read, write = os.pipe()
-    pair[0].send(Record(Kind.SOCKETS, fds=(write,)))
+    pair[1].send(Record(Kind.SOCKETS, fds=(write,)))
     os.close(write)
-    record = pair[1].receive()
+    record = pair[0].receive()
     assert record is not None
     (copy,) = record.fds
     assert not os.get_inheritable(copy)
@@ -126,8 +118,8 @@ def test_descriptors_arrive_open_and_close_on_exec(pair: Pair) -> None:
 
 def test_as_many_descriptors_as_are_allowed_arrive(pair: Pair) -> None:
     null = os.open(os.devnull, os.O_RDONLY)
-    pair[0].send(Record(Kind.LISTENERS, fds=(null,) * FDS_LIMIT))
-    record = pair[1].receive()
+    pair[1].send(Record(Kind.SOCKETS, fds=(null,) * FDS_LIMIT))
+    record = pair[0].receive()
     assert record is not None
     assert len(set(record.fds)) == FDS_LIMIT
     close_all([null, *record.fds])
@@ -225,7 +217,7 @@ def test_ends_are_close_on_exec(pair: Pair) -> None:
 
 
 def test_the_last_words_of_one_who_did_not_read_all_are_heard() -> None:
-    ours, theirs = Channel.pair()
+    ours, theirs = Channel.pair(HOST.name, OUTBOUND_RELAY.name)
     ours.send(Record(Kind.PING))
     theirs.send(Record(Kind.FATAL, text=b"so long"))
     theirs.close()

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hardsplice.ipc.channel import Kind, Malformed, Record
 from hardsplice.ipc.dialogue import (
+    DYNAMIC_RELAY,
     INIT,
     OF_INIT,
     OF_TARGET_MONITOR,
@@ -19,11 +19,19 @@ from hardsplice.ipc.dialogue import (
     Rules,
     last_words,
 )
+from hardsplice.ipc.messages import Kind, Malformed, Record, on
+from hardsplice.model import roles
+from hardsplice.model.roles import HOST, INBOUND_RELAY, OUTBOUND_RELAY, TARGET, Role
 from hardsplice.model.unforeseen import LIMIT_HINTS
 from hardsplice.monitor.notes import LACKING_LENGTH, LACKING_MAX, lacking
 
-ONCE = (Kind.READY, Kind.EXITED)
-CHILDREN = {"relay": RELAY, "target monitor": TARGET_MONITOR, "init": INIT}
+ONCE = (Kind.READY, Kind.READY_PLACING, Kind.EXITED)
+CHILDREN = {
+    "relay": RELAY,
+    "dynamic relay": DYNAMIC_RELAY,
+    "target monitor": TARGET_MONITOR,
+    "init": INIT,
+}
 children = pytest.mark.parametrize("rules", CHILDREN.values(), ids=CHILDREN.keys())
 
 
@@ -79,24 +87,56 @@ def test_init_is_ready_once_it_was_told_to_be_and_command_ends_once() -> None:
 def test_init_says_that_a_signal_was_passed_on_as_often_as_one_was() -> None:
     dialogue = Dialogue(INIT)
     dialogue.phase = Phase.SERVING
-    dialogue.asked(Kind.SIGNAL)
-    dialogue.hear(Record(Kind.SIGNAL))
+    dialogue.asked(Kind.PASSED_ON)
+    dialogue.hear(Record(Kind.PASSED_ON))
     with pytest.raises(Malformed, match="nobody asked"):
-        dialogue.hear(Record(Kind.SIGNAL))
+        dialogue.hear(Record(Kind.PASSED_ON))
+
+
+def test_init_says_whether_command_is_stopped_as_often_as_it_was_asked() -> None:
+    dialogue = Dialogue(INIT)
+    dialogue.phase = Phase.SERVING
+    dialogue.asked(Kind.CHECKED)
+    with pytest.raises(Malformed, match="nobody asked"):
+        dialogue.hear(Record(Kind.PASSED_ON))
+    dialogue.hear(Record(Kind.CHECKED))
+    with pytest.raises(Malformed, match="nobody asked"):
+        dialogue.hear(Record(Kind.CHECKED))
 
 
 @children
 @given(st.integers(0, 255), st.sampled_from(Phase))
-def test_descriptors_come_beside_a_listener_only(rules: Rules, kind: int, phase: Phase) -> None:
-    dialogue = Dialogue(rules, (Kind.OPENED,) if rules is TARGET_MONITOR else ())
+def test_what_is_refused_changes_nothing(rules: Rules, kind: int, phase: Phase) -> None:
+    dialogue = Dialogue(rules)
     dialogue.phase = phase
-    record = Record(kind, fds=(3,))
-    if rules is TARGET_MONITOR and kind == Kind.OPENED and phase is Phase.SERVING:
-        dialogue.hear(record)
-        return
-    with pytest.raises(Malformed):
-        dialogue.hear(record)
-    assert dialogue.phase is phase, "what is refused changes nothing"
+    try:
+        dialogue.hear(Record(kind))
+    except Malformed:
+        assert dialogue.phase is phase
+
+
+@pytest.mark.parametrize(
+    ("rules", "senders"),
+    [
+        (RELAY, (INBOUND_RELAY, OUTBOUND_RELAY)),
+        (DYNAMIC_RELAY, (INBOUND_RELAY, OUTBOUND_RELAY)),
+        (TARGET_MONITOR, (TARGET,)),
+        (INIT, (roles.INIT,)),
+    ],
+    ids=["relay", "relay whose ports change", "target monitor", "init"],
+)
+def test_what_is_due_is_its_to_send_at_all(rules: Rules, senders: tuple[Role, ...]) -> None:
+    for sender in senders:
+        receiver = HOST.name if sender is roles.INIT else sender.parent
+        may_be_said = on(sender.name, receiver)
+        assert {kind for due in rules.values() for kind in due} <= set(may_be_said)
+
+
+def test_a_relay_whose_ports_change_is_ready_with_what_its_questions_are_read_from() -> None:
+    assert heard(DYNAMIC_RELAY, Kind.READY_PLACING, Kind.NOTE) is Phase.SERVING
+    refused(DYNAMIC_RELAY, Kind.READY)
+    refused(DYNAMIC_RELAY, Kind.READY_PLACING, Kind.READY_PLACING)
+    refused(RELAY, Kind.READY_PLACING)
 
 
 @children

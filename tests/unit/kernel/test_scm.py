@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hardsplice.ipc.channel import FDS_LIMIT
+from hardsplice.ipc.messages import FDS_LIMIT
 from hardsplice.kernel.scm import Messages
 from tests.support.descriptors import open_descriptors
 

@@ -57,7 +57,7 @@ def test_a_role_takes_the_steps_that_are_written_beside_it(role: Role) -> None:
 @ALL
 def test_a_name_is_one_that_the_kernel_keeps_whole(role: Role) -> None:
     assert len(role.name) <= COMM_LENGTH
-    assert role.parent is None or role.parent in ROLES
+    assert role is HOST or role.parent in ROLES
 
 
 def test_every_policy_is_a_role_s_but_the_one_that_others_include() -> None:

@@ -9,9 +9,11 @@ from typing import Any, cast
 
 import pytest
 
-from hardsplice.ipc.channel import LAST_RECORDS, Channel, Kind, Record
+from hardsplice.ipc.channel import LAST_RECORDS, Channel
 from hardsplice.ipc.dialogue import RELAY, TARGET_MONITOR, Dialogue, Phase
 from hardsplice.ipc.loop import Loop
+from hardsplice.ipc.messages import Kind, Record
+from hardsplice.model.roles import HOST, OUTBOUND_RELAY
 from hardsplice.monitor.host import HostMonitor
 from hardsplice.monitor.supervisor import Keeper
 from tests.unit.monitor.fake_upward import Above
@@ -49,7 +51,7 @@ def keeper_of(loop: Loop, channel: Endless) -> Keeper:
 
 def test_two_relays_and_somebody_else_have_as_many_turns_as_each_other() -> None:
     loop = Loop()
-    pairs = [Channel.pair() for _ in range(3)]
+    pairs = [Channel.pair(HOST.name, OUTBOUND_RELAY.name) for _ in range(3)]
     for _, theirs in pairs:
         theirs.send(Record(Kind.YIELD))  # never taken, so that epoll has it ready for ever
     busy = [Endless(Record(Kind.YIELD), ours.fileno()) for ours, _ in pairs[:2]]
@@ -103,7 +105,7 @@ def test_the_last_words_of_a_relay_have_an_end() -> None:
 
 def test_a_channel_that_never_dries_can_be_drained(monkeypatch: pytest.MonkeyPatch) -> None:
     before = len(os.listdir("/proc/self/fd"))
-    ours, theirs = Channel.pair()
+    ours, theirs = Channel.pair(HOST.name, OUTBOUND_RELAY.name)
     endless = Endless(Record(Kind.YIELD))
     monkeypatch.setattr(ours, "receive", endless.receive)
     ours.drain()

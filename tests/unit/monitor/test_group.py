@@ -13,8 +13,8 @@ from typing import Any, cast
 
 import pytest
 
-from hardsplice.ipc.channel import Note
 from hardsplice.ipc.descriptors import FIRST_LISTENER, NULL_FD, is_open
+from hardsplice.ipc.messages import Note
 from hardsplice.model.errors import Failure
 from hardsplice.model.ports import Forward
 from hardsplice.monitor.group import LOOK_SECONDS, Crew

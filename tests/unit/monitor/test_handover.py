@@ -22,12 +22,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hardsplice.control import portapi
-from hardsplice.ipc.channel import Channel, Kind, Malformed, Record, Sent, close_all
+from hardsplice.ipc.channel import Channel, Sent, close_all
+from hardsplice.ipc.messages import Kind, Malformed, Record
 from hardsplice.kernel import pinned, socketcalls
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure
 from hardsplice.model.families import IPV4, IPV6
 from hardsplice.model.ports import Forward
+from hardsplice.model.roles import HOST, TARGET
 from hardsplice.model.spec import Refusal, is_interface_name
 from hardsplice.monitor.effects import Desk
 from hardsplice.monitor.handover import ANSWER_SECONDS, WAITING_MAX, HostSide, TargetSide
@@ -148,7 +150,7 @@ class Sides:
         self.books = {one: kinds[one](USUAL, [], LATE, is_written=True) for one in Direction}
         families = dict.fromkeys(Direction, BOTH)
         self.desk = Desk(self.books, families, [], {}, namespace_here(), Sink())
-        self.host_end, self.target_end = Channel.pair()
+        self.host_end, self.target_end = Channel.pair(HOST.name, TARGET.name)
         self.inbound, self.outbound = Crew(), Crew()
         self.timers, self.trouble = Timers(), list[Failure]()
         self.host = HostSide(
@@ -494,7 +496,6 @@ def test_a_descriptor_that_is_not_the_listener_is_malformed(
 @pytest.mark.parametrize(
     "request_",
     [
-        Record(Kind.SERVE, index=1, text=encode(forward(80), {})),
         Record(Kind.OPEN, index=1, text=b"nonsense"),
         Record(Kind.OPEN, index=1),
         Record(Kind.OPENED, index=1),
@@ -509,10 +510,16 @@ def test_a_request_that_is_none_is_malformed(sides: Sides, request_: Record) -> 
 
 
 def test_descriptors_beside_a_request_that_has_none_are_malformed(sides: Sides) -> None:
-    for kind in (Kind.OPEN, Kind.CLOSE):
-        record = Record(kind, index=1, text=encode(forward(80), {}), fds=(0,))
-        with pytest.raises(Malformed):
-            sides.target.take(record)
+    for kind, fds in (
+        (Kind.OPEN, (0,)),
+        (Kind.CLOSE, (0,)),
+        (Kind.SERVE, ()),
+        (Kind.SERVE, (0, 0)),
+    ):
+        text = b"" if kind == Kind.CLOSE else encode(forward(80), {})
+        sides.host_end.send(Record(kind, index=1, text=text, fds=fds))
+        with pytest.raises(Malformed, match="descriptors beside"):
+            sides.target_end.receive()
 
 
 def test_a_number_that_is_in_use_is_malformed(sides: Sides, port: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from hardsplice.ipc.channel import Kind, Malformed, Record, decode, encode
+from hardsplice.ipc.messages import Kind, Malformed, Record, decode, encode
 from hardsplice.monitor.shutdown import lent, orders
 
 
@@ -14,11 +14,11 @@ def test_however_many_listeners_are_kept_the_target_monitor_is_told_all(number: 
     """In as many records as it takes, of which the last one says so."""
     kept = list(range(7, 7 + number))
     told = [decode(encode(record)) for record in orders(kept)]
-    assert {record.kind for record in told} == {Kind.DRAIN}
+    assert {record.kind for record in told} == {Kind.DRAIN_RELAYS}
     assert [index for record in told for index in lent(record)] == kept
     assert [bool(record.small) for record in told] == [True] * (len(told) - 1) + [False]
 
 
 def test_what_is_no_list_of_listeners_is_malformed() -> None:
     with pytest.raises(Malformed):
-        lent(Record(Kind.DRAIN, text=b"12345"))
+        lent(Record(Kind.DRAIN_RELAYS, text=b"12345"))

@@ -17,13 +17,15 @@ from typing import Any, NoReturn, cast
 
 import pytest
 
-from hardsplice.ipc.channel import Channel, Kind, Note, Record, Sent, close_all, encode
+from hardsplice.ipc.channel import Channel, Sent, close_all
 from hardsplice.ipc.child import wait_for
 from hardsplice.ipc.dialogue import RELAY, Dialogue
+from hardsplice.ipc.messages import Kind, Note, Record, encode
 from hardsplice.kernel import linux, socketcalls
 from hardsplice.kernel.status import describe_status
 from hardsplice.model.direction import Direction
 from hardsplice.model.ports import Forward
+from hardsplice.model.roles import HOST, OUTBOUND_RELAY
 from hardsplice.monitor.backoff import DEATHS_MAX, DELAYS, WINDOW, Backoff, is_denial
 from hardsplice.monitor.notes import BY_KEEPERS, BY_RELAYS, BY_TRACED_RELAYS
 from hardsplice.monitor.supervisor import (
@@ -163,7 +165,7 @@ def stand() -> Iterator[Stand]:
     )
     keeper = Keeper(plan, cast(Any, Timers()), above)
     pid = spawn("sleep", "1000")
-    keeper.channel, theirs = Channel.pair()
+    keeper.channel, theirs = Channel.pair(HOST.name, OUTBOUND_RELAY.name)
     keeper.pid, keeper.pidfd = pid, os.pidfd_open(pid)
     theirs.send(Record(Kind.READY))
     keeper._on_channel()
@@ -209,7 +211,7 @@ def test_a_relay_gets_the_sockets_that_it_asks_for(stand: Stand) -> None:
         Record(Kind.FLOW, End.FIN, text=bytes(RECORD_SIZE)),
         Record(Kind.LISTENERS),
         Record(Kind.SOCKETS),
-        Record(Kind.GO),
+        Record(Kind.RUN),
         Record(Kind.LOOK),
         Record(0),
         Record(255),
@@ -232,7 +234,7 @@ def test_a_relay_that_asks_for_anything_else_is_ended(stand: Stand, record: Reco
 def test_a_relay_that_breaks_the_rules_is_counted_as_one(stand: Stand, breach: bool) -> None:
     keeper, above, relay = stand
     if breach:
-        relay.send(Record(Kind.GO))
+        relay.send(Record(Kind.RUN))
         keeper._on_channel()
     else:
         os.kill(keeper.pid, signal.SIGKILL)
@@ -271,7 +273,7 @@ def test_that_a_relay_was_started_again_is_said_once_it_was(stand: Stand) -> Non
     keeper._on_exit()
     assert above.said == ["yields"]
     for _ in range(2):
-        keeper.channel, relay = Channel.pair()
+        keeper.channel, relay = Channel.pair(HOST.name, OUTBOUND_RELAY.name)
         keeper.dialogue = keeper._dialogue()
         relay.send(Record(Kind.READY))
         relay.close()
@@ -362,7 +364,7 @@ def test_after_its_last_words_a_relay_has_nothing_to_say(stand: Stand) -> None:
 def test_a_breach_among_the_last_words_of_a_relay_that_is_told_to_leave(stand: Stand) -> None:
     keeper, above, relay = stand
     relay.send(Record(Kind.YIELD))
-    relay.send(Record(Kind.GO))
+    relay.send(Record(Kind.RUN))
     relay.send(Record(Kind.YIELD))
     os.kill(keeper.pid, signal.SIGKILL)
     keeper.stop(time.monotonic() + 10)
@@ -516,7 +518,7 @@ def test_too_many_descriptors_under_way_are_told_of_and_tried_again(
     monkeypatch.undo()
     for _, again in timers.due:
         again()
-    assert sorted(heard(relay)) == [(Kind.SOCKETS, 0), (Kind.SERVE, 1)]
+    assert sorted(heard(relay)) == [(Kind.SOCKETS, 0), (Kind.ADD_LISTENER, 1)]
 
 
 def test_an_answer_is_passed_on_once_for_each_round_of_questions(stand: Stand) -> None:
@@ -744,7 +746,7 @@ def heard(relay: Channel) -> list[tuple[int, int]]:
     with contextlib.suppress(BlockingIOError):
         while record := relay.receive(wait=False):
             found.append((record.kind, record.index))
-            if record.kind in (Kind.SERVE, Kind.CLOSE):
+            if record.kind in (Kind.ADD_LISTENER, Kind.REMOVE_LISTENER):
                 assert record.fds == (), "the relay asks for it (kernel/unotify.py)"
                 assert record.detail == 100 + record.index
             close_all(record.fds)
@@ -761,7 +763,11 @@ def test_a_relay_and_its_successors_learn_of_listeners(stand: Stand) -> None:
     for index in (3, 4):
         keeper.add(listener(index))
     keeper.remove(listener(3), reset_flows=False)
-    assert heard(relay) == [(Kind.SERVE, 3), (Kind.SERVE, 4), (Kind.CLOSE, 3)]
+    assert heard(relay) == [
+        (Kind.ADD_LISTENER, 3),
+        (Kind.ADD_LISTENER, 4),
+        (Kind.REMOVE_LISTENER, 3),
+    ]
     assert [one.index for one in keeper.plan.listeners] == [4]
     assert due(keeper) == [(103, 3), (104, 4), (103, None)]
     assert [keeper._has(3, 103), keeper._has(4, 104), keeper._has(4, 103)] == [False, True, False]
@@ -778,12 +784,12 @@ def test_what_a_full_channel_does_not_take_is_told_later_in_order(stand: Stand) 
     keeper.remove(listener(count), reset_flows=False)  # of which the relay has not heard
     keeper.remove(listener(1), reset_flows=True)
     assert due(keeper) == [(100 + index, index) for index in range(1, count)]
-    told = [(Kind.SERVE, index) for index in range(1, count)]
+    told = [(Kind.ADD_LISTENER, index) for index in range(1, count)]
     assert heard(relay) == told
     ((seconds, again),) = timers.due
     assert seconds == TELL_SECONDS
     again()
-    assert heard(relay) == [(Kind.SERVE, count + 1), (Kind.CLOSE, 1)]
+    assert heard(relay) == [(Kind.ADD_LISTENER, count + 1), (Kind.REMOVE_LISTENER, 1)]
     assert not keeper.untold
     assert due(keeper)[count - 1 :] == [(100 + count + 1, count + 1), (101, None)]
 

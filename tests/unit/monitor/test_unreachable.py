@@ -8,7 +8,7 @@ import ipaddress
 
 import pytest
 
-from hardsplice.ipc.channel import Note
+from hardsplice.ipc.messages import Note
 from hardsplice.kernel import socketcalls
 from hardsplice.monitor import unreachable
 from hardsplice.monitor.unreachable import Doubt, leads_to_loopback

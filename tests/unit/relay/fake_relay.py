@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import cast
 
-from hardsplice.ipc.channel import Note
+from hardsplice.ipc.messages import Note
 from hardsplice.kernel import socketcalls
 from hardsplice.net.listener import Listener
 from hardsplice.relay.pools import SocketPool

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hardsplice.ipc.channel import Kind, Malformed, Record, decode, encode
+from hardsplice.ipc.messages import Kind, Malformed, Record, decode, encode
 from hardsplice.net.listener import Listener
 from hardsplice.relay.orders import close, listener_of, serve
 from hardsplice.sandbox.address_book import LARGE, SLOT, USUAL, Place, Pointer
@@ -78,7 +78,9 @@ def test_whatever_a_record_says_its_pointers_lie_in_a_book_at_a_slot_s_beginning
     counts: tuple[int, int], address: int, targets: list[tuple[int, int, int]], more: bytes
 ) -> None:
     with contextlib.suppress(Malformed):
-        made = listener_of(Record(Kind.SERVE, text=text_of(counts, address, *targets) + more))
+        made = listener_of(
+            Record(Kind.ADD_LISTENER, text=text_of(counts, address, *targets) + more)
+        )
         for one in (*made.plan_ipv4, *made.plan_ipv6):
             where = one.where.value
             assert where is not None
@@ -105,20 +107,20 @@ def test_whatever_a_record_says_its_pointers_lie_in_a_book_at_a_slot_s_beginning
 )
 def test_a_record_that_is_no_listener_is_malformed(text: bytes) -> None:
     with pytest.raises(Malformed):
-        listener_of(Record(Kind.SERVE, text=text))
+        listener_of(Record(Kind.ADD_LISTENER, text=text))
 
 
 def test_the_last_slot_of_a_book_is_in_it() -> None:
     for place in PLACES:
         text = text_of((1, 0), place.address, (0, 16, place.size // SLOT - 1))
-        (one,) = listener_of(Record(Kind.SERVE, text=text)).plan_ipv4
+        (one,) = listener_of(Record(Kind.ADD_LISTENER, text=text)).plan_ipv4
         assert one.where.value == place.address + place.size - SLOT
 
 
 def test_the_order_to_close_says_where_and_whether_to_reset() -> None:
     listener = Listener(12, (), (), 5)
-    assert close(listener, reset_flows=True) == Record(Kind.CLOSE, 1, 5, 12)
-    assert close(listener, reset_flows=False) == Record(Kind.CLOSE, 0, 5, 12)
+    assert close(listener, reset_flows=True) == Record(Kind.REMOVE_LISTENER, 1, 5, 12)
+    assert close(listener, reset_flows=False) == Record(Kind.REMOVE_LISTENER, 0, 5, 12)
 
 
 # --- the engine ---

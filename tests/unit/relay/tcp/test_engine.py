@@ -11,7 +11,7 @@ import errno
 
 import pytest
 
-from hardsplice.ipc.channel import Note
+from hardsplice.ipc.messages import Note
 from hardsplice.relay.tcp.flows import GRACE_PATIENCE, GRACE_WHOLE
 from hardsplice.relay.tcp.moving import ROUNDS_A_TURN, unsent_limit
 from hardsplice.relay.tcp.rules import CLIENT, TARGET

@@ -10,7 +10,7 @@ import errno
 
 import pytest
 
-from hardsplice.ipc.channel import Note
+from hardsplice.ipc.messages import Note
 from hardsplice.relay.tcp.connecting import SHORT_SECONDS
 from hardsplice.relay.tcp.rules import CLIENT, TARGET
 from tests.unit.relay.fake_kernel import FakeKernel
