@@ -94,8 +94,7 @@ def driven(identity: Any, *arguments: str, descriptors: int | None = None) -> It
 
 def launch() -> int:
     """Run the product with the channel."""
-    from hardsplice.app import options
-    from hardsplice.app.start import main
+    from hardsplice.app import options, start
     from hardsplice.ipc import descriptors
     from hardsplice.model import ports
     from hardsplice.model.direction import Direction
@@ -135,10 +134,10 @@ def launch() -> int:
             else:
                 self.loop.remove(Here.channel)
 
-        def add(direction: Any, spec: str) -> None:
+        def add(direction: str, spec: str) -> None:
             assert self.ports is not None
             (one,) = ports.parse([spec], ephemeral=(32768, 60999), option="-t")
-            self.ports.add(direction, one, Source.CONTROL, done)
+            self.ports.add(Direction(direction), one, Source.CONTROL, done)
 
         def remove(number: str, how: str) -> None:
             assert self.ports is not None
@@ -156,10 +155,10 @@ def launch() -> int:
         self.loop.add(Here.channel, on_request)
         return run(self)
 
-    options.parse_args = with_ports  # type: ignore[assignment]
+    vars(start)["parse_args"] = with_ports
     descriptors.reserve, descriptors.keep = behind_the_fixed, with_channel
     HostMonitor.run = serve  # type: ignore[method-assign]
-    return main(sys.argv[1:])
+    return start.main(sys.argv[1:])
 
 
 if __name__ == "__main__":
