@@ -4,7 +4,7 @@
     python -m tools.generate            writes it
     python -m tools.generate --check    says what is not as the tables have it
 
-In a manual it stands between two comments, and all around it is written by hand.
+It stands between two comments, and all around it is written by hand.
 """
 
 from __future__ import annotations
@@ -14,15 +14,30 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tools import reference
+from tools import completions, reference
 
 ROOT = Path(__file__).resolve().parents[1]
-_BEGIN, _END = '.\\" From here on made by tools/generate.py: {}', '.\\" As far as here.'
+_BEGIN, _END = "From here on made by tools/generate.py: {}", "As far as here."
+_COMPLETIONS = "packaging/completions"
 
-# Parts of manuals: the page, the part's name, and what makes its lines.
+# Parts of files: the file, the part's name, and what makes its lines.
 PARTS: tuple[tuple[str, str, Callable[[], list[str]]], ...] = (
     ("packaging/man/hardsplicectl.1", "metrics", reference.metrics),
     ("packaging/man/hardsplicectl.1", "answers", reference.answers),
+    (f"{_COMPLETIONS}/hardsplice.bash", "bash, options", completions.bash_options),
+    (f"{_COMPLETIONS}/hardsplice.bash", "bash, with values", completions.bash_with_values),
+    (f"{_COMPLETIONS}/hardsplice.bash", "bash, values", completions.bash_values),
+    (f"{_COMPLETIONS}/_hardsplice", "zsh", completions.zsh),
+    (
+        f"{_COMPLETIONS}/hardsplice.fish",
+        "fish, as argparse has them",
+        completions.fish_argparse,
+    ),
+    (f"{_COMPLETIONS}/hardsplice.fish", "fish", completions.fish),
+    (f"{_COMPLETIONS}/hardsplicectl.bash", "ctl bash, options", completions.ctl_bash_options),
+    (f"{_COMPLETIONS}/hardsplicectl.bash", "ctl bash, words", completions.ctl_bash_words),
+    (f"{_COMPLETIONS}/_hardsplicectl", "ctl zsh", completions.ctl_zsh),
+    (f"{_COMPLETIONS}/hardsplicectl.fish", "ctl fish", completions.ctl_fish),
 )
 
 
@@ -36,13 +51,20 @@ def generated() -> dict[Path, str]:
     return texts
 
 
-def _with_part(page: str, part: str, lines: Sequence[str]) -> str:
-    begin = _BEGIN.format(part)
-    whole = re.compile(f"^{re.escape(begin)}\n.*?^{re.escape(_END)}$", re.MULTILINE | re.DOTALL)
-    text, found = whole.subn(lambda _: "\n".join([begin, *lines, _END]), page)
-    if found != 1:
-        raise ValueError(f"{found} places for {part}")
-    return text
+def _with_part(text: str, part: str, lines: Sequence[str]) -> str:
+    """The text with these lines between the part's comments, as far in as they are."""
+    whole = re.compile(
+        rf"^(?P<margin> *)(?P<comment>\S+) {re.escape(_BEGIN.format(part))}\n"
+        rf"(?:.*\n)*?(?P<end> *\S+ {re.escape(_END)})$",
+        re.MULTILINE,
+    )
+    found = list(whole.finditer(text))
+    if len(found) != 1:
+        raise ValueError(f"{len(found)} places for {part}")
+    (place,) = found
+    begin = place[0].partition("\n")[0]
+    inside = "".join(f"{place['margin']}{line}\n" for line in lines)
+    return f"{text[: place.start()]}{begin}\n{inside}{place['end']}{text[place.end() :]}"
 
 
 def main(words: Sequence[str]) -> int:

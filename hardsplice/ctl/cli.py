@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""hardsplicectl's command line."""
+"""hardsplicectl's command line: its commands and their options as a table, from which the parser,
+--help and the completions of three shells come (tools/generate.py).
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 from hardsplice import __version__
 from hardsplice.cli import subcommands
+from hardsplice.cli.parsing import Option
 from hardsplice.cli.values import number
 from hardsplice.ctl.client import default_path
 from hardsplice.model.direction import Direction
@@ -16,97 +20,6 @@ from hardsplice.model.errors import Failure, quote
 
 INTERVAL_LEAST, INTERVAL_MOST = 0.1, 3600.0  # seconds
 _LAST_ID = 10**9 - 1
-
-
-class Parser(subcommands.Parser):
-    """An ArgumentParser whose errors are Failures."""
-
-    def error(self, message: str) -> NoReturn:
-        """Say what is wrong with the command line."""
-        raise Failure("parse", "the command line", message, f"see {self.prog} --help")
-
-
-def _common(parser: argparse.ArgumentParser, *, top: bool) -> None:
-    """Options that may stand before the command and after it."""
-    parser.add_argument(
-        "--socket",
-        metavar="PATH",
-        default=None if top else argparse.SUPPRESS,
-        help="hardsplice's control socket (default: $HARDSPLICE_CONTROL, else"
-        " $XDG_RUNTIME_DIR/hardsplice.sock, else /run/hardsplice.sock)",
-    )
-    parser.add_argument(
-        "--json",
-        action="store_true",
-        default=False if top else argparse.SUPPRESS,
-        help="answer in JSON",
-    )
-
-
-def build_parser() -> Parser:
-    """The parser, with its commands."""
-    about = "Ask a running hardsplice, and change its ports."
-    parser = Parser(prog="hardsplicectl", description=about)
-    _common(parser, top=True)
-    parser.add_argument("--version", action="version", version=f"hardsplicectl {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-
-    ports = commands.add_parser("ports", help="list, add and remove ports")
-    _common(ports, top=False)
-    actions = ports.add_subparsers(dest="action", metavar="list|add|remove")
-    _common(actions.add_parser("list", help="list them (the default)"), top=False)
-    add = actions.add_parser("add", help="add those of a SPEC, as hardsplice(1) has it")
-    _common(add, top=False)
-    direction = add.add_mutually_exclusive_group()
-    for value, text in (
-        (Direction.INBOUND, "host ports, to the namespace (the default)"),
-        (Direction.OUTBOUND, "namespace ports, to the host"),
-    ):
-        direction.add_argument(
-            value.option,
-            dest="direction",
-            action="store_const",
-            const=value,
-            default=Direction.INBOUND,
-            help=text,
-        )
-    add.add_argument("spec", metavar="SPEC")
-    remove = actions.add_parser("remove", help="remove those with these IDs")
-    _common(remove, top=False)
-    remove.add_argument("--reset", action="store_true", help="reset their connections too")
-    remove.add_argument("ids", metavar="ID", nargs="+", type=_port_id)
-
-    for name, text in (
-        ("status", "how it is"),
-        ("flows", "the connections that there are"),
-        ("metrics", "what it counts, for Prometheus"),
-        ("audit", "what each of its processes may do"),
-    ):
-        _common(commands.add_parser(name, help=text), top=False)
-    top = commands.add_parser("top", help="the busiest connections, live; q ends it")
-    _common(top, top=False)
-    top.add_argument(
-        "--interval",
-        metavar="SECONDS",
-        type=_interval,
-        default=1.0,
-        help="between two frames (default 1)",
-    )
-    exporter = commands.add_parser("exporter", help="serve /metrics to Prometheus, and no more")
-    _common(exporter, top=False)
-    exporter.add_argument(
-        "--listen",
-        metavar="ADDRESS:PORT",
-        help="where (else on the listeners that a service manager passes)",
-    )
-    return parser
-
-
-def parse_args(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line's meaning. Raises Failure, and SystemExit(0) after --help and --version."""
-    given = build_parser().parse_args(argv)
-    given.socket = given.socket or default_path()
-    return given
 
 
 def _port_id(text: str) -> int:
@@ -125,3 +38,172 @@ def _interval(text: str) -> float:
         reason = f"it is not a number of seconds from {INTERVAL_LEAST} to {INTERVAL_MOST:.0f}"
         raise Failure("parse", f"--interval {quote(text)}", reason)
     return value
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """What a command takes besides options: one word, or more."""
+
+    value: str  # what it is called
+    field: str
+    parse: Callable[[str], Any] = str
+    repeats: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command, or what comes after it: an action."""
+
+    name: str
+    help: str
+    options: tuple[Option, ...] = ()  # of those that set one field, one can be given
+    words: tuple[Word, ...] = ()
+    actions: tuple[Command, ...] = ()
+
+
+# Options that may stand before the command and after it.
+COMMON = (
+    Option(
+        ("--socket",),
+        "hardsplice's control socket (default: $HARDSPLICE_CONTROL, else"
+        " $XDG_RUNTIME_DIR/hardsplice.sock, else /run/hardsplice.sock)",
+        "PATH",
+        "socket",
+        offers="file",
+    ),
+    Option(("--json",), "answer in JSON", field="json", default=False),
+)
+COMMANDS = (
+    Command(
+        "ports",
+        "list, add and remove ports",
+        actions=(
+            Command("list", "list them (the default)"),
+            Command(
+                "add",
+                "add those of a SPEC, as hardsplice(1) has it",
+                options=tuple(
+                    Option(
+                        (direction.option,),
+                        text,
+                        field="direction",
+                        default=Direction.INBOUND,
+                        const=direction,
+                    )
+                    for direction, text in (
+                        (Direction.INBOUND, "host ports, to the namespace (the default)"),
+                        (Direction.OUTBOUND, "namespace ports, to the host"),
+                    )
+                ),
+                words=(Word("SPEC", "spec"),),
+            ),
+            Command(
+                "remove",
+                "remove those with these IDs",
+                options=(
+                    Option(
+                        ("--reset",), "reset their connections too", field="reset", default=False
+                    ),
+                ),
+                words=(Word("ID", "ids", _port_id, repeats=True),),
+            ),
+        ),
+    ),
+    Command("status", "how it is"),
+    Command("flows", "the connections that there are"),
+    Command("metrics", "what it counts, for Prometheus"),
+    Command("audit", "what each of its processes may do"),
+    Command(
+        "top",
+        "the busiest connections, live; q ends it",
+        options=(
+            Option(
+                ("--interval",),
+                "between two frames (default 1)",
+                "SECONDS",
+                "interval",
+                default=1.0,
+                parse=_interval,
+            ),
+        ),
+    ),
+    Command(
+        "exporter",
+        "serve /metrics to Prometheus, and no more",
+        options=(
+            Option(
+                ("--listen",),
+                "where (else on the listeners that a service manager passes)",
+                "ADDRESS:PORT",
+                "listen",
+            ),
+        ),
+    ),
+)
+
+
+class Parser(subcommands.Parser):
+    """An ArgumentParser whose errors are Failures."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong with the command line."""
+        raise Failure("parse", "the command line", message, f"see {self.prog} --help")
+
+
+def build_parser() -> Parser:
+    """The parser, with its commands."""
+    about = "Ask a running hardsplice, and change its ports."
+    parser = Parser(prog="hardsplicectl", description=about)
+    _add_options(parser, COMMON)
+    parser.add_argument("--version", action="version", version=f"hardsplicectl {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        _add_command(commands, command)
+    return parser
+
+
+def _add_command(parsers: argparse._SubParsersAction[Any], command: Command) -> None:
+    parser = parsers.add_parser(command.name, help=command.help)
+    _add_options(parser, COMMON, are_given_before=True)
+    _add_options(parser, command.options)
+    for word in command.words:
+        many = {"nargs": "+"} if word.repeats else {}
+        parser.add_argument(word.field, metavar=word.value, type=word.parse, **many)
+    if command.actions:
+        names = "|".join(action.name for action in command.actions)
+        actions = parser.add_subparsers(dest="action", metavar=names)
+        for action in command.actions:
+            _add_command(actions, action)
+
+
+def _add_options(
+    parser: argparse.ArgumentParser, options: Sequence[Option], *, are_given_before: bool = False
+) -> None:
+    """Options of a parser. Where they may have been given before the command, they have no default
+    after it.
+    """
+    fields = dict.fromkeys(option.field for option in options)
+    groups = {field: parser.add_mutually_exclusive_group() for field in fields}
+    for option in options:
+        default = argparse.SUPPRESS if are_given_before else option.default
+        add, field, text = groups[option.field].add_argument, option.field, option.help
+        if option.value:
+            value, parse = option.value, option.parse
+            add(*option.names, dest=field, metavar=value, type=parse, default=default, help=text)
+        else:
+            const = option.const
+            add(
+                *option.names,
+                dest=field,
+                action="store_const",
+                const=const,
+                default=default,
+                help=text,
+            )
+
+
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line's meaning. Raises Failure, and SystemExit(0) after --help and --version."""
+    given = build_parser().parse_args(argv)
+    given.socket = given.socket or default_path()
+    return given

@@ -4,9 +4,42 @@
 # bash completion for hardsplice(1). Install as /usr/share/bash-completion/completions/hardsplice.
 # Works without the bash-completion package; with it, COMMAND's own completion is used as well.
 
+# What is offered for a value: each of these completes the caller's `cur`.
+_hardsplice_words() {
+    mapfile -t COMPREPLY < <(compgen -W "$1" -- "$cur")
+}
+
+_hardsplice_file() {
+    compopt -o filenames 2>/dev/null
+    mapfile -t COMPREPLY < <(compgen -f -- "$cur")
+}
+
+_hardsplice_netns() {
+    compopt -o filenames 2>/dev/null
+    mapfile -t COMPREPLY < <(
+        # Whoever made a namespace chose its name; -W would run what is in it.
+        [[ $cur == */* ]] || (cd /run/netns 2>/dev/null && compgen -f -- "$cur")
+        compgen -f -- "$cur"
+    )
+}
+
+_hardsplice_user() {
+    mapfile -t COMPREPLY < <(compgen -u -- "$cur")
+}
+
 _hardsplice() {
     local cur=${COMP_WORDS[COMP_CWORD]} word pending='' i
     COMPREPLY=()
+    # From here on made by tools/generate.py: bash, options
+    local flags=46fqdh valued=tTPluU all='
+        -t --tcp-ports -T --tcp-ns -4 --ipv4-only -6 --ipv6-only
+        --netns --userns --netns-only --map-auto --no-netns-quit
+        -f --foreground -P --pid --control --control-from-namespace --metrics --ready-fd --runas --workers --drain --idle-timeout
+        --sandbox --audit --audit-json
+        -q --quiet -d --debug --trace -l --log-file --log-size --log-format --log-flows
+        -u --udp-ports -U --udp-ns --splice-only --host-lo-to-ns-lo -h --help --version
+    '
+    # As far as here.
 
     # Where do the options end? `pending` is the option whose value the current word is. bash
     # splits --name=value into three words, of which "=" is one.
@@ -21,15 +54,17 @@ _hardsplice() {
                 i=$((i + 1))
                 break
                 ;;
-            --tcp-ports | --tcp-ns | --netns | --userns | --pid | --control | --metrics | --ready-fd | --runas | \
-                --udp-ports | --udp-ns | --workers | --drain | --idle-timeout | --sandbox | --log-file | --log-size | \
-                --log-format)
+            # From here on made by tools/generate.py: bash, with values
+            --tcp-ports | --tcp-ns | --netns | --userns | --pid | --control | \
+            --metrics | --ready-fd | --runas | --workers | --drain | --idle-timeout | \
+            --sandbox | --log-file | --log-size | --log-format | --udp-ports | --udp-ns)
                 pending=$word
                 ;;
+            # As far as here.
             --*) ;;
             -*)
                 # One or more flags, and maybe an option whose value is the next word.
-                [[ $word =~ ^-[46fqdh]*([tTPluU])$ ]] && pending=-${BASH_REMATCH[1]}
+                [[ $word =~ ^-[$flags]*([$valued])$ ]] && pending=-${BASH_REMATCH[1]}
                 ;;
             *) break ;;
         esac
@@ -47,40 +82,45 @@ _hardsplice() {
     [[ $pending == --* && $cur == '=' ]] && cur=''
 
     case $pending in
+        # From here on made by tools/generate.py: bash, values
         -t | --tcp-ports | -T | --tcp-ns)
-            mapfile -t COMPREPLY < <(compgen -W 'none all auto' -- "$cur")
+            _hardsplice_words 'none all auto'
             ;;
-        -u | --udp-ports | -U | --udp-ns) mapfile -t COMPREPLY < <(compgen -W none -- "$cur") ;;
         --netns)
-            compopt -o filenames 2>/dev/null
-            mapfile -t COMPREPLY < <(
-                # Whoever made a namespace chose its name; -W would run what is in it.
-                [[ $cur == */* ]] || (cd /run/netns 2>/dev/null && compgen -f -- "$cur")
-                compgen -f -- "$cur"
-            )
+            _hardsplice_netns
             ;;
-        --userns | -P | --pid | --control | --metrics | -l | --log-file)
-            compopt -o filenames 2>/dev/null
-            mapfile -t COMPREPLY < <(compgen -f -- "$cur")
+        --userns | -P | --pid | --control | --metrics | -l | \
+        --log-file)
+            _hardsplice_file
             ;;
-        --runas) mapfile -t COMPREPLY < <(compgen -u -- "$cur") ;;
-        --workers) mapfile -t COMPREPLY < <(compgen -W 'auto 1 2 4 8' -- "$cur") ;;
-        --sandbox) mapfile -t COMPREPLY < <(compgen -W 'best-effort strict' -- "$cur") ;;
-        --log-format) mapfile -t COMPREPLY < <(compgen -W 'text json' -- "$cur") ;;
-        --drain | --idle-timeout) mapfile -t COMPREPLY < <(compgen -W '10 60 600' -- "$cur") ;;
-        --ready-fd | --log-size) ;;
+        --ready-fd)
+            :
+            ;;
+        --runas)
+            _hardsplice_user
+            ;;
+        --workers)
+            _hardsplice_words 'auto 1 2 4 8'
+            ;;
+        --drain | --idle-timeout)
+            _hardsplice_words '10 60 600'
+            ;;
+        --sandbox)
+            _hardsplice_words 'best-effort strict'
+            ;;
+        --log-size)
+            :
+            ;;
+        --log-format)
+            _hardsplice_words 'text json'
+            ;;
+        -u | --udp-ports | -U | --udp-ns)
+            _hardsplice_words none
+            ;;
+        # As far as here.
         *)
             if [[ $cur == -* ]] && ((i == COMP_CWORD)) && [[ ${COMP_WORDS[i - 1]} != -- ]]; then
-                mapfile -t COMPREPLY < <(compgen -W '
-                    -t --tcp-ports -T --tcp-ns -4 --ipv4-only -6 --ipv6-only
-                    --netns --userns --netns-only --map-auto --no-netns-quit
-                    -f --foreground -P --pid --control --control-from-namespace --metrics --ready-fd --runas --workers
-                    --drain --idle-timeout
-                    --sandbox --audit --audit-json
-                    -q --quiet -d --debug --trace -l --log-file --log-size
-                    --log-format --log-flows
-                    -u --udp-ports -U --udp-ns
-                    --splice-only --host-lo-to-ns-lo -h --help --version' -- "$cur")
+                _hardsplice_words "$all"
             elif [[ $cur =~ ^[0-9]+$ ]]; then
                 mapfile -t COMPREPLY < <(cd /proc && compgen -G "$cur*")
             else

@@ -3,18 +3,17 @@
 # fish completion for hardsplicectl(1). Install as
 # /usr/share/fish/vendor_completions.d/hardsplicectl.fish.
 
-set -l seen __fish_seen_subcommand_from
-set -l commands ports status flows metrics audit top exporter
-
 complete -c hardsplicectl -f
-complete -c hardsplicectl -n "not $seen $commands" -a "$commands"
-complete -c hardsplicectl -n "$seen ports; and not $seen list add remove" -a 'list add remove'
-complete -c hardsplicectl -l socket -r -F -d 'The control socket'
-complete -c hardsplicectl -l json -d 'Answer in JSON'
-complete -c hardsplicectl -s h -l help -d 'Show a summary'
-complete -c hardsplicectl -n "not $seen $commands" -l version -d 'Show the version'
-complete -c hardsplicectl -n "$seen add" -s t -d 'Host ports'
-complete -c hardsplicectl -n "$seen add" -s T -d 'Namespace ports'
-complete -c hardsplicectl -n "$seen remove" -l reset -d 'Reset their connections too'
-complete -c hardsplicectl -n "$seen top" -l interval -x -d 'Seconds between two frames'
-complete -c hardsplicectl -n "$seen exporter" -l listen -x -d 'Where to serve'
+# From here on made by tools/generate.py: ctl fish
+complete -c hardsplicectl -n "not __fish_seen_subcommand_from ports status flows metrics audit top exporter" -a "ports status flows metrics audit top exporter"
+complete -c hardsplicectl -n "__fish_seen_subcommand_from ports; and not __fish_seen_subcommand_from list add remove" -a 'list add remove'
+complete -c hardsplicectl -l socket -r -F -d 'hardsplice\'s control socket'
+complete -c hardsplicectl -l json -d 'answer in JSON'
+complete -c hardsplicectl -s h -l help -d 'show this'
+complete -c hardsplicectl -n "not __fish_seen_subcommand_from ports status flows metrics audit top exporter" -l version -d 'show it'
+complete -c hardsplicectl -n "__fish_seen_subcommand_from add" -s t -d 'host ports, to the namespace (the default)'
+complete -c hardsplicectl -n "__fish_seen_subcommand_from add" -s T -d 'namespace ports, to the host'
+complete -c hardsplicectl -n "__fish_seen_subcommand_from remove" -l reset -d 'reset their connections too'
+complete -c hardsplicectl -n "__fish_seen_subcommand_from top" -l interval -x -d 'between two frames (default 1)'
+complete -c hardsplicectl -n "__fish_seen_subcommand_from exporter" -l listen -x -d 'where (else on the listeners that a service manager passes)'
+# As far as here.
