@@ -52,7 +52,7 @@ def probe(python: str) -> list[str]:
     """
     code = (
         "import os, sys; assert sys.version_info >= (3, 11); "
-        "import hardsplice.app.start, hardsplice.app.setup, prctl, pyseccomp; "
+        "import hardsplice.app.start, hardsplice.app.stages, prctl, pyseccomp; "
         "os.execv(sys.argv[1], [sys.argv[1], '-c', ''])"
     )
     return [python, "-c", code, python]

@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from hardsplice.app.options import Options
 from hardsplice.model.direction import Direction
@@ -20,31 +20,35 @@ from hardsplice.net.listeners import chosen, describe
 from hardsplice.telemetry.log import Level, Log
 
 
+@dataclass(frozen=True, slots=True)
 class FreePorts:
-    """The free ports of the command line."""
+    """The free ports of the command line, as far as they have been chosen."""
 
-    def __init__(self) -> None:
-        self._asked: dict[tuple[Direction, int], Forward] = {}  # by the forward's index
-        self._chosen: list[tuple[Direction, Forward]] = []
+    asked: Mapping[tuple[Direction, int], Forward] = field(default_factory=dict)
+    """Those forwards as the command line has them, by their indexes."""
+    chosen: tuple[tuple[Direction, Forward], ...] = ()
 
     def settle(
         self, options: Options, direction: Direction, opened: Sequence[tuple[int, int]]
-    ) -> Options:
-        """The options with the numbers that a direction's listeners have got."""
+    ) -> tuple[Options, FreePorts]:
+        """The options with the numbers that a direction's listeners have got, and all free ports
+        that have been chosen now.
+        """
         forwards = list(options.forwards(direction))
+        asked = {
+            (direction, index): forwards[index] for index, _ in opened if not forwards[index].port
+        }
+        found = []
         for index, fd in opened:
-            asked = forwards[index]
-            if not asked.port:
-                self._asked[direction, index] = asked
-                forwards[index] = chosen(asked, fd)
-                self._chosen.append((direction, forwards[index]))
-        if direction is Direction.INBOUND:
-            return replace(options, inbound=tuple(forwards))
-        return replace(options, outbound=tuple(forwards))
+            if (direction, index) in asked:
+                forwards[index] = chosen(forwards[index], fd)
+                found.append((direction, forwards[index]))
+        free = FreePorts({**self.asked, **asked}, (*self.chosen, *found))
+        return options.with_forwards(direction, forwards), free
 
-    def asked(self, options: Options, direction: Direction, index: int) -> Forward:
+    def as_asked(self, options: Options, direction: Direction, index: int) -> Forward:
         """A forward as the command line has it."""
-        return self._asked.get((direction, index)) or options.forwards(direction)[index]
+        return self.asked.get((direction, index)) or options.forwards(direction)[index]
 
     def log(self, log: Log) -> None:
         """Write them to the log."""
@@ -60,14 +64,14 @@ class FreePorts:
         return [
             f"listening on {describe(forward)} {direction.listens},"
             f" which leads to port {forward.target_port}"
-            for direction, forward in self._chosen
+            for direction, forward in self.chosen
         ]
 
     def tell_program(self, fd: int) -> None:
         """Write to --ready-fd: "inbound 40123 80" for each that was chosen, one a line, and an
         empty line at last. Its reader may be anybody, and isn't waited for.
         """
-        lines = [f"{one} {forward.port} {forward.target_port}\n" for one, forward in self._chosen]
+        lines = [f"{one} {forward.port} {forward.target_port}\n" for one, forward in self.chosen]
         text = "".join([*lines, "\n"]).encode()
         with contextlib.suppress(OSError):
             for start in range(0, len(text), select.PIPE_BUF):

@@ -8,7 +8,7 @@ spelling is used wherever pasta has the option, so that what starts pasta can st
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from hardsplice.app.modes import Mode, detect_mode, pid_of
@@ -21,7 +21,7 @@ from hardsplice.model.errors import Failure, quote
 from hardsplice.model.spec import Inherited, is_inherited
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from types import SimpleNamespace
 
     from hardsplice.cli import values
@@ -106,6 +106,16 @@ class Options:
     def forwards(self, direction: Direction) -> tuple[ports.Forward, ...]:
         """The listeners of a direction."""
         return self.inbound if direction is Direction.INBOUND else self.outbound
+
+    def first_number(self, direction: Direction) -> int:
+        """The number of a direction's first port: those of both are numbered in one row."""
+        return 1 if direction is Direction.INBOUND else 1 + len(self.inbound)
+
+    def with_forwards(self, direction: Direction, forwards: Iterable[ports.Forward]) -> Options:
+        """The same with other listeners of a direction."""
+        if direction is Direction.INBOUND:
+            return replace(self, inbound=tuple(forwards))
+        return replace(self, outbound=tuple(forwards))
 
     def auto(self, direction: Direction) -> tuple[ports.Auto, ...]:
         """What a direction forwards while it is listened on."""

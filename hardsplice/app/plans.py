@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What relays are told, worked out from the options and from what has been opened: their plans,
-their counters, the address books, and the numbers of the ports that they serve.
+their counters, and the address books.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from hardsplice.kernel import unotify
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure
 from hardsplice.model.families import ALL_FAMILIES
-from hardsplice.monitor.registry import Port, Source
 from hardsplice.net import listeners
 from hardsplice.net.listener import Listener
 from hardsplice.net.retiring import Sink, open_sink
@@ -26,8 +25,8 @@ from hardsplice.telemetry.counters import Stats
 
 
 class Planner:
-    """The plans of both directions. Made before any fork: counters are shared with relays, and read
-    by the host monitor.
+    """What relays are told, and what is shared with them. Made before any fork: counters are
+    written by relays, and read by the host monitor.
     """
 
     def __init__(
@@ -60,26 +59,6 @@ class Planner:
         self.stats = {
             direction: tuple(Stats(rows) for _ in range(options.workers)) for direction in Direction
         }
-
-    def first(self, direction: Direction) -> int:
-        """The number of a direction's first forward: those of both are numbered in one row."""
-        return 1 if direction is Direction.INBOUND else 1 + len(self.options.inbound)
-
-    def ports(
-        self,
-        direction: Direction,
-        opened: Sequence[tuple[int, int]],
-        added: Mapping[Direction, int],
-    ) -> list[Port]:
-        """The ports that are listened on, with their numbers. Those from the index in ``added`` on
-        were added before a restart.
-        """
-        first, forwards = self.first(direction), self.options.forwards(direction)
-        sources = {False: Source.OPTION, True: Source.CONTROL}
-        return [
-            Port(first + index, direction, forwards[index], sources[index >= added[direction]])
-            for index, _ in opened
-        ]
 
     def check_room(self, listening: int) -> None:
         """Failure where there is no place for so many listeners, or no way to hand one over."""
@@ -137,7 +116,9 @@ class Planner:
         first = 0 if self._are_kept else self._passed_first
         if direction is Direction.OUTBOUND and not self._are_kept:
             return frozenset()
-        return frozenset(self.first(direction) + index for index, _ in opened if index >= first)
+        return frozenset(
+            self.options.first_number(direction) + index for index, _ in opened if index >= first
+        )
 
     def _listener(
         self, direction: Direction, index: int, fd: int, families: Sequence[int]
@@ -149,7 +130,7 @@ class Planner:
             for family, sockaddr in listeners.targets(forward, ALL_FAMILIES).items()
         }
         plans = listeners.Pointers(book.place, families).plans(forward, slots)
-        return Listener(fd, *plans, self.first(direction) + index)
+        return Listener(fd, *plans, self.options.first_number(direction) + index)
 
 
 def books(options: Options, first_flow: int, place: Place, sink: Sink) -> dict[Direction, Book]:

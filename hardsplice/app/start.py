@@ -112,17 +112,15 @@ def _serve(options: Options, launcher: Channel | None, began: float, given: Call
     """Set up and serve in this process. After lock-down the interpreter's own way out is closed, so
     leave by os._exit.
     """
-    from hardsplice.app.setup import Setup
+    from hardsplice.app import stages
+    from hardsplice.app.progress import Progress
 
-    setup = Setup(options, launcher, began, given)
+    progress = Progress(options, launcher, began)
     status = 1
     try:
-        status = setup.run()
+        status = stages.run(options, given, progress)
     except BaseException as error:  # noqa: BLE001 - the last resort: one line, and no traceback
-        what = ("go on", "serving") if setup.is_ready else ("start", "hardsplice")
-        failure = as_failure(error, *what)
-        setup.report(failure)
-        status = failure.status
+        status = progress.fail(error)
     os._exit(status)
 
 

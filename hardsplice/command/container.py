@@ -27,35 +27,25 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import prctl
 
-from hardsplice.command import guard, id_maps, init, terminal
+from hardsplice.command import guard, id_maps, init
 from hardsplice.command.recipe import Recipe
 from hardsplice.ipc import lifeline
-from hardsplice.ipc.channel import Channel, close_all
+from hardsplice.ipc.channel import Channel
 from hardsplice.ipc.child import has_ended
 from hardsplice.ipc.dialogue import OF_INIT, last_words
 from hardsplice.ipc.messages import Kind, Malformed, Record
 from hardsplice.kernel.status import describe_status, exit_status
-from hardsplice.model.errors import Failure, failure_of, quote, reason_of
+from hardsplice.model.errors import Failure, failure_of, reason_of
 from hardsplice.model.roles import GUARD, HOST, INIT
 from hardsplice.net import namespaces
-from hardsplice.sandbox import refusals, rights, users
-from hardsplice.telemetry.log import Level
-
-if TYPE_CHECKING:
-    from hardsplice.app.setup import Setup
+from hardsplice.sandbox import refusals
 
 # For PID 1 to leave by itself, and for the kernel to end what did not, in seconds
 _LEAVE_SECONDS = 0.3
 _END_SECONDS = 2.0
-_PROC_KEPT = (
-    "COMMAND has the /proc that is here, as the kernel refuses it one of its own: it sees other "
-    "processes, with their command lines and connections"
-)
 
 
 class Container:
@@ -193,52 +183,3 @@ class Container:
         with contextlib.suppress(ChildProcessError):
             return os.waitpid(pid, os.WNOHANG)[1]
         return None
-
-
-def _takes_foreground(setup: Setup, command: Sequence[str]) -> bool:
-    """Whether COMMAND is a shell for whom the terminal is ours to give."""
-    is_here = setup.terminal is not None and setup.terminal.is_ours() and os.isatty(0)
-    return is_here and terminal.is_for_people(command)
-
-
-def for_command(setup: Setup) -> Container:
-    """COMMAND's namespaces, and a line on whom COMMAND is where that may surprise."""
-    options = setup.options
-    new_user = not options.netns_only
-    if not (new_user or rights.may_make_namespaces()):
-        reason = "without a user namespace it takes CAP_SYS_ADMIN, which is not there"
-        raise Failure("create", "namespaces", reason, "leave --netns-only out")
-    user = setup.user if new_user else options.runas
-    hint = users.hint(user) if user and users.is_real_root() else None
-    command = options.command or (os.environ.get("SHELL") or "/bin/sh",)
-    made = Container(
-        Recipe(
-            command=command,
-            user=user,
-            hint=hint,
-            new_user=new_user,
-            ids=id_maps.of_command(user, with_subordinate=options.map_auto),
-            is_shielded=new_user and users.keeps_root(user),
-            caller=setup.caller,
-            takes_foreground=_takes_foreground(setup, command),
-            aside=setup.aside,
-            file_limits=setup.file_limits,
-            init_program=setup.programs.init,
-            guard_program=setup.programs.guard,
-            last_capability=setup.last_capability,
-            landlock_abi=setup.landlock.abi,
-            strict=options.sandbox == "strict",
-        )
-    )
-    close_all(setup.aside.values())
-    if hint and options.runas is None:
-        setup.log.line(Level.INFO, f"started by root: {hint}")
-    elif options.runas is None and users.is_real_root():
-        setup.log.line(Level.INFO, f"started by root: {users.ROOT_HINT}")
-    if made.warning:
-        text = f"COMMAND cannot reach its working directory {quote(made.warning)}"
-        setup.log.line(Level.WARNING, f"{text}: {hint}" if hint else text)
-    if not made.has_own_proc:
-        for text in (_PROC_KEPT, refusals.PROC_HINT):
-            setup.log.line(Level.WARNING, text)
-    return made

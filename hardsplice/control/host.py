@@ -12,26 +12,21 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from hardsplice import __version__
-from hardsplice.app.options import Options
 from hardsplice.control.http import Request, Response
 from hardsplice.control.routes import FOR_ALL, ROUTES, Routes, dispatch
 from hardsplice.control.server import Admission, Server
 from hardsplice.control.world import RelayView, Snapshot, refusal
 from hardsplice.ipc.loop import Loop
-from hardsplice.kernel import socketcalls
 from hardsplice.model.direction import Direction
-from hardsplice.model.errors import Failure, printable, quote
+from hardsplice.model.errors import Failure, printable
 from hardsplice.monitor.registry import Ports
 from hardsplice.telemetry.counters import Stats
 from hardsplice.telemetry.flow_log import Traffic
 from hardsplice.telemetry.flow_table import FlowRow
 from hardsplice.telemetry.log import Level, Log
-
-if TYPE_CHECKING:
-    from hardsplice.app.setup import Setup
 
 
 class Monitor(Protocol):
@@ -75,36 +70,6 @@ class Control:
         """Begin to serve, on the monitor's loop."""
         for server in HostWorld(monitor, self).servers:
             server.start()
-
-
-def control_of(setup: Setup) -> Control:
-    """What the control socket of this start is served with."""
-    options = setup.options
-    assert setup.control is not None
-    assert setup.target is not None
-    listener = setup.control.fileno()
-    return Control(
-        listener=listener,
-        metrics=setup.metrics.fileno() if setup.metrics else None,
-        # Root's id means root where root started us; in a namespace of our own nobody has it.
-        admission=Admission(
-            frozenset({0, os.geteuid()}),
-            socketcalls.namespace_cookie(listener),
-            setup.target_namespace if options.control_from_namespace else None,
-        ),
-        versions=options.families,
-        served=quote(setup.container.command) if setup.container else setup.target.name,
-        served_pid=setup.container.init if setup.container else options.pid,
-        label=label(options, setup.container.command if setup.container else ""),
-        began=setup.began,
-    )
-
-
-def label(options: Options, command: str) -> str:
-    """What metrics call the namespace: as short as the options name it."""
-    if options.netns is not None:
-        return printable(options.netns.removeprefix("/run/netns/"))
-    return printable(command) if options.pid is None else str(options.pid)
 
 
 class HostWorld:

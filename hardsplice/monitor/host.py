@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from hardsplice.command import container
 from hardsplice.command.orphans import Orphans
@@ -58,10 +58,14 @@ class HostMonitor:
     log.
     """
 
-    def __init__(self, host: Host, on_ready: Callable[[HostMonitor], None]) -> None:
-        """``on_ready`` is called once, when all serve."""
+    def __init__(
+        self, host: Host, missing: Sequence[str], on_ready: Callable[[HostMonitor], None]
+    ) -> None:
+        """``missing`` are layers of the lock-down that are not in force; ``on_ready`` is called
+        once, when all serve.
+        """
         self.host = host
-        self.log, self.traffic, self.missing = host.log, host.traffic, host.missing
+        self.log, self.traffic, self.missing = host.log, host.traffic, [*missing]
         self.on_ready = on_ready
         self.loop = Loop()
         self.crew = Crew(host.plans, self.loop, self)
@@ -121,7 +125,7 @@ class HostMonitor:
         if host.container:
             self.loop.add(host.container.channel.fileno(), self._on_init)
             self.loop.add(host.container.pidfd, self._on_init_exit)
-        elif host.target and host.quit_with_target:
+        elif host.quit_with_target:
             departure.watch(host.target, self.loop, self._target_gone)
         self.crew.start()
         self.orphans.look()
@@ -282,14 +286,12 @@ class HostMonitor:
     # --- what others tell -------------------------------------------------------------------------
 
     def _target_gone(self) -> None:
-        assert self.host.target is not None
         self.log.line(Level.DEBUG, f"ending: {self.host.target.name} is gone")
         self._end(0)
 
     def _end(self, status: int) -> None:
         """End with that status, once flows have had the time that --drain gives them."""
-        if self.host.target:
-            departure.forget(self.host.target, self.loop)
+        departure.forget(self.host.target, self.loop)
         if not self.announced:
             self.loop.stop(status)
             return

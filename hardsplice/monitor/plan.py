@@ -33,7 +33,7 @@ class Host:
     """What the host monitor is told by set-up."""
 
     log: Log
-    target: Target | None
+    target: Target  # the namespaces that are served
     quit_with_target: bool
     ports: Sequence[Port]  # those that are listened on
     first_free: int  # from this number on, none is a port's
@@ -53,7 +53,6 @@ class Host:
     store: Store | None  # what the service manager keeps of ports that may be added
     notifier: Notifier
     watchdog: float | None  # seconds within which the service manager wants to hear of us
-    missing: list[str]  # layers of the lock-down that are not in force
 
     def kept(self) -> Sequence[int]:
         """The ports that may change whose listeners the service manager has, too."""

@@ -1,26 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Listeners in the service manager's keeping, for when hardsplice is restarted: those that options
-ask for, which it is given in set-up, and those of ports that are added at run time, which come back
-as such. Where it keeps none, the latter are gone after a restart.
+ask for, which it is given in set-up (app/restart.py), and those of ports that are added at run
+time, which come back as such. Where it keeps none, the latter are gone after a restart.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
 
-from hardsplice.ipc.channel import CROWDED_HINT
 from hardsplice.ipc.sd_notify import Notifier
-from hardsplice.model.direction import Direction
-from hardsplice.model.ports import Forward, overlap
 from hardsplice.monitor.registry import Port, Source
 from hardsplice.net import listeners
-from hardsplice.net.inherited import added_name, stored_name
-from hardsplice.telemetry.log import Level
-
-if TYPE_CHECKING:
-    from hardsplice.app.setup import Setup
+from hardsplice.net.inherited import added_name
 
 
 class Store:
@@ -62,98 +53,3 @@ class Store:
 def _what(port: Port) -> str:
     where = f"{listeners.describe(port.forward)} {port.direction.listens}"
     return f"the service manager does not keep the listener of {where}"
-
-
-def sort_out(setup: Setup) -> list[tuple[Direction, Forward]]:
-    """End what was kept and is not asked for any more. What was added at run time before the
-    restart, and may come back: ports may be added now, too, and no option is in the way.
-    """
-    options = setup.options
-    asked = [(one, forward) for one in Direction for forward in options.forwards(one)]
-    by_port: dict[tuple[Direction, int], list[Forward]] = {}
-    for direction, forward in asked:
-        by_port.setdefault((direction, forward.port), []).append(forward)
-    known = setup.passed.added(options.families) if options.control is not None else []
-    back = [
-        (direction, forward)
-        for direction, forward in known
-        if not any(overlap(one, forward) for one in by_port.get((direction, forward.port), ()))
-    ]
-    setup.passed.end_others([*asked, *back])
-    return back
-
-
-def bring_back(setup: Setup, added: Sequence[tuple[Direction, Forward]]) -> None:
-    """Forward again what was ``added`` before the restart."""
-    setup.added = {one: len(setup.options.forwards(one)) for one in Direction}
-    for direction, forward in added:
-        now = setup.options
-        if direction is Direction.INBOUND:
-            setup.options = replace(now, inbound=(*now.inbound, forward))
-        else:
-            setup.options = replace(now, outbound=(*now.outbound, forward))
-    first = setup.added[Direction.INBOUND]
-    opened = listeners.open_listeners(
-        setup.options.inbound[first:],
-        setup.host_families,
-        Direction.INBOUND.listens,
-        setup.kept(Direction.INBOUND, setup.host_families),
-        optional_from=0,
-    )
-    setup.host_listeners += [(first + index, fd) for index, fd in opened]
-
-
-def keep(setup: Setup) -> Store:
-    """Have the service manager keep the listeners that are ours, and no other ones."""
-    opened: dict[Direction, Sequence[tuple[int, int]]]
-    opened = {Direction.INBOUND: setup.host_listeners, Direction.OUTBOUND: setup.target_listeners}
-    names: dict[int, str] = {}
-    current = []
-    for direction, listening in opened.items():
-        for index, fd in listening:
-            name = _name(setup, direction, index)
-            if name is not None:
-                names[setup.planner.first(direction) + index] = name
-                current.append((name, fd))
-    room = setup.manager.keeps
-    left_out, unsent = setup.passed.hand_over(setup.notifier, current, room)
-    _tell(setup, opened, len(current), left_out, unsent)
-
-    def tell(text: str) -> None:
-        setup.log.limited(Level.WARNING, "store", text)
-
-    return Store(setup.notifier, room, dict(list(names.items())[:room]), tell)
-
-
-def _name(setup: Setup, direction: Direction, index: int) -> str | None:
-    """The name under which a listener is kept; None for one of a socket unit."""
-    forward = setup.options.forwards(direction)[index]
-    if index >= setup.added[direction]:
-        return added_name(direction, forward)
-    if direction is Direction.INBOUND and index >= setup.passed_first:
-        return None
-    return stored_name(direction, setup.free.asked(setup.options, direction, index))
-
-
-def _tell(
-    setup: Setup,
-    opened: dict[Direction, Sequence[tuple[int, int]]],
-    number: int,
-    left_out: int,
-    unsent: int,
-) -> None:
-    """Say what is not as it should be."""
-    for direction, listening in opened.items():
-        there = {index for index, _ in listening}
-        forwards = setup.options.forwards(direction)
-        for index in range(setup.added[direction], len(forwards)):
-            if index not in there:
-                where = f"{listeners.describe(forwards[index])} {direction.listens}"
-                text = f"{where}, which was added before the restart, could not be had again"
-                setup.log.line(Level.WARNING, text)
-    if unsent:
-        text = f"{unsent} of {number} listeners could not be given to the service manager"
-        setup.log.line(Level.WARNING, f"{text} to keep: {CROWDED_HINT}")
-    if left_out and setup.manager.keeps:
-        text = f"the service manager does not keep {left_out} of {number} listeners"
-        setup.log.line(Level.WARNING, f"{text}: raise FileDescriptorStoreMax=")

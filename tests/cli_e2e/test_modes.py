@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import signal
 import socket
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 from tests.support import procfs
 from tests.support.engines import answers
 from tests.support.netns import Identity, Namespace, mounted
-from tests.support.product import Instance, Program, free_ports, run
+from tests.support.product import ROOT, Instance, Program, free_ports, run
 from tests.support.stream import PATIENCE, Stream, eventually, expect, send
 
 Launch = Callable[..., Instance]
@@ -133,15 +134,21 @@ def test_options_that_pasta_users_pass(
     assert instance.messages() == ""
 
 
-def test_debug_prints_the_steps_and_the_time(
+def test_debug_prints_the_stages_and_the_time(
     namespace: Namespace, identity: Identity, launch: Launch
 ) -> None:
+    """The stages are those that the README names, and begin one after the other."""
     instance = launch(
         identity, "-f", "-d", "-t", f"127.0.0.1/{free_ports()}:80", str(namespace.pid)
     ).wait_ready()
     instance.stop()
-    ready = [line for line in instance.messages().splitlines() if "ready" in line.lower()]
-    assert any("ms" in line for line in ready), instance.messages()
+    told = re.findall(r"\[ *([\d.]+) ms\] stage (\w+)$", instance.messages(), re.MULTILINE)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (named,) = re.findall(r"^    (parse(?: → \w+)+)$", readme, re.MULTILINE)
+    assert [stage for _, stage in told] == named.split(" → "), instance.messages()
+    times = [float(time) for time, _ in told]
+    assert times == sorted(times)
+    assert re.search(r"^hardsplice: ready in \d+ ms$", instance.messages(), re.MULTILINE)
 
 
 def test_log_file(

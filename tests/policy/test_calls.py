@@ -274,7 +274,7 @@ PARTS = {
         some("net/sockdiag", "ask", "_is_last", "parse", "_listening", "_is_ipv6_only"),
     ),
     "monitor-control": (
-        all_but("control/host", "control_of"),
+        all_but("control/host"),
         all_but("control/http"),
         all_but("control/portapi"),
         all_but("control/prometheus"),

@@ -284,7 +284,7 @@ SOURCES: dict[str, Callable[[bytes], str] | str] = {
     "monitor.supervisor.Keeper._fatal": "a Failure",
     "telemetry.log._cut": "shown already",
     "monitor.notes.in_words": _note,
-    "monitor.notes.lacking": "app.setup.ready and the control socket, by printable",
+    "monitor.notes.lacking": "app.progress.Progress.ready and the control socket, by printable",
     "net.inherited._interface": "an interface's name, in a Failure",
     "monitor.requests.decode": "an interface's name, in a Failure",
     "app.start._audit": "SINKS",

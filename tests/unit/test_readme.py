@@ -4,6 +4,7 @@
 import re
 from pathlib import Path
 
+from hardsplice.app import stages
 from hardsplice.relay.tcp import rules
 from tests.unit.test_rooms import PACKAGE, ROOMS
 
@@ -25,3 +26,8 @@ def test_the_map_of_the_house_names_its_rooms_from_the_top_and_modules_that_ther
 def test_the_first_limit_is_what_servers_see_of_clients() -> None:
     limits = README.split("## Limits\n")[1].strip()
     assert limits.startswith("Servers see the loopback address, 127.0.0.1 or ::1, instead of")
+
+
+def test_the_stages_are_those_of_the_start() -> None:
+    (named,) = re.findall(r"^    (parse(?: → \w+)+)$", README, re.MULTILINE)
+    assert re.findall(r"^    (\w+)  ", stages.__doc__ or "", re.MULTILINE) == named.split(" → ")

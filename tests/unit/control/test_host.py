@@ -15,7 +15,6 @@ from typing import Any, cast
 
 import pytest
 
-from hardsplice.app.options import parse_args
 from hardsplice.control import host
 from hardsplice.control.host import Control, HostWorld
 from hardsplice.control.http import Request, Response
@@ -94,22 +93,6 @@ def test_an_error_of_ours_costs_one_request_and_is_logged(
     said = "cannot answer a request: ZeroDivisionError: by zero"
     assert json.loads(answer.body) == {"message": said}
     assert capfd.readouterr().err == f"hardsplice: {said}\n"
-
-
-@pytest.mark.parametrize(
-    ("words", "command", "shown"),
-    [
-        (["--netns", "blue"], "", "blue"),
-        (["--netns", "/run/netns/blue"], "", "blue"),
-        (["--netns", "/proc/7/ns/net"], "", "/proc/7/ns/net"),
-        (["--netns", "/run/user/bl\udcffe"], "", "/run/user/bl\\udcffe"),
-        (["7"], "", "7"),
-        (["./server"], "./server", "./server"),
-        ([], "/bin/sh", "/bin/sh"),
-    ],
-)
-def test_what_metrics_call_the_namespace(words: list[str], command: str, shown: str) -> None:
-    assert host.label(parse_args(["-t", "8080", *words]), command) == shown
 
 
 def test_what_is_for_everybody(world: HostWorld) -> None:

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The stage *enter*: COMMAND's namespaces are made, if there is a COMMAND, and the target monitor
+is sent into those that are served, where it listens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from hardsplice.app import confining, containers, restart
+from hardsplice.app.filters import Programs
+from hardsplice.app.listening import Listening, in_places
+from hardsplice.app.listening import Opened as Listeners
+from hardsplice.app.opening import Opened
+from hardsplice.app.plans import Planner
+from hardsplice.app.progress import Progress
+from hardsplice.command.caller import Caller
+from hardsplice.command.container import Container
+from hardsplice.ipc import descriptors
+from hardsplice.model.direction import Direction
+from hardsplice.monitor import loops, namespace
+from hardsplice.monitor.namespace import Started
+from hardsplice.monitor.plan import Namespace
+from hardsplice.monitor.registry import Port
+from hardsplice.monitor.stored import Store
+from hardsplice.net.namespaces import Target
+
+
+@dataclass(frozen=True, slots=True)
+class Entered:
+    """What the stage leaves."""
+
+    planner: Planner
+    container: Container | None  # COMMAND's, if there is one
+    target: Target  # the namespaces that are served
+    missing: Sequence[str]  # layers of the lock-down that are not in force
+    inside: Started | None  # the target monitor; None where no port is or can be forwarded
+    listening: Listening  # in the namespace, too
+    listeners: Listeners  # which the outbound relays accept at; the inbound ones' are not here
+    copies: Mapping[int, int]  # of both, by the numbers of their ports, where those may change
+    ports: Sequence[Port]
+    store: Store
+
+
+def enter(
+    opened: Opened,
+    programs: Programs,
+    pipe_size: int,
+    caller: Caller,
+    progress: Progress,
+    undo: contextlib.ExitStack,
+) -> Entered:
+    """Do all that; ``pipe_size`` is in bytes, ``undo`` gets what ends processes. Failure where
+    there is no way there, or something can't be listened on.
+    """
+    # Before any fork, so that the host monitor can read what the inbound relays write.
+    planner = Planner(
+        opened.options,
+        pipe_size,
+        opened.numbered.first_flow,
+        programs.book,
+        programs.relays,
+        has_ruleset=opened.before.landlock.abi > 0,
+        passed_first=opened.listening.passed_first,
+        are_kept=opened.manager.keeps > 0,
+    )
+    gc.collect()
+    gc.freeze()
+    container = None
+    target = opened.target
+    if target is None:
+        container = containers.make(opened, programs, caller, progress.log)
+        undo.callback(container.end)
+        target = container.target
+    missing = confining.confine_signals(opened, progress.say)
+    options = opened.options
+    inside = None
+    if options.inbound or options.outbound or options.dynamic:
+        plan = _plan(opened, programs, planner, target)
+        inside = namespace.start(plan, progress.log, undo)
+    listening = _settled(opened.listening, inside.listeners if inside else ())
+    ports = listening.ports()
+    loops.refuse([(port.direction, port.forward) for port in ports])
+    store = restart.keep(
+        listening, opened.numbered.passed, opened.notifier, opened.manager.keeps, progress.log
+    )
+    copies = _give_up_inbound(opened, listening)
+    listeners = in_places(listening.opened[Direction.OUTBOUND])
+    copies |= _copies(opened, Direction.OUTBOUND, listeners)
+    return Entered(
+        planner, container, target, missing, inside, listening, listeners, copies, ports, store
+    )
+
+
+def _plan(opened: Opened, programs: Programs, planner: Planner, target: Target) -> Namespace:
+    """What the target monitor is told."""
+    options, inbound = opened.options, opened.listening.opened[Direction.INBOUND]
+    return Namespace(
+        target=target,
+        forwards=options.outbound,
+        optional_from=opened.listening.added_first[Direction.OUTBOUND],
+        passed=opened.numbered.passed,
+        versions=options.families,
+        is_watched=bool(options.inbound_auto),
+        is_dynamic=bool(options.dynamic),
+        listeners=[fd for _, fd in inbound],
+        relays=partial(planner.relays, Direction.INBOUND, inbound),
+        stats=planner.stats[Direction.INBOUND],
+        book=planner.books[Direction.INBOUND],
+        first_flow=opened.numbered.first_flow,
+        confinement=confining.confinement(opened, Direction.INBOUND, programs.target),
+    )
+
+
+def _settled(before: Listening, outbound: Listeners) -> Listening:
+    """What is listened on, with the listeners that are in the namespace."""
+    options, free = before.free.settle(before.options, Direction.OUTBOUND, outbound)
+    opened = {**before.opened, Direction.OUTBOUND: outbound}
+    return replace(before, options=options, free=free, opened=opened)
+
+
+def _give_up_inbound(opened: Opened, listening: Listening) -> dict[int, int]:
+    """The target monitor has the inbound listeners; copies of them, where ports may change."""
+    inbound = listening.opened[Direction.INBOUND]
+    copies = _copies(opened, Direction.INBOUND, inbound)
+    descriptors.clear(place for _, place in inbound)
+    return copies
+
+
+def _copies(opened: Opened, direction: Direction, listeners: Listeners) -> dict[int, int]:
+    """Where ports may change, each listener once more, by the number of its port: it takes one to
+    end it for good.
+    """
+    if not opened.options.dynamic:
+        return {}
+    first = opened.options.first_number(direction)
+    return {
+        first + index: descriptors.above(fd, opened.numbered.first_flow, "a listener")
+        for index, fd in listeners
+    }

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The stage *open*: all that needs the rights and the file system that this process is about to
+lose.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from hardsplice.app import restart
+from hardsplice.app.free_ports import FreePorts
+from hardsplice.app.listening import Listening, in_places
+from hardsplice.app.options import Mode, Options
+from hardsplice.app.pidfile import PidFile
+from hardsplice.app.progress import Progress
+from hardsplice.command.terminal import Terminal
+from hardsplice.ipc import descriptors, sd_notify
+from hardsplice.ipc.sd_notify import Manager, Notifier
+from hardsplice.model.direction import Direction
+from hardsplice.model.errors import quote
+from hardsplice.model.identity import RunAs
+from hardsplice.monitor import departure
+from hardsplice.net import listeners, namespaces, sockdiag
+from hardsplice.net.inherited import Passed
+from hardsplice.net.namespaces import Target
+from hardsplice.sandbox import landlock, steps, users
+from hardsplice.telemetry.log import Level, Log, open_file
+
+if TYPE_CHECKING:
+    from hardsplice.control.socketfile import SocketFile
+
+
+@dataclass(frozen=True, slots=True)
+class Numbered:
+    """Descriptors, once each number below the first flow's has its meaning."""
+
+    first_flow: int  # the first one behind the places of listeners
+    limits: tuple[int, int]  # RLIMIT_NOFILE, soft and hard, as we were given it
+    passed: Passed  # listeners of the service manager's
+    ready: int | None  # --ready-fd
+    aside: Mapping[int, int]  # COMMAND's: the number that each is to have, and has
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """How this process was before its lock-down."""
+
+    user: RunAs | None  # whom it will become; None: it stays who it is
+    parent: steps.Parent
+    last_capability: int  # the highest that this kernel knows
+    landlock: landlock.Support
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """What was made in the file system, where options ask for it."""
+
+    pid: PidFile | None
+    control: SocketFile | None
+    metrics: SocketFile | None
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What the stage leaves."""
+
+    manager: Manager  # what the service manager says
+    notifier: Notifier  # the way to it
+    numbered: Numbered
+    before: Before
+    terminal: Terminal | None  # the one that controls our session, if there is one
+    target: Target | None  # the namespaces that there are; COMMAND's come later
+    files: Files
+    asker: socket.socket | None  # to ask what is listened on here (-T auto)
+    families: tuple[int, ...]  # that the host has
+    listening: Listening  # on the host
+
+    @property
+    def options(self) -> Options:
+        """The options, with all that this stage has found out of what they leave open."""
+        return self.listening.options
+
+
+def open_all(options: Options, progress: Progress, undo: contextlib.ExitStack) -> Opened:
+    """Open it all; ``undo`` gets what removes files. Failure where something can't be had."""
+    # What the service manager says is for the process that it started.
+    manager = sd_notify.manager_of(os.environ, os.getppid() if progress.launcher else os.getpid())
+    sd_notify.forget(os.environ)
+    user = users.own_user(options.runas)
+    if options.runas is not None:
+        options = replace(options, runas=user)
+    numbered = _number_descriptors(options, manager, progress)
+    terminal = Terminal.open() if options.foreground else None
+    last_capability = steps.read_last_capability()
+    before = Before(user, steps.Parent.now(), last_capability, landlock.support())
+    target = _target(options, progress.log)
+    if options.log_file is not None:
+        progress.log.to_file(open_file(options.log_file), options.log_size)
+    elif not options.foreground:
+        progress.log.to_syslog()
+    notifier = Notifier(manager.notify)
+    progress.tell_too(notifier)
+    files = _make_files(options, undo)
+    asker = sockdiag.open_socket() if options.outbound_auto else None
+    families = listeners.usable_families(options.families)
+    return Opened(
+        manager, notifier, numbered, before, terminal, target, files, asker, families,
+        _listen(options, families, numbered.passed, progress.log),
+    )  # fmt: skip
+
+
+def _number_descriptors(options: Options, manager: Manager, progress: Progress) -> Numbered:
+    """Give each number below the first flow's its meaning: what is opened gets one above."""
+    listening = max(len(options.inbound), len(options.outbound)) + len(manager.passed)
+    limits = descriptors.raise_limit()
+    first = descriptors.first_flow(listening, limits[1], is_dynamic=bool(options.dynamic))
+    passed = Passed(manager.passed, first)
+    ready = None
+    if options.ready_fd is not None:
+        ready = descriptors.take_ready(options.ready_fd, first)
+    aside = descriptors.set_aside(first)  # what is left is the caller's, for COMMAND
+    if progress.launcher:
+        progress.launcher.move_to(descriptors.CHANNEL_FD)
+    descriptors.reserve(first, (descriptors.CHANNEL_FD,) if progress.launcher else ())
+    return Numbered(first, limits, passed, ready, aside)
+
+
+def _target(options: Options, log: Log) -> Target | None:
+    """The namespaces that are to be served, where there are some already."""
+    if options.mode is Mode.COMMAND:
+        return None
+    if options.mode is Mode.PID:
+        assert options.pid is not None
+        return namespaces.open_process(options.pid, netns_only=options.netns_only)
+    assert options.netns is not None
+    target = namespaces.open_path(options.netns, options.userns, netns_only=options.netns_only)
+    return departure.prepared(target, log, ends=options.netns_quit)
+
+
+def _make_files(options: Options, undo: contextlib.ExitStack) -> Files:
+    pid_file = control = metrics = None
+    if options.pid_file is not None:
+        pid_file = PidFile(options.pid_file)
+        undo.callback(pid_file.remove)
+    if options.control is not None:
+        from hardsplice.control.socketfile import SocketFile
+
+        control = SocketFile(options.control)
+        undo.callback(control.remove)
+        if options.metrics is not None:
+            metrics = SocketFile(options.metrics, mode=0o666)
+            undo.callback(metrics.remove)
+    return Files(pid_file, control, metrics)
+
+
+def _listen(options: Options, families: tuple[int, ...], passed: Passed, log: Log) -> Listening:
+    """Listen on the host: take again what was kept, open the rest, take what was passed."""
+    added = restart.sort_out(options, passed)
+    opened = listeners.open_listeners(
+        options.inbound,
+        families,
+        Direction.INBOUND.listens,
+        lambda forward: passed.take(Direction.INBOUND, forward, families),
+    )
+    options, free = FreePorts().settle(options, Direction.INBOUND, opened)
+    passed_first = len(options.inbound)
+    inherited = passed.inherit(options.inherited)
+    opened += enumerate((fd for _, fd in inherited), passed_first)
+    taken = (forward for forward, _ in inherited)
+    options = options.with_forwards(Direction.INBOUND, (*options.inbound, *taken))
+    added_first = {one: len(options.forwards(one)) for one in Direction}
+    options, again = restart.bring_back(options, added, passed, families)
+    placed = in_places([*opened, *again])
+    for name in passed.unclaimed():
+        text = f"listener {quote(name)} was passed, but no -t inherit takes it"
+        log.line(Level.WARNING, text)
+    return Listening(options, free, passed_first, added_first, {Direction.INBOUND: placed})

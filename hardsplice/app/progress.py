@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is told of the start: its stages, with --debug; and at last that all is ready, or what went
+wrong, to whoever waits for that: the launcher in front of us, the service manager, the log.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Sequence
+
+from hardsplice.app.free_ports import FreePorts
+from hardsplice.app.options import Options, Verbosity
+from hardsplice.ipc import descriptors
+from hardsplice.ipc.channel import Channel
+from hardsplice.ipc.messages import Kind, Record
+from hardsplice.ipc.sd_notify import Notifier
+from hardsplice.model.errors import Failure, printable, text_of
+from hardsplice.model.unforeseen import as_failure
+from hardsplice.telemetry.log import Level, Log
+
+_LEVELS = {
+    Verbosity.QUIET: Level.ERROR,
+    Verbosity.NORMAL: Level.INFO,
+    Verbosity.DEBUG: Level.DEBUG,
+    Verbosity.TRACE: Level.TRACE,
+}
+
+
+class Progress:
+    """How far one start has come, and who is to hear of it."""
+
+    def __init__(self, options: Options, launcher: Channel | None, began: float) -> None:
+        """``launcher`` leads to the process that waits, where there is one. The start ``began``
+        then, in CLOCK_MONOTONIC seconds.
+        """
+        self.began = began
+        self.launcher = launcher
+        self.log = Log(
+            _LEVELS[options.verbosity], options.log_format, os.environ.get("JOURNAL_STREAM", "")
+        )
+        self._notifier = Notifier(None)
+        # In the foreground it only waits to show the audit.
+        self._is_waited_for = launcher is not None and not options.foreground
+        self._is_ready = False
+
+    def tell_too(self, notifier: Notifier) -> None:
+        """Have the service manager hear what went wrong, too."""
+        self._notifier = notifier
+
+    def say(self, text: str) -> None:
+        """Tell what is being done, for --debug."""
+        self.log.line(Level.DEBUG, text)
+
+    def stage(self, name: str, at: float | None = None) -> None:
+        """A stage begins now, or began ``at`` that time."""
+        passed = (time.monotonic() if at is None else at) - self.began
+        self.say(f"[{1000 * passed:6.1f} ms] stage {name}")
+
+    def ready(
+        self,
+        missing: Iterable[str],
+        unsealed: Sequence[str],
+        free: FreePorts,
+        *,
+        has_ready_fd: bool,
+    ) -> None:
+        """All is bound and locked down, but for layers that are ``missing``, and for what is
+        ``unsealed``, of which only those hear who ask: the filter says the same. Failure where the
+        process that waited has gone.
+        """
+        # The target monitor's words are other people's, too.
+        lacking = list(dict.fromkeys(map(printable, missing)))
+        for what in lacking:
+            self.log.line(Level.WARNING, f"not in force: {what}")
+        for what in unsealed:
+            self.say(f"not in force: {what}")
+        self.stage("ready")
+        self._is_ready = True
+        took = f"ready in {1000 * (time.monotonic() - self.began):.0f} ms"
+        self.say(took)
+        free.log(self.log)
+        if has_ready_fd:
+            free.tell_program(descriptors.READY_FD)
+            descriptors.clear((descriptors.READY_FD,))
+        if self.launcher:  # it exits now, or prints what --audit shows
+            text = "\n".join([took, *lacking, *unsealed])
+            heard = self.launcher.send(Record(Kind.READY, text=text.encode()))
+            if not heard and self._is_waited_for:
+                raise Failure("go", "into the background", "the process that started it is gone")
+            self.launcher.leave()
+            self._is_waited_for = False
+
+    def fail(self, error: BaseException) -> int:
+        """Say what went wrong: to the launcher while it waits in front of us, else in the log. The
+        exit status.
+        """
+        what = ("go on", "serving") if self._is_ready else ("start", "hardsplice")
+        failure = as_failure(error, *what)
+        self._notifier.status(str(failure))
+        if self.launcher and self._is_waited_for:
+            self.launcher.send(Record(Kind.FATAL, text=text_of(failure)))
+        else:
+            for text in filter(None, (str(failure), failure.hint)):
+                self.log.last_words(text)
+        return failure.status

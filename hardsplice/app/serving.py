@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the host monitor and the control socket are told, made of what the stages have left."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from hardsplice.app.entering import Entered
+from hardsplice.app.opening import Opened
+from hardsplice.app.options import Options
+from hardsplice.ipc import descriptors
+from hardsplice.kernel import signals, socketcalls
+from hardsplice.model.direction import Direction
+from hardsplice.model.errors import printable, quote
+from hardsplice.monitor import departure
+from hardsplice.monitor.autoforward import Watched
+from hardsplice.monitor.effects import Desk
+from hardsplice.monitor.plan import Host
+from hardsplice.telemetry.flow_log import Traffic
+from hardsplice.telemetry.log import Log
+
+if TYPE_CHECKING:
+    from hardsplice.control.host import Control
+
+
+def host_of(opened: Opened, entered: Entered, log: Log) -> Host:
+    """What the host monitor works with. From here on it gets signals as records."""
+    options, planner, inside = entered.listening.options, entered.planner, entered.inside
+    taken = signals.take(has_command=entered.container is not None)
+    descriptors.move(taken, descriptors.SIGNALS_FD)
+    askers = {Direction.OUTBOUND: opened.asker, Direction.INBOUND: inside.asker if inside else None}
+    return Host(
+        log=log,
+        target=departure.placed(entered.target),
+        quit_with_target=options.netns_quit,
+        ports=entered.ports,
+        first_free=options.first_number(Direction.OUTBOUND) + len(options.outbound),
+        dynamic=options.dynamic,
+        desk=_desk(opened, entered) if options.dynamic else None,
+        watched={
+            direction: Watched(options.auto(direction), asker)
+            for direction, asker in askers.items()
+            if asker is not None
+        },
+        versions=options.families,
+        check_room=planner.check_room,
+        signals=descriptors.SIGNALS_FD,
+        terminal=opened.terminal,
+        monitor=inside.child if inside else None,
+        container=entered.container,
+        plans=planner.relays(Direction.OUTBOUND, entered.listeners, opened.families),
+        traffic=[Traffic(one, planner.stats[one]) for one in Direction],
+        log_flows=options.log_flows,
+        drain=options.drain,
+        store=entered.store if opened.files.control else None,
+        notifier=opened.notifier,
+        watchdog=opened.manager.watchdog,
+    )
+
+
+def _desk(opened: Opened, entered: Entered) -> Desk:
+    """What ports that change are made with."""
+    inside, planner = entered.inside, entered.planner
+    return Desk(
+        planner.books,
+        {Direction.INBOUND: opened.families, Direction.OUTBOUND: inside.families if inside else ()},
+        entered.ports,
+        entered.copies,
+        inside.namespace if inside else None,
+        planner.sink,
+    )
+
+
+def control_of(opened: Opened, entered: Entered, began: float) -> Control | None:
+    """What the control socket is served with, if there is to be one; nothing of what serves it is
+    imported otherwise. The start ``began`` then, in CLOCK_MONOTONIC seconds.
+    """
+    files, container, inside = opened.files, entered.container, entered.inside
+    if files.control is None:
+        return None
+    from hardsplice.control.host import Control
+    from hardsplice.control.server import Admission
+
+    options = opened.options
+    listener = files.control.fileno()
+    namespace = inside.namespace if inside and options.control_from_namespace else None
+    return Control(
+        listener=listener,
+        metrics=files.metrics.fileno() if files.metrics else None,
+        # Root's id means root where root started us; in a namespace of our own nobody has it.
+        admission=Admission(
+            frozenset({0, os.geteuid()}), socketcalls.namespace_cookie(listener), namespace
+        ),
+        versions=options.families,
+        served=quote(container.command) if container else entered.target.name,
+        served_pid=container.init if container else options.pid,
+        label=label(options, container.command if container else ""),
+        began=began,
+    )
+
+
+def label(options: Options, command: str) -> str:
+    """What metrics call the namespace: as short as the options name it."""
+    if options.netns is not None:
+        return printable(options.netns.removeprefix("/run/netns/"))
+    return printable(command) if options.pid is None else str(options.pid)

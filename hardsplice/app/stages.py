@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""From a parsed command line to a running, locked-down tree of processes: the stages, in the order
+that is the security argument. Each takes what those before it left, and leaves a value that nobody
+changes; so none can come too early. With --debug each says that it begins.
+
+    parse    nothing privileged, nothing opened (app/options.py)
+    open     descriptors of namespaces, log, PID file; listeners on the host (app/opening.py)
+    compile  the seccomp programs, so that nobody needs libseccomp later (app/filters.py)
+    probe    how large pipes may be
+    enter    COMMAND's namespaces are made; the target monitor is forked, joins the target's,
+             binds its listeners and hands them over (app/entering.py)
+    isolate  each monitor gives up all that it has (sandbox/steps.py), with its filter last
+             (app/host_lockdown.py, monitor/namespace.py)
+    fork     each monitor forks its relays, which give up the rest (monitor/supervisor.py)
+    ready    and only now that is said (app/progress.py)
+
+Everything up to isolate may fail with a message and leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+from hardsplice.app import entering, filters, host_lockdown, opening, serving
+from hardsplice.app.options import Options
+from hardsplice.app.progress import Progress
+from hardsplice.command.caller import Caller
+from hardsplice.monitor.host import HostMonitor
+from hardsplice.relay.tcp.pipes import probe_size
+from hardsplice.relay.tcp.seam import Kernel
+
+
+def run(options: Options, caller: Caller, progress: Progress) -> int:
+    """All stages after the first, which has left ``options``; then serve. The exit status. Failure
+    leaves nothing behind.
+    """
+    with contextlib.ExitStack() as undo:
+        files = undo.enter_context(contextlib.ExitStack())
+        progress.stage("parse", at=progress.began)
+
+        progress.stage("open")
+        opened = opening.open_all(options, progress, files)
+
+        progress.stage("compile")
+        programs = filters.compile_all(opened.options, opened.numbered.first_flow)
+
+        progress.stage("probe")
+        pipe_size = probe_size(Kernel())
+        progress.say(f"pipes have {pipe_size} bytes")
+
+        progress.stage("enter")
+        entered = entering.enter(opened, programs, pipe_size, caller, progress, undo)
+        host = serving.host_of(opened, entered, progress.log)
+        control = serving.control_of(opened, entered, progress.began)
+        free = entered.listening.free
+        if opened.files.pid:
+            opened.files.pid.write()
+        if not options.foreground:
+            free.tell_people(progress.log)
+
+        progress.stage("isolate")
+        files.pop_all()  # from here on no file can be removed
+        isolated = host_lockdown.lock(opened, programs, entered, host, progress)
+
+        progress.stage("fork")
+
+        def ready(monitor: HostMonitor) -> None:
+            if control is not None:
+                control.serve(monitor)
+            progress.ready(
+                monitor.missing,
+                isolated.unsealed,
+                free,
+                has_ready_fd=opened.numbered.ready is not None,
+            )
+
+        status = HostMonitor(host, isolated.missing, ready).run()
+        undo.pop_all()
+        return status
