@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""COMMAND: its namespaces, PID 1 and the guard of that, its ids, its terminal, its environment."""
+"""COMMAND: its namespaces, PID 1 and the guard, its IDs, its terminal, its environment."""

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What our caller gave us that is COMMAND's, and that we can't do with ourselves.
+"""Settings inherited from our caller that COMMAND gets back, although hardsplice changes them for
+itself.
 
-The rest needs no care: what the kernel hands on, to those that are forked or executed, is COMMAND's
-as it was.
+Everything else needs no care: the kernel passes it on through fork and exec unchanged.
 
 One thing is lost before any code of ours runs: Python ignores SIGPIPE and SIGXFSZ from its start,
-whether the caller did or not. What is left is to look at the caller. A shell that ignores a signal
-can't but hand that on (trap, in POSIX's shell language), and systemd by default does
-(IgnoreSIGPIPE=). Others, such as Python's own subprocess module, ignore them for themselves, and
-give their children the default, as COMMAND then has it.
+whether the caller did or not. What remains is to check the caller. If a shell ignores a signal, so
+do its children (trap, in POSIX's shell language), and systemd passes it on by default
+(IgnoreSIGPIPE=). Other programs, such as Python's own subprocess module, ignore them for themselves
+only, and give their children the default, which COMMAND then gets.
 """
 
 from __future__ import annotations
@@ -18,20 +18,22 @@ import signal
 from dataclasses import dataclass
 
 _PYTHONS = (signal.SIGPIPE, signal.SIGXFSZ)
-# Who hands on what they ignore, by the names of their processes.
+# Programs that pass on ignored signals, by the names of their processes.
 _HONEST = frozenset({"ash", "bash", "busybox", "dash", "ksh", "mksh", "sh", "systemd", "zsh"})
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """What is to be given back."""
+    """What is to be restored."""
 
     ignores_children: bool = False  # SIGCHLD is ignored
     ignored: frozenset[int] = frozenset()  # which of Python's signals are
 
 
 def take() -> Caller:
-    """Look, and have SIGCHLD not ignored: who has that never learns how a child ended (wait(2))."""
+    """Read the settings, and stop ignoring SIGCHLD, with which no child can be waited for
+    (wait(2)).
+    """
     ignores = signal.signal(signal.SIGCHLD, signal.SIG_DFL) is signal.SIG_IGN
     return Caller(ignores, _ignored_by_parent())
 
@@ -40,12 +42,12 @@ def _ignored_by_parent() -> frozenset[int]:
     try:
         with open(f"/proc/{os.getppid()}/status", encoding="utf-8", errors="replace") as file:
             return ignored_by(file.read())
-    except OSError:  # hidden, or not to be seen from a PID namespace
+    except OSError:  # hidden, or not visible from a PID namespace
         return frozenset()
 
 
 def ignored_by(status: str) -> frozenset[int]:
-    """Those of Python's signals that somebody with this status (proc_pid_status(5)) hands on as
+    """Those of Python's signals that a process with this status (proc_pid_status(5)) passes on as
     ignored ones.
     """
     lines = (line.partition(":") for line in status.splitlines())

@@ -7,18 +7,18 @@
           └─ COMMAND           root in B, once all others are locked down
 
 Two user namespaces, because the kernel locks mounts that are copied into a mount namespace of
-another one: neither the new /proc can be taken off the host's, nor anything that was made
-read-only be written again. A belongs to whoever started hardsplice: where that is root, no other
-process of COMMAND's user may enter or trace what lives in there.
+another one: the new /proc can't be unmounted from the host's, and what was made read-only can't be
+made writable again. A belongs to the user who started hardsplice: if that is root, no other process
+of COMMAND's user may enter it or trace processes in it.
 
-PID 1 is not COMMAND itself, since the kernel spares a PID 1 all signals that it has no handler for:
-Ctrl-C would not end `hardsplice sleep 100`. For the same reason only somebody outside can end a PID
-1 that hangs, and the host monitor can't, once it has changed its user and is in a Landlock domain.
-So the guard is PID 1's parent. It hangs on a line that the host monitor holds (ipc/lifeline.py),
-and PID 1 has asked to be killed when its parent ends: whatever becomes of the host monitor, the
-kernel ends the guard, PID 1, and with that all of the PID namespace.
+PID 1 is not COMMAND itself, since a PID 1 gets no signals that it has no handler for: Ctrl-C would
+not end `hardsplice sleep 100`. For the same reason only a process outside can end a PID 1 that
+hangs, and the host monitor can't, once it has changed its user and is in a Landlock domain. So the
+guard is PID 1's parent. It has a lifeline to the host monitor (ipc/lifeline.py), and PID 1 has
+asked to be killed when its parent ends: whatever happens to the host monitor, the kernel ends the
+guard, PID 1, and with it the whole PID namespace.
 
-The target monitor joins B through PID 1, as it would join any process.
+The namespace monitor joins B through PID 1, as it would join any process.
 """
 
 from __future__ import annotations
@@ -43,16 +43,18 @@ from hardsplice.model.roles import GUARD, HOST, INIT
 from hardsplice.net import namespaces
 from hardsplice.sandbox import refusals
 
-# For PID 1 to leave by itself, and for the kernel to end what did not, in seconds
+# For PID 1 to end by itself, and for the kernel to end it otherwise, in seconds
 _LEAVE_SECONDS = 0.3
 _END_SECONDS = 2.0
 
 
 class Container:
-    """A COMMAND's namespaces, and the processes that keep them."""
+    """A COMMAND's namespaces, and the processes that hold them."""
 
     def __init__(self, recipe: Recipe) -> None:
-        """Make them; PID 1 waits for its word to start COMMAND. Failure leaves nothing behind."""
+        """Create them; PID 1 waits until it is told to start COMMAND. A Failure leaves nothing
+        behind.
+        """
         self.command = recipe.command[0]  # its program's name
         self._hints = (*init.HINTS, *([recipe.hint] if recipe.hint else []))  # of PID 1's
         self.warning = ""  # what COMMAND will miss
@@ -96,7 +98,7 @@ class Container:
         self._expect(report, Kind.READY)  # the guard is locked down
 
     def _expect(self, channel: Channel, kind: Kind) -> Record:
-        """The other side's next record; its Failure when it says that it failed."""
+        """The other side's next record; its Failure if it reports one."""
         try:
             record = channel.receive()
             if record is None and channel is not self.channel:
@@ -112,7 +114,7 @@ class Container:
         return record
 
     def _early_end(self) -> str:
-        """What is known of it, since the guard has ended or hangs up."""
+        """What is known about it, after the guard has ended or closed its channel."""
         known = "the process that makes them ended early"
         if has_ended(self._guard_pidfd, _LEAVE_SECONDS):
             status = self._reap(self._guard)
@@ -132,7 +134,7 @@ class Container:
 
     @property
     def descriptors(self) -> tuple[int, ...]:
-        """What the host monitor keeps."""
+        """The descriptors that the host monitor keeps."""
         return self.channel.fileno(), self._pidfd, self._guard_pidfd, self._line
 
     def status(self) -> tuple[int, str]:
@@ -149,8 +151,8 @@ class Container:
         return code, f"{INIT.name} was {describe_status(code - 128 if code > 128 else code << 8)}"
 
     def last_words(self, record: Record, *, runs: bool) -> Failure:
-        """What PID 1 ends with; ``runs`` is whether COMMAND was told to run. Malformed where that
-        is not its to say.
+        """The Failure that PID 1 reports; ``runs`` is whether COMMAND was told to run. Malformed if
+        PID 1 may not report that.
         """
         failure = last_words(record.text, OF_INIT if runs else None, self._hints)
         if failure.verb == "run":
@@ -160,8 +162,8 @@ class Container:
         return failure
 
     def end(self, *, patience: float = _LEAVE_SECONDS) -> None:
-        """End all processes in there. PID 1 may take ``patience`` seconds to leave at end of file;
-        then the kernel is told to end it.
+        """End all processes in there. PID 1 may take ``patience`` seconds to end at end of file;
+        then the guard, and with it PID 1, is killed.
         """
         if self._has_been_ended:
             return

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The caller's environment: it is COMMAND's, and of no use to anybody else.
+"""The caller's environment: only COMMAND needs it.
 
-It may hold secrets, and whoever takes over a process can read its memory. So each process
-overwrites what it has of it before it is locked down; a relay has what its monitor left it, which
-is nothing.
+It may contain secrets, and an attacker who takes over a process can read its memory. So each
+process overwrites its copy before it is locked down; a relay inherits its monitor's, which is
+empty.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The guard of a COMMAND's PID 1: its parent, outside of its PID namespace. command/container.py
-says what it is for.
+"""The guard: the parent of COMMAND's PID 1, outside of its PID namespace. command/container.py says
+what it is for.
 
-It becomes COMMAND's user in a user namespace of its own, forks PID 1, lets it have its maps, gives
-up all that it has, and waits. From then on its end is PID 1's, and PID 1's end is its own.
+It becomes COMMAND's user in a user namespace of its own, forks PID 1, writes its ID maps, gives up
+all that it has, and waits. From then on each of the two ends when the other ends.
 """
 
 from __future__ import annotations
@@ -34,14 +34,15 @@ if TYPE_CHECKING:
 
 def live(recipe: Recipe, channel: Channel, report: Channel, line: int) -> NoReturn:
     """The life of the process that the host monitor forks. ``channel`` is for PID 1, ``report`` is
-    its own, and it hangs on ``line``.
+    its own, and ``line`` its lifeline.
     """
     child.live(lambda: _live(recipe, channel, report, line), report, "create", "namespaces")
 
 
 def _live(recipe: Recipe, channel: Channel, report: Channel, line: int) -> int:
     prctl.set_name(roles.GUARD.name)
-    # What the terminal sends, and to end all by kill(1), is for COMMAND: it has its mask back
+    # Signals of the terminal, and those of kill(1) to end hardsplice, are for COMMAND, whose mask
+    # is restored.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     keep = (channel.fileno(), report.fileno(), line, *recipe.aside.values())
     descriptors.close_others((0, 1, 2, *keep))
@@ -55,8 +56,8 @@ def _live(recipe: Recipe, channel: Channel, report: Channel, line: int) -> int:
 
 
 def _enter(recipe: Recipe, report: Channel) -> None:
-    """Make user namespace A, as whoever started us, to whom it then belongs; and become COMMAND's
-    user, who is root in there.
+    """Create user namespace A as the user who started us, who then owns it; and become COMMAND's
+    user, who is root there.
     """
     if recipe.user is not None:
         users.leave_what_is_the_callers(recipe.user)
@@ -73,8 +74,8 @@ def _enter(recipe: Recipe, report: Channel) -> None:
 
 
 def _start_init(recipe: Recipe, channel: Channel, report: Channel, mask: Iterable[int]) -> int:
-    """Fork PID 1, and write the maps of its user namespace: the kernel lets nobody do that but
-    those in there and in the namespace above, which is ours.
+    """Fork PID 1, and write the maps of its user namespace, which the kernel permits only to
+    processes in it and in the namespace above, which is ours.
     """
     try:
         linux.unshare(linux.CLONE_NEWPID)
@@ -97,9 +98,9 @@ def _start_init(recipe: Recipe, channel: Channel, report: Channel, mask: Iterabl
 
 
 def _unreachable_directory(recipe: Recipe) -> str:
-    """The working directory, where COMMAND's user has lost the way to it."""
+    """The working directory, if COMMAND's user can't reach it."""
     if recipe.user is not None:
-        with contextlib.suppress(FileNotFoundError):  # it is gone, for everybody
+        with contextlib.suppress(FileNotFoundError):  # it was removed
             path = os.getcwd()
             try:
                 os.stat(os.path.join(path, "."))
@@ -109,7 +110,7 @@ def _unreachable_directory(recipe: Recipe) -> str:
 
 
 def lock_down(recipe: Recipe, report: Channel, line: int) -> None:
-    """Give up everything but the line, and say so."""
+    """Give up everything but the lifeline, and report that."""
     line = descriptors.above(line, FIRST_LISTENER, "the line")
     report.move_to(CHANNEL_FD)
     descriptors.null_standard_streams((0, 1, 2))

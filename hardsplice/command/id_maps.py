@@ -3,8 +3,8 @@
 --map-auto those that the administrator gave to that user besides (subuid(5)), in their order from 1
 on. Servers that become another user need these.
 
-Who isn't privileged may map no id but its own. newuidmap(1) and newgidmap(1), which are, do it for
-whoever the ids belong to.
+A process without privilege may map only its own ID. newuidmap(1) and newgidmap(1), which are
+privileged, write maps for the owner of the subordinate IDs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _HELPER_HINT = (
     "newuidmap and newgidmap need their set-user-ID bit or file capabilities, where neither the "
     "option nosuid nor no_new_privs takes these away"
 )
-_SAID_LIMIT = 4096  # bytes of what a helper says
+_SAID_LIMIT = 4096  # bytes of a helper's output
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +78,8 @@ class Ids:
 
 
 def of_command(user: RunAs | None, *, with_subordinate: bool) -> Ids:
-    """The ids of a COMMAND that is ``user`` outside, or whoever we are. Failure where there should
-    be subordinate ones, and are not enough.
+    """The IDs of a COMMAND that is ``user`` outside, or our own user. Failure if there should be
+    subordinate ones, and there are not enough.
     """
     uid, gid = (user.uid, user.gid) if user else (os.geteuid(), os.getegid())
     if not with_subordinate:
@@ -112,8 +112,8 @@ def _hint(name: str) -> str:
 
 
 def first_free(lines: Iterable[str]) -> int:
-    """Behind all ids that lines of subuid(5) give to anybody: who had ids of another one would be
-    that other one where these are mapped.
+    """The first ID above all that lines of subuid(5) give to any user: a process with IDs of
+    another user would be that user where these are mapped.
     """
     return max([FIRST, *(first + count for _, first, count in _entries(lines))])
 
@@ -122,12 +122,12 @@ def _lines(path: str) -> list[str]:
     try:
         with open(path, encoding="utf-8", errors="replace") as lines:
             return lines.readlines()
-    except OSError:  # as where there is no line for anybody
+    except OSError:  # as if there were no line
         return []
 
 
 def parse(lines: Iterable[str], names: set[str]) -> tuple[tuple[int, int], ...]:
-    """The ranges of whoever has one of these names, each once, from lines of subuid(5)."""
+    """The ranges of the user with one of these names, each once, from lines of subuid(5)."""
     found = [(first, count) for name, first, count in _entries(lines) if name in names]
     return tuple(dict.fromkeys(found))
 
@@ -146,8 +146,8 @@ def _is_number(text: str) -> bool:
 
 
 def write(pid: int, ids: Ids) -> None:
-    """Write the maps of the user namespace that process ``pid`` has made. OSError, or Failure with
-    what a helper says.
+    """Write the maps of the user namespace that process ``pid`` has created. OSError, or Failure
+    with a helper's output.
     """
     if not ids.takes_helpers:
         deny = not prctl.cap_effective.setgid
@@ -185,7 +185,7 @@ def _run(helper: str, words: list[str]) -> None:
 
 
 def helper_hint(said: str) -> str | None:
-    """What to do about what newuidmap or newgidmap says, where that is known."""
+    """The hint for an error of newuidmap or newgidmap, if it is known."""
     if "different user" in said:  # it compares with the password database, the group too
         return "hardsplice's group has to be that of its user's account: see id -g, and newgrp(1)"
     return _HELPER_HINT if "not permitted" in said or "Could not" in said else None

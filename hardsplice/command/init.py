@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""PID 1 of a COMMAND's PID namespace. command/container.py says how it comes to be.
+"""PID 1 of COMMAND's PID namespace. command/container.py says how it is created.
 
-It makes the namespaces from inside, forks COMMAND, which waits, and gives up what it has itself:
-COMMAND sees it, but can't trace it, and would find nothing there. Only then is hardsplice ready,
-and COMMAND runs. From then on PID 1 reaps, passes on signals, and says how COMMAND ended.
+It creates the namespaces from inside, forks COMMAND, which waits, and gives up what it has itself:
+COMMAND sees it, but can't trace it, and would gain nothing by it. Only then is hardsplice ready,
+and COMMAND runs. From then on PID 1 reaps, passes on signals, and reports how COMMAND ended.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ if TYPE_CHECKING:
 
     from hardsplice.command.recipe import Recipe
 
-# Linux/capability.h: COMMAND may change its user, and signals must reach it all the same
+# linux/capability.h: COMMAND may change its user, and signals must still reach it
 CAP_KILL = 5
-# A fixed descriptor beside those of ipc/descriptors.py: where COMMAND says why it can't be run
+# A fixed descriptor beside those of ipc/descriptors.py: where COMMAND reports why it can't be run
 REASON_FD = 8
 _REASON_LIMIT = 256  # bytes
-# Why nobody can run a program; the host monitor shows no other hints of ours than these
+# Hints when a program can't be run; the host monitor shows no others from here
 _NO_PROGRAM = "it is no program"
 _NOT_EXECUTABLE = "nobody may execute it: see its permissions"
 _MOUNTED_NOEXEC = "its file system is mounted noexec"
 HINTS = (_NO_PROGRAM, _NOT_EXECUTABLE, _MOUNTED_NOEXEC)
-_GROUP_SECONDS = 0.5  # between a signal's way to us and by the host monitor
+_GROUP_SECONDS = 0.5  # between a signal's arrival here and from the host monitor
 _SHELL = "/bin/sh"  # what runs a script that names no interpreter, as execvp(3) has it
-# With what hardsplice ends where COMMAND could not be run, as shells, env(1) and timeout(1) have it
+# Exit statuses if COMMAND could not be run, as with shells, env(1) and timeout(1)
 NOT_EXECUTED, NOT_FOUND = 126, 127
 _SI_USER = 0  # asm-generic/siginfo.h: sent by kill(2)
 
@@ -98,8 +98,8 @@ def _make_namespaces(recipe: Recipe, guard: Channel) -> bool:
         has_own_proc = _mount(recipe)
         others = linux.CLONE_NEWNET | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS
         if recipe.new_user:
-            # The guard is to write our maps, whose owner is root where we aren't dumpable. Nobody
-            # is in A yet but these two, and nobody enters it but whoever started us.
+            # The guard has to write our maps, whose owner is root while we aren't dumpable. Only
+            # these two processes are in A yet, and only the user who started us can enter it.
             prctl.set_dumpable(1)
             linux.unshare(others | linux.CLONE_NEWUSER | linux.CLONE_NEWNS)
             guard.send(Record(Kind.WANTS_MAPS))
@@ -175,7 +175,7 @@ def _fork_command(recipe: Recipe, reason: int, mask: Iterable[int]) -> int:
 
 
 def _become_command(recipe: Recipe, reason: int, mask: Iterable[int]) -> NoReturn:
-    """Wait, and run COMMAND with what it would have without us: nothing else is open by then."""
+    """Wait, and run COMMAND with what it would have without hardsplice, and nothing else open."""
     name = recipe.command[0]
     try:
         # Away from the numbers that are to be put back: those of others are taken.
@@ -207,8 +207,8 @@ def _become_command(recipe: Recipe, reason: int, mask: Iterable[int]) -> NoRetur
 
 
 def _execute(name: str, command: tuple[str, ...]) -> NoReturn:
-    """Become COMMAND, as a shell would: ``os.execvp`` doesn't take scripts without a first line
-    that says by what they are run.
+    """Become COMMAND, as a shell would: ``os.execvp`` doesn't run scripts without an interpreter
+    line.
     """
     for path in [name] if "/" in name else [os.path.join(one, name) for one in os.get_exec_path()]:
         try:
@@ -220,7 +220,7 @@ def _execute(name: str, command: tuple[str, ...]) -> NoReturn:
 
 
 def _is_go(sent: signal.struct_siginfo) -> bool:
-    """Whether it is PID 1 who sent a SIGCONT, and not the shell that continues a job, say."""
+    """Whether PID 1 sent a SIGCONT, and not a shell that continues a job, for example."""
     return sent.si_code == _SI_USER and sent.si_pid == 1
 
 
@@ -241,7 +241,7 @@ def not_run(name: str, as_other_user: str | None, error: BaseException) -> Failu
         hint = as_other_user if code == errno.EACCES else None
         return Failure("run", name, os.strerror(errno.ENOENT), hint, NOT_FOUND)
     if code == errno.ENOENT:
-        # Who could follow a path to where nothing is would find no more as another user.
+        # A path that can be followed to where nothing is leads to nothing for any user.
         there = path is not None and os.path.exists(path)
         reason = "its interpreter is not there" if there else os.strerror(errno.ENOENT)
         return Failure("run", name, reason, None, NOT_FOUND)
@@ -250,7 +250,7 @@ def not_run(name: str, as_other_user: str | None, error: BaseException) -> Failu
 
 
 def _whose(path: str | None) -> str | None:
-    """Why nobody can execute what is at a path, if nobody can."""
+    """Why no user can execute what is at a path, if none can."""
     with contextlib.suppress(OSError):
         if path is not None:
             mode = os.stat(path).st_mode
@@ -285,39 +285,40 @@ def _lock_down(recipe: Recipe, channel: Channel, reason: int) -> None:
 
 
 class ToGroup:
-    """What was sent to the whole process group in which the host monitor is, and so are we: COMMAND
-    has it already, as long as it is there, too. The host monitor can't tell, and has it passed on.
+    """Signals to the whole process group, which the host monitor and this process are in: COMMAND
+    has got them already, if it is in the group, too. The host monitor can't tell, and sends them
+    here.
 
-    The kernel serves a group's newest process first, so that we have heard of it when we are asked.
+    The kernel signals a group's newest process first, so they have arrived here by then.
     """
 
     def __init__(self) -> None:
         self._heard: dict[int, float] = {}  # signals, by when
 
     def hear(self) -> None:
-        """Take what has arrived."""
+        """Read the signals that have arrived."""
         with contextlib.suppress(BlockingIOError):
             while True:
                 number, code = linux.siginfo(os.read(SIGNALS_FD, linux.SIGNALFD_SIGINFO))
-                if code != linux.SI_KERNEL:  # of which the host monitor doesn't speak
+                if code != linux.SI_KERNEL:  # which the host monitor doesn't pass on
                     self._heard[number] = time.monotonic()
 
     def had(self, number: int) -> bool:
-        """Whether this signal was among it just now, and not spoken of yet."""
+        """Whether this signal arrived just now, and has not been reported yet."""
         return time.monotonic() - self._heard.pop(number, -_GROUP_SECONDS) < _GROUP_SECONDS
 
 
 def _is_in_our_group(pid: int) -> bool:
-    """The caller's group has no number in here."""
+    """The caller's process group has no number in this PID namespace."""
     with contextlib.suppress(ProcessLookupError):
         return os.getpgid(pid) == 0
     return False
 
 
 def reap(channel: Channel, pid: int) -> int:
-    """Reap whatever ends, pass signals on to COMMAND, and report how it ended. What it leaves
-    behind lives until the host monitor hangs up, which has connections reset before that, or lets
-    them drain.
+    """Reap all processes that end, pass signals on to COMMAND, and report how it ended. Processes
+    that it leaves behind live until the host monitor closes the channel, which it does after
+    connections were reset or have drained.
     """
     poller = select.poll()
     poller.register(channel.fileno(), select.POLLIN)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Children that aren't ours: whoever was started by what became this process by exec(3), and, where
-it is PID 1 or a subreaper, whoever lost its parent. Somebody has to wait for them when they end.
+"""Children that hardsplice didn't start: those of a program that became this process by exec(3),
+and orphans, if this is PID 1 or a subreaper. They have to be reaped when they end.
 
-Ours are waited for by whoever started them, so this only looks (WNOWAIT), and reaps by number.
+Our own children are reaped by the code that started them, so this only checks which child has ended
+(WNOWAIT), and reaps by number.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ _AGAIN_SECONDS = 0.2  # until one of ours that stands before others has been wai
 
 
 class Orphans:
-    """Reaps what has ended and is none of ours."""
+    """Reaps ended children that aren't ours."""
 
     def __init__(self, loop: Loop, ours: Callable[[], Container[int]]) -> None:
-        """``ours`` says which children somebody else waits for."""
+        """``ours`` returns the children that other code waits for."""
         self._ours = ours
         self._later = Alarm(loop, self.look)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What COMMAND's own processes, its guard and its PID 1, are told."""
+"""The configuration of COMMAND's own processes, the guard and PID 1."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from hardsplice.sandbox import landlock
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What to make."""
+    """What to create."""
 
     command: tuple[str, ...]
-    user: RunAs | None  # whom COMMAND is to be outside of its user namespace; None: as we are
+    user: RunAs | None  # COMMAND's user outside of its user namespace; None: ours
     hint: str | None  # what to do where that user can't run it
     new_user: bool  # user namespaces too, in which COMMAND is root
     ids: Ids  # that are mapped there

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The caller's terminal, as far as it takes more than to hand it on.
+"""The caller's terminal, as far as it takes more than to pass it on.
 
 COMMAND stays in the caller's process group, so that the terminal's keys reach it as they would
-without us. Two things don't come by themselves:
+without hardsplice. Two things don't happen by themselves:
 
-- at a hangup the kernel tells the session's leader, and nobody else (tty_signal_session_leader,
-  drivers/tty/tty_jobctrl.c). Where that are we, COMMAND has to be told;
-- a shell that people type at makes itself a process group and puts that in the foreground. At its
-  end it can't name the group that it came from, which has no number in its PID namespace. Whoever
-  waits for us then stands in the background, and is stopped when it reads. So the foreground is
-  given back, and a shell finds itself in a group that it can name.
+- at a hangup the kernel signals only the session's leader (tty_signal_session_leader,
+  drivers/tty/tty_jobctrl.c). If that is this process, it has to pass the signal on to COMMAND;
+- an interactive shell creates its own process group and puts it in the foreground. At its end it
+  can't name the group that it came from, which has no number in its PID namespace. The program that
+  waits for us then is in the background, and is stopped when it reads. So the foreground is
+  restored at the end, and a shell starts in a group that it can name.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Terminal:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._group = os.getpgrp()
-        self.is_led_by_us = os.getsid(0) == os.getpid()  # whom the kernel tells of a hangup
+        self.is_led_by_us = os.getsid(0) == os.getpid()  # the kernel signals a hangup to it
         self.is_minded = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN  # by the caller
 
     @classmethod
@@ -52,19 +52,19 @@ class Terminal:
         return self._front() == self._group
 
     def has_hung_up(self) -> bool:
-        """Whether nobody is at its other end any more."""
+        """Whether it has hung up."""
         return self._front() is None
 
     def stop(self) -> None:
-        """Stop as by the terminal's key: COMMAND has stopped by itself, and whoever waits for it at
-        this terminal has to see that. Where Landlock keeps our signals in, no others of our group
-        stop with us.
+        """Stop as by the terminal's key: COMMAND has stopped by itself, and the shell at this
+        terminal has to notice that. If Landlock confines our signals, other processes of our group
+        don't stop with us.
         """
         os.kill(0, signal.SIGTSTP)
 
     def give_back(self) -> None:
-        """Put our group in the foreground, where the one that stands there has ended. A group that
-        is there still was put there by somebody who is, too: the shell that we were started from.
+        """Put our group in the foreground, if the group that is there has ended. A group that still
+        exists was put there by a process that does, too: the shell that started us.
         """
         front = self._front()
         if front is None or front == self._group or not self._group:
@@ -82,7 +82,7 @@ class Terminal:
 
 
 def is_for_people(command: Sequence[str]) -> bool:
-    """Whether a command is a shell that is to be typed at."""
+    """Whether a command is an interactive shell."""
     return os.path.basename(command[0]) in _SHELLS and set(command[1:]) <= {"-i", "-l"}
 
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How hardsplice's processes talk to each other: records (ipc/messages.py) over SOCK_SEQPACKET
-pairs, descriptors beside them.
+"""Channels between hardsplice's processes: records (ipc/messages.py) over SOCK_SEQPACKET pairs,
+with descriptors.
 
-SEQPACKET keeps records whole and says when the other end has gone, which is how a child learns that
-its monitor died, and the reverse. Each end knows who has the other one, and takes nothing else than
-what that one may say: a record that doesn't fit ends the connection, never the receiver.
+SEQPACKET keeps records whole and reports when the other end is closed, which is how a child notices
+that its monitor died, and the reverse. Each end knows the process at the other end, and accepts
+only what that process may send: an invalid record ends the connection, never the receiver.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from hardsplice.ipc.messages import (
 from hardsplice.kernel import socketcalls
 from hardsplice.kernel.scm import Messages, packet_pair
 
-# Records that are taken at once from somebody who has ended. What a socket's buffer holds are some
-# 300; more come only while somebody else holds the other end still and goes on sending.
+# Records that are read at once from a process that has ended. A socket's buffer holds some 300;
+# more come only if another process still holds the other end and goes on sending.
 LAST_RECORDS = 1024
-# What the kernel says when it has no memory for a packet.
+# The kernel's errors when it has no memory for a packet.
 _SHORT = (errno.ENOBUFS, errno.ENOMEM)
-# A next step for whoever meets Sent.CROWDED.
+# The next step to report with Sent.CROWDED.
 CROWDED_HINT = (
     "descriptors on their way between processes are counted for each user, up to the limit on open "
     "ones: run each instance as a user of its own (--runas, User=), or raise ulimit -n"
@@ -45,12 +45,12 @@ _messages = Messages(HEADER_SIZE + TEXT_LIMIT, FDS_LIMIT)
 
 
 class Sent(Enum):
-    """What became of a record; true if it is on its way."""
+    """The result of sending a record; true if it was sent."""
 
     YES = auto()
     FULL = auto()  # the other end has too much to read already
-    GONE = auto()  # there is no other end any more
-    CROWDED = auto()  # too many descriptors of this user are on their way (ETOOMANYREFS, unix(7))
+    GONE = auto()  # the other end is closed
+    CROWDED = auto()  # too many descriptors of this user are in transit (ETOOMANYREFS, unix(7))
 
     def __bool__(self) -> bool:
         return self is Sent.YES
@@ -83,16 +83,16 @@ class Channel:
         return fd
 
     def close(self) -> None:
-        """Hang up; the other end sees end of file."""
+        """Close the channel; the other end sees end of file."""
         if self._fd >= 0:
             os.close(self._take())
 
     def leave(self) -> None:
-        """Hang up, where the channel has a fixed number: that stays taken."""
+        """Close a channel that has a fixed descriptor number, which stays occupied."""
         descriptors.clear((self._take(),))
 
     def finish(self) -> None:
-        """Say that no more will be sent: the other end sees end of file, and is still heard."""
+        """Announce that no more will be sent: the other end gets end of file, and can still send."""
         socketcalls.shutdown(self._fd, socket.SHUT_WR)
 
     def move_to(self, fd: int) -> None:
@@ -101,7 +101,7 @@ class Channel:
         self._fd = fd
 
     def send(self, record: Record, *, wait: bool = True) -> Sent:
-        """Send a record. With ``wait`` off it may be that the other end has too much to read."""
+        """Send a record. With ``wait`` off, the other end may have too much to read."""
         flags = socket.MSG_NOSIGNAL | (0 if wait else socket.MSG_DONTWAIT)
         try:
             _messages.sendmsg(self._fd, encode(record), record.fds, flags)
@@ -119,7 +119,7 @@ class Channel:
 
     def receive(self, *, wait: bool = True) -> Record | None:
         """The next record; None at the end. BlockingIOError with ``wait`` off and none there;
-        Malformed for nonsense, and for what isn't the other end's to send.
+        Malformed for an invalid record, and for one that the other end may not send.
         """
         flags = socket.MSG_CMSG_CLOEXEC | (0 if wait else socket.MSG_DONTWAIT)
         try:
@@ -142,12 +142,12 @@ class Channel:
         try:
             return _messages.recvmsg(self._fd, flags)
         except ConnectionResetError:
-            # The other end has gone without reading all (unix_release_sock, net/unix/af_unix.c).
-            # That is said once, before what it sent: its last words are still to come.
+            # The other end was closed with unread data (unix_release_sock, net/unix/af_unix.c).
+            # That is reported once, before what it sent: its last records are still to come.
             return _messages.recvmsg(self._fd, flags)
 
     def drain(self) -> None:
-        """Get rid of what is still to be received, before closing: nobody will look at it."""
+        """Discard what is still to be received, before closing."""
         with contextlib.suppress(OSError):
             for _ in range(LAST_RECORDS):
                 with contextlib.suppress(Malformed):
@@ -160,8 +160,8 @@ class Channel:
 def close_all(fds: Iterable[int]) -> None:
     """Close descriptors, each run of neighbours in one call.
 
-    Nothing else is done to those that somebody hostile sent: an option set here would be set for
-    everybody who has the same socket, of which the sender may have chosen any.
+    Nothing else is done to descriptors from a hostile process: an option that is set here would be
+    set for all holders of the same socket, and the sender may have chosen any socket.
     """
     ordered = sorted(fds)
     while ordered:

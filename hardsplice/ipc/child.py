@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Processes that others fork: how one says that it can't go on, and how its end is waited for."""
+"""Forked processes: how one reports that it can't go on, and how its end is waited for."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Child:
     pid: int
     pidfd: int
     channel: Channel
-    line: Hold  # which it hangs on
+    line: Hold  # its lifeline
 
 
 def live(life: Callable[[], int], channel: Channel, verb: str, object: str) -> NoReturn:  # noqa: A002
-    """All of a forked process: its ``life``, which gives its exit status. Whatever ends that early
-    is told over the channel; ``verb`` and ``object`` are what it was about.
+    """Run a forked process: its ``life``, which returns its exit status. An error that ends it
+    early is sent over the channel; ``verb`` and ``object`` say what failed.
     """
     status = 1
     try:
@@ -51,9 +51,10 @@ def has_ended(pidfd: int, seconds: float = 0.0) -> bool:
 
 
 def wait_for(pid: int, pidfd: int, seconds: float) -> int:
-    """Wait for a child that was asked to leave; after ``seconds`` it is killed. Its wait status.
+    """Wait for a child that was told to end; after ``seconds`` it is killed. Its wait status.
 
-    PID 1 of a COMMAND may be another user's, whom we can't kill: the kernel does that when we end.
+    PID 1 of COMMAND may be another user's, and then can't be killed from here: the kernel does that
+    when we end.
     """
     if not has_ended(pidfd, seconds):
         try:
@@ -64,8 +65,8 @@ def wait_for(pid: int, pidfd: int, seconds: float) -> int:
 
 
 def hear(channel: Channel, pidfd: int, seconds: float, handle: Callable[[], bool]) -> None:
-    """Hear a child that was told to leave until it has ended, though no longer than ``seconds``:
-    ``handle`` takes one record, and says whether there may be more.
+    """Receive from a child that was told to end until it has ended, for at most ``seconds``:
+    ``handle`` takes one record, and returns whether there may be more.
     """
     poller = select.poll()
     for fd in (channel.fileno(), pidfd):

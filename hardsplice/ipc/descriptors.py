@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which descriptor has which number.
+"""The fixed descriptor numbers.
 
-The filters name numbers, so numbers have a meaning, and it is the same in every process. From 0 on
-come those with a name of their own; then listeners, each at its place for good; and from a number
-on that set-up works out (FLOWS in the policies) all that comes and goes: connections, pipes,
-sockets of the pools, channels. Each number below that one is taken from the start of set-up on, by
-what belongs there or by /dev/null, so that the kernel, which hands out the lowest number that is
-free, never gives it to anything else; and no policy lets a process close one.
+Filters compare numbers, so each number has a meaning, the same in every process. From 0 on come
+those with a name of their own; then listeners, each at its place for good; and from a number on
+that set-up determines (FLOWS in the policies) all that comes and goes: connections, pipes, sockets
+of the pools, channels. Every number below that one is occupied from the start of set-up on, by what
+belongs there or by /dev/null, so that the kernel, which assigns the lowest free number, never uses
+it for anything else; and no policy lets a process close one.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ NOTIFY_FD = 5  # the host monitor's socket to the service manager
 RULESET_FD = 6  # the Landlock ruleset, kept by monitors for the relays that they start
 SIGNALS_FD = 7  # the host monitor's signalfd, and that of PID 1 of COMMAND
 WATCH_FD = 8  # the host monitor's table of mounts, which it watches
-LIFELINE_FD = 9  # what the target monitor's life hangs on (ipc/lifeline.py)
+LIFELINE_FD = 9  # the namespace monitor's lifeline (ipc/lifeline.py)
 FIRST_LISTENER = 10
 
-# Places for listeners that come at run time: so many, or that part of all descriptors.
+# Places for listeners that are added at run time: so many, or that part of all descriptors.
 LATE_MAX, LATE_SHARE = 4096, 4
 
 
 def raise_limit() -> tuple[int, int]:
-    """Take all descriptors that the hard limit allows; what the limits were."""
+    """Raise the limit of descriptors to the hard limit; returns the previous limits."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return soft, hard
@@ -53,8 +53,8 @@ def first_flow(listeners: int, limit: int, *, is_dynamic: bool) -> int:
 
 
 def take_ready(fd: int, first: int) -> int:
-    """Move the --ready-fd to a number from ``first`` on. It is for us and not for COMMAND, unless
-    it is one of the standard streams.
+    """Move the --ready-fd to a number from ``first`` on. COMMAND doesn't get it, unless it is one
+    of the standard streams.
     """
     moved = above(fd, first, f"--ready-fd {fd}")
     if fcntl.fcntl(moved, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
@@ -65,11 +65,12 @@ def take_ready(fd: int, first: int) -> int:
 
 
 def set_aside(first: int) -> dict[int, int]:
-    """Take what the caller gave beside the standard streams out of the way: everything from 3 on
-    that would be inherited. What has a number below ``first`` moves above it. The number that each
-    had, and the one that it has now, where nobody inherits it; ``put_back`` undoes this.
+    """Move the caller's descriptors, beside the standard streams, out of the way: every inheritable
+    one from 3 on. Those with a number below ``first`` get one above. Returns the number that each
+    had, and its present one, at which it is not inherited; ``put_back`` undoes this.
 
-    What the interpreter or we open is never inheritable (PEP 446), so it has no part in this.
+    Descriptors that the interpreter or hardsplice opens are not inheritable (PEP 446), so they are
+    not affected.
     """
     aside = {}
     for fd in sorted(map(int, os.listdir("/proc/self/fd"))):
@@ -142,8 +143,8 @@ def clear(fds: Iterable[int]) -> None:
 
 
 def keep(wanted: Iterable[int], first: int) -> None:
-    """Close every descriptor but these: whatever was inherited is a way out. Below ``first``
-    /dev/null takes the place of what isn't wanted; it must be at NULL_FD.
+    """Close every descriptor but these: any inherited one could be a way out. Below ``first``,
+    /dev/null replaces the others; it must be at NULL_FD.
     """
     wanted = set(wanted)
     clear(fd for fd in range(first) if fd not in wanted and fd != NULL_FD)
@@ -163,7 +164,7 @@ def close_others(wanted: Iterable[int], first: int = 0) -> None:
 
 
 def null_standard_streams(streams: Sequence[int]) -> None:
-    """Put /dev/null where a terminal or a pipe to somebody else was."""
+    """Put /dev/null where a terminal or a pipe to another process was."""
     null = open_null()
     for fd in streams:
         os.dup2(null, fd, inheritable=False)
@@ -183,9 +184,9 @@ _PTY_MASTER = os.makedev(5, 2)  # /dev/ptmx, Documentation/admin-guide/devices.t
 
 
 def write_only(fd: int) -> None:
-    """Open what is behind ``fd`` again, for writing alone, where it can be read: what somebody
-    types at a terminal is not for whoever writes messages to it. OSError where that can't be done;
-    a socket is left as it is, since it can't be opened.
+    """Reopen ``fd`` for writing only, if it can be read: a process that writes messages to a
+    terminal must not read what is typed there. OSError where that can't be done; a socket is left
+    as it is, since it can't be reopened.
     """
     if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY:
         return

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a monitor's children may say to it, and when. Each of them may have been taken over.
+"""When a monitor's children may send which message. Each of them may have been taken over.
 
-The rules are tables over the kinds that are theirs to send at all (ipc/messages.py): from a phase,
-those that are due lead to the next phase; a kind that isn't there is a breach of the protocol, and
-what comes of it is the monitor's to decide. So a word that has been said is not heard again,
-however often it is sent.
+The rules are tables over the kinds that they may send at all (ipc/messages.py): in each phase,
+those that are due lead to the next phase; any other kind is a violation of the protocol, and the
+monitor decides what to do about it. So a message that is due once has an effect once, however often
+it is sent.
 
     relay           STARTING ── READY ──► SERVING ── FATAL ──► ENDING
-    target monitor  the same, but its relays may be busy while it still waits for the last of them
+    namespace monitor
+                    the same, but its relays may be busy while it still waits for the last of them
     PID 1           STARTING ── (PREPARE) ──► PREPARING ── READY ──► SERVING ── EXITED ──► ENDING
 
 An answer is due as often as it was asked for.
@@ -25,12 +26,12 @@ from hardsplice.model.unforeseen import LIMIT_HINTS
 
 
 class Phase(Enum):
-    """Where a child stands."""
+    """The phase of a child."""
 
     STARTING = auto()
     PREPARING = auto()  # PID 1: it was told to fork COMMAND
     SERVING = auto()
-    ENDING = auto()  # it has said why it ends, or how COMMAND did
+    ENDING = auto()  # it has reported why it ends, or how COMMAND ended
 
 
 Rules = Mapping[Phase, Mapping[int, Phase]]
@@ -63,7 +64,7 @@ TARGET_MONITOR: Rules = {
         Kind.NOTE: Phase.SERVING,
         Kind.FLOW: Phase.SERVING,
         Kind.PONG: Phase.SERVING,
-        # That these are answers to what was asked is handover.HostSide's to see.
+        # handover.HostSide checks that these answer what was asked.
         Kind.OPENED: Phase.SERVING,
         Kind.SERVED: Phase.SERVING,
         Kind.CLOSED: Phase.SERVING,
@@ -92,12 +93,12 @@ class Dialogue:
         self._owed: collections.Counter[int] = collections.Counter()
 
     def asked(self, answer: Kind = Kind.PONG) -> None:
-        """Something was sent to which this is the answer."""
+        """A message was sent to which this is the answer."""
         self._owed[answer] += 1
 
     def hear(self, record: Record) -> None:
-        """Take note of what the child says. Malformed where that is not due; what is beside it is
-        the caller's then.
+        """Record a message from the child. Malformed if it is not due; its descriptors are the
+        caller's to close then.
         """
         following = self._rules.get(self.phase, {}).get(record.kind)
         if following is None:
@@ -120,10 +121,10 @@ OF_INIT = frozenset({("run", "COMMAND"), ("create", "namespaces")})
 def last_words(
     text: bytes, about: Collection[tuple[str, str]] | None, hints: Collection[str] = ()
 ) -> Failure:
-    """The Failure with which a child ends. None is for a child that has not served yet, so that
-    nobody had an opportunity to take it over. Else Malformed where it is not ``about`` one of
-    these; and a next step, which is a line of its own, is told if it is among ``hints``, or one
-    that we know.
+    """The Failure with which a child ends. ``about`` None is for a child that hasn't served yet,
+    and so can't have been taken over. Otherwise Malformed if it is not ``about`` one of these; and
+    a next step, which is a line of its own, is kept only if it is among ``hints``, or one that we
+    know.
     """
     failure = failure_of(text)
     if about is None:

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The monitors' event loop: descriptors with callbacks, and timers. It sleeps until one of them has
-something.
+"""The monitors' event loop: descriptors with callbacks, and timers. It sleeps until one is due.
 
-Some of what a monitor listens to may be hostile, and must not keep it from the rest. So a pass has
-an end that was known when it began: each descriptor that is ready is served once, and of the timers
-those are run that were due by then. What a callback adds, be it due at once, waits for the next
-pass, before which epoll is asked again. The kernel keeps ready descriptors in a queue and puts
-those that it told of at its end (ep_send_events, fs/eventpoll.c), so that none is passed over for
-ever where more are ready than a pass takes. A callback does a bounded piece of work: it takes one
-record, say.
+Some of a monitor's peers may be hostile, and must not keep it from serving the others. So the work
+of a pass is fixed when it begins: each ready descriptor is served once, and the timers that are due
+by then are run. What a callback adds, even if it is due at once, waits for the next pass, before
+which epoll is called again. The kernel keeps ready descriptors in a queue and moves those that it
+reports to its end (ep_send_events, fs/eventpoll.c), so that none is left out forever if more are
+ready than a pass takes. A callback does a bounded piece of work: it receives one record, for
+example.
 """
 
 from __future__ import annotations
@@ -84,7 +83,7 @@ class Loop:
 
 
 class Alarm:
-    """Something to try again later: however often it is asked for, there is one timer at a time."""
+    """Something to retry later: however often it is set, there is one timer at a time."""
 
     def __init__(self, loop: Loop, callback: Callback) -> None:
         self._loop = loop

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What hardsplice's processes say to each other: each kind of record, who may send it to whom, and
+"""The messages between hardsplice's processes: each kind of record, its sender and receiver, and
 what it carries. Pure.
 
-A record is one packet: a fixed header and a short text, with descriptors beside it. Whoever
-receives one treats it as hostile: it may come from a process that was taken over. So that a record
-is its sender's to send at all, and carries what its kind carries and no more, is checked on receipt
-(ipc/channel.py), by this table. What is due when is ipc/dialogue.py's; what a text, a number or a
-descriptor may be is looked at where it is used.
+A record is one packet: a fixed header and a short text, with descriptors. A receiver treats it as
+hostile, since it may come from a process that was taken over. So this table is checked on receipt
+(ipc/channel.py): whether the sender may send that kind at all, and whether the record carries what
+its kind carries and no more. ipc/dialogue.py has which kind is due when; what a text, a number or a
+descriptor may be is checked where it is used.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FDS_LIMIT = 253
 
 
 class Malformed(Exception):  # noqa: N818 - what is raised is the record
-    """A record that no well-behaved process sends."""
+    """A record that a correct process never sends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,21 +63,21 @@ class Kind(IntEnum):
     """What a record is about. MESSAGES says who sends it, and what is in it."""
 
     # A process's life
-    READY = 1  # set up and locked down; text = what that had to do without, one a line
-    READY_PLACING = 2  # as READY; beside it, from which its questions are read (monitor/placing.py)
+    READY = 1  # set up and locked down; text = the layers not in force, one a line
+    READY_PLACING = 2  # as READY, with the descriptor of its calls (monitor/placing.py)
     FATAL = 3  # text says why it ends (model/errors.py), detail an exit status, where that counts
-    PING = 4  # do you go on?
-    PONG = 5  # yes
+    PING = 4  # is it alive?
+    PONG = 5  # it is
     # A relay and its monitor
     ASK = 6  # sockets wanted; small = family, detail = number
     SOCKETS = 7  # small = family
     NOTE = 8  # something for the log: small = Note, index = port, detail and text by that
     FLOW = 9  # a flow ended; small = how, text = its row
     YIELD = 10  # it stops accepting, so that others must
-    LOOK = 11  # clients may wait, of whom another was told
+    LOOK = 11  # clients may wait that only another relay was woken for
     ADD_LISTENER = 12  # index = port, detail = its place, text = its targets (relay/orders.py)
     REMOVE_LISTENER = 13  # index and detail as above; small: and reset its flows
-    DRAIN = 14  # accept nobody any more, end once nobody is connected
+    DRAIN = 14  # stop accepting, and end once no flow is left
     # Both monitors, before lock-down
     LISTENERS = 15  # listeners; text = the numbers of their forwards
     BOUND = 16  # all were sent; detail = why loopback is down, text = namespace and families
@@ -108,7 +108,7 @@ class Kind(IntEnum):
 
 
 class Note(IntEnum):
-    """What a relay finds worth a line."""
+    """What a relay reports for the log."""
 
     REFUSED = 1
     TIMED_OUT = 2
@@ -125,13 +125,13 @@ class Note(IntEnum):
     DIED = 13  # of a keeper: a relay ended with connections, and has no successor
 
 
-# Those who say something, by the names of their processes; and two that don't stay.
+# Senders and receivers, by the names of their processes; and two processes that are temporary.
 _HOST, _TARGET, _GUARD, _INIT = HOST.name, TARGET.name, GUARD.name, INIT.name
 LAUNCHER = "launcher"  # waits for the one in the background, or for what --audit shows
 FOLDER_MAKER = "folder maker"  # sandbox/empty_root.py
 
 Way = tuple[str, str]
-"""Who sends, and who receives."""
+"""Sender and receiver."""
 
 _TO_MONITOR: tuple[Way, ...] = ((INBOUND_RELAY.name, _TARGET), (OUTBOUND_RELAY.name, _HOST))
 _TO_RELAY: tuple[Way, ...] = ((_TARGET, INBOUND_RELAY.name), (_HOST, OUTBOUND_RELAY.name))
@@ -144,7 +144,7 @@ _OF_MAKER = (FOLDER_MAKER, _HOST)
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """Who may send a kind of record to whom, and what it carries: of the numbers and the text those
+    """The senders and receivers of a kind of record, and what it carries: the numbers and the text
     that are named, and so many descriptors.
     """
 
@@ -202,13 +202,13 @@ Due = Mapping[int, Message]
 
 
 def on(sender: str, receiver: str) -> Due:
-    """What one process may say to another, each by its name."""
+    """What one process may send to another, each by its name."""
     way = (sender, receiver)
     return {kind: message for kind, message in MESSAGES.items() if way in message.ways}
 
 
 def check(record: Record, due: Due) -> None:
-    """Raises Malformed where a record isn't its sender's to send, or carries what it doesn't."""
+    """Raises Malformed if the sender may not send that record, or it carries something else."""
     message = due.get(record.kind)
     if message is None:
         raise Malformed(f"a record of kind {record.kind} is not its to send")

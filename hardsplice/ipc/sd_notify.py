@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a service manager tells us, and what it is told: sd_notify(3), sd_listen_fds(3),
-sd_watchdog_enabled(3).
+"""The service manager's protocols: sd_notify(3), sd_listen_fds(3), sd_watchdog_enabled(3).
 
-What it tells us is in the environment, which is read once and then cleared, since it isn't meant
-for COMMAND. What it is told goes over one datagram socket, connected before lock-down. Descriptors
-for it to keep go that way too: after lock-down listeners of ports that are added, and nothing else.
+Its settings come in the environment, which is read once and then cleared, since it isn't meant for
+COMMAND. Notifications go over one datagram socket, connected before lock-down. Descriptors for it
+to keep are sent there, too: after lock-down listeners of ports that are added, and no others.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ VARIABLES = (
     "LISTEN_FDNAMES",
     "FDSTORE",
 )
-SECONDS = 2  # that the service manager may take for a word of ours
+SECONDS = 2  # that the service manager may take to receive a notification
 FIRST_PASSED = 3  # SD_LISTEN_FDS_START
 _MESSAGE_SIZE = 1024  # bytes; a name has 255 at most
 _NAMELESS = "unknown"  # what sd_listen_fds_with_names calls a descriptor without a name
@@ -39,17 +38,17 @@ _NAMELESS = "unknown"  # what sd_listen_fds_with_names calls a descriptor withou
 
 @dataclass(frozen=True, slots=True)
 class Manager:
-    """What the service manager tells the process that it started."""
+    """The settings that the service manager passes to the process that it started."""
 
     notify: str | None  # the path of its socket; an abstract one begins with @
-    watchdog: float | None  # seconds within which it wants to hear of us, again and again
+    watchdog: float | None  # the watchdog's period in seconds
     keeps: int  # descriptors that it keeps for us while we are restarted
     passed: tuple[tuple[str, int], ...]  # names and descriptors that it passes to us
 
 
 def manager_of(environment: Mapping[str, str], pid: int) -> Manager:
-    """What the environment says to the process ``pid``. One that is not the main process of its
-    service has nobody to tell anything: with NotifyAccess=all the manager would believe it.
+    """The settings in the environment for the process ``pid``. One that is not the main process of
+    its service sends no notifications: with NotifyAccess=all the manager would believe them.
     """
     passed = _passed(environment) if _number(environment, "LISTEN_PID") == pid else ()
     if not _is_main(environment, pid):
@@ -91,13 +90,13 @@ def _number(environment: Mapping[str, str], name: str, default: int = 0) -> int:
 
 
 def forget(environment: MutableMapping[str, str]) -> None:
-    """Take out what is for us alone."""
+    """Remove the variables that are for hardsplice alone."""
     for name in VARIABLES:
         environment.pop(name, None)
 
 
 class Notifier:
-    """The way to the service manager; where there is none, nobody is told anything."""
+    """The socket to the service manager; without one, notifications are not sent."""
 
     def __init__(self, path: str | None) -> None:
         """Connect; Failure where that is not possible."""
@@ -106,7 +105,7 @@ class Notifier:
         if path is None:
             return
         end = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        # Who takes nothing isn't waited for in set-up either.
+        # A manager that doesn't receive isn't waited for in set-up either.
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", SECONDS, 0))
         try:
             end.connect(path.replace("@", "\0", 1) if path[0] == "@" else path)
@@ -143,28 +142,28 @@ class Notifier:
             return ()
         descriptors.move(self._fd, descriptors.NOTIFY_FD)
         self._fd = descriptors.NOTIFY_FD
-        os.set_blocking(self._fd, False)  # a manager that doesn't listen is none to wait for
+        os.set_blocking(self._fd, False)  # a manager that doesn't receive is not waited for
         self._flags |= socket.MSG_DONTWAIT  # which a filter looks for
         return (self._fd,)
 
     def say(self, *assignments: str) -> None:
-        """Tell the service manager; that it can't hear is no reason to stop."""
+        """Notify the service manager; if it doesn't receive, that is no reason to stop."""
         if self._fd is not None:
             with contextlib.suppress(OSError):
                 os.write(self._fd, "\n".join(assignments).encode(errors="replace"))
 
     def status(self, text: str, *assignments: str) -> None:
-        """Tell it what to show to people, beside what is said for itself."""
+        """Set the status text, with more notifications if any."""
         self.say(*assignments, f"STATUS={printable(text)}")
 
     def reloading(self) -> None:
-        """Say that we begin to reload; READY=1 says that it is done."""
+        """Report that a reload begins; READY=1 reports that it is complete."""
         self.say("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
 
 class Watchdog:
-    """Tells the service manager that all goes on, twice in each period, if that is so: everybody
-    on whom something depends is asked, and must have answered.
+    """Sends watchdog notifications, twice in each period, if every process that matters has
+    answered a ping.
     """
 
     def __init__(
@@ -174,7 +173,7 @@ class Watchdog:
         after: Callable[[float, Callable[[], None]], None],
         ask: Callable[[], Collection[str]],
     ) -> None:
-        """``period`` is in seconds; ``ask`` asks everybody, and says who they are."""
+        """``period`` is in seconds; ``ask`` pings all of them, and returns which they are."""
         self._period = period
         self._notifier = notifier
         self._after = after
@@ -182,14 +181,14 @@ class Watchdog:
         self._awaited: set[str] = set()
 
     def start(self) -> None:
-        """Ask now, and again and again."""
+        """Ping now, and periodically."""
         self._awaited = set(self._ask())
         if not self._awaited:
             self._notifier.say("WATCHDOG=1")
         self._after(self._period / 2, self.start)
 
     def heard(self, who: str) -> None:
-        """Somebody has answered."""
+        """A process has answered."""
         if who in self._awaited:
             self._awaited.remove(who)
             if not self._awaited:
