@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from hardsplice.app.options import Options
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import tell
-from hardsplice.model.ports import Forward
+from hardsplice.model.forward import Forward
 from hardsplice.net.listeners import chosen, describe
 from hardsplice.telemetry.log import Level, Log
 

@@ -18,6 +18,7 @@ from hardsplice.kernel.ephemeral import read_ephemeral_range
 from hardsplice.model import ports
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure, quote
+from hardsplice.model.forward import Auto, Forward
 from hardsplice.model.spec import Inherited, is_inherited
 
 if TYPE_CHECKING:
@@ -62,14 +63,14 @@ class Options:
     map_auto: bool
     netns_quit: bool
     #: Listeners on the host, for servers in the namespace (-t).
-    inbound: tuple[ports.Forward, ...]
+    inbound: tuple[Forward, ...]
     #: Listeners in the namespace, for servers on the host (-T).
-    outbound: tuple[ports.Forward, ...]
+    outbound: tuple[Forward, ...]
     #: Listeners on the host that the service manager passes (-t inherit).
     inherited: tuple[Inherited, ...]
     #: What is forwarded while it is listened on (-t auto, -T auto).
-    inbound_auto: tuple[ports.Auto, ...]
-    outbound_auto: tuple[ports.Auto, ...]
+    inbound_auto: tuple[Auto, ...]
+    outbound_auto: tuple[Auto, ...]
     #: The directions in which any port may be asked for at run time.
     any_port: frozenset[Direction]
     #: The versions of IP in use: (4, 6), (4,) or (6,).
@@ -103,7 +104,7 @@ class Options:
     #: In which form to show every process and its sandbox once all is ready, if at all.
     audit: values.Audit | None
 
-    def forwards(self, direction: Direction) -> tuple[ports.Forward, ...]:
+    def forwards(self, direction: Direction) -> tuple[Forward, ...]:
         """The listeners of a direction."""
         return self.inbound if direction is Direction.INBOUND else self.outbound
 
@@ -111,13 +112,13 @@ class Options:
         """The number of a direction's first port: those of both are numbered in one row."""
         return 1 if direction is Direction.INBOUND else 1 + len(self.inbound)
 
-    def with_forwards(self, direction: Direction, forwards: Iterable[ports.Forward]) -> Options:
+    def with_forwards(self, direction: Direction, forwards: Iterable[Forward]) -> Options:
         """The same with other listeners of a direction."""
         if direction is Direction.INBOUND:
             return replace(self, inbound=tuple(forwards))
         return replace(self, outbound=tuple(forwards))
 
-    def auto(self, direction: Direction) -> tuple[ports.Auto, ...]:
+    def auto(self, direction: Direction) -> tuple[Auto, ...]:
         """What a direction forwards while it is listened on."""
         return self.inbound_auto if direction is Direction.INBOUND else self.outbound_auto
 

@@ -12,7 +12,7 @@ from hardsplice.app.options import Options
 from hardsplice.ipc.channel import CROWDED_HINT
 from hardsplice.ipc.sd_notify import Notifier
 from hardsplice.model.direction import Direction
-from hardsplice.model.ports import Forward, overlap
+from hardsplice.model.forward import Forward, overlap
 from hardsplice.monitor.stored import Store
 from hardsplice.net import listeners
 from hardsplice.net.inherited import Passed, added_name, stored_name

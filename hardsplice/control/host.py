@@ -108,7 +108,7 @@ class HostWorld:
             uptime=time.monotonic() - self.control.began,
             lacking=tuple(map(printable, monitor.missing)),
             relays=[
-                _view(one.direction, number, stats)
+                _view(one, number, stats)
                 for one in monitor.traffic
                 for number, stats in enumerate(one.stats)
             ],
@@ -136,9 +136,10 @@ class HostWorld:
             respond(refusal(500, str(unforeseen)))
 
 
-def _view(direction: Direction, number: int, stats: Stats) -> RelayView:
+def _view(of: Traffic, number: int, stats: Stats) -> RelayView:
     return RelayView(
-        direction=direction,
+        direction=of.direction,
+        protocol=of.protocol,
         number=number,
         counters=stats.snapshot(),
         gauges=stats.in_use(),

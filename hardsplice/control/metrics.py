@@ -22,6 +22,7 @@ LABEL = "namespace"  # that every metric has: whose it is, as short as the optio
 Samples = Sequence[Sample]
 EACH_RELAY = {
     "direction": "inbound or outbound",
+    "protocol": "tcp",
     "relay": "its number among those of the direction, from 0",
 }
 
@@ -60,13 +61,13 @@ def _denied(now: Snapshot, _: Sequence[Port]) -> list[Sample]:
 
 
 def _ports(_: Snapshot, present: Sequence[Port]) -> list[Sample]:
-    counts: dict[tuple[str, str], int] = {}
+    counts: dict[tuple[str, str, str], int] = {}
     for port in present:
-        key = port.direction, port.source.value
+        key = port.direction, port.forward.protocol, port.source.value
         counts[key] = counts.get(key, 0) + 1
     return [
-        Sample({"direction": direction, "source": source}, number)
-        for (direction, source), number in counts.items()
+        Sample({"direction": direction, "protocol": protocol, "source": source}, number)
+        for (direction, protocol, source), number in counts.items()
     ]
 
 
@@ -78,7 +79,12 @@ def _relays(
     def samples(now: Snapshot, _: Sequence[Port]) -> list[Sample]:
         return [
             Sample(
-                {"direction": relay.direction, "relay": str(relay.number), **one.labels},
+                {
+                    "direction": relay.direction,
+                    "protocol": relay.protocol,
+                    "relay": str(relay.number),
+                    **one.labels,
+                },
                 one.value,
                 one.suffix,
             )
@@ -157,6 +163,7 @@ METRICS: tuple[Metric, ...] = (
         "Ports that are forwarded.",
         {
             "direction": EACH_RELAY["direction"],
+            "protocol": EACH_RELAY["protocol"],
             "source": f"who asked for it: {_either([one.value for one in Source])}",
         },
         _ports,

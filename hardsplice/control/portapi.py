@@ -21,10 +21,17 @@ from hardsplice.control.world import Call, Snapshot
 from hardsplice.model import ports, spec
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure
+from hardsplice.model.forward import Forward
+from hardsplice.model.protocol import Protocol
 from hardsplice.monitor.registry import Port, Source
 
 API_VERSION = "1.1.0"  # of RootlessKit's, that this follows
-PROTOCOLS = {"tcp": (4, 6), "tcp4": (4,), "tcp6": (6,)}
+# How a protocol is asked for, by which versions of IP.
+PROTOCOLS = {
+    "tcp": (Protocol.TCP, (4, 6)),
+    "tcp4": (Protocol.TCP, (4,)),
+    "tcp6": (Protocol.TCP, (6,)),
+}
 _ID_DIGITS = 9
 
 
@@ -90,7 +97,7 @@ def list_ports(call: Call) -> None:
     for gone in spelled.keys() - {port.id for port in present}:
         del spelled[gone]
     shown = [
-        show(port, spelled.get(port.id, "tcp"))
+        show(port, spelled.get(port.id, port.forward.protocol))
         for port in present
         if wanted in ("all", port.direction)
         and (port.source is Source.NAMESPACE or not call.request.inside)
@@ -101,7 +108,7 @@ def list_ports(call: Call) -> None:
 def add_port(call: Call) -> None:
     """Add the port that the body describes."""
     try:
-        protocol, direction, forward = read_spec(call.request.body, call.world.families)
+        spelled, direction, forward = read_spec(call.request.body, call.world.families)
     except (_WrongError, spec.Refusal) as error:
         call.refuse(400, f"cannot add a port: {error}")
         return
@@ -116,9 +123,9 @@ def add_port(call: Call) -> None:
         if isinstance(result, Failure):
             call.refuse(400, str(result), result.hint)
             return
-        if protocol != "tcp":
-            call.world.spelled[result.id] = protocol
-        call.answer(show(result, protocol), 201)
+        if spelled != result.forward.protocol:
+            call.world.spelled[result.id] = spelled
+        call.answer(show(result, spelled), 201)
 
     source = Source.NAMESPACE if call.request.inside else Source.CONTROL
     call.world.ports.add(direction, forward, source, done)
@@ -146,23 +153,25 @@ def remove_port(call: Call) -> None:
     call.world.ports.remove(number, reset_flows=call.query.get("flows") == "reset", done=done)
 
 
-def show(port: Port, protocol: str) -> dict[str, object]:
+def show(port: Port, spelled: str) -> dict[str, object]:
     """A port as it is shown."""
-    return build(PORT, (port, protocol))
+    return build(PORT, (port, spelled))
 
 
-def describe(direction: Direction, forward: ports.Forward, protocol: str) -> dict[str, object]:
-    """A forward in RootlessKit's words, which leave out an address where it is any."""
+def describe(direction: Direction, forward: Forward, spelled: str) -> dict[str, object]:
+    """A forward in RootlessKit's words, which leave out an address where it is any; ``spelled`` is
+    how its protocol was asked for.
+    """
     listening = str(forward.address or "")
     if forward.interface is not None:
         listening += f"%{forward.interface}"
     ends = (listening, forward.port), (str(forward.target or ""), forward.target_port)
     parent, child = ends if direction is Direction.INBOUND else ends[::-1]
-    return build(SPEC, (protocol, parent, child))
+    return build(SPEC, (spelled, parent, child))
 
 
-def read_spec(body: bytes, families: Sequence[int]) -> tuple[str, Direction, ports.Forward]:
-    """The protocol, the direction and the port that a body describes."""
+def read_spec(body: bytes, families: Sequence[int]) -> tuple[str, Direction, Forward]:
+    """The protocol as it is spelled, the direction and the port that a body describes."""
     try:
         given = json.loads(body.decode("utf-8"))
     except (ValueError, RecursionError):
@@ -171,8 +180,8 @@ def read_spec(body: bytes, families: Sequence[int]) -> tuple[str, Direction, por
         raise _WrongError("the body is not an object")
     for key in given.keys() - _KEYS:
         raise _WrongError(f"there is no key {key[:40]!r}")
-    protocol = given.get("proto")
-    if not isinstance(protocol, str) or protocol not in PROTOCOLS:
+    spelled = given.get("proto")
+    if not isinstance(spelled, str) or spelled not in PROTOCOLS:
         raise _WrongError(f"proto is one of {', '.join(PROTOCOLS)}")
     wanted = given.get("direction", Direction.INBOUND)
     if wanted not in [*Direction]:
@@ -185,9 +194,10 @@ def read_spec(body: bytes, families: Sequence[int]) -> tuple[str, Direction, por
     (listening, port), (target, target_port) = (
         (parent, child) if direction is Direction.INBOUND else (child, parent)
     )
-    versions = [version for version in PROTOCOLS[protocol] if version in families]
+    protocol, allowed = PROTOCOLS[spelled]
+    versions = [version for version in allowed if version in families]
     if not versions:
-        raise _WrongError(f"{protocol} is ruled out by -{families[0]}")
+        raise _WrongError(f"{spelled} is ruled out by -{families[0]}")
     forward = ports.single(
         spec.read_listen(listening) if listening else spec.ANYWHERE,
         port,
@@ -195,8 +205,9 @@ def read_spec(body: bytes, families: Sequence[int]) -> tuple[str, Direction, por
         target_port,
         versions=versions,
         families=families,
+        protocol=protocol,
     )
-    return protocol, direction, forward
+    return spelled, direction, forward
 
 
 def _text(given: dict[str, Any], key: str) -> str:

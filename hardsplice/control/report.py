@@ -95,6 +95,7 @@ def _sum(tables: Iterable[Mapping[str, int]]) -> dict[str, int]:
 Told = tuple[Direction, FlowRow, float]  # and what time it is, in CLOCK_MONOTONIC seconds
 FLOW: tuple[Field[Told], ...] = (
     Field("direction", "inbound or outbound.", lambda told: told[0]),
+    Field("protocol", "tcp.", lambda told: told[1].protocol),
     Field("port", "The ID of the port that the client came to.", lambda told: told[1].listener),
     Field(
         "state",

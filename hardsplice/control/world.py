@@ -7,12 +7,13 @@ Routes know these types only, so that they are tested without a process; `host` 
 from __future__ import annotations
 
 import json
+import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from hardsplice.control.http import Request, Response
 from hardsplice.model.direction import Direction
+from hardsplice.model.protocol import Protocol
 from hardsplice.monitor.registry import Ports
 from hardsplice.telemetry.counters import Latency
 from hardsplice.telemetry.flow_table import FlowRow
@@ -23,6 +24,7 @@ class RelayView:
     """One relay as its shared memory has it now."""
 
     direction: Direction
+    protocol: Protocol
     number: int  # among those of its direction
     counters: Mapping[str, int]  # telemetry/counters.py, COUNTERS
     gauges: Mapping[str, int]  # telemetry/counters.py, GAUGES
@@ -46,7 +48,7 @@ class Snapshot:
     refused: int  # peers of the control socket who were not heard
 
 
-class World(Protocol):
+class World(typing.Protocol):
     """The host monitor."""
 
     #: How a port's protocol was spelled, by its id, where that was not simply tcp.

@@ -20,6 +20,7 @@ from hardsplice.kernel.ephemeral import read_ephemeral_range
 from hardsplice.model import ports
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure, printable
+from hardsplice.model.forward import Forward
 from hardsplice.telemetry import audit
 
 
@@ -111,9 +112,9 @@ def _add(client: Client, direction: Direction, spec: str) -> list[dict[str, obje
     return added
 
 
-def description(direction: Direction, forward: ports.Forward) -> dict[str, object]:
+def description(direction: Direction, forward: Forward) -> dict[str, object]:
     """A port in the words of the port API."""
-    return {**portapi.describe(direction, forward, "tcp"), "direction": direction}
+    return {**portapi.describe(direction, forward, forward.protocol), "direction": direction}
 
 
 def _status(client: Client, given: argparse.Namespace) -> None:

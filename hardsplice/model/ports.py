@@ -16,6 +16,8 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 from hardsplice.model.errors import Failure, quote
+from hardsplice.model.forward import LOOPBACKS, Auto, Forward, meet
+from hardsplice.model.protocol import Protocol
 from hardsplice.model.spec import (
     ALL,
     ANYWHERE,
@@ -32,64 +34,11 @@ from hardsplice.model.spec import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = [
-    "Address",
-    "Auto",
-    "Forward",
-    "Layout",
-    "lay_out",
-    "overlap",
-    "parse",
-    "parse_inherited",
-    "single",
-]
+__all__ = ["Layout", "lay_out", "parse", "parse_inherited", "single"]
 
 _WILDCARDS: dict[int, Address] = {4: IPv4Address("0.0.0.0"), 6: IPv6Address("::")}
-LOOPBACKS: dict[int, Address] = {4: IPv4Address("127.0.0.1"), 6: IPv6Address("::1")}
-
-
-@dataclass(frozen=True, slots=True)
-class Forward:
-    """One listener, and where its connections go."""
-
-    #: None: every address, dual-stack. 0.0.0.0 and :: are every address of that family only.
-    address: Address | None
-    interface: str | None
-    #: 0: one that is free; the kernel chooses it when the listener is made.
-    port: int
-    #: None: the loopback of the client's family in the other namespace, then the other loopback.
-    target: Address | None
-    target_port: int
-    #: False where no option names this port by number: it is skipped if it can't be bound.
-    required: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Auto:
-    """Ports that are forwarded while somebody listens on their targets."""
-
-    address: Address | None
-    interface: str | None
-    target: Address | None
-    #: Runs of listening ports, and what their targets' numbers differ by.
-    runs: tuple[tuple[range, int], ...]
-
-    def forwards(self, target_port: int) -> Iterator[Forward]:
-        """What is to be listened on while somebody listens on this port of the other namespace."""
-        for run, shift in self.runs:
-            port = target_port - shift
-            if port in run:
-                yield Forward(self.address, self.interface, port, self.target, target_port, False)
-
-    def listening_ports(self) -> set[int]:
-        """All ports that may come to be listened on."""
-        return {port for run, _ in self.runs for port in run}
-
-    def target_ports(self) -> set[int]:
-        """All ports that may come to be connected to."""
-        return {port + shift for run, shift in self.runs for port in run}
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +108,7 @@ def single(
     *,
     versions: Sequence[int],
     families: Sequence[int],
+    protocol: Protocol = Protocol.TCP,
 ) -> Forward:
     """The listener that somebody asks for by itself, at run time.
 
@@ -170,7 +120,7 @@ def single(
     listen = _narrow(listen, versions)
     if target is None and len(families) == 1:
         target = LOOPBACKS[families[0]]
-    return Forward(listen.address, listen.interface, port, target, target_port, True)
+    return Forward(listen.address, listen.interface, port, target, target_port, True, protocol)
 
 
 def parse_inherited(
@@ -239,7 +189,7 @@ def _lay_together(
         _add_all(table, listen, group, everything, loopback)
         tables[listen] = table
     for one, other in combinations(tables, 2):
-        if overlap(one, other):
+        if meet(one, other):
             _settle(one, tables[one], other, tables[other])
     return Layout(
         # Last, so that no free one is a port that another entry names.
@@ -359,19 +309,6 @@ def _add_all(
     for port in everything:
         if port not in table:
             table[port] = Forward(listen.address, listen.interface, port, target, port, False)
-
-
-def overlap(one: Listen | Forward, other: Listen | Forward) -> bool:
-    """Whether the kernel refuses to bind one port on both (inet_csk_bind_conflict)."""
-    if None not in (one.interface, other.interface) and one.interface != other.interface:
-        return False
-    if one.address is None or other.address is None:
-        return True
-    if one.address.version != other.address.version:
-        return False
-    return one.address == other.address or (
-        one.address.is_unspecified or other.address.is_unspecified
-    )
 
 
 def _settle(

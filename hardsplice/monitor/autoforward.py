@@ -24,7 +24,8 @@ from ipaddress import IPv4Address, IPv6Address
 from hardsplice.ipc.loop import Loop
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure
-from hardsplice.model.ports import Auto, Forward, overlap
+from hardsplice.model.forward import Auto, Forward, overlap
+from hardsplice.model.protocol import Protocol
 from hardsplice.monitor.registry import Port, Ports, Source
 from hardsplice.net import sockdiag
 from hardsplice.net.sockdiag import Listening
@@ -58,6 +59,11 @@ class Watched:
     autos: Sequence[Auto]
     asker: socket.socket  # of the namespace where the targets are
 
+    @property
+    def protocols(self) -> list[Protocol]:
+        """Those whose listeners are to be looked at."""
+        return [one for one in Protocol if any(auto.protocol is one for auto in self.autos)]
+
 
 def wanted(
     listening: Iterable[Listening],
@@ -69,17 +75,21 @@ def wanted(
     in use; ``ours`` is what hardsplice itself has there.
     """
     own = {
-        (address, forward.port)
+        (forward.protocol, address, forward.port)
         for forward in ours
         for address in ((forward.address,) if forward.address else _ANYWHERE)
     }
     targets = {
-        one.port
+        (one.protocol, one.port)
         for one in listening
-        if one.reached_by & families and (one.address, one.port) not in own
+        if one.reached_by & families and (one.protocol, one.address, one.port) not in own
     }
     return [
-        forward for port in sorted(targets) for auto in autos for forward in auto.forwards(port)
+        forward
+        for protocol, port in sorted(targets)
+        for auto in autos
+        if auto.protocol is protocol
+        for forward in auto.forwards(port)
     ]
 
 
@@ -195,8 +205,8 @@ class Watch:
         self.loop = loop
         self.followers = {one: Follower(one, ports, tell, self._perhaps_settled) for one in watched}
         self.on_first: Callable[[], None] | None = None  # to be called still
-        # What the last look at each direction was at: the answer, and the registry's changes.
-        self.seen: dict[Direction, tuple[bytes, int]] = {}
+        # What the last look at each direction was at: the answers, and the registry's changes.
+        self.seen: dict[Direction, tuple[dict[Protocol, bytes], int]] = {}
         self.pace = Pace(time.monotonic())
         self.looks = 0
 
@@ -227,12 +237,15 @@ class Watch:
         self.loop.after(self.pace.pause(now, changed=changed, took=now - began), self._look)
 
     def _look_at(self, direction: Direction, watched: Watched, now: float) -> bool:
-        seen = sockdiag.ask(watched.asker), self.ports.changes
+        answers = {one: sockdiag.ask(watched.asker, one) for one in watched.protocols}
+        seen = answers, self.ports.changes
         follower = self.followers[direction]
         if seen == self.seen.get(direction) and not follower.is_waiting:
             return False
         self.seen[direction] = seen
         # Listeners of the other direction are those that we have where this one's targets are.
         ours = self.ports.held(direction.opposite)
-        listening = sockdiag.parse(seen[0])
+        listening = [
+            found for one, answer in answers.items() for found in sockdiag.parse(answer, one)
+        ]
         return follower.follow(wanted(listening, watched.autos, self.families, ours), now)

@@ -21,7 +21,7 @@ from hardsplice.kernel import pinned, socketcalls
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure
 from hardsplice.model.families import ALL_FAMILIES
-from hardsplice.model.ports import Forward
+from hardsplice.model.forward import Forward
 from hardsplice.monitor.registry import Port
 from hardsplice.net import listeners
 from hardsplice.net.retiring import Retiring, Sink
@@ -113,7 +113,7 @@ class Desk:
         that it was asked for, as we would have made it. Before Linux 5.14 the namespace can't be
         asked for.
         """
-        if not listeners.is_listener(fd, forward.port) or not listeners.is_sound(fd):
+        if not listeners.is_listener(fd, forward) or not listeners.is_sound(fd):
             return False
         found = socketcalls.namespace_cookie(fd)
         return found is None or found == self._target

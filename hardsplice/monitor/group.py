@@ -26,7 +26,7 @@ from hardsplice.ipc.loop import Loop
 from hardsplice.ipc.messages import Note
 from hardsplice.kernel import socketcalls
 from hardsplice.model.errors import Failure
-from hardsplice.model.ports import Forward
+from hardsplice.model.forward import Forward
 from hardsplice.monitor.supervisor import STOP_SECONDS, Keeper
 from hardsplice.monitor.unreachable import Doubt
 from hardsplice.net.listeners import Pointers

@@ -43,7 +43,7 @@ from hardsplice.ipc.loop import Alarm, Loop
 from hardsplice.ipc.messages import Kind, Malformed, Record
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure
-from hardsplice.model.ports import Forward
+from hardsplice.model.forward import Forward
 from hardsplice.monitor.effects import Desk
 from hardsplice.monitor.group import Crew
 from hardsplice.monitor.requests import (
@@ -253,7 +253,7 @@ class TargetSide:
     def _serve(self, record: Record) -> None:
         forward, slots = decode(record.text)
         (fd,) = record.fds
-        if record.index in self.crew.listeners or not is_listener(fd, forward.port):
+        if record.index in self.crew.listeners or not is_listener(fd, forward):
             raise Malformed("a descriptor that is not a new listener")
         code = 0
         try:

@@ -15,7 +15,9 @@ from ipaddress import IPv6Address
 
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure
-from hardsplice.model.ports import LOOPBACKS, Address, Forward
+from hardsplice.model.forward import LOOPBACKS, Forward
+from hardsplice.model.protocol import Protocol
+from hardsplice.model.spec import Address
 from hardsplice.monitor.registry import Port
 from hardsplice.net.listeners import describe
 
@@ -50,15 +52,17 @@ class Loops:
     """All listeners of both directions, and which leads to which."""
 
     def __init__(self, listeners: Iterable[_Listener]) -> None:
-        self._by_port: dict[tuple[Direction, int], list[Forward]] = {}
+        self._by_port: dict[tuple[Direction, Protocol, int], list[Forward]] = {}
         for direction, forward in listeners:
-            self._by_port.setdefault((direction, forward.port), []).append(forward)
+            key = direction, forward.protocol, forward.port
+            self._by_port.setdefault(key, []).append(forward)
 
     def _after(self, visit: _Visit) -> Iterator[_Visit]:
         (direction, forward), version = visit
         address = _first_target(forward, version)
         other = direction.opposite
-        for listener in self._by_port.get((other, forward.target_port), ()):
+        there = other, forward.protocol, forward.target_port
+        for listener in self._by_port.get(there, ()):
             if _takes(listener, address):
                 yield (other, listener), address.version
 

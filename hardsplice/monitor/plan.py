@@ -13,7 +13,7 @@ from hardsplice.command.terminal import Terminal
 from hardsplice.ipc.child import Child
 from hardsplice.ipc.sd_notify import Notifier
 from hardsplice.model.direction import Direction
-from hardsplice.model.ports import Forward
+from hardsplice.model.forward import Forward
 from hardsplice.monitor.autoforward import Watched
 from hardsplice.monitor.effects import Desk
 from hardsplice.monitor.registry import Port

@@ -10,14 +10,15 @@ The registry decides what may be asked; `exchange` does it.
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Protocol
 
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure
-from hardsplice.model.ports import Forward
+from hardsplice.model.forward import Forward
+from hardsplice.model.protocol import Protocol
 from hardsplice.net.listeners import describe
 
 
@@ -49,7 +50,7 @@ class Conflict(Failure):
         self.conflict = conflict
 
 
-class Worker(Protocol):
+class Worker(typing.Protocol):
     """What makes and ends listeners; each outcome is told once, maybe at once."""
 
     def add(
@@ -72,11 +73,11 @@ class Worker(Protocol):
         """Stop listening: told is why it is listened on as before, or nothing."""
 
 
-Key = tuple[Direction, object, object, int]
+Key = tuple[Direction, Protocol, object, object, int]
 
 
 def _key(direction: Direction, forward: Forward) -> Key:
-    return direction, forward.address, forward.interface, forward.port
+    return direction, forward.protocol, forward.address, forward.interface, forward.port
 
 
 class Ports:

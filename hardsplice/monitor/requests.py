@@ -17,16 +17,17 @@ from hardsplice.ipc.messages import Kind, Malformed, Record
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure
 from hardsplice.model.families import ALL_FAMILIES
-from hardsplice.model.ports import Address, Forward
-from hardsplice.model.spec import is_interface_name
+from hardsplice.model.forward import Forward
+from hardsplice.model.protocol import BY_NUMBER
+from hardsplice.model.spec import Address, is_interface_name
 from hardsplice.monitor.effects import Desk
 from hardsplice.monitor.group import Crew
 from hardsplice.net.listeners import cannot_listen, chosen, describe, no_family
 from hardsplice.sandbox.address_book import LARGE, SLOT
 
-# Version and bytes of an address, twice; two ports; the interface's name (IFNAMSIZ); the slots of
-# its targets in the address book, by family.
-_FORWARD = struct.Struct("=B16sB16sHH16sII")
+# The protocol's number; version and bytes of an address, twice; two ports; the interface's name
+# (IFNAMSIZ); the slots of its targets in the address book, by family.
+_FORWARD = struct.Struct("=BB16sB16sHH16sII")
 _NO_SLOT = 0xFFFFFFFF
 
 
@@ -38,6 +39,7 @@ def encode(forward: Forward, slots: Mapping[int, int]) -> bytes:
     if name is not None and not is_interface_name(name):
         raise ValueError(f"{name!a} is not an interface's name")
     return _FORWARD.pack(
+        forward.protocol.number,
         *_packed(forward.address),
         *_packed(forward.target),
         forward.port,
@@ -55,15 +57,17 @@ def decode(text: bytes) -> tuple[Forward, dict[int, int]]:
     """The forward in a record's text, and its slots; Malformed when it is none."""
     if len(text) != _FORWARD.size:
         raise Malformed(f"{len(text)} bytes are no forward")
-    version, packed, target_version, target, port, target_port, name, *numbers = _FORWARD.unpack(
-        text
-    )
+    number, *addresses, port, target_port, name, slot_ipv4, slot_ipv6 = _FORWARD.unpack(text)
+    version, packed, target_version, target = addresses
+    protocol = BY_NUMBER.get(number)
+    if protocol is None:
+        raise Malformed(f"protocol {number}")
     if not target_port:
         raise Malformed("port 0")
     interface = name.rstrip(b"\0").decode("latin-1")
     if interface and not is_interface_name(interface):
         raise Malformed("an interface's name that is none")
-    pairs = zip(ALL_FAMILIES, numbers, strict=True)
+    pairs = zip(ALL_FAMILIES, (slot_ipv4, slot_ipv6), strict=True)
     slots = {family: slot for family, slot in pairs if slot != _NO_SLOT}
     if any(slot >= LARGE.size // SLOT for slot in slots.values()):
         raise Malformed("a slot that no book has")
@@ -74,6 +78,7 @@ def decode(text: bytes) -> tuple[Forward, dict[int, int]]:
         target=_unpacked(target_version, target),
         target_port=target_port,
         required=True,
+        protocol=protocol,
     )
     return forward, slots
 

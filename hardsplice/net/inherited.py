@@ -28,15 +28,17 @@ from hardsplice.model import spec
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure, quote, reason_of
 from hardsplice.model.families import FAMILIES
-from hardsplice.model.ports import Forward, single
+from hardsplice.model.forward import Forward
+from hardsplice.model.ports import single
+from hardsplice.model.protocol import Protocol
 from hardsplice.model.spec import Address, Inherited
 from hardsplice.net.listeners import bound_address, is_listener, make_sound, namespace_here
 
 STORED = "hardsplice/"  # what the names of listeners begin with that we had kept
 _ADDED = f"{STORED}added/"  # ... of ports that were added at run time
 _ADDED_NAME = re.compile(
-    rf"{_ADDED}({'|'.join(Direction)})/(\*|[0-9a-f._]+)(?:%([A-Za-z0-9.=-]+))?/([0-9]{{1,5}})"
-    r"/(\*|[0-9a-f._]+)/([0-9]{1,5})"
+    rf"{_ADDED}({'|'.join(Direction)})/(?:({'|'.join(Protocol)})/)?"
+    r"(\*|[0-9a-f._]+)(?:%([A-Za-z0-9.=-]+))?/([0-9]{1,5})/(\*|[0-9a-f._]+)/([0-9]{1,5})"
 )
 _NAME_SIZE = 16  # IFNAMSIZ
 
@@ -55,10 +57,15 @@ def added_name(direction: Direction, forward: Forward) -> str:
 
 
 def _key_of(name: str) -> str:
-    """What a name under which a listener is kept says of where it listens."""
+    """What a name under which a listener is kept says of where it listens. Before hardsplice knew
+    of protocols names said nothing of them, and were TCP's.
+    """
+    key = name.removeprefix(STORED)
     if name.startswith(_ADDED):
-        return name.removeprefix(_ADDED).rsplit("/", 2)[0]
-    return name.removeprefix(STORED)
+        key = name.removeprefix(_ADDED).rsplit("/", 2)[0]
+    direction, _, rest = key.partition("/")
+    known = rest.partition("/")[0] in [*Protocol]
+    return key if known else f"{direction}/{Protocol.TCP}/{rest}"
 
 
 def _key(direction: Direction, forward: Forward) -> str:
@@ -69,7 +76,7 @@ def _key(direction: Direction, forward: Forward) -> str:
     )
     interface = f"%{plain}" if plain else ""
     port = f"{forward.port}" if forward.port else f"0={_leads_to(forward)}"
-    return f"{direction}/{address}{interface}/{port}"
+    return f"{direction}/{forward.protocol}/{address}{interface}/{port}"
 
 
 def _leads_to(forward: Forward) -> str:
@@ -85,7 +92,7 @@ def read_added(name: str, families: Sequence[int]) -> tuple[Direction, Forward] 
     match = _ADDED_NAME.fullmatch(name)
     if match is None:
         return None
-    direction, address, interface, port, target, target_port = match.groups()
+    direction, protocol, address, interface, port, target, target_port = match.groups()
     listening = "" if address == "*" else address.replace("_", ":")
     try:
         if interface:
@@ -98,6 +105,7 @@ def read_added(name: str, families: Sequence[int]) -> tuple[Direction, Forward] 
             int(target_port),
             versions=families,
             families=families,
+            protocol=Protocol(protocol or Protocol.TCP),
         )
     except (spec.Refusal, ValueError, OverflowError):
         return None
@@ -259,7 +267,7 @@ def _forward_of(name: str, fd: int, asked: Inherited) -> Forward:
 
 def _check(name: str, listener: socket.socket) -> None:
     # Neither MPTCP, say, whose connections Landlock does not confine.
-    if listener.family not in FAMILIES or listener.proto != socket.IPPROTO_TCP:
+    if listener.family not in FAMILIES or listener.proto != Protocol.TCP.number:
         raise _refusal(name, "it is no TCP socket")
     if listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) != 1:
         raise _refusal(name, "it does not listen")
@@ -273,7 +281,7 @@ def _refusal(name: str, reason: str) -> Failure:
 
 def _is(fd: int, forward: Forward, families: Sequence[int]) -> bool:
     """Whether a listener is the one that would be opened for ``forward``."""
-    if not is_listener(fd, forward.port):
+    if not is_listener(fd, forward):
         return False
     listener = socket.socket(fileno=fd)
     try:

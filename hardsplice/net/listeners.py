@@ -23,8 +23,9 @@ from hardsplice.ipc.channel import CROWDED_HINT, close_all
 from hardsplice.kernel import pinned, socketcalls
 from hardsplice.model.errors import Failure, reason_of
 from hardsplice.model.families import FAMILIES, IPV4, IPV6
-from hardsplice.model.ports import LOOPBACKS, Address, Forward
-from hardsplice.model.spec import LAST_PORT
+from hardsplice.model.forward import LOOPBACKS, Forward
+from hardsplice.model.protocol import Protocol
+from hardsplice.model.spec import LAST_PORT, Address
 from hardsplice.net.listener import Listener
 from hardsplice.sandbox.address_book import Place, Pointer
 
@@ -78,6 +79,8 @@ def write_place(
 
 def open_listener(forward: Forward, families: Sequence[int]) -> int:
     """Bind to the place that was written down, and listen; the descriptor, or OSError."""
+    if forward.protocol is not Protocol.TCP:
+        raise OSError(errno.EPROTONOSUPPORT, os.strerror(errno.EPROTONOSUPPORT))
     address, dual = bound_address(forward, families)
     is_ipv6 = address.version == 6
     fd = socketcalls.stream_socket(FAMILIES[IPV6 if is_ipv6 else IPV4])
@@ -112,14 +115,15 @@ def chosen(forward: Forward, fd: int) -> Forward:
     return forward if forward.port else replace(forward, port=socketcalls.local_port(fd))
 
 
-def is_listener(fd: int, port: int) -> bool:
-    """Whether ``fd`` is a TCP socket that listens on ``port`` (0: any), as a process claims that
-    may be hostile.
+def is_listener(fd: int, forward: Forward) -> bool:
+    """Whether ``fd`` is a socket of its protocol that listens on a forward's port (0: any), as a
+    process claims that may be hostile.
     """
+    port = forward.port
     domain = socketcalls.option(fd, socket.SOL_SOCKET, socket.SO_DOMAIN)
     return (
         domain in FAMILIES
-        and socketcalls.option(fd, socket.SOL_SOCKET, socket.SO_PROTOCOL) == socket.IPPROTO_TCP
+        and socketcalls.option(fd, socket.SOL_SOCKET, socket.SO_PROTOCOL) == forward.protocol.number
         and socketcalls.option(fd, socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
         and socketcalls.local_port(fd) in ((port,) if port else range(1, LAST_PORT + 1))
     )

@@ -32,7 +32,7 @@ from hardsplice.ipc.loop import Alarm, Loop
 from hardsplice.kernel import pinned, socketcalls
 from hardsplice.model.errors import Failure, reason_of
 from hardsplice.model.families import FAMILIES, IPV4, IPV6
-from hardsplice.model.ports import Address
+from hardsplice.model.spec import Address
 from hardsplice.net.listeners import BACKLOG, LOOPBACK
 from hardsplice.sandbox.address_book import Book, Pointer
 

@@ -18,12 +18,15 @@ from ipaddress import IPv4Address, IPv6Address
 
 from hardsplice.kernel.scm import Messages
 from hardsplice.model.errors import Failure, reason_of
+from hardsplice.model.protocol import Protocol
 
 _NETLINK_SOCK_DIAG = 4  # linux/netlink.h
 _SOCK_DIAG_BY_FAMILY = 20  # linux/sock_diag.h
 _NLM_F_REQUEST_DUMP = 0x301
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_LISTEN = 1 << 10  # TCP_LISTEN, net/tcp_states.h
+# The states of those that take what comes, net/tcp_states.h: TCP_LISTEN, and TCP_CLOSE, which a
+# UDP socket is in that has no peer.
+_STATES = {Protocol.TCP: 1 << 10, Protocol.UDP: 1 << 7}
 _INET_DIAG_SKV6ONLY = 11  # linux/inet_diag.h
 
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
@@ -52,6 +55,7 @@ class Listening:
     address: IPv4Address | IPv6Address
     port: int
     reached_by: frozenset[int]
+    protocol: Protocol = Protocol.TCP
 
 
 def open_socket() -> socket.socket:
@@ -76,8 +80,9 @@ def at(fd: int) -> socket.socket:
     return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG, fileno=fd)
 
 
-def ask(asker: socket.socket) -> bytes:
-    """All listening TCP sockets, as the kernel writes them: the same bytes while nothing changes.
+def ask(asker: socket.socket, protocol: Protocol = Protocol.TCP) -> bytes:
+    """All sockets of a protocol that listen, as the kernel writes them: the same bytes while
+    nothing changes.
 
     The kernel has each part of its answer ready when it is asked for it (netlink_dump), so this
     never waits. OSError when it has none. Root in the namespace can send to the socket too: what
@@ -86,7 +91,7 @@ def ask(asker: socket.socket) -> bytes:
     answer = bytearray()
     packets = 0
     for family in (socket.AF_INET, socket.AF_INET6):
-        request = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, 0, _LISTEN)
+        request = _REQUEST.pack(family, protocol.number, 0, 0, _STATES[protocol])
         size = _HEADER.size + len(request)
         header = _HEADER.pack(size, _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST_DUMP, 1, 0)
         flags = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
@@ -117,15 +122,15 @@ def _is_last(part: bytes) -> bool:
     return not part
 
 
-def parse(answer: bytes) -> list[Listening]:
-    """The sockets in an answer."""
+def parse(answer: bytes, protocol: Protocol = Protocol.TCP) -> list[Listening]:
+    """The sockets in an answer to a question for those of ``protocol``."""
     found = []
     at = 0
     while at + _HEADER.size <= len(answer):
         size, kind, *_ = _HEADER.unpack_from(answer, at)
         message = answer[at + _HEADER.size : at + size]
         if kind == _SOCK_DIAG_BY_FAMILY and len(message) >= _MESSAGE.size:
-            found.append(_listening(message))
+            found.append(_listening(message, protocol))
         at += max(_aligned(size), _HEADER.size)
     return found
 
@@ -134,13 +139,13 @@ def _aligned(size: int) -> int:
     return (size + 3) & ~3
 
 
-def _listening(message: bytes) -> Listening:
+def _listening(message: bytes, protocol: Protocol) -> Listening:
     family, port, address, interface = _MESSAGE.unpack_from(message)
     near = interface in (0, _LOOPBACK_INDEX)
     number = int.from_bytes(port, "big")
     if family == socket.AF_INET:
         reached = {4} if near and address[:4] in (_ANY_IPV4, _LOOPBACK_IPV4) else set[int]()
-        return Listening(IPv4Address(address[:4]), number, frozenset(reached))
+        return Listening(IPv4Address(address[:4]), number, frozenset(reached), protocol)
     reached = set()
     if near and address in (_ANY_IPV6, _LOOPBACK_IPV6):
         reached.add(6)
@@ -148,7 +153,7 @@ def _listening(message: bytes) -> Listening:
     mapped = address[:12] == _MAPPED and address[12:] in (_ANY_IPV4, _LOOPBACK_IPV4)
     if near and (both or mapped):
         reached.add(4)
-    return Listening(IPv6Address(address), number, frozenset(reached))
+    return Listening(IPv6Address(address), number, frozenset(reached), protocol)
 
 
 def _is_ipv6_only(attributes: bytes) -> bool:

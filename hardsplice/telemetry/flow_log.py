@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hardsplice.model.direction import Direction
+from hardsplice.model.protocol import Protocol
 from hardsplice.telemetry.counters import Stats
 from hardsplice.telemetry.flow_table import End, Ended, in_words, read_record
 from hardsplice.telemetry.log import Level, Log
@@ -35,10 +36,11 @@ _WORDS = {
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """All that is counted of one direction."""
+    """All that is counted of one direction, by relays of one protocol."""
 
     direction: Direction
     stats: Sequence[Stats]  # one a relay
+    protocol: Protocol = Protocol.TCP
 
     @property
     def missed(self) -> int:
@@ -92,6 +94,7 @@ class FlowLog:
         fields = {
             "event": "flow",
             "direction": direction,
+            "protocol": flow.protocol,
             "listener": where,
             "client": str(flow.client[0]),
             "client_port": flow.client[1],

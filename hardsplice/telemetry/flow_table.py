@@ -23,15 +23,18 @@ from dataclasses import dataclass
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address
 
+from hardsplice.model.protocol import BY_NUMBER, Protocol
+
 ROWS_MAX = 1 << 16  # flows of one relay that are listed; those beyond are counted only
 LOOKS = 8  # attempts to read a table that is being changed
 # Seconds on CLOCK_MONOTONIC that make sense: it begins at 0, and a machine runs for some centuries
 # at the most.
 _LAST_SECOND = 2.0**34
 
-# Bytes to the target and to the client, state, listener, port of the client and of the target, time
-# of the start in CLOCK_MONOTONIC seconds, addresses of the client and of the target.
-_ROW = struct.Struct("=QQIIHH4xd16s16s")
+# Bytes to the target and to the client, state, listener, port of the client and of the target, the
+# protocol's number, time of the start in CLOCK_MONOTONIC seconds, addresses of the client and of
+# the target.
+_ROW = struct.Struct("=QQIIHHB3xd16s16s")
 _STATE, _STATE_OFFSET = struct.Struct("=I"), 16
 _TARGET_PORT, _TARGET_PORT_OFFSET = struct.Struct("=H"), 26
 _STARTED, _STARTED_OFFSET = struct.Struct("=d"), 32
@@ -81,6 +84,7 @@ class End(IntEnum):
 
 
 _BUSY = frozenset(State) - {State.FREE}
+_CONNECTING = State.CONNECTING.value  # it takes time to look that up for each flow
 
 
 def _state(word: int) -> int:
@@ -92,6 +96,7 @@ class FlowRow:
     """One flow."""
 
     listener: int  # as the monitor numbers them
+    protocol: Protocol
     client: Endpoint
     target: Endpoint  # while connecting the first to be tried
     started: float  # CLOCK_MONOTONIC seconds
@@ -179,13 +184,14 @@ class FlowTable:
 
     # --- writing: the relay, and its keeper once the relay has ended ------------------------------
 
-    def open(self, at: int, listener: int, client: Packed, target: Packed, now: float) -> None:
-        """Begin the row at one of ``positions``."""
+    def open(
+        self, at: int, listener: int, protocol: int, client: Packed, target: Packed, now: float
+    ) -> None:
+        """Begin the row at one of ``positions``; ``protocol`` is the kernel's number of it."""
         _ROW.pack_into(
-            self._bytes,
-            8 * at,
-            *(0, 0, State.CONNECTING, listener, client[1], target[1], now, client[0], target[0]),
-        )
+            self._bytes, 8 * at,
+            0, 0, _CONNECTING, listener, client[1], target[1], protocol, now, client[0], target[0],
+        )  # fmt: skip
         number = (at - self._first) // WORDS_A_ROW
         if number >= self._words[self._head + self._USED]:
             self._words[self._head + self._USED] = number + 1
@@ -248,13 +254,18 @@ def _makes_sense(text: bytes) -> bool:
 
 def _read_row(raw: bytes | memoryview) -> FlowRow | None:
     """A row in use; None for one that is free or makes no sense."""
-    to_target, to_client, state, listener, client_port, target_port, started, client, target = (
-        _ROW.unpack(raw)
+    to_target, to_client, state, listener, *ports, number, started, client, target = _ROW.unpack(
+        raw
     )
-    if state not in _BUSY or not 0 <= started < _LAST_SECOND:  # nor if it is no number at all
+    client_port, target_port = ports
+    protocol = BY_NUMBER.get(number)
+    if state not in _BUSY or protocol is None:
+        return None
+    if not 0 <= started < _LAST_SECOND:  # nor if it is no number at all
         return None
     return FlowRow(
         listener=listener,
+        protocol=protocol,
         client=(_address(client), client_port),
         target=(_address(target), target_port),
         started=started,

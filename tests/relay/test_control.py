@@ -57,8 +57,8 @@ class Site:
             return client.get(path)
 
     def metrics(self) -> dict[tuple[str, str], float]:
-        """Each metric's value by its name and its labels but "relay" and "namespace", summed over
-        relays.
+        """Each metric's value by its name and its labels but "relay", "protocol" and "namespace",
+        summed over relays.
         """
         with contextlib.closing(self.client()) as client:
             text = client.text("/metrics")
@@ -67,6 +67,7 @@ class Site:
             for one in family.samples:
                 assert one.labels.pop("namespace") == str(self.namespace.pid)
                 one.labels.pop("relay", None)
+                assert one.labels.pop("protocol", "tcp") == "tcp"
                 labels = [f"{key}={val}" for key, val in one.labels.items()]
                 key = one.name.removeprefix("hardsplice_"), ",".join(sorted(labels))
                 found[key] = found.get(key, 0) + one.value

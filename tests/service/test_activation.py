@@ -157,8 +157,8 @@ def test_no_client_is_refused_while_it_is_restarted(
     port, options = restarts
     manager = serve(Manager(), *options).until_ready()
     assert [name for name, _ in manager.store] == [
-        f"hardsplice/inbound/127.0.0.1/{port}",
-        "hardsplice/outbound/127.0.0.1/81",
+        f"hardsplice/inbound/tcp/127.0.0.1/{port}",
+        "hardsplice/outbound/tcp/127.0.0.1/81",
     ]
     passes(port, inside)
     started = family(manager.main)
@@ -225,7 +225,7 @@ def test_what_is_asked_for_no_longer_is_kept_no_longer(
     manager = serve(Manager(), *options).until_ready()
     manager.stop()
     serve(manager, "-f", "-t", f"127.0.0.1/{port}:82", str(namespace.pid)).until_ready()
-    assert [name for name, _ in manager.store] == [f"hardsplice/inbound/127.0.0.1/{port}"]
+    assert [name for name, _ in manager.store] == [f"hardsplice/inbound/tcp/127.0.0.1/{port}"]
     manager.stop()
     serve(manager, "-f", str(namespace.pid)).until_ready()
     assert manager.store == []
@@ -249,15 +249,15 @@ def test_a_free_port_stays_the_same_over_a_restart(
 
     before = kept()
     assert set(before) == {
-        "hardsplice/inbound/127.0.0.1/0=80",
-        "hardsplice/inbound/127.0.0.1/0=81",
-        "hardsplice/outbound/127.0.0.1/0=82",
+        "hardsplice/inbound/tcp/127.0.0.1/0=80",
+        "hardsplice/inbound/tcp/127.0.0.1/0=81",
+        "hardsplice/outbound/tcp/127.0.0.1/0=82",
     }
-    passes(before["hardsplice/inbound/127.0.0.1/0=80"], inside)
+    passes(before["hardsplice/inbound/tcp/127.0.0.1/0=80"], inside)
     manager.stop()
     serve(manager, *again).until_ready()
     assert kept() == before
-    passes(before["hardsplice/inbound/127.0.0.1/0=80"], inside)
+    passes(before["hardsplice/inbound/tcp/127.0.0.1/0=80"], inside)
     manager.stop()
 
 
@@ -286,13 +286,13 @@ def test_what_is_kept_under_one_of_our_names_is_looked_at(
 ) -> None:
     port, options = restarts
     manager = Manager()
-    name = f"hardsplice/inbound/127.0.0.1/{port}"
+    name = f"hardsplice/inbound/tcp/127.0.0.1/{port}"
     with socket.create_server(("127.0.0.1", 0)) as wrong:
         manager.store.append((name, os.dup(wrong.fileno())))
     manager.store.append(("hardsplice/nonsense", os.open("/dev/null", os.O_RDONLY)))
     serve(manager, *options).until_ready()
     passes(port, inside)
-    assert [kept for kept, _ in manager.store] == [name, "hardsplice/outbound/127.0.0.1/81"]
+    assert [kept for kept, _ in manager.store] == [name, "hardsplice/outbound/tcp/127.0.0.1/81"]
     manager.stop()
 
 

@@ -93,6 +93,35 @@ def test_ports_that_were_added_are_there_again_after_a_restart(
     manager.stop()
 
 
+def test_what_an_earlier_version_had_kept_comes_back_and_is_kept_by_its_new_name(
+    serve: Serve, namespace: Namespace, inside: socket.socket, user_directory: Path
+) -> None:
+    """Names had no protocol: they were all TCP's."""
+    port, path = free_ports(3), user_directory / "control"
+    options = ["-f", "-t", f"127.0.0.1/{port}:80", "--control", str(path), str(namespace.pid)]
+    manager = serve(Manager(), *options).until_ready()
+    added(manager, path, (Direction.INBOUND, port + 1, 80), (Direction.OUTBOUND, 8081, port + 2))
+    manager.stop()
+    names = [name for name, _ in manager.store]
+    manager.store = [(name.replace("/tcp/", "/"), fd) for name, fd in manager.store]
+    assert not {name for name, _ in manager.store} & {*names}
+    kept = {os.fstat(fd).st_ino for _, fd in manager.store}
+    with socket.create_connection(("127.0.0.1", port + 1), timeout=PATIENCE) as early:
+        serve(manager, *options).until_ready()
+        early.sendall(b"waited")
+        with inside.accept()[0] as server:
+            server.settimeout(PATIENCE)
+            assert server.recv(6, socket.MSG_WAITALL) == b"waited"
+    assert sources(path) == {
+        f"127.0.0.1:{port}": "option",
+        f"127.0.0.1:{port + 1}": "control",
+        "127.0.0.1:8081": "control",
+    }
+    assert sorted(name for name, _ in manager.store) == sorted(names)
+    assert {os.fstat(fd).st_ino for _, fd in manager.store} == kept, "the same listeners"
+    manager.stop()
+
+
 def test_a_port_that_was_removed_does_not_come_back(
     serve: Serve, namespace: Namespace, inside: socket.socket, user_directory: Path
 ) -> None:
@@ -120,7 +149,7 @@ def test_what_was_added_becomes_an_options_once_one_asks_for_it(
     options = ["-f", "--control", str(path), "-t", f"127.0.0.1/{port}:80", str(namespace.pid)]
     serve(manager, *options).until_ready()
     assert sources(path) == {f"127.0.0.1:{port}": "option"}
-    assert [name for name, _ in manager.store] == [f"hardsplice/inbound/127.0.0.1/{port}"]
+    assert [name for name, _ in manager.store] == [f"hardsplice/inbound/tcp/127.0.0.1/{port}"]
     passes(port, inside)
     manager.stop()
     serve(manager, "-f", str(namespace.pid)).until_ready()
@@ -171,7 +200,7 @@ def test_one_for_which_there_is_no_room_is_said(
         client.remove(first, reset_flows=False)
     added(manager, path, (Direction.INBOUND, port + 2, 80))
     assert [name for name, _ in manager.store] == [
-        f"hardsplice/added/inbound/127.0.0.1/{port + 2}/*/80"
+        f"hardsplice/added/inbound/tcp/127.0.0.1/{port + 2}/*/80"
     ]
     manager.stop()
 

@@ -83,6 +83,7 @@ def test_each_flow_is_a_line_that_says_how_it_went(lanes: Lanes, direction: str)
         "level": "info",
         "event": "flow",
         "direction": direction,
+        "protocol": "tcp",
         "listener": f"127.0.0.1 port {lane.ends.entry}",
         "client": where[0],
         "client_port": where[1],

@@ -45,7 +45,7 @@ def test_in_the_background_its_word_counts_once_the_manager_knows_its_pid(
     assert manager.heard[0] == {"MAINPID": str(manager.main)}
     assert manager.main != manager.process.pid
     assert manager.wait() == 0, "the one that was started has ended"
-    assert [name for name, _ in manager.store] == [f"hardsplice/inbound/127.0.0.1/{port}"]
+    assert [name for name, _ in manager.store] == [f"hardsplice/inbound/tcp/127.0.0.1/{port}"]
     started = family(manager.main)
     manager.stop()
     gone(started)

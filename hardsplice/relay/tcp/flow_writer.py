@@ -15,11 +15,13 @@ import errno
 from collections.abc import Callable
 
 from hardsplice.kernel import socketcalls
+from hardsplice.model.protocol import Protocol
 from hardsplice.relay.tcp.rules import CLIENT, Flow
 from hardsplice.telemetry import counters as count
 from hardsplice.telemetry.flow_table import End, FlowTable, Packed, State
 
 Report = Callable[[End, bytes], bool]
+_TCP = Protocol.TCP.number
 
 
 class Ledger:
@@ -49,7 +51,7 @@ class Ledger:
             self._counters[count.UNLISTED] += 1
             return
         target = socketcalls.endpoint(flow.plan[0].sockaddr)
-        self._table.open(at, flow.listener, client, target, self._now())
+        self._table.open(at, flow.listener, _TCP, client, target, self._now())
         flow.tally = at
 
     def connected(self, flow: Flow) -> None:

@@ -544,6 +544,8 @@ def test_importing_the_command_line_is_light() -> None:
         "hardsplice.model.direction",
         "hardsplice.model.errors",
         "hardsplice.model.foreign",
+        "hardsplice.model.forward",
+        "hardsplice.model.protocol",
         "hardsplice.app.modes",
         "hardsplice.cli.output",
         "hardsplice.model.ports",

@@ -12,6 +12,7 @@ from hardsplice.control.http import Request, Response
 from hardsplice.control.routes import dispatch
 from hardsplice.control.world import RelayView, Snapshot
 from hardsplice.model.direction import Direction
+from hardsplice.model.protocol import Protocol
 from hardsplice.monitor import loops
 from hardsplice.monitor.registry import Port, Ports
 from hardsplice.telemetry.counters import COUNTERS, GAUGES, KEPT, LATENCY_BOUNDS, Latency
@@ -23,6 +24,7 @@ def flow(client: int, *, state: State = State.ESTABLISHED) -> FlowRow:
     """A flow of the client with this port."""
     return FlowRow(
         listener=1,
+        protocol=Protocol.TCP,
         client=(IPv4Address("127.0.0.1"), client),
         target=(IPv6Address("::1"), 80),
         started=0.0,
@@ -36,6 +38,7 @@ def relay(direction: Direction, number: int = 0) -> RelayView:
     """A relay whose counters are all different."""
     return RelayView(
         direction=direction,
+        protocol=Protocol.TCP,
         number=number,
         counters={name: 100 + at for at, name in enumerate((*COUNTERS, *KEPT))},
         gauges={**dict.fromkeys(GAUGES, 7), "pipes_open": 5, "pipes_free": 3},

@@ -22,6 +22,7 @@ from hardsplice.control.routes import ROUTES
 from hardsplice.control.server import Admission
 from hardsplice.kernel import socketcalls
 from hardsplice.model.direction import Direction
+from hardsplice.model.protocol import Protocol
 from hardsplice.monitor import loops
 from hardsplice.monitor.registry import Ports
 from hardsplice.telemetry import counters as count
@@ -63,7 +64,7 @@ def test_what_relays_wrote_is_told(world: HostWorld) -> None:
     assert outbound.flows is not None
     at = outbound.flows.positions()[0]
     client = socketcalls.endpoint(socketcalls.sockaddr(IPv4Address("192.0.2.1"), 40000))
-    outbound.flows.open(at, 3, client, client, time.monotonic())
+    outbound.flows.open(at, 3, Protocol.TCP.number, client, client, time.monotonic())
     (flow,) = json.loads(ask(world, "/v1/flows").body)["flows"]
     assert (flow["direction"], flow["port"], flow["client"]) == ("outbound", 3, "192.0.2.1:40000")
     now = world.snapshot()

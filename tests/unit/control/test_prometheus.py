@@ -12,7 +12,7 @@ from hardsplice.control.metrics import LABEL, METRICS, PREFIX
 from hardsplice.control.prometheus import Family, Sample, histogram, render
 from hardsplice.control.routes import dispatch
 from hardsplice.model.direction import Direction
-from hardsplice.model.ports import Forward
+from hardsplice.model.forward import Forward
 from hardsplice.monitor.registry import Source
 from hardsplice.telemetry.counters import COUNTERS, KEPT, LATENCY_BOUNDS
 from tests.unit.control.fake_world import FakeWorld
@@ -86,7 +86,8 @@ def test_every_relay_has_its_own_samples_with_the_right_values() -> None:
     found = read(fetch(FakeWorld()).body.decode())
 
     def of(name: str, relay: int = 0, **labels: str) -> float:
-        labels = {"namespace": "7", "direction": "outbound", "relay": str(relay), **labels}
+        of_relay = {"direction": "outbound", "protocol": "tcp", "relay": str(relay)}
+        labels = {"namespace": "7", **of_relay, **labels}
         return found["hardsplice_" + name, tuple(sorted(labels.items()))]
 
     for relay in (0, 1):

@@ -16,7 +16,7 @@ from hardsplice.control.report import FLOWS_SHOWN
 from hardsplice.control.routes import ROUTES, dispatch
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure
-from hardsplice.model.ports import Forward
+from hardsplice.model.forward import Forward
 from hardsplice.monitor.registry import Port, Source
 from hardsplice.telemetry.counters import COUNTERS, KEPT
 from tests.unit.control.fake_world import FakeWorld, flow
@@ -380,8 +380,8 @@ def test_flows(world: FakeWorld) -> None:
     assert first["seconds"] > 0
     del first["seconds"]
     assert first == {
-        "direction": IN, "port": 1, "state": "established", "client": "127.0.0.1:1000",
-        "target": "[::1]:80", "bytesToTarget": 10, "bytesToClient": 20,
+        "direction": IN, "protocol": "tcp", "port": 1, "state": "established",
+        "client": "127.0.0.1:1000", "target": "[::1]:80", "bytesToTarget": 10, "bytesToClient": 20,
     }  # fmt: skip
     assert second["direction"] == OUT
 

@@ -29,7 +29,7 @@ from hardsplice.ctl.commands import description, main
 from hardsplice.model import ports
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure
-from hardsplice.model.ports import Forward
+from hardsplice.model.forward import Forward
 from tests.support.stream import PATIENCE
 from tests.unit.control.fake_world import FakeWorld, flow
 
@@ -239,7 +239,7 @@ def test_status_flows_and_metrics(world: FakeWorld, capsys: pytest.CaptureFixtur
     assert "# TYPE hardsplice_flows gauge" in text
     metrics = answer(capsys, "metrics")
     labels = {"namespace": "7", "direction": "outbound", "relay": "1"}
-    labels["state"] = "established"
+    labels |= {"protocol": "tcp", "state": "established"}
     assert {"name": "hardsplice_flows", "labels": labels, "value": 2.0} in metrics
     assert len(metrics) == sum(not line.startswith("#") for line in text.splitlines())
     for command in ("status", "flows"):

@@ -16,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hardsplice.model.errors import Failure
-from hardsplice.model.ports import Address, Auto, Forward, Layout, lay_out, parse
-from hardsplice.model.spec import is_interface_name
+from hardsplice.model.forward import Auto, Forward
+from hardsplice.model.ports import Layout, lay_out, parse
+from hardsplice.model.spec import Address, is_interface_name
 
 EPHEMERAL = (32768, 60999)
 NOT_EPHEMERAL = 65535 - (60999 - 32768 + 1)

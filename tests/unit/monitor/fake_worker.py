@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure
-from hardsplice.model.ports import Forward
+from hardsplice.model.forward import Forward
 
 
 @dataclass

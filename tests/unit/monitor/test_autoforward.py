@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any, cast
 
@@ -12,7 +13,9 @@ import pytest
 
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure
-from hardsplice.model.ports import Auto, Forward, lay_out
+from hardsplice.model.forward import Auto, Forward
+from hardsplice.model.ports import lay_out
+from hardsplice.model.protocol import Protocol
 from hardsplice.monitor import loops
 from hardsplice.monitor.autoforward import (
     BRISK_FOR,
@@ -64,6 +67,18 @@ def test_several_sockets_of_one_port_are_one() -> None:
 def test_what_the_loopback_does_not_reach_is_not_wanted() -> None:
     far = Listening(ip_address("10.0.0.1"), 80, frozenset())
     assert wanted([far], autos("auto"), BOTH, []) == []
+
+
+@pytest.mark.parametrize("protocol", Protocol)
+def test_what_is_listened_on_is_a_port_of_its_protocol_only(protocol: Protocol) -> None:
+    """Nor is what we listen on by one protocol in the way of the same number of another."""
+    seen = [replace(listening(53), protocol=one) for one in Protocol]
+    mine = [replace(one, protocol=protocol) for one in autos("auto")]
+    (found,) = wanted(seen, mine, BOTH, [])
+    assert found == replace(forward(53), protocol=protocol)
+    for one in Protocol:
+        ours = replace(forward(53, "127.0.0.1"), protocol=one)
+        assert wanted(seen, mine, BOTH, [ours]) == ([] if one is protocol else [found])
 
 
 def test_one_family_only_is_what_counts() -> None:
@@ -287,10 +302,10 @@ class World:
         self.sockets: dict[bytes, list[Listening]] = {b"": []}
         self.parsed = 0
         monkeypatch.setattr(time, "monotonic", lambda: self.now)
-        monkeypatch.setattr(sockdiag, "ask", lambda _: self.answer)
+        monkeypatch.setattr(sockdiag, "ask", lambda *_: self.answer)
         monkeypatch.setattr(sockdiag, "parse", self.parse)
 
-    def parse(self, answer: bytes) -> list[Listening]:
+    def parse(self, answer: bytes, _: Protocol) -> list[Listening]:
         self.parsed += 1
         return self.sockets[answer]
 
@@ -397,7 +412,7 @@ def test_a_kernel_that_does_not_answer_once_changes_nothing(
     watch(world, stand).start(lambda: None)
     assert stand.listed() == [80]
 
-    def refuse(_: object) -> bytes:
+    def refuse(*_: object) -> bytes:
         raise OSError
 
     with monkeypatch.context() as patched:

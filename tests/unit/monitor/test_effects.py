@@ -20,7 +20,7 @@ from hardsplice.kernel import pinned, socketcalls
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure
 from hardsplice.model.families import ALL_FAMILIES
-from hardsplice.model.ports import Forward
+from hardsplice.model.forward import Forward
 from hardsplice.monitor.effects import LOOK_SECONDS, LOOKED_AT, Desk
 from hardsplice.monitor.registry import Port, Source
 from hardsplice.net import listeners

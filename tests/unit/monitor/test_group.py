@@ -16,7 +16,7 @@ import pytest
 from hardsplice.ipc.descriptors import FIRST_LISTENER, NULL_FD, is_open
 from hardsplice.ipc.messages import Note
 from hardsplice.model.errors import Failure
-from hardsplice.model.ports import Forward
+from hardsplice.model.forward import Forward
 from hardsplice.monitor.group import LOOK_SECONDS, Crew
 from hardsplice.monitor.supervisor import Keeper
 from hardsplice.net.listener import Listener

@@ -28,7 +28,8 @@ from hardsplice.kernel import pinned, socketcalls
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure
 from hardsplice.model.families import IPV4, IPV6
-from hardsplice.model.ports import Forward
+from hardsplice.model.forward import Forward
+from hardsplice.model.protocol import Protocol
 from hardsplice.model.roles import HOST, TARGET
 from hardsplice.model.spec import Refusal, is_interface_name
 from hardsplice.monitor.effects import Desk
@@ -58,7 +59,7 @@ def forward(port: int, target: str | None = None, interface: str | None = None) 
 # --- forwards in records ---
 
 
-@given(addresses, interfaces, ports, addresses, ports, slot_maps)
+@given(addresses, interfaces, ports, addresses, ports, slot_maps, st.sampled_from(Protocol))
 def test_a_forward_arrives_as_it_was_sent(
     address: Any,
     interface: str | None,
@@ -66,8 +67,9 @@ def test_a_forward_arrives_as_it_was_sent(
     target: Any,
     target_port: int,
     slots: dict[int, int],
+    protocol: Protocol,
 ) -> None:
-    sent = Forward(address, interface, port, target, target_port, True)
+    sent = Forward(address, interface, port, target, target_port, True, protocol)
     if isinstance(address, IPv6Address):
         assert address.scope_id is None
     assert decode(encode(sent, slots)) == (sent, slots)
@@ -94,12 +96,22 @@ def test_any_bytes_are_a_forward_or_malformed(text: bytes) -> None:
         assert 0 < made.target_port < 65536
 
 
-@pytest.mark.parametrize("where", [0, 17])
+@pytest.mark.parametrize("where", [1, 18])
 def test_an_address_of_no_version_is_malformed(where: int) -> None:
     text = bytearray(encode(forward(80), {}))
     text[where] = 5
     with pytest.raises(Malformed):
         decode(bytes(text))
+
+
+def test_a_protocol_that_nobody_knows_is_malformed() -> None:
+    text = encode(forward(80), {})
+    for number in range(256):
+        if number in {one.number for one in Protocol}:
+            decode(bytes((number,)) + text[1:])
+            continue
+        with pytest.raises(Malformed):
+            decode(bytes((number,)) + text[1:])
 
 
 # --- the two sides ---

@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure
-from hardsplice.model.ports import Forward, parse
+from hardsplice.model.forward import Forward
+from hardsplice.model.ports import parse
+from hardsplice.model.protocol import Protocol
 from hardsplice.monitor import loops
 from hardsplice.monitor.loops import Loops
 from hardsplice.monitor.registry import Port, Source
@@ -95,6 +98,13 @@ def test_what_only_looks_like_one_is_not(inbound: str, outbound: str) -> None:
 def test_with_one_family_too(families: tuple[int, ...]) -> None:
     with pytest.raises(Failure):
         loops.refuse(forwards("8080", "8080", families))
+
+
+def test_ports_of_two_protocols_do_not_lead_to_each_other() -> None:
+    inbound, outbound = forwards("8080:80", "80:8080")
+    with pytest.raises(Failure):
+        loops.refuse([inbound, outbound])
+    loops.refuse([inbound, (outbound[0], replace(outbound[1], protocol=Protocol.UDP))])
 
 
 def test_the_line_names_the_ports() -> None:

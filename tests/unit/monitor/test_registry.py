@@ -11,7 +11,8 @@ import pytest
 
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure
-from hardsplice.model.ports import Forward
+from hardsplice.model.forward import Forward
+from hardsplice.model.protocol import Protocol
 from hardsplice.monitor import loops
 from hardsplice.monitor.registry import Conflict, Port, Ports, Source
 
@@ -227,3 +228,21 @@ def test_there_are_no_more_ports_a_direction_than_relays_have_descriptors_for() 
     stand.worker.answer(Failure("listen on", "port 1", "no"))
     stand.add(3)
     assert len(stand.worker.asked) == 4
+
+
+def test_one_number_is_a_port_of_each_protocol() -> None:
+    stand = Stand()
+    both = [replace(forward(53), protocol=protocol) for protocol in Protocol]
+    for number, one in enumerate((*both, *both), 1):
+        stand.ports.add(Direction.INBOUND, one, Source.CONTROL, stand.told.append)
+        if number <= len(both):
+            stand.worker.answer(None)
+    assert [port.forward for port in stand.ports.list()] == both
+    assert [type(told) for told in stand.told] == [Port, Port, Conflict, Conflict]
+    conflicts = [told.conflict for told in stand.told if isinstance(told, Conflict)]
+    assert conflicts == [1, 2], "each is in the way of its own"
+    stand.remove(1)
+    stand.worker.answer(None)
+    stand.ports.add(Direction.INBOUND, both[0], Source.CONTROL, stand.told.append)
+    stand.worker.answer(None)
+    assert {port.forward.protocol for port in stand.ports.list()} == {*Protocol}

@@ -24,7 +24,8 @@ from hardsplice.ipc.messages import Kind, Note, Record, encode
 from hardsplice.kernel import linux, socketcalls
 from hardsplice.kernel.status import describe_status
 from hardsplice.model.direction import Direction
-from hardsplice.model.ports import Forward
+from hardsplice.model.forward import Forward
+from hardsplice.model.protocol import Protocol
 from hardsplice.model.roles import HOST, OUTBOUND_RELAY
 from hardsplice.monitor.backoff import DEATHS_MAX, DELAYS, WINDOW, Backoff, is_denial
 from hardsplice.monitor.notes import BY_KEEPERS, BY_RELAYS, BY_TRACED_RELAYS
@@ -557,7 +558,7 @@ def flow(stats: Stats) -> int:
     assert stats.flows is not None
     at = stats.flows.positions()[0]
     client, target = (bytes(15) + b"\1", 4000), (bytes(15) + b"\1", 80)
-    stats.flows.open(at, 3, client, target, time.monotonic())
+    stats.flows.open(at, 3, Protocol.TCP.number, client, target, time.monotonic())
     stats.count[at] = 17
     return at
 
@@ -610,7 +611,7 @@ def test_the_books_of_a_relay_are_closed_a_piece_at_a_time(stand: Stand) -> None
     table = keeper.plan.stats.flows
     assert table is not None
     for at in table.positions():
-        table.open(at, 3, (bytes(16), 1), (bytes(16), 2), 1.0)
+        table.open(at, 3, Protocol.TCP.number, (bytes(16), 1), (bytes(16), 2), 1.0)
     os.kill(keeper.pid, signal.SIGKILL)
     keeper._on_exit()
     passes = 1

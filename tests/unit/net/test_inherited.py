@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
@@ -17,7 +18,9 @@ from hardsplice.ipc.channel import close_all
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure
 from hardsplice.model.families import IPV4, IPV6
-from hardsplice.model.ports import Forward, parse_inherited, single
+from hardsplice.model.forward import Forward
+from hardsplice.model.ports import parse_inherited, single
+from hardsplice.model.protocol import Protocol
 from hardsplice.model.spec import ANYWHERE, Inherited, Refusal, read_listen, read_target
 from hardsplice.net.inherited import (
     Passed,
@@ -146,6 +149,46 @@ def test_one_that_was_added_is_known_by_its_name_alone(
         assert read_added(name, (4, 6)) is None, "it could not have been added"
         return
     assert read_added(name, (4, 6)) == (direction, replace(asked, required=False))
+
+
+@given(FORWARDS, st.sampled_from(Direction))
+def test_a_name_says_the_protocol(one: Forward, direction: Direction) -> None:
+    both = [replace(one, protocol=protocol) for protocol in Protocol]
+    assert len({stored_name(direction, each) for each in both}) == len(both)
+    assert len({added_name(direction, each) for each in both}) == len(both)
+    for each in both:
+        found = read_added(added_name(direction, each), (4, 6))
+        assert found is None or found[1].protocol is each.protocol
+
+
+def without_protocol(name: str) -> str:
+    """A name as it was before names said the protocol."""
+    return name.replace("bound/tcp/", "bound/", 1)
+
+
+@given(FORWARDS, st.sampled_from(Direction))
+def test_a_name_without_a_protocol_is_of_tcp(one: Forward, direction: Direction) -> None:
+    name = added_name(direction, one)
+    old = without_protocol(name)
+    assert old != name
+    assert read_added(old, (4, 6)) == read_added(name, (4, 6))
+
+
+@pytest.mark.parametrize("naming", [stored_name, added_name])
+def test_what_was_kept_under_a_name_without_a_protocol_is_taken(
+    naming: Callable[[Direction, Forward], str],
+) -> None:
+    listener = listening(socket.AF_INET, "127.0.0.1")
+    port, before = listener.getsockname()[1], listener.detach()
+    forward = Forward(IPv4Address("127.0.0.1"), None, port, None, 80, required=True)
+    old = without_protocol(naming(Direction.INBOUND, forward))
+    left = Passed([(old, before)], FIRST)
+    left.end_others([(Direction.INBOUND, forward)])
+    other = replace(forward, protocol=Protocol.UDP)
+    assert left.take(Direction.INBOUND, other, (IPV4, IPV6)) is None
+    taken = left.take(Direction.INBOUND, forward, (IPV4, IPV6))
+    assert taken is not None
+    close_all([taken])
 
 
 @given(st.text(alphabet="0123456789abcdef._*%=/-", max_size=40))

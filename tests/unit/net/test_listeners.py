@@ -8,6 +8,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from hardsplice.ipc.channel import close_all
 from hardsplice.kernel import pinned, socketcalls
 from hardsplice.model.errors import Failure
 from hardsplice.model.families import IPV4, IPV6
-from hardsplice.model.ports import Forward
+from hardsplice.model.forward import Forward
+from hardsplice.model.protocol import Protocol
 from hardsplice.net.listeners import (
     Pointers,
     describe,
@@ -267,7 +269,7 @@ def test_whatever_a_relay_could_want_to_do_to_a_listener_is_noticed(
 def test_what_was_never_a_listener_is_not_sound() -> None:
     with open(os.devnull) as null, socket.socket() as idle:
         assert not is_sound(null.fileno())
-        assert not is_listener(idle.fileno(), 0)
+        assert not is_listener(idle.fileno(), forward())
     assert not is_sound(-1)
 
 
@@ -277,7 +279,7 @@ def test_a_listener_that_was_ended_is_none() -> None:
         socketcalls.retire(listener.fileno())
         assert has_ended(listener.fileno())
         assert not is_sound(listener.fileno())
-        assert not is_listener(listener.fileno(), listener.getsockname()[1])
+        assert not is_listener(listener.fileno(), forward())
 
 
 @pytest.mark.parametrize("spoil", SPOILT)
@@ -294,11 +296,20 @@ def test_what_somebody_else_kept_is_made_sound(spoil: str) -> None:
 
 def test_a_listener_is_known_by_its_port() -> None:
     with opened(forward()) as listener, socket.socket() as idle:
-        port = listener.getsockname()[1]
-        assert is_listener(listener.fileno(), port)
-        assert not is_listener(listener.fileno(), port % 65535 + 1)
-        assert not is_listener(idle.fileno(), port)
-        assert not is_listener(-1, port)
+        asked = replace(forward(), port=listener.getsockname()[1])
+        assert is_listener(listener.fileno(), asked)
+        assert is_listener(listener.fileno(), replace(asked, port=0))
+        assert not is_listener(listener.fileno(), replace(asked, port=asked.port % 65535 + 1))
+        assert not is_listener(listener.fileno(), replace(asked, protocol=Protocol.UDP))
+        assert not is_listener(idle.fileno(), asked)
+        assert not is_listener(-1, asked)
+
+
+def test_no_listener_is_opened_for_what_is_not_tcp() -> None:
+    before = open_descriptors()
+    with pytest.raises(OSError, match=os.strerror(errno.EPROTONOSUPPORT)):
+        open_listener(replace(forward(), protocol=Protocol.UDP), (IPV4, IPV6))
+    assert open_descriptors() == before
 
 
 # --- errors ---

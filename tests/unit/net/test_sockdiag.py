@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from hardsplice.kernel import scm
 from hardsplice.model.errors import Failure
+from hardsplice.model.protocol import Protocol
 from hardsplice.net import sockdiag
 from hardsplice.net.sockdiag import Listening
 
@@ -191,3 +192,23 @@ def test_a_message_that_is_too_long_is_refused() -> None:
         messages.sendmsg(-1, bytes(17), (), 0)
     with pytest.raises(ValueError, match="different structures"):
         messages.sendmsg(-1, b"", (0,) * 9, 0)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_one_number_is_told_of_for_each_protocol(asker: socket.socket, address: str) -> None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with bound(address) as tcp, socket.socket(family, socket.SOCK_DGRAM) as udp:
+        tcp.listen()
+        port = tcp.getsockname()[1]
+        udp.bind((address, port))
+        try:
+            answers = {one: sockdiag.ask(asker, one) for one in Protocol}
+        except OSError as error:
+            pytest.skip(f"the kernel can't be asked for UDP: {error}")
+        for protocol, answer in answers.items():
+            (found,) = [one for one in sockdiag.parse(answer, protocol) if one.port == port]
+            assert found.protocol is protocol
+            assert found.reached_by == {6 if family == socket.AF_INET6 else 4}
+        udp.close()
+        left = sockdiag.parse(sockdiag.ask(asker, Protocol.UDP), Protocol.UDP)
+        assert port not in {one.port for one in left}

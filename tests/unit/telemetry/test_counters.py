@@ -28,6 +28,7 @@ from hardsplice.control.report import FLOWS_SHOWN
 from hardsplice.control.server import Admission
 from hardsplice.ctl import show, top
 from hardsplice.model.direction import Direction
+from hardsplice.model.protocol import Protocol
 from hardsplice.monitor import loops
 from hardsplice.monitor.registry import Ports
 from hardsplice.telemetry import flow_log
@@ -162,7 +163,8 @@ def test_a_table_of_the_largest_size_costs_no_more_than_its_rows() -> None:
     assert flows is not None
     data = bytearray(random.Random(7).randbytes(8 * len(stats.count)))
     for at in flows.positions():  # those that can't be told from flows cost most
-        struct.pack_into("=I4x8xd", data, 8 * at + 16, State.ESTABLISHED, 1.0)
+        row = State.ESTABLISHED, Protocol.TCP.number, 1.0
+        struct.pack_into("=I8xB3xd", data, 8 * at + 16, *row)
     stats.count[:] = memoryview(data).cast("Q")
     head = flows.positions().start - FlowTable.HEAD_WORDS
     stats.count[head], stats.count[head + 1] = LARGEST, LARGEST
@@ -182,7 +184,7 @@ def test_the_end_waits_for_no_table(monkeypatch: pytest.MonkeyPatch) -> None:
     stats = Stats(ROWS)
     assert stats.flows is not None
     for at in stats.flows.positions():
-        stats.flows.open(at, 1, (bytes(16), 1), (bytes(16), 2), 1.0)
+        stats.flows.open(at, 1, Protocol.TCP.number, (bytes(16), 1), (bytes(16), 2), 1.0)
     said: list[str] = []
     log = Log(Level.WARNING)
     monkeypatch.setattr(log, "write", lambda level, text, fields: said.append(text))

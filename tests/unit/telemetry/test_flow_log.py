@@ -10,6 +10,7 @@ import pytest
 
 from hardsplice.kernel import socketcalls
 from hardsplice.model.direction import Direction
+from hardsplice.model.protocol import Protocol
 from hardsplice.telemetry.counters import UNLOGGED, UNPASSED, Stats
 from hardsplice.telemetry.flow_log import FlowLog, Traffic
 from hardsplice.telemetry.flow_table import End, Nonsense
@@ -31,7 +32,7 @@ def a_row(stats: Stats, listener: int = 1) -> bytes:
     at = stats.flows.positions()[0]
     client = socketcalls.endpoint(socketcalls.sockaddr(IPv4Address("192.0.2.1"), 40000))
     target = socketcalls.endpoint(socketcalls.sockaddr(IPv6Address("::1"), 80))
-    stats.flows.open(at, listener, client, target, 10.0)
+    stats.flows.open(at, listener, Protocol.TCP.number, client, target, 10.0)
     stats.count[at], stats.count[at + 1] = 17, 2000
     return stats.flows.close(at, stats.count, 10.25)
 
@@ -56,6 +57,7 @@ def test_as_json_it_says_the_same(capfd: pytest.CaptureFixture[str]) -> None:
         "level": "info",
         "event": "flow",
         "direction": "inbound",
+        "protocol": "tcp",
         "listener": "127.0.0.1 port 8080",
         "client": "192.0.2.1",
         "client_port": 40000,
@@ -87,7 +89,9 @@ def test_flows_that_are_left_at_the_end_are_told_of(capfd: pytest.CaptureFixture
     flows, _, stats = made()
     assert stats.flows is not None
     a_row(stats)
-    stats.flows.open(stats.flows.positions()[1], 0, (bytes(16), 1), (bytes(16), 2), 0.0)
+    stats.flows.open(
+        stats.flows.positions()[1], 0, Protocol.TCP.number, (bytes(16), 1), (bytes(16), 2), 0.0
+    )
     flows.finish()
     assert capfd.readouterr().err.count("broken off when hardsplice ended\n") == 1
     flows.finish()

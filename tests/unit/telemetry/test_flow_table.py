@@ -14,6 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hardsplice.kernel import socketcalls
+from hardsplice.model.protocol import Protocol
 from hardsplice.telemetry.counters import COUNTERS, KEPT, LATENCY_BOUNDS, Stats, count_latency
 from hardsplice.telemetry.flow_table import (
     RECORD_SIZE,
@@ -26,6 +27,7 @@ from hardsplice.telemetry.flow_table import (
     read_record,
 )
 
+TCP = Protocol.TCP.number
 CLIENT = socketcalls.endpoint(socketcalls.sockaddr(IPv4Address("192.0.2.1"), 40000))
 TARGET = socketcalls.endpoint(socketcalls.sockaddr(IPv6Address("2001:db8::1"), 443))
 OTHER = socketcalls.endpoint(socketcalls.sockaddr(IPv4Address("127.0.0.1"), 80))
@@ -40,7 +42,7 @@ def made(rows: int = 4) -> tuple[Stats, FlowTable]:
 def test_a_row_says_what_was_written() -> None:
     stats, table = made()
     at = table.positions()[1]
-    table.open(at, 7, CLIENT, OTHER, 12.5)
+    table.open(at, 7, TCP, CLIENT, OTHER, 12.5)
     assert [row.state for row in table] == [State.CONNECTING]
     table.aim(at, TARGET)
     table.mark(at, State.ESTABLISHED)
@@ -48,6 +50,7 @@ def test_a_row_says_what_was_written() -> None:
     assert list(table) == [
         FlowRow(
             listener=7,
+            protocol=Protocol.TCP,
             client=(IPv4Address("192.0.2.1"), 40000),
             target=(IPv6Address("2001:db8::1"), 443),
             started=12.5,
@@ -61,7 +64,7 @@ def test_a_row_says_what_was_written() -> None:
 def test_an_end_carries_the_row_and_the_time() -> None:
     stats, table = made()
     at = table.positions()[0]
-    table.open(at, 7, CLIENT, TARGET, 10.0)
+    table.open(at, 7, TCP, CLIENT, TARGET, 10.0)
     stats.count[at] = 5
     ended = read_record(End.CLIENT_RESET, table.close(at, stats.count, 12.5))
     assert (ended.end, ended.seconds, ended.flow.bytes_to_target) == (End.CLIENT_RESET, 2.5, 5)
@@ -72,7 +75,7 @@ def test_bytes_are_counted_once_wherever_they_stand() -> None:
     stats, table = made()
     first, second = table.positions()[:2]
     for at in (first, second):
-        table.open(at, 0, CLIENT, TARGET, 0.0)
+        table.open(at, 0, TCP, CLIENT, TARGET, 0.0)
     stats.count[0] = 1
     stats.count[first] = 10
     stats.count[second + 1] = 100
@@ -86,7 +89,7 @@ def test_bytes_are_counted_once_wherever_they_stand() -> None:
 def test_what_a_dead_relay_left_is_closed_and_the_rows_are_free_again() -> None:
     stats, table = made()
     for at in table.positions():
-        table.open(at, 0, CLIENT, TARGET, 0.0)
+        table.open(at, 0, TCP, CLIENT, TARGET, 0.0)
         stats.count[at] = 3
     rows = list(table.close_all(stats.count, 1.0))
     assert len(rows) == table.capacity
@@ -102,7 +105,7 @@ def test_a_process_forked_later_reads_what_another_one_writes() -> None:
         pid = os.fork()
     if pid == 0:
         at = table.positions()[0]
-        table.open(at, 1, CLIENT, TARGET, time.monotonic())
+        table.open(at, 1, TCP, CLIENT, TARGET, time.monotonic())
         stats.count[at] = 9
         os.write(told, b"\n")
         os._exit(0)
@@ -139,7 +142,7 @@ def test_whatever_stands_in_the_memory_monitors_can_live_with_it(noise: bytes) -
             read_record(End.RELAY_DIED, record)
     assert list(table) == []
     at = table.positions()[0]
-    table.open(at, 0, CLIENT, TARGET, 0.0)
+    table.open(at, 0, TCP, CLIENT, TARGET, 0.0)
     assert len(list(table)) == 1, "the next relay's table is in order"
 
 
@@ -156,7 +159,7 @@ def test_a_record_that_makes_no_sense_is_refused(end: int, text: bytes) -> None:
 def test_each_part_of_a_record_is_looked_at() -> None:
     stats, table = made()
     at = table.positions()[0]
-    table.open(at, 0, CLIENT, TARGET, 0.0)
+    table.open(at, 0, TCP, CLIENT, TARGET, 0.0)
     good = table.close(at, stats.count, 1.0)
     assert read_record(End.FIN, good).end is End.FIN
     bad_state = good[:16] + struct.pack("=I", 9) + good[20:]
@@ -197,7 +200,7 @@ def test_flows_are_counted_by_state() -> None:
     ends = (bytes(16), 1), (bytes(16), 2)
     positions = list(stats.flows.positions())
     for at, state in zip(positions, (State.CONNECTING, *[State.ESTABLISHED] * 2), strict=False):
-        stats.flows.open(at, 0, *ends, 1.0)
+        stats.flows.open(at, 0, TCP, *ends, 1.0)
         stats.flows.mark(at, state)
     assert stats.flows.states() == {"connecting": 1, "established": 2, "half_closed": 0}
     stats.flows.mark(positions[0], State.HALF_CLOSED)
@@ -205,3 +208,22 @@ def test_flows_are_counted_by_state() -> None:
     assert stats.flows.states() == {"connecting": 0, "established": 1, "half_closed": 1}
     stats.count[positions[2] + 2] = 77  # what a relay that was taken over may write
     assert stats.flows.states() == {"connecting": 0, "established": 0, "half_closed": 1}
+
+
+@pytest.mark.parametrize("protocol", Protocol)
+def test_a_row_says_its_protocol_and_so_does_its_end(protocol: Protocol) -> None:
+    stats, table = made()
+    at = table.positions()[0]
+    table.open(at, 1, protocol.number, CLIENT, TARGET, 1.0)
+    assert [row.protocol for row in table] == [protocol]
+    text = table.close(at, stats.count, 2.0)
+    assert read_record(End.FIN, text).flow.protocol is protocol
+
+
+def test_a_row_of_no_known_protocol_is_passed_over() -> None:
+    stats, table = made()
+    at = table.positions()[0]
+    table.open(at, 1, 1, CLIENT, TARGET, 1.0)
+    assert list(table) == []
+    with pytest.raises(Nonsense):
+        read_record(End.FIN, table.close(at, stats.count, 2.0))
