@@ -225,7 +225,7 @@ def ctl_zsh() -> list[str]:
     for command in own:
         options = [*command.options, *(o for action in command.actions for o in action.options)]
         actions = " ".join(action.name for action in command.actions)
-        rest = f"'*:action:({actions})'" if actions else "'*::'"
+        rest = f"'*:action:({actions})'" if actions else "'*: : '"
         lines += _zsh_clause(command.name, [*(_zsh(option, []) for option in options), rest])
     version = _zsh(_VERSION, ["-", "*"])
     return [*lines, *_zsh_clause("*", [version, f"'1:command:({' '.join(names)})'"]), "esac"]
