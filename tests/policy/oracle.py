@@ -28,17 +28,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 POLICY = ROOT / "policy"
 ARCHES = ("x86_64", "i686", "arm64", "armhf", "ppc64le", "s390x", "riscv64")
-ROLES = (
-    "relay",
-    "relay-ports",
-    "monitor",
-    "monitor-fixed",
-    "monitor-ports",
-    "monitor-host",
-    "monitor-control",
-    "init",
-    "guard",
-)
+# Every policy that a process lives under; runtime.toml is what others include.
+ROLES = tuple(sorted(path.stem for path in POLICY.glob("*.toml") if path.stem != "runtime"))
 
 # linux/audit.h: the ELF machine, with bits for 64-bit and little-endian
 AUDIT = {

@@ -11,6 +11,7 @@ import pytest
 
 from tests.policy import oracle
 from tests.policy.test_filters import allowed_calls
+from tests.policy.whose import MONITORS, RELAYS
 
 # Against x86_64: what an architecture has more, and what it lacks.
 #   epoll_pwait, ppoll           newer architectures never had epoll_wait and poll; and ppoll starts
@@ -63,10 +64,9 @@ DIFFERENCES: dict[str, dict[str, tuple[str, str]]] = {
         "riscv64": ("", ""),
     },
 }
-# What they have besides is the same everywhere.
-DIFFERENCES["relay-ports"] = DIFFERENCES["relay"]
-for _more in ("monitor-fixed", "monitor-ports", "monitor-host", "monitor-control"):
-    DIFFERENCES[_more] = DIFFERENCES["monitor"]
+# What others of the same kind have besides is the same everywhere.
+DIFFERENCES |= dict.fromkeys(RELAYS, DIFFERENCES["relay"])
+DIFFERENCES |= dict.fromkeys(MONITORS, DIFFERENCES["monitor"])
 
 
 @pytest.mark.parametrize("role", oracle.ROLES)

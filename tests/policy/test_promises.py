@@ -16,9 +16,8 @@ from hardsplice.sandbox.seccomp import compile_policy, load_policy
 from tests.policy import oracle
 from tests.policy.bpf import ALLOW, ASK, KILL_PROCESS, Call, Filter
 from tests.policy.test_filters import filter_of
+from tests.policy.whose import CHANGING, HOSTS, MONITORS, RELAYS
 
-MONITORS = ("monitor", "monitor-fixed", "monitor-ports", "monitor-host", "monitor-control")
-RELAYS = ("relay", "relay-ports")
 CONNECTING = (*RELAYS, *MONITORS)  # PID 1 has nothing to do with connections
 
 FLOWS = 16  # as the policies are written; set-up moves it
@@ -172,11 +171,12 @@ PORTS_OPTIONS = MONITOR_OPTIONS | {
 HOST_OPTIONS = PORTS_OPTIONS | {(0, 21): [MOST], (41, 73): [MOST], (6, 7): [ONE]}
 OPTIONS = {
     **dict.fromkeys(RELAYS, RELAY_OPTIONS),
-    "monitor": MONITOR_OPTIONS,
-    "monitor-fixed": MONITOR_OPTIONS,
-    "monitor-ports": PORTS_OPTIONS,
-    "monitor-host": HOST_OPTIONS,
-    "monitor-control": HOST_OPTIONS,
+    **dict.fromkeys(MONITORS, MONITOR_OPTIONS),
+    **{
+        policy: HOST_OPTIONS if policy in HOSTS else PORTS_OPTIONS
+        for policy in MONITORS
+        if policy in CHANGING
+    },
 }
 VALUE_ADDRESSES = (LINGER, ONE, ZERO, MOST, *UNSENT, *BIND, DEVICE)
 
@@ -214,7 +214,7 @@ def test_there_is_no_other_option(role: str, arch: str) -> None:
 @everywhere
 def test_a_listener_is_made_at_the_place_that_was_written_down(role: str, arch: str) -> None:
     """By a monitor where ports may change, and by nobody else."""
-    makes = role in ("monitor-ports", "monitor-host", "monitor-control")
+    makes = role in MONITORS and role in CHANGING
     places = {*VALUE_ADDRESSES, BOOK, 0, 0x7FFF0000}
     places |= {one + shift for one in BIND for shift in (2, 8, -2, -32)}
     places |= {bits | one for one in BIND for bits in high_bits(arch)}
@@ -351,7 +351,7 @@ def test_a_relay_asks_for_places_of_listeners_and_nothing_else(role: str, arch: 
     go on after all, the descriptor that it is given is -1: there is none at which one could lie.
     """
     none = 2 ** oracle.BITS[arch] - 1
-    asks = role in ("relay-ports", *MONITORS[2:])
+    asks = role in CHANGING
     places = (*range(FLOWS + 4), 1 << 20, 2**31 - 1, *(bits | 10 for bits in high_bits(arch)))
     passed = {
         place: found

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from hardsplice.model.roles import POLICIES
+from hardsplice.model.roles import POLICIES, ROLES
 from hardsplice.sandbox.policy.format import OUTSIDE
 from hardsplice.sandbox.seccomp import load_policy, native_arch
 from tests.sandbox.captured import Captured, folder_for
@@ -162,15 +162,10 @@ _FILTERED = (
     ("prctl", "PR_SET_SECCOMP, SECCOMP_MODE_FILTER"),
     ("seccomp", "SECCOMP_SET_MODE_FILTER"),
 )
-ROLE_OF = {
-    "hs-host": "monitor-fixed", "hs-target": "monitor", "hs-relay-in": "relay",
-    "hs-relay-out": "relay",
-    "hs-init": "init", "hs-guard": "guard",
-}  # fmt: skip
-PORTS = {
-    "hs-host": "monitor-host", "hs-target": "monitor-ports", "hs-relay-in": "relay-ports",
-    "hs-relay-out": "relay-ports",
-}  # fmt: skip
+# The policy of each process, and where ports may change.
+ROLE_OF = {name: role.policy for name, role in ROLES.items()}
+PORTS = {name: role.policy_for(is_dynamic=True) for name, role in ROLES.items()}
+CONTROL = {name: role.policy_for(is_dynamic=True, has_control=True) for name, role in ROLES.items()}
 
 
 class Traced(Captured):
@@ -226,9 +221,9 @@ def test_every_call_is_made_and_every_call_made_is_allowed() -> None:
     made: dict[str, set[str]] = {role: set() for role in POLICIES}
     with Namespace(Identity("root")) as namespace, folder_for(Identity("root")) as folder:
         dynamic = {
-            Smoke.ports: {**ROLE_OF, **PORTS},
-            Smoke.control: {**ROLE_OF, **PORTS, "hs-host": "monitor-control"},
-            Smoke.terminal_of_changing_ports: {**ROLE_OF, **PORTS},
+            Smoke.ports: PORTS,
+            Smoke.control: CONTROL,
+            Smoke.terminal_of_changing_ports: PORTS,
         }
         for run in (
             Smoke.serve, Smoke.ports, Smoke.control, Smoke.command, Smoke.terminal,

@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from hardsplice.model.roles import GUARD, HOST, INBOUND_RELAY, INIT, TARGET
 from tests.policy import oracle
 from tests.policy.oracle import Term
+from tests.policy.whose import CHANGING
 
 PAGE = oracle.ROOT / "SECURITY.md"
 ARCH = "x86_64"
@@ -24,16 +26,9 @@ HEADING = "## What a process that was taken over can do"
 
 # The policies under which each letter's process may run (app/filters.py chooses); a small letter is
 # that process where ports may change at run time, which is then under one of the latter ones.
-POLICIES = {
-    "R": {"relay", "relay-ports"},
-    "r": {"relay-ports"},
-    "T": {"monitor", "monitor-ports"},
-    "t": {"monitor-ports"},
-    "H": {"monitor-fixed", "monitor-host", "monitor-control"},
-    "h": {"monitor-host", "monitor-control"},
-    "I": {"init"},
-    "G": {"guard"},
-}
+PROCESSES = {"R": INBOUND_RELAY, "T": TARGET, "H": HOST, "I": INIT, "G": GUARD}
+POLICIES = {letter: frozenset(role.policies) for letter, role in PROCESSES.items()}
+POLICIES |= {letter.lower(): POLICIES[letter] & frozenset(CHANGING) for letter in "RTH"}
 ALL = {"R": "R", "T": "T", "H": "H", "I": "I", "G": "G"}
 Makers = frozenset[tuple[str, str]]
 """Who makes a call: the process (a capital letter) and the policy that it is under."""
@@ -127,7 +122,7 @@ def other_policies(
     forget()
 
 
-@pytest.mark.parametrize("role", ["relay", "monitor", "monitor-control", "init", "guard"])
+@pytest.mark.parametrize("role", oracle.ROLES)
 def test_a_call_that_is_added_to_a_policy_is_missed(
     role: str, other_policies: Callable[[str, str], None]
 ) -> None:
@@ -277,8 +272,8 @@ class Claim:
 
 
 MONITORS = frozenset(one for letter in "TH" for one in POLICIES[letter])
-CONTROL = frozenset({"monitor-control"})
-HOSTS = frozenset({"monitor-host", "monitor-control"})
+CONTROL = frozenset({HOST.policy_control})
+HOSTS = POLICIES["h"]
 QUESTIONS = ("SIOCATMARK", "TIOCOUTQ")
 NOTIFICATION = ("RECV", "SEND", "ADDFD")
 CLAIMS = (
