@@ -92,7 +92,7 @@ class Channel:
         descriptors.clear((self._take(),))
 
     def finish(self) -> None:
-        """Announce that no more will be sent: the other end gets end of file, and may still send."""
+        """Announce that no more is sent: the other end gets end of file, and may still send."""
         socketcalls.shutdown(self._fd, socket.SHUT_WR)
 
     def move_to(self, fd: int) -> None:
