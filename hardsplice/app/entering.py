@@ -8,8 +8,8 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 from hardsplice.app import confining, containers, restart
 from hardsplice.app.filters import Programs
@@ -30,8 +30,7 @@ from hardsplice.monitor.stored import Store
 from hardsplice.net.namespaces import Target
 
 
-@dataclass(frozen=True, slots=True)
-class Entered:
+class Entered(NamedTuple):
     """What the stage leaves."""
 
     planner: Planner
@@ -120,7 +119,7 @@ def _settled(before: Listening, outbound: Listeners) -> Listening:
     """What is listened on, with the listeners that are in the namespace."""
     options, free = before.free.settle(before.options, Direction.OUTBOUND, outbound)
     opened = {**before.opened, Direction.OUTBOUND: outbound}
-    return replace(before, options=options, free=free, opened=opened)
+    return before._replace(options=options, free=free, opened=opened)
 
 
 def _give_up_inbound(opened: Opened, listening: Listening) -> dict[int, int]:

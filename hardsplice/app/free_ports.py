@@ -10,7 +10,8 @@ import contextlib
 import os
 import select
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import NamedTuple
 
 from hardsplice.app.options import Options
 from hardsplice.model.direction import Direction
@@ -20,11 +21,10 @@ from hardsplice.net.listeners import chosen, describe
 from hardsplice.telemetry.log import Level, Log
 
 
-@dataclass(frozen=True, slots=True)
-class FreePorts:
+class FreePorts(NamedTuple):
     """The free ports of the command line, as far as they have been chosen."""
 
-    asked: Mapping[tuple[Direction, int], Forward] = field(default_factory=dict)
+    asked: Mapping[tuple[Direction, int], Forward] = MappingProxyType({})
     """Those forwards as the command line has them, by their indexes."""
     chosen: tuple[tuple[Direction, Forward], ...] = ()
 

@@ -10,8 +10,8 @@ import os
 import resource
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import prctl
 
@@ -33,8 +33,7 @@ READY_ROOM = 1 << 20  # bytes: more than the lines of all ports take
 ONLY_WRITTEN = "read nothing from where messages go"
 
 
-@dataclass(frozen=True, slots=True)
-class Isolated:
+class Isolated(NamedTuple):
     """What the stage leaves: what is not in force."""
 
     missing: Sequence[str]  # layers that this kernel lacks, here or in all processes

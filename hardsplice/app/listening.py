@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from hardsplice.app.free_ports import FreePorts
 from hardsplice.app.options import Options
@@ -16,8 +16,7 @@ Opened = Sequence[tuple[int, int]]
 """A direction's: the index of the forward, and the descriptor."""
 
 
-@dataclass(frozen=True, slots=True)
-class Listening:
+class Listening(NamedTuple):
     """What is listened on. The forwards of a direction stand in this order: those that options
     name; inbound, those whose listeners a socket unit passed; those that were added at run time
     before a restart.

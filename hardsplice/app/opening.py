@@ -9,8 +9,8 @@ import contextlib
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
 
 from hardsplice.app import restart
 from hardsplice.app.free_ports import FreePorts
@@ -35,8 +35,7 @@ if TYPE_CHECKING:
     from hardsplice.control.socketfile import SocketFile
 
 
-@dataclass(frozen=True, slots=True)
-class Numbered:
+class Numbered(NamedTuple):
     """Descriptors, once each number below the first flow's has its meaning."""
 
     first_flow: int  # the first one behind the places of listeners
@@ -46,8 +45,7 @@ class Numbered:
     aside: Mapping[int, int]  # COMMAND's: the number that each is to have, and has
 
 
-@dataclass(frozen=True, slots=True)
-class Before:
+class Before(NamedTuple):
     """How this process was before its lock-down."""
 
     user: RunAs | None  # whom it will become; None: it stays who it is
@@ -56,8 +54,7 @@ class Before:
     landlock: landlock.Support
 
 
-@dataclass(frozen=True, slots=True)
-class Files:
+class Files(NamedTuple):
     """What was made in the file system, where options ask for it."""
 
     pid: PidFile | None
@@ -65,8 +62,7 @@ class Files:
     metrics: SocketFile | None
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
+class Opened(NamedTuple):
     """What the stage leaves."""
 
     manager: Manager  # what the service manager says

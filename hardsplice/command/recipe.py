@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 from hardsplice.command.caller import Caller
 from hardsplice.command.id_maps import Ids
@@ -14,8 +14,7 @@ from hardsplice.model.identity import RunAs
 from hardsplice.sandbox import landlock
 
 
-@dataclass(frozen=True, slots=True)
-class Recipe:
+class Recipe(NamedTuple):
     """What to create."""
 
     command: tuple[str, ...]

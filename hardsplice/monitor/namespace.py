@@ -12,8 +12,7 @@ import signal
 import socket
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import prctl
 
@@ -134,8 +133,7 @@ class TargetMonitor:
         return True
 
 
-@dataclass(frozen=True, slots=True)
-class Started:
+class Started(NamedTuple):
     """The target monitor in its namespace, before its lock-down, and what came from there."""
 
     child: Child

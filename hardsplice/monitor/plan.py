@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from hardsplice.command import container
 from hardsplice.command.terminal import Terminal
@@ -59,8 +60,7 @@ class Host:
         return self.store.ports() if self.store else ()
 
 
-@dataclass(frozen=True, slots=True)
-class Namespace:
+class Namespace(NamedTuple):
     """What the target monitor is told: made before it is forked, and all that it has of set-up."""
 
     target: Target  # where it goes

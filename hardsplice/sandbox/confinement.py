@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from hardsplice.ipc import descriptors
 from hardsplice.model.errors import not_done
@@ -15,8 +15,7 @@ from hardsplice.sandbox import landlock, steps
 from hardsplice.sandbox.steps import Lockdown
 
 
-@dataclass(frozen=True, slots=True)
-class Confinement:
+class Confinement(NamedTuple):
     """A monitor's, and for the most part that of its relays."""
 
     strict: bool  # no layer may be missing
