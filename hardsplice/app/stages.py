@@ -11,7 +11,7 @@ takes half a millisecond of every start.) With --debug each stage says that it b
     enter    COMMAND's namespaces are made; the target monitor is forked, joins the target's,
              binds its listeners and hands them over (app/entering.py)
     isolate  each monitor gives up all that it has (sandbox/steps.py), with its filter last
-             (app/host_lockdown.py, monitor/namespace.py)
+             (app/isolating.py, monitor/namespace.py)
     fork     each monitor forks its relays, which give up the rest (monitor/supervisor.py)
     ready    and only now that is said (app/progress.py)
 
@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import contextlib
 
-from hardsplice.app import entering, filters, host_lockdown, opening, serving
+from hardsplice.app import entering, filters, isolating, opening, serving
 from hardsplice.app.options import Options
 from hardsplice.app.progress import Progress
 from hardsplice.command.caller import Caller
@@ -61,7 +61,7 @@ def run(options: Options, caller: Caller, progress: Progress) -> int:
 
         progress.stage("isolate")
         files.pop_all()  # from here on no file can be removed
-        isolated = host_lockdown.lock(opened, programs, entered, host, progress)
+        isolated = isolating.lock(opened, programs, entered, host, progress)
 
         progress.stage("fork")
 
