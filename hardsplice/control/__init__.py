@@ -2,7 +2,7 @@
 """The control socket: HTTP/1.1 with JSON over a UNIX socket, served by the host monitor after
 lock-down.
 
-What comes in by it is hostile until shown otherwise. So the parser (`http`) and the routes
+Requests are treated as hostile. So the parser (`http`) and the routes
 (`routes`, `portapi`, `report`) are pure, and just `server` and `socketfile` touch the system. This
 package is imported during set-up, and only with --control: nothing is imported after lock-down.
 """

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is in an answer: each field declared once, with its name, what it says, and where its value
-comes from. hardsplicectl(1) lists them; that list is made from these tables (tools/generate.py).
+"""The fields of answers: each declared once, with its name, its meaning, and where its value comes
+from. hardsplicectl(1) lists them; that list is made from these tables (tools/generate.py).
 """
 
 from __future__ import annotations

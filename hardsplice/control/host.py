@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The host monitor as a World: where what the control socket tells comes from.
+"""The host monitor as a World: the source of what the control socket reports.
 
-All of it is in this process's memory or in memory that relays share with it: to answer costs no
-relay anything, and no system call but the answer's own.
+All of it is in this process's memory or in memory that relays share with it: an answer costs relays
+nothing, and no system call but those that send it.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""HTTP/1.1 as a server hears it: bytes in, requests out, no input or output of its own.
+"""The server's side of HTTP/1.1: bytes in, requests out, without I/O.
 
 The parser is a table of three states, each with the one function that may run in it:
 
     LINE ──request line──► FIELDS ──empty line──► BODY ──Content-Length bytes──► LINE
       └──────────────────────┴─── anything else: a Refusal, and BROKEN for good
 
-It understands as much of RFC 9112 as its neighbours' clients speak (Go's net/http, curl, Python's
-http.client): one message after another on a connection, bodies with a Content-Length, and Expect.
-What is ambiguous is refused rather than guessed at, since two readings of one message is how
-requests are smuggled: a bare LF, folded fields, a repeated Content-Length, any Transfer-Encoding.
+It supports as much of RFC 9112 as common clients use (Go's net/http, curl, Python's http.client):
+several messages in a row on a connection, bodies with a Content-Length, and Expect. Anything
+ambiguous is refused, since messages with two interpretations make request smuggling possible: a
+bare LF, folded fields, a repeated Content-Length, any Transfer-Encoding.
 
 Memory is bounded: `feed` is called only when `next` had nothing more to give, and by then at most
 an unfinished line or body is held, each of which has a limit.
@@ -77,7 +77,7 @@ class Refusal:
 
 
 class Continue:
-    """The client waits for a word before it sends its body."""
+    """The client waits for an interim response before it sends its body."""
 
 
 Event = Request | Refusal | Continue

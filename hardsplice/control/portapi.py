@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""RootlessKit's port API, so that its clients (rootlessctl, container engines) work as they are.
+"""RootlessKit's port API, so that its clients (rootlessctl, container engines) work unchanged.
 
-Its words: the *parent* is the host, the *child* is the namespace. An inbound port listens at the
+Its terms: the *parent* is the host, the *child* is the namespace. An inbound port listens on the
 parent's side and leads to the child's; an outbound port, which RootlessKit doesn't have, the other
-way round. It says so by "direction", and is shown only to who asks for it.
+way round. Outbound ports have a "direction", and are listed only on request.
 
-Who asks from the namespace that is served (--control-from-namespace), as rootless Docker does, has
-inbound ports alone: an outbound one would lead to the host. And those ports alone are that one's to
-see and to remove that were added from in there.
+A client in the namespace that is served (--control-from-namespace), such as rootless Docker, may
+only add inbound ports: an outbound one would lead to the host. And it sees, and may remove, only
+ports that were added from that namespace.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What hardsplice tells of itself: its state, its flows, where an audit begins, its metrics."""
+"""Reports of hardsplice: its state, its flows, the start of an audit, its metrics."""
 
 from __future__ import annotations
 

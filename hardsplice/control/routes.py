@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which request goes where: a table of paths, methods and handlers, and what each takes besides.
+"""Routes of requests: a table of paths, methods and handlers, and the parameters of each.
 
 Paths are compared as they are sent: none of ours has a character that would be percent-encoded.
 """
@@ -51,7 +51,7 @@ ROUTES: Routes = {
 }
 
 
-# What everybody may ask for.
+# Routes of the socket for metrics, which is for every user.
 FOR_ALL = {"/metrics": ROUTES["/metrics"]}
 
 

@@ -1,24 +1,25 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Serves the control socket on the host monitor's loop: accepts, checks who it is, reads, writes.
+"""Serves the control socket on the host monitor's loop: accepts, checks the client, reads, writes.
 
-It never waits: sockets are non-blocking, and what a peer does not take is written when it does.
-Nor does it grow: CONNECTIONS at most are open, each holds one request and one answer, and no more
-is read before that answer is gone. A peer that takes its time is hung up on; where there is no room
-for a new one, the one goes that has been idle longest, or else the one that has taken longest to
-send its request or to take its answer. So however many there are of those, nobody waits for them;
-and a request that has come when its connection is accepted is served before any other is sent away.
+It never waits: sockets are non-blocking, and what a client does not receive is written when it
+does. Nor does it grow: at most CONNECTIONS are open, each holds one request and one answer, and no
+more is read before that answer is sent. A client that takes too long is disconnected; if there is
+no room for a new one, the connection that has been idle longest is closed, or else the one that has
+taken longest to send its request or to receive its answer. So slow clients keep nobody waiting,
+however many there are; and a request that has arrived when its connection is accepted is served
+before any other connection is closed.
 
-*Who may.* The socket's mode keeps others out, and SO_PEERCRED is looked at besides. It gives ids as
-this process's own user namespace has them (from_kuid_munged). An ordinary user's monitor lives in a
-namespace that knows that one user; everybody else, root included, shows as the overflow id there
-and can't be told from others, so all of them are refused. A monitor that root started has no user
-namespace of its own, and sees every id as it is.
+*Which users.* The socket's mode keeps others out, and SO_PEERCRED is checked as well. It gives IDs
+as this process's own user namespace maps them (from_kuid_munged). An ordinary user's monitor is in
+a namespace that maps that one user; all others, root included, appear as the overflow ID there and
+can't be distinguished, so they are all refused. A monitor that root started has no user namespace
+of its own, and sees every ID as it is.
 
-*From where.* The accepted end of a UNIX connection belongs to the network namespace of whoever
-connected (unix_stream_connect, net/unix/af_unix.c), and SO_NETNS_COOKIE tells which that is. Only
-peers of the host's namespace are heard: a COMMAND runs as the same user and sees the same files,
-and must not open ports for itself. Where that is asked for (--control-from-namespace), those of the
-served namespace are heard too, and their requests are marked (routes.py says what they may ask).
+*From which namespace.* The accepted end of a UNIX connection belongs to the network namespace of
+the client (unix_stream_connect, net/unix/af_unix.c), which SO_NETNS_COOKIE identifies. Only clients
+in the host's namespace are accepted: a COMMAND runs as the same user and sees the same files, and
+must not open ports for itself. With --control-from-namespace, those in the served namespace are
+accepted too, and their requests are marked (routes.py says what they may request).
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ LEAVE_SECONDS = 1.0  # for a peer to take note that it was refused
 LOOK_SECONDS = 1.0  # between two looks for peers that are late
 SHORT_SECONDS = 1.0  # until accepting is tried again when there was no descriptor
 
-# Nobody was there after all.
+# No client was there after all.
 _NOT_OURS = (errno.EAGAIN, errno.ECONNABORTED, errno.EINTR, errno.EPROTO)
 
 Respond = Callable[[Response], None]
@@ -62,7 +63,7 @@ Handle = Callable[[Request, Respond], None]
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """Who may talk to us."""
+    """Which clients are accepted."""
 
     users: frozenset[int] | None  # effective ids, as this process sees them; None is everybody
     namespace: int | None  # the network namespace's cookie; None where the kernel can't tell
@@ -278,7 +279,7 @@ class Server:
             self._answered(connection)
 
     def _dismiss(self, connection: Connection, response: Response) -> None:
-        """Answer a peer of which nothing more is heard."""
+        """Answer a peer from which nothing more is read."""
         connection.leaving = True
         self._answer(connection, response)
 

@@ -2,10 +2,10 @@
 """The control socket's place in the file system: made early, so that a bad path is an early error,
 and with a mode that lets nobody else connect from the first moment on.
 
-It stays when hardsplice ends, as the PID file does: a process that is locked down can't remove it.
-So the next start finds a socket that nobody listens on, and replaces it. To replace one that
-somebody does listen on would cut them off from their clients, and is refused; what is no socket at
-all is left alone.
+It remains when hardsplice ends, as the PID file does: a locked-down process can't remove it. So the
+next start finds a socket without a listener, and replaces it. Replacing one that a process listens
+on would cut that process off from its clients, and is refused; anything that isn't a socket is left
+alone.
 """
 
 from __future__ import annotations

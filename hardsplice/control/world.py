@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a request can learn and change: the host monitor as the control socket sees it.
+"""What a request can read and change: the host monitor as the control socket sees it.
 
 Routes know these types only, so that they are tested without a process; `host` fills them in.
 """

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`-t auto` and `-T auto`: forward what is listened on in the other namespace, as long as it is.
+"""`-t auto` and `-T auto`: forward ports that are listened on in the other namespace, as long as
+they are.
 
-The host monitor looks at the listeners of both namespaces, which the kernel tells it
-(net/sockdiag.py), and asks the registry of ports for what is missing and what is too much. Left out
-is what hardsplice itself listens on: otherwise a port of the one direction would come back as one
-of the other.
+The host monitor lists the listeners of both namespaces (net/sockdiag.py), and has the registry add
+ports that are missing and remove those whose server has gone. Listeners of hardsplice itself are
+left out: otherwise a port of one direction would come back as one of the other.
 
-*How often.* Ports come in bursts, when something starts or is restarted; and a look costs little,
-but not nothing. So for BRISK_FOR seconds after a change, and after the start, it looks every
-BRISK_SECONDS, else every IDLE_SECONDS. However many listeners there are, looking takes no more than
-one part in SHARE of the time.
+*How often.* Ports change in bursts, when something starts or is restarted; and a listing costs
+little, but not nothing. So for BRISK_FOR seconds after a change, and after the start, there is one
+every BRISK_SECONDS, otherwise every IDLE_SECONDS. However many listeners there are, listing them
+takes at most one part in SHARE of the time.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ BRISK_SECONDS = 0.1
 BRISK_FOR = 5.0
 IDLE_SECONDS = 1.0
 SHARE = 20
-RETRY_SECONDS = 5.0  # until a port that could not be had is tried for again
+RETRY_SECONDS = 5.0  # until a port that could not be bound is tried again
 
 _ANYWHERE = (IPv4Address("0.0.0.0"), IPv6Address("::"))
 
 
 class Pace:
-    """When to look next."""
+    """When the next listing is due."""
 
     def __init__(self, now: float) -> None:
         self._brisk_until = now + BRISK_FOR
 
     def pause(self, now: float, *, changed: bool, took: float) -> float:
-        """Seconds to the next look, after one that ended ``now`` and ``took`` so many seconds."""
+        """Seconds to the next listing, after one that ended ``now`` and ``took`` so long."""
         if changed:
             self._brisk_until = now + BRISK_FOR
         return max(BRISK_SECONDS if now < self._brisk_until else IDLE_SECONDS, SHARE * took)
@@ -125,7 +125,7 @@ class Follower:
         return not self.pending
 
     def follow(self, forwards: Sequence[Forward], now: float) -> bool:
-        """Ask for what is missing, and have removed what is too much. Whether that changed."""
+        """Add what is missing, and remove what is too much. Whether anything changed."""
         there = set(forwards)
         before = {*self.asked, *self.failed}
         for forward in [one for one in self.failed if one not in there]:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How a process ended, and when to start again what died: later and later, and at last no more.
+"""How a process ended, and when to restart a relay that died: with growing delays, and finally no
+more.
 
 Pure: wait statuses and times in, words and decisions out.
 """
@@ -19,7 +20,7 @@ DELAYS = (0.0, 0.05, 0.1, 0.2, 0.4)
 
 
 class Backoff:
-    """When to start again something that died."""
+    """When to restart a process that died."""
 
     def __init__(self) -> None:
         self._deaths: deque[float] = deque()

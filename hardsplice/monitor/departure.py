@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Noticing that the namespace which is served is gone: its process has ended, or the mount that
-gave it its name is in the table of mounts no more.
+"""Noticing the end of the namespace that is served: its process has ended, or the mount at its path
+is no longer in the table of mounts.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def placed(target: Target) -> Target:
 
 
 def watch(target: Target, loop: Loop, gone: Callback) -> None:
-    """Call back when the target is gone."""
+    """Call back when the namespace is gone."""
     if target.process is not None:
         loop.add(target.process, gone)
     elif target.watched is not None:
@@ -50,7 +50,7 @@ def watch(target: Target, loop: Loop, gone: Callback) -> None:
 
 
 def forget(target: Target, loop: Loop) -> None:
-    """Look no more."""
+    """Stop watching."""
     table = target.watched.table if target.watched is not None else None
     for fd in (target.process, table):
         if fd is not None:

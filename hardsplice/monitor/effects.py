@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the host monitor alone can do where ports change: write, and end listeners for good.
+"""What only the host monitor can do where ports change: write addresses, and end listeners for
+good.
 
-It writes targets into the address books, and where the next listener is to be made; and it keeps
-each listener once more, apart from those that relays accept on, so that it can end them: the filter
-lets options be set behind the places of listeners only.
+It writes targets into the address books, and the address of the next listener; and it keeps a
+second descriptor of each listener, apart from those that relays accept on, so that it can end them:
+the filter allows setting options only above the places of listeners.
 
-A listener that the target monitor has made at run time it may have kept, and could set options of
-it that connections inherit. So these are looked at again and again; all of them are when a relay
+The namespace monitor may have kept a listener that it created at run time, and could set options
+that connections inherit. So these are checked periodically; all listeners are checked when a relay
 was replaced.
 """
 
@@ -27,7 +28,7 @@ from hardsplice.net import listeners
 from hardsplice.net.retiring import Retiring, Sink
 from hardsplice.sandbox.address_book import Book
 
-LOOK_SECONDS = 1.0  # until listeners are looked at
+LOOK_SECONDS = 1.0  # between checks of listeners
 LOOKED_AT = 256  # of them at a time
 
 
@@ -79,7 +80,7 @@ class Desk:
         return slots
 
     def cross_out(self, index: int) -> None:
-        """A port is gone: nobody is to connect to its targets any more."""
+        """A port was removed: no process may connect to its targets any more."""
         found = self._written.pop(index, None)
         if found is not None:
             direction, forward = found
@@ -119,7 +120,7 @@ class Desk:
         return found is None or found == self._target
 
     def offer_place(self, forward: Forward) -> None:
-        """Write down where the target monitor is to make an outbound listener."""
+        """Write down where the namespace monitor is to create an outbound listener."""
         written = self._books[Direction.INBOUND].written  # which is what that one sees
         listeners.write_place(forward, self._families[Direction.OUTBOUND], written)
 
@@ -128,7 +129,7 @@ class Desk:
         pinned.clear_place(self._books[Direction.INBOUND].written)
 
     def end(self, index: int) -> None:
-        """End a listener, whoever else has it."""
+        """End a listener, in all processes that have it."""
         fd = self._kept.pop(index, None)
         self._foreign.discard(index)
         if fd is None:
@@ -151,7 +152,7 @@ class Desk:
         self._look = Alarm(loop, self._look_at_some)
 
     def look_soon(self) -> None:
-        """Look at all listeners."""
+        """Check all listeners."""
         if self._look is not None:
             self._look.set(LOOK_SECONDS)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the host monitor says of ports and of what relays report, in the log."""
+"""Log lines about ports and about what relays report."""
 
 from __future__ import annotations
 

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The relays of one direction: each with its keeper, its pools and its counters, all with the same
-listeners.
+"""The relays of one direction: each with its supervisor, its pools and its counters, all with the
+same listeners.
 
-A relay that dies costs its own flows and is replaced by itself. A relay that stops accepting, or
-has died, may have been the only one that was told of a client (relay/tcp/accepting.py, *Sharing
-listeners*): then the others are made to look. They are told at most once in LOOK_SECONDS, so that a
-relay which was taken over can't keep the others busy with that.
+When a relay dies, only its own flows are lost, and only it is replaced. A relay that stops
+accepting, or has died, may have been the only one that was woken for a client
+(relay/tcp/accepting.py, *Sharing listeners*): then the others are told to check their listeners, at
+most once in LOOK_SECONDS, so that a relay that was taken over can't keep the others busy with that.
 
-A crew that drains accepts nobody any more, and each of its relays leaves once nobody is connected.
-A listener that nobody else holds is shut down for that, so that clients are refused; one of the
-service manager's is left alone, and who comes waits for our successor.
+When the relays of a direction drain, they accept no more connections, and each ends once it has no
+flow. A listener that no other process holds is shut down for that, so that clients are refused; one
+that the service manager holds stays open, and clients wait for the next start.
 """
 
 from __future__ import annotations

@@ -1,33 +1,34 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Listeners that come and go at run time: what the two monitors do for it, and say to each other.
+"""Listeners that are added and removed at run time: the work of the two monitors, and the messages
+between them.
 
-A listener belongs to the namespace where its clients are; the relays that accept on it live in the
-other one, and so does the monitor that keeps it for them. So the host monitor makes those of the
-inbound direction and hands them to the target monitor; those of the outbound direction the target
-monitor makes and hands back.
+A listener belongs to the namespace of its clients; the relays that accept on it are in the other
+one, and so is the monitor that keeps it for them. So the host monitor creates inbound listeners and
+passes them to the namespace monitor; the namespace monitor creates outbound listeners and passes
+them back.
 
-    inbound, add       host monitor: bind  ── SERVE, listener ──►  target monitor: keep it
+    inbound, add       host monitor: bind  ── SERVE, listener ──►  namespace monitor: keep it
                                            ◄───────── SERVED ────
-    inbound, remove    host monitor        ────────── CLOSE ────►  target monitor: give it up
+    inbound, remove    host monitor        ────────── CLOSE ────►  namespace monitor: give it up
                        end it              ◄───────── CLOSED ────
-    outbound, add      host monitor        ────────── OPEN ─────►  target monitor: bind
+    outbound, add      host monitor        ────────── OPEN ─────►  namespace monitor: bind
                        keep it             ◄─ OPENED, listener ──
     outbound, remove   host monitor: end it
 
-The host monitor alone writes down what is made and connected to, and ends listeners
+Only the host monitor writes the addresses to bind and to connect to, and ends listeners
 (monitor/effects.py).
 
-One request (monitor/requests.py) is under way at a time, so that its record always fits into the
-channel, and an answer that nobody waits for is known to be none. Either monitor takes what the
-other one says for hostile: records have a fixed form, and what is called a listener is looked at
-before it is kept.
+One request (monitor/requests.py) is under way at a time, so its record always fits into the
+channel, and an answer without a request is recognized as such. Each monitor treats the other as
+hostile: records have a fixed form, and a descriptor is checked to be the listener before it is
+kept.
 
-*Nothing lasts for ever.* A request has its outcome, whatever goes wrong on its way, and the next
-one its turn. Where the target monitor does not answer in ANSWER_SECONDS, whoever wants a listener
-is told so, and so are all others until it does answer. What it answers then is for that request
-still, no other having been sent: the listener is ended again, since nobody was told of it. To end a
-listener has no such limit, because it goes on being held until it is ended; there are no more of
-those requests than ports.
+*Every request ends.* A request has an outcome, whatever goes wrong on its way, and then the next
+one is sent. If the namespace monitor does not answer in ANSWER_SECONDS, a request for a listener
+fails, and so do all others until it does answer. A late answer still belongs to that request, since
+no other was sent: the listener is ended again, because its request has failed. Requests to end a
+listener have no such limit, since the listener is held until it is ended; there are no more of them
+than ports.
 """
 
 from __future__ import annotations

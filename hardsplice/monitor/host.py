@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The host monitor: the process that was started. Like the target monitor (monitor/namespace.py) it
-lives in one namespace, keeps the relays that connect there, and never touches a connection.
+"""The host monitor: in the foreground the process that was started, in the background a fork of it.
+Like the namespace monitor (monitor/namespace.py) it stays in one namespace, starts and replaces the
+relays that connect there, and never handles a connection itself.
 
-It alone talks to people: the target monitor passes what its relays report up to it. Each learns of
-the other's end by end of file, and then ends too: hardsplice is never half alive.
+Only the host monitor writes messages: the namespace monitor sends it what its relays report. Each
+notices the other's end by end of file, and then ends too, so hardsplice never runs with one of them
+missing.
 """
 
 from __future__ import annotations

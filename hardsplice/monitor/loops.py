@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Ports that lead to each other: a client that is taken round and round uses up every descriptor.
+"""Ports that lead to each other: one client would cause connections until all descriptors are used.
 Pure.
 
-Certain is what the options say by themselves: a target on the loopback interface, or at the very
-address of a listener. Whether another address leads back to us nobody knows before it happens
-(relay/tcp/accepting.py, *Loops*). Of two targets that are tried one after the other the first
-counts.
+Such a loop is certain if a target is on the loopback interface, or at the address of a listener.
+Whether another address leads back to us can't be known before it happens (relay/tcp/accepting.py,
+*Loops*). Of two targets that are tried one after the other the first counts.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The target monitor: the process in the namespace that is served. It keeps the relays that connect
-there, and passes what they report up to the host monitor, without which it ends.
+"""The namespace monitor: the process in the namespace that is served. It starts and replaces the
+relays that connect there, and sends their reports to the host monitor, without which it ends.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ HANDED_AT_ONCE = 100  # listeners beside one record
 
 
 class TargetMonitor:
-    """Lives in the target namespace; keeps the inbound relays."""
+    """Runs in the namespace that is served; starts and replaces the inbound relays."""
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A relay's notes in words. Relays send numbers; what a person reads is made here, by the host
-monitor, from what a relay may have made up: a number without a meaning is shown as that number.
+"""Log lines for a relay's notes. Relays send numbers, which a relay that was taken over may invent;
+the host monitor turns them into text here. A number without a meaning is shown as a number.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whom the keeper of a relay tells (monitor/supervisor.py): the crew that it belongs to."""
+"""The interface to which a relay's supervisor (monitor/supervisor.py) reports: its group."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Listeners that a relay is given while it runs: its monitor's side of kernel/unotify.py.
+"""Listeners that a relay gets while it runs: the monitor's side of kernel/unotify.py.
 
-The relay is told of each that comes or goes by a record, and asks for it when it has read that.
-What is put at its place then is what belongs there now, which may be nothing any more. It asks once
-for each record, in their order; whatever else it asks is a breach of the protocol.
+A record tells the relay of each listener that is added or removed, and the relay then makes the
+call that asks for it. It gets what belongs at that place now, which may be nothing any more. It
+makes one call for each record, in their order; any other call violates the protocol.
 """
 
 from __future__ import annotations

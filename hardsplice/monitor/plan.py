@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the two monitors are told by set-up: `Host` is for monitor/host.py, `Namespace` for
+"""The configuration of the two monitors, from set-up: `Host` for monitor/host.py, `Namespace` for
 monitor/namespace.py.
 """
 
@@ -31,7 +31,7 @@ from hardsplice.telemetry.log import Log
 
 @dataclass(slots=True)
 class Host:
-    """What the host monitor is told by set-up."""
+    """The host monitor's configuration."""
 
     log: Log
     target: Target  # the namespaces that are served
@@ -61,7 +61,7 @@ class Host:
 
 
 class Namespace(NamedTuple):
-    """What the target monitor is told: made before it is forked, and all that it has of set-up."""
+    """The namespace monitor's configuration: complete before it is forked, and all that it gets."""
 
     target: Target  # where it goes
     forwards: tuple[Forward, ...]  # whose listeners it makes there

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The ports that are forwarded, and how they change at run time: the registry, in the host monitor.
 
-Each port has a number of its own, which is never used again: connections of a port that was removed
-go on, and what is said of them must not be taken for another's. Whoever asks for a change is told
-the outcome once it is known, which may be at once.
+Each port has a number, which is never reused: connections of a port that was removed go on, and
+reports about them must not be attributed to another port. A change reports its outcome to its
+caller once it is known, which may be at once.
 
 The registry decides what may be asked; `exchange` does it.
 """

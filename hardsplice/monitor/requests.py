@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the host monitor has the target monitor do about listeners (monitor/handover.py), each
-request from what is sent to its outcome, and the form of a forward in a record.
+"""The host monitor's requests to the namespace monitor about listeners (monitor/handover.py), each
+from its record to its outcome, and the form of a forward in a record.
 """
 
 from __future__ import annotations

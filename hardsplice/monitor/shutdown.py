@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How all of it ends. Told to end, hardsplice accepts nobody any more and resets what isn't over,
-so that nobody takes what was cut off for complete; with --drain it gives connections some time to
-come to their own end first. Told so again, it waits no longer.
+"""Shutdown. Told to end, hardsplice stops accepting and resets open connections, so that no peer
+takes a truncated transfer for a complete one; with --drain it gives them some time to finish first.
+Told a second time, it stops waiting.
 
-Draining needs no answer: each relay leaves when nobody is connected to it, and the target monitor
-when its relays have left.
+Draining needs no answer: each relay ends when it has no flow left, and the namespace monitor when
+its relays have ended.
 """
 
 from __future__ import annotations

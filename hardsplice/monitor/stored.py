@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Listeners in the service manager's keeping, for when hardsplice is restarted: those that options
-ask for, which it is given in set-up (app/restart.py), and those of ports that are added at run
-time, which come back as such. Where it keeps none, the latter are gone after a restart.
+"""Listeners that the service manager keeps while hardsplice is restarted: those that options ask
+for, which it gets in set-up (app/restart.py), and those of ports that are added at run time, which
+come back as such. If it keeps none, the latter are gone after a restart.
 """
 
 from __future__ import annotations

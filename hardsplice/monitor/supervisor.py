@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Keeping one relay alive: start it, fill its pools, and start it again when it dies.
+"""Supervising one relay: start it, fill its pools, and restart it when it dies.
 
-The listeners stay open in the monitor's hands, so while a relay is being replaced clients wait in
-the kernel's backlog and none is refused. A relay that keeps dying is started later and later, and
-at last given up.
+The monitor keeps the listeners open, so while a relay is replaced clients wait in the kernel's
+backlog and none is refused. A relay that keeps dying is restarted after growing delays, and finally
+given up.
 
-A relay may have been taken over. What it can have its monitor do has a bound: of each family it has
-one request for sockets open, and what can't be served is one timer, however much that is; notes are
-passed on as often as a relay makes them and no oftener; what it leaves behind is gone through a
-piece at a time.
+A relay may have been taken over, so the work that it can cause is limited: it has at most one open
+request for sockets of each family, and all requests that can't be served share one timer; notes are
+passed on no more often than a correct relay makes them; what it leaves behind is processed a piece
+at a time.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Sockets for a relay's pools: what it has asked for, and what it got.
+"""Sockets for a relay's pools: its requests, and what it got.
 
-A relay has one order of each family open. What can't be had at once, or can't be passed on, is
-tried for again by one timer for all of them, so that a relay which doesn't take what it asks for
-costs its monitor next to nothing. Nor are sockets sent to a relay that doesn't read: they would
-count as under way, of which each user has so many and no more (Sent.CROWDED).
+A relay has one open request of each family. What can't be created at once, or can't be sent, is
+retried by one timer for all of them, so that a relay that doesn't receive what it requests costs
+its monitor next to nothing. No sockets are sent to a relay that doesn't read: they would count as
+descriptors in transit, which are limited for each user (Sent.CROWDED).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from hardsplice.kernel import socketcalls
 from hardsplice.model.families import FAMILIES
 from hardsplice.relay.tcp.seam import unsent
 
-SHORT_SECONDS = 1.0  # until sockets that could not be had are tried for again
+SHORT_SECONDS = 1.0  # until sockets that could not be created are tried again
 FULL_SECONDS = 0.01  # the same where the channel had no room for them, which soon it may have
 
 # Bytes that a relay may leave unread; a record of sockets counts as 768 of them (skb->truesize).

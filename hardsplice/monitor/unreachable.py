@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """When a target on the loopback interface can't be reached: is the interface down?
 
-What connect(2) says of it is a riddle. In IPv4 there is no route, or, where the interface was up
-before, nobody answers; in IPv6 there is no address to come from, which is also what the kernel says
-when all local ports are in use. A monitor can ask, and relays can't.
+The error of connect(2) doesn't show it. In IPv4 it is that there is no route, or, if the interface
+was up before, a timeout; in IPv6 that there is no source address, which is also the error when all
+local ports are in use. A monitor can check the interface, a relay can't.
 """
 
 from __future__ import annotations
