@@ -58,6 +58,7 @@ from hardsplice.monitor.requests import (
 from hardsplice.net.listeners import is_listener, open_listener
 
 ANSWER_SECONDS = 5.0
+AGAIN_SECONDS = 0.1  # until an answer for which there was no memory is sent again
 WAITING_MAX = 1 << 17  # requests: as many as there are ports of both directions
 
 # --- the host monitor's part ----------------------------------------------------------------------
@@ -223,9 +224,10 @@ class HostSide:
 class TargetSide:
     """Serves the host monitor's requests."""
 
-    def __init__(self, parent: Channel, crew: Crew, families: Sequence[int]) -> None:
+    def __init__(self, parent: Channel, crew: Crew, families: Sequence[int], loop: Loop) -> None:
         """``families`` are the namespace's; ``crew`` are the inbound relays."""
         self.parent = parent
+        self.loop = loop
         self.crew = crew
         self.families = families
 
@@ -247,9 +249,11 @@ class TargetSide:
             self._answer(Kind.OPENED, record, errno.EINVAL)
             return
         answer = Record(Kind.OPENED, index=record.index, fds=(listener,))
-        if not self.parent.send(answer):
-            self._answer(Kind.OPENED, record, errno.ETOOMANYREFS)
+        sent = self.parent.send(answer)
         os.close(listener)
+        if not sent:
+            code = errno.ENOBUFS if sent is Sent.FULL else errno.ETOOMANYREFS
+            self._answer(Kind.OPENED, record, code)
 
     def _serve(self, record: Record) -> None:
         forward, slots = decode(record.text)
@@ -271,7 +275,11 @@ class TargetSide:
         self._answer(Kind.CLOSED, record)
 
     def _answer(self, kind: Kind, record: Record, code: int = 0) -> None:
-        self.parent.send(Record(kind, index=record.index, detail=code))
+        """Answer, now or once there is memory for it: without the answer no other request would
+        ever be sent.
+        """
+        if self.parent.send(Record(kind, index=record.index, detail=code)) is Sent.FULL:
+            self.loop.after(AGAIN_SECONDS, lambda: self._answer(kind, record, code))
 
 
 # What the host monitor may ask for. There is nothing else.

@@ -65,7 +65,9 @@ class TargetMonitor:
         self.loop = Loop()
         self.crew = Crew(plans, self.loop, self)
         self.missing = missing
-        self.requests = None if families is None else TargetSide(parent, self.crew, families)
+        self.requests = (
+            None if families is None else TargetSide(parent, self.crew, families, self.loop)
+        )
 
     def run(self) -> int:
         """Serve until the host monitor hangs up; the exit status."""

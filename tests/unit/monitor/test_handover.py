@@ -172,7 +172,9 @@ class Sides:
             cast(Any, self.timers),
             self.trouble.append,
         )
-        self.target = TargetSide(self.target_end, cast(Any, self.inbound), BOTH)
+        self.inside = Timers()
+        loop = cast(Any, self.inside)
+        self.target = TargetSide(self.target_end, cast(Any, self.inbound), BOTH, loop)
         self.told: list[object] = []
         self.listening: list[Forward] = []
 
@@ -851,6 +853,30 @@ def test_too_many_descriptors_under_way_are_told_of(
         assert one.hint is not None
         assert "a user of its own" in one.hint
     assert len(sides.trouble) == 1
+
+
+@directions
+def test_an_answer_for_which_there_is_no_memory_is_sent_again(
+    sides: Sides, direction: Direction, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else no other request would ever be sent."""
+    sides.add(1, direction, forward(port))
+    record = sides.target_end.receive(wait=False)
+    assert record is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(Channel, "send", lambda *_, **__: Sent.FULL)
+        sides.target.take(record)
+    sides.pass_on()
+    assert sides.told == []
+    ((_, again),) = sides.inside.due
+    again()
+    sides.pass_on()
+    # A listener that could not be handed over is closed; one that is kept already is served.
+    lost = os.strerror(errno.ENOBUFS) if direction is Direction.OUTBOUND else None
+    assert reasons(sides) == [lost]
+    sides.add(2, Direction.OUTBOUND, forward(0))
+    sides.pass_on()
+    assert reasons(sides) == [lost, None]
 
 
 def test_an_error_that_no_kernel_knows_is_not_repeated(sides: Sides, port: int) -> None:
