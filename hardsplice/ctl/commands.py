@@ -75,14 +75,15 @@ def _ports(client: Client, given: argparse.Namespace) -> None:
         added = _add(client, given.direction, given.spec)
         _tell(client, given, added, lambda: show.ports(added))
     elif given.action == "remove":
-        for number in given.ids:
-            client.remove(number, reset_flows=given.reset)
-        _tell(
-            client,
-            given,
-            {"removed": given.ids},
-            lambda: [f"removed {number}" for number in given.ids],
-        )
+        removed: list[int] = []
+        try:
+            for number in given.ids:
+                client.remove(number, reset_flows=given.reset)
+                removed.append(number)
+        finally:  # what is gone is said, too, where the next one can't be removed
+            if removed:
+                lines = [f"removed {number}" for number in removed]
+                _tell(client, given, {"removed": removed}, lambda: lines)
     else:
         listed = client.get("/v1/ports?direction=all")
         _tell(client, given, listed, lambda: show.ports(listed))

@@ -164,7 +164,10 @@ def test_ports_are_added_listed_and_removed(
     assert run(capsys, "ports", "remove", "--reset", "1", "3") == (0, "removed 1\nremoved 3\n", "")
     assert world.ports.worker.reset == [1, 3]
     assert [port["id"] for port in answer(capsys, "ports", "list")] == [2]
-    assert answer(capsys, "ports", "remove", "2") == {"removed": [2]}
+    status, out, err = run(capsys, "ports", "remove", "2", "3")
+    assert (status, out, "no port with that id" in err) == (1, "removed 2\n", True)
+    answer(capsys, "ports", "add", "8002")
+    assert answer(capsys, "ports", "remove", "4") == {"removed": [4]}
     assert world.ports.worker.reset == [1, 3]
 
 
