@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from hardsplice.app.options import Options, Verbosity
 from hardsplice.ipc.descriptors import FIRST_LISTENER
@@ -109,7 +108,7 @@ class Planner:
             has_ruleset=self._has_ruleset,
             strict=options.sandbox == "strict",
         )
-        return tuple(replace(plan, stats=stats) for stats in self.stats[direction])
+        return tuple(plan._replace(stats=stats) for stats in self.stats[direction])
 
     def _lent(self, direction: Direction, opened: Sequence[tuple[int, int]]) -> frozenset[int]:
         """The numbers of the listeners that the service manager has, too."""

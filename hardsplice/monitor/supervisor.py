@@ -21,7 +21,6 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 from hardsplice.ipc.channel import LAST_RECORDS, Channel, Sent, close_all
 from hardsplice.ipc.child import wait_for
@@ -133,13 +132,13 @@ class Keeper:
 
     def add(self, listener: Listener) -> None:
         """Have the relay, and each that takes its place, accept on one more listener."""
-        self.plan = replace(self.plan, listeners=(*self.plan.listeners, listener))
+        self.plan = self.plan._replace(listeners=(*self.plan.listeners, listener))
         self._tell(orders.serve(listener, self.plan.book))
 
     def remove(self, listener: Listener, *, reset_flows: bool) -> None:
         """Have no relay accept on that listener any more; the caller may end it after this."""
         left = tuple(one for one in self.plan.listeners if one.index != listener.index)
-        self.plan = replace(self.plan, listeners=left)
+        self.plan = self.plan._replace(listeners=left)
         for record in self.untold:
             if (record.kind, record.index) == (Kind.ADD_LISTENER, listener.index):
                 self.untold.remove(record)

@@ -14,8 +14,7 @@ import os
 import resource
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import prctl
 
@@ -49,8 +48,7 @@ FLOWS_MIN = 4  # a relay whose descriptors don't suffice for these is of no use
 SOCKETS_MIN, PIPES_MIN = 8, 2
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """The configuration of a relay, which it inherits from its monitor."""
 
     direction: Direction

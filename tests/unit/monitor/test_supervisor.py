@@ -11,7 +11,6 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import Any, NoReturn, cast
 
@@ -405,7 +404,7 @@ def test_notes_are_passed_on_no_oftener_than_a_relay_makes_them(
 
 def test_each_flow_is_traced_where_that_was_asked_for(stand: Stand) -> None:
     keeper, above, relay = stand
-    keeper.plan = replace(keeper.plan, trace=True)
+    keeper.plan = keeper.plan._replace(trace=True)
     for _ in range(3):
         relay.send(Record(Kind.NOTE, Note.OPENED, 5))
         keeper._on_channel()
@@ -459,7 +458,7 @@ def test_orders_that_can_not_be_served_are_one_timer(
 ) -> None:
     """However many families and relays there were."""
     keeper, above, relay = stand
-    keeper.plan = replace(keeper.plan, families=(0, 1))
+    keeper.plan = keeper.plan._replace(families=(0, 1))
     timers = cast(Timers, keeper.loop)
     monkeypatch.setattr("hardsplice.monitor.supply.open_socket", no_socket)
     for _ in range(5):
@@ -578,7 +577,7 @@ def test_an_end_that_nobody_asked_for_is_a_breach(stand: Stand) -> None:
     stats = keeper.plan.stats
     assert stats.flows is not None
     row = stats.flows.close(flow(stats), stats.count, time.monotonic())
-    keeper.plan = replace(keeper.plan, log_flows=False)
+    keeper.plan = keeper.plan._replace(log_flows=False)
     relay.send(Record(Kind.FLOW, End.FIN, text=row))
     keeper._on_channel()
     assert keeper.is_cut_off
@@ -607,7 +606,7 @@ def test_the_books_of_a_relay_are_closed_a_piece_at_a_time(stand: Stand) -> None
     keeper, above, _ = stand
     timers = cast(Timers, keeper.loop)
     rows = 3 * ROWS_A_PASS
-    keeper.plan = replace(keeper.plan, stats=Stats(rows))
+    keeper.plan = keeper.plan._replace(stats=Stats(rows))
     table = keeper.plan.stats.flows
     assert table is not None
     for at in table.positions():
@@ -651,11 +650,11 @@ def test_no_relay_goes_on_with_a_listener_that_is_not_as_it_was_made(
 ) -> None:
     """Where ports change the host monitor ends those of the host before it says so."""
     keeper, above, _ = stand
-    keeper.plan = replace(keeper.plan, direction=direction, is_dynamic=is_dynamic)
+    keeper.plan = keeper.plan._replace(direction=direction, is_dynamic=is_dynamic)
     forward = Forward(IPv4Address("127.0.0.1"), None, 0, None, 80, True)
     write_place(forward, (0,))
     with socket.socket(fileno=open_listener(forward, (0,))) as one:
-        keeper.plan = replace(keeper.plan, listeners=(Listener(one.fileno(), (), (), 1),))
+        keeper.plan = keeper.plan._replace(listeners=(Listener(one.fileno(), (), (), 1),))
         keeper.was_ready = True
         if spoil is not None:
             spoil(one)
@@ -811,7 +810,7 @@ def test_a_relay_that_is_gone_has_nothing_due(stand: Stand) -> None:
 def test_a_relay_hands_over_where_its_questions_are_read_or_is_of_no_use(stand: Stand) -> None:
     """Where listeners may come and go; where they may not, that is a breach already."""
     keeper, above, relay = stand
-    keeper.plan = replace(keeper.plan, is_dynamic=True)
+    keeper.plan = keeper.plan._replace(is_dynamic=True)
     before = open_descriptors()
     read, write = os.pipe()
     for fds in ((), (read,)):
