@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""hardsplice itself: its options, the stages of its start, and what each process is told."""
+"""hardsplice itself: its options, the stages of its start, the configuration of its processes."""

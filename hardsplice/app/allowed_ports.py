@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which ports a direction may ever come to use, as far as the options limit that: what Landlock is
-told. Pure.
+"""The ports that a direction may ever use, as far as the options limit them: for Landlock. Pure.
 
 A ruleset is a list of single ports, and every process has a copy of it. So a range with more than
 MANY_PORTS is not listed, and then that kind of use is not limited at all.

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What hardsplice's processes are confined by, as the options ask for it: the layer that all of
-them have, and what each monitor's lock-down is made of.
+"""How hardsplice's processes are confined, according to the options: the layer that all of them
+have, and the parts of each monitor's lock-down.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from hardsplice.sandbox.steps import Lockdown
 
 
 def confine_signals(opened: Opened, say: Callable[[str], None]) -> Sequence[str]:
-    """Keep the signals of all of hardsplice's processes among them: early, so that one layer holds
-    them all; and not before COMMAND's are forked, which owe us nothing. The layers that are
-    missing, in words; ``say`` is told of the steps.
+    """Confine the signals of all of hardsplice's processes to these: early, so that one layer holds
+    them all; but after COMMAND's are forked, which must not be in it. Returns the layers that are
+    missing, in words; ``say`` gets the steps.
     """
     layers = [steps.no_new_privileges()]
     ruleset = landlock.scope(opened.before.landlock.abi)

@@ -25,8 +25,8 @@ _PROC_KEPT = (
 
 
 def make(opened: Opened, programs: Programs, caller: Caller, log: Log) -> Container:
-    """Make them, and close what was set aside for COMMAND, which has it now. Failure leaves nothing
-    behind.
+    """Create them, and close what was set aside for COMMAND, which has it now. A Failure leaves
+    nothing behind.
     """
     recipe = _recipe(opened, programs, caller)
     made = Container(recipe)
@@ -63,13 +63,13 @@ def _recipe(opened: Opened, programs: Programs, caller: Caller) -> Recipe:
 
 
 def _takes_foreground(ours: Terminal | None, command: Sequence[str]) -> bool:
-    """Whether COMMAND is a shell for whom the terminal is ours to give."""
+    """Whether COMMAND is a shell, and the terminal's foreground is ours to give."""
     is_here = ours is not None and ours.is_ours() and os.isatty(0)
     return is_here and terminal.is_for_people(command)
 
 
 def _tell(made: Container, recipe: Recipe, log: Log, *, is_named: bool) -> None:
-    """Say whom COMMAND is, and what it has not, where that may surprise; ``is_named`` where an
+    """Report COMMAND's user, and what it lacks, where that may be unexpected; ``is_named`` if an
     option names the user.
     """
     if recipe.hint and not is_named:

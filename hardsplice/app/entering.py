@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The stage *enter*: COMMAND's namespaces are made, if there is a COMMAND, and the target monitor
-is sent into those that are served, where it listens.
+"""The stage *enter*: COMMAND's namespaces are created, if there is a COMMAND, and the namespace
+monitor joins those that are served, where it listens.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Entered(NamedTuple):
     container: Container | None  # COMMAND's, if there is one
     target: Target  # the namespaces that are served
     missing: Sequence[str]  # layers of the lock-down that are not in force
-    inside: Started | None  # the target monitor; None where no port is or can be forwarded
+    inside: Started | None  # the namespace monitor; None if no port is or can be forwarded
     listening: Listening  # in the namespace, too
     listeners: Listeners  # which the outbound relays accept at; the inbound ones' are not here
     copies: Mapping[int, int]  # of both, by the numbers of their ports, where those may change
@@ -96,7 +96,7 @@ def enter(
 
 
 def _plan(opened: Opened, programs: Programs, planner: Planner, target: Target) -> Namespace:
-    """What the target monitor is told."""
+    """The namespace monitor's configuration."""
     options, inbound = opened.options, opened.listening.opened[Direction.INBOUND]
     return Namespace(
         target=target,

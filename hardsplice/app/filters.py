@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The compiled filter of each process: made before any of them exists, from the policy that fits
-what the options ask for, so that nobody needs libseccomp later.
+"""The compiled filter of each process: compiled before any of them exists, from the policy that
+fits the options, so that no process needs libseccomp later.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hardsplice.sandbox.address_book import Place
 
 @dataclass(frozen=True, slots=True)
 class Programs:
-    """What each process hands to seccomp(2), and where they all look for the address book."""
+    """The program that each process passes to seccomp(2), and the place of the address book."""
 
     host: bytes
     target: bytes

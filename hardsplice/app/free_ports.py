@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Ports that were asked for as 0: any that is free. The kernel chooses the number when the listener
-is bound, and that very socket is kept, so that nobody else can get it in between. Here it is noted
-which ones those are, and whoever wants to know is told.
+"""Ports that were requested as 0: any free one. The kernel chooses the number when the listener is
+bound, and that socket is kept, so that no other process can take the port in between. The chosen
+ports are collected and reported here.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class FreePorts(NamedTuple):
             log.line(Level.INFO, text)
 
     def tell_people(self, log: Log) -> None:
-        """Write them to standard error, for whoever starts us and sees no log."""
+        """Write them to standard error, for a caller that doesn't see the log."""
         if log.level >= Level.INFO:
             tell(f"hardsplice: {text}" for text in self._sentences())
 

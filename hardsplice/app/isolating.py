@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The stage *isolate* of the process that was started, which becomes the host monitor: which of
-sandbox/steps.py's steps it takes, and which descriptors it keeps. The target monitor's is in
-monitor/namespace.py.
+"""The stage *isolate* of the process that becomes the host monitor: which of sandbox/steps.py's
+steps it takes, and which descriptors it keeps. The namespace monitor's is in monitor/namespace.py.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ class Isolated(NamedTuple):
     """What the stage leaves: what is not in force."""
 
     missing: Sequence[str]  # layers that this kernel lacks, here or in all processes
-    unsealed: Sequence[str]  # what is told only to those who ask: the filter says the same
+    unsealed: Sequence[str]  # reported only on request: the filter enforces the same
 
 
 def lock(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The listeners that set-up has opened, and in which order they stand."""
+"""The listeners that set-up has opened, and their order."""
 
 from __future__ import annotations
 

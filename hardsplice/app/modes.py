@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whose namespaces are served: which of the three synopses a command line is."""
+"""The namespaces that are served: which of the three synopses a command line is."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LAST_PID = 2**22  # PID_MAX_LIMIT, include/linux/threads.h
 
 
 class Mode(enum.Enum):
-    """Whose namespaces are served."""
+    """The three synopses, by the namespaces that are served."""
 
     COMMAND = "new ones, in which COMMAND runs"
     PID = "those of a running process"
@@ -49,7 +49,7 @@ def detect_mode(positional: Sequence[str], netns: str | None) -> Mode:
 
 
 def _refuse_nothing(first: str) -> None:
-    """What variables and other programs' answers come to where there is no process."""
+    """Words that an unset variable, or another program's answer, gives if there is no process."""
     if not first.strip():
         reason = "it is empty, as a variable is that was not set; write one, or leave it out"
         raise Failure("use", f"COMMAND or PID {quote(first)}", reason)
@@ -72,8 +72,8 @@ def pid_of(text: str) -> int:
 
 
 def refuse_no_command(*, has_terminal: bool) -> None:
-    """The shell that is run without a COMMAND is for people: without a terminal somebody meant to
-    give COMMAND or PID, and what was to give it came to nothing.
+    """Without COMMAND a shell is run, which needs a terminal: without one, COMMAND or PID was
+    probably meant to be given, and a variable for it was empty.
     """
     if not has_terminal:
         reason = "there is neither COMMAND nor PID, and no terminal to run a shell at"

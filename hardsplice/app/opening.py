@@ -48,14 +48,14 @@ class Numbered(NamedTuple):
 class Before(NamedTuple):
     """How this process was before its lock-down."""
 
-    user: RunAs | None  # whom it will become; None: it stays who it is
+    user: RunAs | None  # the user that it will become; None: it doesn't change its user
     parent: steps.Parent
     last_capability: int  # the highest that this kernel knows
     landlock: landlock.Support
 
 
 class Files(NamedTuple):
-    """What was made in the file system, where options ask for it."""
+    """Files that were created, if options ask for them."""
 
     pid: PidFile | None
     control: SocketFile | None

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Every option of hardsplice, declared once: what it is called, what it sets, what its value may
-be, and what it can't be combined with.
+"""Every option of hardsplice, declared once: its names, what it sets, what its value may be, and
+what it can't be combined with.
 
 From this table come the parser, --help, the completions of three shells (tools/generate.py) and the
 order of the manual's OPTIONS, whose paragraphs are written by hand. What a field means is said

@@ -40,7 +40,7 @@ _BOTH = frozenset(Direction)
 
 
 class Verbosity(enum.IntEnum):
-    """What is told; each level includes those below."""
+    """What is reported; each level includes those below."""
 
     QUIET = 0
     NORMAL = 1
@@ -87,11 +87,11 @@ class Options:
     #: Whether to write a line for each flow that ends.
     log_flows: bool
     pid_file: str | None
-    #: Where the control socket is to be, if there is to be one.
+    #: The path of the control socket, if there is to be one.
     control: str | None
-    #: Whether the namespace that is served is heard there too.
+    #: Whether clients in the namespace that is served are accepted there too.
     control_from_namespace: bool
-    #: Where the socket is to be that everybody may ask for metrics.
+    #: The path of the socket with metrics for every user, if there is to be one.
     metrics: str | None
     runas: values.RunAs | None
     sandbox: values.Sandbox
@@ -99,7 +99,7 @@ class Options:
     drain: int
     #: Seconds after which a connection in which nothing moves is reset; 0: never.
     idle_timeout: int
-    #: A descriptor that is told when all is ready.
+    #: The descriptor to write to when ready.
     ready_fd: int | None
     #: In which form to show every process and its sandbox once all is ready, if at all.
     audit: values.Audit | None

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The PID file. It stays when hardsplice ends: a process that is locked down can't remove it.
+"""The PID file. It remains when hardsplice ends: a locked-down process can't remove it.
 
-One file is one instance's. There are two locks. That of set-up is one for writing as fcntl(2) has
-it: it takes a descriptor that may write, so others, who can only read the file, can't have one. A
-process that is locked down should have no such descriptor; so its lock, as flock(2) has it, is on
-one that can only read, and lasts until it ends, however it does. A stale file is no obstacle
-therefore. That second lock anybody can have who can read the file: where somebody has it, the
-number in the file tells whether that is an instance. No lock is waited for.
+A file belongs to one instance. There are two locks. Set-up takes a write lock of fcntl(2), which
+needs a writable descriptor, so other users, who can only read the file, can't take one. A
+locked-down process should have no such descriptor; so its lock is one of flock(2) on a read-only
+descriptor, and lasts until the process ends in any way. A stale file therefore doesn't matter. Any
+user who can read the file can take that second lock: if it is taken, the number in the file shows
+whether an instance has it. No lock is waited for.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class PidFile:
                 self._claim()
                 if self._is_there():
                     return
-                self._close()  # whoever had it has just removed it
+                self._close()  # its owner has just removed it
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         except OSError as error:
             raise Failure("write", f"PID file {path}", reason_of(error)) from error
@@ -85,7 +85,7 @@ class PidFile:
 
 
 def _locked(fd: int, how: int) -> bool:
-    """Whether the lock of set-up could be had; a file system without locks is no obstacle."""
+    """Whether the lock of set-up could be taken; a file system without locks is accepted."""
     try:
         fcntl.lockf(fd, how | fcntl.LOCK_NB)
     except OSError as error:
@@ -94,7 +94,7 @@ def _locked(fd: int, how: int) -> bool:
 
 
 def _kept(fd: int) -> bool:
-    """Whether the lock for life could be had."""
+    """Whether the lock for life could be taken."""
     with contextlib.suppress(OSError):
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What relays are told, worked out from the options and from what has been opened: their plans,
+"""The configuration of relays, derived from the options and from what has been opened: their plans,
 their counters, and the address books.
 """
 
@@ -24,7 +24,7 @@ from hardsplice.telemetry.counters import Stats
 
 
 class Planner:
-    """What relays are told, and what is shared with them. Made before any fork: counters are
+    """The relays' configuration, and what is shared with them. Made before any fork: counters are
     written by relays, and read by the host monitor.
     """
 
@@ -164,8 +164,8 @@ def place_of_books(options: Options, first_flow: int, arch: str) -> Place:
 
 
 def _flow_rows(options: Options) -> int:
-    """Rows of a flow table: one for each flow that there are descriptors for; none where nobody
-    looks.
+    """Rows of a flow table: one for each flow that there are descriptors for; none if no option
+    needs the table.
     """
     if not options.log_flows and options.control is None:
         return 0

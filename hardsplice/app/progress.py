@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is told of the start: its stages, with --debug; and at last that all is ready, or what went
-wrong, to whoever waits for that: the launcher in front of us, the service manager, the log.
+"""Reports about the start: its stages, with --debug; and finally that hardsplice is ready, or what
+went wrong, to the launcher in front of us, the service manager and the log.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _LEVELS = {
 
 
 class Progress:
-    """How far one start has come, and who is to hear of it."""
+    """The progress of one start, and where to report it."""
 
     def __init__(self, options: Options, launcher: Channel | None, began: float) -> None:
         """``launcher`` leads to the process that waits, where there is one. The start ``began``
@@ -45,11 +45,11 @@ class Progress:
         self._is_ready = False
 
     def tell_too(self, notifier: Notifier) -> None:
-        """Have the service manager hear what went wrong, too."""
+        """Report failures to the service manager, too."""
         self._notifier = notifier
 
     def say(self, text: str) -> None:
-        """Tell what is being done, for --debug."""
+        """Report what is being done, for --debug."""
         self.log.line(Level.DEBUG, text)
 
     def stage(self, name: str, at: float | None = None) -> None:
@@ -65,11 +65,11 @@ class Progress:
         *,
         has_ready_fd: bool,
     ) -> None:
-        """All is bound and locked down, but for layers that are ``missing``, and for what is
-        ``unsealed``, of which only those hear who ask: the filter says the same. Failure where the
-        process that waited has gone.
+        """All is bound and locked down, except for layers that are ``missing``, and for what is
+        ``unsealed``, which is reported only on request, since the filter enforces the same. Failure
+        if the process that waited has gone.
         """
-        # The target monitor's words are other people's, too.
+        # Text from the namespace monitor is not trusted either.
         lacking = list(dict.fromkeys(map(printable, missing)))
         for what in lacking:
             self.log.line(Level.WARNING, f"not in force: {what}")
@@ -92,8 +92,8 @@ class Progress:
             self._is_waited_for = False
 
     def fail(self, error: BaseException) -> int:
-        """Say what went wrong: to the launcher while it waits in front of us, else in the log. The
-        exit status.
+        """Report what went wrong: to the launcher while it waits in front of us, else in the log.
+        Returns the exit status.
         """
         what = ("go on", "serving") if self._is_ready else ("start", "hardsplice")
         failure = as_failure(error, *what)

@@ -22,8 +22,8 @@ Added = Sequence[tuple[Direction, Forward]]
 
 
 def sort_out(options: Options, passed: Passed) -> Added:
-    """End what was kept and is not asked for any more. What was added at run time before the
-    restart, and may come back: ports may be added now, too, and no option is in the way.
+    """End what was kept and is no longer requested. Returns what was added at run time before the
+    restart, and may come back: ports may be added now, too, and no option conflicts.
     """
     asked = [(one, forward) for one in Direction for forward in options.forwards(one)]
     by_port: dict[tuple[Direction, int], list[Forward]] = {}
@@ -97,7 +97,7 @@ def _name(listening: Listening, direction: Direction, index: int) -> str | None:
 
 
 def _tell_of_lost(listening: Listening, log: Log) -> None:
-    """Say which ports did not come back."""
+    """Report which ports did not come back."""
     for direction, opened in listening.opened.items():
         there = {index for index, _ in opened}
         forwards = listening.options.forwards(direction)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the host monitor and the control socket are told, made of what the stages have left."""
+"""The configuration of the host monitor and the control socket, from the results of the stages."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def control_of(opened: Opened, entered: Entered, began: float) -> Control | None
     return Control(
         listener=listener,
         metrics=files.metrics.fileno() if files.metrics else None,
-        # Root's id means root where root started us; in a namespace of our own nobody has it.
+        # Root's ID means root if root started us; in a namespace of our own it is not mapped.
         admission=Admission(
             frozenset({0, os.geteuid()}), socketcalls.namespace_cookie(listener), namespace
         ),
@@ -101,7 +101,7 @@ def control_of(opened: Opened, entered: Entered, began: float) -> Control | None
 
 
 def label(options: Options, command: str) -> str:
-    """What metrics call the namespace: as short as the options name it."""
+    """The name of the namespace in metrics: as the options name it."""
     if options.netns is not None:
         return printable(options.netns.removeprefix("/run/netns/"))
     return printable(command) if options.pid is None else str(options.pid)

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """From a parsed command line to a running, locked-down tree of processes: the stages, in the order
-that is the security argument. Each takes what those before it left, and leaves a value that nobody
-changes; so none can come too early. (These values are NamedTuples: to define a frozen dataclass
-takes half a millisecond of every start.) With --debug each stage says that it begins.
+that is the security argument. Each takes the results of those before it, and returns an immutable
+value; so none can come too early. (These values are NamedTuples: defining a frozen dataclass takes
+half a millisecond of every start.) With --debug each stage is reported when it begins.
 
     parse    nothing privileged, nothing opened (app/options.py)
     open     descriptors of namespaces, log, PID file; listeners on the host (app/opening.py)
-    compile  the seccomp programs, so that nobody needs libseccomp later (app/filters.py)
+    compile  the seccomp programs, so that libseccomp isn't needed later (app/filters.py)
     probe    how large pipes may be
-    enter    COMMAND's namespaces are made; the target monitor is forked, joins the target's,
-             binds its listeners and hands them over (app/entering.py)
+    enter    COMMAND's namespaces are created; the namespace monitor is forked, joins those that are
+             served, binds its listeners and passes them on (app/entering.py)
     isolate  each monitor gives up all that it has (sandbox/steps.py), with its filter last
              (app/isolating.py, monitor/namespace.py)
     fork     each monitor forks its relays, which give up the rest (monitor/supervisor.py)
-    ready    and only now that is said (app/progress.py)
+    ready    only now readiness is reported (app/progress.py)
 
 Everything up to isolate may fail with a message and leaves nothing behind.
 """
@@ -32,8 +32,8 @@ from hardsplice.relay.tcp.seam import Kernel
 
 
 def run(options: Options, caller: Caller, progress: Progress) -> int:
-    """All stages after the first, which has left ``options``; then serve. The exit status. Failure
-    leaves nothing behind.
+    """All stages after the first, which returned ``options``; then serve. Returns the exit status.
+    A Failure leaves nothing behind.
     """
     with contextlib.ExitStack() as undo:
         files = undo.enter_context(contextlib.ExitStack())

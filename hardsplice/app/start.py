@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""From the command line to the running program: parse, go into the background if asked to, set up,
-and say what went wrong.
+"""From the command line to the running program: parse, go to the background if requested, set up,
+and report what went wrong.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from hardsplice.ipc.channel import Channel
     from hardsplice.ipc.messages import Record
 
-# What ends the process that waits for the one in the background.
+# Signals that end the process that waits for the one in the background.
 ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 ENDING_SECONDS = 3.0  # that a process which said what is wrong may take to end
 
@@ -67,9 +67,9 @@ def _say(failure: Failure) -> int:
 
 
 def _start_auditor(options: Options) -> Channel:
-    """A process beside us that looks at /proc once we are ready, which we can't any more by then.
+    """Start a process that reads /proc once we are ready, when we no longer can.
 
-    It is nobody's child to wait for: its parent ends at once.
+    Its parent ends at once, so it needn't be reaped.
     """
     from hardsplice.ipc.channel import Channel
     from hardsplice.ipc.messages import LAUNCHER
@@ -80,7 +80,7 @@ def _start_auditor(options: Options) -> Channel:
     between = os.fork()
     if between == 0:
         if os.fork() == 0:
-            # COMMAND may put us into the background of a terminal where nobody there may write.
+            # COMMAND may put us into the background of a terminal that stops background writers.
             signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTTOU,))
             theirs.close()
             record = ours.receive()
@@ -187,8 +187,8 @@ def _launch(options: Options, began: float, given: Caller) -> int:
 
 
 def _first_word(channel: Channel, pidfd: int) -> Record | None:
-    """What the background process says at last; None where it ended without a word. Processes that
-    it started may hold its end of the channel, and outlive it.
+    """The last record of the background process; None if it ended without one. Processes that it
+    started may hold its end of the channel, and outlive it.
     """
     from hardsplice.ipc.messages import Malformed
 
@@ -203,7 +203,7 @@ def _first_word(channel: Channel, pidfd: int) -> Record | None:
 
 
 def _finish(child: int, pidfd: int, wait: float = ENDING_SECONDS) -> None:
-    """See to it that the background process ends, by itself if that does not take it long."""
+    """Make sure that the background process ends, by itself if that does not take long."""
     from hardsplice.ipc.child import has_ended
 
     if not has_ended(pidfd, wait):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a command answers on standard output: an answer for which there is no room is an error."""
+"""Output of a command on standard output: if there is no room for it, that is an error."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from hardsplice.model.errors import Failure, reason_of
 
 
 def answer(text: str) -> None:
-    """Answer a question such as --help. Failure where there is no room; SystemExit where whoever
-    reads it has seen enough.
+    """Print an answer, such as that to --help. Failure if there is no room; SystemExit if its
+    reader has closed the pipe.
     """
     if not text or sys.stdout is None:  # the shell closed it
         return
@@ -26,9 +26,7 @@ def answer(text: str) -> None:
 
 
 def lost(error: OSError, what: str) -> Failure | None:
-    """What there is to say where standard output takes no more; nothing where whoever reads it has
-    seen enough.
-    """
+    """The error if standard output takes no more; none if its reader has closed the pipe."""
     # What is still buffered would raise again at exit.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return None if isinstance(error, BrokenPipeError) else Failure("write", what, reason_of(error))

@@ -2,9 +2,9 @@
 """How a table of options is read from the words of a command line: where the options end, what each
 word stands for, and which of them can't go together.
 
-The first word that is no option belongs to COMMAND, and so does all that follows. argparse has no
-such notion: it looks at every word. So this is done here, as getopt_long(3) with POSIXLY_CORRECT
-does it: long options may be shortened, short ones may share a word.
+The first word that isn't an option belongs to COMMAND, and so does all that follows. argparse can't
+do this, since it interprets every word. So this is done here, as getopt_long(3) with
+POSIXLY_CORRECT does it: long options may be abbreviated, short ones may share a word.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Offer = tuple[str, ...] | Literal["file", "netns", "user", "descriptor"]
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One option: all that is to be said of it but its paragraph in the manual."""
+    """One option: everything about it but its paragraph in the manual."""
 
     names: tuple[str, ...]  # the short one first
     help: str

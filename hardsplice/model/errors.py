@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What went wrong, in the one form that a person gets to read.
+"""Errors, in the one form in which they are displayed.
 
 Every error that hardsplice reports is a `Failure`: what it could not do (a verb), to what (an
 object), and why (a reason), with the next step where there is one. Code below the top raises and
 never prints; only the top knows where messages go.
 
-Whatever is shown to people goes through `printable`: messages, lines of the log, STATUS=, cells of
-tables. Much of it was written by others: names of files and processes, what a process below
-reports, what answers at a control socket. None of it may move a cursor, start a line, hide or
-change what stands beside it.
+All displayed text goes through `printable`: messages, lines of the log, STATUS=, cells of tables.
+Much of it comes from elsewhere: names of files and processes, reports of other processes, answers
+at a control socket. None of it may move a cursor, start a line, or hide or change the text beside
+it.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Failure(Exception):  # noqa: N818 - it is what messages call it
 
 
 def relay_lost(direction: Direction, reason: str, hint: str | None) -> Failure:
-    """What both monitors end with when a relay of theirs can't be kept."""
+    """The Failure with which a monitor ends when a relay can't be kept running."""
     return Failure("keep", f"the {direction} relay running", reason, hint)
 
 
@@ -96,7 +96,7 @@ def text_of(failure: Failure) -> bytes:
 
 
 def failure_of(text: bytes, status: int = 1) -> Failure:
-    """The Failure that was told, by whomever."""
+    """The Failure in such a text, which may come from any process."""
     parts = text.decode(errors="replace").split("\n", 3)
     if len(parts) < 3:
         return Failure("go on", "serving", parts[0] or "no reason was given")
@@ -113,7 +113,7 @@ def reason_of(error: OSError) -> str:
 
 
 def quote(text: str) -> str:
-    """`text` as a message shows what somebody typed: in quotes, and cut where it is very long."""
+    """User input as a message shows it: in quotes, and truncated if it is very long."""
     if len(text) > _QUOTED_LIMIT:
         text = text[: _QUOTED_LIMIT - 3] + "..."
     return f"'{text}'"
@@ -156,8 +156,8 @@ def _escape(char: str) -> str:
 
 
 def tell(lines: Iterable[str], fd: int = 2) -> None:
-    """Write lines to a person, each as it may be shown. That nobody takes them is no error, since
-    there is no one else to tell, and is not waited for.
+    """Write lines to standard error, each as it may be displayed. If they can't be written, that is
+    not an error, since there is no other place to report it, and is not waited for.
     """
     poller = select.poll()
     poller.register(fd, select.POLLOUT)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How other programs spell what is asked of this one: what somebody who knows Docker's -p, ssh's -L
-or pasta's options has probably meant. Only words that have been refused come here, so that nothing
-here can change what a right one means.
+"""Other programs' spellings of options and ports: what a user of Docker's -p, ssh's -L or pasta's
+options has probably meant. Only words that have been refused come here, so this can't change the
+meaning of a valid one.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def meant(text: str) -> tuple[str, ...]:
 
 
 def _translated(parts: list[str]) -> str | None:
-    """The same ports in our words; None where they are nobody's, or of several addresses."""
+    """The same ports in our grammar; None if there is no such spelling, or several addresses."""
     read = [_entry(part) for part in parts]
     listening = {one[0] for one in read if one is not None}
     if None in read or len(listening) != 1:

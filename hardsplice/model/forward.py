@@ -45,7 +45,7 @@ class Auto:
     protocol: Protocol = Protocol.TCP
 
     def forwards(self, target_port: int) -> Iterator[Forward]:
-        """What is to be listened on while somebody listens on this port of the other namespace."""
+        """What to listen on while a server listens on this port of the other namespace."""
         for run, shift in self.runs:
             port = target_port - shift
             if port in run:

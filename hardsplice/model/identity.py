@@ -15,4 +15,4 @@ class RunAs:
 
 
 OWN = RunAs(-1, -1)
-"""A user of this instance's own, who is made up at its start (users.own_user)."""
+"""A user ID of this instance's own, chosen at its start (users.own_user)."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which ports are joined with which: all SPECs of one option, turned into listeners.
+"""Which ports are forwarded to which: all SPECs of one option, turned into listeners.
 
 `spec` reads each SPEC by itself; here they are laid together, because three rules need the whole:
 an exclusion wins whichever SPEC it stands in, a listener has one target, and a port asked for by
@@ -110,7 +110,7 @@ def single(
     families: Sequence[int],
     protocol: Protocol = Protocol.TCP,
 ) -> Forward:
-    """The listener that somebody asks for by itself, at run time.
+    """The listener for a single request at run time.
 
     `versions` are those of IP that it is to have, `families` those in use. Raises Refusal.
     """
@@ -249,7 +249,7 @@ def _narrow(listen: Listen, families: Sequence[int]) -> Listen:
 def _stands_alone(spec: Spec, specs: Iterable[Spec], families: Sequence[int]) -> bool:
     """Whether exclusions mean "all others", or only narrow what other SPECs ask for.
 
-    Whoever lists some ports and excludes one in a second SPEC doesn't mean to open all others.
+    Ports in one SPEC and an exclusion in a second one aren't meant to open all others.
     So without a listening address exclusions are a request of their own only where no SPEC names
     a port, and with one where none does at that address.
     """

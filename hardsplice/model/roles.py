@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The roles of the processes that stay: what each calls itself, whose child it is, under which
-policy it lives, by which steps it locks itself down, and what it is there for. Pure.
+"""The roles of the permanent processes: the name, the parent, the policy, the steps of lock-down
+and the purpose of each. Pure.
 
-What they say to each other, and who may say it, is in ipc/messages.py.
+The messages between them are in ipc/messages.py.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from hardsplice.model.direction import Direction
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """What a process is there for, and under."""
+    """A process's purpose, and how it is confined."""
 
     name: str  # of the process, as prctl(2) sets it
     parent: str  # the name of the process that forks it, if one of these does
@@ -27,14 +27,14 @@ class Role:
     policy_control: str = ""  # ... and where it serves a control socket
 
     def policy_for(self, *, is_dynamic: bool, has_control: bool = False) -> str:
-        """The policy under which it lives."""
+        """The policy that it runs under."""
         if has_control and self.policy_control:
             return self.policy_control
         return self.policy_dynamic if is_dynamic and self.policy_dynamic else self.policy
 
     @property
     def policies(self) -> tuple[str, ...]:
-        """All under which it may live."""
+        """All policies that it may run under."""
         return tuple(filter(None, (self.policy, self.policy_dynamic, self.policy_control)))
 
 
