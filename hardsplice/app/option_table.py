@@ -54,7 +54,7 @@ def _specs(*names: str, field: str, help: str) -> Option:  # noqa: A002
 def _no_udp(*names: str) -> Option:
     """pasta's, for UDP ports."""
     check = values.no_udp(names[0])
-    help_ = "none is accepted; no UDP here"
+    help_ = "accepted if none; UDP isn't forwarded"
     return Option(names, help_, "SPEC", parse=check, repeats=True, offers=("none",))
 
 
@@ -73,8 +73,8 @@ def _help() -> str:
 # The sections of --help and of the manual, in their order.
 SECTIONS: dict[str, tuple[Option, ...]] = {
     "Ports (SPEC is explained below; both options can be repeated)": (
-        _specs("-t", "--tcp-ports", field="inbound", help="host ports, to the namespace"),
-        _specs("-T", "--tcp-ns", field="outbound", help="namespace ports, to the host"),
+        _specs("-t", "--tcp-ports", field="inbound", help="forward host ports to the namespace"),
+        _specs("-T", "--tcp-ns", field="outbound", help="forward namespace ports to the host"),
         _flag(
             "-4",
             "--ipv4-only",
@@ -87,7 +87,7 @@ SECTIONS: dict[str, tuple[Option, ...]] = {
         _value(
             "--netns",
             value="PATH|NAME",
-            help="join it; NAME is /run/netns/NAME",
+            help="serve it; NAME means /run/netns/NAME",
             parse=values.netns,
             offers="netns",
             only=(Mode.NETNS, "it says so itself"),
@@ -113,7 +113,7 @@ SECTIONS: dict[str, tuple[Option, ...]] = {
         ),
         _flag(
             "--map-auto",
-            help="COMMAND has its user's subordinate ids",
+            help="give COMMAND its user's subordinate IDs",
             only=(Mode.COMMAND, "it says which ids COMMAND has; leave it out"),
         ),
         _flag(
@@ -121,16 +121,16 @@ SECTIONS: dict[str, tuple[Option, ...]] = {
             field="netns_quit",
             default=True,
             const=False,
-            help="outlive the namespace",
+            help="keep running when the namespace is gone",
         ),
     ),
     "Running": (
-        _flag("-f", "--foreground", help="stay there (COMMAND always does)"),
-        _file("-P", "--pid", value="FILE", field="pid_file", help="write the PID to FILE"),
-        _file("--control", help="serve hardsplicectl and the like here"),
+        _flag("-f", "--foreground", help="stay in the foreground (always with COMMAND)"),
+        _file("-P", "--pid", value="FILE", field="pid_file", help="write the process ID to FILE"),
+        _file("--control", help="serve hardsplicectl and other clients at PATH"),
         _flag(
             "--control-from-namespace",
-            help="and to those in the namespace, for its own ports",
+            help="accept clients in the namespace there, too",
             needs=(
                 "--control",
                 "there is no control socket to be heard at; add --control, or leave it out",
@@ -138,7 +138,7 @@ SECTIONS: dict[str, tuple[Option, ...]] = {
         ),
         _file(
             "--metrics",
-            help="serve everybody /metrics here, and no more",
+            help="serve only /metrics at PATH, to every user",
             needs=("--control", "it goes with that; add --control PATH, or leave it out"),
         ),
         _value(
@@ -151,14 +151,14 @@ SECTIONS: dict[str, tuple[Option, ...]] = {
         _value(
             "--runas",
             value="USER[:GROUP]",
-            help="as root: change to this user",
+            help="if started as root: change to this user",
             parse=values.runas,
             offers="user",
         ),
         _value(
             "--workers",
             value="N|auto",
-            help="relays a direction (default 1); auto: one a CPU",
+            help="relays per direction (default 1; auto: one a CPU)",
             parse=values.workers,
             default=1,
             offers=("auto", "1", "2", "4", "8"),
@@ -170,7 +170,7 @@ SECTIONS: dict[str, tuple[Option, ...]] = {
         _value(
             "--sandbox",
             value="MODE",
-            help="best-effort (default), or strict: all or nothing",
+            help="best-effort (default), or strict: every layer",
             parse=values.sandbox,
             default="best-effort",
             offers=("best-effort", "strict"),
@@ -190,7 +190,7 @@ SECTIONS: dict[str, tuple[Option, ...]] = {
         _flag(
             "-q",
             "--quiet",
-            help="errors only",
+            help="report errors only",
             excludes=tuple(
                 (
                     louder,
@@ -199,13 +199,13 @@ SECTIONS: dict[str, tuple[Option, ...]] = {
                 for louder in ("-d", "--trace")
             ),
         ),
-        _flag("-d", "--debug", help="say what is done"),
-        _flag("--trace", help="and every connection"),
-        _file("-l", "--log-file", help="log to a file"),
+        _flag("-d", "--debug", help="also report the steps of the start"),
+        _flag("--trace", help="also report every connection"),
+        _file("-l", "--log-file", help="write messages to PATH"),
         _value(
             "--log-size",
             value="SIZE",
-            help="its largest size (default 1M)",
+            help="largest size of the log file (default 1M)",
             parse=values.size,
             default=_LOG_SIZE,
             needs=(
@@ -216,21 +216,24 @@ SECTIONS: dict[str, tuple[Option, ...]] = {
         _value(
             "--log-format",
             value="FORM",
-            help="text (default), or json",
+            help="text (default) or json",
             parse=values.log_format,
             default="text",
             offers=("text", "json"),
         ),
-        _flag("--log-flows", help="a line for each flow that ends"),
+        _flag("--log-flows", help="log a line for each connection that ends"),
     ),
     "Other": (
         _no_udp("-u", "--udp-ports"),
         _no_udp("-U", "--udp-ns"),
-        _flag("--splice-only", field="", help="accepted; always so"),
-        _flag("--host-lo-to-ns-lo", field="", help="accepted; always so"),
-        _flag("-h", "--help", field="", answer=_help, help="show this"),
+        _flag("--splice-only", field="", help="accepted; always the case"),
+        _flag("--host-lo-to-ns-lo", field="", help="accepted; always the case"),
+        _flag("-h", "--help", field="", answer=_help, help="show this help"),
         _flag(
-            "--version", field="", answer=lambda: f"hardsplice {__version__}\n", help="show it"
+            "--version",
+            field="",
+            answer=lambda: f"hardsplice {__version__}\n",
+            help="show the version",
         ),
     ),
 }  # fmt: skip

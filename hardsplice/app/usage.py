@@ -16,15 +16,15 @@ usage: hardsplice [OPTION]... [COMMAND [ARG]...]
        hardsplice [OPTION]... --netns PATH|NAME [--userns PATH]"""
 
 _DESCRIPTION = """\
-Join chosen TCP ports of a network namespace with ports of the host. It is a new
-one, in which COMMAND (by default the shell) runs, or one that exists."""
+Forward TCP ports between a network namespace and the host. The namespace is a
+new one, in which COMMAND (by default the shell) runs, or an existing one."""
 
 _EPILOG = """\
-SPEC is none (the default), all, auto (what is listened on over there), or ports
-and ~exclusions; before them may stand a listening address, after each a target:
+SPEC is none (the default), all, auto (what the other side listens on), or ports
+and ~exclusions; a listening address may precede them, a target may follow each:
   8080  80,443  8000-8009  8080:80  127.0.0.1/22  5432:10.0.0.5/5433  all,~22
-Port 0, with a target, is one that is free: -t 0:80 says which one it became.
-A service manager's listener NAME is taken by -t inherit:NAME:PORT.
+Port 0, with a target, is a free one: -t 0:80 reports which.
+-t inherit:NAME:PORT uses the listener NAME that a service manager passes.
 
 Examples:
   hardsplice -t 8080:80 -- ./server        its port 80 is the host's 8080

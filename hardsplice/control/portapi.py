@@ -40,8 +40,10 @@ class _WrongError(Exception):
 
 
 INFO: tuple[Field[Snapshot], ...] = (
-    Field("apiVersion", "Of RootlessKit's API, that this follows.", lambda _: API_VERSION),
-    Field("version", "Which hardsplice it is.", lambda now: now.version),
+    Field(
+        "apiVersion", "The version of RootlessKit's API that this follows.", lambda _: API_VERSION
+    ),
+    Field("version", "The version of hardsplice.", lambda now: now.version),
     Field("stateDir", "Empty.", lambda _: ""),
     Field("childPID", "The process that is served, or 0.", lambda now: now.served_pid or 0),
     Field("networkDriver", "Its driver is none.", lambda _: {"driver": "none"}),
@@ -56,7 +58,7 @@ SPEC: tuple[Field[tuple[str, End, End]], ...] = (
     Field("proto", f"{', '.join(PROTOCOLS)}.", lambda of: of[0]),
     Field(
         "parentIP",
-        "The address on the host; left out where it is any.",
+        "The address on the host; left out if it is any.",
         lambda of: of[1][0] or None,
     ),
     Field("parentPort", "The port on the host.", lambda of: of[1][1]),
@@ -67,7 +69,7 @@ PORT: tuple[Field[tuple[Port, str]], ...] = (
     Field("id", "Its number.", lambda of: of[0].id),
     Field(
         "spec",
-        "What it was asked for with; see below.",
+        "The port as it was requested; see below.",
         lambda of: describe(of[0].direction, of[0].forward, of[1]),
     ),
     Field(
@@ -77,7 +79,7 @@ PORT: tuple[Field[tuple[Port, str]], ...] = (
     ),
     Field(
         "source",
-        f"Who asked for it: {', '.join(one.value for one in Source)}.",
+        f"Who added it: {', '.join(one.value for one in Source)}.",
         lambda of: of[0].source.value,
     ),
 )

@@ -29,33 +29,33 @@ class _Side:
 
 
 DIRECTION: tuple[Field[_Side], ...] = (
-    Field("ports", "How many ports are forwarded.", lambda side: side.ports),
-    Field("relays", "How many relays there are.", lambda side: len(side.relays)),
+    Field("ports", "The number of forwarded ports.", lambda side: side.ports),
+    Field("relays", "The number of relays.", lambda side: len(side.relays)),
     Field(
         "flows",
-        "How many flows there are, by their states, which are as in the metric hardsplice_flows.",
+        "The number of flows by state, as in the metric hardsplice_flows.",
         lambda side: _sum(relay.states for relay in side.relays),
     ),
     Field(
         "counters",
-        "What was counted, of all relays together; see below.",
+        "The counters of all relays together; see below.",
         lambda side: _sum(relay.counters for relay in side.relays),
     ),
     Field(
         "gauges",
-        "What is in use, of all relays together; see below.",
+        "The gauges of all relays together; see below.",
         lambda side: _sum(relay.gauges for relay in side.relays),
     ),
 )
 STATUS: tuple[Field[tuple[Snapshot, Sequence[Port]]], ...] = (
-    Field("version", "Which hardsplice it is.", lambda of: of[0].version),
+    Field("version", "The version of hardsplice.", lambda of: of[0].version),
     Field("pid", "The process ID of the host monitor.", lambda of: of[0].pid),
     Field(
         "uptimeSeconds",
-        "How long ago it was started.",
+        "Seconds since it was started.",
         lambda of: round(of[0].uptime, 3),
     ),
-    Field("namespace", "Whose namespace it serves.", lambda of: of[0].served),
+    Field("namespace", "The namespace that it serves.", lambda of: of[0].served),
     Field(
         "lacking",
         "Additional layers of the sandbox that are not in force, each with the reason.",
@@ -63,12 +63,12 @@ STATUS: tuple[Field[tuple[Snapshot, Sequence[Port]]], ...] = (
     ),
     Field(
         "denied",
-        "Attempts at what is not allowed, as in the metric hardsplice_denied_total.",
+        "Forbidden attempts, as in the metric hardsplice_denied_total.",
         lambda of: denied(of[0]),
     ),
     Field(
         "directions",
-        "For inbound and for outbound an object each.",
+        "An object for each direction, inbound and outbound.",
         lambda of: {direction: build(DIRECTION, _side(*of, direction)) for direction in Direction},
     ),
 )
@@ -96,7 +96,9 @@ Told = tuple[Direction, FlowRow, float]  # and what time it is, in CLOCK_MONOTON
 FLOW: tuple[Field[Told], ...] = (
     Field("direction", "inbound or outbound.", lambda told: told[0]),
     Field("protocol", "tcp.", lambda told: told[1].protocol),
-    Field("port", "The ID of the port that the client came to.", lambda told: told[1].listener),
+    Field(
+        "port", "The ID of the port that the client connected to.", lambda told: told[1].listener
+    ),
     Field(
         "state",
         "connecting, established or half_closed.",
@@ -105,12 +107,12 @@ FLOW: tuple[Field[Told], ...] = (
     Field("client", "The client's address and port.", lambda told: in_words(told[1].client)),
     Field(
         "target",
-        "The target's address and port; while connecting the first that is tried.",
+        "The target's address and port; while connecting, those of the first target.",
         lambda told: in_words(told[1].target),
     ),
     Field(
         "seconds",
-        "How long ago the client was accepted.",
+        "Seconds since the client was accepted.",
         lambda told: round(max(0.0, told[2] - told[1].started), 3),
     ),
     Field("bytesToTarget", "Bytes moved to the target.", lambda told: told[1].bytes_to_target),
@@ -122,7 +124,7 @@ FLOWS: tuple[Field[tuple[Sequence[Told], int]], ...] = (
         f"An object for each flow, up to {FLOWS_SHOWN} of them.",
         lambda of: [build(FLOW, told) for told in of[0]],
     ),
-    Field("total", "How many flows there are.", lambda of: of[1]),
+    Field("total", "The number of flows.", lambda of: of[1]),
 )
 
 

@@ -50,16 +50,19 @@ def _counter(table: list[Counter], name: str, metric: str | None, help_: str, **
     return len(table) - 1
 
 
-_MOVED = "Bytes moved, by where they went; those of flows that are not over count."
+_MOVED = "Bytes moved, by destination, including those of open flows."
 BYTES = _counter(BY_RELAY, "bytes_to_target", "bytes_total", _MOVED, to="target")
 _counter(BY_RELAY, "bytes_to_client", "bytes_total", _MOVED, to="client")  # at BYTES + 1
-ACCEPTED = _counter(BY_RELAY, "accepted", "accepted_total", "Connections taken from a listener.")
+ACCEPTED = _counter(BY_RELAY, "accepted", "accepted_total", "Connections accepted.")
 CONNECTED = _counter(
-    BY_RELAY, "connected", "connected_total", "Connections whose target was reached."
+    BY_RELAY, "connected", "connected_total", "Connections whose target was connected."
 )
 CLOSED = _counter(BY_RELAY, "closed", "closed_total", "Flows that ended with FIN both ways.")
 RESET = _counter(
-    BY_RELAY, "reset", "resets_total", "Flows that ended by a reset of either side, passed on."
+    BY_RELAY,
+    "reset",
+    "resets_total",
+    "Flows that ended by a reset of either side, which was passed on.",
 )
 REFUSED = _counter(
     BY_RELAY, "refused", "refused_total", "Flows whose target refused; the client got a reset."
@@ -67,9 +70,7 @@ REFUSED = _counter(
 TIMED_OUT = _counter(
     BY_RELAY, "timed_out", "timed_out_total", "Flows whose target did not answer in time."
 )
-ERRORS = _counter(
-    BY_RELAY, "errors", "errors_total", "Flows ended by an error of hardsplice's own."
-)
+ERRORS = _counter(BY_RELAY, "errors", "errors_total", "Flows that ended by an error in hardsplice.")
 URGENT = _counter(BY_RELAY, "urgent", "urgent_bytes_total", "Urgent bytes passed on.")
 BLOCKED = _counter(
     BY_RELAY, "blocked", "blocked_total", "Times that a receiver took less than was read."
@@ -79,7 +80,7 @@ PAUSED = _counter(
     BY_RELAY,
     "paused",
     "accept_pauses_total",
-    "Times that accepting was suspended: no socket, or no descriptor to spare.",
+    "Times that accepting was suspended for lack of a socket or a descriptor.",
 )
 UNLISTED = _counter(
     BY_RELAY, "unlisted", "unlisted_flows_total", "Flows for which the flow table had no row."
@@ -88,7 +89,7 @@ UNLOGGED = _counter(
     BY_RELAY,
     "unlogged",
     "unlogged_flows_total",
-    "Ends of flows that are not in the log: the relay's monitor had no time to hear of them.",
+    "Ends of flows that are not in the log, since the relay's monitor was too busy.",
 )
 STOPPED = _counter(
     BY_RELAY, "stopped", "stopped_flows_total", "Flows that were reset because hardsplice ended."
@@ -97,40 +98,40 @@ DRAINED = _counter(
     BY_RELAY,
     "drained",
     "drained_flows_total",
-    "Flows that came to their own end while hardsplice waited for that.",
+    "Flows that finished while hardsplice was draining.",
 )
 IDLE = _counter(
     BY_RELAY,
     "idle",
     "idle_flows_total",
-    "Flows that were reset since nothing had moved for the time of --idle-timeout.",
+    "Flows that were reset because nothing had moved for the time of --idle-timeout.",
 )
 JAMMED = _counter(
     BY_RELAY,
     "jammed",
     "jammed_flows_total",
-    "Half-closed flows that were reset for want of descriptors.",
+    "Half-closed flows that were reset for lack of descriptors.",
 )
 UNPASSED = _counter(
     BY_MONITOR,
     "unpassed",
     "unpassed_flows_total",
-    "Ends of flows that are not in the log: the host monitor had no time to hear of them.",
+    "Ends of flows that are not in the log, since the host monitor was too busy.",
 )
 RESTARTS = _counter(
     BY_MONITOR,
     "restarts",
     "relay_restarts_total",
-    "Times that the relay died and was started again.",
+    "Times that the relay died and was restarted.",
 )
 DENIED_CALLS = _counter(
     BY_MONITOR,
     "denied_calls",
     None,
-    "Of these, for a system call or something else that it may not do.",
+    "Of these, because of a system call or another forbidden action.",
 )
 DENIED_RECORDS = _counter(
-    BY_MONITOR, "denied_records", None, "Of these, for a record that it may not send."
+    BY_MONITOR, "denied_records", None, "Of these, because of a record that it may not send."
 )
 COUNTERS = tuple(one.name for one in BY_RELAY)
 KEPT = tuple(one.name for one in BY_MONITOR)
@@ -147,8 +148,8 @@ GAUGES = {
     "pipes_free": "Pipes in the pool.",
     "sockets_ipv4": "IPv4 sockets that are ready to be connected.",
     "sockets_ipv6": "IPv6 sockets that are ready to be connected.",
-    "descriptors": "Descriptors in use or promised.",
-    "descriptors_limit": "Descriptors that there may be.",
+    "descriptors": "Descriptors in use or reserved.",
+    "descriptors_limit": "The limit of descriptors.",
 }
 _GAUGES = _LATENCY_SUM + 1
 _FIXED_WORDS = _GAUGES + len(GAUGES)
