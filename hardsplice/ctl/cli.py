@@ -78,10 +78,10 @@ COMMANDS = (
         "ports",
         "list, add and remove ports",
         actions=(
-            Command("list", "list them (the default)"),
+            Command("list", "list the ports (the default)"),
             Command(
                 "add",
-                "add those of a SPEC, as hardsplice(1) has it",
+                "add the ports of a SPEC, see hardsplice(1)",
                 options=tuple(
                     Option(
                         (direction.option,),
@@ -91,35 +91,35 @@ COMMANDS = (
                         const=direction,
                     )
                     for direction, text in (
-                        (Direction.INBOUND, "host ports, to the namespace (the default)"),
-                        (Direction.OUTBOUND, "namespace ports, to the host"),
+                        (Direction.INBOUND, "forward host ports to the namespace (the default)"),
+                        (Direction.OUTBOUND, "forward namespace ports to the host"),
                     )
                 ),
                 words=(Word("SPEC", "spec"),),
             ),
             Command(
                 "remove",
-                "remove those with these IDs",
+                "remove the ports with these IDs",
                 options=(
                     Option(
-                        ("--reset",), "reset their connections too", field="reset", default=False
+                        ("--reset",), "reset their connections, too", field="reset", default=False
                     ),
                 ),
                 words=(Word("ID", "ids", _port_id, repeats=True),),
             ),
         ),
     ),
-    Command("status", "how it is"),
-    Command("flows", "the connections that there are"),
-    Command("metrics", "what it counts, for Prometheus"),
-    Command("audit", "what each of its processes may do"),
+    Command("status", "show the state"),
+    Command("flows", "show the open connections"),
+    Command("metrics", "show the metrics, in Prometheus' format"),
+    Command("audit", "show what each process may do"),
     Command(
         "top",
-        "the busiest connections, live; q ends it",
+        "show the busiest connections, live; q quits",
         options=(
             Option(
                 ("--interval",),
-                "between two frames (default 1)",
+                "interval between two frames (default 1)",
                 "SECONDS",
                 "interval",
                 default=1.0,
@@ -129,11 +129,11 @@ COMMANDS = (
     ),
     Command(
         "exporter",
-        "serve /metrics to Prometheus, and no more",
+        "serve only /metrics, to Prometheus",
         options=(
             Option(
                 ("--listen",),
-                "where (else on the listeners that a service manager passes)",
+                "where to listen (default: listeners passed by a service manager)",
                 "ADDRESS:PORT",
                 "listen",
             ),
@@ -152,7 +152,7 @@ class Parser(subcommands.Parser):
 
 def build_parser() -> Parser:
     """The parser, with its commands."""
-    about = "Ask a running hardsplice, and change its ports."
+    about = "Query a running hardsplice, and change its ports."
     parser = Parser(prog="hardsplicectl", description=about)
     _add_options(parser, COMMON)
     parser.add_argument("--version", action="version", version=f"hardsplicectl {__version__}")
