@@ -43,8 +43,8 @@ lint: ready-test ## ruff and mypy
 generate: ready-test ## completions and references, from the tables they are made of
 	@$(bin)/python -m tools.generate
 
-soak: ready-test ## tens of thousands of connections, for minutes
-	@$(bin)/python -m pytest -m soak $(ARGS)
+soak: ready-test ## tens of thousands of connections, thousands of examples, for minutes
+	@$(bin)/python -m pytest -m 'soak or hypothesis' --hypothesis-profile=soak $(ARGS)
 
 bench: ready-test ## hardsplice and its peers side by side (ARGS=--quick, ARGS=--help)
 	@$(bin)/python -m bench.run $(ARGS)

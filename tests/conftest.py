@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import shutil
 import signal
@@ -24,6 +25,10 @@ _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _IDENTITIES = {"root": Identity("root"), "user": ordinary_user()}
 _FAMILIES = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
 
+# Examples of each property. How long one takes depends on what else the machine does.
+settings.register_profile("everyday", deadline=None, max_examples=50)
+settings.register_profile("soak", deadline=None, max_examples=2000)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -42,9 +47,8 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    # How long an example takes depends on what else the machine does.
-    settings.register_profile("tests", deadline=None)
-    settings.load_profile("tests")
+    if not config.getoption("--hypothesis-profile"):
+        settings.load_profile("everyday")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -56,6 +60,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return folder, item.get_closest_marker("soak") is not None
 
     items.sort(key=rank)  # stable: within a folder the order is that of the files
+
+
+def pytest_collection_finish() -> None:
+    """The garbage collector has no more to do with what pytest knows of thousands of tests."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -43,7 +43,7 @@ class Refused(Exception):  # noqa: N818 - it is what happened
 class _Connection(http.client.HTTPConnection):
     """HTTP over a UNIX socket."""
 
-    def __init__(self, path: str, seconds: int) -> None:
+    def __init__(self, path: str, seconds: float) -> None:
         super().__init__("hardsplice", timeout=seconds)
         self._path = path
         self._seconds = seconds
@@ -53,9 +53,7 @@ class _Connection(http.client.HTTPConnection):
         """Connect; as root, as the socket's owner."""
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         # A socket with Python's own kind of timeout would not wait for room in the backlog.
-        self.sock.setsockopt(
-            socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", self._seconds, 0)
-        )
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(self._seconds))
         with _as_owner(self._path):
             self.sock.connect(self._path)
         self.sock.settimeout(self._seconds)
@@ -83,7 +81,7 @@ def _as_owner(path: str) -> Iterator[None]:
 class Client:
     """One connection, for as many requests as are to be made."""
 
-    def __init__(self, path: str, seconds: int = SECONDS) -> None:
+    def __init__(self, path: str, seconds: float = SECONDS) -> None:
         """``seconds`` are what there is for each answer."""
         self.path = path
         self._connection = _Connection(path, seconds)
@@ -168,6 +166,11 @@ class Client:
         elif error.errno in (errno.EACCES, errno.EPERM):
             hint = "it is for the user who started hardsplice: run this as that user, or as root"
         return Failure("reach", f"control socket {self.path}", reason, hint)
+
+
+def _timeval(seconds: float) -> bytes:
+    """A struct timeval."""
+    return struct.pack("@ll", int(seconds), int(seconds % 1 * 1_000_000))
 
 
 def _no_json(word: str) -> float:

@@ -171,11 +171,14 @@ def _lay_together(
         group = (watched if spec.auto else groups).setdefault(listen, [])
         entries = spec.entries or ((ALL,) if _stands_alone(spec, specs, families) else ())
         group += entries
-    everything = [
-        port
-        for port in range(1, LAST_PORT + 1)
-        if not ephemeral[0] <= port <= ephemeral[1] and port not in excluded
-    ]
+    asked = [entry for group in (*groups.values(), *watched.values()) for entry in group]
+    everything = []
+    if any(entry.ports is None for entry in asked):
+        everything = [
+            port
+            for port in range(1, LAST_PORT + 1)
+            if not ephemeral[0] <= port <= ephemeral[1] and port not in excluded
+        ]
     loopback = LOOPBACKS[families[0]] if len(families) == 1 else None
     free = _take_free(groups, loopback)
     if free and (

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ import sys
 assert sys.version_info >= (3, 11)
 print("%d.%d" % sys.version_info[:2])
 """
+_NAME = re.compile(r"python3(\.(1[1-9]|[2-9]\d))?")
 _NEEDED = "import prctl, pyseccomp"
 
 
@@ -30,8 +32,11 @@ def candidates() -> list[str]:
         folders += sorted(Path.home().glob(".pyenv/versions/*/bin"))
     found: list[str] = []
     for folder in folders:
+        if folder.parts[-2:] == (".pyenv", "shims"):
+            continue  # scripts that look for the ones below, and take their time
         with contextlib.suppress(OSError):  # somebody else's
-            found += map(str, sorted(folder.glob("python3*")))
+            names = sorted(path.name for path in folder.glob("python3*"))
+            found += [str(folder / name) for name in names if _NAME.fullmatch(name)]
     return [sys.executable, *named, *found, "/usr/bin/python3"]
 
 
@@ -53,7 +58,8 @@ def _by_version(probed: str, source: str) -> Mapping[str, str]:
     by_version: dict[str, str] = {}
     tried: set[str] = set()
     for path in candidates():
-        if path in tried or not os.access(path, os.X_OK):
+        is_known = Path(path).name.removeprefix("python") in by_version
+        if is_known or path in tried or not os.access(path, os.X_OK):
             continue
         tried.add(path)
         environment = {**os.environ, "PYTHONPATH": source}

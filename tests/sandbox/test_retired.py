@@ -20,6 +20,7 @@ import pytest
 
 from tests.support.netns import Identity, Namespace
 from tests.support.product import ROOT, Instance, Program, free_ports
+from tests.support.retiring import run
 from tests.support.stream import eventually
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")
@@ -245,3 +246,20 @@ def test_who_has_it_still_has_nothing(
             assert hears_the_farthest(host, where, port) == (kind != "drops")
         else:
             assert code not in (errno.EISCONN, errno.EINVAL, errno.EALREADY)
+
+
+def test_one_that_nobody_answers_is_used_up_by_that() -> None:
+    """As behind a firewall: the sink doesn't send far enough to be heard."""
+    words = run("""
+for fd in sink.fds.values():
+    socket.socket(fileno=os.dup(fd)).setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 64)
+made = listener(socket.AF_INET, "127.0.0.1")
+began = time.monotonic()
+one.end(os.dup(made.fileno()), "it")
+print(code_of(made.listen), code_of(made.connect, ("127.0.0.1", 9)), timers.due is not None)
+retiring.PATIENT_TRIES = 1000  # it is given up by the kernel
+go_on(lambda: not one._late, 0.25)
+print(code_of(made.listen), code_of(made.connect, ("127.0.0.1", 9)), told, misused)
+print(time.monotonic() - began > 2)
+""")
+    assert words == ["EINVAL", "EALREADY", "True", "EINVAL", "EINVAL", "[]", "[]", "True"]

@@ -106,6 +106,13 @@ def served(tmp_path: Path) -> Iterator[Served]:
         made.close()
 
 
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who was refused has less time to take note of it, and is looked after more often."""
+    monkeypatch.setattr(module, "LEAVE_SECONDS", 0.1)
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.05)
+
+
 def read_all(client: socket.socket) -> bytes:
     """All that comes until the server hangs up."""
     found = b""
@@ -223,6 +230,7 @@ def test_the_largest_body_is_taken(served: Served) -> None:
 # --- who ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("hurried")
 @pytest.mark.parametrize(
     ("users", "namespace"), [(frozenset({1 << 30}), None), (frozenset({os.geteuid()}), 1)]
 )
@@ -276,6 +284,7 @@ def test_peers_are_known_by_id_and_namespace() -> None:
 _LONG = b"x" * (1 << 20)
 
 
+@pytest.mark.usefixtures("hurried")
 @pytest.mark.parametrize(
     ("sent", "status"),
     [
@@ -360,7 +369,7 @@ def test_what_a_peer_sends_while_it_takes_nothing_is_not_read(served: Served) ->
     served.large = Response(200, _LONG)
     with served.connect() as client:
         client.sendall(GET)
-        client.settimeout(0.3)
+        client.settimeout(0.1)
         sent = 0
         with contextlib.suppress(TimeoutError):
             while sent < 100 * len(_LONG):
@@ -514,7 +523,7 @@ def test_without_a_descriptor_somebody_slow_makes_room(
 def test_without_a_descriptor_it_waits_and_does_not_spin(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "SHORT_SECONDS", 0.2)
+    monkeypatch.setattr(module, "SHORT_SECONDS", 0.05)
     tries: list[int] = []
     original = socketcalls.accept4
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.server
 import json
 import os
@@ -22,7 +23,7 @@ import pytest
 
 from hardsplice.control.http import Request, Response
 from hardsplice.control.routes import dispatch
-from hardsplice.ctl import client, show, top
+from hardsplice.ctl import client, commands, show, top
 from hardsplice.ctl.cli import parse_args
 from hardsplice.ctl.client import default_path
 from hardsplice.ctl.commands import description, main
@@ -378,7 +379,7 @@ def test_somebody_else_there(
 def test_somebody_who_never_answers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client, "SECONDS", 1)
+    monkeypatch.setattr(commands, "Client", functools.partial(client.Client, seconds=0.1))
     path = str(tmp_path / "control")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
@@ -410,7 +411,7 @@ NONSENSE = (
 @pytest.mark.parametrize("form", [[], ["--json"]])
 @pytest.mark.parametrize(
     "words",
-    [["status"], ["flows"], ["ports"], ["metrics"], ["audit"], ["top", "--interval", "0.1"]],
+    [["status"], ["flows"], ["ports"], ["metrics"], ["audit"], ["top", "--interval", "0.01"]],
     ids=" ".join,
 )
 def test_no_answer_is_more_than_an_error(

@@ -23,7 +23,15 @@ from hardsplice.control.http import Request, Response
 from hardsplice.control.routes import FOR_ALL, dispatch
 from hardsplice.control.server import Server
 from hardsplice.ctl import exporter
-from hardsplice.ctl.exporter import EVERYBODY, Exporter, collect, merge, open_listener
+from hardsplice.ctl.client import Client
+from hardsplice.ctl.exporter import (
+    ANSWER_SECONDS,
+    EVERYBODY,
+    Exporter,
+    collect,
+    merge,
+    open_listener,
+)
 from hardsplice.ipc.loop import Loop
 from hardsplice.model.errors import Failure
 from tests.support.product import free_ports
@@ -155,9 +163,15 @@ def test_one_socket_may_be_named(tmp_path: Path, serve: Serve) -> None:
 def test_one_that_hangs_does_not_hide_the_others(
     tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exporter, "ANSWER_SECONDS", 1)
+    deaf_path = str(tmp_path / "a.metrics")
+
+    def client(path: str, seconds: float) -> Client:
+        assert seconds == ANSWER_SECONDS
+        return Client(path, 0.1 if path == deaf_path else seconds)
+
+    monkeypatch.setattr(exporter, "Client", client)
     with socket.socket(socket.AF_UNIX) as deaf:
-        deaf.bind(str(tmp_path / "a.metrics"))
+        deaf.bind(deaf_path)
         deaf.listen()
         serve(tmp_path / "b.metrics")
         text = collect(str(tmp_path))

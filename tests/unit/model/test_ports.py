@@ -7,7 +7,6 @@ same rules, in which a SPEC is made from parts and never read.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
@@ -359,14 +358,11 @@ def test_a_terminal_escape_in_a_spec_stays_text() -> None:
     assert "\\x1b[31m" in refusal("\x1b[31m")
 
 
+@pytest.mark.timeout(60)  # quadratic work on 65,535 ports takes minutes; this takes about 0.2 s
 def test_every_port_at_once_is_quick() -> None:
     specs = ["1-65535", *(f"127.0.0.{n}/~{n}" for n in range(1, 4))]
-    begun = time.process_time()
     found = forwards(*specs, "~1000-5000")
-    took = time.process_time() - begun
     assert len(found) == 65535 - 4001 - 3
-    # Quadratic work on 65,535 ports takes minutes; this takes about 0.2 s.
-    assert took < 5
 
 
 # auto

@@ -32,6 +32,7 @@ from hardsplice.model.forward import Forward
 from hardsplice.model.protocol import Protocol
 from hardsplice.model.roles import HOST, TARGET
 from hardsplice.model.spec import Refusal, is_interface_name
+from hardsplice.monitor import handover
 from hardsplice.monitor.effects import Desk
 from hardsplice.monitor.handover import ANSWER_SECONDS, WAITING_MAX, HostSide, TargetSide
 from hardsplice.monitor.requests import decode, encode
@@ -419,7 +420,7 @@ def test_who_has_a_listener_still_has_nothing_once_it_is_removed(
             kept.listen()
         kept.setblocking(False)
         with socket.socket() as client:
-            client.settimeout(0.3)
+            client.settimeout(0.1)
             with pytest.raises(OSError, match=r"timed out|refused"):
                 client.connect(("127.0.0.1", port))
 
@@ -818,13 +819,18 @@ def test_an_answer_in_time_stops_the_clock(sides: Sides, port: int) -> None:
     assert not sides.host.is_late
 
 
-def test_no_more_requests_wait_than_there_are_ports(sides: Sides, port: int) -> None:
+def test_no_more_requests_wait_than_there_are_ports(
+    sides: Sides, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert len(Direction) * 65535 <= WAITING_MAX
+    few = 100
+    monkeypatch.setattr(handover, "WAITING_MAX", few)
     sides.add(0, Direction.OUTBOUND, forward(port))
     done: Any = sides.told.append
-    for index in range(1, WAITING_MAX + 1):
+    for index in range(1, few + 1):
         sides.host.add(index, Direction.OUTBOUND, forward(port), done)
     assert sides.told == []
-    sides.add(WAITING_MAX + 1, Direction.OUTBOUND, forward(port))
+    sides.add(few + 1, Direction.OUTBOUND, forward(port))
     assert reasons(sides) == ["the target monitor does not answer"]
 
 

@@ -1,62 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The end of a listener: what becomes of it for whoever has it, by each way in which it may be
-bound, and where its connection is not answered.
-
-Each test runs a program of its own, since a book can be opened once in a process.
+bound. One that nobody answers is in sandbox/test_retired.py: the kernel takes three seconds to give
+it up.
 """
 
 from __future__ import annotations
 
 import pytest
 
-from tests.support import fresh
-
-BEGIN = """
-import errno, os, socket, time
-from hardsplice.net import retiring
-from hardsplice.kernel import socketcalls
-from hardsplice.sandbox.address_book import USUAL, Book
-from hardsplice.ipc.channel import close_all
-sink = retiring.open_sink()
-book = Book(USUAL, [], 1, is_written=True)
-book.open()
-book.pin(is_writer=True)
-class Timers:
-    due = None
-    def after(self, seconds, callback):
-        self.due = callback
-timers, told, misused = Timers(), [], []
-one = retiring.Retiring(book, sink)
-one.begin(timers, told.append)
-one.on_misuse = misused.append
-def code_of(call, *arguments):
-    try:
-        call(*arguments)
-    except OSError as error:
-        return errno.errorcode[error.errno]
-    return "done"
-def listener(family, address, port=0):
-    made = socket.socket(family)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if not port:
-        with socket.socket(family) as probe:  # the kernel takes back a port that it chose
-            probe.bind((address, 0))
-            port = probe.getsockname()[1]
-    made.bind((address, port))
-    made.setblocking(False)
-    made.listen()
-    return made
-def go_on(until):
-    while timers.due and not until():
-        due, timers.due = timers.due, None
-        time.sleep(0.25)
-        due()
-"""
-
-
-def run(program: str) -> list[str]:
-    """The words that a program prints."""
-    return fresh.output(BEGIN + program).split()
+from tests.support.retiring import run
 
 
 @pytest.mark.parametrize(
@@ -84,23 +36,6 @@ print(code_of(made.listen), code_of(made.connect, ("{address}", 9)), len(book._f
 print(timers.due, told, misused)
 """)
     assert words == ["EINVAL", "EISCONN", "True", "None", "[]", "[]"]
-
-
-def test_one_that_nobody_answers_is_used_up_by_that() -> None:
-    """As behind a firewall: the sink doesn't send far enough to be heard."""
-    words = run("""
-for fd in sink.fds.values():
-    socket.socket(fileno=os.dup(fd)).setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 64)
-made = listener(socket.AF_INET, "127.0.0.1")
-began = time.monotonic()
-one.end(os.dup(made.fileno()), "it")
-print(code_of(made.listen), code_of(made.connect, ("127.0.0.1", 9)), timers.due is not None)
-retiring.PATIENT_TRIES = 1000  # it is given up by the kernel
-go_on(lambda: not one._late)
-print(code_of(made.listen), code_of(made.connect, ("127.0.0.1", 9)), told, misused)
-print(time.monotonic() - began > 2)
-""")
-    assert words == ["EINVAL", "EALREADY", "True", "EINVAL", "EINVAL", "[]", "[]", "True"]
 
 
 def test_what_can_not_be_connected_is_told_in_the_end() -> None:

@@ -15,6 +15,7 @@ import errno
 import os
 import select
 import socket
+import sys
 from collections import deque
 from ipaddress import IPv4Address
 from typing import TypeVar, cast
@@ -89,9 +90,9 @@ class FakeEpoll:
         del self.masks[fd]
         self.changes += 1
 
-    def ready(self) -> list[tuple[int, int]]:
-        """What a wait would report now."""
-        found = []
+    def ready(self, most: int = sys.maxsize) -> list[tuple[int, int]]:
+        """What a wait would report now; the first so many of it."""
+        found: list[tuple[int, int]] = []
         for fd, mask in self.masks.items():
             thing = self.kernel.table[fd]
             assert isinstance(thing, Sock | Listening)
@@ -100,10 +101,12 @@ class FakeEpoll:
                 continue
             if events:
                 found.append((fd, events))
+                if len(found) == most:
+                    break
         return found
 
     def poll(self, timeout: float | None, most: int) -> list[tuple[int, int]]:
-        found = self.ready()[:most]
+        found = self.ready(most)
         for fd, _ in found:
             self.masks[fd] = self.masks.pop(fd)
             thing = self.kernel.table[fd]
@@ -128,6 +131,7 @@ class FakeKernel(Kernel):
         pipe_slots: int = 4,
     ) -> None:
         self.table: dict[int, object] = {}
+        self._low = FIRST  # everything below it is taken
         self.limit = descriptors
         self.send_buffer = send_buffer
         self.window = window
@@ -215,10 +219,13 @@ class FakeKernel(Kernel):
 
     def lowest(self) -> int:
         """The descriptor that comes next."""
-        fd = FIRST
-        while fd in self.table:
-            fd += 1
-        return fd
+        while self._low in self.table:
+            self._low += 1
+        return self._low
+
+    def _free(self, fd: int) -> None:
+        del self.table[fd]
+        self._low = min(self._low, fd)
 
     def _install(self, thing: object) -> int:
         fd = self.lowest()
@@ -418,7 +425,7 @@ class FakeKernel(Kernel):
     def close(self, fd: int) -> None:
         self.calls.append("close")
         thing = self._get(fd, object)
-        del self.table[fd]
+        self._free(fd)
         for epoll in self.table.values():
             if isinstance(epoll, FakeEpoll):
                 epoll.masks.pop(fd, None)
@@ -438,7 +445,7 @@ class FakeKernel(Kernel):
         try:
             write = self._install(WriteEnd(pipe))
         except OSError:
-            del self.table[read]
+            self._free(read)
             raise
         self.pipes_open += 1
         return read, write

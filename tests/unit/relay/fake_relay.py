@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import cast
@@ -225,11 +226,12 @@ class Relay:
         clean = [*self.pipes.spare, *([engine.warm] if engine.warm else [])]
         assert not any(self._slots(pipe.read) for pipe in clean), "a pipe is not clean"
         assert len(clean) + len(leased) == self.pipes.open == kernel.pipes_open
-        assert kernel.count(ReadEnd) == kernel.count(WriteEnd) == self.pipes.open
+        kinds = Counter(map(type, kernel.table.values()))
+        assert kinds[ReadEnd] == kinds[WriteEnd] == self.pipes.open
         assert all(isinstance(kernel.table[fd], Listening) for fd in engine.listeners)
         pooled = sum(len(pool.ready) for pool in self.pools)
-        assert kernel.count(Sock) == len(engine.flows) + pooled, "a socket has leaked"
-        assert kernel.count(FakeEpoll) == 1
+        assert kinds[Sock] == len(engine.flows) + pooled, "a socket has leaked"
+        assert kinds[FakeEpoll] == 1
         if self.stats.flows is not None:
             listed = [flow for flow in flows if flow.tally]
             assert len(list(self.stats.flows)) == len(listed) == len({one.tally for one in listed})

@@ -18,7 +18,9 @@ NEW = 600
 
 def busy(relay: Relay, number: int) -> list[Peer]:
     """Clients that have sent something whenever the relay looks."""
-    clients = [relay.connect(single=True)[0] for _ in range(number)]
+    clients = [relay.kernel.dial(relay.single) for _ in range(number)]
+    relay.settle()
+    assert len(relay.pairs) == number
     for pair in relay.pairs:
         pair.server.window = 1 << 30
     return clients

@@ -226,7 +226,7 @@ class Anything(RuleBasedStateMachine):
 
 TestAnything = Anything.TestCase
 TestAnything.settings = settings(
-    max_examples=300,
+    max_examples=2 * settings().max_examples,
     stateful_step_count=40,
     suppress_health_check=[HealthCheck.too_slow],
 )

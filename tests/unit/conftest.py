@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the unit tests share."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_garbage() -> Iterator[None]:
+    """What lies about in circles, event loops for one, holds descriptors: it is gone before the
+    next module counts those.
+    """
+    yield
+    gc.collect()
