@@ -10,7 +10,7 @@ import io
 import json
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from hardsplice.cli import output
 from hardsplice.control import portapi
@@ -104,13 +104,26 @@ def _add(client: Client, direction: Direction, spec: str) -> list[dict[str, obje
                 if forward.required:
                     raise
     except BaseException:
-        for port in added:
-            with contextlib.suppress(Failure, Refused):
-                with client.understood():
-                    number = int(str(port["id"]))
-                client.remove(number, reset_flows=False)
+        _take_back(client, added)
         raise
     return added
+
+
+def _take_back(client: Client, added: Sequence[Mapping[str, object]]) -> None:
+    """Remove ports again that were added; if some can't be removed, say how many."""
+    left, reason = 0, ""
+    for at, port in enumerate(added):
+        try:
+            with client.understood():
+                number = int(str(port["id"]))
+            client.remove(number, reset_flows=False)
+        except Refused as refused:
+            left, reason = left + 1, printable(refused.message)
+        except Failure as failure:  # nobody answers, so nobody will
+            left, reason = left + len(added) - at, str(failure)
+            break
+    if left:
+        _complain([f"hardsplicectl: {left} of the ports that were added are left: {reason}"])
 
 
 def description(direction: Direction, forward: Forward) -> dict[str, object]:

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import termios
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -193,6 +193,22 @@ def test_of_a_spec_all_ports_are_added_or_none(
     status, _, err = run(capsys, "ports", "add", "8000-8002")
     assert (status, "with the id 1" in err) == (1, True)
     assert [port.forward.port for port in world.ports.list()] == [8002]
+
+
+def test_ports_of_a_spec_that_can_not_be_removed_again_are_said(
+    world: FakeWorld, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(capsys, "ports", "add", "8002")
+
+    def cannot(port_id: int, *, reset_flows: bool, done: Callable[[Failure], None]) -> None:
+        done(Failure("remove", f"port {port_id}", "the target monitor does not answer"))
+
+    monkeypatch.setattr(world.ports, "remove", cannot)
+    status, out, err = run(capsys, "ports", "add", "8000-8002")
+    said, why = err.splitlines()
+    assert (status, out, "with the id 1" in why) == (1, "", True)
+    reason = "cannot remove port 3: the target monitor does not answer"
+    assert said == f"hardsplicectl: 2 of the ports that were added are left: {reason}"
 
 
 @pytest.mark.parametrize("spec", ["none", "", "80:", "localhost/80"])
