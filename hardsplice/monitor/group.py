@@ -37,7 +37,7 @@ LOOK_SECONDS = 0.01
 
 
 class Upward(Protocol):
-    """Whom a crew tells."""
+    """What the relays of a direction report to."""
 
     def relays_ready(self) -> None:
         """Every relay is locked down and serves, for the first time."""
@@ -49,17 +49,17 @@ class Upward(Protocol):
         """Every relay has answered."""
 
     def note(self, kind: int, detail: int, index: int, text: bytes) -> None:
-        """A relay, or its keeper, has something for the log."""
+        """A relay, or its supervisor, has something for the log."""
 
     def flow_ended(self, end: int, row: bytes) -> None:
-        """A flow ended; what is said of it was checked."""
+        """A flow ended; the record about it was checked."""
 
     def relays_drained(self) -> None:
         """Every relay was to drain, and has ended."""
 
 
 class Crew:
-    """Keeps the relays of one direction."""
+    """The relays of one direction."""
 
     def __init__(self, plans: Sequence[relay.Plan], loop: Loop, upward: Upward) -> None:
         self.loop = loop
@@ -68,7 +68,7 @@ class Crew:
         self.listeners = {one.index: one for one in plans[0].listeners} if plans else {}
         self.families = plans[0].families if plans else ()
         self.pointers: Pointers | None = None
-        self.places: deque[int] = deque()  # where listeners that come at run time are put
+        self.places: deque[int] = deque()  # free places for listeners that are added at run time
         if plans and plans[0].is_dynamic:
             self.pointers = Pointers(plans[0].book, self.families)
             taken = {one.fd for one in plans[0].listeners}
@@ -85,7 +85,7 @@ class Crew:
             keeper.start()
 
     def stop(self) -> None:
-        """Make all relays leave, and wait until they have."""
+        """End all relays, and wait until they have ended."""
         for keeper in self.keepers:
             keeper.hang_up()
         deadline = time.monotonic() + STOP_SECONDS
@@ -93,11 +93,11 @@ class Crew:
             keeper.stop(deadline)
 
     def lend(self, indices: Iterable[int]) -> None:
-        """The service manager has those listeners, too."""
+        """The service manager also has those listeners."""
         self.lent |= frozenset(indices)
 
     def drain(self) -> None:
-        """Have every relay end once nobody is connected to it, and no client come any more."""
+        """Stop accepting, and have every relay end once it has no flow left."""
         for keeper in self.keepers:
             keeper.drain()
         for index, listener in self.listeners.items():
@@ -106,17 +106,17 @@ class Crew:
         self.relay_drained()
 
     def relay_drained(self) -> None:
-        """One more has ended, as it was told to."""
+        """One more has ended, as told."""
         if self.is_drained:
             self.upward.relays_drained()
 
     @property
     def is_drained(self) -> bool:
-        """Whether there is no relay to ask, nor will be."""
+        """Whether there is no relay, nor will be."""
         return all(keeper.is_drained for keeper in self.keepers)
 
     def ask_alive(self) -> None:
-        """Ask every relay whether it goes on."""
+        """Ping every relay."""
         for keeper in self.keepers:
             keeper.ask_alive()
         if self.is_drained:
@@ -155,7 +155,7 @@ class Crew:
             self.upward.relays_ready()
 
     def relay_lost(self, reason: str, hint: str | None = None) -> None:
-        """Fewer relays than were asked for is an error."""
+        """Fewer relays than requested is an error."""
         self.upward.relay_lost(reason, hint)
 
     def relay_alive(self) -> None:
@@ -164,7 +164,7 @@ class Crew:
             self.upward.relays_alive()
 
     def relay_yields(self) -> None:
-        """Clients may wait of whom no other relay knows."""
+        """Clients may wait that no other relay was woken for."""
         if len(self.keepers) > 1 and not self.will_look:
             self.will_look = True
             self.loop.after(LOOK_SECONDS, self._look)

@@ -82,15 +82,15 @@ class HostSide:
         loop: Loop,
         tell: Callable[[Failure], None],
     ) -> None:
-        """``channel`` leads to the target monitor; ``crew`` are the outbound relays. ``tell`` is
-        for people: what goes wrong that a request is not to blame for.
+        """``channel`` leads to the namespace monitor; ``crew`` are the outbound relays. ``tell``
+        gets messages for the log about errors that no request caused.
         """
         self.channel = channel
         self.crew = crew
         self.desk = desk
         self.waiting: deque[Request] = deque()
         self.current: Request | None = None
-        self.is_late = False  # whoever asked for the current one was told that there is no answer
+        self.is_late = False  # the current one has failed for lack of an answer
         self._due = 0.0
         self._clock = Alarm(loop, self._look_at_clock)
         self._tell = tell
@@ -129,8 +129,8 @@ class HostSide:
         self._next()
 
     def _next(self) -> None:
-        """Send requests until one is under way. Whoever is told an outcome may ask for more: that
-        waits until it is its turn here.
+        """Send requests until one is under way. A caller that gets an outcome may make another
+        request: that waits for its turn here.
         """
         if self._is_at_it:
             return
@@ -168,14 +168,14 @@ class HostSide:
         return None
 
     def _finish(self, request: Request, outcome: Failure | None) -> None:
-        """Tell whoever asked. What goes wrong there is no reason to serve nobody any more."""
+        """Report the outcome to the caller. An error there must not end the service."""
         try:
             request.tell(outcome)
         except Exception as error:  # noqa: BLE001 - see above
             self._tell(Failure("tell of", "a port", f"{type(error).__name__}: {error}"))
 
     def _look_at_clock(self) -> None:
-        """Is the answer overdue?"""
+        """Whether the answer is overdue."""
         if self.current is None or self.is_late:
             return
         left = self._due - time.monotonic()
@@ -190,7 +190,7 @@ class HostSide:
             self._finish(request, request.failed(_SILENT))
 
     def take(self, record: Record) -> None:
-        """An answer. Malformed when nobody waits for it; its descriptors are the caller's then."""
+        """An answer. Malformed if no request waits for it; its descriptors are then the caller's."""
         request = self.current
         if request is None or (record.kind, record.index) != (request.answer, request.index):
             raise Malformed(f"an answer of kind {record.kind} that nobody waits for")
@@ -232,7 +232,7 @@ class TargetSide:
         self.families = families
 
     def take(self, record: Record) -> None:
-        """A request. Malformed when it is none; its descriptors are the caller's then."""
+        """A request. Malformed if it is invalid; its descriptors are then the caller's."""
         handler = _HANDLERS.get(record.kind)
         if handler is None:
             raise Malformed(f"a request of kind {record.kind}")
@@ -282,7 +282,7 @@ class TargetSide:
             self.loop.after(AGAIN_SECONDS, lambda: self._answer(kind, record, code))
 
 
-# What the host monitor may ask for. There is nothing else.
+# The requests that the host monitor may send.
 _HANDLERS: dict[int, Callable[[TargetSide, Record], None]] = {
     Kind.OPEN: TargetSide._open,
     Kind.SERVE: TargetSide._serve,

@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 class Upward(Protocol):
-    """Whom a keeper tells."""
+    """What a supervisor reports to."""
 
     def relay_ready(self) -> None:
         """The relay is locked down and serves, for the first time."""
@@ -19,13 +19,13 @@ class Upward(Protocol):
         """The relay has answered, or another one has taken its place."""
 
     def relay_yields(self) -> None:
-        """The relay stops accepting, or is gone: others with the same listeners have to look."""
+        """The relay stops accepting, or is gone: others with the same listeners have to check them."""
 
     def note(self, kind: int, detail: int, index: int, text: bytes) -> None:
-        """The relay, or the keeper, has something for the log."""
+        """The relay, or its supervisor, has something for the log."""
 
     def flow_ended(self, end: int, row: bytes) -> None:
-        """A flow ended; what is said of it was checked (flowtable.read_record)."""
+        """A flow ended; the record about it was checked (flow_table.read_record)."""
 
     def relay_drained(self) -> None:
-        """The relay has ended, as it was told to; or there was none."""
+        """The relay has ended, as told; or there was none."""

@@ -22,13 +22,13 @@ NOT_HERE = "this kernel can't put a descriptor into another process (Linux 5.9)"
 
 
 class Placing:
-    """What one relay has been told of and has not asked for yet."""
+    """What one relay has to ask for."""
 
     def __init__(
         self, loop: Loop, is_there: Callable[[int, int], bool], breach: Callable[[str], None]
     ) -> None:
-        """``is_there`` says whether the port with this number has its listener at that place still;
-        ``breach`` ends the relay.
+        """``is_there`` returns whether the port with this number still has its listener at that
+        place; ``breach`` ends the relay.
         """
         self._loop = loop
         self._is_there = is_there
@@ -38,11 +38,11 @@ class Placing:
         self._due: deque[tuple[int, int | None]] = deque()  # place; port, where one was added
 
     def begin(self, fd: int) -> None:
-        """The relay has handed over the descriptor from which its questions are read. OSError
-        where that is none, or the kernel lacks what it takes.
+        """The relay has sent the descriptor from which its calls are read. OSError if it is another
+        descriptor, or the kernel lacks support.
         """
         try:
-            unotify.put(fd, 0, NULL_FD, NULL_FD)  # nobody can have asked that
+            unotify.put(fd, 0, NULL_FD, NULL_FD)  # no process can have made this call
         except OSError as error:
             if error.errno != errno.ENOENT:
                 os.close(fd)
@@ -52,7 +52,7 @@ class Placing:
         self._loop.add(fd, self._on_question)
 
     def told(self, place: int, port: int | None) -> None:
-        """The relay has been told that a port's listener comes to a place, or that one goes."""
+        """The relay was sent a record: a port's listener is added at a place, or removed."""
         self._due.append((place, port))
 
     def forget(self) -> None:
@@ -65,7 +65,7 @@ class Placing:
             self._fd = -1
 
     def _on_question(self) -> None:
-        # Where nobody can ask any more it is ready, too, and to read would wait for ever.
+        # It is also ready when the relay has ended, and reading would wait forever.
         ready = dict(self._poller.poll(0))
         if not ready.get(self._fd, 0) & select.POLLIN:
             if ready:
@@ -79,7 +79,7 @@ class Placing:
             self._breach(f"it asks for what is due at {place}, which is nothing")
             return
         if not self._put(identity, place, self._due[0][1]):
-            return  # it was interrupted, and asks again
+            return  # it was interrupted, and calls again
         self._due.popleft()
 
     def _put(self, identity: int, place: int, port: int | None) -> bool:

@@ -54,7 +54,7 @@ def _packed(address: Address | None) -> tuple[int, bytes]:
 
 
 def decode(text: bytes) -> tuple[Forward, dict[int, int]]:
-    """The forward in a record's text, and its slots; Malformed when it is none."""
+    """The forward in a record's text, and its slots; Malformed if it is invalid."""
     if len(text) != _FORWARD.size:
         raise Malformed(f"{len(text)} bytes are no forward")
     number, *addresses, port, target_port, name, slot_ipv4, slot_ipv6 = _FORWARD.unpack(text)
@@ -99,7 +99,7 @@ Done = Callable[[Failure | Forward], None]  # why not, or what is listened on
 
 
 class Request:
-    """Something to have the target monitor do."""
+    """A request to the namespace monitor."""
 
     __slots__ = ()
     index: int
@@ -111,33 +111,33 @@ class Request:
         raise NotImplementedError
 
     def end(self, answer: Record) -> Failure | None:
-        """Hear the answer: the outcome. Malformed when it can't be one."""
+        """Take the answer: the outcome. Malformed if it is invalid."""
         raise NotImplementedError
 
     def sent(self) -> None:
-        """It is on its way: do here what goes with it."""
+        """It was sent: do here what goes with it."""
 
     def undo(self, answer: Record) -> Request | None:
-        """Hear the answer after the asker was told that there is none: what else to ask, so that
-        nothing remains of it.
+        """Take the answer after the request has failed for lack of one: the request to send next,
+        so that nothing remains of it.
         """
         raise NotImplementedError
 
     def give_up(self) -> None:
-        """It could not be sent: have things here as they were before."""
+        """It could not be sent: undo what was done here."""
 
     def tell(self, outcome: Failure | None) -> None:
-        """Tell whoever asked."""
+        """Report the outcome to the caller."""
         raise NotImplementedError
 
     def failed(self, reason: str, hint: str | None = None) -> Failure:
-        """The outcome for a reason that lies between the monitors."""
+        """The outcome if the monitors could not communicate."""
         raise NotImplementedError
 
 
 @dataclass(slots=True)
 class ServeRequest(Request):
-    """Inbound: bind here, and hand the listener over."""
+    """Inbound: bind here, and pass the listener on."""
 
     answer: ClassVar[Kind] = Kind.SERVED
     index: int
@@ -184,7 +184,7 @@ class ServeRequest(Request):
 
 @dataclass(slots=True)
 class OpenRequest(Request):
-    """Outbound: have it bound there, and take the listener."""
+    """Outbound: have it bound there, and get the listener."""
 
     answer: ClassVar[Kind] = Kind.OPENED
     index: int
@@ -195,7 +195,7 @@ class OpenRequest(Request):
     slots: dict[int, int] = field(default_factory=dict)
 
     def begin(self) -> Record:
-        text = encode(self.forward, {})  # the target monitor has no need of targets on the host
+        text = encode(self.forward, {})  # the namespace monitor doesn't need targets on the host
         self.slots = self.desk.write_down(self.index, Direction.OUTBOUND, self.forward)
         self.desk.offer_place(self.forward)
         return Record(Kind.OPEN, index=self.index, text=text)
@@ -276,7 +276,7 @@ class CloseRequest(Request):
 
 @dataclass(slots=True)
 class ForgetRequest(CloseRequest):
-    """Inbound: end a listener that was served too late, and have it forgotten."""
+    """Inbound: end a listener that was served too late, and have it given up."""
 
     def begin(self) -> Record:
         self.desk.end(self.index)
@@ -287,13 +287,13 @@ class ForgetRequest(CloseRequest):
 
 
 def _ignore(_: Failure | None) -> None:
-    """Nobody waits for it."""
+    """No caller waits for it."""
 
 
 def _failure(forward: Forward, direction: Direction, code: int) -> Failure | None:
     if code == 0:
         return None
-    if code not in errno.errorcode:  # what no kernel says is not repeated
+    if code not in errno.errorcode:  # a number that isn't an errno is not repeated
         code = errno.EPROTO
     return cannot_listen(forward, direction.listens, OSError(code, os.strerror(code)), late=True)
 

@@ -23,7 +23,7 @@ from hardsplice.telemetry.flow_log import Traffic
 from hardsplice.telemetry.log import Level, Log
 
 _INDEX = "I"  # of a port, in an array
-# What a service manager is told to wait for us beyond the time for connections.
+# How long a service manager shall wait for us beyond the time for connections.
 MARGIN_SECONDS = 5
 
 
@@ -37,7 +37,7 @@ class Ending:
     """When hardsplice ends, and with which status."""
 
     def __init__(self, loop: Loop, seconds: int, log: Log, notifier: Notifier) -> None:
-        """``seconds`` are for connections to come to their own end; 0: none."""
+        """``seconds`` are for connections to finish; 0: none."""
         self._loop = loop
         self._seconds = seconds
         self._log = log
@@ -53,9 +53,9 @@ class Ending:
     def begin(
         self, status: int, monitor: Reachable | None, crew: Crew, kept: Sequence[int]
     ) -> None:
-        """End with ``status``: at once, or when nobody is connected any more. ``monitor`` is the
-        target monitor; ``crew`` has the relays here; of the ports ``kept`` the service manager has
-        the listeners, too, whatever was known of that at the start.
+        """End with ``status``: at once, or when no connection is left. ``monitor`` is the namespace
+        monitor; ``crew`` has the relays here; of the ports ``kept`` the service manager also has
+        the listeners, even if it did not at the start.
         """
         if self.is_draining:
             return
@@ -76,19 +76,21 @@ class Ending:
         crew.drain()
 
     def drained(self, who: str) -> None:
-        """Nobody is connected any more, there."""
+        """No connection is left there."""
         self._waiting.discard(who)
         if self.is_draining and not self._waiting:
             self.at_once()
 
     def at_once(self) -> None:
-        """Wait no longer."""
+        """Stop waiting."""
         assert self._status is not None
         self._loop.stop(self._status)
 
 
 def orders(kept: Sequence[int]) -> Iterator[Record]:
-    """To drain, beside the listeners that are lent; ``small`` says that more of them follow."""
+    """The order to drain, with the listeners that are lent; ``small`` says that more of them
+    follow.
+    """
     many = TEXT_LIMIT // array(_INDEX).itemsize
     parts = [kept[first : first + many] for first in range(0, len(kept), many)] or [()]
     for left, part in zip(reversed(range(len(parts))), parts, strict=True):
@@ -96,7 +98,7 @@ def orders(kept: Sequence[int]) -> Iterator[Record]:
 
 
 def lent(record: Record) -> Sequence[int]:
-    """The listeners that such an order names, by index; Malformed where it is none."""
+    """The listeners in such an order, by index; Malformed if it is invalid."""
     indices = array(_INDEX)
     if len(record.text) % indices.itemsize:
         raise Malformed(f"{len(record.text)} bytes are no indices")
@@ -105,7 +107,7 @@ def lent(record: Record) -> Sequence[int]:
 
 
 def account(log: Log, traffic: Sequence[Traffic]) -> None:
-    """Say what became of the connections that there were when hardsplice was told to end."""
+    """Report what happened to the connections that were open when hardsplice was told to end."""
     stats = [one for direction in traffic for one in direction.stats]
     counted = [one.snapshot() for one in stats]
     drained, cut = (sum(one[COUNTERS[at]] for one in counted) for at in (DRAINED, STOPPED))
