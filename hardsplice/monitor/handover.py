@@ -190,7 +190,7 @@ class HostSide:
             self._finish(request, request.failed(_SILENT))
 
     def take(self, record: Record) -> None:
-        """An answer. Malformed if no request waits for it; its descriptors are then the caller's."""
+        """An answer. Malformed if no request waits for it; the caller closes its descriptors."""
         request = self.current
         if request is None or (record.kind, record.index) != (request.answer, request.index):
             raise Malformed(f"an answer of kind {record.kind} that nobody waits for")

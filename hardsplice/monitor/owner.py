@@ -19,7 +19,7 @@ class Upward(Protocol):
         """The relay has answered, or another one has taken its place."""
 
     def relay_yields(self) -> None:
-        """The relay stops accepting, or is gone: others with the same listeners have to check them."""
+        """The relay stops accepting, or is gone: others have to check their listeners."""
 
     def note(self, kind: int, detail: int, index: int, text: bytes) -> None:
         """The relay, or its supervisor, has something for the log."""
