@@ -103,7 +103,7 @@ def _kept(opened: Opened, entered: Entered, host: Host, *, has_launcher: bool) -
         keep.append(files.pid.held)
     keep += opened.notifier.settle()
     if host.monitor:
-        keep += [host.monitor.pidfd, host.monitor.channel.fileno(), host.monitor.line.fileno()]
+        keep += host.monitor.descriptors
     if host.container:
         keep += host.container.descriptors
     if host.target.process is not None:

@@ -6,7 +6,6 @@ and report what went wrong.
 from __future__ import annotations
 
 import os
-import select
 import signal
 import sys
 import time
@@ -71,25 +70,24 @@ def _start_auditor(options: Options) -> Channel:
 
     Its parent ends at once, so it needn't be reaped.
     """
-    from hardsplice.ipc.channel import Channel
+    from hardsplice.ipc import child
     from hardsplice.ipc.messages import LAUNCHER
     from hardsplice.model.roles import HOST
 
-    ours, theirs = Channel.pair(LAUNCHER, HOST.name)
     server = os.getpid()
-    between = os.fork()
-    if between == 0:
+
+    def life(theirs: Channel) -> NoReturn:
         if os.fork() == 0:
             # COMMAND may put us into the background of a terminal that stops background writers.
             signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTTOU,))
-            theirs.close()
-            record = ours.receive()
+            record = theirs.receive()
             if record is not None:
                 _audit(options, server, record)
         os._exit(0)
-    ours.close()
+
+    between, ours = child.fork(HOST.name, LAUNCHER, life)
     os.waitpid(between, 0)
-    return theirs
+    return ours
 
 
 def _audit(options: Options, server: int, record: Record) -> None:
@@ -137,86 +135,62 @@ def _launch(options: Options, began: float, given: Caller) -> int:
 
     Whatever happens to it, or to us meanwhile: it is there if this returns 0, and gone if not.
     """
-    from hardsplice.ipc.channel import Channel
-    from hardsplice.ipc.messages import LAUNCHER, Kind
+    from hardsplice.ipc import child
+    from hardsplice.ipc.messages import LAUNCHER, Kind, Malformed
     from hardsplice.ipc.sd_notify import Notifier, manager_of
     from hardsplice.model.errors import failure_of
     from hardsplice.model.roles import HOST
 
     had_pid_file = options.pid_file is not None and os.path.lexists(options.pid_file)
     notifier = Notifier(manager_of(os.environ, os.getpid()).notify)
-    ours, theirs = Channel.pair(LAUNCHER, HOST.name)
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
-    child = os.fork()
-    if child == 0:
+
+    def life(theirs: Channel) -> NoReturn:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
-        ours.close()
         os.setsid()
         _serve(options, theirs, began, given)
-    theirs.close()
-    pidfd = os.pidfd_open(child)
+
+    server = child.Child(*child.fork(LAUNCHER, HOST.name, life))
     for number in ENDING:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup(1)
             signal.signal(number, _on_signal)
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         # The one that the service manager started is about to end; it takes the word of no other.
-        notifier.say(f"MAINPID={child}")
-        record = _first_word(ours, pidfd)
+        notifier.say(f"MAINPID={server.pid}")
+        try:
+            record = server.first_word()
+        except Malformed:
+            record = None
         if record is not None and record.kind == Kind.READY:
             signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # from here on we say that it runs
             if options.verbosity >= Verbosity.DEBUG:
                 said = record.text.decode(errors="replace").partition("\n")[0]
                 tell([f"hardsplice: {said}"])
             if options.audit:
-                _audit(options, child, record)
+                _audit(options, server.pid, record)
             return 0
-        _finish(child, pidfd)
+        server.end(ENDING_SECONDS)
     except _Ended as ended:
         for number in ENDING:
             signal.signal(number, signal.SIG_IGN)
-        _finish(child, pidfd, wait=0)
-        _clean_up(options, child, had_pid_file=had_pid_file)
+        server.end(0)
+        _clean_up(options, server.pid, had_pid_file=had_pid_file)
         record, (number,) = None, ended.args
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
     failure = Failure("start", "hardsplice", "its process ended early")
     status = _say(failure_of(record.text) if record else failure)
-    _clean_up(options, child, had_pid_file=had_pid_file)
+    _clean_up(options, server.pid, had_pid_file=had_pid_file)
     return status
 
 
-def _first_word(channel: Channel, pidfd: int) -> Record | None:
-    """The last record of the background process; None if it ended without one. Processes that it
-    started may hold its end of the channel, and outlive it.
-    """
-    from hardsplice.ipc.messages import Malformed
-
-    poller = select.poll()
-    poller.register(channel.fileno(), select.POLLIN)
-    poller.register(pidfd, select.POLLIN)
-    poller.poll()
-    try:
-        return channel.receive(wait=False)
-    except (BlockingIOError, Malformed):
-        return None
-
-
-def _finish(child: int, pidfd: int, wait: float = ENDING_SECONDS) -> None:
-    """Make sure that the background process ends, by itself if that does not take long."""
-    from hardsplice.ipc.child import has_ended
-
-    if not has_ended(pidfd, wait):
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-    os.waitpid(child, 0)
-
-
-def _clean_up(options: Options, child: int, *, had_pid_file: bool) -> None:
+def _clean_up(options: Options, pid: int, *, had_pid_file: bool) -> None:
     """Remove what a process that has locked itself down can't."""
     if options.pid_file is not None and not had_pid_file:
         from hardsplice.app.pidfile import remove_left
 
-        remove_left(options.pid_file, child)
+        remove_left(options.pid_file, pid)
     if options.control is not None:
         from hardsplice.control.socketfile import remove_if_stale
 

@@ -23,18 +23,18 @@ The namespace monitor joins B through PID 1, as it would join any process.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import time
+from collections.abc import Iterator
 
 import prctl
 
 from hardsplice.command import guard, id_maps, init
 from hardsplice.command.recipe import Recipe
-from hardsplice.ipc import lifeline
+from hardsplice.ipc import child, lifeline
 from hardsplice.ipc.channel import Channel
-from hardsplice.ipc.child import has_ended
+from hardsplice.ipc.child import Child
 from hardsplice.ipc.dialogue import OF_INIT, last_words
 from hardsplice.ipc.messages import Kind, Malformed, Record
 from hardsplice.kernel.status import describe_status, exit_status
@@ -59,19 +59,19 @@ class Container:
         self._hints = (*init.HINTS, *([recipe.hint] if recipe.hint else []))  # of PID 1's
         self.warning = ""  # what COMMAND will miss
         self.has_own_proc = True
-        self.init = self._pidfd = 0  # PID 1, by its number here
+        self._init: Child | None = None  # PID 1
         self._has_been_ended = False
         prctl.set_child_subreaper(1)  # PID 1 becomes our child if the guard ends before it
-        hanging, self._line = lifeline.pair()
+        hanging, held = lifeline.pair()
         self.channel, channel = Channel.pair(HOST.name, INIT.name)
-        report, theirs = Channel.pair(HOST.name, GUARD.name)
-        self._guard = os.fork()
-        if self._guard == 0:
-            guard.live(recipe, channel, theirs, hanging)
-        for end in (channel, theirs):
-            end.close()
+        pid, report = child.fork(
+            HOST.name,
+            GUARD.name,
+            lambda theirs: guard.live(recipe, channel, theirs, hanging),
+        )
+        channel.close()
         os.close(hanging)
-        self._guard_pidfd = os.pidfd_open(self._guard)
+        self._guard = Child(pid, report, lifeline.Hold(held))
         try:
             self._make(recipe, report)
             self.target = namespaces.open_process(self.init, netns_only=not recipe.new_user)
@@ -86,14 +86,14 @@ class Container:
         if recipe.new_user:
             self._expect(report, Kind.WANTS_MAPS)
             try:
-                id_maps.write(self._guard, recipe.ids)
+                id_maps.write(self._guard.pid, recipe.ids)
             except OSError as error:
                 hint = refusals.userns_hint(error)
                 raise Failure("create", "namespaces", reason_of(error), hint) from error
             report.send(Record(Kind.MAPPED))
         started = self._expect(report, Kind.STARTED)
-        self.init, self.warning = started.detail, started.text.decode(errors="replace")
-        self._pidfd = os.pidfd_open(self.init)
+        self._init = Child(started.detail, self.channel)
+        self.warning = started.text.decode(errors="replace")
         self.has_own_proc = bool(self._expect(self.channel, Kind.NAMESPACES).detail)
         self._expect(report, Kind.READY)  # the guard is locked down
 
@@ -116,39 +116,50 @@ class Container:
     def _early_end(self) -> str:
         """What is known about it, after the guard has ended or closed its channel."""
         known = "the process that makes them ended early"
-        if has_ended(self._guard_pidfd, _LEAVE_SECONDS):
-            status = self._reap(self._guard)
+        if self._guard.has_ended(_LEAVE_SECONDS):
+            status = self._guard.reap()
             if status is not None:
                 return f"{known}: {describe_status(status)}"
         return known
 
     @property
+    def init(self) -> int:
+        """PID 1, by its number here."""
+        return 0 if self._init is None else self._init.pid
+
+    @property
     def pidfd(self) -> int:
         """Readable when PID 1 has ended, and with it all that was in its PID namespace."""
-        return self._pidfd
+        assert self._init is not None
+        return self._init.pidfd
 
     @property
     def pids(self) -> tuple[int, ...]:
         """Our children: the guard, and after its end PID 1."""
-        return self._guard, self.init
+        return self._guard.pid, self.init
 
     @property
     def descriptors(self) -> tuple[int, ...]:
         """The descriptors that the host monitor keeps."""
-        return self.channel.fileno(), self._pidfd, self._guard_pidfd, self._line
+        assert self._init is not None
+        return (*self._init.descriptors, *self._guard.descriptors)
 
     def status(self) -> tuple[int, str]:
         """How PID 1 ended, as a shell gives it and in words: the guard ends in the same way, unless
         it can't, or was ended itself, and PID 1 with it.
         """
-        has_left = has_ended(self._guard_pidfd, _LEAVE_SECONDS)
-        status = self._reap(self._guard) if has_left else None
+        status = self._guard.reap() if self._guard.has_ended(_LEAVE_SECONDS) else None
         if status is None:
             return 128 + signal.SIGKILL, f"{INIT.name} was {describe_status(signal.SIGKILL)}"
         code = exit_status(status)
         if os.WIFSIGNALED(status):
             return code, f"{GUARD.name} was {describe_status(status)}"
         return code, f"{INIT.name} was {describe_status(code - 128 if code > 128 else code << 8)}"
+
+    def last_records(self) -> Iterator[Record]:
+        """What PID 1 has said before it ended, and nobody has heard yet. Malformed."""
+        assert self._init is not None
+        return self._init.last_words()
 
     def last_words(self, record: Record, *, runs: bool) -> Failure:
         """The Failure that PID 1 reports; ``runs`` is whether COMMAND was told to run. Malformed if
@@ -170,18 +181,10 @@ class Container:
         self._has_been_ended = True
         self.channel.drain()
         self.channel.close()
-        if self._pidfd:
-            has_ended(self._pidfd, patience)
-        os.close(self._line)
+        if self._init is not None:
+            self._init.has_ended(patience)
+        self._guard.let_go()
         deadline = time.monotonic() + _END_SECONDS
-        for pid, pidfd in ((self._guard, self._guard_pidfd), (self.init, self._pidfd)):
-            if pidfd and has_ended(pidfd, max(0.0, deadline - time.monotonic())):
-                self._reap(pid)
-
-    def _reap(self, pid: int) -> int | None:
-        """The wait status of one that has ended; None where it isn't ours to reap, any more or at
-        all.
-        """
-        with contextlib.suppress(ChildProcessError):
-            return os.waitpid(pid, os.WNOHANG)[1]
-        return None
+        for one in (self._guard, self._init):
+            if one is not None and one.has_ended(max(0.0, deadline - time.monotonic())):
+                one.reap()

@@ -82,11 +82,11 @@ def _start_init(recipe: Recipe, channel: Channel, report: Channel, mask: Iterabl
     except OSError as error:
         hint = refusals.limited_by("pid", error)
         raise Failure("create", "namespaces", reason_of(error), hint) from error
-    ours, theirs = Channel.pair(roles.GUARD.name, roles.INIT.name)
-    pid = os.fork()
-    if pid == 0:
-        init.live(recipe, channel, theirs, mask)
-    theirs.close()
+    pid, ours = child.fork(
+        roles.GUARD.name,
+        roles.INIT.name,
+        lambda theirs: init.live(recipe, channel, theirs, mask),
+    )
     channel.close()
     report.send(Record(Kind.STARTED, detail=pid, text=_unreachable_directory(recipe).encode()))
     if recipe.new_user and ours.receive() is not None:

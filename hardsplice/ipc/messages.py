@@ -15,6 +15,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum, unique
+from typing import NamedTuple
 
 from hardsplice.model.roles import GUARD, HOST, INBOUND_RELAY, INIT, OUTBOUND_RELAY, TARGET
 
@@ -142,8 +143,7 @@ _TO_LAUNCHER = (_HOST, LAUNCHER)
 _OF_MAKER = (FOLDER_MAKER, _HOST)
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """The senders and receivers of a kind of record, and what it carries: the numbers and the text
     that are named, and so many descriptors.
     """

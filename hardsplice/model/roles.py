@@ -7,13 +7,12 @@ The messages between them are in ipc/messages.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from hardsplice.model.direction import Direction
 
 
-@dataclass(frozen=True, slots=True)
-class Role:
+class Role(NamedTuple):
     """A process's purpose, and how it is confined."""
 
     name: str  # of the process, as prctl(2) sets it

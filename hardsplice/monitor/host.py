@@ -14,17 +14,14 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
-from hardsplice.command import container
 from hardsplice.command.orphans import Orphans
-from hardsplice.ipc.channel import LAST_RECORDS, close_all
-from hardsplice.ipc.child import hear, wait_for
+from hardsplice.ipc.channel import close_all
 from hardsplice.ipc.dialogue import (
-    INIT,
     OF_TARGET_MONITOR,
     TARGET_MONITOR,
     Dialogue,
-    Phase,
     last_words,
 )
 from hardsplice.ipc.loop import Loop
@@ -32,16 +29,18 @@ from hardsplice.ipc.messages import Kind, Malformed, Note, Record
 from hardsplice.ipc.sd_notify import Watchdog
 from hardsplice.kernel import linux
 from hardsplice.kernel.signals import ENDING, FINAL, HARMLESS, is_to_be_passed_on
-from hardsplice.kernel.status import describe_status, exit_status
+from hardsplice.kernel.status import describe_status
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure, relay_lost
 from hardsplice.monitor import departure, loops
 from hardsplice.monitor.autoforward import Watch
+from hardsplice.monitor.command import Command
 from hardsplice.monitor.event_log import Teller
 from hardsplice.monitor.group import Crew
 from hardsplice.monitor.handover import HostSide
 from hardsplice.monitor.notes import BY_KEEPERS, BY_RELAYS, BY_TRACED_RELAYS, lacking
 from hardsplice.monitor.plan import Host
+from hardsplice.monitor.readiness import Phase, Readiness
 from hardsplice.monitor.registry import Ports
 from hardsplice.monitor.shutdown import Ending, account
 from hardsplice.monitor.supervisor import STOP_SECONDS
@@ -52,7 +51,8 @@ from hardsplice.telemetry.log import Level
 # For the target monitor to end its relays, each of which has STOP_SECONDS, and to leave
 END_SECONDS = STOP_SECONDS + 0.2
 ANSWERS = (Kind.OPENED, Kind.SERVED, Kind.CLOSED)
-DEAF_SECONDS = 0.5  # for PID 1 to pass on a signal after which COMMAND may be expected to end
+# Who has to be there before all is ready, is asked whether it goes on, and drains.
+TARGET, RELAYS, AUTO, COMMAND = "target", "relays", "auto", "command"
 
 
 class HostMonitor:
@@ -78,8 +78,8 @@ class HostMonitor:
             else None
         )
         if host.desk:
-            host.desk.retiring.on_misuse = lambda why: self._distrust("the target monitor", why)
-            host.desk.on_loss = self._fail
+            host.desk.retiring.on_misuse = lambda why: self.distrust("the target monitor", why)
+            host.desk.on_loss = self.fail
         self.registry = Ports(
             host.ports, host.first_free, host.dynamic, self.exchange, host.check_room, loops.check
         )
@@ -92,9 +92,12 @@ class HostMonitor:
             if host.watched
             else None
         )
-        self.waiting = {
-            name for name, part in (("target", host.monitor), ("relays", host.plans)) if part
-        }
+        self.command = (
+            Command(host.container, host.terminal, self.loop, host.log, self)
+            if host.container
+            else None
+        )
+        self.readiness = Readiness(self._phases())
         self.flows = FlowLog(host.log, host.traffic, self.teller.where) if host.log_flows else None
         traced = BY_TRACED_RELAYS if host.log.level >= Level.TRACE else frozenset[int]()
         self.noted = BY_RELAYS | BY_KEEPERS | traced  # what the target monitor may pass on
@@ -106,11 +109,7 @@ class HostMonitor:
         self.orphans = Orphans(self.loop, self._children)
         self.ending = Ending(self.loop, host.drain, host.log, host.notifier)
         self.failure: Failure | None = None
-        self.announced = False
-        self.is_watching = False
-        self.target_says, self.init_says = Dialogue(TARGET_MONITOR), Dialogue(INIT)
-        self.is_init_deaf = False
-        self.passed_on = self.answered = 0  # signals to COMMAND, and PID 1's answers
+        self.target_says = Dialogue(TARGET_MONITOR)
 
     @property
     def ports(self) -> Ports | None:
@@ -124,14 +123,12 @@ class HostMonitor:
         if host.monitor:
             self.loop.add(host.monitor.channel.fileno(), self._on_monitor)
             self.loop.add(host.monitor.pidfd, self._on_monitor_exit)
-        if host.container:
-            self.loop.add(host.container.channel.fileno(), self._on_init)
-            self.loop.add(host.container.pidfd, self._on_init_exit)
+        if self.command:
+            self.command.watch()
         elif host.quit_with_target:
             departure.watch(host.target, self.loop, self._target_gone)
-        self.crew.start()
         self.orphans.look()
-        self._arrived("")
+        self.readiness.start()
         try:
             status = self.loop.run()
         finally:
@@ -144,24 +141,21 @@ class HostMonitor:
         """End what belongs to us, and wait until it has ended: no port is held after that."""
         if not self.ending.is_draining:
             self.host.notifier.status(str(self.failure or "ending"), "STOPPING=1")
-        inside, self.host.container = self.host.container, None
         monitor = self.host.monitor
         deadline = time.monotonic() + END_SECONDS
         if monitor:
-            monitor.channel.finish()
+            monitor.hang_up()
         self.crew.stop()
         if monitor:
             left = deadline - time.monotonic()
-            hear(monitor.channel, monitor.pidfd, left, self._hear_monitor)
+            monitor.receive_until_end(left, self._hear_monitor)
             monitor.channel.drain()
-            monitor.line.let_go()
-            wait_for(monitor.pid, monitor.pidfd, 0)
+            monitor.let_go()
+            monitor.end(0)
             self.host.monitor = None
         # Last: the kernel ends connections of what is ended there as if they were complete.
-        if inside and self.is_init_deaf:
-            inside.end(patience=0)
-        elif inside:
-            inside.end()
+        if self.command:
+            self.command.end()
         if self.flows:
             self.flows.finish()
         account(self.log, self.host.traffic)
@@ -170,28 +164,29 @@ class HostMonitor:
 
     # --- getting ready ----------------------------------------------------------------------------
 
+    def _phases(self) -> Sequence[Phase]:
+        """All phases of this start, in their order."""
+        host, watch, command = self.host, self.watch, self.command
+        serving = [who for who, part in ((TARGET, host.monitor), (RELAYS, host.plans)) if part]
+        phases = [Phase("both monitors and all relays serve", self.crew.start, serving)]
+        if watch:
+            begin = partial(watch.start, partial(self._arrived, AUTO))
+            phases.append(Phase("what is listened on already is forwarded", begin, [AUTO]))
+        if command:
+            phases.append(Phase("COMMAND waits to be run", command.prepare, [COMMAND]))
+        phases.append(Phase("ready is said", self._announce))
+        if command:
+            phases.append(Phase("COMMAND runs", command.run))
+        return phases
+
     def _arrived(self, who: str) -> None:
-        self.waiting.discard(who)
-        inside = self.host.container
-        if self.watch and not self.is_watching and not self.waiting:
-            self.is_watching = True
-            self.waiting.add("auto")
-            self.watch.start(lambda: self._arrived("auto"))
-            return
-        if self.waiting or self.announced:
-            return
-        if inside and self.init_says.phase is Phase.STARTING:
-            self.init_says.phase = Phase.PREPARING
-            self.waiting.add("init")
-            inside.channel.send(Record(Kind.PREPARE), wait=False)
-            return
-        self.announced = True
+        self.readiness.arrived(who)
+
+    def _announce(self) -> None:
         self.on_ready(self)
         self._say_ready()
         if self.watchdog:
             self.watchdog.start()
-        if inside:
-            inside.channel.send(Record(Kind.RUN), wait=False)
 
     def _say_ready(self) -> None:
         number = len(self.registry.list())
@@ -199,13 +194,14 @@ class HostMonitor:
 
     def relays_ready(self) -> None:
         """The outbound relays serve."""
-        self._arrived("relays")
+        self._arrived(RELAYS)
 
     def relay_lost(self, reason: str, hint: str | None = None) -> None:
         """An outbound relay can't be kept running: end."""
-        self._fail(relay_lost(Direction.OUTBOUND, reason, hint))
+        self.fail(relay_lost(Direction.OUTBOUND, reason, hint))
 
-    def _fail(self, failure: Failure) -> None:
+    def fail(self, failure: Failure) -> None:
+        """End, for this reason, unless there was one before."""
         if self.failure is None:
             self.failure = failure
         self.loop.stop(1)
@@ -217,21 +213,21 @@ class HostMonitor:
         if number == signal.SIGCHLD:
             self.orphans.look()
         elif self.ending.is_draining:
-            if number in (FINAL if self.host.container else ENDING):
+            if number in (FINAL if self.command else ENDING):
                 self.ending.at_once()
-        elif self.host.container is None:
+        elif self.command is None:
             if number in ENDING or (number == signal.SIGHUP and self._is_left()):
                 self.log.line(Level.DEBUG, f"ending: {signal.Signals(number).name}")
                 self._end(0)
-            elif number == signal.SIGHUP and self.announced:
+            elif number == signal.SIGHUP and self.readiness.is_complete:
                 self.log.line(Level.DEBUG, "SIGHUP: there is nothing to read again")
                 self.host.notifier.reloading()
                 self._say_ready()
-        elif self.waiting:
+        elif not self.readiness.is_complete:
             if number not in HARMLESS:
                 self.loop.stop(128 + number)
         elif is_to_be_passed_on(number, code, is_told_of_hangup=self._leads_session()):
-            self._pass_on(self.host.container, number)
+            self.command.pass_on(number)
 
     def _leads_session(self) -> bool:
         return self.host.terminal is not None and self.host.terminal.is_led_by_us
@@ -243,25 +239,8 @@ class HostMonitor:
 
     def _children(self) -> set[int]:
         """Those whose end somebody here waits for."""
-        inside, monitor = self.host.container, self.host.monitor
-        ours = {keeper.pid for keeper in self.crew.keepers}
-        return ours | {monitor.pid if monitor else 0} | set(inside.pids if inside else ())
-
-    def _pass_on(self, inside: container.Container, number: int) -> None:
-        """Have COMMAND get a signal. Where it should end by it, PID 1 has to be quick."""
-        # One that does not read what it is told keeps nobody waiting.
-        inside.channel.send(Record(Kind.SIGNAL, detail=number), wait=False)
-        self.init_says.asked(Kind.PASSED_ON)
-        self.passed_on += 1
-        if number in FINAL:
-            sent = self.passed_on
-            self.loop.after(DEAF_SECONDS, lambda: self._is_passed_on(sent))
-
-    def _is_passed_on(self, sent: int) -> None:
-        if self.host.container and self.answered < sent:
-            self.is_init_deaf = True
-            reason = "PID 1 of its namespaces does not answer"
-            self._fail(Failure("pass on", "a signal to COMMAND", reason))
+        ours = [self.host.monitor, *(keeper.child for keeper in self.crew.keepers)]
+        return {one.pid for one in ours if one} | set(self.command.pids if self.command else ())
 
     # --- is all well? -----------------------------------------------------------------------------
 
@@ -269,10 +248,10 @@ class HostMonitor:
         """Ask everybody whether they go on: who was asked."""
         asked = set()
         if not self.crew.is_drained:
-            asked.add("relays")
+            asked.add(RELAYS)
             self.crew.ask_alive()
         if self.host.monitor:
-            asked.add("target")
+            asked.add(TARGET)
             if self.host.monitor.channel.send(Record(Kind.PING), wait=False):
                 self.target_says.asked()
         return asked
@@ -283,7 +262,7 @@ class HostMonitor:
 
     def relays_alive(self) -> None:
         """The outbound relays go on."""
-        self._alive("relays")
+        self._alive(RELAYS)
 
     # --- what others tell -------------------------------------------------------------------------
 
@@ -294,7 +273,7 @@ class HostMonitor:
     def _end(self, status: int) -> None:
         """End with that status, once flows have had the time that --drain gives them."""
         departure.forget(self.host.target, self.loop)
-        if not self.announced:
+        if not self.readiness.is_complete:
             self.loop.stop(status)
             return
         self.registry.close()
@@ -302,7 +281,15 @@ class HostMonitor:
 
     def relays_drained(self) -> None:
         """Nobody is connected to the outbound relays any more."""
-        self.ending.drained("relays")
+        self.ending.drained(RELAYS)
+
+    def command_prepared(self) -> None:
+        """COMMAND waits to be run."""
+        self._arrived(COMMAND)
+
+    def command_ended(self, status: int) -> None:
+        """COMMAND has ended with that status."""
+        self._end(status)
 
     def _on_monitor(self) -> None:
         assert self.host.monitor is not None
@@ -318,15 +305,15 @@ class HostMonitor:
         except BlockingIOError:
             return True
         except Malformed as error:
-            self._distrust("the target monitor", error)
+            self.distrust("the target monitor", error)
             return False
         if record is not None:
             self._on_record(record)
         return record is not None
 
-    def _distrust(self, whom: str, error: Exception | str) -> None:
+    def distrust(self, whom: str, error: Exception | str) -> None:
         """It says or does what it may not, or when it may not."""
-        self._fail(Failure("trust", whom, str(error)))
+        self.fail(Failure("trust", whom, str(error)))
 
     def _on_record(self, record: Record) -> None:
         """The target monitor may have been taken over: it can say what is due (ipc/dialogue.py)."""
@@ -340,17 +327,17 @@ class HostMonitor:
                 self._take(record)
         except (Malformed, Nonsense) as error:
             close_all(record.fds)
-            self._distrust("the target monitor", error)
+            self.distrust("the target monitor", error)
 
     def _take(self, record: Record) -> None:
         if record.kind == Kind.PONG:
-            self._alive("target")
+            self._alive(TARGET)
         elif record.kind == Kind.READY:
             self.missing += lacking(record.text, self.missing)
-            self._arrived("target")
+            self._arrived(TARGET)
         elif record.kind == Kind.FATAL:
-            about = None if "target" in self.waiting else OF_TARGET_MONITOR
-            self._fail(last_words(record.text, about))
+            about = None if self.readiness.awaits(TARGET) else OF_TARGET_MONITOR
+            self.fail(last_words(record.text, about))
         elif record.kind == Kind.FLOW:
             if self.flows is None:
                 raise Nonsense("nobody asked for the ends of flows")
@@ -363,93 +350,24 @@ class HostMonitor:
     def _on_monitor_exit(self) -> None:
         monitor = self.host.monitor
         assert monitor is not None
-        try:  # its last words
-            for _ in range(LAST_RECORDS):
-                if self.failure or (record := monitor.channel.receive(wait=False)) is None:
-                    break
+        try:
+            for record in () if self.failure else monitor.last_words():
                 self._on_record(record)
-        except BlockingIOError:
-            pass
+                if self.failure:
+                    break
         except Malformed as error:
-            self._distrust("the target monitor", error)
+            self.distrust("the target monitor", error)
         monitor.channel.drain()
         self.host.monitor = None
         self.loop.remove(monitor.channel.fileno())
         self.loop.remove(monitor.pidfd)
-        status = os.waitpid(monitor.pid, 0)[1]
+        status = monitor.wait()
         if self.ending.is_draining and status == 0:
-            self._alive("target")
-            self.ending.drained("target")
+            self._alive(TARGET)
+            self.ending.drained(TARGET)
             return
         how = f"it was {describe_status(status)}"
-        self._fail(Failure("keep", "the target monitor running", how))
-
-    def _on_init(self) -> None:
-        if (inside := self.host.container) and not self._hear_init():
-            self.loop.remove(inside.channel.fileno())
-
-    def _hear_init(self) -> bool:
-        """Take one record of PID 1; False when there will be none any more."""
-        assert self.host.container is not None
-        try:
-            record = self.host.container.channel.receive(wait=False)
-        except BlockingIOError:
-            return True
-        except Malformed as error:
-            self._distrust("PID 1 of COMMAND", error)
-            return False
-        if record is not None:
-            self._on_init_record(self.host.container, record)
-        return record is not None
-
-    def _on_init_record(self, inside: container.Container, record: Record) -> None:
-        """PID 1 lives beside COMMAND, and may have been taken over by it."""
-        try:
-            self.init_says.hear(record)
-            if record.kind == Kind.FATAL:
-                self._fail(inside.last_words(record, runs=self.announced))
-        except Malformed as error:
-            close_all(record.fds)
-            self._distrust("PID 1 of COMMAND", error)
-            return
-        if record.kind == Kind.READY:
-            self._arrived("init")
-        elif record.kind == Kind.PASSED_ON:
-            self.answered += 1
-        elif record.kind == Kind.STOPPED:
-            self._ask_whether_stopped()
-        elif record.kind == Kind.CHECKED:
-            if record.small and self.host.terminal:
-                self.host.terminal.stop()
-        elif record.kind == Kind.EXITED:
-            self._end(exit_status(record.detail))
-
-    def _ask_whether_stopped(self) -> None:
-        """The terminal's key stops us, too: then we hear of it when COMMAND has gone on already."""
-        inside = self.host.container
-        if inside and inside.channel.send(Record(Kind.CHECK_STOPPED), wait=False):
-            self.init_says.asked(Kind.CHECKED)
-
-    def _on_init_exit(self) -> None:
-        """PID 1 is gone, and all of the PID namespace with it; it said how COMMAND ended, or was
-        killed itself.
-        """
-        assert self.host.container is not None
-        inside = self.host.container
-        try:
-            for _ in range(LAST_RECORDS):
-                if (record := inside.channel.receive(wait=False)) is None:
-                    break
-                self._on_init_record(inside, record)
-        except BlockingIOError:
-            pass
-        except Malformed as error:
-            self._distrust("PID 1 of COMMAND", error)
-        self.loop.remove(inside.pidfd)
-        status, how = inside.status()
-        if self.init_says.phase is not Phase.ENDING:
-            self.log.last_words(str(Failure("keep", "COMMAND running", how)))
-        self._end(status)
+        self.fail(Failure("keep", "the target monitor running", how))
 
     # --- words ------------------------------------------------------------------------------------
 

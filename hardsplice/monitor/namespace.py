@@ -154,37 +154,26 @@ def start(plan: Namespace, log: Log, undo: contextlib.ExitStack) -> Started:
         log.line(Level.WARNING, f"{text} is reached at its addresses: ip link set lo up")
     folder = empty_root.made_by_child() if joining.needs_empty_root(plan.target) else None
     hung_on, held = lifeline.pair()
-    ours, theirs = Channel.pair(roles.HOST.name, roles.TARGET.name)
-    parent = os.getpid()
-    with shared_with_monitor(plan.stats):
-        pid = os.fork()
-    if pid == 0:
+    tie = Tie(os.getpid(), hung_on)
+
+    def life(theirs: Channel) -> NoReturn:
         os.close(held)
-        ours.close()
-        main(plan, theirs, Tie(parent, hung_on), folder)
-    theirs.close()
+        main(plan, theirs, tie, folder)
+
+    with shared_with_monitor(plan.stats):
+        pid, channel = child.fork(roles.HOST.name, roles.TARGET.name, life)
     os.close(hung_on)
     if folder is not None:
         os.close(folder)
-    child = Child(pid, os.pidfd_open(pid), ours, lifeline.Hold(held))
-    undo.callback(_end, child)
-    return _receive(child, plan.target, log)
+    monitor = Child(pid, channel, lifeline.Hold(held))
+    undo.callback(monitor.cut_off)
+    return _receive(monitor, plan.target, log)
 
 
-def _end(child: Child) -> None:
-    """Set-up failed: end the target monitor at once."""
-    child.channel.close()
-    child.line.let_go()
-    with contextlib.suppress(OSError):
-        signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
-    with contextlib.suppress(OSError):
-        os.waitpid(child.pid, 0)
-
-
-def _receive(child: Child, target: Target, log: Log) -> Started:
+def _receive(monitor: Child, target: Target, log: Log) -> Started:
     listening: list[tuple[int, int]] = []
     while True:
-        record = child.channel.receive()
+        record = monitor.channel.receive()
         if record is None:
             raise Failure("start", "the target monitor", "it ended early")
         if record.kind == Kind.FATAL:
@@ -194,7 +183,7 @@ def _receive(child: Child, target: Target, log: Log) -> Started:
             if record.detail:
                 _tell_of_loopback(target, record.detail, log)
             return Started(
-                child,
+                monitor,
                 listening,
                 families=tuple(one for one in ALL_FAMILIES if one in families),
                 namespace=COOKIE.unpack(cookie)[0] or None,

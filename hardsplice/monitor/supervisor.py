@@ -13,19 +13,17 @@ at a time.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import itertools
 import os
-import signal
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 
-from hardsplice.ipc.channel import LAST_RECORDS, Channel, Sent, close_all
-from hardsplice.ipc.child import wait_for
+from hardsplice.ipc import child
+from hardsplice.ipc.channel import close_all
+from hardsplice.ipc.child import Child
 from hardsplice.ipc.dialogue import DYNAMIC_RELAY, RELAY, Dialogue
-from hardsplice.ipc.loop import Alarm, Loop
+from hardsplice.ipc.loop import Loop
 from hardsplice.ipc.messages import Kind, Malformed, Note, Record
 from hardsplice.kernel import linux
 from hardsplice.kernel.status import describe_status
@@ -35,6 +33,7 @@ from hardsplice.model.roles import RELAYS
 from hardsplice.model.unforeseen import next_step
 from hardsplice.monitor import notes
 from hardsplice.monitor.backoff import DEATHS_MAX, WINDOW, Backoff, is_denial
+from hardsplice.monitor.outbox import Outbox
 from hardsplice.monitor.owner import Upward
 from hardsplice.monitor.placing import NOT_HERE, Placing
 from hardsplice.monitor.supply import SHORT_SECONDS, Supply
@@ -46,9 +45,7 @@ from hardsplice.relay.pools import POOL_SIZE
 from hardsplice.telemetry.counters import DENIED_CALLS, DENIED_RECORDS, RESTARTS
 from hardsplice.telemetry.flow_table import End, Nonsense, read_record
 
-TELL_SECONDS = 0.01  # until a relay is told again what its channel had no room for
 ROWS_A_PASS = 256  # of a relay's flow table that are closed before others have their turn
-DEAF_SECONDS = 2.0  # that a relay may leave its channel full
 STOP_SECONDS = 0.5  # for a child to leave by itself once its channel is closed
 
 
@@ -60,9 +57,7 @@ class Keeper:
         self.loop = loop
         self.upward = upward
         self.backoff = Backoff()
-        self.channel: Channel | None = None
-        self.pid = 0
-        self.pidfd = -1
+        self.child: Child | None = None
         self.was_ready = False
         self.dialogue = self._dialogue()
         self.last_words = ""
@@ -71,9 +66,7 @@ class Keeper:
         self.is_in_breach = False  # it sent what it may not
         self.is_asked = False  # whether the relay owes an answer
         self.is_draining = False
-        self.untold: deque[Record] = deque()  # what the relay's channel had no room for yet
-        self.deaf_since = 0.0
-        self.telling = Alarm(loop, self._tell_more)
+        self.outbox = Outbox(loop, self._told, upward.note, self._cut_off)
         self.supply = Supply(loop, upward.note)
         self.placing = Placing(loop, self._has, self._cut_off)
         self.noted: dict[int, float] = {}  # when a note of that kind was passed on last
@@ -87,133 +80,104 @@ class Keeper:
             return
         monitor, role = os.getpid(), RELAYS[self.plan.direction]
         try:
-            with contextlib.ExitStack() as undo:
-                ours, theirs = Channel.pair(role.parent, role.name)
-                undo.callback(theirs.close)
-                undo.callback(ours.close)
-                with self.plan.stats.shared():
-                    pid = linux.fork()
-                undo.pop_all()
+            pid, channel = child.fork(
+                role.parent,
+                role.name,
+                lambda theirs: relay.main(self.plan, theirs, monitor),
+                self._fork,
+            )
         except OSError as error:
             self._start_later(error)
             return
-        if pid == 0:
-            relay.main(self.plan, theirs, monitor)  # never returns
-        theirs.close()
-        self.pid, self.pidfd, self.channel = pid, os.pidfd_open(pid), ours
+        self.child = Child(pid, channel)
         self.dialogue = self._dialogue()
         self.last_words = ""
         self.is_cut_off = self.is_in_breach = False
-        self.untold.clear()
-        self.loop.add(ours.fileno(), self._on_channel)
-        self.loop.add(self.pidfd, self._on_exit)
+        self.outbox.begin(channel)
+        self.loop.add(channel.fileno(), self._on_channel)
+        self.loop.add(self.child.pidfd, self._on_exit)
+
+    def _fork(self) -> int:
+        with self.plan.stats.shared():
+            return linux.fork()
 
     def stop(self, deadline: float) -> None:
         """Make the relay leave, by the monotonic clock's ``deadline``, and wait until it has: its
         listeners are free then. What it has said before is heard.
         """
-        if self.pid:
-            self.hang_up()
-            wait_for(self.pid, self.pidfd, max(0.0, deadline - time.monotonic()))
+        if self.child is not None:
+            self.child.hang_up()
+            self.child.end(max(0.0, deadline - time.monotonic()))
             self._hear_out()
             self._forget()
 
     def drain(self) -> None:
         """Have the relay accept nobody any more, and leave once nobody is connected."""
         self.is_draining = True
-        self._tell(Record(Kind.DRAIN))
+        self.outbox.tell(Record(Kind.DRAIN))
 
     @property
     def is_drained(self) -> bool:
         """Whether there is no relay any more, and none will be."""
-        return self.is_draining and not self.pid
+        return self.is_draining and self.child is None
 
     # --- what the relay is told ------------------------------------------------------------------
 
     def add(self, listener: Listener) -> None:
         """Have the relay, and each that takes its place, accept on one more listener."""
         self.plan = self.plan._replace(listeners=(*self.plan.listeners, listener))
-        self._tell(orders.serve(listener, self.plan.book))
+        self.outbox.tell(orders.serve(listener, self.plan.book))
 
     def remove(self, listener: Listener, *, reset_flows: bool) -> None:
         """Have no relay accept on that listener any more; the caller may end it after this."""
         left = tuple(one for one in self.plan.listeners if one.index != listener.index)
         self.plan = self.plan._replace(listeners=left)
-        for record in self.untold:
-            if (record.kind, record.index) == (Kind.ADD_LISTENER, listener.index):
-                self.untold.remove(record)
-                return
-        self._tell(orders.close(listener, reset_flows=reset_flows))
+        if not self.outbox.take_back(Kind.ADD_LISTENER, listener.index):
+            self.outbox.tell(orders.close(listener, reset_flows=reset_flows))
 
     def _has(self, index: int, place: int) -> bool:
         """Whether relays accept on the listener of that port, at that place."""
         return any((one.index, one.fd) == (index, place) for one in self.plan.listeners)
 
-    def _tell(self, record: Record) -> None:
-        """Send a record that must not be lost; a relay that is not there learns it at its start."""
-        if self.channel is None or self.is_cut_off:
-            return
-        self.untold.append(record)
-        if len(self.untold) == 1:
-            self.deaf_since = time.monotonic()
-            self._tell_more()
-
-    def _tell_more(self) -> None:
-        """Send what is left to send, or try again soon."""
-        while self.untold and self.channel is not None and not self.is_cut_off:
-            sent = self.channel.send(self.untold[0], wait=False)
-            if sent is Sent.CROWDED:
-                self.deaf_since = time.monotonic()  # it is not the relay's fault
-                self._crowded(b"listeners")
-                self.telling.set(SHORT_SECONDS)
-                return
-            if not sent:
-                if time.monotonic() - self.deaf_since > DEAF_SECONDS:
-                    self._cut_off("it does not read what it is told")
-                else:
-                    self.telling.set(TELL_SECONDS)
-                return
-            self.deaf_since = time.monotonic()
-            told = self.untold.popleft()
-            if told.kind != Kind.DRAIN:
-                is_added = told.kind == Kind.ADD_LISTENER
-                self.placing.told(told.detail, told.index if is_added else None)
-
-    def _crowded(self, what: bytes) -> None:
-        self.upward.note(Note.CROWDED, errno.ETOOMANYREFS, 0, what)
+    def _told(self, record: Record) -> None:
+        """A record is on its way: one of a listener is asked about in turn (monitor/placing.py)."""
+        if record.kind != Kind.DRAIN:
+            is_added = record.kind == Kind.ADD_LISTENER
+            self.placing.told(record.detail, record.index if is_added else None)
 
     def look(self) -> None:
         """Have the relay look for clients that wait."""
-        if self.channel is not None and not self.is_cut_off:
-            self.channel.send(Record(Kind.LOOK), wait=False)
+        if self.child is not None and not self.is_cut_off:
+            self.child.channel.send(Record(Kind.LOOK), wait=False)
 
     def ask_alive(self) -> None:
         """Ask the relay whether it goes on."""
         self.is_asked = not self.is_drained
-        if self.channel is None or self.is_cut_off:
+        if self.child is None or self.is_cut_off:
             return
-        if self.channel.send(Record(Kind.PING), wait=False):
+        if self.child.channel.send(Record(Kind.PING), wait=False):
             self.dialogue.asked()
 
     def hang_up(self) -> None:
         """Tell the relay to leave, which it does at the end of its channel."""
-        if self.channel is not None:
-            self.channel.finish()
+        if self.child is not None:
+            self.child.hang_up()
 
     def _forget(self) -> None:
-        if self.channel is not None:
-            self.loop.remove(self.channel.fileno())
-            self.channel.close()
-            self.channel = None
-            self.supply.forget()
-            self.placing.forget()
-        self.loop.remove(self.pidfd)
-        os.close(self.pidfd)
-        self.pid, self.pidfd = 0, -1
+        if self.child is None:
+            return
+        for fd in self.child.descriptors:
+            self.loop.remove(fd)
+        self.child.forget()
+        self.child = None
+        self.outbox.close()
+        self.supply.forget()
+        self.placing.forget()
 
     def _on_exit(self) -> None:
+        assert self.child is not None
         self._hear_out()
-        status = os.waitpid(self.pid, 0)[1]
+        status = self.child.wait()
         self._forget()
         self._close_books(self._left_rows(), status)
 
@@ -291,34 +255,31 @@ class Keeper:
 
     def _hear_out(self) -> None:
         """The relay has ended: its last words may be in the channel, or things to get rid of."""
-        if self.channel is None:
+        if self.child is None:
             return
-        with contextlib.suppress(BlockingIOError):
-            for _ in range(LAST_RECORDS):
-                if self.is_cut_off or (record := self._receive()) is None:
-                    break
+        try:
+            for record in () if self.is_cut_off else self.child.last_words():
                 self._handle(record)
-        self.channel.drain()
+                if self.is_cut_off:
+                    break
+        except Malformed as error:
+            self._cut_off(str(error))
+        self.child.channel.drain()
 
     def _on_channel(self) -> None:
+        assert self.child is not None
         try:
-            record = self._receive()
+            record = self.child.channel.receive(wait=False)
         except BlockingIOError:
+            return
+        except Malformed as error:
+            self._cut_off(str(error))
             return
         if record is None:
             # It has ended, as a rule, and the pidfd says so next. An empty record looks the same.
             self._kill()
         else:
             self._handle(record)
-
-    def _receive(self) -> Record | None:
-        """The relay's next record; None at the end, which what isn't its to send comes to."""
-        assert self.channel is not None
-        try:
-            return self.channel.receive(wait=False)
-        except Malformed as error:
-            self._cut_off(str(error))
-            return None
 
     def _handle(self, record: Record) -> None:
         """Serve one record of the relay's, which may have been taken over: what isn't in the table
@@ -340,12 +301,12 @@ class Keeper:
 
     def _kill(self) -> None:
         """End the relay and hear no more of it. What is left in the channel is met at its exit."""
-        if self.channel is None or self.is_cut_off:
+        if self.child is None or self.is_cut_off:
             return
         self.is_cut_off = True
-        self.loop.remove(self.channel.fileno())
-        with contextlib.suppress(ProcessLookupError):  # these were its last words
-            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        self.loop.remove(self.child.channel.fileno())
+        self.outbox.close()
+        self.child.kill()
 
     def _alive(self) -> None:
         if self.is_asked:
@@ -413,8 +374,8 @@ class Keeper:
             self._cut_off(f"{number} sockets of family {family} are not to be had")
         elif family in self.supply.owed:
             self._cut_off("it asks for sockets while it has not got those that it asked for")
-        elif self.channel is not None:
-            self.supply.order(self.channel, family, number)
+        elif self.child is not None:
+            self.supply.order(self.child.channel, family, number)
 
 
 # What is done about each kind that a relay may say (dialogue.RELAY).

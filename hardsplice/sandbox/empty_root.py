@@ -50,11 +50,12 @@ def leave() -> None:
 
 def made_by_child() -> int:
     """A descriptor of such a folder, for an ordinary user; Failure where there is none."""
-    ours, theirs = Channel.pair(HOST.name, FOLDER_MAKER)
-    pid = os.fork()
-    if pid == 0:
-        child.live(lambda: _make(theirs), theirs, *LEAVE.split(" ", 1))
-    theirs.close()
+    verb, what = LEAVE.split(" ", 1)
+    pid, ours = child.fork(
+        HOST.name,
+        FOLDER_MAKER,
+        lambda theirs: child.live(lambda: _make(theirs), theirs, verb, what),
+    )
     try:
         record = ours.receive()
     finally:

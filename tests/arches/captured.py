@@ -24,8 +24,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from hardsplice.app.start import main
-from hardsplice.ipc import child
 from hardsplice.ipc.channel import Channel
+from hardsplice.ipc.child import Child
 from hardsplice.ipc.descriptors import FIRST_LISTENER
 from hardsplice.ipc.messages import Kind, Record
 from hardsplice.kernel import linux, socketcalls
@@ -95,10 +95,9 @@ def _start_relays(
             fd = supply.open_socket(0)
             ours.send(Record(Kind.SOCKETS, 0, fds=(fd,)), wait=False)
             os.close(fd)
-            pidfd = os.pidfd_open(pid)
-            _STATUS.pack_into(board, index * _STATUS.size, child.wait_for(pid, pidfd, PATIENCE))
-            os.close(pidfd)
-            ours.close()
+            child = Child(pid, ours)
+            _STATUS.pack_into(board, index * _STATUS.size, child.end(PATIENCE))
+            child.forget()
         _start(self)
 
     return start

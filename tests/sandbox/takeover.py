@@ -28,8 +28,9 @@ from typing import Any, NoReturn
 
 from hardsplice.app.start import main
 from hardsplice.command import init
-from hardsplice.ipc import child, descriptors
+from hardsplice.ipc import descriptors
 from hardsplice.ipc.channel import Channel
+from hardsplice.ipc.child import Child
 from hardsplice.ipc.messages import Kind, Record
 from hardsplice.kernel import linux, unotify
 from hardsplice.model.roles import HOST, OUTBOUND_RELAY
@@ -89,9 +90,9 @@ def attempt_now(index: int) -> NoReturn:
 
 def wait(index: int, pid: int) -> None:
     """How the process of an attempt ended; one that hangs is ended."""
-    pidfd = os.pidfd_open(pid)
-    board.put_status(index, child.wait_for(pid, pidfd, PATIENCE))
-    os.close(pidfd)
+    attempt = Child(pid, Channel(-1, {}))
+    board.put_status(index, attempt.end(PATIENCE))
+    attempt.forget()
 
 
 def install(program: bytes) -> None:

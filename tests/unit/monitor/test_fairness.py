@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 
 from hardsplice.ipc.channel import LAST_RECORDS, Channel
+from hardsplice.ipc.child import Child
 from hardsplice.ipc.dialogue import RELAY, TARGET_MONITOR, Dialogue, Phase
 from hardsplice.ipc.loop import Loop
 from hardsplice.ipc.messages import Kind, Record
@@ -43,7 +44,7 @@ class Endless:
 
 def keeper_of(loop: Loop, channel: Endless) -> Keeper:
     keeper = Keeper(cast(Any, SimpleNamespace(families=(0,), is_dynamic=False)), loop, Above())
-    keeper.channel = cast(Any, channel)
+    keeper.child = Child(os.getpid(), cast(Any, channel))
     keeper.dialogue = Dialogue(RELAY)
     keeper.dialogue.phase = Phase.SERVING
     return keeper

@@ -17,7 +17,7 @@ from typing import Any, NoReturn, cast
 import pytest
 
 from hardsplice.ipc.channel import Channel, Sent, close_all
-from hardsplice.ipc.child import wait_for
+from hardsplice.ipc.child import Child
 from hardsplice.ipc.dialogue import RELAY, Dialogue
 from hardsplice.ipc.messages import Kind, Note, Record, encode
 from hardsplice.kernel import linux, socketcalls
@@ -28,10 +28,9 @@ from hardsplice.model.protocol import Protocol
 from hardsplice.model.roles import HOST, OUTBOUND_RELAY
 from hardsplice.monitor.backoff import DEATHS_MAX, DELAYS, WINDOW, Backoff, is_denial
 from hardsplice.monitor.notes import BY_KEEPERS, BY_RELAYS, BY_TRACED_RELAYS
+from hardsplice.monitor.outbox import AGAIN_SECONDS, DEAF_SECONDS
 from hardsplice.monitor.supervisor import (
-    DEAF_SECONDS,
     ROWS_A_PASS,
-    TELL_SECONDS,
     Keeper,
 )
 from hardsplice.monitor.supply import SHORT_SECONDS, open_socket
@@ -123,20 +122,24 @@ def spawn(*command: str) -> int:
     return os.posix_spawnp(command[0], command, os.environ)
 
 
-@pytest.mark.parametrize("leaves", [True, False])
-def test_a_child_that_does_not_leave_is_killed(leaves: bool) -> None:
-    pid = spawn(*(["true"] if leaves else ["sleep", "1000"]))
-    pidfd = os.pidfd_open(pid)
-    status = wait_for(pid, pidfd, 10 if leaves else 0)
-    os.close(pidfd)
-    assert status == (0 if leaves else signal.SIGKILL)
-
-
 # --- what a relay may ask ---
 
 
 Stand = tuple[Keeper, Above, Channel]
 FAMILIES = (0,)
+
+
+def attach(keeper: Keeper, pid: int) -> Channel:
+    """Have it keep that process as its relay; the relay's end of their channel."""
+    ours, theirs = Channel.pair(HOST.name, OUTBOUND_RELAY.name)
+    keeper.child = Child(pid, ours)
+    keeper.outbox.begin(ours)
+    return theirs
+
+
+def pid_of(keeper: Keeper) -> int:
+    assert keeper.child is not None
+    return keeper.child.pid
 
 
 @pytest.fixture
@@ -165,8 +168,7 @@ def stand() -> Iterator[Stand]:
     )
     keeper = Keeper(plan, cast(Any, Timers()), above)
     pid = spawn("sleep", "1000")
-    keeper.channel, theirs = Channel.pair(HOST.name, OUTBOUND_RELAY.name)
-    keeper.pid, keeper.pidfd = pid, os.pidfd_open(pid)
+    theirs = attach(keeper, pid)
     theirs.send(Record(Kind.READY))
     keeper._on_channel()
     above.said.clear()
@@ -174,10 +176,8 @@ def stand() -> Iterator[Stand]:
     with contextlib.suppress(ProcessLookupError, ChildProcessError):
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-    if keeper.pidfd >= 0:
-        os.close(keeper.pidfd)
-    if keeper.channel is not None:
-        keeper.channel.close()
+    if keeper.child is not None:
+        keeper.child.forget()
     theirs.close()
 
 
@@ -227,7 +227,7 @@ def test_a_relay_that_asks_for_anything_else_is_ended(stand: Stand, record: Reco
     relay.send(Record(Kind.NOTE, Note.REFUSED))
     keeper._hear_out()
     assert above.said == [], "what it says after that is not heard"
-    assert os.WTERMSIG(os.waitpid(keeper.pid, 0)[1]) == signal.SIGKILL
+    assert os.WTERMSIG(os.waitpid(pid_of(keeper), 0)[1]) == signal.SIGKILL
 
 
 @pytest.mark.parametrize("breach", [True, False])
@@ -237,8 +237,8 @@ def test_a_relay_that_breaks_the_rules_is_counted_as_one(stand: Stand, breach: b
         relay.send(Record(Kind.RUN))
         keeper._on_channel()
     else:
-        os.kill(keeper.pid, signal.SIGKILL)
-    os.waitid(os.P_PID, keeper.pid, os.WEXITED | os.WNOWAIT)
+        os.kill(pid_of(keeper), signal.SIGKILL)
+    os.waitid(os.P_PID, pid_of(keeper), os.WEXITED | os.WNOWAIT)
     keeper._on_exit()
     counted = keeper.plan.stats.snapshot()
     assert (counted["restarts"], counted["denied_records"]) == (1, int(breach))
@@ -258,7 +258,7 @@ def test_what_to_do_about_a_relay_that_does_not_start_is_a_line_of_its_own(
     keeper.was_ready = was_ready
     relay.send(Record(Kind.FATAL, text=b"why\nwhat to do"))
     keeper._on_channel()
-    os.kill(keeper.pid, signal.SIGKILL)
+    os.kill(pid_of(keeper), signal.SIGKILL)
     keeper._on_exit()
     if was_ready:
         assert (lost, keeper.succeeds) == ([], "why")
@@ -269,17 +269,18 @@ def test_what_to_do_about_a_relay_that_does_not_start_is_a_line_of_its_own(
 def test_that_a_relay_was_started_again_is_said_once_it_was(stand: Stand) -> None:
     """And not of each that fails on the way."""
     keeper, above, _ = stand
-    os.kill(keeper.pid, signal.SIGKILL)
+    os.kill(pid_of(keeper), signal.SIGKILL)
     keeper._on_exit()
     assert above.said == ["yields"]
     for _ in range(2):
-        keeper.channel, relay = Channel.pair(HOST.name, OUTBOUND_RELAY.name)
+        relay = attach(keeper, os.getpid())
         keeper.dialogue = keeper._dialogue()
         relay.send(Record(Kind.READY))
         relay.close()
         keeper._on_channel()
-        keeper.channel.close()
-    keeper.channel = None
+        assert keeper.child is not None
+        keeper.child.forget()
+        keeper.child = None
     assert above.said == ["yields", (Note.RESTARTED, 0, 0, b"killed by SIGKILL")]
 
 
@@ -366,7 +367,7 @@ def test_a_breach_among_the_last_words_of_a_relay_that_is_told_to_leave(stand: S
     relay.send(Record(Kind.YIELD))
     relay.send(Record(Kind.RUN))
     relay.send(Record(Kind.YIELD))
-    os.kill(keeper.pid, signal.SIGKILL)
+    os.kill(pid_of(keeper), signal.SIGKILL)
     keeper.stop(time.monotonic() + 10)
     assert above.said == ["yields"]
 
@@ -542,7 +543,7 @@ def test_an_answer_is_passed_on_once_for_each_round_of_questions(stand: Stand) -
 def test_a_relay_that_was_being_replaced_answers_by_being_there(stand: Stand) -> None:
     keeper, above, relay = stand
     keeper.was_ready = True
-    assert keeper.channel is not None
+    assert keeper.child is not None
     keeper.is_cut_off = True
     keeper.ask_alive()
     keeper.is_cut_off = False
@@ -590,7 +591,7 @@ def test_flows_of_a_relay_that_was_killed_are_reported_and_their_bytes_are_kept(
     keeper, above, _ = stand
     flow(keeper.plan.stats)
     keeper.was_ready = True
-    os.kill(keeper.pid, signal.SIGKILL)
+    os.kill(pid_of(keeper), signal.SIGKILL)
     keeper._on_exit()
     end, row = above.said[0]
     assert read_record(end, row).end is End.RELAY_DIED
@@ -611,7 +612,7 @@ def test_the_books_of_a_relay_are_closed_a_piece_at_a_time(stand: Stand) -> None
     assert table is not None
     for at in table.positions():
         table.open(at, 3, Protocol.TCP.number, (bytes(16), 1), (bytes(16), 2), 1.0)
-    os.kill(keeper.pid, signal.SIGKILL)
+    os.kill(pid_of(keeper), signal.SIGKILL)
     keeper._on_exit()
     passes = 1
     while timers.due and timers.due[-1][1] != keeper.start:
@@ -658,7 +659,7 @@ def test_no_relay_goes_on_with_a_listener_that_is_not_as_it_was_made(
         keeper.was_ready = True
         if spoil is not None:
             spoil(one)
-        os.kill(keeper.pid, signal.SIGKILL)
+        os.kill(pid_of(keeper), signal.SIGKILL)
         keeper._on_exit()
     if spoil is None or (spoil is retire and is_dynamic and direction is Direction.INBOUND):
         assert (above.said, keeper.succeeds) == (["yields"], "killed by SIGKILL")
@@ -672,7 +673,7 @@ def test_what_a_monitor_counts_is_not_the_relay_s_to_write(stand: Stand) -> None
     stats = keeper.plan.stats
     stats.count[:] = memoryview(b"\xff" * 8 * len(stats.count)).cast("Q")
     keeper.is_in_breach = True
-    os.kill(keeper.pid, signal.SIGKILL)
+    os.kill(pid_of(keeper), signal.SIGKILL)
     keeper._on_exit()
     assert (stats.kept[RESTARTS], stats.kept[DENIED_RECORDS]) == (1, 1)
     assert stats.snapshot()["restarts"] == 1
@@ -777,7 +778,7 @@ def test_what_a_full_channel_does_not_take_is_told_later_in_order(stand: Stand) 
     keeper, _, relay = stand
     timers = cast(Timers, keeper.loop)
     count = 0
-    while not keeper.untold:
+    while not keeper.outbox.waiting:
         count += 1
         keeper.add(listener(count))
     keeper.add(listener(count + 1))
@@ -787,10 +788,10 @@ def test_what_a_full_channel_does_not_take_is_told_later_in_order(stand: Stand) 
     told = [(Kind.ADD_LISTENER, index) for index in range(1, count)]
     assert heard(relay) == told
     ((seconds, again),) = timers.due
-    assert seconds == TELL_SECONDS
+    assert seconds == AGAIN_SECONDS
     again()
     assert heard(relay) == [(Kind.ADD_LISTENER, count + 1), (Kind.REMOVE_LISTENER, 1)]
-    assert not keeper.untold
+    assert not keeper.outbox.waiting
     assert due(keeper)[count - 1 :] == [(100 + count + 1, count + 1), (101, None)]
 
 
@@ -799,7 +800,7 @@ def test_a_relay_that_is_gone_has_nothing_due(stand: Stand) -> None:
     keeper, _, _ = stand
     keeper.add(listener(3))
     assert due(keeper)
-    os.kill(keeper.pid, signal.SIGKILL)
+    os.kill(pid_of(keeper), signal.SIGKILL)
     keeper.stop(time.monotonic() + 10)
     assert due(keeper) == []
     keeper.add(listener(4))
@@ -813,10 +814,15 @@ def test_a_relay_hands_over_where_its_questions_are_read_or_is_of_no_use(stand: 
     keeper.plan = keeper.plan._replace(is_dynamic=True)
     before = open_descriptors()
     read, write = os.pipe()
-    for fds in ((), (read,)):
+    for kind, fds in (
+        (Kind.READY, ()),
+        (Kind.READY_PLACING, ()),
+        (Kind.READY_PLACING, (read, read)),
+        (Kind.READY_PLACING, (read,)),
+    ):
         keeper.is_cut_off, keeper.was_ready = False, False
         keeper.dialogue = keeper._dialogue()
-        relay.send(Record(Kind.READY, fds=fds))
+        relay.send(Record(kind, fds=fds))
         keeper._on_channel()
         assert keeper.is_cut_off
         assert above.said == []
@@ -829,7 +835,7 @@ def test_a_relay_that_does_not_read_is_ended(stand: Stand, monkeypatch: pytest.M
     """Its successor learns of all listeners at its start."""
     keeper, _, _ = stand
     timers = cast(Timers, keeper.loop)
-    while not keeper.untold:
+    while not keeper.outbox.waiting:
         keeper.add(listener(len(keeper.plan.listeners)))
     later = time.monotonic() + DEAF_SECONDS + 1
     monkeypatch.setattr(time, "monotonic", lambda: later)
@@ -843,7 +849,7 @@ def test_sockets_that_a_full_channel_does_not_take_are_asked_for_again(stand: St
     """Otherwise the relay would wait for them for ever."""
     keeper, _, relay = stand
     timers = cast(Timers, keeper.loop)
-    while not keeper.untold:
+    while not keeper.outbox.waiting:
         keeper.add(listener(len(keeper.plan.listeners)))
     timers.due.clear()
     before = open_descriptors()

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""COMMAND, as the host monitor has it: what PID 1 of its namespaces is told and says, and its end.
+
+PID 1 lives beside COMMAND, and may have been taken over by it: it can say what is due
+(ipc/dialogue.py). One that does not read what it is told keeps nobody waiting.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from hardsplice.command.container import Container
+from hardsplice.command.terminal import Terminal
+from hardsplice.ipc.channel import close_all
+from hardsplice.ipc.dialogue import INIT, Dialogue, Phase
+from hardsplice.ipc.loop import Loop
+from hardsplice.ipc.messages import Kind, Malformed, Record
+from hardsplice.kernel.signals import FINAL
+from hardsplice.kernel.status import exit_status
+from hardsplice.model.errors import Failure
+from hardsplice.telemetry.log import Log
+
+DEAF_SECONDS = 0.5  # for PID 1 to pass on a signal after which COMMAND may be expected to end
+
+
+class Above(Protocol):
+    """Whom it tells."""
+
+    def command_prepared(self) -> None:
+        """PID 1 is locked down, and COMMAND waits to be run."""
+
+    def command_ended(self, status: int) -> None:
+        """COMMAND has ended, with this status as a shell has it; or PID 1 has."""
+
+    def fail(self, failure: Failure) -> None:
+        """It can't go on."""
+
+    def distrust(self, whom: str, error: Exception | str) -> None:
+        """It says what it may not, or when it may not."""
+
+
+class Command:
+    """One COMMAND."""
+
+    def __init__(
+        self, inside: Container, terminal: Terminal | None, loop: Loop, log: Log, above: Above
+    ) -> None:
+        self._inside: Container | None = inside
+        self._terminal = terminal
+        self._loop = loop
+        self._log = log
+        self._above = above
+        self._says = Dialogue(INIT)
+        self._runs = False
+        self._is_deaf = False
+        self._passed_on = self._answered = 0  # signals to COMMAND, and PID 1's answers
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Children of this process that are COMMAND's keepers."""
+        return self._inside.pids if self._inside else ()
+
+    def watch(self) -> None:
+        """From now on hear PID 1, and learn of its end."""
+        assert self._inside is not None
+        self._loop.add(self._inside.channel.fileno(), self._on_channel)
+        self._loop.add(self._inside.pidfd, self._on_exit)
+
+    def end(self) -> None:
+        """End all processes in there, and wait until they have ended."""
+        inside, self._inside = self._inside, None
+        if inside and self._is_deaf:
+            inside.end(patience=0)
+        elif inside:
+            inside.end()
+
+    # --- what PID 1 is told -----------------------------------------------------------------------
+
+    def _tell(self, record: Record) -> bool:
+        return self._inside is not None and bool(self._inside.channel.send(record, wait=False))
+
+    def prepare(self) -> None:
+        """Have PID 1 fork COMMAND, and lock itself down."""
+        self._says.phase = Phase.PREPARING
+        self._tell(Record(Kind.PREPARE))
+
+    def run(self) -> None:
+        """Have COMMAND run."""
+        self._runs = True
+        self._tell(Record(Kind.RUN))
+
+    def pass_on(self, number: int) -> None:
+        """Have COMMAND get a signal. Where it should end by it, PID 1 has to be quick."""
+        self._tell(Record(Kind.SIGNAL, detail=number))
+        self._says.asked(Kind.PASSED_ON)
+        self._passed_on += 1
+        if number in FINAL:
+            sent = self._passed_on
+            self._loop.after(DEAF_SECONDS, lambda: self._is_passed_on(sent))
+
+    def _is_passed_on(self, sent: int) -> None:
+        if self._inside and self._answered < sent:
+            self._is_deaf = True
+            reason = "PID 1 of its namespaces does not answer"
+            self._above.fail(Failure("pass on", "a signal to COMMAND", reason))
+
+    def _ask_whether_stopped(self) -> None:
+        """The terminal's key stops us, too: then we hear of it when COMMAND has gone on already."""
+        if self._tell(Record(Kind.CHECK_STOPPED)):
+            self._says.asked(Kind.CHECKED)
+
+    # --- what PID 1 says --------------------------------------------------------------------------
+
+    def _on_channel(self) -> None:
+        inside = self._inside
+        if inside is None:
+            return
+        try:
+            record = inside.channel.receive(wait=False)
+        except BlockingIOError:
+            return
+        except Malformed as error:
+            self._above.distrust("PID 1 of COMMAND", error)
+            record = None
+        if record is not None:
+            self._take(inside, record)
+        else:
+            self._loop.remove(inside.channel.fileno())  # there will be none any more
+
+    def _take(self, inside: Container, record: Record) -> None:
+        try:
+            self._says.hear(record)
+            if record.kind == Kind.FATAL:
+                self._above.fail(inside.last_words(record, runs=self._runs))
+        except Malformed as error:
+            close_all(record.fds)
+            self._above.distrust("PID 1 of COMMAND", error)
+            return
+        if record.kind == Kind.READY:
+            self._above.command_prepared()
+        elif record.kind == Kind.PASSED_ON:
+            self._answered += 1
+        elif record.kind == Kind.STOPPED:
+            self._ask_whether_stopped()
+        elif record.kind == Kind.CHECKED:
+            if record.small and self._terminal:
+                self._terminal.stop()
+        elif record.kind == Kind.EXITED:
+            self._above.command_ended(exit_status(record.detail))
+
+    def _on_exit(self) -> None:
+        """PID 1 is gone, and all of the PID namespace with it; it said how COMMAND ended, or was
+        killed itself.
+        """
+        inside = self._inside
+        assert inside is not None
+        try:
+            for record in inside.last_records():
+                self._take(inside, record)
+        except Malformed as error:
+            self._above.distrust("PID 1 of COMMAND", error)
+        self._loop.remove(inside.pidfd)
+        status, how = inside.status()
+        if self._says.phase is not Phase.ENDING:
+            self._log.last_words(str(Failure("keep", "COMMAND running", how)))
+        self._above.command_ended(status)

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A process that was started: it is heard to its end, ends when it is to, and nothing is left."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import NoReturn
+
+import pytest
+
+from hardsplice.ipc import child, lifeline
+from hardsplice.ipc.channel import Channel
+from hardsplice.ipc.child import Child
+from hardsplice.ipc.messages import Kind, Malformed, Record
+from hardsplice.model.errors import Failure, failure_of
+from hardsplice.model.roles import HOST, OUTBOUND_RELAY
+from tests.support.descriptors import open_descriptors
+
+Life = Callable[[Channel], NoReturn]
+LONG = 1000  # seconds
+
+
+@pytest.fixture
+def started() -> Iterator[Callable[[Life], Child]]:
+    """Starts a child; none is left behind, and no descriptor."""
+    before = open_descriptors()
+    made: list[Child] = []
+
+    def start(life: Life) -> Child:
+        made.append(Child(*child.fork(HOST.name, OUTBOUND_RELAY.name, life)))
+        return made[-1]
+
+    yield start
+    for one in made:
+        with contextlib.suppress(OSError):
+            one.kill()
+            one.wait()
+        one.forget()
+    assert open_descriptors() == before
+
+
+def leaves(theirs: Channel) -> NoReturn:
+    """Leaves when it is asked to."""
+    theirs.receive()
+    os._exit(3)
+
+
+def stays(_: Channel) -> NoReturn:
+    time.sleep(LONG)
+    os._exit(0)
+
+
+def test_one_that_is_asked_leaves_and_one_that_does_not_is_killed(
+    started: Callable[[Life], Child],
+) -> None:
+    one, other = started(leaves), started(stays)
+    one.hang_up()
+    assert os.waitstatus_to_exitcode(one.end(10)) == 3
+    began = time.monotonic()
+    assert other.end(0.05) == signal.SIGKILL
+    assert 0.05 <= time.monotonic() - began < 5
+
+
+def test_whether_it_has_ended(started: Callable[[Life], Child]) -> None:
+    one = started(leaves)
+    assert not one.has_ended()
+    assert one.reap() == 0, "it is there still"
+    one.hang_up()
+    assert one.has_ended(10)
+    status = one.reap()
+    assert status is not None
+    assert os.waitstatus_to_exitcode(status) == 3
+    assert one.reap() is None, "it was waited for"
+    one.kill()  # and that is no error
+
+
+def test_its_first_word_is_waited_for_or_its_end(started: Callable[[Life], Child]) -> None:
+    def speaks(theirs: Channel) -> NoReturn:
+        theirs.send(Record(Kind.READY))
+        time.sleep(LONG)
+        os._exit(0)
+
+    assert started(speaks).first_word() == Record(Kind.READY)
+    silent = started(leaves)
+    silent.hang_up()
+    assert silent.first_word() is None
+
+
+def test_an_end_without_a_word_is_noticed_though_others_hold_the_channel(
+    started: Callable[[Life], Child],
+) -> None:
+    def forks(theirs: Channel) -> NoReturn:
+        if os.fork() == 0:
+            theirs.receive()  # until the end of file
+        os._exit(0)
+
+    assert started(forks).first_word() is None
+
+
+def test_its_last_words_are_heard_after_its_end(started: Callable[[Life], Child]) -> None:
+    def speaks(theirs: Channel) -> NoReturn:
+        for kind in (Kind.READY, Kind.YIELD, Kind.FATAL):
+            theirs.send(Record(kind))
+        os._exit(0)
+
+    one = started(speaks)
+    one.wait()
+    assert [record.kind for record in one.last_words()] == [Kind.READY, Kind.YIELD, Kind.FATAL]
+    assert list(one.last_words()) == []
+
+
+def test_last_words_that_are_not_its_to_say_are_malformed(started: Callable[[Life], Child]) -> None:
+    def speaks(theirs: Channel) -> NoReturn:
+        theirs.send(Record(Kind.YIELD))
+        theirs.send(Record(Kind.RUN))
+        os._exit(0)
+
+    one = started(speaks)
+    one.wait()
+    said = one.last_words()
+    assert next(said).kind == Kind.YIELD
+    with pytest.raises(Malformed):
+        next(said)
+
+
+def test_one_that_is_told_to_leave_is_heard_meanwhile(started: Callable[[Life], Child]) -> None:
+    def speaks(theirs: Channel) -> NoReturn:
+        theirs.receive()
+        theirs.send(Record(Kind.YIELD))
+        os._exit(0)
+
+    one = started(speaks)
+    heard: list[Record | None] = []
+
+    def take() -> bool:
+        heard.append(one.channel.receive(wait=False))
+        return heard[-1] is not None
+
+    one.hang_up()
+    one.receive_until_end(10, take)
+    assert heard[0] == Record(Kind.YIELD)
+    assert one.has_ended()
+    silent = started(stays)
+    began = time.monotonic()
+    silent.receive_until_end(0.05, take)
+    assert time.monotonic() - began < 5
+
+
+def test_what_ends_it_early_is_told(started: Callable[[Life], Child]) -> None:
+    def fails() -> int:
+        raise Failure("listen on", "port 80", "it is taken")
+
+    one = started(lambda theirs: child.live(fails, theirs, "run", "a relay"))
+    record = one.first_word()
+    assert record is not None
+    assert str(failure_of(record.text)) == "cannot listen on port 80: it is taken"
+    assert os.waitstatus_to_exitcode(one.wait()) == 1
+
+
+def test_where_there_can_be_no_process_nothing_is_left() -> None:
+    before = open_descriptors()
+
+    def none() -> int:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    with pytest.raises(BlockingIOError):
+        child.fork(HOST.name, OUTBOUND_RELAY.name, stays, none)
+    assert open_descriptors() == before
+
+
+def test_one_that_is_cut_off_ends_at_once_with_its_line() -> None:
+    before = open_descriptors()
+    hanging, held = lifeline.pair()
+
+    def hangs(theirs: Channel) -> NoReturn:
+        os.close(held)
+        lifeline.hang_on(hanging)
+        theirs.send(Record(Kind.READY))
+        time.sleep(LONG)
+        os._exit(0)
+
+    pid, channel = child.fork(HOST.name, OUTBOUND_RELAY.name, hangs)
+    os.close(hanging)
+    one = Child(pid, channel, lifeline.Hold(held))
+    assert one.first_word() == Record(Kind.READY)
+    assert set(one.descriptors) == {one.pidfd, channel.fileno(), held}
+    one.cut_off()
+    with pytest.raises(ChildProcessError):
+        one.wait()
+    one.cut_off()  # again is no error
+    os.close(one.pidfd)
+    assert open_descriptors() == before
