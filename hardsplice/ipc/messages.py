@@ -126,10 +126,15 @@ class Note(IntEnum):
     DIED = 13  # of a keeper: a relay ended with connections, and has no successor
 
 
+<<<<<<< HEAD
 # Senders and receivers, by the names of their processes; and two processes that are temporary.
+=======
+# Those who say something, by the names of their processes; and those that don't stay.
+>>>>>>> 6b0a7d4 (The mapper of ids is a child like others; unit tests of COMMAND's side of the host monitor)
 _HOST, _TARGET, _GUARD, _INIT = HOST.name, TARGET.name, GUARD.name, INIT.name
 LAUNCHER = "launcher"  # waits for the one in the background, or for what --audit shows
 FOLDER_MAKER = "folder maker"  # sandbox/empty_root.py
+MAPPER = "mapper"  # of ids, outside of a user namespace (sandbox/user_namespace.py)
 
 Way = tuple[str, str]
 """Sender and receiver."""
@@ -180,7 +185,7 @@ MESSAGES: Mapping[Kind, Message] = {
     Kind.CLOSE: Message((_DOWN,), "small index"),
     Kind.CLOSED: Message((_UP,), "index"),
     Kind.DRAIN_RELAYS: Message((_DOWN,), "small text"),
-    Kind.WANTS_MAPS: Message((_OF_GUARD, (_INIT, _GUARD))),
+    Kind.WANTS_MAPS: Message((_OF_GUARD, (_INIT, _GUARD), (_HOST, MAPPER))),
     Kind.MAPPED: Message(((_HOST, _GUARD), (_GUARD, _INIT))),
     Kind.STARTED: Message((_OF_GUARD,), "detail text"),
     Kind.NAMESPACES: Message((_OF_INIT,), "detail"),

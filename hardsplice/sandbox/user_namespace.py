@@ -6,13 +6,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import socket
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 import prctl
 
+from hardsplice.ipc import child
+from hardsplice.ipc.channel import Channel
+from hardsplice.ipc.messages import MAPPER, Kind, Record
 from hardsplice.kernel import linux
 from hardsplice.model.identity import RunAs
+from hardsplice.model.roles import HOST
 
 
 def enter_own_user_namespace(user: RunAs | None = None) -> None:
@@ -43,23 +47,22 @@ def _outside(maps: tuple[str, str]) -> Iterator[Callable[[], None]]:
     """A child that stays where this process is, where it may map other ids than our own, and does
     so when it is called. OSError where it can't.
     """
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    pid = os.fork()
-    if pid == 0:
-        ours.close()
+
+    def life(theirs: Channel) -> NoReturn:
         code = errno.EPERM
         try:
-            if theirs.recv(1):
+            if theirs.receive() is not None:
                 write_id_maps(os.getppid(), *maps, deny_setgroups=False)
                 code = 0
         except OSError as error:
             code = error.errno or errno.EPERM
         finally:
             os._exit(code)
-    theirs.close()
+
+    pid, ours = child.fork(HOST.name, MAPPER, life)
 
     def go() -> None:
-        ours.send(b"+")
+        ours.send(Record(Kind.WANTS_MAPS))
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         if code:
             raise OSError(code, os.strerror(code))

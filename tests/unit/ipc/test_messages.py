@@ -15,6 +15,7 @@ from hardsplice.ipc.messages import (
     FDS_LIMIT,
     FOLDER_MAKER,
     LAUNCHER,
+    MAPPER,
     MESSAGES,
     Kind,
     Malformed,
@@ -25,7 +26,7 @@ from hardsplice.ipc.messages import (
 )
 from hardsplice.model.roles import GUARD, HOST, INBOUND_RELAY, INIT, OUTBOUND_RELAY, ROLES, TARGET
 
-PARTIES = (*ROLES, LAUNCHER, FOLDER_MAKER)
+PARTIES = (*ROLES, LAUNCHER, FOLDER_MAKER, MAPPER)
 FIELDS: dict[str, dict[str, int | bytes]] = {
     "small": {"small": 1},
     "index": {"index": 1},
