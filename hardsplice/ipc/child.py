@@ -26,9 +26,9 @@ def fork(
     life: Callable[[Channel], NoReturn],
     by: Callable[[], int] = os.fork,
 ) -> tuple[int, Channel]:
-    """Fork a process that runs ``life`` with its end of a new channel: its PID, and our end. ``one``
-    is the role of this process, ``other`` that of the new one; ``by`` is the function that forks.
-    OSError if there can't be one more process, and then nothing is left open.
+    """Fork a process that runs ``life`` with its end of a new channel: its PID, and our end.
+    ``one`` is the role of this process, ``other`` that of the new one; ``by`` is the function that
+    forks. OSError if there can't be one more process, and then nothing is left open.
     """
     ours, theirs = Channel.pair(one, other)
     try:
@@ -71,8 +71,8 @@ class Child:
     __slots__ = ("channel", "line", "pid", "pidfd")
 
     def __init__(self, pid: int, channel: Channel, line: Hold | None = None) -> None:
-        """``channel`` is our end of the channel to it, ``line`` its lifeline, if it has one. OSError
-        if there is no descriptor left.
+        """``channel`` is our end of the channel to it, ``line`` its lifeline, if it has one.
+        OSError if there is no descriptor left.
         """
         self.pid, self.pidfd = pid, os.pidfd_open(pid)
         self.channel = channel
@@ -100,8 +100,8 @@ class Child:
     # --- what it sends ----------------------------------------------------------------------------
 
     def first_word(self) -> Record | None:
-        """Wait for its next record; None if it ended without one. Processes that it started may hold
-        its end of the channel, and outlive it. Malformed.
+        """Wait for its next record; None if it ended without one. Processes that it started may
+        hold its end of the channel, and outlive it. Malformed.
         """
         poller = select.poll()
         for fd in (self.channel.fileno(), self.pidfd):
@@ -113,8 +113,8 @@ class Child:
             return None
 
     def last_words(self) -> Iterator[Record]:
-        """What one that has ended sent, and was not received yet: at most LAST_RECORDS, since others
-        may hold its end of the channel and go on sending. Malformed.
+        """What one that has ended sent, and was not received yet: at most LAST_RECORDS, since
+        others may hold its end of the channel and go on sending. Malformed.
         """
         with contextlib.suppress(BlockingIOError):
             for _ in range(LAST_RECORDS):

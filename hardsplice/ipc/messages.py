@@ -126,11 +126,7 @@ class Note(IntEnum):
     DIED = 13  # of a keeper: a relay ended with connections, and has no successor
 
 
-<<<<<<< HEAD
-# Senders and receivers, by the names of their processes; and two processes that are temporary.
-=======
-# Those who say something, by the names of their processes; and those that don't stay.
->>>>>>> 6b0a7d4 (The mapper of ids is a child like others; unit tests of COMMAND's side of the host monitor)
+# Senders and receivers, by the names of their processes; and those that are temporary.
 _HOST, _TARGET, _GUARD, _INIT = HOST.name, TARGET.name, GUARD.name, INIT.name
 LAUNCHER = "launcher"  # waits for the one in the background, or for what --audit shows
 FOLDER_MAKER = "folder maker"  # sandbox/empty_root.py
