@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""COMMAND, as the host monitor has it: what PID 1 of its namespaces is told and says, and its end.
+"""The host monitor's side of COMMAND: the messages to and from PID 1 of its PID namespace, the
+signals that are passed on, and its end.
 
-PID 1 lives beside COMMAND, and may have been taken over by it: it can say what is due
-(ipc/dialogue.py). One that does not read what it is told keeps nobody waiting.
+PID 1 shares its namespaces with COMMAND, which may have taken it over: only what is due is accepted
+(ipc/dialogue.py), and nothing waits for a PID 1 that doesn't read.
 """
 
 from __future__ import annotations
@@ -20,27 +21,27 @@ from hardsplice.kernel.status import exit_status
 from hardsplice.model.errors import Failure
 from hardsplice.telemetry.log import Log
 
-DEAF_SECONDS = 0.5  # for PID 1 to pass on a signal after which COMMAND may be expected to end
+DEAF_SECONDS = 0.5  # for PID 1 to pass on a signal that is expected to end COMMAND
 
 
 class Above(Protocol):
-    """Whom it tells."""
+    """What is called as messages arrive."""
 
     def command_prepared(self) -> None:
-        """PID 1 is locked down, and COMMAND waits to be run."""
+        """PID 1 is locked down, and COMMAND is ready to run."""
 
     def command_ended(self, status: int) -> None:
-        """COMMAND has ended, with this status as a shell has it; or PID 1 has."""
+        """COMMAND has ended, or PID 1: with this exit status, as a shell gives it."""
 
     def fail(self, failure: Failure) -> None:
-        """It can't go on."""
+        """COMMAND can't go on."""
 
     def distrust(self, whom: str, error: Exception | str) -> None:
-        """It says what it may not, or when it may not."""
+        """That process sent what it may not send, or not then."""
 
 
 class Command:
-    """One COMMAND."""
+    """COMMAND, through PID 1."""
 
     def __init__(
         self, inside: Container, terminal: Terminal | None, loop: Loop, log: Log, above: Above
@@ -57,11 +58,11 @@ class Command:
 
     @property
     def pids(self) -> tuple[int, ...]:
-        """Children of this process that are COMMAND's keepers."""
+        """The children of this process that COMMAND depends on."""
         return self._inside.pids if self._inside else ()
 
     def watch(self) -> None:
-        """From now on hear PID 1, and learn of its end."""
+        """Receive from PID 1 from now on, and notice its end."""
         assert self._inside is not None
         self._loop.add(self._inside.channel.fileno(), self._on_channel)
         self._loop.add(self._inside.pidfd, self._on_exit)
@@ -74,7 +75,7 @@ class Command:
         elif inside:
             inside.end()
 
-    # --- what PID 1 is told -----------------------------------------------------------------------
+    # --- messages to PID 1 ------------------------------------------------------------------------
 
     def _tell(self, record: Record) -> bool:
         return self._inside is not None and bool(self._inside.channel.send(record, wait=False))
@@ -90,7 +91,7 @@ class Command:
         self._tell(Record(Kind.RUN))
 
     def pass_on(self, number: int) -> None:
-        """Have COMMAND get a signal. Where it should end by it, PID 1 has to be quick."""
+        """Have a signal sent to COMMAND. If that is expected to end it, PID 1 has DEAF_SECONDS."""
         self._tell(Record(Kind.SIGNAL, detail=number))
         self._says.asked(Kind.PASSED_ON)
         self._passed_on += 1
@@ -105,11 +106,11 @@ class Command:
             self._above.fail(Failure("pass on", "a signal to COMMAND", reason))
 
     def _ask_whether_stopped(self) -> None:
-        """The terminal's key stops us, too: then we hear of it when COMMAND has gone on already."""
+        """The terminal's key stops us, too, and by the time that we go on COMMAND may do so."""
         if self._tell(Record(Kind.CHECK_STOPPED)):
             self._says.asked(Kind.CHECKED)
 
-    # --- what PID 1 says --------------------------------------------------------------------------
+    # --- messages from PID 1 ----------------------------------------------------------------------
 
     def _on_channel(self) -> None:
         inside = self._inside
@@ -149,8 +150,8 @@ class Command:
             self._above.command_ended(exit_status(record.detail))
 
     def _on_exit(self) -> None:
-        """PID 1 is gone, and all of the PID namespace with it; it said how COMMAND ended, or was
-        killed itself.
+        """PID 1 has ended, and with it the whole PID namespace. Its last message says how COMMAND
+        ended; without one it was killed itself.
         """
         inside = self._inside
         assert inside is not None

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a relay is told of its listeners, in order and none lost: what its channel has no room for
-waits here and is sent again soon. A relay that leaves its channel full for long is in breach.
+"""Records for a relay that must arrive, in their order: those that its channel has no room for are
+queued, and sent soon. A relay that leaves its channel full for long breaks the protocol.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from hardsplice.ipc.loop import Alarm, Loop
 from hardsplice.ipc.messages import Kind, Note, Record
 from hardsplice.monitor.supply import SHORT_SECONDS, Tell
 
-AGAIN_SECONDS = 0.01  # until a relay is told again what its channel had no room for
+AGAIN_SECONDS = 0.01  # until the queue is sent again
 DEAF_SECONDS = 2.0  # that a relay may leave its channel full
 
 
 class Outbox:
-    """What one relay is to be told, and has not been yet."""
+    """The queue of one relay."""
 
     def __init__(
         self,
@@ -29,8 +29,8 @@ class Outbox:
         note: Tell,
         breach: Callable[[str], None],
     ) -> None:
-        """``sent`` is told of each record that is on its way; ``note`` is for the log; ``breach``
-        ends the relay.
+        """``sent`` is called with each record that was sent; ``note`` reports for the log;
+        ``breach`` ends the relay.
         """
         self.waiting: deque[Record] = deque()
         self._channel: Channel | None = None
@@ -39,16 +39,18 @@ class Outbox:
         self._again = Alarm(loop, self._send)
 
     def begin(self, channel: Channel) -> None:
-        """There is a relay at the end of ``channel``, which knows all that came before."""
+        """A relay was started, whose channel this is; it knows what was queued before its start."""
         self._channel = channel
         self.waiting.clear()
 
     def close(self) -> None:
-        """The relay is gone, or is about to be: its successor learns all at its start."""
+        """Send nothing any more: the relay has ended, or is about to."""
         self._channel = None
 
     def tell(self, record: Record) -> None:
-        """Send a record; a relay that is not there learns it at its start."""
+        """Send a record, or queue it. Without a relay that does nothing: the next one knows it when
+        it starts.
+        """
         if self._channel is None:
             return
         self.waiting.append(record)
@@ -57,7 +59,7 @@ class Outbox:
             self._send()
 
     def take_back(self, kind: Kind, index: int) -> bool:
-        """Don't tell what has not been told yet; False where it has been."""
+        """Remove a record from the queue; False if it was sent already."""
         for record in self.waiting:
             if (record.kind, record.index) == (kind, index):
                 self.waiting.remove(record)
@@ -65,11 +67,11 @@ class Outbox:
         return False
 
     def _send(self) -> None:
-        """Send what is left to send, or try again soon."""
+        """Send the queue as far as the channel has room, and the rest soon."""
         while self.waiting and self._channel is not None:
             sent = self._channel.send(self.waiting[0], wait=False)
             if sent is Sent.CROWDED:
-                self._deaf_since = time.monotonic()  # it is not the relay's fault
+                self._deaf_since = time.monotonic()  # not the relay's fault
                 self._note(Note.CROWDED, errno.ETOOMANYREFS, 0, b"listeners")
                 self._again.set(SHORT_SECONDS)
                 return

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How the host monitor gets ready: phases, one after the other. Pure.
+"""The phases in which the host monitor gets ready, one after the other. Pure.
 
-Each phase begins something and waits until others have said that it is done; with the last of them
-the next phase begins. What waits for nobody is over as soon as it has begun.
+Each phase begins something and waits until others report that they have done it; after the last of
+these the next phase begins. A phase that waits for nobody is over once it has begun.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import NamedTuple
 
 
 class Phase(NamedTuple):
-    """One step on the way."""
+    """One phase."""
 
     name: str
     begin: Callable[[], None]
-    waits_for: Collection[str] = ()  # those who have to arrive before it is over
+    waits_for: Collection[str] = ()  # who has to report before it is over
 
 
 class Readiness:
-    """Where it stands."""
+    """Which phase it is in."""
 
     def __init__(self, phases: Sequence[Phase]) -> None:
         self._left = list(phases)
@@ -41,12 +41,12 @@ class Readiness:
         self._go_on()
 
     def arrived(self, who: str) -> None:
-        """One that is waited for is there."""
+        """This one has done its part."""
         self._awaited.discard(who)
         self._go_on()
 
     def _go_on(self) -> None:
-        """Begin phases until one has to wait. What a phase begins may be done at once."""
+        """Begin phases until one has to wait. What one begins may be done before it returns."""
         if self._is_beginning:
             return
         self._is_beginning = True
