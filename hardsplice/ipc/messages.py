@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import IntEnum, unique
 from typing import NamedTuple
 
@@ -30,13 +29,12 @@ class Malformed(Exception):  # noqa: N818 - what is raised is the record
     """A record that a correct process never sends."""
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """One packet: what, two numbers, an index, a text, and descriptors, now the receiver's."""
 
     kind: int
     small: int = 0
-    index: int = 0
+    index: int = 0  # type: ignore[assignment] # of tuples: nobody searches one here
     detail: int = 0
     text: bytes = b""
     fds: tuple[int, ...] = ()

@@ -160,8 +160,12 @@ def start(plan: Namespace, log: Log, undo: contextlib.ExitStack) -> Started:
         os.close(held)
         main(plan, theirs, tie, folder)
 
-    with shared_with_monitor(plan.stats):
-        pid, channel = child.fork(roles.HOST.name, roles.TARGET.name, life)
+    def fork() -> int:
+        # Left in the new process, too, which passes none of it on to its relays.
+        with shared_with_monitor(plan.stats):
+            return os.fork()
+
+    pid, channel = child.fork(roles.HOST.name, roles.TARGET.name, life, fork)
     os.close(hung_on)
     if folder is not None:
         os.close(folder)

@@ -29,6 +29,7 @@ records = st.builds(
     index=st.integers(0, 2**32 - 1),
     detail=st.integers(-(2**31), 2**31 - 1),
     text=st.binary(max_size=TEXT_LIMIT),
+    fds=st.just(()),
 )
 
 
