@@ -68,6 +68,7 @@ class HostMonitor:
         """
         self.host = host
         self.log, self.traffic, self.missing = host.log, host.traffic, [*missing]
+        self.monitor = host.monitor  # the namespace monitor; None once it has ended
         self.on_ready = on_ready
         self.loop = Loop()
         self.crew = Crew(host.plans, self.loop, self)
@@ -141,7 +142,7 @@ class HostMonitor:
         """End what belongs to us, and wait until it has ended: no port is held after that."""
         if not self.ending.is_draining:
             self.host.notifier.status(str(self.failure or "ending"), "STOPPING=1")
-        monitor = self.host.monitor
+        monitor = self.monitor
         deadline = time.monotonic() + END_SECONDS
         if monitor:
             monitor.hang_up()
@@ -152,7 +153,7 @@ class HostMonitor:
             monitor.channel.drain()
             monitor.let_go()
             monitor.end(0)
-            self.host.monitor = None
+            self.monitor = None
         # Last: the kernel ends connections of what is ended there as if they were complete.
         if self.command:
             self.command.end()
@@ -239,7 +240,7 @@ class HostMonitor:
 
     def _children(self) -> set[int]:
         """Those whose end somebody here waits for."""
-        ours = [self.host.monitor, *(keeper.child for keeper in self.crew.keepers)]
+        ours = [self.monitor, *(keeper.child for keeper in self.crew.keepers)]
         return {one.pid for one in ours if one} | set(self.command.pids if self.command else ())
 
     # --- is all well? -----------------------------------------------------------------------------
@@ -250,9 +251,9 @@ class HostMonitor:
         if not self.crew.is_drained:
             asked.add(RELAYS)
             self.crew.ask_alive()
-        if self.host.monitor:
+        if self.monitor:
             asked.add(TARGET)
-            if self.host.monitor.channel.send(Record(Kind.PING), wait=False):
+            if self.monitor.channel.send(Record(Kind.PING), wait=False):
                 self.target_says.asked()
         return asked
 
@@ -277,7 +278,7 @@ class HostMonitor:
             self.loop.stop(status)
             return
         self.registry.close()
-        self.ending.begin(status, self.host.monitor, self.crew, self.host.kept())
+        self.ending.begin(status, self.monitor, self.crew, self.host.kept())
 
     def relays_drained(self) -> None:
         """Nobody is connected to the outbound relays any more."""
@@ -292,16 +293,16 @@ class HostMonitor:
         self._end(status)
 
     def _on_monitor(self) -> None:
-        assert self.host.monitor is not None
+        assert self.monitor is not None
         if not self._hear_monitor():
             # That it ended comes by the pidfd
-            self.loop.remove(self.host.monitor.channel.fileno())
+            self.loop.remove(self.monitor.channel.fileno())
 
     def _hear_monitor(self) -> bool:
         """Take one record of the target monitor; False when there will be none any more."""
-        assert self.host.monitor is not None
+        assert self.monitor is not None
         try:
-            record = self.host.monitor.channel.receive(wait=False)
+            record = self.monitor.channel.receive(wait=False)
         except BlockingIOError:
             return True
         except Malformed as error:
@@ -348,7 +349,7 @@ class HostMonitor:
             raise Malformed(f"note {record.small} is not its to send")
 
     def _on_monitor_exit(self) -> None:
-        monitor = self.host.monitor
+        monitor = self.monitor
         assert monitor is not None
         try:
             for record in () if self.failure else monitor.last_words():
@@ -358,7 +359,7 @@ class HostMonitor:
         except Malformed as error:
             self.distrust("the target monitor", error)
         monitor.channel.drain()
-        self.host.monitor = None
+        self.monitor = None
         self.loop.remove(monitor.channel.fileno())
         self.loop.remove(monitor.pidfd)
         status = monitor.wait()

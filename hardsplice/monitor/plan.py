@@ -6,7 +6,6 @@ monitor/namespace.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from hardsplice.command import container
@@ -29,8 +28,7 @@ from hardsplice.telemetry.flow_log import Traffic
 from hardsplice.telemetry.log import Log
 
 
-@dataclass(slots=True)
-class Host:
+class Host(NamedTuple):
     """The host monitor's configuration."""
 
     log: Log

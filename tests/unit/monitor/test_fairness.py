@@ -80,7 +80,7 @@ def monitor() -> HostMonitor:
     """As much of a host monitor as hears the target monitor."""
     made = HostMonitor.__new__(HostMonitor)
     channel = Endless(Record(Kind.PONG))
-    made.host = cast(Any, SimpleNamespace(monitor=SimpleNamespace(channel=channel)))
+    made.monitor = cast(Any, SimpleNamespace(channel=channel))
     made.target_says = Dialogue(TARGET_MONITOR)
     made.target_says.phase = Phase.SERVING
     made.watchdog = made.exchange = made.failure = None
@@ -90,7 +90,7 @@ def monitor() -> HostMonitor:
 
 
 def test_the_target_monitor_has_one_record_a_turn(monitor: HostMonitor) -> None:
-    channel = cast(Any, monitor.host.monitor).channel
+    channel = cast(Any, monitor.monitor).channel
     for turn in range(1, 4):
         monitor._on_monitor()
         assert channel.received == turn
