@@ -27,7 +27,7 @@ _FAMILIES = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
 
 # Examples of each property. How long one takes depends on what else the machine does.
 settings.register_profile("everyday", deadline=None, max_examples=50)
-settings.register_profile("soak", deadline=None, max_examples=2000)
+settings.register_profile("soak", deadline=None, max_examples=1000)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
