@@ -14,7 +14,6 @@ from typing import NamedTuple
 from hardsplice.app import confining, containers, restart
 from hardsplice.app.filters import Programs
 from hardsplice.app.listening import Listening, in_places
-from hardsplice.app.listening import Opened as Listeners
 from hardsplice.app.opening import Opened
 from hardsplice.app.plans import Planner
 from hardsplice.app.progress import Progress
@@ -22,11 +21,12 @@ from hardsplice.command.caller import Caller
 from hardsplice.command.container import Container
 from hardsplice.ipc import descriptors
 from hardsplice.model.direction import Direction
+from hardsplice.model.forward import Forward
 from hardsplice.monitor import loops, namespace
 from hardsplice.monitor.namespace import Started
 from hardsplice.monitor.plan import Namespace
-from hardsplice.monitor.registry import Port
 from hardsplice.monitor.stored import Store
+from hardsplice.net.listeners import Bound
 from hardsplice.net.namespaces import Target
 
 
@@ -39,9 +39,9 @@ class Entered(NamedTuple):
     missing: Sequence[str]  # layers of the lock-down that are not in force
     inside: Started | None  # the namespace monitor; None if no port is or can be forwarded
     listening: Listening  # in the namespace, too
-    listeners: Listeners  # which the outbound relays accept at; the inbound ones' are not here
+    listeners: Sequence[Bound]  # the outbound relays'; the inbound ones' are not here
     copies: Mapping[int, int]  # of both, by the numbers of their ports, where those may change
-    ports: Sequence[Port]
+    ports: Sequence[Forward]
     store: Store
 
 
@@ -64,7 +64,6 @@ def enter(
         programs.book,
         programs.relays,
         has_ruleset=opened.before.landlock.abi > 0,
-        passed_first=opened.listening.passed_first,
         are_kept=opened.manager.keeps > 0,
     )
     gc.collect()
@@ -81,15 +80,15 @@ def enter(
     if options.inbound or options.outbound or options.dynamic:
         plan = _plan(opened, programs, planner, target)
         inside = namespace.start(plan, progress.log, undo)
-    listening = _settled(opened.listening, inside.listeners if inside else ())
+    listening = _with_outbound(opened.listening, inside.listeners if inside else ())
     ports = listening.ports()
-    loops.refuse([(port.direction, port.forward) for port in ports])
+    loops.refuse(ports)
     store = restart.keep(
         listening, opened.numbered.passed, opened.notifier, opened.manager.keeps, progress.log
     )
     copies = _give_up_inbound(opened, listening)
     listeners = in_places(listening.opened[Direction.OUTBOUND])
-    copies |= _copies(opened, Direction.OUTBOUND, listeners)
+    copies |= _copies(opened, listeners)
     return Entered(
         planner, container, target, missing, inside, listening, listeners, copies, ports, store
     )
@@ -101,12 +100,11 @@ def _plan(opened: Opened, programs: Programs, planner: Planner, target: Target) 
     return Namespace(
         target=target,
         forwards=options.outbound,
-        optional_from=opened.listening.added_first[Direction.OUTBOUND],
         passed=opened.numbered.passed,
         versions=options.families,
         is_watched=bool(options.inbound_auto),
         is_dynamic=bool(options.dynamic),
-        listeners=[fd for _, fd in inbound],
+        listeners=[one.fd for one in inbound],
         relays=partial(planner.relays, Direction.INBOUND, inbound),
         stats=planner.stats[Direction.INBOUND],
         book=planner.books[Direction.INBOUND],
@@ -115,29 +113,26 @@ def _plan(opened: Opened, programs: Programs, planner: Planner, target: Target) 
     )
 
 
-def _settled(before: Listening, outbound: Listeners) -> Listening:
+def _with_outbound(before: Listening, outbound: Sequence[Bound]) -> Listening:
     """What is listened on, with the listeners that are in the namespace."""
-    options, free = before.free.settle(before.options, Direction.OUTBOUND, outbound)
-    opened = {**before.opened, Direction.OUTBOUND: outbound}
-    return before._replace(options=options, free=free, opened=opened)
+    return before._replace(opened={**before.opened, Direction.OUTBOUND: outbound})
 
 
 def _give_up_inbound(opened: Opened, listening: Listening) -> dict[int, int]:
     """The target monitor has the inbound listeners; copies of them, where ports may change."""
     inbound = listening.opened[Direction.INBOUND]
-    copies = _copies(opened, Direction.INBOUND, inbound)
-    descriptors.clear(place for _, place in inbound)
+    copies = _copies(opened, inbound)
+    descriptors.clear(one.fd for one in inbound)
     return copies
 
 
-def _copies(opened: Opened, direction: Direction, listeners: Listeners) -> dict[int, int]:
+def _copies(opened: Opened, listeners: Sequence[Bound]) -> dict[int, int]:
     """Where ports may change, each listener once more, by the number of its port: it takes one to
     end it for good.
     """
     if not opened.options.dynamic:
         return {}
-    first = opened.options.first_number(direction)
     return {
-        first + index: descriptors.above(fd, opened.numbered.first_flow, "a listener")
-        for index, fd in listeners
+        one.forward.id: descriptors.above(one.fd, opened.numbered.first_flow, "a listener")
+        for one in listeners
     }

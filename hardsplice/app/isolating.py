@@ -110,7 +110,7 @@ def _kept(opened: Opened, entered: Entered, host: Host, *, has_launcher: bool) -
         keep.append(host.target.process)
     if host.target.watched is not None:
         keep.append(host.target.watched.table)
-    keep += [fd for _, fd in entered.listeners]
+    keep += [one.fd for one in entered.listeners]
     keep += (*entered.copies.values(), *entered.planner.sink.fds.values())
     keep += [one.fileno() for one in (files.control, files.metrics, host.terminal) if one]
     keep += [one.asker.fileno() for one in host.watched.values()]

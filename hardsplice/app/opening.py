@@ -13,7 +13,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from hardsplice.app import restart
-from hardsplice.app.free_ports import FreePorts
 from hardsplice.app.listening import Listening, in_places
 from hardsplice.app.options import Mode, Options
 from hardsplice.app.pidfile import PidFile
@@ -23,6 +22,7 @@ from hardsplice.ipc import descriptors, sd_notify
 from hardsplice.ipc.sd_notify import Manager, Notifier
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import quote
+from hardsplice.model.forward import Forward
 from hardsplice.model.identity import RunAs
 from hardsplice.monitor import departure
 from hardsplice.net import listeners, namespaces, sockdiag
@@ -157,22 +157,21 @@ def _make_files(options: Options, undo: contextlib.ExitStack) -> Files:
 def _listen(options: Options, families: tuple[int, ...], passed: Passed, log: Log) -> Listening:
     """Listen on the host: take again what was kept, open the rest, take what was passed."""
     added = restart.sort_out(options, passed)
-    opened = listeners.open_listeners(
-        options.inbound,
-        families,
-        Direction.INBOUND.listens,
-        lambda forward: passed.take(Direction.INBOUND, forward, families),
-    )
-    options, free = FreePorts().settle(options, Direction.INBOUND, opened)
-    passed_first = len(options.inbound)
-    inherited = passed.inherit(options.inherited)
-    opened += enumerate((fd for _, fd in inherited), passed_first)
-    taken = (forward for forward, _ in inherited)
-    options = options.with_forwards(Direction.INBOUND, (*options.inbound, *taken))
-    added_first = {one: len(options.forwards(one)) for one in Direction}
-    options, again = restart.bring_back(options, added, passed, families)
-    placed = in_places([*opened, *again])
+
+    def kept(forward: Forward) -> int | None:
+        return passed.take(forward, families)
+
+    opened = listeners.open_listeners(options.inbound, families, kept)
+    inherited = passed.inherit(options.inherited, options.next_number)
+    options = options.adding(one.forward for one in inherited)
+    numbered = [
+        replace(forward, id=number) for number, forward in enumerate(added, options.next_number)
+    ]
+    options = options.adding(numbered)
+    here = [one for one in numbered if one.direction is Direction.INBOUND]
+    opened += [*inherited, *listeners.open_listeners(here, families, kept)]
+    placed = in_places(opened)
     for name in passed.unclaimed():
         text = f"listener {quote(name)} was passed, but no -t inherit takes it"
         log.line(Level.WARNING, text)
-    return Listening(options, free, passed_first, added_first, {Direction.INBOUND: placed})
+    return Listening(options, {Direction.INBOUND: placed})

@@ -108,15 +108,21 @@ class Options:
         """The listeners of a direction."""
         return self.inbound if direction is Direction.INBOUND else self.outbound
 
-    def first_number(self, direction: Direction) -> int:
-        """The number of a direction's first port: those of both are numbered in one row."""
-        return 1 if direction is Direction.INBOUND else 1 + len(self.inbound)
+    @property
+    def next_number(self) -> int:
+        """The first that no port has."""
+        return 1 + len(self.inbound) + len(self.outbound)
 
-    def with_forwards(self, direction: Direction, forwards: Iterable[Forward]) -> Options:
-        """The same with other listeners of a direction."""
-        if direction is Direction.INBOUND:
-            return replace(self, inbound=tuple(forwards))
-        return replace(self, outbound=tuple(forwards))
+    def adding(self, forwards: Iterable[Forward]) -> Options:
+        """The same with more listeners, which are numbered from ``next_number`` on."""
+        more = list(forwards)
+        return replace(
+            self,
+            inbound=(*self.inbound, *(one for one in more if one.direction is Direction.INBOUND)),
+            outbound=(
+                *self.outbound, *(one for one in more if one.direction is Direction.OUTBOUND),
+            ),
+        )  # fmt: skip
 
     def auto(self, direction: Direction) -> tuple[Auto, ...]:
         """What a direction forwards while it is listened on."""
@@ -163,14 +169,15 @@ def parse_args(
     if given.inbound or given.outbound:
         ranges = (ephemeral or read_ephemeral_range)()
 
-    def laid_out(specs: Sequence[str], option: str) -> ports.Layout:
+    def laid_out(specs: Sequence[str], direction: Direction, first: int = 1) -> ports.Layout:
         if ranges is None:
             return ports.Layout([], [])
         if "none" not in specs:  # which says itself that it stands alone
             specs = [text for text in specs if not is_inherited(text)]
-        return ports.lay_out(specs, ephemeral=ranges, option=option, families=families)
+        return ports.lay_out(specs, direction, ephemeral=ranges, families=families, first=first)
 
-    inbound, outbound = laid_out(given.inbound, "-t"), laid_out(given.outbound, "-T")
+    inbound = laid_out(given.inbound, Direction.INBOUND)
+    outbound = laid_out(given.outbound, Direction.OUTBOUND, 1 + len(inbound.forwards))
     inherited = [text for text in given.inbound if is_inherited(text)]
     for text in filter(is_inherited, given.outbound):
         raise Failure("use", f"-T {quote(text)}", "listeners are passed on the host; write -t")
@@ -183,7 +190,7 @@ def parse_args(
         pid=pid_of(positional[0]) if mode is Mode.PID else None,
         inbound=tuple(inbound.forwards),
         outbound=tuple(outbound.forwards),
-        inherited=tuple(ports.parse_inherited(inherited, option="-t", families=families)),
+        inherited=tuple(ports.parse_inherited(inherited, families=families)),
         inbound_auto=tuple(inbound.autos),
         outbound_auto=tuple(outbound.autos),
         any_port=_BOTH if given.control is not None else frozenset(),

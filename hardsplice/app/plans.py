@@ -14,8 +14,10 @@ from hardsplice.kernel import unotify
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure
 from hardsplice.model.families import ALL_FAMILIES
+from hardsplice.model.forward import Origin
 from hardsplice.net import listeners
 from hardsplice.net.listener import Listener
+from hardsplice.net.listeners import Bound
 from hardsplice.net.retiring import Sink, open_sink
 from hardsplice.relay import main as relay
 from hardsplice.sandbox.address_book import TARGETS_A_PORT, Book, Place, place_for
@@ -37,13 +39,12 @@ class Planner:
         programs: Mapping[Direction, bytes],
         *,
         has_ruleset: bool,
-        passed_first: int,
         are_kept: bool,
     ) -> None:
         """``pipe_size`` is in bytes, ``first_flow`` the first descriptor behind listeners,
         ``place`` where the address books are; ``programs`` are the relays' filters;
         ``has_ruleset`` says that there is one of Landlock. The service manager has listeners, too:
-        those of inbound forwards from the index ``passed_first`` on, and all if they ``are_kept``.
+        those that it passed, and all if they ``are_kept``.
         """
         self.options = options
         self._pipe_size = pipe_size
@@ -51,7 +52,7 @@ class Planner:
         self._programs = programs
         self._has_ruleset = has_ruleset
         self._obstacle = unotify.obstacle() if options.dynamic else None
-        self._passed_first, self._are_kept = passed_first, are_kept
+        self._are_kept = are_kept
         self.sink = open_sink() if options.dynamic else Sink()
         self.books = books(options, first_flow, place, self.sink)
         rows = _flow_rows(options)
@@ -73,12 +74,12 @@ class Planner:
             raise Failure("listen on", "one more port", reason, hint)
 
     def relays(
-        self, direction: Direction, opened: Sequence[tuple[int, int]], families: Sequence[int]
+        self, direction: Direction, opened: Sequence[Bound], families: Sequence[int]
     ) -> tuple[relay.Plan, ...]:
         """The plans of a direction's relays, which differ in their counters only.
 
-        ``opened`` has the listeners: index of the forward, descriptor. ``families`` are those of
-        the namespace in which the relays connect.
+        ``opened`` are the listeners. ``families`` are those of the namespace in which the relays
+        connect.
         """
         options = self.options
         is_dynamic = direction in options.dynamic
@@ -86,7 +87,7 @@ class Planner:
             return ()
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         relay.pool_sizes(descriptors, relay.fixed_use(self._first_flow), options.workers)
-        made = tuple(self._listener(direction, index, fd, families) for index, fd in opened)
+        made = tuple(self._listener(one, families) for one in opened)
         used = {target.family for one in made for target in (*one.plan_ipv4, *one.plan_ipv6)}
         if is_dynamic:
             used.update(families)
@@ -99,7 +100,7 @@ class Planner:
             first_flow=self._first_flow,
             filter=self._programs[direction],
             is_dynamic=is_dynamic,
-            lent=self._lent(direction, opened),
+            lent=self._lent(opened),
             book=self.books[direction].place,
             stats=self.stats[direction][0],
             idle_seconds=options.idle_timeout,
@@ -110,26 +111,23 @@ class Planner:
         )
         return tuple(plan._replace(stats=stats) for stats in self.stats[direction])
 
-    def _lent(self, direction: Direction, opened: Sequence[tuple[int, int]]) -> frozenset[int]:
+    def _lent(self, opened: Sequence[Bound]) -> frozenset[int]:
         """The numbers of the listeners that the service manager has, too."""
-        first = 0 if self._are_kept else self._passed_first
-        if direction is Direction.OUTBOUND and not self._are_kept:
-            return frozenset()
+        forwards = [one.forward for one in opened]
         return frozenset(
-            self.options.first_number(direction) + index for index, _ in opened if index >= first
+            one.id for one in forwards if self._are_kept or one.origin is Origin.PASSED
         )
 
-    def _listener(
-        self, direction: Direction, index: int, fd: int, families: Sequence[int]
-    ) -> Listener:
+    def _listener(self, bound: Bound, families: Sequence[int]) -> Listener:
         """One of the first listeners, with its plans."""
-        forward, book = self.options.forwards(direction)[index], self.books[direction]
+        forward = bound.forward
+        book = self.books[forward.direction]
         slots = {
             family: book.slot(sockaddr)
             for family, sockaddr in listeners.targets(forward, ALL_FAMILIES).items()
         }
         plans = listeners.Pointers(book.place, families).plans(forward, slots)
-        return Listener(fd, *plans, self.options.first_number(direction) + index)
+        return Listener(bound.fd, *plans, forward.id)
 
 
 def books(options: Options, first_flow: int, place: Place, sink: Sink) -> dict[Direction, Book]:

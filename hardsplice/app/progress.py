@@ -9,13 +9,14 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 
-from hardsplice.app.free_ports import FreePorts
+from hardsplice.app import free_ports
 from hardsplice.app.options import Options, Verbosity
 from hardsplice.ipc import descriptors
 from hardsplice.ipc.channel import Channel
 from hardsplice.ipc.messages import Kind, Record
 from hardsplice.ipc.sd_notify import Notifier
 from hardsplice.model.errors import Failure, printable, text_of
+from hardsplice.model.forward import Forward
 from hardsplice.model.unforeseen import as_failure
 from hardsplice.telemetry.log import Level, Log
 
@@ -61,7 +62,7 @@ class Progress:
         self,
         missing: Iterable[str],
         unsealed: Sequence[str],
-        free: FreePorts,
+        free: Sequence[Forward],
         *,
         has_ready_fd: bool,
     ) -> None:
@@ -79,9 +80,9 @@ class Progress:
         self._is_ready = True
         took = f"ready in {1000 * (time.monotonic() - self.began):.0f} ms"
         self.say(took)
-        free.log(self.log)
+        free_ports.log_them(free, self.log)
         if has_ready_fd:
-            free.tell_program(descriptors.READY_FD)
+            free_ports.tell_program(free, descriptors.READY_FD)
             descriptors.clear((descriptors.READY_FD,))
         if self.launcher:  # it exits now, or prints what --audit shows
             text = "\n".join([took, *lacking, *unsealed])

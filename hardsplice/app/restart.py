@@ -7,56 +7,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hardsplice.app.listening import Listening, Opened
+from hardsplice.app.listening import Listening
 from hardsplice.app.options import Options
 from hardsplice.ipc.channel import CROWDED_HINT
 from hardsplice.ipc.sd_notify import Notifier
 from hardsplice.model.direction import Direction
-from hardsplice.model.forward import Forward, overlap
+from hardsplice.model.forward import Forward, Origin, Source, overlap
 from hardsplice.monitor.stored import Store
-from hardsplice.net import listeners
 from hardsplice.net.inherited import Passed, added_name, stored_name
 from hardsplice.telemetry.log import Level, Log
 
-Added = Sequence[tuple[Direction, Forward]]
 
-
-def sort_out(options: Options, passed: Passed) -> Added:
+def sort_out(options: Options, passed: Passed) -> Sequence[Forward]:
     """End what was kept and is no longer requested. Returns what was added at run time before the
     restart, and may come back: ports may be added now, too, and no option conflicts.
     """
-    asked = [(one, forward) for one in Direction for forward in options.forwards(one)]
+    asked = [forward for one in Direction for forward in options.forwards(one)]
     by_port: dict[tuple[Direction, int], list[Forward]] = {}
-    for direction, forward in asked:
-        by_port.setdefault((direction, forward.port), []).append(forward)
+    for one in asked:
+        by_port.setdefault((one.direction, one.port), []).append(one)
     known = passed.added(options.families) if options.control is not None else []
     back = [
-        (direction, forward)
-        for direction, forward in known
-        if not any(overlap(one, forward) for one in by_port.get((direction, forward.port), ()))
+        one
+        for one in known
+        if not any(overlap(one, other) for other in by_port.get((one.direction, one.port), ()))
     ]
     passed.end_others([*asked, *back])
     return back
-
-
-def bring_back(
-    options: Options, added: Added, passed: Passed, families: Sequence[int]
-) -> tuple[Options, Opened]:
-    """Forward again what was ``added`` before the restart: the options with that, and those of its
-    listeners that are on the host, which has these ``families``.
-    """
-    first = len(options.inbound)
-    for one in Direction:
-        more = (forward for direction, forward in added if direction is one)
-        options = options.with_forwards(one, (*options.forwards(one), *more))
-    opened = listeners.open_listeners(
-        options.inbound[first:],
-        families,
-        Direction.INBOUND.listens,
-        lambda forward: passed.take(Direction.INBOUND, forward, families),
-        optional_from=0,
-    )
-    return options, [(first + index, fd) for index, fd in opened]
 
 
 def keep(listening: Listening, passed: Passed, notifier: Notifier, room: int, log: Log) -> Store:
@@ -65,12 +42,12 @@ def keep(listening: Listening, passed: Passed, notifier: Notifier, room: int, lo
     """
     names: dict[int, str] = {}
     current = []
-    for direction, opened in listening.opened.items():
-        for index, fd in opened:
-            name = _name(listening, direction, index)
+    for opened in listening.opened.values():
+        for one in opened:
+            name = _name(one.forward)
             if name is not None:
-                names[listening.options.first_number(direction) + index] = name
-                current.append((name, fd))
+                names[one.forward.id] = name
+                current.append((name, one.fd))
     left_out, unsent = passed.hand_over(notifier, current, room)
     _tell_of_lost(listening, log)
     if unsent:
@@ -86,23 +63,18 @@ def keep(listening: Listening, passed: Passed, notifier: Notifier, room: int, lo
     return Store(notifier, room, dict(list(names.items())[:room]), tell)
 
 
-def _name(listening: Listening, direction: Direction, index: int) -> str | None:
+def _name(forward: Forward) -> str | None:
     """The name under which a listener is kept; None for one of a socket unit."""
-    options = listening.options
-    if index >= listening.added_first[direction]:
-        return added_name(direction, options.forwards(direction)[index])
-    if direction is Direction.INBOUND and index >= listening.passed_first:
+    if forward.origin is Origin.PASSED:
         return None
-    return stored_name(direction, listening.free.as_asked(options, direction, index))
+    return added_name(forward) if forward.source is Source.CONTROL else stored_name(forward)
 
 
 def _tell_of_lost(listening: Listening, log: Log) -> None:
     """Report which ports did not come back."""
-    for direction, opened in listening.opened.items():
-        there = {index for index, _ in opened}
-        forwards = listening.options.forwards(direction)
-        for index in range(listening.added_first[direction], len(forwards)):
-            if index not in there:
-                where = f"{listeners.describe(forwards[index])} {direction.listens}"
-                text = f"{where}, which was added before the restart, could not be had again"
+    there = {one.id for one in listening.ports()}
+    for direction in Direction:
+        for one in listening.options.forwards(direction):
+            if one.source is Source.CONTROL and one.id not in there:
+                text = f"{one.where}, which was added before the restart, could not be had again"
                 log.line(Level.WARNING, text)

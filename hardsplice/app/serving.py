@@ -35,7 +35,7 @@ def host_of(opened: Opened, entered: Entered, log: Log) -> Host:
         target=departure.placed(entered.target),
         quit_with_target=options.netns_quit,
         ports=entered.ports,
-        first_free=options.first_number(Direction.OUTBOUND) + len(options.outbound),
+        first_free=options.next_number,
         dynamic=options.dynamic,
         desk=_desk(opened, entered) if options.dynamic else None,
         watched={

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import contextlib
 
-from hardsplice.app import entering, filters, isolating, opening, serving
+from hardsplice.app import entering, filters, free_ports, isolating, opening, serving
 from hardsplice.app.options import Options
 from hardsplice.app.progress import Progress
 from hardsplice.command.caller import Caller
@@ -53,11 +53,11 @@ def run(options: Options, caller: Caller, progress: Progress) -> int:
         entered = entering.enter(opened, programs, pipe_size, caller, progress, undo)
         host = serving.host_of(opened, entered, progress.log)
         control = serving.control_of(opened, entered, progress.began)
-        free = entered.listening.free
+        free = entered.listening.free()
         if opened.files.pid:
             opened.files.pid.write()
         if not options.foreground:
-            free.tell_people(progress.log)
+            free_ports.tell_people(free, progress.log)
 
         progress.stage("isolate")
         files.pop_all()  # from here on no file can be removed

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from hardsplice.control.prometheus import Family, Kind, Sample, histogram
 from hardsplice.control.world import RelayView, Snapshot
-from hardsplice.monitor.registry import Port, Source
+from hardsplice.model.forward import Forward, Source
 from hardsplice.telemetry.counters import BY_MONITOR, BY_RELAY, LATENCY_BOUNDS, Counter
 from hardsplice.telemetry.flow_table import State
 
@@ -35,14 +35,14 @@ class Metric:
     kind: Kind
     help: str
     labels: Mapping[str, str]  # and what their values are; of each relay or not
-    samples: Callable[[Snapshot, Sequence[Port]], list[Sample]]
+    samples: Callable[[Snapshot, Sequence[Forward]], list[Sample]]
 
-    def family(self, now: Snapshot, present: Sequence[Port]) -> Family:
+    def family(self, now: Snapshot, present: Sequence[Forward]) -> Family:
         """It, as it is at this moment."""
         return Family(PREFIX + self.name, self.kind, self.help, self.samples(now, present))
 
 
-def families(now: Snapshot, present: Sequence[Port]) -> list[Family]:
+def families(now: Snapshot, present: Sequence[Forward]) -> list[Family]:
     """All metrics, at one moment."""
     return [metric.family(now, present) for metric in METRICS]
 
@@ -56,14 +56,14 @@ def denied(now: Snapshot) -> dict[str, int]:
     }
 
 
-def _denied(now: Snapshot, _: Sequence[Port]) -> list[Sample]:
+def _denied(now: Snapshot, _: Sequence[Forward]) -> list[Sample]:
     return [Sample({"what": what}, count) for what, count in denied(now).items()]
 
 
-def _ports(_: Snapshot, present: Sequence[Port]) -> list[Sample]:
+def _ports(_: Snapshot, present: Sequence[Forward]) -> list[Sample]:
     counts: dict[tuple[str, str, str], int] = {}
     for port in present:
-        key = port.direction, port.forward.protocol, port.source.value
+        key = port.direction, port.protocol, port.source.value
         counts[key] = counts.get(key, 0) + 1
     return [
         Sample({"direction": direction, "protocol": protocol, "source": source}, number)
@@ -76,7 +76,7 @@ def _relays(
 ) -> Metric:
     """A metric of each relay: ``of`` gives its samples without the relay's labels."""
 
-    def samples(now: Snapshot, _: Sequence[Port]) -> list[Sample]:
+    def samples(now: Snapshot, _: Sequence[Forward]) -> list[Sample]:
         return [
             Sample(
                 {

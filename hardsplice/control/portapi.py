@@ -21,9 +21,8 @@ from hardsplice.control.world import Call, Snapshot
 from hardsplice.model import ports, spec
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure
-from hardsplice.model.forward import Forward
+from hardsplice.model.forward import Forward, Source
 from hardsplice.model.protocol import Protocol
-from hardsplice.monitor.registry import Port, Source
 
 API_VERSION = "1.1.0"  # of RootlessKit's, that this follows
 # How a protocol is asked for, by which versions of IP.
@@ -65,12 +64,12 @@ SPEC: tuple[Field[tuple[str, End, End]], ...] = (
     Field("childIP", "The address in the namespace; likewise.", lambda of: of[2][0] or None),
     Field("childPort", "The port in the namespace.", lambda of: of[2][1]),
 )
-PORT: tuple[Field[tuple[Port, str]], ...] = (
+PORT: tuple[Field[tuple[Forward, str]], ...] = (
     Field("id", "Its number.", lambda of: of[0].id),
     Field(
         "spec",
         "The port as it was requested; see below.",
-        lambda of: describe(of[0].direction, of[0].forward, of[1]),
+        lambda of: describe(of[0], of[1]),
     ),
     Field(
         "direction",
@@ -99,7 +98,7 @@ def list_ports(call: Call) -> None:
     for gone in spelled.keys() - {port.id for port in present}:
         del spelled[gone]
     shown = [
-        show(port, spelled.get(port.id, port.forward.protocol))
+        show(port, spelled.get(port.id, port.protocol))
         for port in present
         if wanted in ("all", port.direction)
         and (port.source is Source.NAMESPACE or not call.request.inside)
@@ -110,27 +109,27 @@ def list_ports(call: Call) -> None:
 def add_port(call: Call) -> None:
     """Add the port that the body describes."""
     try:
-        spelled, direction, forward = read_spec(call.request.body, call.world.families)
+        source = Source.NAMESPACE if call.request.inside else Source.CONTROL
+        spelled, forward = read_spec(call.request.body, source, call.world.families)
     except (_WrongError, spec.Refusal) as error:
         call.refuse(400, f"cannot add a port: {error}")
         return
 
-    if call.request.inside and direction is not Direction.INBOUND:
+    if call.request.inside and forward.direction is not Direction.INBOUND:
         call.refuse(
             403, "cannot add a port: an outbound one is not for the namespace itself to add"
         )
         return
 
-    def done(result: Port | Failure) -> None:
+    def done(result: Forward | Failure) -> None:
         if isinstance(result, Failure):
             call.refuse(400, str(result), result.hint)
             return
-        if spelled != result.forward.protocol:
+        if spelled != result.protocol:
             call.world.spelled[result.id] = spelled
         call.answer(show(result, spelled), 201)
 
-    source = Source.NAMESPACE if call.request.inside else Source.CONTROL
-    call.world.ports.add(direction, forward, source, done)
+    call.world.ports.add(forward, done)
 
 
 def remove_port(call: Call) -> None:
@@ -155,12 +154,12 @@ def remove_port(call: Call) -> None:
     call.world.ports.remove(number, reset_flows=call.query.get("flows") == "reset", done=done)
 
 
-def show(port: Port, spelled: str) -> dict[str, object]:
+def show(port: Forward, spelled: str) -> dict[str, object]:
     """A port as it is shown."""
     return build(PORT, (port, spelled))
 
 
-def describe(direction: Direction, forward: Forward, spelled: str) -> dict[str, object]:
+def describe(forward: Forward, spelled: str) -> dict[str, object]:
     """A forward in RootlessKit's words, which leave out an address where it is any; ``spelled`` is
     how its protocol was asked for.
     """
@@ -168,12 +167,12 @@ def describe(direction: Direction, forward: Forward, spelled: str) -> dict[str, 
     if forward.interface is not None:
         listening += f"%{forward.interface}"
     ends = (listening, forward.port), (str(forward.target or ""), forward.target_port)
-    parent, child = ends if direction is Direction.INBOUND else ends[::-1]
+    parent, child = ends if forward.direction is Direction.INBOUND else ends[::-1]
     return build(SPEC, (spelled, parent, child))
 
 
-def read_spec(body: bytes, families: Sequence[int]) -> tuple[str, Direction, Forward]:
-    """The protocol as it is spelled, the direction and the port that a body describes."""
+def read_spec(body: bytes, source: Source, families: Sequence[int]) -> tuple[str, Forward]:
+    """The protocol as it is spelled, and the port that a body describes."""
     try:
         given = json.loads(body.decode("utf-8"))
     except (ValueError, RecursionError):
@@ -201,15 +200,17 @@ def read_spec(body: bytes, families: Sequence[int]) -> tuple[str, Direction, For
     if not versions:
         raise _WrongError(f"{spelled} is ruled out by -{families[0]}")
     forward = ports.single(
+        direction,
         spec.read_listen(listening) if listening else spec.ANYWHERE,
         port,
         spec.read_target(target, target) if target else None,
         target_port,
+        source,
         versions=versions,
         families=families,
         protocol=protocol,
     )
-    return spelled, direction, forward
+    return spelled, forward
 
 
 def _text(given: dict[str, Any], key: str) -> str:

@@ -14,7 +14,7 @@ from hardsplice.control.metrics import LABEL, denied, families
 from hardsplice.control.prometheus import CONTENT_TYPE, render
 from hardsplice.control.world import Call, RelayView, Snapshot
 from hardsplice.model.direction import Direction
-from hardsplice.monitor.registry import Port
+from hardsplice.model.forward import Forward
 from hardsplice.telemetry.flow_table import FlowRow, in_words
 
 FLOWS_SHOWN = 1000  # in one answer
@@ -47,7 +47,7 @@ DIRECTION: tuple[Field[_Side], ...] = (
         lambda side: _sum(relay.gauges for relay in side.relays),
     ),
 )
-STATUS: tuple[Field[tuple[Snapshot, Sequence[Port]]], ...] = (
+STATUS: tuple[Field[tuple[Snapshot, Sequence[Forward]]], ...] = (
     Field("version", "The version of hardsplice.", lambda of: of[0].version),
     Field("pid", "The process ID of the host monitor.", lambda of: of[0].pid),
     Field(
@@ -79,7 +79,7 @@ def status(call: Call) -> None:
     call.answer(build(STATUS, (call.world.snapshot(), call.world.ports.list())))
 
 
-def _side(now: Snapshot, present: Sequence[Port], direction: Direction) -> _Side:
+def _side(now: Snapshot, present: Sequence[Forward], direction: Direction) -> _Side:
     relays = [relay for relay in now.relays if relay.direction == direction]
     return _Side(relays, sum(port.direction == direction for port in present))
 

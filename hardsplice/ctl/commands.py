@@ -92,14 +92,14 @@ def _ports(client: Client, given: argparse.Namespace) -> None:
 def _add(client: Client, direction: Direction, spec: str) -> list[dict[str, object]]:
     """Add all ports of a SPEC, or none of them; those that `all` brings may be in use."""
     option = direction.option
-    wanted = ports.parse([spec], ephemeral=read_ephemeral_range(), option=option)
+    wanted = ports.parse([spec], direction, ephemeral=read_ephemeral_range())
     if not wanted:
         raise Failure("add", f"{option} {spec}", "it names no port")
     added: list[dict[str, object]] = []
     try:
         for forward in wanted:
             try:
-                added.append(client.add(description(direction, forward)))
+                added.append(client.add(description(forward)))
             except Refused:
                 if forward.required:
                     raise
@@ -126,9 +126,9 @@ def _take_back(client: Client, added: Sequence[Mapping[str, object]]) -> None:
         _complain([f"hardsplicectl: {left} of the ports that were added are left: {reason}"])
 
 
-def description(direction: Direction, forward: Forward) -> dict[str, object]:
+def description(forward: Forward) -> dict[str, object]:
     """A port in the words of the port API."""
-    return {**portapi.describe(direction, forward, forward.protocol), "direction": direction}
+    return {**portapi.describe(forward, forward.protocol), "direction": forward.direction}
 
 
 def _status(client: Client, given: argparse.Namespace) -> None:

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A port that is forwarded: where its clients connect, and where their connections go. Pure."""
+"""A port that is forwarded: one value from where it is asked for, in an option or at run time, to
+its end. Pure.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING
 
+from hardsplice.model.direction import Direction
 from hardsplice.model.protocol import Protocol
 from hardsplice.model.spec import Address, Listen
 
@@ -16,14 +20,32 @@ if TYPE_CHECKING:
 LOOPBACKS: dict[int, Address] = {4: IPv4Address("127.0.0.1"), 6: IPv6Address("::1")}
 
 
+class Source(Enum):
+    """Who asked for a port."""
+
+    OPTION = "option"
+    AUTO = "auto"
+    CONTROL = "control"
+    NAMESPACE = "namespace"  # as CONTROL, from the namespace that is served
+
+
+class Origin(Enum):
+    """Whose choice a port's number is, and its listener."""
+
+    NAMED = "named"  # whoever asked for the port chose the number
+    FREE = "free"  # any that is free: the kernel chooses it when the listener is made
+    PASSED = "passed"  # a socket unit: the service manager made the listener, and has it too
+
+
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """One listener, and where its connections go."""
+    """A port that is forwarded: its listener, and where the listener's connections go."""
 
+    direction: Direction
     #: None: every address, dual-stack. 0.0.0.0 and :: are every address of that family only.
     address: Address | None
     interface: str | None
-    #: 0: one that is free; the kernel chooses it when the listener is made.
+    #: 0: one that is free, as long as the kernel has not chosen it.
     port: int
     #: None: the loopback of the client's family in the other namespace, then the other loopback.
     target: Address | None
@@ -31,12 +53,36 @@ class Forward:
     #: False where no option names this port by number: it is skipped if it can't be bound.
     required: bool
     protocol: Protocol = Protocol.TCP
+    source: Source = Source.OPTION
+    origin: Origin = Origin.NAMED
+    #: Its number, which no other port ever has. 0: what has not been numbered yet, as what is asked
+    #: for at run time, or only watched for.
+    id: int = 0
+
+    @property
+    def place(self) -> str:
+        """The address and the interface of its listener; nothing where any will do."""
+        where = str(self.address or "")
+        return f"{where}%{self.interface}" if self.interface else where
+
+    @property
+    def name(self) -> str:
+        """Its listener as messages name it: "port 80", "127.0.0.1 port 80", "::1%eth0 port 80"."""
+        if not self.port:
+            return "a free port" + (f" of {self.place}" if self.place else "")
+        return f"{self.place} port {self.port}".strip()
+
+    @property
+    def where(self) -> str:
+        """The same with its direction: "port 80 on the host"."""
+        return f"{self.name} {self.direction.listens}"
 
 
 @dataclass(frozen=True, slots=True)
 class Auto:
     """Ports that are forwarded while somebody listens on their targets."""
 
+    direction: Direction
     address: Address | None
     interface: str | None
     target: Address | None
@@ -50,6 +96,7 @@ class Auto:
             port = target_port - shift
             if port in run:
                 yield Forward(
+                    self.direction,
                     self.address,
                     self.interface,
                     port,
@@ -57,6 +104,7 @@ class Auto:
                     target_port,
                     required=False,
                     protocol=self.protocol,
+                    source=Source.AUTO,
                 )
 
     def listening_ports(self) -> set[int]:
@@ -69,7 +117,7 @@ class Auto:
 
 
 def overlap(one: Forward, other: Forward) -> bool:
-    """Whether the kernel refuses to bind both where their ports have one number."""
+    """Whether the kernel refuses to bind both, of one direction, where they have one port."""
     return one.protocol is other.protocol and meet(one, other)
 
 

@@ -10,13 +10,15 @@ Pure: text in, `Forward`s out, and Failure for everything else.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from itertools import combinations
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure, quote
-from hardsplice.model.forward import LOOPBACKS, Auto, Forward, meet
+from hardsplice.model.forward import LOOPBACKS, Auto, Forward, Origin, Source, meet
 from hardsplice.model.protocol import Protocol
 from hardsplice.model.spec import (
     ALL,
@@ -51,35 +53,38 @@ class Layout:
 
 def parse(
     specs: Sequence[str],
+    direction: Direction,
     *,
     ephemeral: tuple[int, int],
-    option: str,
     families: Sequence[int] = (4, 6),
 ) -> list[Forward]:
     """As `lay_out`, for SPECs that name their ports: `auto` is a Failure."""
-    layout = lay_out(specs, ephemeral=ephemeral, option=option, families=families)
+    layout = lay_out(specs, direction, ephemeral=ephemeral, families=families)
     if layout.autos:
         reason = "'auto' can't be asked for here; name the ports"
-        raise Failure("parse", option, reason)
+        raise Failure("parse", direction.option, reason)
     return layout.forwards
 
 
 def lay_out(
     specs: Sequence[str],
+    direction: Direction,
     *,
     ephemeral: tuple[int, int],
-    option: str,
     families: Sequence[int] = (4, 6),
+    first: int = 1,
 ) -> Layout:
-    """The listeners that all SPECs of one option ask for together.
+    """The listeners that all SPECs of a direction's option ask for together, numbered from
+    ``first`` on.
 
     `ephemeral` is the first and the last port that the kernel hands out by itself, which are in
     neither `all` nor what exclusions leave over. `families` are the versions of IP in use: with
     one alone, an address of the other is refused, and wildcards and default targets are narrowed
-    to it. `option` is the option's name in messages.
+    to it.
 
     The order is that of the listening addresses' first mention, then by port. Raises Failure.
     """
+    option = direction.option
     if "none" in specs:
         other = next((spec for spec in specs if spec != "none"), None)
         if other is not None:
@@ -95,22 +100,24 @@ def lay_out(
             raise Failure("parse", f"{option} {quote(text)}", str(refusal)) from None
         parsed.append(spec)
     try:
-        return _lay_together(parsed, ephemeral, families)
+        return _lay_together(parsed, direction, ephemeral, families, first)
     except Refusal as refusal:
         raise Failure("parse", option, str(refusal)) from None
 
 
 def single(
+    direction: Direction,
     listen: Listen,
     port: int,
     target: Address | None,
     target_port: int,
+    source: Source,
     *,
     versions: Sequence[int],
     families: Sequence[int],
     protocol: Protocol = Protocol.TCP,
 ) -> Forward:
-    """The listener for a single request at run time.
+    """The listener for a single request at run time; it has no number yet.
 
     `versions` are those of IP that it is to have, `families` those in use. Raises Refusal.
     """
@@ -120,13 +127,23 @@ def single(
     listen = _narrow(listen, versions)
     if target is None and len(families) == 1:
         target = LOOPBACKS[families[0]]
-    return Forward(listen.address, listen.interface, port, target, target_port, True, protocol)
+    return Forward(
+        direction,
+        listen.address,
+        listen.interface,
+        port,
+        target,
+        target_port,
+        required=True,
+        protocol=protocol,
+        source=source,
+        origin=Origin.NAMED if port else Origin.FREE,
+    )
 
 
-def parse_inherited(
-    specs: Sequence[str], *, option: str, families: Sequence[int] = (4, 6)
-) -> list[Inherited]:
-    """What the SPECs of an option ask for that take passed listeners. Raises Failure."""
+def parse_inherited(specs: Sequence[str], *, families: Sequence[int] = (4, 6)) -> list[Inherited]:
+    """What SPECs ask for that take passed listeners, which are on the host. Raises Failure."""
+    option = Direction.INBOUND.option
     read_ones = []
     for text in specs:
         try:
@@ -160,8 +177,20 @@ def _check_addresses(addresses: Iterable[Address | None], families: Sequence[int
             )
 
 
+class _Leads(NamedTuple):
+    """What is known of a port that has no number yet."""
+
+    target: Address | None
+    port: int  # the target's
+    required: bool
+
+
 def _lay_together(
-    specs: Sequence[Spec], ephemeral: tuple[int, int], families: Sequence[int]
+    specs: Sequence[Spec],
+    direction: Direction,
+    ephemeral: tuple[int, int],
+    families: Sequence[int],
+    first: int,
 ) -> Layout:
     excluded = {port for spec in specs for ports in spec.excluded for port in ports}
     groups: dict[Listen, list[Entry]] = {}
@@ -194,28 +223,47 @@ def _lay_together(
     for one, other in combinations(tables, 2):
         if meet(one, other):
             _settle(one, tables[one], other, tables[other])
+    numbers = itertools.count(first)
+    forwards = [
+        Forward(
+            direction, listen.address, listen.interface, port, leads.target, leads.port,
+            leads.required, id=next(numbers),
+        )
+        for listen, table in tables.items()
+        for port, leads in sorted(table.items())
+    ]  # fmt: skip
+    # Last, so that no free one is a port that another entry names.
+    forwards += [
+        Forward(
+            direction, listen.address, listen.interface, 0, leads.target, leads.port,
+            leads.required, origin=Origin.FREE, id=next(numbers),
+        )
+        for listen, leads in free
+    ]  # fmt: skip
     return Layout(
-        # Last, so that no free one is a port that another entry names.
-        [forward for table in tables.values() for _, forward in sorted(table.items())] + free,
+        forwards,
         [
-            _watch(listen, group, excluded, everything, loopback)
+            _watch(direction, listen, group, excluded, everything, loopback)
             for listen, group in watched.items()
         ],
     )
 
 
-def _take_free(groups: Mapping[Listen, list[Entry]], loopback: Address | None) -> list[Forward]:
+def _take_free(
+    groups: Mapping[Listen, list[Entry]], loopback: Address | None
+) -> list[tuple[Listen, _Leads]]:
     """Take the entries that ask for free ports out of their groups: each is a listener apart."""
     free = []
     for listen, group in groups.items():
         for entry in [one for one in group if one.ports == FREE]:
             group.remove(entry)
             target = entry.target if entry.target is not None else loopback
-            free.append(Forward(listen.address, listen.interface, 0, target, entry.shift, True))
+            free.append((listen, _Leads(target, entry.shift, required=True)))
     return free
 
 
 def _watch(
+    direction: Direction,
     listen: Listen,
     group: Sequence[Entry],
     excluded: set[int],
@@ -226,9 +274,9 @@ def _watch(
     targets = {}
     if any(entry.ports is None for entry in group):
         targets = dict(zip(everything, everything, strict=True))
-    for port, forward in _named(listen, group, excluded, loopback).items():
-        targets[port] = forward.target_port
-    return Auto(listen.address, listen.interface, loopback, _runs(targets))
+    for port, leads in _named(listen, group, excluded, loopback).items():
+        targets[port] = leads.port
+    return Auto(direction, listen.address, listen.interface, loopback, _runs(targets))
 
 
 def _runs(targets: Mapping[int, int]) -> tuple[tuple[range, int], ...]:
@@ -268,29 +316,27 @@ def _named(
     group: Iterable[Entry],
     excluded: set[int],
     loopback: Address | None,
-) -> dict[int, Forward]:
+) -> dict[int, _Leads]:
     """The ports that are given by number, each with one target."""
-    table: dict[int, Forward] = {}
+    table: dict[int, _Leads] = {}
     for entry in group:
         target = entry.target if entry.target is not None else loopback
         for port in entry.ports or ():
             if port in excluded:
                 continue
-            forward = Forward(
-                listen.address, listen.interface, port, target, port + entry.shift, True
-            )
-            present = table.setdefault(port, forward)
-            if present is not forward and present != forward:
+            leads = _Leads(target, port + entry.shift, required=True)
+            present = table.setdefault(port, leads)
+            if present != leads:
                 reason = (
                     f"port {port} on {listen} would have two targets, {_target(present)} "
-                    f"and {_target(forward)}; leave out one"
+                    f"and {_target(leads)}; leave out one"
                 )
                 raise Refusal(reason)
     return table
 
 
 def _add_all(
-    table: dict[int, Forward],
+    table: dict[int, _Leads],
     listen: Listen,
     group: Iterable[Entry],
     everything: Iterable[int],
@@ -311,14 +357,14 @@ def _add_all(
     target = first.target if first.target is not None else loopback
     for port in everything:
         if port not in table:
-            table[port] = Forward(listen.address, listen.interface, port, target, port, False)
+            table[port] = _Leads(target, port, required=False)
 
 
 def _settle(
     one: Listen,
-    one_table: dict[int, Forward],
+    one_table: dict[int, _Leads],
     other: Listen,
-    other_table: dict[int, Forward],
+    other_table: dict[int, _Leads],
 ) -> None:
     """Where two listening addresses overlap, let a port given by number win over `all`'s."""
     for port in sorted(one_table.keys() & other_table.keys()):
@@ -332,5 +378,5 @@ def _settle(
             del one_table[port]
 
 
-def _target(forward: Forward) -> str:
-    return f"{forward.target or 'loopback'} port {forward.target_port}"
+def _target(leads: _Leads) -> str:
+    return f"{leads.target or 'loopback'} port {leads.port}"

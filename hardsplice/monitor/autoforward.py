@@ -26,7 +26,7 @@ from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure
 from hardsplice.model.forward import Auto, Forward, overlap
 from hardsplice.model.protocol import Protocol
-from hardsplice.monitor.registry import Port, Ports, Source
+from hardsplice.monitor.registry import Ports
 from hardsplice.net import sockdiag
 from hardsplice.net.sockdiag import Listening
 
@@ -111,7 +111,7 @@ class Follower:
         self.tell = tell
         self.on_outcome = on_outcome
         self.pending = 0  # outcomes that aren't known yet
-        self.asked: dict[Forward, Port | None] = {}  # None while its outcome isn't known
+        self.asked: dict[Forward, Forward | None] = {}  # None while its outcome isn't known
         self.failed: dict[Forward, float] = {}  # when to try again
 
     @property
@@ -159,14 +159,14 @@ class Follower:
         self.asked[forward] = None
         self.pending += 1
 
-        def done(outcome: Port | Failure) -> None:
+        def done(outcome: Forward | Failure) -> None:
             self.pending -= 1
             self._settle(forward, outcome, now)
             self.on_outcome()
 
-        self.ports.add(self.direction, forward, Source.AUTO, done)
+        self.ports.add(forward, done)
 
-    def _remove(self, forward: Forward, port: Port) -> None:
+    def _remove(self, forward: Forward, port: Forward) -> None:
         del self.asked[forward]
 
         def done(failure: Failure | None) -> None:
@@ -176,8 +176,8 @@ class Follower:
 
         self.ports.remove(port.id, reset_flows=False, done=done)
 
-    def _settle(self, forward: Forward, outcome: Port | Failure, now: float) -> None:
-        if isinstance(outcome, Port):
+    def _settle(self, forward: Forward, outcome: Forward | Failure, now: float) -> None:
+        if isinstance(outcome, Forward):
             self.asked[forward] = outcome
             self.failed.pop(forward, None)
             return

@@ -23,7 +23,6 @@ from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure
 from hardsplice.model.families import ALL_FAMILIES
 from hardsplice.model.forward import Forward
-from hardsplice.monitor.registry import Port
 from hardsplice.net import listeners
 from hardsplice.net.retiring import Retiring, Sink
 from hardsplice.sandbox.address_book import Book
@@ -39,7 +38,7 @@ class Desk:
         self,
         books: Mapping[Direction, Book],
         families: Mapping[Direction, Sequence[int]],
-        ports: Sequence[Port],
+        ports: Sequence[Forward],
         kept: Mapping[int, int],
         target: int | None,
         sink: Sink,
@@ -52,7 +51,7 @@ class Desk:
         self.retiring = Retiring(books[Direction.OUTBOUND], sink)
         self._books = books
         self._families = families
-        self._written = {port.id: (port.direction, port.forward) for port in ports}
+        self._written = {port.id: port for port in ports}
         self._kept = dict(kept)
         self._target = target
         self._foreign: set[int] = set()  # those that the target monitor has made at run time
@@ -62,11 +61,11 @@ class Desk:
 
     # --- targets --------------------------------------------------------------------------------
 
-    def write_down(self, index: int, direction: Direction, forward: Forward) -> dict[int, int]:
+    def write_down(self, forward: Forward) -> dict[int, int]:
         """Have a port's targets in the book: their slots, by index into FAMILIES. Failure when it
         is full.
         """
-        book, written = self._books[direction], []
+        book, written = self._books[forward.direction], []
         slots = {}
         try:
             for family, sockaddr in listeners.targets(forward, ALL_FAMILIES).items():
@@ -76,27 +75,26 @@ class Desk:
             for sockaddr in written:
                 book.remove(sockaddr)
             raise
-        self._written[index] = (direction, forward)
+        self._written[forward.id] = forward
         return slots
 
     def cross_out(self, index: int) -> None:
         """A port was removed: no process may connect to its targets any more."""
-        found = self._written.pop(index, None)
-        if found is not None:
-            direction, forward = found
+        forward = self._written.pop(index, None)
+        if forward is not None:
             for sockaddr in listeners.targets(forward, ALL_FAMILIES).values():
-                self._books[direction].remove(sockaddr)
+                self._books[forward.direction].remove(sockaddr)
 
     # --- listeners ------------------------------------------------------------------------------
 
-    def open(self, index: int, forward: Forward) -> int:
+    def open(self, forward: Forward) -> int:
         """Make an inbound listener here, and keep it; OSError where that is not possible."""
         listeners.write_place(forward, self._families[Direction.INBOUND])
         try:
             fd = listeners.open_listener(forward, self._families[Direction.INBOUND])
         finally:
             pinned.clear_place()
-        self._kept[index] = fd
+        self._kept[forward.id] = fd
         return fd
 
     def keep(self, index: int, fd: int) -> None:
@@ -136,12 +134,12 @@ class Desk:
             return
         written = self._written.get(index)
         # An outbound one is made by whoever is in its namespace, who can make more.
-        if written and written[0] is Direction.OUTBOUND:
+        if written and written.direction is Direction.OUTBOUND:
             with contextlib.suppress(OSError):
                 socketcalls.retire(fd)
             os.close(fd)
         else:
-            name = listeners.describe(written[1]) if written else f"port {index}"
+            name = written.name if written else f"port {index}"
             self.retiring.end(fd, f"{name} {Direction.INBOUND.listens}")
 
     # --- are they as they were? -----------------------------------------------------------------
@@ -169,9 +167,7 @@ class Desk:
             self.look_soon()
 
     def _lose(self, index: int) -> None:
-        direction, forward = self._written[index]
         if index in self._foreign:
             self.retiring.on_misuse("it changes a listener that it has handed over")
         else:
-            what = f"{listeners.describe(forward)} {direction.listens}"
-            self.on_loss(Failure("serve", what, listeners.UNSOUND))
+            self.on_loss(Failure("serve", self._written[index].where, listeners.UNSOUND))

@@ -8,16 +8,15 @@ from collections.abc import Callable
 from hardsplice.ipc.messages import Record
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure
+from hardsplice.model.forward import Forward
 from hardsplice.monitor.notes import in_words
-from hardsplice.monitor.registry import Port
-from hardsplice.net.listeners import describe
 from hardsplice.telemetry.log import Level, Log
 
 
 class Teller:
     """Finds the words."""
 
-    def __init__(self, log: Log, find: Callable[[int], Port | None]) -> None:
+    def __init__(self, log: Log, find: Callable[[int], Forward | None]) -> None:
         """``find`` has the port with a number, if it is still there."""
         self._log = log
         self._find = find
@@ -38,8 +37,7 @@ class Teller:
     def where(self, direction: Direction, index: int) -> str:
         """The port with this number as lines name it, where the number is not made up."""
         port = self._find(index)
-        known = port is not None and port.direction == direction
-        return describe(port.forward) if port and known else "a port"
+        return port.name if port and port.direction is direction else "a port"
 
     def tell(self, direction: Direction, record: Record) -> None:
         """A note of a relay's, or of its keeper's."""

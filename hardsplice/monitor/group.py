@@ -29,7 +29,7 @@ from hardsplice.model.errors import Failure
 from hardsplice.model.forward import Forward
 from hardsplice.monitor.supervisor import STOP_SECONDS, Keeper
 from hardsplice.monitor.unreachable import Doubt
-from hardsplice.net.listeners import Pointers
+from hardsplice.net.listeners import Bound, Pointers
 from hardsplice.relay import main as relay
 from hardsplice.telemetry.flow_table import End
 
@@ -122,7 +122,7 @@ class Crew:
         if self.is_drained:
             self.upward.relays_alive()
 
-    def add(self, index: int, fd: int, forward: Forward, slots: Mapping[int, int]) -> None:
+    def add(self, forward: Forward, fd: int, slots: Mapping[int, int]) -> None:
         """Keep one more listener, a copy of ``fd``, and have every relay accept on it; ``slots``
         are those of its targets in the address book. Failure where that can't be.
         """
@@ -130,9 +130,9 @@ class Crew:
         if not self.places:
             reason = "there is no place left for one more listener"
             raise Failure("listen on", f"port {forward.port}", reason)
-        listener = self.pointers.listener(index, self.places[0], forward, slots)
+        listener = self.pointers.listener(Bound(forward, self.places[0]), slots)
         descriptors.copy(fd, self.places.popleft())
-        self.listeners[index] = listener
+        self.listeners[forward.id] = listener
         for keeper in self.keepers:
             keeper.add(listener)
 

@@ -97,28 +97,23 @@ class HostSide:
         self._is_at_it = False
         desk.begin(loop, tell)
 
-    def add(self, index: int, direction: Direction, forward: Forward, done: Done) -> None:
+    def add(self, forward: Forward, done: Done) -> None:
         """Listen, and have connections served."""
-        if direction is Direction.INBOUND:
-            self._ask(ServeRequest(index, forward, self.desk, done))
+        if forward.direction is Direction.INBOUND:
+            self._ask(ServeRequest(forward, self.desk, done))
         else:
-            self._ask(OpenRequest(index, forward, self.crew, self.desk, done))
+            self._ask(OpenRequest(forward, self.crew, self.desk, done))
 
     def remove(
-        self,
-        index: int,
-        direction: Direction,
-        *,
-        reset_flows: bool,
-        done: Callable[[Failure | None], None],
+        self, forward: Forward, *, reset_flows: bool, done: Callable[[Failure | None], None]
     ) -> None:
         """Stop listening."""
-        if direction is Direction.INBOUND:
-            self._ask(CloseRequest(index, self.desk, reset_flows, done))
+        if forward.direction is Direction.INBOUND:
+            self._ask(CloseRequest(forward, self.desk, reset_flows, done))
         else:
-            self.desk.end(index)
-            self.crew.remove(index, reset_flows=reset_flows)
-            self.desk.cross_out(index)
+            self.desk.end(forward.id)
+            self.crew.remove(forward.id, reset_flows=reset_flows)
+            self.desk.cross_out(forward.id)
             done(None)
 
     def _ask(self, request: Request) -> None:
@@ -239,7 +234,7 @@ class TargetSide:
         handler(self, record)
 
     def _open(self, record: Record) -> None:
-        forward, _ = decode(record.text)
+        forward, _ = decode(record, Direction.OUTBOUND)
         try:
             listener = open_listener(forward, self.families)
         except OSError as error:
@@ -256,13 +251,13 @@ class TargetSide:
             self._answer(Kind.OPENED, record, code)
 
     def _serve(self, record: Record) -> None:
-        forward, slots = decode(record.text)
+        forward, slots = decode(record, Direction.INBOUND)
         (fd,) = record.fds
         if record.index in self.crew.listeners or not is_listener(fd, forward):
             raise Malformed("a descriptor that is not a new listener")
         code = 0
         try:
-            self.crew.add(record.index, fd, forward, slots)
+            self.crew.add(forward, fd, slots)
         except Failure:
             code = errno.EAFNOSUPPORT
         except Exception:  # noqa: BLE001 - it ends this request, whatever it is

@@ -17,11 +17,8 @@ from hardsplice.model.errors import Failure
 from hardsplice.model.forward import LOOPBACKS, Forward
 from hardsplice.model.protocol import Protocol
 from hardsplice.model.spec import Address
-from hardsplice.monitor.registry import Port
-from hardsplice.net.listeners import describe
 
-_Listener = tuple[Direction, Forward]
-_Visit = tuple[_Listener, int]  # a client's, by a version of IP
+_Visit = tuple[Forward, int]  # a client's, by a version of IP
 
 
 def _plain(address: Address) -> Address:
@@ -50,27 +47,25 @@ def _takes(listener: Forward, address: Address) -> bool:
 class Loops:
     """All listeners of both directions, and which leads to which."""
 
-    def __init__(self, listeners: Iterable[_Listener]) -> None:
+    def __init__(self, listeners: Iterable[Forward]) -> None:
         self._by_port: dict[tuple[Direction, Protocol, int], list[Forward]] = {}
-        for direction, forward in listeners:
-            key = direction, forward.protocol, forward.port
+        for forward in listeners:
+            key = forward.direction, forward.protocol, forward.port
             self._by_port.setdefault(key, []).append(forward)
 
     def _after(self, visit: _Visit) -> Iterator[_Visit]:
-        (direction, forward), version = visit
+        forward, version = visit
         address = _first_target(forward, version)
-        other = direction.opposite
-        there = other, forward.protocol, forward.target_port
+        there = forward.direction.opposite, forward.protocol, forward.target_port
         for listener in self._by_port.get(there, ()):
             if _takes(listener, address):
-                yield (other, listener), address.version
+                yield listener, address.version
 
-    def through(self, direction: Direction, forward: Forward) -> Sequence[_Listener]:
+    def through(self, start: Forward) -> Sequence[Forward]:
         """The ports that lead from this one back to it, this one first; none where there is no such
         way.
         """
-        start = direction, forward
-        versions = (4, 6) if forward.address is None else (_plain(forward.address).version,)
+        versions = (4, 6) if start.address is None else (_plain(start.address).version,)
         came_from: dict[_Visit, _Visit] = {}
         waiting: list[_Visit] = [(start, version) for version in versions]
         while waiting:
@@ -87,28 +82,28 @@ class Loops:
         return ()
 
 
-def failure(way: Sequence[_Listener]) -> Failure:
+def failure(way: Sequence[Forward]) -> Failure:
     """Why the ports of a loop can't be had."""
-    (direction, forward), *others = way
-    names = [f"{describe(one)} {where.listens}" for where, one in (*others, way[0])]
-    without = f"{direction.option} ~{forward.port}"
+    forward, *others = way
+    names = [one.where for one in (*others, forward)]
+    without = f"{forward.direction.option} ~{forward.port}"
     hint = f"leave out one of them, as with {without}, or have one lead elsewhere"
-    what = f"{describe(forward)} {direction.listens}"
-    return Failure("forward", what, f"that is a loop, by way of {', then '.join(names)}", hint)
+    reason = f"that is a loop, by way of {', then '.join(names)}"
+    return Failure("forward", forward.where, reason, hint)
 
 
-def check(direction: Direction, forward: Forward, ports: Iterable[Port]) -> None:
+def check(forward: Forward, ports: Iterable[Forward]) -> None:
     """Raises Failure where one more listener, beside those that there are, would be in a loop."""
-    others = [(port.direction, port.forward) for port in ports]
-    if not any(one.port == forward.target_port for where, one in others if where != direction):
+    others, there = list(ports), forward.direction.opposite
+    if not any(one.port == forward.target_port for one in others if one.direction is there):
         return  # as a rule: nobody is where it leads to
-    if way := Loops([*others, (direction, forward)]).through(direction, forward):
+    if way := Loops([*others, forward]).through(forward):
         raise failure(way)
 
 
-def refuse(listeners: Sequence[_Listener]) -> None:
+def refuse(listeners: Sequence[Forward]) -> None:
     """Raises Failure where one of the listeners is in a loop."""
     loops = Loops(listeners)
-    for direction, forward in listeners:
-        if way := loops.through(direction, forward):
+    for forward in listeners:
+        if way := loops.through(forward):
             raise failure(way)

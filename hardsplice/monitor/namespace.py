@@ -39,6 +39,7 @@ from hardsplice.monitor.handover import TargetSide
 from hardsplice.monitor.plan import Namespace
 from hardsplice.net import joining, listeners, loopback, sockdiag
 from hardsplice.net.joining import Tie
+from hardsplice.net.listeners import Bound, chosen
 from hardsplice.net.namespaces import Target
 from hardsplice.relay import main as relay
 from hardsplice.sandbox import empty_root, steps
@@ -139,7 +140,7 @@ class Started(NamedTuple):
     """The target monitor in its namespace, before its lock-down, and what came from there."""
 
     child: Child
-    listeners: Sequence[tuple[int, int]]  # index of the forward, descriptor
+    listeners: Sequence[Bound]  # of those forwards that it could have
     families: tuple[int, ...]  # that the namespace has
     namespace: int | None  # its number (socketcalls.namespace_cookie), where the kernel tells
     asker: socket.socket | None  # to ask what is listened on there, where that is watched
@@ -171,11 +172,12 @@ def start(plan: Namespace, log: Log, undo: contextlib.ExitStack) -> Started:
         os.close(folder)
     monitor = Child(pid, channel, lifeline.Hold(held))
     undo.callback(monitor.cut_off)
-    return _receive(monitor, plan.target, log)
+    return _receive(monitor, plan, log)
 
 
-def _receive(monitor: Child, target: Target, log: Log) -> Started:
-    listening: list[tuple[int, int]] = []
+def _receive(monitor: Child, plan: Namespace, log: Log) -> Started:
+    forwards = {one.id: one for one in plan.forwards}
+    listening: list[Bound] = []
     while True:
         record = monitor.channel.receive()
         if record is None:
@@ -185,7 +187,7 @@ def _receive(monitor: Child, target: Target, log: Log) -> Started:
         if record.kind == Kind.BOUND:
             cookie, families = record.text[: COOKIE.size], record.text[COOKIE.size :]
             if record.detail:
-                _tell_of_loopback(target, record.detail, log)
+                _tell_of_loopback(plan.target, record.detail, log)
             return Started(
                 monitor,
                 listening,
@@ -193,8 +195,8 @@ def _receive(monitor: Child, target: Target, log: Log) -> Started:
                 namespace=COOKIE.unpack(cookie)[0] or None,
                 asker=sockdiag.at(record.fds[0]) if record.fds else None,
             )
-        indexes = [int(index) for index in record.text.split()]
-        listening += zip(indexes, record.fds, strict=True)
+        for number, fd in zip(record.text.split(), record.fds, strict=True):
+            listening.append(Bound(chosen(forwards[int(number)], fd), fd))
 
 
 def _tell_of_loopback(target: Target, code: int, log: Log) -> None:
@@ -264,14 +266,12 @@ def _enter(
     bound = listeners.open_listeners(
         plan.forwards,
         families,
-        Direction.OUTBOUND.listens,
-        lambda forward: plan.passed.take(Direction.OUTBOUND, forward, families),
-        optional_from=plan.optional_from,
+        lambda forward: plan.passed.take(forward, families),
     )
     for start in range(0, len(bound), HANDED_AT_ONCE):
         some = bound[start : start + HANDED_AT_ONCE]
-        text = " ".join(str(index) for index, _ in some).encode()
-        if not channel.send(Record(Kind.LISTENERS, text=text, fds=tuple(fd for _, fd in some))):
+        text = " ".join(str(one.forward.id) for one in some).encode()
+        if not channel.send(Record(Kind.LISTENERS, text=text, fds=tuple(one.fd for one in some))):
             raise Failure("hand over", "listeners", os.strerror(errno.ETOOMANYREFS), CROWDED_HINT)
     with contextlib.ExitStack() as stack:
         asker = stack.enter_context(sockdiag.open_socket()) if plan.is_watched else None

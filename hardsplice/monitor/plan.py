@@ -16,7 +16,6 @@ from hardsplice.model.direction import Direction
 from hardsplice.model.forward import Forward
 from hardsplice.monitor.autoforward import Watched
 from hardsplice.monitor.effects import Desk
-from hardsplice.monitor.registry import Port
 from hardsplice.monitor.stored import Store
 from hardsplice.net.inherited import Passed
 from hardsplice.net.namespaces import Target
@@ -34,7 +33,7 @@ class Host(NamedTuple):
     log: Log
     target: Target  # the namespaces that are served
     quit_with_target: bool
-    ports: Sequence[Port]  # those that are listened on
+    ports: Sequence[Forward]  # those that are listened on
     first_free: int  # from this number on, none is a port's
     dynamic: frozenset[Direction]  # those whose ports may change at run time
     desk: Desk | None  # where ports may change
@@ -63,7 +62,6 @@ class Namespace(NamedTuple):
 
     target: Target  # where it goes
     forwards: tuple[Forward, ...]  # whose listeners it makes there
-    optional_from: int  # from this index on, those that can't be had are left out
     passed: Passed  # the listeners of some, kept by the service manager
     versions: Sequence[int]  # of IP, in use
     is_watched: bool  # the host monitor looks at what is listened on there (-t auto)

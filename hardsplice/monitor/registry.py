@@ -12,63 +12,33 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from enum import Enum
+from dataclasses import replace
 
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure
 from hardsplice.model.forward import Forward
 from hardsplice.model.protocol import Protocol
-from hardsplice.net.listeners import describe
-
-
-class Source(Enum):
-    """Who asked for a port."""
-
-    OPTION = "option"
-    AUTO = "auto"
-    CONTROL = "control"
-    NAMESPACE = "namespace"  # as CONTROL, from the namespace that is served
-
-
-@dataclass(frozen=True, slots=True)
-class Port:
-    """A port that is listened on."""
-
-    id: int
-    direction: Direction
-    forward: Forward
-    source: Source
 
 
 class Conflict(Failure):
     """The port is forwarded already, or about to be."""
 
-    def __init__(self, forward: Forward, direction: Direction, conflict: int) -> None:
-        where = f"{describe(forward)} {direction.listens}"
-        super().__init__("listen on", where, f"it is forwarded already, with the id {conflict}")
+    def __init__(self, forward: Forward, conflict: int) -> None:
+        reason = f"it is forwarded already, with the id {conflict}"
+        super().__init__("listen on", forward.where, reason)
         self.conflict = conflict
 
 
 class Worker(typing.Protocol):
     """What makes and ends listeners; each outcome is told once, maybe at once."""
 
-    def add(
-        self,
-        index: int,
-        direction: Direction,
-        forward: Forward,
-        done: Callable[[Failure | Forward], None],
-    ) -> None:
-        """Listen, and have connections served: told is what is listened on, with its number."""
+    def add(self, forward: Forward, done: Callable[[Failure | Forward], None]) -> None:
+        """Listen, and have connections served: told is what is listened on, with the port that was
+        chosen for it where any would do.
+        """
 
     def remove(
-        self,
-        index: int,
-        direction: Direction,
-        *,
-        reset_flows: bool,
-        done: Callable[[Failure | None], None],
+        self, forward: Forward, *, reset_flows: bool, done: Callable[[Failure | None], None]
     ) -> None:
         """Stop listening: told is why it is listened on as before, or nothing."""
 
@@ -76,8 +46,8 @@ class Worker(typing.Protocol):
 Key = tuple[Direction, Protocol, object, object, int]
 
 
-def _key(direction: Direction, forward: Forward) -> Key:
-    return direction, forward.protocol, forward.address, forward.interface, forward.port
+def _key(forward: Forward) -> Key:
+    return forward.direction, forward.protocol, forward.address, forward.interface, forward.port
 
 
 class Ports:
@@ -85,12 +55,12 @@ class Ports:
 
     def __init__(
         self,
-        ports: Sequence[Port],
+        ports: Sequence[Forward],
         first_free: int,
         directions: frozenset[Direction],
         worker: Worker | None,
         check_room: Callable[[int], None],
-        check_loop: Callable[[Direction, Forward, Iterable[Port]], None],
+        check_loop: Callable[[Forward, Iterable[Forward]], None],
     ) -> None:
         """``ports`` are there already; numbers from ``first_free`` on are unused. Only
         ``directions`` can change, which takes a ``worker``. ``check_room`` raises Failure where a
@@ -98,7 +68,7 @@ class Ports:
         port would lead back to itself by way of those that there are (loops.check).
         """
         self._ports = {port.id: port for port in ports}
-        self._keys = {_key(port.direction, port.forward): port.id for port in ports}
+        self._keys = {_key(port): port.id for port in ports}
         self._held = dict(self._ports)
         self.changes = 0  # how often a port has been taken, got, or let go
         self._next = first_free
@@ -107,7 +77,7 @@ class Ports:
         self._check_room, self._check_loop = check_room, check_loop
         self.is_closed = False  # no more changes are taken
         # Told of each port that was added, and of the number of each that was removed.
-        self.on_added: Callable[[Port], None] = lambda _: None
+        self.on_added: Callable[[Forward], None] = lambda _: None
         self.on_removed: Callable[[int], None] = lambda _: None
         self._listening = {one: sum(p.direction == one for p in ports) for one in Direction}
 
@@ -115,41 +85,35 @@ class Ports:
         """Take no more changes."""
         self.is_closed = True
 
-    def list(self) -> Sequence[Port]:
+    def list(self) -> Sequence[Forward]:
         """The ports that are listened on, in the order in which they were asked for."""
         return sorted(self._ports.values(), key=lambda port: port.id)
 
     def held(self, direction: Direction) -> Sequence[Forward]:
         """What a direction listens on, is about to, or has not quite ceased to."""
-        return [port.forward for port in self._held.values() if port.direction == direction]
+        return [port for port in self._held.values() if port.direction is direction]
 
-    def find(self, port_id: int) -> Port | None:
+    def find(self, port_id: int) -> Forward | None:
         """The port with this number, if it is still there."""
         return self._ports.get(port_id)
 
-    def add(
-        self,
-        direction: Direction,
-        forward: Forward,
-        source: Source,
-        done: Callable[[Port | Failure], None],
-    ) -> None:
-        """Forward a port; ``done`` gets the Port, or the Failure (a Conflict where it is forwarded
-        already).
+    def add(self, asked: Forward, done: Callable[[Forward | Failure], None]) -> None:
+        """Forward a port, which gets a number; ``done`` gets it as it is listened on, or the
+        Failure (a Conflict where it is forwarded already).
         """
-        key = _key(direction, forward)
+        key = _key(asked)
         try:
-            self._check(direction, forward, key)
+            self._check(asked, key)
         except Failure as failure:
             done(failure)
             return
-        port = Port(self._next, direction, forward, source)
+        port = replace(asked, id=self._next)
         self._next += 1
-        if forward.port:  # of a free one the number is known later
+        if port.port:  # of a free one the number is known later
             self._keys[key] = port.id
         self._held[port.id] = port
         self.changes += 1
-        self._listening[direction] += 1
+        self._listening[port.direction] += 1
 
         def finish(outcome: Failure | Forward) -> None:
             if isinstance(outcome, Failure):
@@ -157,27 +121,26 @@ class Ports:
                 self._release(port.id)
                 done(outcome)
                 return
-            listening = replace(port, forward=outcome)
-            self._keys[_key(direction, outcome)] = port.id
-            self._ports[port.id] = self._held[port.id] = listening
+            self._keys[_key(outcome)] = port.id
+            self._ports[port.id] = self._held[port.id] = outcome
             self.changes += 1
-            self.on_added(listening)
-            done(listening)
+            self.on_added(outcome)
+            done(outcome)
 
         assert self._worker is not None
-        self._worker.add(port.id, direction, forward, finish)
+        self._worker.add(port, finish)
 
-    def _check(self, direction: Direction, forward: Forward, key: Key) -> None:
+    def _check(self, asked: Forward, key: Key) -> None:
+        direction = asked.direction
         if self.is_closed:
-            what = f"{describe(forward)} {direction.listens}"
-            raise Failure("listen on", what, "hardsplice is about to end")
+            raise Failure("listen on", asked.where, "hardsplice is about to end")
         if direction not in self._directions:
             reason = f"{direction} ports were not to change when hardsplice was started"
-            raise Failure("listen on", f"{describe(forward)} {direction.listens}", reason)
+            raise Failure("listen on", asked.where, reason)
         if key in self._keys:
-            raise Conflict(forward, direction, self._keys[key])
+            raise Conflict(asked, self._keys[key])
         self._check_room(self._listening[direction] + 1)
-        self._check_loop(direction, forward, self._held.values())
+        self._check_loop(asked, self._held.values())
 
     def remove(
         self, port_id: int, *, reset_flows: bool, done: Callable[[Failure | None], None]
@@ -206,19 +169,19 @@ class Ports:
                 self.on_removed(port_id)
             else:
                 self._ports[port_id] = port
-                self._keys[_key(port.direction, port.forward)] = port_id
+                self._keys[_key(port)] = port_id
                 self._listening[port.direction] += 1
                 self.changes += 1
             done(failure)
 
-        self._worker.remove(port_id, port.direction, reset_flows=reset_flows, done=finish)
+        self._worker.remove(port, reset_flows=reset_flows, done=finish)
 
     def _release(self, port_id: int) -> None:
         del self._held[port_id]
         self.changes += 1
 
-    def _forget(self, port: Port) -> None:
-        key = _key(port.direction, port.forward)
+    def _forget(self, port: Forward) -> None:
+        key = _key(port)
         if self._keys.get(key) == port.id:
             del self._keys[key]
         self._listening[port.direction] -= 1

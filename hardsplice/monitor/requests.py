@@ -22,7 +22,7 @@ from hardsplice.model.protocol import BY_NUMBER
 from hardsplice.model.spec import Address, is_interface_name
 from hardsplice.monitor.effects import Desk
 from hardsplice.monitor.group import Crew
-from hardsplice.net.listeners import cannot_listen, chosen, describe, no_family
+from hardsplice.net.listeners import cannot_listen, chosen, no_family
 from hardsplice.sandbox.address_book import LARGE, SLOT
 
 # The protocol's number; version and bytes of an address, twice; two ports; the interface's name
@@ -53,8 +53,9 @@ def _packed(address: Address | None) -> tuple[int, bytes]:
     return (0, b"") if address is None else (address.version, address.packed)
 
 
-def decode(text: bytes) -> tuple[Forward, dict[int, int]]:
-    """The forward in a record's text, and its slots; Malformed if it is invalid."""
+def decode(record: Record, direction: Direction) -> tuple[Forward, dict[int, int]]:
+    """The forward in a record, and its slots; Malformed if it is invalid."""
+    text = record.text
     if len(text) != _FORWARD.size:
         raise Malformed(f"{len(text)} bytes are no forward")
     number, *addresses, port, target_port, name, slot_ipv4, slot_ipv6 = _FORWARD.unpack(text)
@@ -72,6 +73,7 @@ def decode(text: bytes) -> tuple[Forward, dict[int, int]]:
     if any(slot >= LARGE.size // SLOT for slot in slots.values()):
         raise Malformed("a slot that no book has")
     forward = Forward(
+        direction=direction,
         address=_unpacked(version, packed),
         interface=interface or None,
         port=port,
@@ -79,6 +81,7 @@ def decode(text: bytes) -> tuple[Forward, dict[int, int]]:
         target_port=target_port,
         required=True,
         protocol=protocol,
+        id=record.index,
     )
     return forward, slots
 
@@ -102,9 +105,14 @@ class Request:
     """A request to the namespace monitor."""
 
     __slots__ = ()
-    index: int
+    forward: Forward
     answer: ClassVar[Kind]
     can_wait: ClassVar[bool] = False  # for its answer, without end
+
+    @property
+    def index(self) -> int:
+        """The port's number, which records say."""
+        return self.forward.id
 
     def begin(self) -> Record:
         """What to send. Raises Failure where there is nothing to be sent."""
@@ -140,19 +148,17 @@ class ServeRequest(Request):
     """Inbound: bind here, and pass the listener on."""
 
     answer: ClassVar[Kind] = Kind.SERVED
-    index: int
     forward: Forward
     desk: Desk
     done: Done
 
     def begin(self) -> Record:
-        slots = self.desk.write_down(self.index, Direction.INBOUND, self.forward)
+        slots = self.desk.write_down(self.forward)
         text = encode(self.forward, slots)
         try:
-            listener = self.desk.open(self.index, self.forward)
+            listener = self.desk.open(self.forward)
         except OSError as error:
-            where = Direction.INBOUND.listens
-            raise cannot_listen(self.forward, where, error, late=True) from error
+            raise cannot_listen(self.forward, error, late=True) from error
         if not self.forward.port:
             self.forward = chosen(self.forward, listener)
             text = encode(self.forward, slots)
@@ -163,13 +169,13 @@ class ServeRequest(Request):
             return None
         self.give_up()
         if answer.detail == errno.EAFNOSUPPORT:
-            return no_family(self.forward, Direction.INBOUND.connects)
-        return _failure(self.forward, Direction.INBOUND, answer.detail)
+            return no_family(self.forward, self.forward.direction.connects)
+        return _failure(self.forward, answer.detail)
 
     def undo(self, answer: Record) -> Request | None:
         if self.end(answer) is not None:
             return None
-        return ForgetRequest(self.index, self.desk, reset_flows=True, done=_ignore)
+        return ForgetRequest(self.forward, self.desk, reset_flows=True, done=_ignore)
 
     def give_up(self) -> None:
         self.desk.end(self.index)
@@ -179,7 +185,7 @@ class ServeRequest(Request):
         self.done(outcome or self.forward)
 
     def failed(self, reason: str, hint: str | None = None) -> Failure:
-        return _cannot(self.forward, Direction.INBOUND, reason, hint)
+        return Failure("listen on", self.forward.where, reason, hint)
 
 
 @dataclass(slots=True)
@@ -187,7 +193,6 @@ class OpenRequest(Request):
     """Outbound: have it bound there, and get the listener."""
 
     answer: ClassVar[Kind] = Kind.OPENED
-    index: int
     forward: Forward
     crew: Crew
     desk: Desk
@@ -196,7 +201,7 @@ class OpenRequest(Request):
 
     def begin(self) -> Record:
         text = encode(self.forward, {})  # the namespace monitor doesn't need targets on the host
-        self.slots = self.desk.write_down(self.index, Direction.OUTBOUND, self.forward)
+        self.slots = self.desk.write_down(self.forward)
         self.desk.offer_place(self.forward)
         return Record(Kind.OPEN, index=self.index, text=text)
 
@@ -204,10 +209,10 @@ class OpenRequest(Request):
         self.desk.withdraw_place()
         if not answer.fds:
             self.desk.cross_out(self.index)
-            return _failure(self.forward, Direction.OUTBOUND, answer.detail or errno.EPROTO)
+            return _failure(self.forward, answer.detail or errno.EPROTO)
         self._keep(answer)
         try:
-            self.crew.add(self.index, answer.fds[0], self.forward, self.slots)
+            self.crew.add(self.forward, answer.fds[0], self.slots)
         except BaseException as error:
             self.give_up()
             if isinstance(error, Failure):
@@ -237,7 +242,7 @@ class OpenRequest(Request):
         self.done(outcome or self.forward)
 
     def failed(self, reason: str, hint: str | None = None) -> Failure:
-        return _cannot(self.forward, Direction.OUTBOUND, reason, hint)
+        return Failure("listen on", self.forward.where, reason, hint)
 
 
 @dataclass(slots=True)
@@ -246,7 +251,7 @@ class CloseRequest(Request):
 
     answer: ClassVar[Kind] = Kind.CLOSED
     can_wait: ClassVar[bool] = True
-    index: int
+    forward: Forward
     desk: Desk
     reset_flows: bool
     done: Callable[[Failure | None], None]
@@ -290,13 +295,9 @@ def _ignore(_: Failure | None) -> None:
     """No caller waits for it."""
 
 
-def _failure(forward: Forward, direction: Direction, code: int) -> Failure | None:
+def _failure(forward: Forward, code: int) -> Failure | None:
     if code == 0:
         return None
     if code not in errno.errorcode:  # a number that isn't an errno is not repeated
         code = errno.EPROTO
-    return cannot_listen(forward, direction.listens, OSError(code, os.strerror(code)), late=True)
-
-
-def _cannot(forward: Forward, direction: Direction, reason: str, hint: str | None) -> Failure:
-    return Failure("listen on", f"{describe(forward)} {direction.listens}", reason, hint)
+    return cannot_listen(forward, OSError(code, os.strerror(code)), late=True)

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from hardsplice.ipc.sd_notify import Notifier
-from hardsplice.monitor.registry import Port, Source
-from hardsplice.net import listeners
+from hardsplice.model.forward import Forward, Source
 from hardsplice.net.inherited import added_name
 
 
@@ -26,14 +25,14 @@ class Store:
         self._kept = kept
         self._tell = tell
 
-    def added(self, port: Port, fd: int) -> None:
+    def added(self, port: Forward, fd: int) -> None:
         """A port was added, with this listener."""
         if port.source is not Source.CONTROL or not self._room:
             return
         if len(self._kept) >= self._room:
             self._tell(f"{_what(port)}: raise FileDescriptorStoreMax=")
             return
-        name = added_name(port.direction, port.forward)
+        name = added_name(port)
         if self._notifier.keep(name, fd):
             self._kept[port.id] = name
         else:
@@ -50,6 +49,5 @@ class Store:
             self._notifier.drop(name)
 
 
-def _what(port: Port) -> str:
-    where = f"{listeners.describe(port.forward)} {port.direction.listens}"
-    return f"the service manager does not keep the listener of {where}"
+def _what(port: Forward) -> str:
+    return f"the service manager does not keep the listener of {port.where}"

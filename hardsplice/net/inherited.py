@@ -28,11 +28,11 @@ from hardsplice.model import spec
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure, quote, reason_of
 from hardsplice.model.families import FAMILIES
-from hardsplice.model.forward import Forward
+from hardsplice.model.forward import Forward, Origin, Source
 from hardsplice.model.ports import single
 from hardsplice.model.protocol import Protocol
 from hardsplice.model.spec import Address, Inherited
-from hardsplice.net.listeners import bound_address, is_listener, make_sound, namespace_here
+from hardsplice.net.listeners import Bound, bound_address, is_listener, make_sound, namespace_here
 
 STORED = "hardsplice/"  # what the names of listeners begin with that we had kept
 _ADDED = f"{STORED}added/"  # ... of ports that were added at run time
@@ -43,17 +43,17 @@ _ADDED_NAME = re.compile(
 _NAME_SIZE = 16  # IFNAMSIZ
 
 
-def stored_name(direction: Direction, forward: Forward) -> str:
+def stored_name(forward: Forward) -> str:
     """The name under which a listener is kept: printable ASCII without a colon, and another one for
     each listener (FDNAME in sd_pid_notify_with_fds(3)).
     """
-    return f"{STORED}{_key(direction, forward)}"
+    return f"{STORED}{_key(forward)}"
 
 
-def added_name(direction: Direction, forward: Forward) -> str:
+def added_name(forward: Forward) -> str:
     """The same for one that no option asks for: it also says where connections go."""
     target = "*" if forward.target is None else str(forward.target).replace(":", "_")
-    return f"{_ADDED}{_key(direction, forward)}/{target}/{forward.target_port}"
+    return f"{_ADDED}{_key(replace(forward, origin=Origin.NAMED))}/{target}/{forward.target_port}"
 
 
 def _key_of(name: str) -> str:
@@ -68,15 +68,15 @@ def _key_of(name: str) -> str:
     return key if known else f"{direction}/{Protocol.TCP}/{rest}"
 
 
-def _key(direction: Direction, forward: Forward) -> str:
+def _key(forward: Forward) -> str:
     address = "*" if forward.address is None else str(forward.address).replace(":", "_")
     plain = "".join(
         char if char.isascii() and (char.isalnum() or char in "-.") else f"={ord(char):x}="
         for char in forward.interface or ""
     )
     interface = f"%{plain}" if plain else ""
-    port = f"{forward.port}" if forward.port else f"0={_leads_to(forward)}"
-    return f"{direction}/{forward.protocol}/{address}{interface}/{port}"
+    port = f"0={_leads_to(forward)}" if forward.origin is Origin.FREE else f"{forward.port}"
+    return f"{forward.direction}/{forward.protocol}/{address}{interface}/{port}"
 
 
 def _leads_to(forward: Forward) -> str:
@@ -85,7 +85,7 @@ def _leads_to(forward: Forward) -> str:
     return f"{target}{forward.target_port}"
 
 
-def read_added(name: str, families: Sequence[int]) -> tuple[Direction, Forward] | None:
+def read_added(name: str, families: Sequence[int]) -> Forward | None:
     """What ``added_name`` gave a name to; None for any other name, and for what can't be had with
     the versions of IP in use.
     """
@@ -99,10 +99,12 @@ def read_added(name: str, families: Sequence[int]) -> tuple[Direction, Forward] 
             plain = re.sub(r"=([0-9a-f]+)=", lambda coded: chr(int(coded[1], 16)), interface)
             listening += f"%{plain}"
         forward = single(
+            Direction(direction),
             spec.read_listen(listening) if listening else spec.ANYWHERE,
             int(port),
             None if target == "*" else spec.read_target(target.replace("_", ":"), name),
             int(target_port),
+            Source.CONTROL,
             versions=families,
             families=families,
             protocol=Protocol(protocol or Protocol.TCP),
@@ -111,7 +113,7 @@ def read_added(name: str, families: Sequence[int]) -> tuple[Direction, Forward] 
         return None
     if not (1 <= forward.port <= spec.LAST_PORT and 1 <= forward.target_port <= spec.LAST_PORT):
         return None
-    return Direction(direction), replace(forward, required=False)
+    return replace(forward, required=False)
 
 
 Identity = tuple[int, int]
@@ -137,11 +139,11 @@ class Passed:
     def _all_kept(self) -> Iterator[tuple[str, int]]:
         return itertools.chain.from_iterable(self._kept.values())
 
-    def inherit(self, asked: Sequence[Inherited]) -> list[tuple[Forward, int]]:
-        """What -t inherit asks for: those with names first, then the one that takes all others.
-        Failure where there is none.
+    def inherit(self, asked: Sequence[Inherited], first: int) -> list[Bound]:
+        """What -t inherit asks for: those with names first, then the one that takes all others,
+        numbered from ``first`` on. Failure where there is none.
         """
-        taken = []
+        taken: list[Bound] = []
         for one in sorted(asked, key=lambda one: not one.names):
             for name in one.names or (None,):
                 found = [item for item in self._left if name in (None, item[0])]
@@ -149,7 +151,8 @@ class Passed:
                     raise self._none_passed(name)
                 for item in found:
                     self._left.remove(item)
-                    taken.append((_forward_of(*item, one), item[1]))
+                    forward = _forward_of(*item, one)
+                    taken.append(Bound(replace(forward, id=first + len(taken)), item[1]))
         return taken
 
     def _none_passed(self, name: str | None) -> Failure:
@@ -158,9 +161,9 @@ class Passed:
         what = "a listener" if name is None else f"listener {quote(name)}"
         return Failure("take", what, "the service manager passed none", hint)
 
-    def take(self, direction: Direction, forward: Forward, families: Sequence[int]) -> int | None:
+    def take(self, forward: Forward, families: Sequence[int]) -> int | None:
         """The listener of a forward as it was kept, if it is there and is what it should be."""
-        kept = self._kept.get(_key(direction, forward), [])
+        kept = self._kept.get(_key(forward), [])
         while kept:
             _, fd = kept.pop()
             if _is(fd, forward, families):
@@ -169,15 +172,15 @@ class Passed:
             _end(fd)  # it may be in the way of the one that will be opened
         return None
 
-    def end_others(self, wanted: Sequence[tuple[Direction, Forward]]) -> None:
+    def end_others(self, wanted: Iterable[Forward]) -> None:
         """End those that were kept and are no longer requested: they would be in the way of others
         with the same port.
         """
-        for key in self._kept.keys() - {_key(*one) for one in wanted}:
+        for key in self._kept.keys() - {_key(one) for one in wanted}:
             for _, fd in self._kept.pop(key):
                 _end(fd)
 
-    def added(self, families: Sequence[int]) -> list[tuple[Direction, Forward]]:
+    def added(self, families: Sequence[int]) -> list[Forward]:
         """What was added at run time, of those that nobody has taken; ``families`` are the versions
         of IP in use.
         """
@@ -254,12 +257,14 @@ def _forward_of(name: str, fd: int, asked: Inherited) -> Forward:
         make_sound(listener)
         host, port = listener.getsockname()[:2]
         return Forward(
+            direction=Direction.INBOUND,
             address=_address(listener, host.partition("%")[0]),
             interface=_interface(listener) or None,
             port=port,
             target=asked.target,
             target_port=asked.port,
             required=True,
+            origin=Origin.PASSED,
         )
     finally:
         listener.detach()

@@ -18,12 +18,14 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
+from typing import NamedTuple
 
 from hardsplice.ipc.channel import CROWDED_HINT, close_all
 from hardsplice.kernel import pinned, socketcalls
+from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure, reason_of
 from hardsplice.model.families import FAMILIES, IPV4, IPV6
-from hardsplice.model.forward import LOOPBACKS, Forward
+from hardsplice.model.forward import LOOPBACKS, Forward, Source
 from hardsplice.model.protocol import Protocol
 from hardsplice.model.spec import LAST_PORT, Address
 from hardsplice.net.listener import Listener
@@ -51,19 +53,11 @@ def usable_families(versions: Sequence[int]) -> tuple[int, ...]:
     return tuple(usable)
 
 
-def describe(forward: Forward) -> str:
-    """A listener as messages name it: "port 80", "127.0.0.1 port 80", "::1%eth0 port 80"."""
-    if not forward.port:
-        return "a free port" + (f" of {place_of(forward)}" if place_of(forward) else "")
-    return f"{place_of(forward)} port {forward.port}".strip()
+class Bound(NamedTuple):
+    """A forward with its listener, which is open at ``fd`` in this process."""
 
-
-def place_of(forward: Forward) -> str:
-    """The address and the interface of a listener; nothing where any will do."""
-    where = str(forward.address or "")
-    if forward.interface:
-        where += f"%{forward.interface}"
-    return where
+    forward: Forward
+    fd: int
 
 
 def write_place(
@@ -183,45 +177,43 @@ def make_sound(listener: socket.socket) -> None:
 def open_listeners(
     forwards: Sequence[Forward],
     families: Sequence[int],
-    place: str,
     kept: Callable[[Forward], int | None] = lambda _: None,
-    optional_from: int | None = None,
-) -> list[tuple[int, int]]:
-    """Open all of ``forwards``, in ``place`` ("on the host" or so): (index, descriptor) of each
-    that is open. ``kept`` has the descriptors of some that are open already. From the index
-    ``optional_from`` on, each that can't be had is left out, whatever the reason.
+) -> list[Bound]:
+    """Open all of ``forwards`` in this namespace: each that is open. ``kept`` has the descriptors
+    of some that are open already. One that was added at run time, before a restart, is left out if
+    it can't be had, whatever the reason.
 
     One that is required and can't be had closes all of them again and raises Failure.
     """
-    opened: list[tuple[int, int]] = []
-    for index, forward in enumerate(forwards):
+    opened: list[Bound] = []
+    for forward in forwards:
         try:
             fd = kept(forward)
             if fd is None:
                 write_place(forward, families)
                 fd = open_listener(forward, families)
-            opened.append((index, fd))
+            opened.append(Bound(chosen(forward, fd), fd))
         except OSError as error:
-            if optional_from is not None and index >= optional_from:
+            if forward.source is Source.CONTROL:
                 continue
             if not forward.required and error.errno in (errno.EADDRINUSE, errno.EACCES):
                 continue
-            close_all([fd for _, fd in opened])
-            raise cannot_listen(forward, place, error) from error
+            close_all([one.fd for one in opened])
+            raise cannot_listen(forward, error) from error
     return opened
 
 
-def cannot_listen(forward: Forward, place: str, error: OSError, *, late: bool = False) -> Failure:
+def cannot_listen(forward: Forward, error: OSError, *, late: bool = False) -> Failure:
     """The Failure for an error of ``open_listener``, with a next step where there is one; ``late``
     after lock-down, when the client may be root although we no longer are.
     """
     hint = None
     if error.errno == errno.EACCES:
-        hint = _privileged_hint(forward, place, late=late)
+        hint = _privileged_hint(forward, late=late)
     elif error.errno == errno.EADDRINUSE:
         hint = f"find who listens there with: ss -ltnp 'sport = :{forward.port}'"
     elif error.errno == errno.EADDRNOTAVAIL:
-        hint = f"no interface {place} has that address: see ip address"
+        hint = f"no interface {forward.direction.listens} has that address: see ip address"
     elif error.errno in (errno.EMFILE, errno.ENFILE):
         hint = (
             "each port takes a descriptor: raise the limit with ulimit -n, or forward fewer ports"
@@ -229,8 +221,8 @@ def cannot_listen(forward: Forward, place: str, error: OSError, *, late: bool = 
     elif error.errno == errno.ETOOMANYREFS:
         hint = CROWDED_HINT
     elif error.errno == errno.ENODEV:
-        hint = f"no interface {place} has that name: see ip link"
-    return Failure("listen on", f"{describe(forward)} {place}", reason_of(error), hint)
+        hint = f"no interface {forward.direction.listens} has that name: see ip link"
+    return Failure("listen on", forward.where, reason_of(error), hint)
 
 
 def targets(forward: Forward, families: Sequence[int]) -> dict[int, bytes]:
@@ -274,22 +266,23 @@ class Pointers:
         same = first4 if forward.address.version == 4 else first6
         return same, same
 
-    def listener(self, index: int, fd: int, forward: Forward, slots: Mapping[int, int]) -> Listener:
+    def listener(self, bound: Bound, slots: Mapping[int, int]) -> Listener:
         """A listener with its plans; Failure when the target is of a family that the namespace
         doesn't have, for which there would be no sockets.
         """
+        forward = bound.forward
         if forward.target is not None:
             family = IPV4 if forward.target.version == 4 else IPV6
             if family not in self.families:
                 raise no_family(forward, "there")
-        return Listener(fd, *self.plans(forward, slots), index)
+        return Listener(bound.fd, *self.plans(forward, slots), forward.id)
 
 
-def _privileged_hint(forward: Forward, place: str, *, late: bool) -> str:
+def _privileged_hint(forward: Forward, *, late: bool) -> str:
     """What to do about a port that is root's. A capability of the program's file would not help: it
     is dropped at the start, as root's are.
     """
-    inside = place == "in the namespace"
+    inside = forward.direction is Direction.OUTBOUND
     who = "as root in there" if inside else "as root"
     way = f"{who}, sysctl net.ipv4.ip_unprivileged_port_start={forward.port}"
     if late:

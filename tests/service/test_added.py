@@ -26,16 +26,16 @@ from tests.support.stream import PATIENCE, eventually
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")
 
+EPHEMERAL = (32768, 60999)
+
 
 def added(manager: Manager, path: Path, *specs: tuple[Direction, int, int]) -> list[int]:
     """Add ports, and wait until each is kept; their ids."""
     with contextlib.closing(Client(str(path))) as client:
         found = []
         for direction, port, target in specs:
-            (forward,) = parse(
-                [f"127.0.0.1/{port}:{target}"], ephemeral=(32768, 60999), option="-t"
-            )
-            found.append(int(client.add(description(direction, forward))["id"]))
+            (forward,) = parse([f"127.0.0.1/{port}:{target}"], direction, ephemeral=EPHEMERAL)
+            found.append(int(client.add(description(forward))["id"]))
             manager.until(lambda message: message.get("FDSTORE") == "1")
     return found
 
@@ -193,8 +193,10 @@ def test_one_for_which_there_is_no_room_is_said(
     manager = serve(Manager(keeps=1), *options).until_ready()
     (first,) = added(manager, path, (Direction.INBOUND, port, 80))
     with contextlib.closing(Client(str(path))) as client:
-        (forward,) = parse([f"127.0.0.1/{port + 1}:80"], ephemeral=(32768, 60999), option="-t")
-        client.add(description(Direction.INBOUND, forward))
+        (forward,) = parse(
+            [f"127.0.0.1/{port + 1}:80"], Direction.INBOUND, ephemeral=(32768, 60999)
+        )
+        client.add(description(forward))
         said = f"does not keep the listener of 127.0.0.1 port {port + 1} on the host"
         eventually(lambda: said in manager.messages(), manager.messages)
         client.remove(first, reset_flows=False)
@@ -212,8 +214,8 @@ def test_nobody_is_told_where_nothing_is_kept(
     options = ["-f", "--control", str(path), str(namespace.pid)]
     manager = serve(Manager(keeps=0), *options).until_ready()
     with contextlib.closing(Client(str(path))) as client:
-        (forward,) = parse([f"127.0.0.1/{port}:80"], ephemeral=(32768, 60999), option="-t")
-        client.add(description(Direction.INBOUND, forward))
+        (forward,) = parse([f"127.0.0.1/{port}:80"], Direction.INBOUND, ephemeral=EPHEMERAL)
+        client.add(description(forward))
     manager.stop()
     assert manager.store == []
     assert "keep" not in manager.messages()

@@ -98,8 +98,8 @@ def launch() -> int:
     from hardsplice.ipc import descriptors
     from hardsplice.model import ports
     from hardsplice.model.direction import Direction
+    from hardsplice.model.forward import Forward, Source
     from hardsplice.monitor.host import HostMonitor
-    from hardsplice.monitor.registry import Port, Source
 
     started = os.getpid()
     parse_args, run = options.parse_args, HostMonitor.run
@@ -125,7 +125,7 @@ def launch() -> int:
             if isinstance(outcome, Exception):
                 tell(f"no {outcome}; {getattr(outcome, 'hint', None) or ''}")
             else:
-                tell(f"ok {outcome.id if isinstance(outcome, Port) else ''}")
+                tell(f"ok {outcome.id if isinstance(outcome, Forward) else ''}")
 
         def on_request() -> None:
             words = end.recvmsg(1 << 16)[0].decode().split()
@@ -136,8 +136,8 @@ def launch() -> int:
 
         def add(direction: str, spec: str) -> None:
             assert self.ports is not None
-            (one,) = ports.parse([spec], ephemeral=(32768, 60999), option="-t")
-            self.ports.add(Direction(direction), one, Source.CONTROL, done)
+            (one,) = ports.parse([spec], Direction(direction), ephemeral=(32768, 60999))
+            self.ports.add(dataclasses.replace(one, source=Source.CONTROL), done)
 
         def remove(number: str, how: str) -> None:
             assert self.ports is not None
@@ -146,7 +146,7 @@ def launch() -> int:
         def list_all() -> None:
             assert self.ports is not None
             rows = (
-                f"{one.id} {one.direction} {one.forward.port} {one.source.value}"
+                f"{one.id} {one.direction} {one.port} {one.source.value}"
                 for one in self.ports.list()
             )
             tell("ok " + "\n".join(rows))

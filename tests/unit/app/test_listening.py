@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
+from ipaddress import IPv4Address
 
-import pytest
-
-from hardsplice.app.free_ports import FreePorts
 from hardsplice.app.listening import Listening
 from hardsplice.app.options import Options, parse_args
 from hardsplice.model.direction import Direction
-from hardsplice.monitor.registry import Source
+from hardsplice.model.families import IPV4
+from hardsplice.model.forward import Forward, Origin, Source
+from hardsplice.net.listeners import Bound, open_listeners
 
 
 def parse(*words: str) -> Options:
@@ -20,38 +21,53 @@ def parse(*words: str) -> Options:
 
 def test_the_ports_of_both_directions_are_numbered_in_one_row() -> None:
     """Those that could not be listened on leave a gap; what was added before a restart says so."""
+    options = parse("-t", "8080:80", "-t", "8443:443", "-T", "5432", "-T", "6379")
+    assert options.next_number == 5
+    _, inbound = options.inbound
+    outbound = options.outbound
+    added = replace(outbound[0], port=1, source=Source.CONTROL, id=options.next_number)
+    options = options.adding([added])
     listening = Listening(
-        parse("-t", "8080:80", "-t", "8443:443", "-T", "5432", "-T", "6379"),
-        FreePorts(),
-        passed_first=2,
-        added_first={Direction.INBOUND: 2, Direction.OUTBOUND: 1},
-        opened={Direction.INBOUND: [(1, 10)], Direction.OUTBOUND: [(0, 10), (1, 11)]},
+        options,
+        {
+            Direction.INBOUND: [Bound(inbound, 10)],
+            Direction.OUTBOUND: [Bound(one, fd) for fd, one in enumerate(options.outbound, 10)],
+        },
     )
-    assert [(one.id, one.direction, one.forward.port, one.source) for one in listening.ports()] == [
+    assert [(one.id, one.direction, one.port, one.source) for one in listening.ports()] == [
         (2, Direction.INBOUND, 8443, Source.OPTION),
         (3, Direction.OUTBOUND, 5432, Source.OPTION),
-        (4, Direction.OUTBOUND, 6379, Source.CONTROL),
+        (4, Direction.OUTBOUND, 6379, Source.OPTION),
+        (5, Direction.OUTBOUND, 1, Source.CONTROL),
     ]
+    assert options.next_number == 6
 
 
 def test_a_free_port_has_the_number_of_its_listener() -> None:
-    """What was known before stays as it was: each stage has its own."""
-    options, before = parse("-t", "8080:81", "-t", "127.0.0.1/0:80"), FreePorts()
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        opened = [(0, listener.fileno()), (1, listener.fileno())]
-        settled, free = before.settle(options, Direction.INBOUND, opened)
-        number = listener.getsockname()[1]
-    assert [forward.port for forward in settled.inbound] == [8080, number]
-    assert free.chosen == ((Direction.INBOUND, settled.inbound[1]),)
-    assert free.as_asked(settled, Direction.INBOUND, 0) == options.inbound[0]
-    assert free.as_asked(settled, Direction.INBOUND, 1) == options.inbound[1]
-    assert before == FreePorts()
-    assert options.inbound[1].port == 0
+    """What was known before stays as it was."""
+    options = parse("-t", "127.0.0.1/0:80", "-t", "127.0.0.1/0:81")
+    first, second = open_listeners(options.inbound, (IPV4,))
+    with socket.socket(fileno=first.fd) as one, socket.socket(fileno=second.fd) as other:
+        numbers = [each.getsockname()[1] for each in (one, other)]
+    listening = Listening(options, {Direction.INBOUND: [first, second]})
+    assert [each.port for each in listening.free()] == numbers
+    assert [replace(each, port=0) for each in listening.free()] == list(options.inbound)
+    assert [each.port for each in options.inbound] == [0, 0]
 
 
-@pytest.mark.parametrize("direction", Direction)
-def test_other_forwards_of_a_direction(direction: Direction) -> None:
+def test_what_was_not_asked_for_as_any_port_is_no_free_one() -> None:
+    (option,) = parse("-t", "8080:80").inbound
+    added = replace(option, id=2, origin=Origin.FREE, source=Source.CONTROL)
+    opened = {Direction.INBOUND: [Bound(option, 10), Bound(added, 11)]}
+    assert Listening(parse(), opened).free() == []
+
+
+def test_more_forwards_go_to_their_directions() -> None:
     options = parse("-t", "8080:80", "-T", "5432")
-    changed = options.with_forwards(direction, ())
-    assert changed.forwards(direction) == ()
-    assert changed.forwards(direction.opposite) == options.forwards(direction.opposite)
+    more = [
+        Forward(direction, IPv4Address("127.0.0.1"), None, 1, None, 2, required=True, id=number)
+        for number, direction in enumerate(Direction, options.next_number)
+    ]
+    both = options.adding(more)
+    for direction, one in zip(Direction, more, strict=True):
+        assert both.forwards(direction) == (*options.forwards(direction), one)

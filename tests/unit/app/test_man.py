@@ -19,6 +19,7 @@ import pytest
 from hardsplice.app.option_table import OPTIONS, SECTIONS
 from hardsplice.app.options import Mode, parse_args
 from hardsplice.model import ports, spec
+from hardsplice.model.direction import Direction
 
 PAGE = Path(__file__).parents[3] / "packaging" / "man" / "hardsplice.1"
 EPHEMERAL = (32768, 60999)
@@ -153,11 +154,11 @@ def test_the_spec_examples_mean_what_they_say() -> None:
     }
     for text, meaning in spec_examples():
         if "auto" in text:
-            (auto,) = ports.lay_out([text], ephemeral=EPHEMERAL, option="-t").autos
+            (auto,) = ports.lay_out([text], Direction.INBOUND, ephemeral=EPHEMERAL).autos
             address = str(auto.address) if auto.address else None
             assert (len(auto.listening_ports()), address) == autos.pop(meaning), text
             continue
-        forwards = ports.parse([text], ephemeral=EPHEMERAL, option="-t")
+        forwards = ports.parse([text], Direction.INBOUND, ephemeral=EPHEMERAL)
         if meaning in counts:
             assert len(forwards) == counts[meaning], text
             seen.add(meaning)

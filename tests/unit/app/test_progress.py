@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from hardsplice.app.free_ports import FreePorts
 from hardsplice.app.options import parse_args
 from hardsplice.app.progress import Progress
 from hardsplice.ipc.channel import Channel
@@ -58,7 +57,7 @@ def test_once_all_is_ready_a_failure_goes_to_the_log(
     """The process that waited is told what lock-down had to do without, each thing once."""
     ours, theirs = channels
     progress = Progress(BEHIND, theirs, 0.0)
-    progress.ready(["this", "this", "that"], ["a seal"], FreePorts(), has_ready_fd=False)
+    progress.ready(["this", "this", "that"], ["a seal"], [], has_ready_fd=False)
     record = ours.receive()
     assert record is not None
     assert record.kind == Kind.READY
@@ -76,7 +75,7 @@ def test_a_start_in_the_background_ends_where_nobody_waits_any_more(
     ours, theirs = channels
     ours.close()
     with pytest.raises(Failure, match="cannot go into the background: "):
-        Progress(BEHIND, theirs, 0.0).ready([], [], FreePorts(), has_ready_fd=False)
+        Progress(BEHIND, theirs, 0.0).ready([], [], [], has_ready_fd=False)
     theirs.close()
 
 
@@ -85,4 +84,4 @@ def test_one_in_front_goes_on_where_nobody_shows_its_audit(
 ) -> None:
     ours, theirs = channels
     ours.close()
-    Progress(IN_FRONT, theirs, 0.0).ready([], [], FreePorts(), has_ready_fd=False)
+    Progress(IN_FRONT, theirs, 0.0).ready([], [], [], has_ready_fd=False)

@@ -12,9 +12,10 @@ from hardsplice.control.http import Request, Response
 from hardsplice.control.routes import dispatch
 from hardsplice.control.world import RelayView, Snapshot
 from hardsplice.model.direction import Direction
+from hardsplice.model.forward import Forward
 from hardsplice.model.protocol import Protocol
 from hardsplice.monitor import loops
-from hardsplice.monitor.registry import Port, Ports
+from hardsplice.monitor.registry import Ports
 from hardsplice.telemetry.counters import COUNTERS, GAUGES, KEPT, LATENCY_BOUNDS, Latency
 from hardsplice.telemetry.flow_table import FlowRow, State
 from tests.unit.monitor.fake_worker import FakeWorker
@@ -55,7 +56,7 @@ class FakePorts(Ports):
         super().__init__([], 1, frozenset(Direction), self.worker, lambda _: None, loops.check)
 
     @property
-    def table(self) -> dict[int, Port]:
+    def table(self) -> dict[int, Forward]:
         """What it holds, for a test to change behind its back."""
         return self._ports
 

@@ -12,7 +12,6 @@ from hardsplice.control.metrics import LABEL, METRICS, PREFIX
 from hardsplice.control.routes import dispatch
 from hardsplice.model.direction import Direction
 from hardsplice.model.forward import Forward
-from hardsplice.monitor.registry import Source
 from hardsplice.telemetry.counters import COUNTERS, KEPT, LATENCY_BOUNDS
 from tests.unit.control.fake_world import FakeWorld
 
@@ -39,8 +38,8 @@ def fetch(world: FakeWorld) -> Response:
 def with_a_port() -> FakeWorld:
     """A world of which every family has a sample."""
     world = FakeWorld()
-    forward = Forward(None, None, 80, None, 80, True)
-    world.ports.add(Direction.INBOUND, forward, Source.CONTROL, lambda _: None)
+    forward = Forward(Direction.INBOUND, None, None, 80, None, 80, True)
+    world.ports.add(forward, lambda _: None)
     return world
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
@@ -16,8 +17,7 @@ from hardsplice.control.report import FLOWS_SHOWN
 from hardsplice.control.routes import ROUTES, dispatch
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure
-from hardsplice.model.forward import Forward
-from hardsplice.monitor.registry import Port, Source
+from hardsplice.model.forward import Forward, Source
 from hardsplice.telemetry.counters import COUNTERS, KEPT
 from tests.unit.control.fake_world import FakeWorld, flow
 
@@ -74,8 +74,8 @@ def test_info_is_rootlesskits(world: FakeWorld) -> None:
 def test_a_port_is_added_listed_and_removed(world: FakeWorld) -> None:
     added = value(post(world), 201)
     assert added == {"id": 1, "spec": SPEC, "direction": IN, "source": "control"}
-    forward = Forward(IPv4Address("127.0.0.1"), None, 8080, None, 80, True)
-    assert world.ports.table == {1: Port(1, Direction.INBOUND, forward, Source.CONTROL)}
+    forward = Forward(Direction.INBOUND, IPv4Address("127.0.0.1"), None, 8080, None, 80, True)
+    assert world.ports.table == {1: replace(forward, id=1, source=Source.CONTROL)}
     assert value(ask(world, "GET", "/v1/ports")) == [added]
     gone = ask(world, "DELETE", "/v1/ports/1")
     assert (gone.status, gone.body) == (200, b"")
@@ -107,7 +107,7 @@ def test_the_protocol_says_which_addresses(
     world: FakeWorld, proto: str, address: object, bound: object
 ) -> None:
     value(post(world, proto=proto, parentIP=address), 201)
-    assert world.ports.table[1].forward.address == bound
+    assert world.ports.table[1].address == bound
 
 
 def test_a_protocol_is_shown_as_it_was_spelled(world: FakeWorld) -> None:
@@ -126,7 +126,8 @@ def test_an_outbound_port_listens_at_the_child_and_leads_to_the_parent(world: Fa
     value(post(world, direction=OUT, parentPort=5432, childIP="::1", childPort=15432), 201)
     port = world.ports.table[1]
     target = IPv4Address("127.0.0.1")
-    assert port.forward == Forward(IPv6Address("::1"), None, 15432, target, 5432, True)
+    expected = Forward(Direction.OUTBOUND, IPv6Address("::1"), None, 15432, target, 5432, True)
+    assert port == replace(expected, id=1, source=Source.CONTROL)
     assert port.direction == OUT
     assert value(ask(world, "GET", "/v1/ports")) == []  # RootlessKit's clients don't know them
     for query in ("outbound", "all"):
@@ -138,8 +139,8 @@ def test_an_outbound_port_listens_at_the_child_and_leads_to_the_parent(world: Fa
 
 
 def test_ports_of_options_are_shown_with_their_interface(world: FakeWorld) -> None:
-    forward = Forward(None, "eth0", 80, IPv4Address("10.0.0.1"), 8080, True)
-    world.ports.table[5] = Port(5, Direction.INBOUND, forward, Source.OPTION)
+    forward = Forward(Direction.INBOUND, None, "eth0", 80, IPv4Address("10.0.0.1"), 8080, True)
+    world.ports.table[5] = replace(forward, id=5)
     (shown,) = value(ask(world, "GET", "/v1/ports"))
     assert shown["spec"] == {
         "proto": "tcp", "parentIP": "%eth0", "parentPort": 80,
@@ -153,7 +154,7 @@ def test_a_free_port_is_asked_for_by_0_and_shown_by_its_number(world: FakeWorld)
     assert added["spec"]["parentPort"] == world.ports.worker.free
     out = value(post(world, direction=OUT, childPort=0), 201)
     assert out["spec"]["childPort"] == world.ports.worker.free
-    assert [one.forward.port for one in world.ports.list()] == [world.ports.worker.free] * 2
+    assert [one.port for one in world.ports.list()] == [world.ports.worker.free] * 2
 
 
 # --- asked from the namespace ---
@@ -178,8 +179,8 @@ def test_from_the_namespace_nothing_leads_to_the_host(world: FakeWorld) -> None:
 def test_from_the_namespace_other_peoples_ports_are_neither_seen_nor_removed(
     world: FakeWorld, source: Source
 ) -> None:
-    forward = Forward(None, None, 80, None, 8080, True)
-    world.ports.table[5] = Port(5, Direction.INBOUND, forward, source)
+    forward = Forward(Direction.INBOUND, None, None, 80, None, 8080, True)
+    world.ports.table[5] = replace(forward, id=5, source=source)
     assert value(ask(world, "GET", "/v1/ports?direction=all", inside=True)) == []
     assert "not added from the namespace" in message(
         ask(world, "DELETE", "/v1/ports/5", inside=True), 403
@@ -269,7 +270,7 @@ def test_a_body_that_is_no_spec_is_refused(world: FakeWorld, body: bytes) -> Non
 def test_a_family_that_is_ruled_out_stays_so() -> None:
     world = FakeWorld(families=(4,))
     value(post(world, parentIP=""), 201)
-    forward = world.ports.table[1].forward
+    forward = world.ports.table[1]
     assert (forward.address, forward.target) == (IPv4Address("0.0.0.0"), IPv4Address("127.0.0.1"))
     assert "ruled out by -4" in message(post(world, parentIP="", proto="tcp6"))
     assert "rules out" in message(post(world, parentIP="::1"))

@@ -16,6 +16,7 @@ import sys
 import termios
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,7 +31,7 @@ from hardsplice.ctl.commands import description, main
 from hardsplice.model import ports
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure
-from hardsplice.model.forward import Forward
+from hardsplice.model.forward import Forward, Source
 from tests.support.stream import PATIENCE
 from tests.unit.control.fake_world import FakeWorld, flow
 
@@ -192,7 +193,7 @@ def test_of_a_spec_all_ports_are_added_or_none(
     run(capsys, "ports", "add", "8002")
     status, _, err = run(capsys, "ports", "add", "8000-8002")
     assert (status, "with the id 1" in err) == (1, True)
-    assert [port.forward.port for port in world.ports.list()] == [8002]
+    assert [port.port for port in world.ports.list()] == [8002]
 
 
 def test_ports_of_a_spec_that_can_not_be_removed_again_are_said(
@@ -224,13 +225,13 @@ def test_a_spec_that_names_no_port_is_an_error(
 @pytest.mark.parametrize("direction", Direction)
 def test_a_port_comes_back_as_it_was_described(world: FakeWorld, direction: Direction) -> None:
     for text in ("8080:80", "127.0.0.1/8080", "[::1]/1:2", "1:10.0.0.1/2", "0.0.0.0/5:[fd00::5]/6"):
-        (forward,) = ports.parse([text], ephemeral=(32768, 60999), option="-t")
-        body = json.dumps(description(direction, forward)).encode()
+        (forward,) = ports.parse([text], direction, ephemeral=(32768, 60999))
+        body = json.dumps(description(forward)).encode()
         answers: list[Response] = []
         dispatch(Request("POST", "/v1/ports", "", body, True), world, answers.append)
         assert answers[0].status == 201
         (port,) = world.ports.table.values()
-        assert (port.direction, port.forward) == (direction, forward)
+        assert port == replace(forward, id=port.id, source=Source.CONTROL)
         world.ports.table.clear()
 
 
@@ -238,7 +239,7 @@ def test_an_interface_is_shown_where_one_listens_on_it() -> None:
     spec = {"proto": "tcp", "parentIP": "fe80::1%eth0", "parentPort": 80, "childPort": 81}
     port = {"id": 1, "spec": spec, "direction": "inbound", "source": "option"}
     assert show.ends(port) == ("[fe80::1]%eth0:80", "loopback:81")
-    assert Forward(None, "eth0", 80, None, 80, True).interface == "eth0"
+    assert Forward(Direction.INBOUND, None, "eth0", 80, None, 80, True).interface == "eth0"
     assert show.ends({**port, "spec": {**spec, "parentIP": "%eth0"}})[0] == "%eth0:80"
 
 

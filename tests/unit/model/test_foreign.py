@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hardsplice.model import ports, spec
+from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure
 from hardsplice.model.foreign import NOT_TCP
 from hardsplice.model.spec import Refusal
@@ -15,7 +16,7 @@ from hardsplice.model.spec import Refusal
 
 def refusal(text: str) -> str:
     with pytest.raises(Failure) as raised:
-        ports.parse([text], ephemeral=(32768, 60999), option="-t")
+        ports.parse([text], Direction.INBOUND, ephemeral=(32768, 60999))
     return str(raised.value)
 
 
@@ -46,7 +47,7 @@ def refusal(text: str) -> str:
 )
 def test_other_spellings_get_the_one_that_is_right_here(theirs: str, ours: str) -> None:
     assert refusal(theirs).endswith(f": that is how others spell it; write {ours}")
-    assert ports.parse([ours], ephemeral=(32768, 60999), option="-t")
+    assert ports.parse([ours], Direction.INBOUND, ephemeral=(32768, 60999))
 
 
 @pytest.mark.parametrize("text", ["53/udp", "53:53/udp", "127.0.0.1:53:53/UDP", "80/tcp,9/sctp"])

@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure
-from hardsplice.model.forward import Auto, Forward
+from hardsplice.model.forward import Auto, Forward, Origin, Source
 from hardsplice.model.ports import Layout, lay_out, parse
 from hardsplice.model.spec import Address, is_interface_name
 
@@ -24,7 +25,7 @@ NOT_EPHEMERAL = 65535 - (60999 - 32768 + 1)
 
 
 def forwards(*specs: str, families: tuple[int, ...] = (4, 6)) -> list[Forward]:
-    return parse(specs, ephemeral=EPHEMERAL, option="-t", families=families)
+    return parse(specs, Direction.INBOUND, ephemeral=EPHEMERAL, families=families)
 
 
 def short(*specs: str, families: tuple[int, ...] = (4, 6)) -> list[str]:
@@ -373,7 +374,7 @@ def autos(*specs: str, families: tuple[int, ...] = (4, 6)) -> list[Auto]:
 
 
 def laid_out(*specs: str, families: tuple[int, ...] = (4, 6)) -> Layout:
-    return lay_out(specs, ephemeral=EPHEMERAL, option="-t", families=families)
+    return lay_out(specs, Direction.INBOUND, ephemeral=EPHEMERAL, families=families)
 
 
 def pairs(auto: Auto) -> set[tuple[int, int]]:
@@ -382,7 +383,9 @@ def pairs(auto: Auto) -> set[tuple[int, int]]:
 
 def test_auto_alone_watches_all_but_the_ephemeral_ports() -> None:
     (auto,) = autos("auto")
-    assert auto == Auto(None, None, None, ((range(1, 32768), 0), (range(61000, 65536), 0)))
+    assert auto == Auto(
+        Direction.INBOUND, None, None, None, ((range(1, 32768), 0), (range(61000, 65536), 0))
+    )
     assert autos("all,auto") == [auto]
     assert laid_out("auto").forwards == []
 
@@ -406,7 +409,9 @@ def test_ranges_limit_auto(specs: tuple[str, ...], expected: set[tuple[int, int]
     assert auto.listening_ports() == {port for port, _ in expected}
     assert auto.target_ports() == {target for _, target in expected}
     for port, target in expected:
-        assert list(auto.forwards(target)) == [Forward(None, None, port, None, target, False)]
+        assert list(auto.forwards(target)) == [
+            Forward(Direction.INBOUND, None, None, port, None, target, False, source=Source.AUTO)
+        ]
 
 
 def test_exclusions_narrow_auto_and_a_number_beside_it_has_its_own_target() -> None:
@@ -536,8 +541,8 @@ def test_what_is_written_is_what_is_read(
         assert "would have two targets" in refusal(*specs)
         return
     assert forwards(*specs) == [
-        Forward(listen, interface, port, target, onto, True)
-        for port, (target, onto) in sorted(expected.items())
+        Forward(Direction.INBOUND, listen, interface, port, target, onto, True, id=number)
+        for number, (port, (target, onto)) in enumerate(sorted(expected.items()), 1)
     ]
 
 
@@ -586,3 +591,13 @@ def test_free_ports_are_listeners_of_their_own_and_come_last() -> None:
 def test_a_free_port_has_the_one_family_that_is_in_use() -> None:
     (one,) = forwards("0:80", families=(4,))
     assert (one.address, one.target) == (IPv4Address("0.0.0.0"), IPv4Address("127.0.0.1"))
+
+
+def test_ports_are_numbered_in_their_order_and_free_ones_last() -> None:
+    specs = ["0:80,7-9", "127.0.0.1/5"]
+    layout = lay_out(specs, Direction.OUTBOUND, ephemeral=EPHEMERAL, first=40)
+    assert [(one.id, one.port) for one in layout.forwards] == [
+        (40, 7), (41, 8), (42, 9), (43, 5), (44, 0),
+    ]  # fmt: skip
+    assert {one.direction for one in layout.forwards} == {Direction.OUTBOUND}
+    assert [one.port for one in layout.forwards if one.origin is Origin.FREE] == [0]

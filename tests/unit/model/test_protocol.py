@@ -11,6 +11,7 @@ from itertools import combinations_with_replacement
 
 import pytest
 
+from hardsplice.model.direction import Direction
 from hardsplice.model.forward import overlap
 from hardsplice.model.ports import parse
 from hardsplice.model.protocol import BY_NUMBER, Protocol
@@ -27,7 +28,7 @@ def test_numbers_are_the_kernel_s() -> None:
 
 @pytest.mark.parametrize(("one", "other"), [*combinations_with_replacement(SPECS, 2)])
 def test_ports_of_two_protocols_never_overlap(one: str, other: str) -> None:
-    first, second = (parse([one], ephemeral=(1, 2), option="-t")[0] for one in (one, other))
+    first, second = (parse([one], Direction.INBOUND, ephemeral=(1, 2))[0] for one in (one, other))
     same = overlap(first, second)
     for protocol in Protocol:
         a, b = (replace(forward, protocol=protocol) for forward in (first, second))
@@ -38,6 +39,6 @@ def test_ports_of_two_protocols_never_overlap(one: str, other: str) -> None:
 
 
 def test_what_options_ask_for_is_tcp() -> None:
-    assert {one.protocol for one in parse(["1-9", "0:80"], ephemeral=(1, 2), option="-t")} == {
-        Protocol.TCP
-    }
+    assert {
+        one.protocol for one in parse(["1-9", "0:80"], Direction.INBOUND, ephemeral=(1, 2))
+    } == {Protocol.TCP}

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure
 from hardsplice.model.forward import Forward
 
@@ -24,13 +23,7 @@ class FakeWorker:
     free: int = 40_000  # the port that is chosen where any will do
     later: list[Callable[[], None]] | None = None
 
-    def add(
-        self,
-        index: int,
-        direction: Direction,
-        forward: Forward,
-        done: Callable[[Failure | Forward], None],
-    ) -> None:
+    def add(self, forward: Forward, done: Callable[[Failure | Forward], None]) -> None:
         def outcome() -> None:
             if self.fails is not None:
                 done(self.fails)
@@ -43,18 +36,13 @@ class FakeWorker:
         self.do(outcome)
 
     def remove(
-        self,
-        index: int,
-        direction: Direction,
-        *,
-        reset_flows: bool,
-        done: Callable[[Failure | None], None],
+        self, forward: Forward, *, reset_flows: bool, done: Callable[[Failure | None], None]
     ) -> None:
         def outcome() -> None:
             if self.fails is None:
-                self.done.append(("remove", index))
+                self.done.append(("remove", forward.id))
                 if reset_flows:
-                    self.reset.append(index)
+                    self.reset.append(forward.id)
             done(self.fails)
 
         self.do(outcome)

@@ -13,7 +13,7 @@ import pytest
 
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure
-from hardsplice.model.forward import Auto, Forward
+from hardsplice.model.forward import Auto, Forward, Source
 from hardsplice.model.ports import lay_out
 from hardsplice.model.protocol import Protocol
 from hardsplice.monitor import loops
@@ -29,7 +29,7 @@ from hardsplice.monitor.autoforward import (
     Watched,
     wanted,
 )
-from hardsplice.monitor.registry import Port, Ports, Source
+from hardsplice.monitor.registry import Ports
 from hardsplice.net import sockdiag
 from hardsplice.net.sockdiag import Listening
 from tests.unit.monitor.fake_worker import FakeWorker
@@ -38,7 +38,7 @@ BOTH = frozenset((4, 6))
 
 
 def autos(*specs: str, families: tuple[int, ...] = (4, 6)) -> list[Auto]:
-    layout = lay_out(specs, ephemeral=(32768, 60999), option="-t", families=families)
+    layout = lay_out(specs, Direction.INBOUND, ephemeral=(32768, 60999), families=families)
     return layout.autos
 
 
@@ -48,7 +48,9 @@ def listening(port: int, address: str = "127.0.0.1", *reached: int) -> Listening
 
 def forward(port: int, address: str | None = None, target: int = 0) -> Forward:
     at = ip_address(address) if address else None
-    return Forward(at, None, port, None, target or port, False)
+    return Forward(
+        Direction.INBOUND, at, None, port, None, target or port, False, source=Source.AUTO
+    )
 
 
 # --- what is wanted ---
@@ -133,21 +135,16 @@ class Worker(FakeWorker):
     """auto never resets a flow."""
 
     def remove(
-        self,
-        index: int,
-        direction: Direction,
-        *,
-        reset_flows: bool,
-        done: Callable[[Failure | None], None],
+        self, forward: Forward, *, reset_flows: bool, done: Callable[[Failure | None], None]
     ) -> None:
         assert not reset_flows
-        super().remove(index, direction, reset_flows=reset_flows, done=done)
+        super().remove(forward, reset_flows=reset_flows, done=done)
 
 
 class Stand:
     """A follower of a registry."""
 
-    def __init__(self, *there: Port) -> None:
+    def __init__(self, *there: Forward) -> None:
         self.worker = Worker()
         directions: frozenset[Direction] = frozenset((Direction.INBOUND, Direction.OUTBOUND))
         self.ports = Ports(list(there), 100, directions, self.worker, lambda _: None, loops.check)
@@ -164,14 +161,14 @@ class Stand:
         return self.follower.follow([forward(port) for port in ports], now)
 
     def listed(self) -> list[int]:
-        return [port.forward.port for port in self.ports.list()]
+        return [port.port for port in self.ports.list()]
 
 
 def test_of_two_listening_addresses_that_overlap_the_first_one_has_the_port() -> None:
     """The kernel would refuse the second, which is nothing to tell anybody."""
     stand = Stand()
     stand.follower.follow([forward(80), forward(80, "127.0.0.1"), forward(81, "127.0.0.1")], 0.0)
-    assert [(one.forward.address, one.forward.port) for one in stand.ports.list()] == [
+    assert [(one.address, one.port) for one in stand.ports.list()] == [
         (None, 80),
         (ip_address("127.0.0.1"), 81),
     ]
@@ -191,7 +188,7 @@ def test_ports_come_and_go() -> None:
 
 
 def test_a_port_that_an_option_has_is_left_alone() -> None:
-    stand = Stand(Port(1, Direction.INBOUND, forward(80, "127.0.0.1"), Source.OPTION))
+    stand = Stand(replace(forward(80, "127.0.0.1"), id=1, source=Source.OPTION))
     assert not stand.follow(80)
     assert stand.said == []
     assert stand.worker.done == []

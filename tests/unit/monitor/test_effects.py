@@ -10,6 +10,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any, cast
 
@@ -22,7 +23,6 @@ from hardsplice.model.errors import Failure
 from hardsplice.model.families import ALL_FAMILIES
 from hardsplice.model.forward import Forward
 from hardsplice.monitor.effects import LOOK_SECONDS, LOOKED_AT, Desk
-from hardsplice.monitor.registry import Port, Source
 from hardsplice.net import listeners
 from hardsplice.net.listeners import namespace_here, targets
 from hardsplice.net.retiring import Sink
@@ -42,7 +42,11 @@ def nothing_left_open() -> Iterator[None]:
 
 def forward(target: str | None = None, target_port: int = 80, port: int = 0) -> Forward:
     where = ip_address(target) if target else None
-    return Forward(ip_address("127.0.0.1"), None, port, where, target_port, True)
+    return Forward(Direction.INBOUND, ip_address("127.0.0.1"), None, port, where, target_port, True)
+
+
+def numbered(number: int, forward: Forward, direction: Direction = Direction.INBOUND) -> Forward:
+    return replace(forward, id=number, direction=direction)
 
 
 NOWHERE = pinned.NOWHERE[socket.AF_INET]
@@ -61,10 +65,7 @@ class Stand:
     def __init__(self, first: Forward) -> None:
         sockaddrs = list(targets(first, ALL_FAMILIES).values())
         self.books = {one: Book(USUAL, sockaddrs, 4, is_written=True) for one in Direction}
-        ports = [
-            Port(index, direction, first, Source.OPTION)
-            for index, direction in enumerate(Direction, 1)
-        ]
+        ports = [numbered(index, first, one) for index, one in enumerate(Direction, 1)]
         self.listener = socket.create_server(("127.0.0.1", 0))
         kept = {1: os.dup(self.listener.fileno())}
         self.desk = Desk(
@@ -99,7 +100,7 @@ def stand() -> Iterator[Stand]:
 @directions
 def test_what_is_written_down_is_crossed_out_once(stand: Stand, direction: Direction) -> None:
     before = {one: stand.uses(one) for one in Direction}
-    slots = stand.desk.write_down(9, direction, forward("10.0.0.5"))
+    slots = stand.desk.write_down(numbered(9, forward("10.0.0.5"), direction))
     sockaddr = socketcalls.sockaddr(ip_address("10.0.0.5"), 80)
     assert slots == {0: stand.books[direction].slot(sockaddr)}
     for _ in range(2):
@@ -113,7 +114,7 @@ def test_a_target_of_two_ports_stays_until_both_are_gone(
     stand: Stand, direction: Direction
 ) -> None:
     """One of them was there from the start."""
-    slots = stand.desk.write_down(9, direction, FIRST)
+    slots = stand.desk.write_down(numbered(9, FIRST, direction))
     assert set(stand.uses(direction).values()) == {2}
     stand.desk.cross_out(list(Direction).index(direction) + 1)
     assert set(stand.uses(direction).values()) == {1}
@@ -132,11 +133,13 @@ def test_an_attempt_that_does_not_fit_leaves_nothing(stand: Stand, direction: Di
         book.add(socketcalls.sockaddr(ip_address("192.0.2.1"), len(book._free)))
     before = stand.uses(direction)
     with pytest.raises(Failure, match="full"):
-        stand.desk.write_down(9, direction, forward(target_port=81))  # two loopback addresses
+        stand.desk.write_down(
+            numbered(9, forward(target_port=81), direction)
+        )  # two loopback addresses
     assert stand.uses(direction) == before
     stand.desk.cross_out(9)
     assert stand.uses(direction) == before
-    stand.desk.write_down(9, direction, forward("10.0.0.5"))
+    stand.desk.write_down(numbered(9, forward("10.0.0.5"), direction))
 
 
 def test_the_place_of_an_outbound_listener_is_in_the_target_monitor_s_book(stand: Stand) -> None:
@@ -149,8 +152,8 @@ def test_the_place_of_an_outbound_listener_is_in_the_target_monitor_s_book(stand
 
 
 def test_a_listener_that_is_made_here_is_kept_and_its_place_is_forgotten(stand: Stand) -> None:
-    stand.desk.write_down(9, Direction.INBOUND, forward())
-    fd = stand.desk.open(9, forward())
+    stand.desk.write_down(numbered(9, forward()))
+    fd = stand.desk.open(numbered(9, forward()))
     with socket.socket(fileno=os.dup(fd)) as one:
         socket.create_connection(one.getsockname(), timeout=5).close()
         assert here() == NOWHERE
@@ -164,7 +167,7 @@ def test_a_listener_that_is_made_here_is_kept_and_its_place_is_forgotten(stand: 
 def test_a_place_is_forgotten_where_it_could_not_be_had(stand: Stand) -> None:
     port = stand.listener.getsockname()[1]
     with pytest.raises(OSError, match="in use"):
-        stand.desk.open(9, forward(port=port))
+        stand.desk.open(numbered(9, forward(port=port)))
     assert here() == NOWHERE
     stand.desk.end(9)
 
@@ -181,7 +184,7 @@ def test_a_listener_of_the_start_is_ended_whoever_has_it(stand: Stand) -> None:
 def test_a_listener_is_ended_also_where_there_is_nothing_to_connect_it_to(stand: Stand) -> None:
     said: list[Failure] = []
     stand.desk.retiring._tell = said.append
-    assert stand.desk._written[1][0] == "inbound"
+    assert stand.desk._written[1].direction is Direction.INBOUND
     stand.desk.end(1)
     code = stand.listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     assert code == 0
@@ -211,7 +214,7 @@ Looking = tuple[Stand, Timers, list[str]]
 def test_what_the_target_monitor_made_is_looked_at_again_and_again(looking: Looking) -> None:
     stand, timers, said = looking
     forwarded = forward(port=8080)
-    stand.desk.write_down(9, Direction.OUTBOUND, forwarded)
+    stand.desk.write_down(numbered(9, forwarded, Direction.OUTBOUND))
     with socket.create_server(("127.0.0.1", 0)) as made:
         listeners.make_sound(made)
         os.close(stand.desk._kept.pop(1))

@@ -13,7 +13,7 @@ import struct
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, cast
 
@@ -28,7 +28,7 @@ from hardsplice.kernel import pinned, socketcalls
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure
 from hardsplice.model.families import IPV4, IPV6
-from hardsplice.model.forward import Forward
+from hardsplice.model.forward import Forward, Origin, Source
 from hardsplice.model.protocol import Protocol
 from hardsplice.model.roles import HOST, TARGET
 from hardsplice.model.spec import Refusal, is_interface_name
@@ -53,8 +53,12 @@ interfaces = st.none() | st.text("eth0.-@é", min_size=1, max_size=15).filter(is
 
 
 def forward(port: int, target: str | None = None, interface: str | None = None) -> Forward:
-    address = ip_address("127.0.0.1")
-    return Forward(address, interface, port, ip_address(target) if target else None, 80, True)
+    address, where = ip_address("127.0.0.1"), ip_address(target) if target else None
+    return Forward(Direction.INBOUND, address, interface, port, where, 80, True)
+
+
+def sent_as(text: bytes, number: int = 0) -> tuple[Forward, dict[int, int]]:
+    return decode(Record(Kind.SERVE, index=number, text=text), Direction.INBOUND)
 
 
 # --- forwards in records ---
@@ -70,10 +74,12 @@ def test_a_forward_arrives_as_it_was_sent(
     slots: dict[int, int],
     protocol: Protocol,
 ) -> None:
-    sent = Forward(address, interface, port, target, target_port, True, protocol)
+    sent = Forward(Direction.INBOUND, address, interface, port, target, target_port, True, protocol)
     if isinstance(address, IPv6Address):
         assert address.scope_id is None
-    assert decode(encode(sent, slots)) == (sent, slots)
+    assert sent_as(encode(sent, slots)) == (sent, slots)
+    numbered = replace(sent, id=7)
+    assert sent_as(encode(numbered, slots), 7) == (numbered, slots)
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1))
@@ -81,16 +87,16 @@ def test_a_slot_that_no_book_has_is_malformed(first: int, second: int) -> None:
     text = encode(forward(80), {})[:-8] + struct.pack("=II", first, second)
     expected = {family: slot for family, slot in enumerate((first, second)) if slot != 2**32 - 1}
     if all(slot * SLOT < LARGE.size for slot in expected.values()):
-        assert decode(text)[1] == expected
+        assert sent_as(text)[1] == expected
     else:
         with pytest.raises(Malformed):
-            decode(text)
+            sent_as(text)
 
 
 @given(st.binary(max_size=80) | st.binary(min_size=62, max_size=62))
 def test_any_bytes_are_a_forward_or_malformed(text: bytes) -> None:
     with contextlib.suppress(Malformed):
-        made, _ = decode(text)
+        made, _ = sent_as(text)
         assert made.address is None or isinstance(made.address, IPv4Address | IPv6Address)
         assert made.interface is None or is_interface_name(made.interface)
         assert 0 <= made.port < 65536  # 0: one that is free
@@ -102,17 +108,17 @@ def test_an_address_of_no_version_is_malformed(where: int) -> None:
     text = bytearray(encode(forward(80), {}))
     text[where] = 5
     with pytest.raises(Malformed):
-        decode(bytes(text))
+        sent_as(bytes(text))
 
 
 def test_a_protocol_that_nobody_knows_is_malformed() -> None:
     text = encode(forward(80), {})
     for number in range(256):
         if number in {one.number for one in Protocol}:
-            decode(bytes((number,)) + text[1:])
+            sent_as(bytes((number,)) + text[1:])
             continue
         with pytest.raises(Malformed):
-            decode(bytes((number,)) + text[1:])
+            sent_as(bytes((number,)) + text[1:])
 
 
 # --- the two sides ---
@@ -127,13 +133,13 @@ class Crew:
     slots: dict[int, Mapping[int, int]] = field(default_factory=dict)
     removed: list[tuple[int, bool]] = field(default_factory=list)
 
-    def add(self, index: int, fd: int, forward: Forward, slots: Mapping[int, int]) -> None:
+    def add(self, forward: Forward, fd: int, slots: Mapping[int, int]) -> None:
         if forward.target is not None and (IPV6 if forward.target.version == 6 else IPV4) not in (
             self.families
         ):
             raise no_family(forward, "there")
-        self.listeners[index] = os.dup(fd)
-        self.slots[index] = slots
+        self.listeners[forward.id] = os.dup(fd)
+        self.slots[forward.id] = slots
 
     def remove(self, index: int, *, reset_flows: bool) -> None:
         self.removed.append((index, reset_flows))
@@ -185,13 +191,14 @@ class Sides:
             if isinstance(outcome, Forward):
                 self.listening.append(outcome)
 
-        self.host.add(index, direction, forward, done)
+        self.host.add(replace(forward, id=index, direction=direction), done)
 
     def remove(self, index: int, direction: Direction) -> None:
         def done(failure: Failure | None) -> None:
             self.told.append(failure or index)
 
-        self.host.remove(index, direction, reset_flows=True, done=done)
+        forward_ = replace(forward(80), id=index, direction=direction)
+        self.host.remove(forward_, reset_flows=True, done=done)
 
     def pass_on(self) -> None:
         """Deliver all records, in turn, until there are none."""
@@ -382,7 +389,8 @@ def test_a_full_book_is_told_and_nothing_is_left_of_the_attempt(
     for number in range(1, room):
         book.add(socketcalls.sockaddr(IPv4Address("192.0.2.1"), number))
     uses = dict(book._uses)
-    both = Forward(None, None, port, None, 80, True)  # both loopback addresses: one too many
+    # both loopback addresses: one too many
+    both = Forward(Direction.INBOUND, None, None, port, None, 80, True)
     sides.add(1, direction, both)
     assert [reason is not None and "full" in reason for reason in reasons(sides)] == [True]
     assert book._uses == uses
@@ -596,7 +604,7 @@ def test_such_a_name_in_a_record_is_malformed(name: str) -> None:
     raw = name.encode("utf-8", "surrogatepass")[:16]
     if raw:
         with pytest.raises(Malformed):
-            decode(text[:at] + raw.ljust(16, b"\0" if 0 not in raw else b"x") + text[at + 16 :])
+            sent_as(text[:at] + raw.ljust(16, b"\0" if 0 not in raw else b"x") + text[at + 16 :])
 
 
 json_values = st.recursive(
@@ -619,11 +627,12 @@ def test_whatever_json_can_carry_is_refused_or_can_be_sent(given_: Any, name: st
     """As far as it gets is the record; nothing else than a refusal stops it before."""
     for body in (given_, {"proto": "tcp", "parentPort": 8, "childPort": 8, "parentIP": f"%{name}"}):
         try:
-            _, _, made = portapi.read_spec(json.dumps(body).encode(), (4, 6))
+            _, made = portapi.read_spec(json.dumps(body).encode(), Source.OPTION, (4, 6))
         except (portapi._WrongError, Refusal) as error:
             json.dumps(str(error)).encode()
             continue
-        assert decode(encode(made, {})) == (made, {})
+        known = replace(made, direction=Direction.INBOUND, origin=Origin.NAMED)
+        assert sent_as(encode(made, {})) == (known, {})
 
 
 class _Unforeseen(Exception):
@@ -732,7 +741,7 @@ def test_whatever_goes_wrong_with_an_answer_ends_that_request_only(
 def test_an_asker_that_stumbles_over_the_outcome_keeps_nobody_else_from_theirs(
     sides: Sides, port: int
 ) -> None:
-    sides.host.add(1, Direction.INBOUND, forward(port), _raises)
+    sides.host.add(replace(forward(port), id=1, direction=Direction.INBOUND), _raises)
     sides.remove(1, Direction.INBOUND)
     sides.pass_on()
     assert sides.told == [1]
@@ -748,9 +757,9 @@ def test_an_asker_that_asks_again_at_once_does_not_recurse(sides: Sides, port: i
         nonlocal asked
         asked += 1
         if asked < 2 * sys.getrecursionlimit():
-            sides.host.add(asked, Direction.OUTBOUND, forward(port), again)
+            sides.host.add(replace(forward(port), id=asked, direction=Direction.OUTBOUND), again)
 
-    sides.host.add(0, Direction.OUTBOUND, forward(port), again)
+    sides.host.add(replace(forward(port), id=0, direction=Direction.OUTBOUND), again)
     assert asked == 2 * sys.getrecursionlimit()
     assert sides.trouble == []
 
@@ -828,7 +837,7 @@ def test_no_more_requests_wait_than_there_are_ports(
     sides.add(0, Direction.OUTBOUND, forward(port))
     done: Any = sides.told.append
     for index in range(1, few + 1):
-        sides.host.add(index, Direction.OUTBOUND, forward(port), done)
+        sides.host.add(replace(forward(port), id=index, direction=Direction.OUTBOUND), done)
     assert sides.told == []
     sides.add(few + 1, Direction.OUTBOUND, forward(port))
     assert reasons(sides) == ["the target monitor does not answer"]

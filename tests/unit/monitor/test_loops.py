@@ -16,23 +16,20 @@ from hardsplice.model.ports import parse
 from hardsplice.model.protocol import Protocol
 from hardsplice.monitor import loops
 from hardsplice.monitor.loops import Loops
-from hardsplice.monitor.registry import Port, Source
 
 EPHEMERAL = (32768, 60999)
 
 
-def forwards(
-    inbound: str, outbound: str, families: tuple[int, ...] = (4, 6)
-) -> list[tuple[Direction, Forward]]:
+def forwards(inbound: str, outbound: str, families: tuple[int, ...] = (4, 6)) -> list[Forward]:
     """All listeners of -t and -T with these SPECs, several with spaces between them."""
     options: list[tuple[Direction, str]] = [
         (Direction.INBOUND, inbound),
         (Direction.OUTBOUND, outbound),
     ]
     return [
-        (direction, forward)
+        forward
         for direction, specs in options
-        for forward in parse(specs.split(), ephemeral=EPHEMERAL, option="-t", families=families)
+        for forward in parse(specs.split(), direction, ephemeral=EPHEMERAL, families=families)
     ]
 
 
@@ -80,13 +77,13 @@ NO_LOOPS = [
 def test_a_loop_is_found_from_whichever_side_one_looks(inbound: str, outbound: str) -> None:
     there = forwards(inbound, outbound)
     found = Loops(there)
-    sides = [[one for one in there if one[0] is direction] for direction in Direction]
+    sides = [[one for one in there if one.direction is direction] for direction in Direction]
     some = [one for side in sides for one in side[:: max(1, len(side) // 200)]]  # of all ports
-    ways = [way for one in some if (way := found.through(*one))]
+    ways = [way for one in some if (way := found.through(one))]
     assert ways
     in_one = [one for way in ways for one in way]
-    assert {direction for direction, _ in in_one} == set(Direction)
-    assert all(found.through(*one) for one in in_one)
+    assert {one.direction for one in in_one} == {*Direction}
+    assert all(found.through(one) for one in in_one)
     with pytest.raises(Failure, match="that is a loop") as caught:
         loops.refuse(there)
     assert "leave out one of them" in (caught.value.hint or "")
@@ -107,7 +104,7 @@ def test_ports_of_two_protocols_do_not_lead_to_each_other() -> None:
     inbound, outbound = forwards("8080:80", "80:8080")
     with pytest.raises(Failure):
         loops.refuse([inbound, outbound])
-    loops.refuse([inbound, (outbound[0], replace(outbound[1], protocol=Protocol.UDP))])
+    loops.refuse([inbound, replace(outbound, protocol=Protocol.UDP)])
 
 
 def test_the_line_names_the_ports() -> None:
@@ -123,15 +120,12 @@ def test_the_line_names_the_ports() -> None:
 
 
 def test_a_port_that_comes_at_run_time_is_looked_at_beside_those_that_are_there() -> None:
-    there = [
-        Port(number, direction, forward, Source.OPTION)
-        for number, (direction, forward) in enumerate(forwards("8080:80", "5432"))
-    ]
-    ((_, closing),) = forwards("none", "80:8080")
+    there = forwards("8080:80", "5432")
+    (closing,) = forwards("none", "80:8080")
     with pytest.raises(Failure):
-        loops.check(Direction.OUTBOUND, closing, there)
-    ((_, other),) = forwards("none", "80:8081")
-    loops.check(Direction.OUTBOUND, other, there)
+        loops.check(closing, there)
+    (other,) = forwards("none", "80:8081")
+    loops.check(other, there)
 
 
 def test_all_ports_both_ways_are_looked_through_once(monkeypatch: pytest.MonkeyPatch) -> None:

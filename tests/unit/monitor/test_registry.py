@@ -11,16 +11,25 @@ import pytest
 
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure
-from hardsplice.model.forward import Forward
+from hardsplice.model.forward import Forward, Source
 from hardsplice.model.protocol import Protocol
 from hardsplice.monitor import loops
-from hardsplice.monitor.registry import Conflict, Port, Ports, Source
+from hardsplice.monitor.registry import Conflict, Ports
 
 BOTH: frozenset[Direction] = frozenset((Direction.INBOUND, Direction.OUTBOUND))
 
 
 def forward(port: int, address: str | None = None, *, interface: str | None = None) -> Forward:
-    return Forward(ip_address(address) if address else None, interface, port, None, 80, True)
+    return Forward(
+        Direction.INBOUND, ip_address(address) if address else None, interface, port, None, 80, True
+    )
+
+
+def numbered(
+    number: int, direction: Direction, forward: Forward, source: Source = Source.OPTION
+) -> Forward:
+    """The same as a port that has a number."""
+    return replace(forward, id=number, direction=direction, source=source)
 
 
 FREE = 40_000  # the port that this worker finds where any will do
@@ -33,26 +42,15 @@ class Worker:
     asked: list[tuple[object, ...]] = field(default_factory=list)
     pending: list[Callable[..., None]] = field(default_factory=list)
 
-    def add(
-        self,
-        index: int,
-        direction: Direction,
-        forward: Forward,
-        done: Callable[[Failure | Forward], None],
-    ) -> None:
-        self.asked.append(("add", index, direction, forward.port))
+    def add(self, forward: Forward, done: Callable[[Failure | Forward], None]) -> None:
+        self.asked.append(("add", forward.id, forward.direction, forward.port))
         found = forward if forward.port else replace(forward, port=FREE)
         self.pending.append(lambda failure: done(failure or found))
 
     def remove(
-        self,
-        index: int,
-        direction: Direction,
-        *,
-        reset_flows: bool,
-        done: Callable[[Failure | None], None],
+        self, forward: Forward, *, reset_flows: bool, done: Callable[[Failure | None], None]
     ) -> None:
-        self.asked.append(("remove", index, direction, reset_flows))
+        self.asked.append(("remove", forward.id, forward.direction, reset_flows))
         self.pending.append(done)
 
     def answer(self, *outcome: Failure | None) -> None:
@@ -63,7 +61,7 @@ class Stand:
     """A registry, its worker, and what was answered."""
 
     def __init__(
-        self, ports: list[Port] | None = None, directions: frozenset[Direction] = BOTH
+        self, ports: list[Forward] | None = None, directions: frozenset[Direction] = BOTH
     ) -> None:
         self.worker = Worker()
         self.room = 100
@@ -80,7 +78,8 @@ class Stand:
     def add(
         self, port: int, direction: Direction = Direction.INBOUND, address: str | None = None
     ) -> None:
-        self.ports.add(direction, forward(port, address), Source.CONTROL, self.told.append)
+        asked = replace(forward(port, address), direction=direction, source=Source.CONTROL)
+        self.ports.add(asked, self.told.append)
 
     def remove(self, port_id: int, *, reset: bool = False) -> None:
         self.ports.remove(port_id, reset_flows=reset, done=self.told.append)
@@ -97,7 +96,7 @@ def test_a_port_is_listed_once_it_is_listened_on() -> None:
     stand.add(8080)
     assert stand.told == list(stand.ports.list()) == []
     stand.worker.answer(None)
-    port = Port(1, Direction.INBOUND, forward(8080), Source.CONTROL)
+    port = numbered(1, Direction.INBOUND, forward(8080), Source.CONTROL)
     assert stand.told == list(stand.ports.list()) == [port]
     assert stand.ports.find(1) == port
 
@@ -129,15 +128,13 @@ def test_another_direction_address_or_interface_is_another_port() -> None:
     stand.add(8080)
     stand.add(8080, Direction.OUTBOUND)
     stand.add(8080, address="127.0.0.1")
-    stand.ports.add(
-        Direction.INBOUND, forward(8080, interface="lo"), Source.AUTO, stand.told.append
-    )
+    stand.ports.add(forward(8080, interface="lo"), stand.told.append)
     assert stand.told == []
     assert [row[1] for row in stand.worker.asked] == [1, 2, 3, 4]
 
 
 def test_ports_of_options_are_there_from_the_start_and_numbers_go_on_after_them() -> None:
-    first = Port(3, Direction.OUTBOUND, forward(80), Source.OPTION)
+    first = numbered(3, Direction.OUTBOUND, forward(80), Source.OPTION)
     stand = Stand([first])
     assert list(stand.ports.list()) == [first]
     stand.add(80, Direction.OUTBOUND)
@@ -162,7 +159,7 @@ def test_a_number_is_never_used_again() -> None:
 
 @pytest.mark.parametrize("reset", [True, False])
 def test_removing_is_told_once_it_is_done_and_hides_the_port_at_once(reset: bool) -> None:
-    stand = Stand([Port(1, Direction.INBOUND, forward(80), Source.OPTION)])
+    stand = Stand([numbered(1, Direction.INBOUND, forward(80), Source.OPTION)])
     stand.remove(1, reset=reset)
     assert list(stand.ports.list()) == stand.told == []
     assert stand.worker.asked == [("remove", 1, "inbound", reset)]
@@ -174,7 +171,7 @@ def test_removing_is_told_once_it_is_done_and_hides_the_port_at_once(reset: bool
 
 
 def test_a_port_that_is_being_removed_may_be_asked_for_again() -> None:
-    stand = Stand([Port(1, Direction.INBOUND, forward(80), Source.OPTION)])
+    stand = Stand([numbered(1, Direction.INBOUND, forward(80), Source.OPTION)])
     stand.remove(1)
     stand.add(80)
     assert stand.worker.asked[1:] == [("add", 2, "inbound", 80)]
@@ -182,7 +179,7 @@ def test_a_port_that_is_being_removed_may_be_asked_for_again() -> None:
 
 @pytest.mark.parametrize("asked_again", [True, False])
 def test_a_port_that_can_not_be_removed_is_there_as_before(asked_again: bool) -> None:
-    there = Port(1, Direction.INBOUND, forward(80), Source.OPTION)
+    there = numbered(1, Direction.INBOUND, forward(80), Source.OPTION)
     stand = Stand([there])
     removed: list[int] = []
     stand.ports.on_removed = removed.append
@@ -207,7 +204,7 @@ def test_a_port_that_can_not_be_removed_is_there_as_before(asked_again: bool) ->
 
 
 def test_directions_that_were_not_to_change_do_not() -> None:
-    ports = [Port(1, Direction.OUTBOUND, forward(80), Source.OPTION)]
+    ports = [numbered(1, Direction.OUTBOUND, forward(80), Source.OPTION)]
     stand = Stand(ports, frozenset((Direction.INBOUND,)))
     stand.add(81, Direction.OUTBOUND)
     assert "were not to change" in stand.reason()
@@ -234,15 +231,15 @@ def test_one_number_is_a_port_of_each_protocol() -> None:
     stand = Stand()
     both = [replace(forward(53), protocol=protocol) for protocol in Protocol]
     for number, one in enumerate((*both, *both), 1):
-        stand.ports.add(Direction.INBOUND, one, Source.CONTROL, stand.told.append)
+        stand.ports.add(one, stand.told.append)
         if number <= len(both):
             stand.worker.answer(None)
-    assert [port.forward for port in stand.ports.list()] == both
-    assert [type(told) for told in stand.told] == [Port, Port, Conflict, Conflict]
+    assert [replace(port, id=0) for port in stand.ports.list()] == both
+    assert [type(told) for told in stand.told] == [Forward, Forward, Conflict, Conflict]
     conflicts = [told.conflict for told in stand.told if isinstance(told, Conflict)]
     assert conflicts == [1, 2], "each is in the way of its own"
     stand.remove(1)
     stand.worker.answer(None)
-    stand.ports.add(Direction.INBOUND, both[0], Source.CONTROL, stand.told.append)
+    stand.ports.add(both[0], stand.told.append)
     stand.worker.answer(None)
-    assert {port.forward.protocol for port in stand.ports.list()} == {*Protocol}
+    assert {port.protocol for port in stand.ports.list()} == {*Protocol}

@@ -652,7 +652,7 @@ def test_no_relay_goes_on_with_a_listener_that_is_not_as_it_was_made(
     """Where ports change the host monitor ends those of the host before it says so."""
     keeper, above, _ = stand
     keeper.plan = keeper.plan._replace(direction=direction, is_dynamic=is_dynamic)
-    forward = Forward(IPv4Address("127.0.0.1"), None, 0, None, 80, True)
+    forward = Forward(Direction.INBOUND, IPv4Address("127.0.0.1"), None, 0, None, 80, True)
     write_place(forward, (0,))
     with socket.socket(fileno=open_listener(forward, (0,))) as one:
         keeper.plan = keeper.plan._replace(listeners=(Listener(one.fileno(), (), (), 1),))

@@ -18,7 +18,7 @@ from hardsplice.ipc.channel import close_all
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure
 from hardsplice.model.families import IPV4, IPV6
-from hardsplice.model.forward import Forward
+from hardsplice.model.forward import Forward, Origin, Source
 from hardsplice.model.ports import parse_inherited, single
 from hardsplice.model.protocol import Protocol
 from hardsplice.model.spec import ANYWHERE, Inherited, Refusal, read_listen, read_target
@@ -49,7 +49,7 @@ V6 = IPv6Address("fd00::5")
     ],
 )
 def test_how_it_is_written(text: str, meaning: Inherited) -> None:
-    assert parse_inherited([text], option="-t") == [meaning]
+    assert parse_inherited([text]) == [meaning]
     assert parse_args(["-t", text, "1"]).inherited == (meaning,)
 
 
@@ -72,13 +72,13 @@ def test_how_it_is_written(text: str, meaning: Inherited) -> None:
 )
 def test_what_is_refused(specs: list[str], words: str) -> None:
     with pytest.raises(Failure, match=words):
-        parse_inherited(specs, option="-t")
+        parse_inherited(specs)
 
 
 @given(st.text(alphabet="inherit:[]/.0123456789abcdf ", max_size=30))
 def test_any_text_is_one_or_a_failure(text: str) -> None:
     try:
-        (one,) = parse_inherited([f"inherit{text}"], option="-t")
+        (one,) = parse_inherited([f"inherit{text}"])
     except Failure:
         return
     assert 1 <= one.port <= 65535
@@ -102,6 +102,7 @@ def test_it_stands_beside_ports_but_not_beside_none() -> None:
 ADDRESSES = st.one_of(st.none(), st.ip_addresses(v=4), st.ip_addresses(v=6))
 FORWARDS = st.builds(
     Forward,
+    direction=st.sampled_from(Direction),
     address=ADDRESSES,
     interface=st.one_of(st.none(), st.text(st.characters(exclude_characters="\0"), min_size=1)),
     port=st.integers(1, 65535),
@@ -115,50 +116,51 @@ FORWARDS = st.builds(
 def test_each_listener_has_a_name_of_its_own_that_a_service_manager_takes(
     one: Forward, other: Forward
 ) -> None:
-    names = [stored_name(Direction.INBOUND, one), stored_name(Direction.INBOUND, other)]
-    assert (names[0] == names[1]) == (
-        (one.address, one.interface, one.port) == (other.address, other.interface, other.port)
-    )
-    assert stored_name(Direction.OUTBOUND, one) != names[0]
+    names = [stored_name(one), stored_name(other)]
+    kinds = [(each.direction, each.address, each.interface, each.port) for each in (one, other)]
+    assert (names[0] == names[1]) == (kinds[0] == kinds[1])
+    assert stored_name(replace(one, direction=one.direction.opposite)) != names[0]
     for name in names:
         assert name.isascii()
         assert name.isprintable()
         assert ":" not in name
 
 
-@given(FORWARDS, st.sampled_from(Direction), ADDRESSES)
+@given(FORWARDS, ADDRESSES)
 def test_one_that_was_added_is_known_by_its_name_alone(
-    one: Forward, direction: Direction, target: IPv4Address | IPv6Address | None
+    one: Forward, target: IPv4Address | IPv6Address | None
 ) -> None:
     one = replace(one, target=target, target_port=8000)
-    name = added_name(direction, one)
+    name = added_name(one)
     assert name.isascii()
     assert ":" not in name
     assert len(name) <= 255 or len(one.interface or "") > 15
     try:
         listening = f"{one.address or ''}{'%' + one.interface if one.interface else ''}"
         asked = single(
+            one.direction,
             read_listen(listening) if listening else ANYWHERE,
             one.port,
             read_target(str(target), "") if target else None,
             8000,
+            Source.CONTROL,
             versions=(4, 6),
             families=(4, 6),
         )
     except Refusal:
         assert read_added(name, (4, 6)) is None, "it could not have been added"
         return
-    assert read_added(name, (4, 6)) == (direction, replace(asked, required=False))
+    assert read_added(name, (4, 6)) == replace(asked, required=False)
 
 
-@given(FORWARDS, st.sampled_from(Direction))
-def test_a_name_says_the_protocol(one: Forward, direction: Direction) -> None:
+@given(FORWARDS)
+def test_a_name_says_the_protocol(one: Forward) -> None:
     both = [replace(one, protocol=protocol) for protocol in Protocol]
-    assert len({stored_name(direction, each) for each in both}) == len(both)
-    assert len({added_name(direction, each) for each in both}) == len(both)
+    assert len({stored_name(each) for each in both}) == len(both)
+    assert len({added_name(each) for each in both}) == len(both)
     for each in both:
-        found = read_added(added_name(direction, each), (4, 6))
-        assert found is None or found[1].protocol is each.protocol
+        found = read_added(added_name(each), (4, 6))
+        assert found is None or found.protocol is each.protocol
 
 
 def without_protocol(name: str) -> str:
@@ -166,9 +168,9 @@ def without_protocol(name: str) -> str:
     return name.replace("bound/tcp/", "bound/", 1)
 
 
-@given(FORWARDS, st.sampled_from(Direction))
-def test_a_name_without_a_protocol_is_of_tcp(one: Forward, direction: Direction) -> None:
-    name = added_name(direction, one)
+@given(FORWARDS)
+def test_a_name_without_a_protocol_is_of_tcp(one: Forward) -> None:
+    name = added_name(one)
     old = without_protocol(name)
     assert old != name
     assert read_added(old, (4, 6)) == read_added(name, (4, 6))
@@ -176,17 +178,19 @@ def test_a_name_without_a_protocol_is_of_tcp(one: Forward, direction: Direction)
 
 @pytest.mark.parametrize("naming", [stored_name, added_name])
 def test_what_was_kept_under_a_name_without_a_protocol_is_taken(
-    naming: Callable[[Direction, Forward], str],
+    naming: Callable[[Forward], str],
 ) -> None:
     listener = listening(socket.AF_INET, "127.0.0.1")
     port, before = listener.getsockname()[1], listener.detach()
-    forward = Forward(IPv4Address("127.0.0.1"), None, port, None, 80, required=True)
-    old = without_protocol(naming(Direction.INBOUND, forward))
+    forward = Forward(
+        Direction.INBOUND, IPv4Address("127.0.0.1"), None, port, None, 80, required=True
+    )
+    old = without_protocol(naming(forward))
     left = Passed([(old, before)], FIRST)
-    left.end_others([(Direction.INBOUND, forward)])
+    left.end_others([forward])
     other = replace(forward, protocol=Protocol.UDP)
-    assert left.take(Direction.INBOUND, other, (IPV4, IPV6)) is None
-    taken = left.take(Direction.INBOUND, forward, (IPV4, IPV6))
+    assert left.take(other, (IPV4, IPV6)) is None
+    taken = left.take(forward, (IPV4, IPV6))
     assert taken is not None
     close_all([taken])
 
@@ -195,8 +199,8 @@ def test_what_was_kept_under_a_name_without_a_protocol_is_taken(
 def test_any_other_name_is_none_of_one_that_was_added(text: str) -> None:
     found = read_added(f"hardsplice/added/inbound/{text}", (4,))
     if found is not None:
-        assert 1 <= found[1].port <= 65535
-        assert 1 <= found[1].target_port <= 65535
+        assert 1 <= found.port <= 65535
+        assert 1 <= found.target_port <= 65535
     assert read_added(f"hardsplice/inbound/{text}", (4,)) is None
 
 
@@ -232,36 +236,37 @@ def test_a_listener_that_was_opened_for_a_forward_is_taken_for_it_and_for_no_oth
     families: tuple[int, ...], address: str | None
 ) -> None:
     chosen = None if address is None else ip_address(address)
-    template = Forward(chosen, None, 0, None, 80, required=True)
+    template = Forward(Direction.INBOUND, chosen, None, 0, None, 80, required=True)
     write_place(template, families)
     fd = open_listener(template, families)
     with socket.socket(fileno=os.dup(fd)) as one:
         port = one.getsockname()[1]
-    forward = Forward(chosen, None, port, None, 80, required=True)
-    left = Passed([(stored_name(Direction.INBOUND, forward), fd)], FIRST)
+    forward = Forward(Direction.INBOUND, chosen, None, port, None, 80, required=True)
+    left = Passed([(stored_name(forward), fd)], FIRST)
     others = [
-        Forward(chosen, None, port % 65535 + 1, None, 80, required=True),
-        Forward(IPv4Address("127.0.0.9"), None, port, None, 80, required=True),
+        Forward(Direction.INBOUND, chosen, None, port % 65535 + 1, None, 80, required=True),
+        Forward(Direction.INBOUND, IPv4Address("127.0.0.9"), None, port, None, 80, required=True),
     ]
     for other in others:
-        assert left.take(Direction.INBOUND, other, families) is None
-    assert left.take(Direction.OUTBOUND, forward, families) is None
-    taken = left.take(Direction.INBOUND, forward, families)
+        assert left.take(other, families) is None
+    outbound = replace(forward, direction=Direction.OUTBOUND)
+    assert left.take(outbound, families) is None
+    taken = left.take(forward, families)
     assert taken is not None
-    assert left.take(Direction.INBOUND, forward, families) is None, "once"
+    assert left.take(forward, families) is None, "once"
     close_all([taken])
 
 
 def test_one_that_listens_elsewhere_under_its_name_is_not_taken() -> None:
-    forward = Forward(IPv4Address("127.0.0.1"), None, 1, None, 80, required=True)
-    name = stored_name(Direction.INBOUND, forward)
+    forward = Forward(Direction.INBOUND, IPv4Address("127.0.0.1"), None, 1, None, 80, required=True)
+    name = stored_name(forward)
     for wrong in (
         socket.create_server(("127.0.0.1", 0)),
         socket.socket(),
         socket.socket(type=socket.SOCK_DGRAM),
     ):
         left = passed((name, wrong))
-        assert left.take(Direction.INBOUND, forward, (IPV4, IPV6)) is None
+        assert left.take(forward, (IPV4, IPV6)) is None
         assert left.kept_for(Direction.INBOUND) == []
 
 
@@ -304,7 +309,9 @@ def test_a_passed_listener_is_a_forward_of_where_it_listens(
     one = listening(family, address, dual=dual)
     port = one.getsockname()[1]
     left = passed(("web", one))
-    ((forward, fd),) = left.inherit([Inherited(("web",), None, 80)])
+    (bound,) = left.inherit([Inherited(("web",), None, 80)], 7)
+    forward, fd = bound.forward, bound.fd
+    assert (forward.id, forward.origin) == (7, Origin.PASSED)
     assert (forward.address, forward.port, forward.target_port) == (meaning, port, 80)
     assert not os.get_blocking(fd)
     with socket.socket(fileno=fd) as taken:
@@ -314,14 +321,14 @@ def test_a_passed_listener_is_a_forward_of_where_it_listens(
 
 
 def test_several_of_one_name_are_taken_together_and_ours_never() -> None:
-    forward = Forward(IPv4Address("127.0.0.1"), None, 1, None, 80, required=True)
+    forward = Forward(Direction.INBOUND, IPv4Address("127.0.0.1"), None, 1, None, 80, required=True)
     left = passed(
         ("web", listening(socket.AF_INET, "127.0.0.1")),
-        (stored_name(Direction.INBOUND, forward), listening(socket.AF_INET, "127.0.0.1")),
+        (stored_name(forward), listening(socket.AF_INET, "127.0.0.1")),
         ("web", listening(socket.AF_INET, "127.0.0.1")),
         ("other", listening(socket.AF_INET, "127.0.0.1")),
     )
     rest, web = Inherited((), None, 81), Inherited(("web",), None, 80)
-    taken = left.inherit([rest, web])
-    assert [forward.target_port for forward, _ in taken] == [80, 80, 81]
-    close_all([*(fd for _, fd in taken), *left.kept_for(Direction.INBOUND)])
+    taken = left.inherit([rest, web], 3)
+    assert [one.forward.target_port for one in taken] == [80, 80, 81]
+    close_all([*(one.fd for one in taken), *left.kept_for(Direction.INBOUND)])

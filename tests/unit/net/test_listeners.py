@@ -16,13 +16,14 @@ import pytest
 
 from hardsplice.ipc.channel import close_all
 from hardsplice.kernel import pinned, socketcalls
+from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure
 from hardsplice.model.families import IPV4, IPV6
-from hardsplice.model.forward import Forward
+from hardsplice.model.forward import Forward, Source
 from hardsplice.model.protocol import Protocol
 from hardsplice.net.listeners import (
+    Bound,
     Pointers,
-    describe,
     has_ended,
     is_listener,
     is_sound,
@@ -51,7 +52,15 @@ def forward(
     required: bool = True,
 ) -> Forward:
     listen = ip_address(address) if address else None
-    return Forward(listen, interface, port, ip_address(target) if target else None, 80, required)
+    return Forward(
+        Direction.INBOUND,
+        listen,
+        interface,
+        port,
+        ip_address(target) if target else None,
+        80,
+        required,
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -141,7 +150,7 @@ def test_where_the_family_does_not_matter_the_plans_are_one_object() -> None:
 
 def test_a_listener_has_its_plans() -> None:
     one = forward(None)
-    made = Pointers(USUAL, BOTH).listener(3, 12, one, SLOTS)
+    made = Pointers(USUAL, BOTH).listener(Bound(replace(one, id=3), 12), SLOTS)
     assert (made.fd, made.index) == (12, 3)
     assert (made.plan_ipv4, made.plan_ipv6) == plans(one, BOTH)
 
@@ -151,7 +160,7 @@ def test_a_target_of_a_family_that_is_not_there_is_a_failure(
     target: str, families: tuple[int, ...]
 ) -> None:
     with pytest.raises(Failure, match=r"there is no IPv[46]"):
-        Pointers(USUAL, families).listener(3, 12, forward(None, target=target), SLOTS)
+        Pointers(USUAL, families).listener(Bound(forward(None, target=target), 12), SLOTS)
 
 
 @pytest.mark.parametrize("listen", [None, "127.0.0.1", "::1"])
@@ -317,14 +326,16 @@ def test_no_listener_is_opened_for_what_is_not_tcp() -> None:
 
 def fails(forwards: list[Forward]) -> Failure:
     with pytest.raises(Failure) as caught:
-        open_listeners(forwards, BOTH, "on the host")
+        open_listeners(forwards, BOTH)
     return caught.value
 
 
 def test_all_are_opened_in_order() -> None:
-    made = open_listeners([forward(), forward("::1"), forward(None)], BOTH, "on the host")
-    assert [index for index, _ in made] == [0, 1, 2]
-    close_all([fd for _, fd in made])
+    wanted = [forward(), forward("::1"), forward(None)]
+    made = open_listeners(wanted, BOTH)
+    assert [replace(one.forward, port=0) for one in made] == wanted
+    assert [one.forward.port for one in made] == [socketcalls.local_port(one.fd) for one in made]
+    close_all([one.fd for one in made])
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1", None])
@@ -340,9 +351,16 @@ def test_a_port_in_use_opens_none_of_all(address: str | None, free_port: int) ->
 def test_a_port_in_use_that_nobody_asked_for_by_number_is_left_out(free_port: int) -> None:
     with opened(forward(None, free_port)):
         wanted = [forward(None, free_port, required=False), forward()]
-        made = open_listeners(wanted, BOTH, "on the host")
-        assert [index for index, _ in made] == [1]
-        close_all([made[0][1]])
+        (made,) = open_listeners(wanted, BOTH)
+        assert made.forward.address is not None
+        close_all([made.fd])
+
+
+def test_one_that_was_added_before_a_restart_is_left_out_whatever_the_reason() -> None:
+    wanted = [replace(forward("192.0.2.1"), source=Source.CONTROL), forward()]
+    (made,) = open_listeners(wanted, BOTH)
+    assert str(made.forward.address) == "127.0.0.1"
+    close_all([made.fd])
 
 
 @pytest.mark.parametrize("required", [True, False])
@@ -407,7 +425,7 @@ def test_the_next_step_is_named(
     ],
 )
 def test_a_listener_has_a_name(one: Forward, name: str) -> None:
-    assert describe(one) == name
+    assert one.name == name
 
 
 # --- families ---
