@@ -276,16 +276,18 @@ LONER = 61235  # whom nobody else runs as, not even the tests of somebody else
 
 
 @contextmanager
-def crowd(identity: Identity) -> Iterator[None]:
-    """Another program of that user has so many descriptors under way that we can't have any."""
-    argv = identity.wrap([*limited(CROWD), "/usr/bin/python3", "-c", _CROWD])
-    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+def another_program(identity: Identity, *argv: str) -> Iterator[None]:
+    """A program of that user has taken all that there is of something; it ends with its input."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(identity.wrap(list(argv)), stdin=pipe, stdout=pipe) as process:
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == b"full\n"
             yield
         finally:
-            process.kill()
+            assert process.stdin is not None
+            process.stdin.close()
+            process.wait(PATIENCE)
 
 
 @pytest.mark.parametrize("direction", ["inbound", "outbound"])
@@ -318,7 +320,7 @@ def test_another_program_of_the_user_has_too_many_descriptors_under_way(
             listener.listen(1000)
             with echoing(listener):
                 clients = []
-                with crowd(alone):
+                with another_program(alone, *limited(CROWD), "/usr/bin/python3", "-c", _CROWD):
                     for _ in range(2 * POOL_SIZE):
                         client = outside(socket.AF_INET)
                         client.settimeout(PATIENCE)
@@ -348,21 +350,6 @@ sys.stdin.read()
 for _ in range(2 * int(sys.argv[1])):
     os.wait()  # until then they count
 """
-
-
-@contextmanager
-def many_processes(identity: Identity) -> Iterator[None]:
-    """Another program of that user has more processes than we may have."""
-    argv = identity.wrap(["/usr/bin/python3", "-c", _MANY, str(PROCESSES)])
-    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == b"full\n"
-            yield
-        finally:
-            assert process.stdin is not None
-            process.stdin.close()  # which ends all of them
-            process.wait(PATIENCE)
 
 
 @contextmanager
@@ -399,7 +386,8 @@ def test_another_program_of_the_user_has_all_processes(launch: Launch, direction
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(("127.0.0.1", port))
             listener.listen()
-            with many_processes(Identity("alone", LONER)):
+            many = ["/usr/bin/python3", "-c", _MANY, str(PROCESSES)]
+            with another_program(Identity("alone", LONER), *many):
                 for pid in instance.processes():
                     if procfs.status(pid)["Name"].startswith("hs-relay"):
                         os.kill(pid, signal.SIGKILL)

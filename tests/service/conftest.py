@@ -59,6 +59,14 @@ def passes(port: int, listener: socket.socket) -> None:
         assert client.recv(4, socket.MSG_WAITALL) == b"pong"
 
 
+def still_served(client: socket.socket, listener: socket.socket) -> None:
+    """A client that connected while there was no hardsplice reaches the server now."""
+    client.sendall(b"waited")
+    with listener.accept()[0] as server:
+        server.settimeout(PATIENCE)
+        assert server.recv(6, socket.MSG_WAITALL) == b"waited"
+
+
 def gone(pids: list[int]) -> None:
     """None of them lives on."""
     eventually(lambda: not [pid for pid in pids if procfs.alive(pid)], "processes remain", within=3)

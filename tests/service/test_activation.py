@@ -13,7 +13,7 @@ import threading
 
 import pytest
 
-from tests.service.conftest import Serve, gone, passes
+from tests.service.conftest import Serve, gone, passes, still_served
 from tests.support.manager import Manager
 from tests.support.netns import Identity, Namespace
 from tests.support.product import Program, family, free_ports
@@ -174,10 +174,7 @@ def test_no_client_is_refused_while_it_is_restarted(
         outside.settimeout(PATIENCE)
         serve(manager, *options).until_ready()
         for client, listener in ((early, inside), (outward, outside)):
-            client.sendall(b"waited")
-            with listener.accept()[0] as server:
-                server.settimeout(PATIENCE)
-                assert server.recv(6, socket.MSG_WAITALL) == b"waited"
+            still_served(client, listener)
     assert manager.store == before, "what was kept is kept on, and nothing twice"
     passes(port, inside)
     manager.stop()

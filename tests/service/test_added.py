@@ -18,7 +18,7 @@ from hardsplice.ctl.client import Client
 from hardsplice.ctl.commands import description
 from hardsplice.model.direction import Direction
 from hardsplice.model.ports import parse
-from tests.service.conftest import Serve, gone, passes
+from tests.service.conftest import Serve, gone, passes, still_served
 from tests.support.manager import Manager
 from tests.support.netns import Identity, Namespace
 from tests.support.product import family, free_ports
@@ -80,10 +80,7 @@ def test_ports_that_were_added_are_there_again_after_a_restart(
             outward.connect(("127.0.0.1", 8081))
             serve(manager, *options).until_ready()
             for client, listener in ((early, inside), (outward, outside)):
-                client.sendall(b"waited")
-                with listener.accept()[0] as server:
-                    server.settimeout(PATIENCE)
-                    assert server.recv(6, socket.MSG_WAITALL) == b"waited"
+                still_served(client, listener)
         assert sources(path) == {
             f"127.0.0.1:{port}": "option",
             f"127.0.0.1:{port + 1}": "control",
@@ -108,10 +105,7 @@ def test_what_an_earlier_version_had_kept_comes_back_and_is_kept_by_its_new_name
     kept = {os.fstat(fd).st_ino for _, fd in manager.store}
     with socket.create_connection(("127.0.0.1", port + 1), timeout=PATIENCE) as early:
         serve(manager, *options).until_ready()
-        early.sendall(b"waited")
-        with inside.accept()[0] as server:
-            server.settimeout(PATIENCE)
-            assert server.recv(6, socket.MSG_WAITALL) == b"waited"
+        still_served(early, inside)
     assert sources(path) == {
         f"127.0.0.1:{port}": "option",
         f"127.0.0.1:{port + 1}": "control",

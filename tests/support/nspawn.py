@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from hardsplice.kernel import mounts
 from tests.support import procfs
 from tests.support.product import ROOT
 from tests.support.stream import PATIENCE, Violation, eventually
@@ -48,13 +49,12 @@ def reason_to_skip(program: Path) -> str:
 
 def _hierarchies() -> list[Path]:
     """Where the cgroup hierarchies are mounted that systemd sorts its processes in."""
-    found = []
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        before, _, after = line.partition(" - ")
-        kind, _, options = after.split()
-        if kind == "cgroup2" or "name=systemd" in options.split(","):
-            found.append(Path(before.split()[4]))
-    return found
+    own = ("cgroup", "systemd")  # of cgroup v1, by its name
+    return [
+        Path(one.path)
+        for one in mounts.here().values()
+        if one.kind == "cgroup2" or (one.kind, Path(one.path).name) == own
+    ]
 
 
 class Machine(Units):

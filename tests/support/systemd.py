@@ -20,6 +20,7 @@ from typing import Protocol
 
 import pytest
 
+from hardsplice.kernel import mounts
 from tests.support import procfs
 from tests.support.netns import Identity
 from tests.support.stream import PATIENCE, Violation, eventually
@@ -39,10 +40,8 @@ def reason_to_skip() -> str:
 
 
 def _cgroup2() -> Path | None:
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        if " - cgroup2 " in line:
-            return Path(line.split()[4])
-    return None
+    found = (Path(one.path) for one in mounts.here().values() if one.kind == "cgroup2")
+    return next(found, None)
 
 
 class Units(Protocol):
