@@ -157,7 +157,7 @@ class Container:
         return code, f"{INIT.name} was {describe_status(code - 128 if code > 128 else code << 8)}"
 
     def last_records(self) -> Iterator[Record]:
-        """What PID 1 has said before it ended, and nobody has heard yet. Malformed."""
+        """What PID 1 has sent before it ended, and was not received yet. Malformed."""
         assert self._init is not None
         return self._init.last_words()
 

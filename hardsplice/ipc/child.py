@@ -172,7 +172,7 @@ class Child:
         return None
 
     def let_go(self) -> None:
-        """Let go of its lifeline, at which the kernel kills it, whichever user's it is by now."""
+        """Close its lifeline, at which the kernel kills it, whichever user it is by now."""
         if self.line is not None:
             self.line.let_go()
 

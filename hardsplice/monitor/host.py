@@ -48,23 +48,21 @@ from hardsplice.telemetry.flow_log import FlowLog
 from hardsplice.telemetry.flow_table import Nonsense
 from hardsplice.telemetry.log import Level
 
-# For the target monitor to end its relays, each of which has STOP_SECONDS, and to leave
+# For the namespace monitor to end its relays, each of which has STOP_SECONDS, and to end itself
 END_SECONDS = STOP_SECONDS + 0.2
 ANSWERS = (Kind.OPENED, Kind.SERVED, Kind.CLOSED)
-# Who has to be there before all is ready, is asked whether it goes on, and drains.
+# What has to be ready at the start, is pinged, and drains.
 TARGET, RELAYS, AUTO, COMMAND = "target", "relays", "auto", "command"
 
 
 class HostMonitor:
-    """The process that was started; keeps the outbound relays, watches the namespace, writes the
-    log.
-    """
+    """Starts and replaces the outbound relays, watches the namespace, writes the log."""
 
     def __init__(
         self, host: Host, missing: Sequence[str], on_ready: Callable[[HostMonitor], None]
     ) -> None:
         """``missing`` are layers of the lock-down that are not in force; ``on_ready`` is called
-        once, when all serve.
+        once, when all processes serve.
         """
         self.host = host
         self.log, self.traffic, self.missing = host.log, host.traffic, [*missing]
@@ -101,7 +99,7 @@ class HostMonitor:
         self.readiness = Readiness(self._phases())
         self.flows = FlowLog(host.log, host.traffic, self.teller.where) if host.log_flows else None
         traced = BY_TRACED_RELAYS if host.log.level >= Level.TRACE else frozenset[int]()
-        self.noted = BY_RELAYS | BY_KEEPERS | traced  # what the target monitor may pass on
+        self.noted = BY_RELAYS | BY_KEEPERS | traced  # what the namespace monitor may pass on
         self.watchdog = (
             Watchdog(host.watchdog, host.notifier, self.loop.after, self._ask_alive)
             if host.watchdog
@@ -118,7 +116,7 @@ class HostMonitor:
         return self.registry if self.exchange else None
 
     def run(self) -> int:
-        """Serve until told to end; the exit status. Failure when something can't go on."""
+        """Serve until told to end; the exit status. Failure if a part can't go on."""
         host = self.host
         self.loop.add(host.signals, self._on_signal)
         if host.monitor:
@@ -139,7 +137,7 @@ class HostMonitor:
         return status
 
     def close(self) -> None:
-        """End what belongs to us, and wait until it has ended: no port is held after that."""
+        """End all child processes, and wait until they have ended: no port is bound after that."""
         if not self.ending.is_draining:
             self.host.notifier.status(str(self.failure or "ending"), "STOPPING=1")
         monitor = self.monitor
@@ -198,7 +196,7 @@ class HostMonitor:
         self._arrived(RELAYS)
 
     def relay_lost(self, reason: str, hint: str | None = None) -> None:
-        """An outbound relay can't be kept running: end."""
+        """An outbound relay can't be kept running: end hardsplice."""
         self.fail(relay_lost(Direction.OUTBOUND, reason, hint))
 
     def fail(self, failure: Failure) -> None:
@@ -234,7 +232,9 @@ class HostMonitor:
         return self.host.terminal is not None and self.host.terminal.is_led_by_us
 
     def _is_left(self) -> bool:
-        """Whether the terminal that we were started at has hung up; nohup(1) is for who minds."""
+        """Whether the terminal that we were started at has hung up, and the caller doesn't ignore
+        that.
+        """
         terminal = self.host.terminal
         return terminal is not None and terminal.is_minded and terminal.has_hung_up()
 
@@ -243,10 +243,10 @@ class HostMonitor:
         ours = [self.monitor, *(keeper.child for keeper in self.crew.keepers)]
         return {one.pid for one in ours if one} | set(self.command.pids if self.command else ())
 
-    # --- is all well? -----------------------------------------------------------------------------
+    # --- watchdog ---------------------------------------------------------------------------------
 
     def _ask_alive(self) -> set[str]:
-        """Ask everybody whether they go on: who was asked."""
+        """Ping all of them: which were pinged."""
         asked = set()
         if not self.crew.is_drained:
             asked.add(RELAYS)
@@ -262,17 +262,17 @@ class HostMonitor:
             self.watchdog.heard(who)
 
     def relays_alive(self) -> None:
-        """The outbound relays go on."""
+        """The outbound relays have answered."""
         self._alive(RELAYS)
 
-    # --- what others tell -------------------------------------------------------------------------
+    # --- what others report -----------------------------------------------------------------------
 
     def _target_gone(self) -> None:
         self.log.line(Level.DEBUG, f"ending: {self.host.target.name} is gone")
         self._end(0)
 
     def _end(self, status: int) -> None:
-        """End with that status, once flows have had the time that --drain gives them."""
+        """End with that status, after the time that --drain gives to flows."""
         departure.forget(self.host.target, self.loop)
         if not self.readiness.is_complete:
             self.loop.stop(status)
@@ -281,7 +281,7 @@ class HostMonitor:
         self.ending.begin(status, self.monitor, self.crew, self.host.kept())
 
     def relays_drained(self) -> None:
-        """Nobody is connected to the outbound relays any more."""
+        """The outbound relays have no flow left."""
         self.ending.drained(RELAYS)
 
     def command_prepared(self) -> None:
@@ -313,11 +313,13 @@ class HostMonitor:
         return record is not None
 
     def distrust(self, whom: str, error: Exception | str) -> None:
-        """It says or does what it may not, or when it may not."""
+        """It violates the protocol."""
         self.fail(Failure("trust", whom, str(error)))
 
     def _on_record(self, record: Record) -> None:
-        """The target monitor may have been taken over: it can say what is due (ipc/dialogue.py)."""
+        """The namespace monitor may have been taken over: only what is due counts
+        (ipc/dialogue.py).
+        """
         try:
             self.target_says.hear(record)
             if record.kind in ANSWERS:
@@ -370,7 +372,7 @@ class HostMonitor:
         how = f"it was {describe_status(status)}"
         self.fail(Failure("keep", "the target monitor running", how))
 
-    # --- words ------------------------------------------------------------------------------------
+    # --- the log ----------------------------------------------------------------------------------
 
     def flow_ended(self, end: int, row: bytes) -> None:
         """A flow of an outbound relay ended."""
@@ -378,7 +380,7 @@ class HostMonitor:
             self.flows.ended(Direction.OUTBOUND, end, row)
 
     def note(self, kind: int, detail: int, index: int, text: bytes) -> None:
-        """An outbound relay, or its keeper, has something for the log."""
+        """An outbound relay, or its supervisor, has something for the log."""
         self._tell(Direction.OUTBOUND, Record(Kind.NOTE, kind, index, detail, text))
 
     def _tell(self, direction: Direction, record: Record) -> None:

@@ -33,7 +33,7 @@ class Readiness:
         return not self._left
 
     def awaits(self, who: str) -> bool:
-        """Whether the phase that it is in waits for that one."""
+        """Whether the current phase waits for that report."""
         return who in self._awaited
 
     def start(self) -> None:

@@ -46,7 +46,7 @@ from hardsplice.telemetry.counters import DENIED_CALLS, DENIED_RECORDS, RESTARTS
 from hardsplice.telemetry.flow_table import End, Nonsense, read_record
 
 ROWS_A_PASS = 256  # of a relay's flow table that are closed before others have their turn
-STOP_SECONDS = 0.5  # for a child to leave by itself once its channel is closed
+STOP_SECONDS = 0.5  # for a child to end by itself once its channel is closed
 
 
 class Keeper:
@@ -61,9 +61,9 @@ class Keeper:
         self.was_ready = False
         self.dialogue = self._dialogue()
         self.last_words = ""
-        self.succeeds = ""  # why the one ended of which the relay takes the place
+        self.succeeds = ""  # why the relay's predecessor ended
         self.is_cut_off = False
-        self.is_in_breach = False  # it sent what it may not
+        self.is_in_breach = False  # it violated the protocol
         self.is_asked = False  # whether the relay owes an answer
         self.is_draining = False
         self.outbox = Outbox(loop, self._told, upward.note, self._cut_off)
@@ -102,8 +102,8 @@ class Keeper:
             return linux.fork()
 
     def stop(self, deadline: float) -> None:
-        """Make the relay leave, by the monotonic clock's ``deadline``, and wait until it has: its
-        listeners are free then. What it has said before is heard.
+        """End the relay, by the monotonic clock's ``deadline``, and wait until it has ended: its
+        listeners are free then. What it has sent before is still received.
         """
         if self.child is not None:
             self.child.hang_up()
@@ -112,24 +112,24 @@ class Keeper:
             self._forget()
 
     def drain(self) -> None:
-        """Have the relay accept nobody any more, and leave once nobody is connected."""
+        """Have the relay stop accepting, and end once it has no flow left."""
         self.is_draining = True
         self.outbox.tell(Record(Kind.DRAIN))
 
     @property
     def is_drained(self) -> bool:
-        """Whether there is no relay any more, and none will be."""
+        """Whether there is no relay, nor will be."""
         return self.is_draining and self.child is None
 
-    # --- what the relay is told ------------------------------------------------------------------
+    # --- what the relay is sent ------------------------------------------------------------------
 
     def add(self, listener: Listener) -> None:
-        """Have the relay, and each that takes its place, accept on one more listener."""
+        """Have the relay, and each that replaces it, accept on one more listener."""
         self.plan = self.plan._replace(listeners=(*self.plan.listeners, listener))
         self.outbox.tell(orders.serve(listener, self.plan.book))
 
     def remove(self, listener: Listener, *, reset_flows: bool) -> None:
-        """Have no relay accept on that listener any more; the caller may end it after this."""
+        """Have relays stop accepting on that listener; the caller may end it after this."""
         left = tuple(one for one in self.plan.listeners if one.index != listener.index)
         self.plan = self.plan._replace(listeners=left)
         if not self.outbox.take_back(Kind.ADD_LISTENER, listener.index):
@@ -140,18 +140,20 @@ class Keeper:
         return any((one.index, one.fd) == (index, place) for one in self.plan.listeners)
 
     def _told(self, record: Record) -> None:
-        """A record is on its way: one of a listener is asked about in turn (monitor/placing.py)."""
+        """A record was sent: if it is about a listener, the relay makes its call
+        (monitor/placing.py).
+        """
         if record.kind != Kind.DRAIN:
             is_added = record.kind == Kind.ADD_LISTENER
             self.placing.told(record.detail, record.index if is_added else None)
 
     def look(self) -> None:
-        """Have the relay look for clients that wait."""
+        """Have the relay check its listeners for clients that wait."""
         if self.child is not None and not self.is_cut_off:
             self.child.channel.send(Record(Kind.LOOK), wait=False)
 
     def ask_alive(self) -> None:
-        """Ask the relay whether it goes on."""
+        """Ping the relay."""
         self.is_asked = not self.is_drained
         if self.child is None or self.is_cut_off:
             return
@@ -159,7 +161,7 @@ class Keeper:
             self.dialogue.asked()
 
     def hang_up(self) -> None:
-        """Tell the relay to leave, which it does at the end of its channel."""
+        """Tell the relay to end, which it does at end of file on its channel."""
         if self.child is not None:
             self.child.hang_up()
 
@@ -182,8 +184,8 @@ class Keeper:
         self._close_books(self._left_rows(), status)
 
     def _close_books(self, rows: Iterator[bytes | None], status: int) -> None:
-        """The relay has ended, and so have the flows that are still in its table. What comes of its
-        end is decided once that has been told.
+        """The relay has ended, and so have the flows that are still in its table. Once these are
+        reported, decide what to do about its end.
         """
         some = list(itertools.islice(rows, ROWS_A_PASS))
         for row in some:
@@ -202,7 +204,7 @@ class Keeper:
         return stats.flows.close_all(stats.count, time.monotonic())
 
     def _replace(self, status: int) -> None:
-        """Start another relay, unless that makes no sense."""
+        """Start another relay, unless it has to end."""
         reason, _, hint = (self.last_words or describe_status(status)).partition("\n")
         if self.is_draining:
             if status:
@@ -214,7 +216,7 @@ class Keeper:
             self.upward.relay_lost(f"it did not start: {reason}", hint or None)
             return
         if not all(self._is_sound(one.fd) for one in self.plan.listeners):
-            # No relay can do that; if one did all the same, its successor doesn't go on with it.
+            # Filters forbid a relay to do that; if one did anyway, its successor doesn't use it.
             self.upward.relay_lost(UNSOUND)
             return
         delay = self.backoff.delay(time.monotonic())
@@ -227,16 +229,17 @@ class Keeper:
         self.loop.after(delay, self.start)
 
     def _is_sound(self, fd: int) -> bool:
-        """Whether relays can go on with a listener. One of the host's that has ended where ports
-        may change was removed, of which we hear next; or else the host monitor, which keeps it too,
-        hears that a relay was replaced and looks for itself (monitor/effects.py).
+        """Whether relays can go on with a listener. If ports may change, a listener of the host
+        that has ended was removed, and the order about that comes next; otherwise the host monitor,
+        which holds it too, gets the note that a relay was replaced and checks it itself
+        (monitor/effects.py).
         """
         is_the_hosts = self.plan.is_dynamic and self.plan.direction is Direction.INBOUND
         return is_sound(fd) or (is_the_hosts and has_ended(fd))
 
     def _start_later(self, error: OSError) -> None:
-        """There are too many processes now, or too little memory: others of the same user may have
-        them, who are no reason to end. Clients wait in the backlog.
+        """There are too many processes now, or too little memory. Others of the same user may use
+        these up, which is no reason to end: clients wait in the backlog.
         """
         if not self.was_ready:
             self.upward.relay_lost(reason_of(error), next_step(error))
@@ -245,7 +248,7 @@ class Keeper:
         self.loop.after(SHORT_SECONDS, self.start)
 
     def _count(self, status: int) -> None:
-        """The relay is replaced: count that, and whether it had tried what it may not."""
+        """The relay is replaced: count that, and whether it had tried something forbidden."""
         kept = self.plan.stats.kept
         kept[RESTARTS] += 1
         if self.is_in_breach:
@@ -254,7 +257,7 @@ class Keeper:
             kept[DENIED_CALLS] += 1
 
     def _hear_out(self) -> None:
-        """The relay has ended: its last words may be in the channel, or things to get rid of."""
+        """The relay has ended: its last records may be in the channel, or some to discard."""
         if self.child is None:
             return
         try:
@@ -276,14 +279,14 @@ class Keeper:
             self._cut_off(str(error))
             return
         if record is None:
-            # It has ended, as a rule, and the pidfd says so next. An empty record looks the same.
+            # Usually it has ended, as the pidfd reports next. An empty record looks the same.
             self._kill()
         else:
             self._handle(record)
 
     def _handle(self, record: Record) -> None:
-        """Serve one record of the relay's, which may have been taken over: what isn't in the table
-        ends it.
+        """Serve one record of the relay, which may have been taken over: a kind that isn't in the
+        table ends it.
         """
         try:
             self.dialogue.hear(record)
@@ -294,13 +297,13 @@ class Keeper:
             _REQUESTS[record.kind](self, record)
 
     def _cut_off(self, why: str) -> None:
-        """The relay breaks the protocol: end it. Its successor starts clean."""
+        """The relay violates the protocol: end it. Its successor starts clean."""
         self.last_words = f"it was ended, since it broke the protocol: {why}"
         self.is_in_breach = True
         self._kill()
 
     def _kill(self) -> None:
-        """End the relay and hear no more of it. What is left in the channel is met at its exit."""
+        """End the relay and stop reading. What is left in the channel is read at its exit."""
         if self.child is None or self.is_cut_off:
             return
         self.is_cut_off = True
@@ -319,7 +322,7 @@ class Keeper:
     def _ready(self, record: Record) -> None:
         if record.fds and not self._take_questions(record.fds[0]):
             return
-        self._alive()  # one that was being replaced can't have heard the question
+        self._alive()  # a relay that was being replaced can't have got the ping
         if self.succeeds:
             self.upward.note(Note.RESTARTED, 0, 0, self.succeeds.encode(errors="replace"))
             self.succeeds = ""
@@ -328,8 +331,8 @@ class Keeper:
             self.upward.relay_ready()
 
     def _take_questions(self, fd: int) -> bool:
-        """Take that from which the relay's questions are read; without it the relay is of no use
-        where ports may change.
+        """Take the descriptor from which the relay's calls are read; without it the relay is of no
+        use where ports may change.
         """
         try:
             self.placing.begin(fd)
@@ -345,7 +348,7 @@ class Keeper:
         kind = record.small
         if kind in notes.BY_RELAYS:
             now = time.monotonic()
-            # Half, since clocks are read here and there, and the channel may have been full.
+            # Half, since both processes read the clock, and the channel may have been full.
             if now - self.noted.get(kind, -relay.NOTE_SECONDS) < relay.NOTE_SECONDS / 2:
                 return
             self.noted[kind] = now
@@ -378,7 +381,7 @@ class Keeper:
             self.supply.order(self.child.channel, family, number)
 
 
-# What is done about each kind that a relay may say (dialogue.RELAY).
+# What is done about each kind that a relay may send (dialogue.RELAY).
 _REQUESTS: dict[int, Callable[[Keeper, Record], None]] = {
     Kind.READY: Keeper._ready,
     Kind.READY_PLACING: Keeper._ready,
