@@ -31,11 +31,11 @@ from hardsplice.model.direction import Direction
 from hardsplice.model.errors import reason_of
 from hardsplice.model.roles import RELAYS
 from hardsplice.model.unforeseen import next_step
-from hardsplice.monitor import notes
 from hardsplice.monitor.backoff import DEATHS_MAX, WINDOW, Backoff, is_denial
 from hardsplice.monitor.outbox import Outbox
 from hardsplice.monitor.owner import Upward
 from hardsplice.monitor.placing import NOT_HERE, Placing
+from hardsplice.monitor.reports import Reports
 from hardsplice.monitor.supply import SHORT_SECONDS, Supply
 from hardsplice.net.listener import Listener
 from hardsplice.net.listeners import UNSOUND, has_ended, is_sound
@@ -43,7 +43,7 @@ from hardsplice.relay import main as relay
 from hardsplice.relay import orders
 from hardsplice.relay.pools import POOL_SIZE
 from hardsplice.telemetry.counters import DENIED_CALLS, DENIED_RECORDS, RESTARTS
-from hardsplice.telemetry.flow_table import End, Nonsense, read_record
+from hardsplice.telemetry.flow_table import End
 
 ROWS_A_PASS = 256  # of a relay's flow table that are closed before others have their turn
 STOP_SECONDS = 0.5  # for a child to end by itself once its channel is closed
@@ -69,7 +69,7 @@ class Keeper:
         self.outbox = Outbox(loop, self._told, upward.note, self._cut_off)
         self.supply = Supply(loop, upward.note)
         self.placing = Placing(loop, self._has, self._cut_off)
-        self.noted: dict[int, float] = {}  # when a note of that kind was passed on last
+        self.reports = Reports(upward)
 
     def _dialogue(self) -> Dialogue:
         return Dialogue(DYNAMIC_RELAY if self.plan.is_dynamic else RELAY)
@@ -290,11 +290,10 @@ class Keeper:
         """
         try:
             self.dialogue.hear(record)
+            _REQUESTS[record.kind](self, record)
         except Malformed as error:
             close_all(record.fds)
             self._cut_off(str(error))
-        else:
-            _REQUESTS[record.kind](self, record)
 
     def _cut_off(self, why: str) -> None:
         """The relay violates the protocol: end it. Its successor starts clean."""
@@ -345,39 +344,21 @@ class Keeper:
         self.last_words = record.text.decode(errors="replace")
 
     def _note(self, record: Record) -> None:
-        kind = record.small
-        if kind in notes.BY_RELAYS:
-            now = time.monotonic()
-            # Half, since both processes read the clock, and the channel may have been full.
-            if now - self.noted.get(kind, -relay.NOTE_SECONDS) < relay.NOTE_SECONDS / 2:
-                return
-            self.noted[kind] = now
-        elif kind not in notes.BY_TRACED_RELAYS or not self.plan.trace:
-            self._cut_off(f"note {kind} is not a relay's to send")
-            return
-        self.upward.note(kind, record.detail, record.index, record.text)
+        self.reports.note(record, trace=self.plan.trace)
 
     def _yield(self, _: Record) -> None:
         self.upward.relay_yields()
 
     def _flow(self, record: Record) -> None:
-        try:
-            read_record(record.small, record.text)
-        except Nonsense as error:
-            self._cut_off(str(error))
-            return
-        if not self.plan.log_flows:
-            self._cut_off("nobody asked for the ends of flows")
-            return
-        self.upward.flow_ended(record.small, record.text)
+        self.reports.flow(record, log_flows=self.plan.log_flows)
 
     def _ask(self, record: Record) -> None:
         family, number = record.small, record.detail
         if family not in self.plan.families or not 0 < number <= POOL_SIZE:
-            self._cut_off(f"{number} sockets of family {family} are not to be had")
-        elif family in self.supply.owed:
-            self._cut_off("it asks for sockets while it has not got those that it asked for")
-        elif self.child is not None:
+            raise Malformed(f"{number} sockets of family {family} are not to be had")
+        if family in self.supply.owed:
+            raise Malformed("it asks for sockets while it has not got those that it asked for")
+        if self.child is not None:
             self.supply.order(self.child.channel, family, number)
 
 

@@ -186,6 +186,7 @@ PARTS = {
         all_but("kernel/scm"),
         all_but("monitor/supervisor"),
         all_but("monitor/outbox"),
+        all_but("monitor/reports"),
         all_but("monitor/supply"),
         all_but("ipc/dialogue"),
         all_but("monitor/backoff"),
