@@ -100,9 +100,7 @@ class Container:
     def _expect(self, channel: Channel, kind: Kind) -> Record:
         """The other side's next record; its Failure if it reports one."""
         try:
-            record = channel.receive()
-            if record is None and channel is not self.channel:
-                record = self.channel.receive()  # PID 1 may know why
+            record = channel.receive() or self._other_word(channel)
         except Malformed as error:
             raise Failure("create", "namespaces", str(error)) from error
         if record is None:
@@ -112,6 +110,18 @@ class Container:
         if record.kind != kind:
             raise Failure("create", "namespaces", f"a record of kind {record.kind} is not due")
         return record
+
+    def _other_word(self, channel: Channel) -> Record | None:
+        """What the other one of the two says, where this one has ended without a word: PID 1 ends
+        with the guard, and the guard with PID 1.
+        """
+        if channel is not self.channel:
+            return self.channel.receive()
+        try:
+            record = self._guard.channel.receive(wait=False)
+        except BlockingIOError:  # it is still there
+            return None
+        return record if record and record.kind == Kind.FATAL else None
 
     def _early_end(self) -> str:
         """What is known about it, after the guard has ended or closed its channel."""
