@@ -16,6 +16,7 @@ import os
 import socket
 import unicodedata
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -306,15 +307,19 @@ def calls(node: ast.AST, where: str) -> Iterator[tuple[str, str]]:
             yield from calls(child, where)
 
 
-def callers(names: tuple[str, ...], ends: tuple[str, ...]) -> set[str]:
-    """The functions that call one of these."""
-    found = set()
+@cache
+def all_calls() -> list[tuple[str, str]]:
+    """Those of the whole package."""
+    found: list[tuple[str, str]] = []
     for path in PACKAGE.rglob("*.py"):
         module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
-        for where, called in calls(ast.parse(path.read_text(encoding="utf-8")), module):
-            if called in names or called.endswith(ends):
-                found.add(where)
+        found += calls(ast.parse(path.read_text(encoding="utf-8")), module)
     return found
+
+
+def callers(names: tuple[str, ...], ends: tuple[str, ...]) -> set[str]:
+    """The functions that call one of these."""
+    return {where for where, called in all_calls() if called in names or called.endswith(ends)}
 
 
 def test_every_function_that_writes_to_people_is_in_the_table() -> None:

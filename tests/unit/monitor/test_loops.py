@@ -17,7 +17,7 @@ from hardsplice.model.protocol import Protocol
 from hardsplice.monitor import loops
 from hardsplice.monitor.loops import Loops
 
-EPHEMERAL = (32768, 60999)
+EPHEMERAL = (10_000, 65_535)  # more of them than is usual, so that `all` is quick
 
 
 def forwards(inbound: str, outbound: str, families: tuple[int, ...] = (4, 6)) -> list[Forward]:

@@ -156,9 +156,11 @@ def test_whatever_a_relay_writes_every_reader_lives_with_it(data: bytes, end: An
         read_the_log(stats)
 
 
-def test_a_table_of_the_largest_size_costs_no_more_than_its_rows() -> None:
-    """Whatever the relay says of how many are used, and however long it says that it is writing."""
-    stats = Stats(ROWS_MAX)
+def full(rows: int) -> Stats:
+    """A table of that size that a hostile relay has filled, of which more rows are used than there
+    are, and which is being written for ever.
+    """
+    stats = Stats(rows)
     flows = stats.flows
     assert flows is not None
     data = bytearray(random.Random(7).randbytes(8 * len(stats.count)))
@@ -168,15 +170,26 @@ def test_a_table_of_the_largest_size_costs_no_more_than_its_rows() -> None:
     stats.count[:] = memoryview(data).cast("Q")
     head = flows.positions().start - FlowTable.HEAD_WORDS
     stats.count[head], stats.count[head + 1] = LARGEST, LARGEST
-    looked = 0
-    for _ in flows:
-        looked += 1
-    assert looked == ROWS_MAX
+    return stats
+
+
+def test_a_table_of_the_largest_size_costs_no_more_than_its_rows() -> None:
+    """Whatever the relay says of how many are used, and however long it says that it is writing."""
+    stats = full(ROWS_MAX)
+    flows = stats.flows
+    assert flows is not None
     assert sum(flows.states().values()) == ROWS_MAX
-    read_everything(stats)
     closed = sum(1 for _ in flows.close_all(stats.count, 2.0))
     assert closed == ROWS_MAX
     assert list(flows.close_all(stats.count, 2.0)) == []
+
+
+def test_of_a_table_that_is_larger_than_an_answer_the_first_rows_are_shown() -> None:
+    rows = 4 * FLOWS_SHOWN
+    stats = full(rows)
+    assert stats.flows is not None
+    assert len(list(stats.flows)) == rows
+    read_everything(stats)
 
 
 def test_the_end_waits_for_no_table(monkeypatch: pytest.MonkeyPatch) -> None:
