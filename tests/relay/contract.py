@@ -265,7 +265,7 @@ def request_response(lane: Lane) -> None:
         send(server, back, 20, start=start)
         expect(client, back, 20, start=start)
         late += time.monotonic() - began > 0.035
-    if late > 20:
+    if late > 100:  # a busy machine makes some late, such a wait nearly all
         raise Violation(f"{late} of 200 rounds took 35 ms or more: segments wait for others' ACKs")
 
 
