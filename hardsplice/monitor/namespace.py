@@ -179,7 +179,10 @@ def _receive(monitor: Child, plan: Namespace, log: Log) -> Started:
     forwards = {one.id: one for one in plan.forwards}
     listening: list[Bound] = []
     while True:
-        record = monitor.channel.receive()
+        try:
+            record = monitor.channel.receive()
+        except Malformed as error:
+            raise Failure("trust", "the target monitor", str(error)) from error
         if record is None:
             raise Failure("start", "the target monitor", "it ended early")
         if record.kind == Kind.FATAL:
@@ -195,6 +198,9 @@ def _receive(monitor: Child, plan: Namespace, log: Log) -> Started:
                 namespace=COOKIE.unpack(cookie)[0] or None,
                 asker=sockdiag.at(record.fds[0]) if record.fds else None,
             )
+        if record.kind != Kind.LISTENERS:
+            reason = f"a record of kind {record.kind} is not due"
+            raise Failure("trust", "the target monitor", reason)
         for number, fd in zip(record.text.split(), record.fds, strict=True):
             listening.append(Bound(chosen(forwards[int(number)], fd), fd))
 
