@@ -37,8 +37,8 @@ class Phase(Enum):
 Rules = Mapping[Phase, Mapping[int, Phase]]
 
 _SERVING_RELAY: Mapping[int, Phase] = {
-    Kind.ASK: Phase.SERVING,
-    Kind.YIELD: Phase.SERVING,
+    Kind.WANT_SOCKETS: Phase.SERVING,
+    Kind.PAUSED: Phase.SERVING,
     Kind.NOTE: Phase.SERVING,
     Kind.FLOW: Phase.SERVING,
     Kind.PONG: Phase.SERVING,

@@ -68,12 +68,12 @@ class Kind(IntEnum):
     PING = 4  # is it alive?
     PONG = 5  # it is
     # A relay and its monitor
-    ASK = 6  # sockets wanted; small = family, detail = number
+    WANT_SOCKETS = 6  # small = family, detail = number
     SOCKETS = 7  # small = family
     NOTE = 8  # something for the log: small = Note, index = port, detail and text by that
     FLOW = 9  # a flow ended; small = how, text = its row
-    YIELD = 10  # it stops accepting, so that others must
-    LOOK = 11  # clients may wait that only another relay was woken for
+    PAUSED = 10  # it stops accepting, so that others must accept
+    POLL = 11  # clients may wait that only another relay was woken for
     ADD_LISTENER = 12  # index = port, detail = its place, text = its targets (relay/orders.py)
     REMOVE_LISTENER = 13  # index and detail as above; small: and reset its flows
     DRAIN = 14  # stop accepting, and end once no flow is left
@@ -161,12 +161,12 @@ MESSAGES: Mapping[Kind, Message] = {
     ),
     Kind.PING: Message((*_TO_RELAY, _DOWN)),
     Kind.PONG: Message((*_TO_MONITOR, _UP), is_answer=True),
-    Kind.ASK: Message(_TO_MONITOR, "small detail"),
+    Kind.WANT_SOCKETS: Message(_TO_MONITOR, "small detail"),
     Kind.SOCKETS: Message(_TO_RELAY, "small", (0, FDS_LIMIT)),
     Kind.NOTE: Message((*_TO_MONITOR, _UP), "small index detail text"),
     Kind.FLOW: Message((*_TO_MONITOR, _UP), "small text"),
-    Kind.YIELD: Message(_TO_MONITOR),
-    Kind.LOOK: Message(_TO_RELAY),
+    Kind.PAUSED: Message(_TO_MONITOR),
+    Kind.POLL: Message(_TO_RELAY),
     Kind.ADD_LISTENER: Message(_TO_RELAY, "index detail text"),
     Kind.REMOVE_LISTENER: Message(_TO_RELAY, "small index detail"),
     Kind.DRAIN: Message(_TO_RELAY),

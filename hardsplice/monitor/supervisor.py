@@ -150,7 +150,7 @@ class Keeper:
     def look(self) -> None:
         """Have the relay check its listeners for clients that wait."""
         if self.child is not None and not self.is_cut_off:
-            self.child.channel.send(Record(Kind.LOOK), wait=False)
+            self.child.channel.send(Record(Kind.POLL), wait=False)
 
     def ask_alive(self) -> None:
         """Ping the relay."""
@@ -346,13 +346,13 @@ class Keeper:
     def _note(self, record: Record) -> None:
         self.reports.note(record, trace=self.plan.trace)
 
-    def _yield(self, _: Record) -> None:
+    def _paused(self, _: Record) -> None:
         self.upward.relay_yields()
 
     def _flow(self, record: Record) -> None:
         self.reports.flow(record, log_flows=self.plan.log_flows)
 
-    def _ask(self, record: Record) -> None:
+    def _want_sockets(self, record: Record) -> None:
         family, number = record.small, record.detail
         if family not in self.plan.families or not 0 < number <= POOL_SIZE:
             raise Malformed(f"{number} sockets of family {family} are not to be had")
@@ -368,8 +368,8 @@ _REQUESTS: dict[int, Callable[[Keeper, Record], None]] = {
     Kind.READY_PLACING: Keeper._ready,
     Kind.FATAL: Keeper._fatal,
     Kind.NOTE: Keeper._note,
-    Kind.ASK: Keeper._ask,
-    Kind.YIELD: Keeper._yield,
+    Kind.WANT_SOCKETS: Keeper._want_sockets,
+    Kind.PAUSED: Keeper._paused,
     Kind.FLOW: Keeper._flow,
     Kind.PONG: Keeper._pong,
 }

@@ -79,7 +79,7 @@ class ToMonitor:
 
     def ask_sockets(self, family: int, number: int) -> bool:
         """Ask for sockets of one family."""
-        return bool(self.channel.send(Record(Kind.ASK, family, detail=number), wait=False))
+        return bool(self.channel.send(Record(Kind.WANT_SOCKETS, family, detail=number), wait=False))
 
     def answer(self) -> None:
         """Say that this relay goes on."""
@@ -87,7 +87,7 @@ class ToMonitor:
 
     def yield_listeners(self) -> None:
         """Say that this relay stops accepting."""
-        self.channel.send(Record(Kind.YIELD), wait=False)
+        self.channel.send(Record(Kind.PAUSED), wait=False)
 
     def note(self, kind: Note, detail: int, listener: int = 0, text: str = "") -> None:
         """Report something; each kind at most once in NOTE_SECONDS (counters have them all)."""
@@ -278,7 +278,7 @@ _ORDERS: dict[int, Callable[[Engine, Record], None]] = {
     Kind.SOCKETS: _add_sockets,
     Kind.ADD_LISTENER: _add_listener,
     Kind.REMOVE_LISTENER: _remove_listener,
-    Kind.LOOK: _look,
+    Kind.POLL: _look,
     Kind.PING: _ping,
     Kind.DRAIN: _drain,
 }

@@ -78,11 +78,11 @@ def _two(first: bytes, second: bytes | None = None) -> Callable[[int], None]:
 def _orders(fd: int) -> None:
     for _ in range(FLOOD):
         for family in (0, 1):
-            post(fd, _record(Kind.ASK, family, 32))
+            post(fd, _record(Kind.WANT_SOCKETS, family, 32))
 
 
 _LONG = _record(Kind.NOTE, Note.ERROR, text=b"x" * TEXT_LIMIT)
-_ASK = _record(Kind.ASK, 0, 32)
+_ASK = _record(Kind.WANT_SOCKETS, 0, 32)
 
 # Records that no relay sends: its monitor must end it.
 FORBIDDEN: dict[str, Callable[[int], None]] = {
@@ -108,7 +108,7 @@ FORBIDDEN: dict[str, Callable[[int], None]] = {
             Kind.READY_PLACING,
             Kind.SIGNAL,
             Kind.EXITED,
-            Kind.LOOK,
+            Kind.POLL,
             Kind.OPEN,
             Kind.OPENED,
             Kind.SERVE,
@@ -117,10 +117,10 @@ FORBIDDEN: dict[str, Callable[[int], None]] = {
             Kind.CLOSED,
         )
     },
-    "too many sockets": _one(_record(Kind.ASK, 0, POOL_SIZE + 1)),
-    "no sockets": _one(_record(Kind.ASK, 0, 0)),
-    "less than no sockets": _one(_record(Kind.ASK, 0, -1)),
-    "sockets of no family": _one(_record(Kind.ASK, 7, 1)),
+    "too many sockets": _one(_record(Kind.WANT_SOCKETS, 0, POOL_SIZE + 1)),
+    "no sockets": _one(_record(Kind.WANT_SOCKETS, 0, 0)),
+    "less than no sockets": _one(_record(Kind.WANT_SOCKETS, 0, -1)),
+    "sockets of no family": _one(_record(Kind.WANT_SOCKETS, 7, 1)),
     "READY again": _one(_record(Kind.READY)),
     "READY again and again": _flood(_record(Kind.READY)),
     "an answer that nobody asked for": _one(_record(Kind.PONG)),
@@ -150,7 +150,7 @@ FORBIDDEN: dict[str, Callable[[int], None]] = {
 # Records that a relay may send, though not like this: whatever comes of it, all goes on.
 TOLERATED: dict[str, Callable[[int], None]] = {
     "a flood of notes": _flood(_LONG),
-    "a flood of yields": _flood(_record(Kind.YIELD)),
+    "a flood of yields": _flood(_record(Kind.PAUSED)),
     "an escape in a note": _one(
         _record(Kind.NOTE, Note.ERROR, -(1 << 31), b"\x1b[2J\n\xff\0", (1 << 32) - 1)
     ),
@@ -193,7 +193,7 @@ ENDLESS: dict[str, Callable[[int], None]] = {
     "orders for ever": _for_ever(_ASK),
     "orders for ever, and takes what it gets": _for_ever(_ASK, reads=True),
     "notes for ever": _for_ever(_LONG),
-    "yields for ever": _for_ever(_record(Kind.YIELD)),
+    "yields for ever": _for_ever(_record(Kind.PAUSED)),
     "ends of flows for ever": _for_ever(_record(Kind.FLOW, text=_ROW)),
 }
 

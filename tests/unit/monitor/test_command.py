@@ -161,7 +161,7 @@ def test_why_it_could_not_be_run_is_told(running: Stand) -> None:
 @pytest.mark.parametrize(
     "record",
     [
-        Record(Kind.YIELD),
+        Record(Kind.PAUSED),
         Record(Kind.OPENED),
         Record(Kind.RUN),
         Record(Kind.NAMESPACES),

@@ -54,8 +54,8 @@ def test_two_relays_and_somebody_else_have_as_many_turns_as_each_other() -> None
     loop = Loop()
     pairs = [Channel.pair(HOST.name, OUTBOUND_RELAY.name) for _ in range(3)]
     for _, theirs in pairs:
-        theirs.send(Record(Kind.YIELD))  # never taken, so that epoll has it ready for ever
-    busy = [Endless(Record(Kind.YIELD), ours.fileno()) for ours, _ in pairs[:2]]
+        theirs.send(Record(Kind.PAUSED))  # never taken, so that epoll has it ready for ever
+    busy = [Endless(Record(Kind.PAUSED), ours.fileno()) for ours, _ in pairs[:2]]
     for channel in busy:
         loop.add(channel.fd, keeper_of(loop, channel)._on_channel)
     turns = 0
@@ -98,7 +98,7 @@ def test_the_target_monitor_has_one_record_a_turn(monitor: HostMonitor) -> None:
 
 def test_the_last_words_of_a_relay_have_an_end() -> None:
     """Another process may hold the other end still, and go on."""
-    channel = Endless(Record(Kind.YIELD))
+    channel = Endless(Record(Kind.PAUSED))
     keeper = keeper_of(Loop(), channel)
     keeper._hear_out()
     assert channel.received == LAST_RECORDS
@@ -107,7 +107,7 @@ def test_the_last_words_of_a_relay_have_an_end() -> None:
 def test_a_channel_that_never_dries_can_be_drained(monkeypatch: pytest.MonkeyPatch) -> None:
     before = len(os.listdir("/proc/self/fd"))
     ours, theirs = Channel.pair(HOST.name, OUTBOUND_RELAY.name)
-    endless = Endless(Record(Kind.YIELD))
+    endless = Endless(Record(Kind.PAUSED))
     monkeypatch.setattr(ours, "receive", endless.receive)
     ours.drain()
     assert endless.received == LAST_RECORDS

@@ -183,7 +183,7 @@ def stand() -> Iterator[Stand]:
 
 def test_a_relay_gets_the_sockets_that_it_asks_for(stand: Stand) -> None:
     keeper, _, relay = stand
-    relay.send(Record(Kind.ASK, 0, detail=3))
+    relay.send(Record(Kind.WANT_SOCKETS, 0, detail=3))
     keeper._on_channel()
     record = relay.receive(wait=False)
     assert record is not None
@@ -199,11 +199,11 @@ def test_a_relay_gets_the_sockets_that_it_asks_for(stand: Stand) -> None:
 @pytest.mark.parametrize(
     "record",
     [
-        Record(Kind.ASK, 0, detail=0),
-        Record(Kind.ASK, 0, detail=-1),
-        Record(Kind.ASK, 0, detail=POOL_SIZE + 1),
-        Record(Kind.ASK, 1, detail=1),  # a family that the plan has no use for
-        Record(Kind.ASK, 200, detail=1),
+        Record(Kind.WANT_SOCKETS, 0, detail=0),
+        Record(Kind.WANT_SOCKETS, 0, detail=-1),
+        Record(Kind.WANT_SOCKETS, 0, detail=POOL_SIZE + 1),
+        Record(Kind.WANT_SOCKETS, 1, detail=1),  # a family that the plan has no use for
+        Record(Kind.WANT_SOCKETS, 200, detail=1),
         *(Record(Kind.NOTE, kind) for kind in (*BY_KEEPERS, *BY_TRACED_RELAYS, 0, 200)),
         Record(Kind.READY),
         Record(Kind.PONG),
@@ -212,7 +212,7 @@ def test_a_relay_gets_the_sockets_that_it_asks_for(stand: Stand) -> None:
         Record(Kind.LISTENERS),
         Record(Kind.SOCKETS),
         Record(Kind.RUN),
-        Record(Kind.LOOK),
+        Record(Kind.POLL),
         Record(0),
         Record(255),
     ],
@@ -300,7 +300,7 @@ def test_descriptors_from_a_relay_are_closed_and_nothing_else(stand: Stand) -> N
     keeper, _, relay = stand
     off = struct.pack("ii", 0, 0)
     with socket.create_server(("127.0.0.1", 0)) as shared:
-        for packet in (encode(Record(Kind.YIELD)), b"nonsense"):
+        for packet in (encode(Record(Kind.PAUSED)), b"nonsense"):
             with as_socket(relay) as end:
                 socket.send_fds(end, [packet], [shared.fileno()])
             keeper._on_channel()
@@ -336,8 +336,8 @@ def test_that_it_is_ready_is_told_of_the_first_relay_only(stand: Stand) -> None:
     "record",
     [
         Record(Kind.NOTE, Note.REFUSED),
-        Record(Kind.ASK, 0, detail=1),
-        Record(Kind.YIELD),
+        Record(Kind.WANT_SOCKETS, 0, detail=1),
+        Record(Kind.PAUSED),
         Record(Kind.PONG),
         Record(Kind.FLOW, End.FIN, text=bytes(RECORD_SIZE)),
     ],
@@ -357,16 +357,16 @@ def test_after_its_last_words_a_relay_has_nothing_to_say(stand: Stand) -> None:
     keeper._on_channel()
     # It ends by itself, and how it does is of interest.
     assert (keeper.is_cut_off, keeper.last_words) == (False, "so long")
-    relay.send(Record(Kind.YIELD))
+    relay.send(Record(Kind.PAUSED))
     keeper._on_channel()
     assert (keeper.is_cut_off, above.said) == (True, [])
 
 
 def test_a_breach_among_the_last_words_of_a_relay_that_is_told_to_leave(stand: Stand) -> None:
     keeper, above, relay = stand
-    relay.send(Record(Kind.YIELD))
+    relay.send(Record(Kind.PAUSED))
     relay.send(Record(Kind.RUN))
-    relay.send(Record(Kind.YIELD))
+    relay.send(Record(Kind.PAUSED))
     os.kill(pid_of(keeper), signal.SIGKILL)
     keeper.stop(time.monotonic() + 10)
     assert above.said == ["yields"]
@@ -375,7 +375,7 @@ def test_a_breach_among_the_last_words_of_a_relay_that_is_told_to_leave(stand: S
 def test_notes_are_passed_on(stand: Stand) -> None:
     keeper, above, relay = stand
     relay.send(Record(Kind.NOTE, Note.REFUSED, 5, 111, b"text"))
-    relay.send(Record(Kind.YIELD))
+    relay.send(Record(Kind.PAUSED))
     for _ in range(2):
         keeper._on_channel()
     assert above.said == [(Note.REFUSED, 111, 5, b"text"), "yields"]
@@ -419,7 +419,7 @@ def test_a_second_order_of_sockets_while_one_is_open_is_a_breach(
     monkeypatch.setattr("hardsplice.monitor.supply.open_socket", no_socket)
     for _ in range(2):
         assert not keeper.is_cut_off
-        relay.send(Record(Kind.ASK, 0, detail=32))
+        relay.send(Record(Kind.WANT_SOCKETS, 0, detail=32))
         keeper._on_channel()
     assert keeper.is_cut_off
     assert "has not got" in keeper.last_words
@@ -432,7 +432,7 @@ def test_a_relay_that_orders_and_does_not_read_is_ended_soon(stand: Stand) -> No
     while not keeper.is_cut_off:
         orders += 1
         assert orders <= 8
-        relay.send(Record(Kind.ASK, 0, detail=POOL_SIZE))
+        relay.send(Record(Kind.WANT_SOCKETS, 0, detail=POOL_SIZE))
         keeper._on_channel()
     assert len(heard(relay)) == orders - 2, "one was left open, the next one was the breach"
 
@@ -441,7 +441,7 @@ def test_a_relay_that_reads_late_gets_what_it_ordered(stand: Stand) -> None:
     keeper, _, relay = stand
     timers = cast(Timers, keeper.loop)
     while not keeper.supply.owed:
-        relay.send(Record(Kind.ASK, 0, detail=1))
+        relay.send(Record(Kind.WANT_SOCKETS, 0, detail=1))
         keeper._on_channel()
     assert heard(relay)
     ((_, again),) = timers.due
@@ -464,13 +464,13 @@ def test_orders_that_can_not_be_served_are_one_timer(
     monkeypatch.setattr("hardsplice.monitor.supply.open_socket", no_socket)
     for _ in range(5):
         for family in (0, 1):
-            relay.send(Record(Kind.ASK, family, detail=32))
+            relay.send(Record(Kind.WANT_SOCKETS, family, detail=32))
             keeper._on_channel()
         keeper.supply.forget()  # and another relay takes its place
     assert [seconds for seconds, _ in timers.due] == [SHORT_SECONDS]
     assert {kind for kind, *_ in above.said} == {Note.SOCKETS}
     for family in (0, 1):
-        relay.send(Record(Kind.ASK, family, detail=2))
+        relay.send(Record(Kind.WANT_SOCKETS, family, detail=2))
         keeper._on_channel()
     monkeypatch.undo()
     timers.due.pop()[1]()
@@ -484,7 +484,7 @@ def test_a_channel_that_stays_full_is_tried_less_and_less(
     keeper, _, relay = stand
     timers = cast(Timers, keeper.loop)
     monkeypatch.setattr(Channel, "send", lambda *_, **__: Sent.FULL)
-    os.write(relay.fileno(), encode(Record(Kind.ASK, 0, detail=1)))
+    os.write(relay.fileno(), encode(Record(Kind.WANT_SOCKETS, 0, detail=1)))
     keeper._on_channel()
     waited: list[float] = []
     while not waited or waited[-1] < SHORT_SECONDS:
@@ -503,7 +503,7 @@ def test_too_many_descriptors_under_way_are_told_of_and_tried_again(
     keeper, above, relay = stand
     timers = cast(Timers, keeper.loop)
     monkeypatch.setattr(Channel, "send", lambda *_, **__: Sent.CROWDED)
-    os.write(relay.fileno(), encode(Record(Kind.ASK, 0, detail=1)))
+    os.write(relay.fileno(), encode(Record(Kind.WANT_SOCKETS, 0, detail=1)))
     keeper._on_channel()
     keeper.add(listener(1))
     later = time.monotonic() + 2 * DEAF_SECONDS
@@ -853,7 +853,7 @@ def test_sockets_that_a_full_channel_does_not_take_are_asked_for_again(stand: St
         keeper.add(listener(len(keeper.plan.listeners)))
     timers.due.clear()
     before = open_descriptors()
-    relay.send(Record(Kind.ASK, 0, detail=2))
+    relay.send(Record(Kind.WANT_SOCKETS, 0, detail=2))
     keeper._on_channel()
     assert open_descriptors() == before
     heard(relay)
