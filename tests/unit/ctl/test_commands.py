@@ -24,7 +24,7 @@ import pytest
 
 from hardsplice.control.http import Request, Response
 from hardsplice.control.routes import dispatch
-from hardsplice.ctl import client, commands, show, top
+from hardsplice.ctl import cli, client, commands, show, top
 from hardsplice.ctl.cli import parse_args
 from hardsplice.ctl.client import default_path
 from hardsplice.ctl.commands import description, main
@@ -436,12 +436,14 @@ def test_no_answer_is_more_than_an_error(
     words: list[str], form: list[str],
 ) -> None:  # fmt: skip
     """Nor less than JSON, where that was asked for."""
+    monkeypatch.setattr(cli, "INTERVAL_LEAST", 0.001)
     for body in NONSENSE:
         monkeypatch.setattr(client.Client, "_ask", lambda *_, body=body: body)
         status, out, err = run(capsys, *form, *words)
         assert status in (0, 1)
         if status:
             assert err.startswith("hardsplicectl: cannot ")
+            assert "--interval" not in err
             assert len(err.splitlines()) == 1
         elif form:
             json.loads(out, parse_constant=pytest.fail)
