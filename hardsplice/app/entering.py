@@ -119,7 +119,7 @@ def _with_outbound(before: Listening, outbound: Sequence[Bound]) -> Listening:
 
 
 def _give_up_inbound(opened: Opened, listening: Listening) -> dict[int, int]:
-    """The target monitor has the inbound listeners; copies of them, where ports may change."""
+    """The namespace monitor has the inbound listeners; copies of them, where ports may change."""
     inbound = listening.opened[Direction.INBOUND]
     copies = _copies(opened, inbound)
     descriptors.clear(one.fd for one in inbound)

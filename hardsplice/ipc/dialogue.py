@@ -113,7 +113,7 @@ class Dialogue:
 
 # What a child that serves may be unable to do, as verb and object: its own task, and nothing else.
 OF_TARGET_MONITOR = frozenset(
-    {("keep", "the inbound relay running"), ("run", "the target monitor")}
+    {("keep", "the inbound relay running"), ("run", "the namespace monitor")}
 )
 OF_INIT = frozenset({("run", "COMMAND"), ("create", "namespaces")})
 

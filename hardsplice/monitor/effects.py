@@ -54,7 +54,7 @@ class Desk:
         self._written = {port.id: port for port in ports}
         self._kept = dict(kept)
         self._target = target
-        self._foreign: set[int] = set()  # those that the target monitor has made at run time
+        self._foreign: set[int] = set()  # those that the namespace monitor has made at run time
         self._unseen: list[int] = []
         self._look: Alarm | None = None
         self.on_loss: Callable[[Failure], None] = lambda _: None  # a listener is not as it was
@@ -98,7 +98,7 @@ class Desk:
         return fd
 
     def keep(self, index: int, fd: int) -> None:
-        """Keep a listener that the target monitor has made, until it is ended."""
+        """Keep a listener that the namespace monitor has made, until it is ended."""
         self._kept[index] = fd
         self._foreign.add(index)
         self.look_soon()
@@ -108,7 +108,7 @@ class Desk:
         return self._kept[index]
 
     def is_wanted(self, fd: int, forward: Forward) -> bool:
-        """Whether what the target monitor sent, which may have been taken over, is the listener
+        """Whether what the namespace monitor sent, which may have been taken over, is the listener
         that it was asked for, as we would have made it. Before Linux 5.14 the namespace can't be
         asked for.
         """
@@ -123,7 +123,7 @@ class Desk:
         listeners.write_place(forward, self._families[Direction.OUTBOUND], written)
 
     def withdraw_place(self) -> None:
-        """The target monitor has made the listener, or not: it can make no other one there."""
+        """The namespace monitor has made the listener, or not: it can make no other one there."""
         pinned.clear_place(self._books[Direction.INBOUND].written)
 
     def end(self, index: int) -> None:

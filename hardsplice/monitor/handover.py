@@ -63,10 +63,10 @@ WAITING_MAX = 1 << 17  # requests: as many as there are ports of both directions
 
 # --- the host monitor's part ----------------------------------------------------------------------
 
-_SILENT = "the target monitor does not answer"
+_SILENT = "the namespace monitor does not answer"
 _SENT = {
     Sent.FULL: (_SILENT, None),
-    Sent.GONE: ("the target monitor has ended", None),
+    Sent.GONE: ("the namespace monitor has ended", None),
     Sent.CROWDED: (os.strerror(errno.ETOOMANYREFS), CROWDED_HINT),
 }
 
@@ -213,7 +213,7 @@ class HostSide:
         self._finish(request, outcome)
 
 
-# --- the target monitor's part --------------------------------------------------------------------
+# --- the namespace monitor's part -----------------------------------------------------------------
 
 
 class TargetSide:

@@ -77,7 +77,7 @@ class HostMonitor:
             else None
         )
         if host.desk:
-            host.desk.retiring.on_misuse = lambda why: self.distrust("the target monitor", why)
+            host.desk.retiring.on_misuse = lambda why: self.distrust("the namespace monitor", why)
             host.desk.on_loss = self.fail
         self.registry = Ports(
             host.ports, host.first_free, host.dynamic, self.exchange, host.check_room, loops.check
@@ -299,14 +299,14 @@ class HostMonitor:
             self.loop.remove(self.monitor.channel.fileno())
 
     def _hear_monitor(self) -> bool:
-        """Take one record of the target monitor; False when there will be none any more."""
+        """Take one record of the namespace monitor; False when there will be none any more."""
         assert self.monitor is not None
         try:
             record = self.monitor.channel.receive(wait=False)
         except BlockingIOError:
             return True
         except Malformed as error:
-            self.distrust("the target monitor", error)
+            self.distrust("the namespace monitor", error)
             return False
         if record is not None:
             self._on_record(record)
@@ -330,7 +330,7 @@ class HostMonitor:
                 self._take(record)
         except (Malformed, Nonsense) as error:
             close_all(record.fds)
-            self.distrust("the target monitor", error)
+            self.distrust("the namespace monitor", error)
 
     def _take(self, record: Record) -> None:
         if record.kind == Kind.PONG:
@@ -359,7 +359,7 @@ class HostMonitor:
                 if self.failure:
                     break
         except Malformed as error:
-            self.distrust("the target monitor", error)
+            self.distrust("the namespace monitor", error)
         monitor.channel.drain()
         self.monitor = None
         self.loop.remove(monitor.channel.fileno())
@@ -370,7 +370,7 @@ class HostMonitor:
             self.ending.drained(TARGET)
             return
         how = f"it was {describe_status(status)}"
-        self.fail(Failure("keep", "the target monitor running", how))
+        self.fail(Failure("keep", "the namespace monitor running", how))
 
     # --- the log ----------------------------------------------------------------------------------
 

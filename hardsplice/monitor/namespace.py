@@ -137,7 +137,7 @@ class TargetMonitor:
 
 
 class Started(NamedTuple):
-    """The target monitor in its namespace, before its lock-down, and what came from there."""
+    """The namespace monitor in its namespace, before its lock-down, and what came from there."""
 
     child: Child
     listeners: Sequence[Bound]  # of those forwards that it could have
@@ -147,7 +147,7 @@ class Started(NamedTuple):
 
 
 def start(plan: Namespace, log: Log, undo: contextlib.ExitStack) -> Started:
-    """Fork the target monitor, and take what it listens on; ``undo`` gets what ends it. Failure
+    """Fork the namespace monitor, and take what it listens on; ``undo`` gets what ends it. Failure
     where it can't get there, or can't listen.
     """
     if loopback.is_down():
@@ -184,7 +184,7 @@ def _receive(monitor: Child, plan: Namespace, log: Log) -> Started:
         except Malformed as error:
             raise Failure("trust", "the target monitor", str(error)) from error
         if record is None:
-            raise Failure("start", "the target monitor", "it ended early")
+            raise Failure("start", "the namespace monitor", "it ended early")
         if record.kind == Kind.FATAL:
             raise failure_of(record.text)
         if record.kind == Kind.BOUND:
@@ -216,7 +216,7 @@ def main(plan: Namespace, channel: Channel, tie: Tie, folder: int | None) -> NoR
     """The life of the forked process: let go of all that is the host's, join, bind, lock down,
     serve. ``folder`` is what joining.join wants of it.
     """
-    child.live(lambda: _live(plan, channel, tie, folder), channel, "run", "the target monitor")
+    child.live(lambda: _live(plan, channel, tie, folder), channel, "run", "the namespace monitor")
 
 
 def _live(plan: Namespace, channel: Channel, tie: Tie, folder: int | None) -> int:

@@ -69,7 +69,7 @@ def in_words(
 
 
 def lacking(text: bytes, known: Sequence[str]) -> list[str]:
-    """What the target monitor had to do without, one a line, where that is not known already; as
+    """What the namespace monitor had to do without, one a line, where that is not known already; as
     much of it as somebody would read, since it may have been taken over.
     """
     lines = (line[:LACKING_LENGTH] for line in text.decode(errors="replace").split("\n") if line)

@@ -48,7 +48,7 @@ _SENT_WITH = {
     IPV6: (socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS),
 }
 MISUSED = "it uses a listener that was ended"
-_HINT = "a target monitor that was taken over could use its port again until hardsplice ends"
+_HINT = "a namespace monitor that was taken over could use its port again until hardsplice ends"
 
 
 @dataclass(frozen=True, slots=True)

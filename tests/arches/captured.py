@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The attempts of attempts.py, by relays of the real product, and without the sandbox.
 
-Run as a program, this module is hardsplice, but that its target monitor forks a relay for each
+Run as a program, this module is hardsplice, but that its namespace monitor forks a relay for each
 attempt before the one that serves. It goes the way of every relay, to its filter, and then makes
 the attempt. What came of that, as wait(2) has it, lies in a file that everybody mapped before.
 

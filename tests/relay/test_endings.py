@@ -135,7 +135,7 @@ def lane_flows(instance: Instance) -> list[int]:
 
 
 def test_giving_up_is_no_clean_end_either(opened: Open) -> None:
-    """The target monitor is gone, so the outbound relays are told to end."""
+    """The namespace monitor is gone, so the outbound relays are told to end."""
     instance, (_, outbound) = opened()
     client, server = outbound.pair()
     stream = Stream()

@@ -162,7 +162,7 @@ def test_a_crash_loop_ends_with_an_error(setup: Callable[[], Setup], direction: 
     assert can_bind("127.0.0.1", made.port)
 
 
-@pytest.mark.parametrize("which", ["host monitor", "target monitor"])
+@pytest.mark.parametrize("which", ["host monitor", "namespace monitor"])
 def test_a_monitor_killed_leaves_nothing_half_alive(setup: Callable[[], Setup], which: str) -> None:
     """Without its monitors hardsplice ends: no relay goes on unsupervised, no port stays bound."""
     made = setup()

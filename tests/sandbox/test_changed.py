@@ -38,8 +38,8 @@ class Altered(Program):
         return [*argv[: argv.index("-m")], "-c", self.code], environment
 
 
-# A target monitor that keeps the listener that it was asked for, and has what is accepted from it
-# reset as soon as it is closed, once the host monitor has looked at it.
+# A namespace monitor that keeps the listener that it was asked for, and has what is accepted from
+# it reset as soon as it is closed, once the host monitor has looked at it.
 CUTTING = """
 import os
 from hardsplice.monitor import effects
@@ -80,12 +80,12 @@ def test_a_target_monitor_that_cuts_connections_by_a_listener_is_found_out(
         stack.callback(instance.discard)
         instance.wait_ready()
         with contextlib.closing(Client(control)) as client:
-            # One to be removed, by which the target monitor knows that it is time.
+            # One to be removed, by which the namespace monitor knows that it is time.
             spec = {"proto": "tcp", "parentPort": port, "childPort": 80, "parentIP": "127.0.0.1"}
             sign = client.add(spec)["id"]
             client.add({**spec, "childPort": 8088, "direction": "outbound"})
             client.remove(sign, reset_flows=False)
-        said = "cannot trust the target monitor: it changes a listener that it has handed over"
+        said = "cannot trust the namespace monitor: it changes a listener that it has handed over"
         if how == "fixed":
             eventually(lambda: said in instance.messages(), instance.messages, within=5)
             eventually(lambda: instance.process.poll() == 1, instance.messages, within=5)

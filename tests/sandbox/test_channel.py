@@ -2,7 +2,7 @@
 """A process that was taken over abuses its channel: whoever listens there must come to no harm.
 
 The one above a relay ends it, holds none of the descriptors that it was sent, and starts a clean
-one. What comes from the target monitor or from PID 1 of a COMMAND may end hardsplice, but with a
+one. What comes from the namespace monitor or from PID 1 of a COMMAND may end hardsplice, but with a
 line that says why.
 """
 
@@ -275,7 +275,7 @@ _UPWARD = [
     "a note with wild numbers",
     "an escape in a note",
 ]
-# Of these PID 1 may say nothing at all, and the target monitor what its relays may.
+# Of these PID 1 may say nothing at all, and the namespace monitor what its relays may.
 _UPWARD_TOLERATED = ("a flood of notes", "an escape in a note")
 # What looks like the end of file.
 _HANGS_UP = "a record without a byte"

@@ -152,7 +152,7 @@ def in_child(live: Callable[[], Any]) -> Any:
 
 
 def entered() -> dict[str, Any]:
-    """By the folder of a child, as in the target monitor of an ordinary user."""
+    """By the folder of a child, as in the namespace monitor of an ordinary user."""
     folder = empty_root.made_by_child()
     user_namespace.enter_own_user_namespace()  # in which it has the rights that it gets by joining
     empty_root.enter(folder)

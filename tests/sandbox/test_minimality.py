@@ -241,7 +241,8 @@ def test_every_call_is_made_and_every_call_made_is_allowed() -> None:
     for role in POLICIES:
         rules = load_policy(role).rules_for(native_arch())
         assert made[role] <= {rule.call for rule in rules}
-        # By whoever has the rule: what the target monitor is allowed the host monitor may be, too.
+        # By whoever has the rule: what the namespace monitor is allowed the host monitor may be,
+        # too.
         alike = set().union(*(calls for other, calls in made.items() if kind(other) == kind(role)))
         unseen = {rule.call for rule in rules} - alike
         ours = {

@@ -139,8 +139,8 @@ def test_all_at_once(pair: tuple[Identity, Identity], of_both: Namespace, progra
         tree.ends()
 
 
-# A target monitor that has closed its ears: it takes no notice of its channel, and makes its relay
-# do so. With "free", nothing that the kernel would do to it is in force either.
+# A namespace monitor that has closed its ears: it takes no notice of its channel, and makes its
+# relay do so. With "free", nothing that the kernel would do to it is in force either.
 DEAF = """
 import os, select, signal, sys
 how = sys.argv.pop(1)
@@ -185,7 +185,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 class Deaf(Program):
-    """The product with a target monitor that is deaf."""
+    """The product with a namespace monitor that is deaf."""
 
     def __init__(self, how: str) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A port of the host that was removed is of no use to a target monitor that was taken over, though
-it has the listener still: it can neither listen nor connect on it again.
+"""A port of the host that was removed is of no use to a namespace monitor that was taken over,
+though it has the listener still: it can neither listen nor connect on it again.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from tests.support.stream import eventually
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")
 
-# The product with a target monitor that keeps what it is told to serve, and uses it again once that
-# was removed; "unfixed" leaves out what the host monitor does about it.
+# The product with a namespace monitor that keeps what it is told to serve, and uses it again once
+# that was removed; "unfixed" leaves out what the host monitor does about it.
 KEEPER = """
 import ctypes, sys
 from socket import AF_INET6, SO_DOMAIN, SOL_SOCKET
@@ -72,7 +72,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 class Keeper(Program):
-    """The product with such a target monitor, in a network namespace."""
+    """The product with such a namespace monitor, in a network namespace."""
 
     def __init__(self, how: str, use: str, host: Namespace | None) -> None:
         super().__init__()

@@ -251,7 +251,7 @@ def test_a_signal_to_the_target_monitor(product: Running) -> None:
     os.kill(roles(product)["hs-target"], signal.SIGINT)
     assert product.instance.wait(3) == 1
     said = product.instance.messages()
-    assert "cannot keep the target monitor running: it was killed by SIGINT" in said
+    assert "cannot keep the namespace monitor running: it was killed by SIGINT" in said
     eventually(lambda: not any(map(procfs.alive, family)), "processes remain", within=3)
 
 
@@ -297,8 +297,8 @@ def test_no_memory_is_writable_and_executable(product: Running) -> None:
 
 @pytest.mark.root  # nobody else may look into processes that aren't dumpable
 def test_each_process_shares_memory_with_those_that_it_has_to_do_with(product: Running) -> None:
-    """A relay its own counters with monitors; the target monitor those of its relay, and its page,
-    with the host monitor.
+    """A relay its own counters with monitors; the namespace monitor those of its relay, and its
+    page, with the host monitor.
     """
 
     def shared(pid: int) -> set[str]:

@@ -41,7 +41,7 @@ from hardsplice.net import listeners
 from hardsplice.net import namespaces
 from hardsplice.monitor import namespace
 from hardsplice.app.start import main
-here = []  # something in the target monitor, and in nobody else
+here = []  # something in the namespace monitor, and in nobody else
 live = namespace.main
 def noted(*arguments):
     here.append(True)
@@ -242,7 +242,7 @@ def test_nothing_is_to_be_had_of_a_process_that_joins(
     moment: str, case: Case, inside: Namespace
 ) -> None:
     if case.starter.is_root and moment not in MOMENTS["root"]:
-        pytest.skip("root's target monitor never enters the user namespace")
+        pytest.skip("root's namespace monitor never enters the user namespace")
     with held(case, inside, moment) as (_, pid):
         assert attack(case, inside, pid) == []
 
@@ -280,7 +280,7 @@ def test_without_protection_everything_is(case: Case, inside: Namespace) -> None
 def test_what_it_has_and_sees_then(moment: str, case: Case, inside: Namespace) -> None:
     """Nothing of the host's, but the listeners that it is there to serve."""
     if case.starter.is_root and moment not in MOMENTS["root"]:
-        pytest.skip("root's target monitor never enters the user namespace")
+        pytest.skip("root's namespace monitor never enters the user namespace")
     with held(case, inside, moment) as (_, pid):
         served = ("/dev/null", "socket:", "pipe:", "net:[", "anon_inode:[landlock-ruleset]")
         entrance = () if case.starter.is_root else ("user:[", "/")  # and the empty root

@@ -140,7 +140,7 @@ def test_a_thousand_flows_at_once_have_a_line_each_or_are_counted(lanes: Lanes) 
     number = 1000
     for _ in range(number // 100):
         pairs = [inbound.pair() for _ in range(100)]
-        os.kill(instance.pid, signal.SIGSTOP)  # nobody listens to the target monitor
+        os.kill(instance.pid, signal.SIGSTOP)  # nobody listens to the namespace monitor
         for client, server in pairs:
             inbound.forget(client)
             inbound.forget(server)

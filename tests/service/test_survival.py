@@ -95,7 +95,7 @@ def test_a_relay_killed_amid_many_flows_costs_its_own_and_nobody_else(
     instance.stop()
 
 
-@pytest.mark.parametrize("which", ["first process", "target monitor"])
+@pytest.mark.parametrize("which", ["first process", "namespace monitor"])
 def test_a_monitor_killed_amid_many_flows_ends_everything_at_once(
     lanes: tuple[Instance, Lane, Lane], which: str
 ) -> None:
@@ -107,7 +107,7 @@ def test_a_monitor_killed_amid_many_flows_ends_everything_at_once(
     family = instance.processes()
     monitors = [pid for pid in family if pid not in instance.relays()]
     assert monitors[0] == instance.pid
-    os.kill(monitors[which == "target monitor"], signal.SIGKILL)
+    os.kill(monitors[which == "namespace monitor"], signal.SIGKILL)
     status = instance.wait()
     eventually(lambda: not [pid for pid in family if procfs.alive(pid)], "some live on", within=3)
     assert can_bind("127.0.0.1", inbound.ends.entry)
@@ -116,7 +116,7 @@ def test_a_monitor_killed_amid_many_flows_ends_everything_at_once(
         return
     assert status == 1
     last = instance.messages().splitlines()[-1]
-    assert last == "hardsplice: cannot keep the target monitor running: it was killed by SIGKILL"
+    assert last == "hardsplice: cannot keep the namespace monitor running: it was killed by SIGKILL"
     assert instance.messages().count("broken off when") == FLOWS
 
 

@@ -158,7 +158,7 @@ class Knocking:
 
 
 def test_no_client_is_refused_however_the_service_ends(start: Start) -> None:
-    """Ended by systemctl, or the first process or the target monitor killed: the store has the
+    """Ended by systemctl, or the first process or the namespace monitor killed: the store has the
     listener, and each time the whole tree is another one.
     """
     port = free_ports()

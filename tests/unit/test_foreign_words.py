@@ -153,7 +153,7 @@ def said_at_the_end(capture: Capture) -> None:
 
 
 def ready_text(form: str) -> Callable[[Capture], None]:
-    """READY's text is the host monitor's, and in part the target monitor's."""
+    """READY's text is the host monitor's, and in part the namespace monitor's."""
 
     def shown(capture: Capture) -> None:
         options = parse_args([form, "-t", "none", "1"])

@@ -211,10 +211,10 @@ def test_what_fails_says_why_and_what_next(world: FakeWorld) -> None:
 def test_what_can_not_be_removed_is_said_and_is_still_listed(world: FakeWorld) -> None:
     number = value(post(world), 201)["id"]
     listed = value(ask(world, "GET", "/v1/ports"))
-    world.ports.worker.fails = Failure("remove", f"port {number}", "the target monitor is gone")
+    world.ports.worker.fails = Failure("remove", f"port {number}", "the namespace monitor is gone")
     answer = ask(world, "DELETE", f"/v1/ports/{number}?flows=reset")
     assert answer.status == 400
-    assert message(answer) == f"cannot remove port {number}: the target monitor is gone"
+    assert message(answer) == f"cannot remove port {number}: the namespace monitor is gone"
     assert value(ask(world, "GET", "/v1/ports")) == listed
     world.ports.worker.fails = None
     assert ask(world, "DELETE", f"/v1/ports/{number}").status == 200

@@ -202,13 +202,13 @@ def test_ports_of_a_spec_that_can_not_be_removed_again_are_said(
     run(capsys, "ports", "add", "8002")
 
     def cannot(port_id: int, *, reset_flows: bool, done: Callable[[Failure], None]) -> None:
-        done(Failure("remove", f"port {port_id}", "the target monitor does not answer"))
+        done(Failure("remove", f"port {port_id}", "the namespace monitor does not answer"))
 
     monkeypatch.setattr(world.ports, "remove", cannot)
     status, out, err = run(capsys, "ports", "add", "8000-8002")
     said, why = err.splitlines()
     assert (status, out, "with the id 1" in why) == (1, "", True)
-    reason = "cannot remove port 3: the target monitor does not answer"
+    reason = "cannot remove port 3: the namespace monitor does not answer"
     assert said == f"hardsplicectl: 2 of the ports that were added are left: {reason}"
 
 

@@ -29,7 +29,7 @@ ONCE = (Kind.READY, Kind.READY_PLACING, Kind.EXITED)
 CHILDREN = {
     "relay": RELAY,
     "dynamic relay": DYNAMIC_RELAY,
-    "target monitor": TARGET_MONITOR,
+    "namespace monitor": TARGET_MONITOR,
     "init": INIT,
 }
 children = pytest.mark.parametrize("rules", CHILDREN.values(), ids=CHILDREN.keys())
@@ -51,7 +51,7 @@ def refused(rules: Rules, *kinds: int, phase: Phase = Phase.STARTING) -> None:
         heard(rules, kinds[-1], phase=where)
 
 
-@pytest.mark.parametrize("rules", [RELAY, TARGET_MONITOR], ids=["relay", "target monitor"])
+@pytest.mark.parametrize("rules", [RELAY, TARGET_MONITOR], ids=["relay", "namespace monitor"])
 def test_ready_is_said_once_and_last_words_are_the_last(rules: Rules) -> None:
     assert heard(rules, Kind.READY, Kind.NOTE, Kind.FLOW, Kind.NOTE) is Phase.SERVING
     refused(rules, Kind.READY, Kind.READY)
@@ -123,7 +123,7 @@ def test_what_is_refused_changes_nothing(rules: Rules, kind: int, phase: Phase) 
         (TARGET_MONITOR, (TARGET,)),
         (INIT, (roles.INIT,)),
     ],
-    ids=["relay", "relay whose ports change", "target monitor", "init"],
+    ids=["relay", "relay whose ports change", "namespace monitor", "init"],
 )
 def test_what_is_due_is_its_to_send_at_all(rules: Rules, senders: tuple[Role, ...]) -> None:
     for sender in senders:
@@ -147,7 +147,7 @@ def test_what_is_said_once_leads_on(rules: Rules) -> None:
             assert kind not in ONCE or following is not phase
 
 
-@pytest.mark.parametrize("rules", [RELAY, TARGET_MONITOR], ids=["relay", "target monitor"])
+@pytest.mark.parametrize("rules", [RELAY, TARGET_MONITOR], ids=["relay", "namespace monitor"])
 @given(st.lists(st.booleans(), max_size=30))
 def test_there_is_an_answer_for_each_question_and_none_more(rules: Rules, said: list[bool]) -> None:
     dialogue = Dialogue(rules)
@@ -165,7 +165,7 @@ def test_there_is_an_answer_for_each_question_and_none_more(rules: Rules, said: 
                 dialogue.hear(Record(Kind.PONG))
 
 
-# --- what the target monitor had to do without ---
+# --- what the namespace monitor had to do without ---
 
 
 def test_what_is_lacking_is_told_once() -> None:
@@ -191,7 +191,12 @@ def test_last_words_are_about_the_task_of_who_says_them(about: frozenset[tuple[s
     for verb, subject in about:
         text = f"{verb}\n{subject}\nwhy".encode()
         assert str(last_words(text, about)) == f"cannot {verb} {subject}: why"
-    for text in (b"", b"why", b"reach\nthe service manager\nno", b"trust\nthe target monitor\nno"):
+    for text in (
+        b"",
+        b"why",
+        b"reach\nthe service manager\nno",
+        b"trust\nthe namespace monitor\nno",
+    ):
         with pytest.raises(Malformed, match="not about its task"):
             last_words(text, about)
 
@@ -205,7 +210,7 @@ def test_of_one_that_has_not_served_they_are_about_anything() -> None:
 
 def test_a_next_step_is_one_that_we_know() -> None:
     """It is a line of its own: whoever chose it could write any line into the log."""
-    text = b"run\nthe target monitor\nToo many open files"
+    text = b"run\nthe namespace monitor\nToo many open files"
     assert LIMIT in LIMIT_HINTS
     assert last_words(text + f"\n{LIMIT}".encode(), OF_TARGET_MONITOR).hint == LIMIT
     for hint in ("inbound, port 22: 10.0.0.9:4444 to 127.0.0.1:22: closed by FIN", f"{LIMIT} now"):

@@ -236,7 +236,7 @@ def test_one_that_goes_while_it_is_being_added_is_removed_after_that() -> None:
 def test_one_whose_removal_fails_is_there_and_is_removed_at_the_next_look() -> None:
     stand = Stand()
     stand.follow(80)
-    stand.worker.fails = Failure("remove", "port 100", "the target monitor does not answer")
+    stand.worker.fails = Failure("remove", "port 100", "the namespace monitor does not answer")
     before = stand.ports.changes
     stand.follow()
     assert stand.listed() == [80]

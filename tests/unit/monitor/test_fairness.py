@@ -77,7 +77,7 @@ def test_two_relays_and_somebody_else_have_as_many_turns_as_each_other() -> None
 
 @pytest.fixture
 def monitor() -> HostMonitor:
-    """As much of a host monitor as hears the target monitor."""
+    """As much of a host monitor as hears the namespace monitor."""
     made = HostMonitor.__new__(HostMonitor)
     channel = Endless(Record(Kind.PONG))
     made.monitor = cast(Any, SimpleNamespace(channel=channel))

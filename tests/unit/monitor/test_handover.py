@@ -417,7 +417,7 @@ def test_where_to_listen_is_written_down_for_the_request_that_is_under_way_only(
 def test_who_has_a_listener_still_has_nothing_once_it_is_removed(
     sides: Sides, direction: Direction, port: int
 ) -> None:
-    """As a relay may, or a target monitor that says CLOSED and keeps it."""
+    """As a relay may, or a namespace monitor that says CLOSED and keeps it."""
     sides.add(1, direction, forward(port))
     sides.pass_on()
     kept = socket.socket(fileno=os.dup(crew_of(sides, direction).listeners[1]))
@@ -572,7 +572,7 @@ def reasons(sides: Sides) -> list[str | None]:
 
 
 def let_time_pass(sides: Sides, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The target monitor's time to answer is over."""
+    """The namespace monitor's time to answer is over."""
     later = time.monotonic() + ANSWER_SECONDS + 1
     monkeypatch.setattr(time, "monotonic", lambda: later)
     while sides.timers.due:
@@ -772,10 +772,10 @@ def test_a_target_monitor_that_does_not_answer_keeps_nobody_waiting(
         sides.add(index, Direction.OUTBOUND, forward(port))
     assert len(sides.timers.due) == 1
     let_time_pass(sides, monkeypatch)
-    assert reasons(sides) == ["the target monitor does not answer"] * 3
+    assert reasons(sides) == ["the namespace monitor does not answer"] * 3
     for direction in Direction:
         sides.add(9, direction, forward(port))
-    assert reasons(sides)[3:] == ["the target monitor does not answer"] * 2
+    assert reasons(sides)[3:] == ["the namespace monitor does not answer"] * 2
     assert sides.timers.due == []
     assert not sides.host.waiting
     assert len(open_descriptors()) == before
@@ -813,7 +813,7 @@ def test_to_end_a_port_can_wait(sides: Sides, port: int, monkeypatch: pytest.Mon
     sides.add(2, Direction.INBOUND, forward(port))
     sides.remove(3, Direction.INBOUND)
     let_time_pass(sides, monkeypatch)
-    assert reasons(sides) == ["the target monitor does not answer"]
+    assert reasons(sides) == ["the namespace monitor does not answer"]
     sides.pass_on()
     assert sides.told[1:] == [1, 3]
 
@@ -840,7 +840,7 @@ def test_no_more_requests_wait_than_there_are_ports(
         sides.host.add(replace(forward(port), id=index, direction=Direction.OUTBOUND), done)
     assert sides.told == []
     sides.add(few + 1, Direction.OUTBOUND, forward(port))
-    assert reasons(sides) == ["the target monitor does not answer"]
+    assert reasons(sides) == ["the namespace monitor does not answer"]
 
 
 @directions

@@ -183,7 +183,7 @@ def test_a_port_that_can_not_be_removed_is_there_as_before(asked_again: bool) ->
     stand = Stand([there])
     removed: list[int] = []
     stand.ports.on_removed = removed.append
-    failure = Failure("remove", "port 1", "the target monitor does not answer")
+    failure = Failure("remove", "port 1", "the namespace monitor does not answer")
     stand.remove(1)
     if asked_again:
         stand.add(80)

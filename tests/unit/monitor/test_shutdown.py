@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the target monitor is told when all is to end."""
+"""What the namespace monitor is told when all is to end."""
 
 from __future__ import annotations
 

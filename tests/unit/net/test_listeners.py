@@ -134,7 +134,7 @@ def test_a_target_address_is_the_only_one(listen: str | None, target: str, place
 
 
 def test_a_target_without_a_slot_is_none() -> None:
-    """As the target monitor may be told of one, by whom it is not: then there is no plan."""
+    """As the namespace monitor may be told of one, by whom it is not: then there is no plan."""
     assert plans(forward(None), BOTH, {IPV4: 5}) == ((IN_4,), (IN_4,))
     assert plans(forward(None), BOTH, {}) == ((), ())
 
