@@ -182,7 +182,7 @@ def _receive(monitor: Child, plan: Namespace, log: Log) -> Started:
         try:
             record = monitor.channel.receive()
         except Malformed as error:
-            raise Failure("trust", "the target monitor", str(error)) from error
+            raise Failure("trust", "the namespace monitor", str(error)) from error
         if record is None:
             raise Failure("start", "the namespace monitor", "it ended early")
         if record.kind == Kind.FATAL:
@@ -200,7 +200,7 @@ def _receive(monitor: Child, plan: Namespace, log: Log) -> Started:
             )
         if record.kind != Kind.LISTENERS:
             reason = f"a record of kind {record.kind} is not due"
-            raise Failure("trust", "the target monitor", reason)
+            raise Failure("trust", "the namespace monitor", reason)
         for number, fd in zip(record.text.split(), record.fds, strict=True):
             listening.append(Bound(chosen(forwards[int(number)], fd), fd))
 
