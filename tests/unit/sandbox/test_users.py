@@ -17,6 +17,7 @@ Start = Callable[..., None]
 def started_by(monkeypatch: pytest.MonkeyPatch) -> Start:
     def start(uid: int, *, all_ids: bool = True, mapped: bool = True) -> None:
         monkeypatch.setattr("os.geteuid", lambda: uid)
+        monkeypatch.setattr(users, "may_change", lambda: uid == 0)
         monkeypatch.setattr(user_namespace, "owns_all_ids", lambda: all_ids)
         monkeypatch.setattr(users, "is_mapped", lambda _: mapped)
 
