@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import NamedTuple
 
 from hardsplice.app import confining, containers, restart
@@ -104,10 +103,7 @@ def _plan(opened: Opened, programs: Programs, planner: Planner, target: Target) 
         versions=options.families,
         is_watched=bool(options.inbound_auto),
         is_dynamic=bool(options.dynamic),
-        listeners=[one.fd for one in inbound],
-        relays=partial(planner.relays, Direction.INBOUND, inbound),
-        stats=planner.stats[Direction.INBOUND],
-        book=planner.books[Direction.INBOUND],
+        relays=planner.draft(Direction.INBOUND, inbound),
         first_flow=opened.numbered.first_flow,
         confinement=confining.confinement(opened, Direction.INBOUND, programs.target),
     )

@@ -15,8 +15,8 @@ from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure
 from hardsplice.model.families import ALL_FAMILIES
 from hardsplice.model.forward import Origin
+from hardsplice.monitor.draft import Draft
 from hardsplice.net import listeners
-from hardsplice.net.listener import Listener
 from hardsplice.net.listeners import Bound
 from hardsplice.net.retiring import Sink, open_sink
 from hardsplice.relay import main as relay
@@ -73,33 +73,20 @@ class Planner:
             hint = "the number of descriptors decides: raise it with ulimit -n, and restart"
             raise Failure("listen on", "one more port", reason, hint)
 
-    def relays(
-        self, direction: Direction, opened: Sequence[Bound], families: Sequence[int]
-    ) -> tuple[relay.Plan, ...]:
-        """The plans of a direction's relays, which differ in their counters only.
-
-        ``opened`` are the listeners. ``families`` are those of the namespace in which the relays
-        connect.
+    def draft(self, direction: Direction, opened: Sequence[Bound]) -> Draft:
+        """The configuration of a direction's relays, which accept at what was ``opened``, up to
+        what depends on the namespace in which they connect.
         """
         options = self.options
-        is_dynamic = direction in options.dynamic
-        if not opened and not is_dynamic:
-            return ()
-        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        relay.pool_sizes(descriptors, relay.fixed_use(self._first_flow), options.workers)
-        made = tuple(self._listener(one, families) for one in opened)
-        used = {target.family for one in made for target in (*one.plan_ipv4, *one.plan_ipv6)}
-        if is_dynamic:
-            used.update(families)
-        plan = relay.Plan(
+        common = relay.Plan(
             direction=direction,
             workers=options.workers,
-            listeners=made,
-            families=tuple(sorted(used)),
+            listeners=(),
+            families=(),
             pipe_size=self._pipe_size,
             first_flow=self._first_flow,
             filter=self._programs[direction],
-            is_dynamic=is_dynamic,
+            is_dynamic=direction in options.dynamic,
             lent=self._lent(opened),
             book=self.books[direction].place,
             stats=self.stats[direction][0],
@@ -109,7 +96,7 @@ class Planner:
             has_ruleset=self._has_ruleset,
             strict=options.sandbox == "strict",
         )
-        return tuple(plan._replace(stats=stats) for stats in self.stats[direction])
+        return Draft(common, opened, self.books[direction], self.stats[direction])
 
     def _lent(self, opened: Sequence[Bound]) -> frozenset[int]:
         """The numbers of the listeners that the service manager has, too."""
@@ -117,17 +104,6 @@ class Planner:
         return frozenset(
             one.id for one in forwards if self._are_kept or one.origin is Origin.PASSED
         )
-
-    def _listener(self, bound: Bound, families: Sequence[int]) -> Listener:
-        """One of the first listeners, with its plans."""
-        forward = bound.forward
-        book = self.books[forward.direction]
-        slots = {
-            family: book.slot(sockaddr)
-            for family, sockaddr in listeners.targets(forward, ALL_FAMILIES).items()
-        }
-        plans = listeners.Pointers(book.place, families).plans(forward, slots)
-        return Listener(bound.fd, *plans, forward.id)
 
 
 def books(options: Options, first_flow: int, place: Place, sink: Sink) -> dict[Direction, Book]:

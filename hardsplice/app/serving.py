@@ -49,7 +49,7 @@ def host_of(opened: Opened, entered: Entered, log: Log) -> Host:
         terminal=opened.terminal,
         monitor=inside.child if inside else None,
         container=entered.container,
-        plans=planner.relays(Direction.OUTBOUND, entered.listeners, opened.families),
+        plans=planner.draft(Direction.OUTBOUND, entered.listeners).plans(opened.families),
         traffic=[Traffic(one, planner.stats[one]) for one in Direction],
         log_flows=options.log_flows,
         drain=options.drain,

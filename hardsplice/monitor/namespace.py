@@ -163,7 +163,7 @@ def start(plan: Namespace, log: Log, undo: contextlib.ExitStack) -> Started:
 
     def fork() -> int:
         # Left in the new process, too, which passes none of it on to its relays.
-        with shared_with_monitor(plan.stats):
+        with shared_with_monitor(plan.relays.stats):
             return os.fork()
 
     pid, channel = child.fork(roles.HOST.name, roles.TARGET.name, life, fork)
@@ -229,8 +229,8 @@ def _live(plan: Namespace, channel: Channel, tie: Tie, folder: int | None) -> in
     begun = confinement.begin(lambda _: None)
     _keep_only_ours(plan, channel, tie.line, folder)
     families = _enter(plan, channel, begun, Tie(tie.parent, LIFELINE_FD), folder)
-    plan.book.pin(is_writer=False)
-    relays = plan.relays(families)
+    plan.relays.book.pin(is_writer=False)
+    relays = plan.relays.plans(families)
     places = range(FIRST_LISTENER, plan.first_flow)
     descriptors.keep((CHANNEL_FD, RULESET_FD, LIFELINE_FD, *places), plan.first_flow)
     ruleset = RULESET_FD if confinement.landlock.abi else None
@@ -247,7 +247,7 @@ def _keep_only_ours(plan: Namespace, channel: Channel, line: int, folder: int | 
     """Close all but what joining and binding takes, and what is served: root in the namespace could
     get at the rest. The address book's file is among that; what is mapped stays.
     """
-    plan.book.open()
+    plan.relays.book.open()
     channel.move_to(CHANNEL_FD)
     descriptors.move(line, LIFELINE_FD)
     descriptors.null_standard_streams((0, 1, LOG_FD))
@@ -255,7 +255,7 @@ def _keep_only_ours(plan: Namespace, channel: Channel, line: int, folder: int | 
     if folder is not None:
         assert plan.target.user is not None
         wanted += [plan.target.user, folder]
-    wanted += plan.listeners
+    wanted += [one.fd for one in plan.relays.bound]
     wanted += plan.passed.kept_for(Direction.OUTBOUND)
     descriptors.keep(wanted, plan.first_flow)
 

@@ -15,14 +15,13 @@ from hardsplice.ipc.sd_notify import Notifier
 from hardsplice.model.direction import Direction
 from hardsplice.model.forward import Forward
 from hardsplice.monitor.autoforward import Watched
+from hardsplice.monitor.draft import Draft
 from hardsplice.monitor.effects import Desk
 from hardsplice.monitor.stored import Store
 from hardsplice.net.inherited import Passed
 from hardsplice.net.namespaces import Target
 from hardsplice.relay import main as relay
-from hardsplice.sandbox.address_book import Book
 from hardsplice.sandbox.confinement import Confinement
-from hardsplice.telemetry.counters import Stats
 from hardsplice.telemetry.flow_log import Traffic
 from hardsplice.telemetry.log import Log
 
@@ -66,9 +65,6 @@ class Namespace(NamedTuple):
     versions: Sequence[int]  # of IP, in use
     is_watched: bool  # the host monitor looks at what is listened on there (-t auto)
     is_dynamic: bool  # ports may change at run time
-    listeners: Sequence[int]  # descriptors of the host's listeners, which its relays accept at
-    relays: Callable[[Sequence[int]], Sequence[relay.Plan]]  # for the families that there are
-    stats: Sequence[Stats]  # those of its relays, which it shares with the host monitor
-    book: Book  # of the addresses that they connect to
+    relays: Draft  # which accept at the host's listeners
     first_flow: int  # the first descriptor behind the places of listeners
     confinement: Confinement
