@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The kernel's calls that Python's standard library does not have. Only this module,
+"""System calls that Python's standard library does not have. Only this module,
 kernel/socketcalls.py, kernel/scm.py (sockets) and kernel/unotify.py (a call that a monitor serves)
-use ctypes.
+make system calls through ctypes.
 
 Each wrapper carries its call's own name, does nothing but call it, and raises OSError, like the
 functions of ``os``. Constants that Python has are taken from Python. The rest are given with the
