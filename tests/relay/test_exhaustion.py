@@ -169,29 +169,38 @@ def test_more_blocked_flows_than_an_ordinary_user_has_pipe_memory_for(ways: Ways
         )
 
 
+Make = Callable[[socket.AddressFamily], socket.socket]
+
+
+def ends(direction: str, namespace: Namespace) -> tuple[str, Make, Make]:
+    """A direction's option, and what makes sockets where its clients are, and where its servers."""
+
+    def here(family: socket.AddressFamily) -> socket.socket:
+        return socket.socket(family)
+
+    if direction == "inbound":
+        return "-t", here, namespace.socket
+    return "-T", namespace.socket, here
+
+
 @pytest.fixture(params=["inbound", "outbound"])
 def scarce(
     request: pytest.FixtureRequest, identity: Identity, namespace: Namespace, launch: Launch
 ) -> Iterator[tuple[Instance, socket.socket, Callable[[], socket.socket]]]:
     """An instance with 64 descriptors a process; the server's listener; how to make a client."""
     port = free_ports()
-    inbound = request.param == "inbound"
-
+    option, outside, inside = ends(request.param, namespace)
     instance = launch(
-        identity, "-f", "-t" if inbound else "-T", f"127.0.0.1/{port}:{port}", str(namespace.pid),
-        descriptors=64,
-    ).wait_ready()  # fmt: skip
-
-    def here(family: socket.AddressFamily) -> socket.socket:
-        return socket.socket(family)
+        identity, "-f", option, f"127.0.0.1/{port}:{port}", str(namespace.pid), descriptors=64
+    ).wait_ready()
 
     def client() -> socket.socket:
-        made = (here if inbound else namespace.socket)(socket.AF_INET)
+        made = outside(socket.AF_INET)
         made.settimeout(PATIENCE)
         made.connect(("127.0.0.1", port))
         return made
 
-    with (namespace.socket if inbound else here)(socket.AF_INET) as listener:
+    with inside(socket.AF_INET) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", port))
         listener.listen(1000)
@@ -302,14 +311,7 @@ def test_another_program_of_the_user_has_too_many_descriptors_under_way(
     runas = ["--runas", f"{LONER}:{LONER}"] if identity.is_root else []
     port = free_ports()
     with Namespace(who) as namespace:
-
-        def here(family: socket.AddressFamily) -> socket.socket:
-            return socket.socket(family)
-
-        outside, inside = (
-            (here, namespace.socket) if direction == "inbound" else (namespace.socket, here)
-        )
-        option = "-t" if direction == "inbound" else "-T"
+        option, outside, inside = ends(direction, namespace)
         instance = launch(
             who, "-f", *runas, option, f"127.0.0.1/{port}:{port}", str(namespace.pid),
             descriptors=LIMIT,
@@ -371,14 +373,7 @@ def test_another_program_of_the_user_has_all_processes(launch: Launch, direction
     """
     port, runas = free_ports(), f"{LONER}:{LONER}"
     with Namespace(Identity("root")) as namespace:
-
-        def here(family: socket.AddressFamily) -> socket.socket:
-            return socket.socket(family)
-
-        outside, inside = (
-            (here, namespace.socket) if direction == "inbound" else (namespace.socket, here)
-        )
-        option = "-t" if direction == "inbound" else "-T"
+        option, outside, inside = ends(direction, namespace)
         words = ["-f", "--runas", runas, option, f"127.0.0.1/{port}:{port}", str(namespace.pid)]
         with few_processes():
             instance = launch(Identity("root"), *words).wait_ready()
