@@ -46,11 +46,12 @@ from hardsplice.monitor import effects
 from hardsplice.monitor import handover
 from hardsplice.kernel import socketcalls
 from hardsplice.ipc.messages import Kind, Record
+from hardsplice.model.direction import Direction
 from hardsplice.net.listeners import open_listener
 from hardsplice.monitor.requests import decode
 ours = []
 def open_and_keep(self, record):
-    forward, _ = decode(record.text)
+    forward, _ = decode(record, Direction.OUTBOUND)
     ours.append(open_listener(forward, self.families))
     self.parent.send(Record(Kind.OPENED, index=record.index, fds=(ours[-1],)))
 handover._HANDLERS[Kind.OPEN] = open_and_keep
@@ -163,13 +164,14 @@ from hardsplice.monitor import host
 from hardsplice.kernel import pinned
 from hardsplice.ipc.channel import Channel
 from hardsplice.ipc.messages import Record
+from hardsplice.model.direction import Direction
 BOTH = (pinned.BIND_IPV4, pinned.BIND_IPV6)
 libc = ctypes.CDLL(None, use_errno=True)
 address = struct.pack("=H", socket.AF_UNIX) + bytes(1) + b"hardsplice-" + str(os.getpid()).encode()
 ready = host.HostMonitor._say_ready
 def act(self):
     ready(self)
-    view = self.host.desk._books["outbound"]
+    view = self.host.desk._books[Direction.OUTBOUND]
     codes = set()
     one, two = Channel.pair("hs-host", "hs-target")
     for at in BOTH:

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("nothing_left_behind")
 # The product with a namespace monitor that keeps what it is told to serve, and uses it again once
 # that was removed; "unfixed" leaves out what the host monitor does about it.
 KEEPER = """
-import ctypes, sys
+import ctypes, sys, time
 from socket import AF_INET6, SO_DOMAIN, SOL_SOCKET
 how, use = sys.argv[1:3]
 del sys.argv[1:3]
@@ -37,18 +37,20 @@ from hardsplice.monitor import handover
 from hardsplice.net import retiring
 from hardsplice.kernel import socketcalls
 from hardsplice.ipc.messages import Kind, Note
+from hardsplice.model.direction import Direction
 from hardsplice.monitor.requests import decode
 from hardsplice.app.start import main
 kept = {}
 def serve(self, record):
-    forward, slots = decode(record.text)
+    forward, slots = decode(record, Direction.INBOUND)
     (fd,) = record.fds
-    self.crew.add(record.index, fd, forward, slots)
+    self.crew.add(forward, fd, slots)
     kept[record.index] = fd, slots
     self._answer(Kind.SERVED, record, 0)
 def close(self, record):
     self.crew.remove(record.index, reset_flows=True)
     fd, slots = kept.pop(record.index)
+    time.sleep(0.3)  # the host monitor ends it once it has asked
     code = 0
     if use == "listen":
         try:
