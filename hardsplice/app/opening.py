@@ -165,7 +165,7 @@ def _listen(options: Options, families: tuple[int, ...], passed: Passed, log: Lo
     inherited = passed.inherit(options.inherited, options.next_number)
     options = options.adding(one.forward for one in inherited)
     numbered = [
-        replace(forward, id=number) for number, forward in enumerate(added, options.next_number)
+        forward._replace(id=number) for number, forward in enumerate(added, options.next_number)
     ]
     options = options.adding(numbered)
     here = [one for one in numbered if one.direction is Direction.INBOUND]

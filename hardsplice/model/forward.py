@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 from ipaddress import IPv4Address, IPv6Address
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from hardsplice.model.direction import Direction
 from hardsplice.model.protocol import Protocol
@@ -37,8 +37,7 @@ class Origin(Enum):
     PASSED = "passed"  # a socket unit: the service manager made the listener, and has it too
 
 
-@dataclass(frozen=True, slots=True)
-class Forward:
+class Forward(NamedTuple):
     """A port that is forwarded: its listener, and where the listener's connections go."""
 
     direction: Direction

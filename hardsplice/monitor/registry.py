@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure
@@ -107,7 +106,7 @@ class Ports:
         except Failure as failure:
             done(failure)
             return
-        port = replace(asked, id=self._next)
+        port = asked._replace(id=self._next)
         self._next += 1
         if port.port:  # of a free one the number is known later
             self._keys[key] = port.id

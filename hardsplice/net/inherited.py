@@ -18,7 +18,6 @@ import os
 import re
 import socket
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from ipaddress import IPv6Address, ip_address
 
 from hardsplice.ipc import descriptors
@@ -53,7 +52,7 @@ def stored_name(forward: Forward) -> str:
 def added_name(forward: Forward) -> str:
     """The same for one that no option asks for: it also says where connections go."""
     target = "*" if forward.target is None else str(forward.target).replace(":", "_")
-    return f"{_ADDED}{_key(replace(forward, origin=Origin.NAMED))}/{target}/{forward.target_port}"
+    return f"{_ADDED}{_key(forward._replace(origin=Origin.NAMED))}/{target}/{forward.target_port}"
 
 
 def _key_of(name: str) -> str:
@@ -113,7 +112,7 @@ def read_added(name: str, families: Sequence[int]) -> Forward | None:
         return None
     if not (1 <= forward.port <= spec.LAST_PORT and 1 <= forward.target_port <= spec.LAST_PORT):
         return None
-    return replace(forward, required=False)
+    return forward._replace(required=False)
 
 
 Identity = tuple[int, int]
@@ -152,7 +151,7 @@ class Passed:
                 for item in found:
                     self._left.remove(item)
                     forward = _forward_of(*item, one)
-                    taken.append(Bound(replace(forward, id=first + len(taken)), item[1]))
+                    taken.append(Bound(forward._replace(id=first + len(taken)), item[1]))
         return taken
 
     def _none_passed(self, name: str | None) -> Failure:

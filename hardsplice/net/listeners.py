@@ -16,7 +16,6 @@ import errno
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
@@ -106,7 +105,7 @@ def bound_address(forward: Forward, families: Sequence[int]) -> tuple[Address, b
 
 def chosen(forward: Forward, fd: int) -> Forward:
     """A forward as it has become: with the number that the kernel chose where any would do."""
-    return forward if forward.port else replace(forward, port=socketcalls.local_port(fd))
+    return forward if forward.port else forward._replace(port=socketcalls.local_port(fd))
 
 
 def is_listener(fd: int, forward: Forward) -> bool:

@@ -137,7 +137,7 @@ def launch() -> int:
         def add(direction: str, spec: str) -> None:
             assert self.ports is not None
             (one,) = ports.parse([spec], Direction(direction), ephemeral=(32768, 60999))
-            self.ports.add(dataclasses.replace(one, source=Source.CONTROL), done)
+            self.ports.add(one._replace(source=Source.CONTROL), done)
 
         def remove(number: str, how: str) -> None:
             assert self.ports is not None

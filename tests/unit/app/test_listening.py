@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import socket
-from dataclasses import replace
 from ipaddress import IPv4Address
 
 from hardsplice.app.listening import Listening
@@ -25,7 +24,7 @@ def test_the_ports_of_both_directions_are_numbered_in_one_row() -> None:
     assert options.next_number == 5
     _, inbound = options.inbound
     outbound = options.outbound
-    added = replace(outbound[0], port=1, source=Source.CONTROL, id=options.next_number)
+    added = outbound[0]._replace(port=1, source=Source.CONTROL, id=options.next_number)
     options = options.adding([added])
     listening = Listening(
         options,
@@ -51,13 +50,13 @@ def test_a_free_port_has_the_number_of_its_listener() -> None:
         numbers = [each.getsockname()[1] for each in (one, other)]
     listening = Listening(options, {Direction.INBOUND: [first, second]})
     assert [each.port for each in listening.free()] == numbers
-    assert [replace(each, port=0) for each in listening.free()] == list(options.inbound)
+    assert [each._replace(port=0) for each in listening.free()] == list(options.inbound)
     assert [each.port for each in options.inbound] == [0, 0]
 
 
 def test_what_was_not_asked_for_as_any_port_is_no_free_one() -> None:
     (option,) = parse("-t", "8080:80").inbound
-    added = replace(option, id=2, origin=Origin.FREE, source=Source.CONTROL)
+    added = option._replace(id=2, origin=Origin.FREE, source=Source.CONTROL)
     opened = {Direction.INBOUND: [Bound(option, 10), Bound(added, 11)]}
     assert Listening(parse(), opened).free() == []
 

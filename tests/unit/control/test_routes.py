@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
@@ -75,7 +74,7 @@ def test_a_port_is_added_listed_and_removed(world: FakeWorld) -> None:
     added = value(post(world), 201)
     assert added == {"id": 1, "spec": SPEC, "direction": IN, "source": "control"}
     forward = Forward(Direction.INBOUND, IPv4Address("127.0.0.1"), None, 8080, None, 80, True)
-    assert world.ports.table == {1: replace(forward, id=1, source=Source.CONTROL)}
+    assert world.ports.table == {1: forward._replace(id=1, source=Source.CONTROL)}
     assert value(ask(world, "GET", "/v1/ports")) == [added]
     gone = ask(world, "DELETE", "/v1/ports/1")
     assert (gone.status, gone.body) == (200, b"")
@@ -127,7 +126,7 @@ def test_an_outbound_port_listens_at_the_child_and_leads_to_the_parent(world: Fa
     port = world.ports.table[1]
     target = IPv4Address("127.0.0.1")
     expected = Forward(Direction.OUTBOUND, IPv6Address("::1"), None, 15432, target, 5432, True)
-    assert port == replace(expected, id=1, source=Source.CONTROL)
+    assert port == expected._replace(id=1, source=Source.CONTROL)
     assert port.direction == OUT
     assert value(ask(world, "GET", "/v1/ports")) == []  # RootlessKit's clients don't know them
     for query in ("outbound", "all"):
@@ -140,7 +139,7 @@ def test_an_outbound_port_listens_at_the_child_and_leads_to_the_parent(world: Fa
 
 def test_ports_of_options_are_shown_with_their_interface(world: FakeWorld) -> None:
     forward = Forward(Direction.INBOUND, None, "eth0", 80, IPv4Address("10.0.0.1"), 8080, True)
-    world.ports.table[5] = replace(forward, id=5)
+    world.ports.table[5] = forward._replace(id=5)
     (shown,) = value(ask(world, "GET", "/v1/ports"))
     assert shown["spec"] == {
         "proto": "tcp", "parentIP": "%eth0", "parentPort": 80,
@@ -180,7 +179,7 @@ def test_from_the_namespace_other_peoples_ports_are_neither_seen_nor_removed(
     world: FakeWorld, source: Source
 ) -> None:
     forward = Forward(Direction.INBOUND, None, None, 80, None, 8080, True)
-    world.ports.table[5] = replace(forward, id=5, source=source)
+    world.ports.table[5] = forward._replace(id=5, source=source)
     assert value(ask(world, "GET", "/v1/ports?direction=all", inside=True)) == []
     assert "not added from the namespace" in message(
         ask(world, "DELETE", "/v1/ports/5", inside=True), 403

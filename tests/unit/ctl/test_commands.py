@@ -16,7 +16,6 @@ import sys
 import termios
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -231,7 +230,7 @@ def test_a_port_comes_back_as_it_was_described(world: FakeWorld, direction: Dire
         dispatch(Request("POST", "/v1/ports", "", body, True), world, answers.append)
         assert answers[0].status == 201
         (port,) = world.ports.table.values()
-        assert port == replace(forward, id=port.id, source=Source.CONTROL)
+        assert port == forward._replace(id=port.id, source=Source.CONTROL)
         world.ports.table.clear()
 
 

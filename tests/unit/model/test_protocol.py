@@ -6,7 +6,6 @@ under which listeners are kept, in loops and by auto is beside what does it.
 from __future__ import annotations
 
 import socket
-from dataclasses import replace
 from itertools import combinations_with_replacement
 
 import pytest
@@ -31,10 +30,10 @@ def test_ports_of_two_protocols_never_overlap(one: str, other: str) -> None:
     first, second = (parse([one], Direction.INBOUND, ephemeral=(1, 2))[0] for one in (one, other))
     same = overlap(first, second)
     for protocol in Protocol:
-        a, b = (replace(forward, protocol=protocol) for forward in (first, second))
+        a, b = (forward._replace(protocol=protocol) for forward in (first, second))
         assert overlap(a, b) == overlap(b, a) == same
         for another in {*Protocol} - {protocol}:
-            assert not overlap(a, replace(b, protocol=another))
+            assert not overlap(a, b._replace(protocol=another))
     assert overlap(first, first)
 
 

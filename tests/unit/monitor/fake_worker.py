@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from hardsplice.model.errors import Failure
 from hardsplice.model.forward import Forward
@@ -31,7 +31,7 @@ class FakeWorker:
                 done(Failure("listen on", f"port {forward.port}", "in use"))
             else:
                 self.done.append(("add", forward.port))
-                done(forward if forward.port else replace(forward, port=self.free))
+                done(forward if forward.port else forward._replace(port=self.free))
 
         self.do(outcome)
 

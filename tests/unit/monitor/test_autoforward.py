@@ -77,9 +77,9 @@ def test_what_is_listened_on_is_a_port_of_its_protocol_only(protocol: Protocol) 
     seen = [replace(listening(53), protocol=one) for one in Protocol]
     mine = [replace(one, protocol=protocol) for one in autos("auto")]
     (found,) = wanted(seen, mine, BOTH, [])
-    assert found == replace(forward(53), protocol=protocol)
+    assert found == forward(53)._replace(protocol=protocol)
     for one in Protocol:
-        ours = replace(forward(53, "127.0.0.1"), protocol=one)
+        ours = forward(53, "127.0.0.1")._replace(protocol=one)
         assert wanted(seen, mine, BOTH, [ours]) == ([] if one is protocol else [found])
 
 
@@ -188,7 +188,7 @@ def test_ports_come_and_go() -> None:
 
 
 def test_a_port_that_an_option_has_is_left_alone() -> None:
-    stand = Stand(replace(forward(80, "127.0.0.1"), id=1, source=Source.OPTION))
+    stand = Stand(forward(80, "127.0.0.1")._replace(id=1, source=Source.OPTION))
     assert not stand.follow(80)
     assert stand.said == []
     assert stand.worker.done == []

@@ -10,7 +10,6 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any, cast
 
@@ -46,7 +45,7 @@ def forward(target: str | None = None, target_port: int = 80, port: int = 0) -> 
 
 
 def numbered(number: int, forward: Forward, direction: Direction = Direction.INBOUND) -> Forward:
-    return replace(forward, id=number, direction=direction)
+    return forward._replace(id=number, direction=direction)
 
 
 NOWHERE = pinned.NOWHERE[socket.AF_INET]

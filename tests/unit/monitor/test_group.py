@@ -7,7 +7,6 @@ import fcntl
 import os
 import socket
 from collections.abc import Iterator
-from dataclasses import replace
 from ipaddress import IPv6Address
 from types import SimpleNamespace
 from typing import Any, cast
@@ -137,7 +136,7 @@ def test_a_listener_gets_a_place_and_goes_to_every_keeper(
     told = told_of(monkeypatch)
     two, _, _ = crew(2, late=len(places))
     with socket.create_server(("127.0.0.1", 0)) as server:
-        two.add(replace(FORWARD, id=5), server.fileno(), {0: 7, 1: 8})
+        two.add(FORWARD._replace(id=5), server.fileno(), {0: 7, 1: 8})
         (listener,) = two.listeners.values()
         assert (listener.fd, listener.index) == (places[0], 5)
         assert [one.slot for one in listener.plan_ipv6] == [8, 7]
@@ -157,12 +156,12 @@ def test_a_place_is_used_again_as_late_as_possible_and_there_are_no_more(
     one, _, _ = crew(1, late=len(places))
     with socket.create_server(("127.0.0.1", 0)) as server:
         for index in range(2):
-            one.add(replace(FORWARD, id=index), server.fileno(), {0: 0})
+            one.add(FORWARD._replace(id=index), server.fileno(), {0: 0})
         with pytest.raises(Failure, match="no place left"):
-            one.add(replace(FORWARD, id=2), server.fileno(), {0: 0})
+            one.add(FORWARD._replace(id=2), server.fileno(), {0: 0})
         one.remove(1, reset_flows=False)
         one.remove(0, reset_flows=False)
-        one.add(replace(FORWARD, id=3), server.fileno(), {0: 0})
+        one.add(FORWARD._replace(id=3), server.fileno(), {0: 0})
         assert one.listeners[3].fd == places[1]
         one.remove(3, reset_flows=False)
 
@@ -177,7 +176,7 @@ def test_a_listener_that_can_not_be_served_takes_no_place(
     one.pointers.families = (0,)
     far = Forward(Direction.INBOUND, None, None, 80, IPv6Address("::1"), 80, True)
     with pytest.raises(Failure, match="there is no IPv6"):
-        one.add(replace(far, id=1), 0, {1: 0})
+        one.add(far._replace(id=1), 0, {1: 0})
     assert (told, list(one.places), one.listeners) == ([], list(places), {})
 
 

@@ -13,7 +13,7 @@ import struct
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, cast
 
@@ -78,7 +78,7 @@ def test_a_forward_arrives_as_it_was_sent(
     if isinstance(address, IPv6Address):
         assert address.scope_id is None
     assert sent_as(encode(sent, slots)) == (sent, slots)
-    numbered = replace(sent, id=7)
+    numbered = sent._replace(id=7)
     assert sent_as(encode(numbered, slots), 7) == (numbered, slots)
 
 
@@ -191,13 +191,13 @@ class Sides:
             if isinstance(outcome, Forward):
                 self.listening.append(outcome)
 
-        self.host.add(replace(forward, id=index, direction=direction), done)
+        self.host.add(forward._replace(id=index, direction=direction), done)
 
     def remove(self, index: int, direction: Direction) -> None:
         def done(failure: Failure | None) -> None:
             self.told.append(failure or index)
 
-        forward_ = replace(forward(80), id=index, direction=direction)
+        forward_ = forward(80)._replace(id=index, direction=direction)
         self.host.remove(forward_, reset_flows=True, done=done)
 
     def pass_on(self) -> None:
@@ -631,7 +631,7 @@ def test_whatever_json_can_carry_is_refused_or_can_be_sent(given_: Any, name: st
         except (portapi._WrongError, Refusal) as error:
             json.dumps(str(error)).encode()
             continue
-        known = replace(made, direction=Direction.INBOUND, origin=Origin.NAMED)
+        known = made._replace(direction=Direction.INBOUND, origin=Origin.NAMED)
         assert sent_as(encode(made, {})) == (known, {})
 
 
@@ -741,7 +741,7 @@ def test_whatever_goes_wrong_with_an_answer_ends_that_request_only(
 def test_an_asker_that_stumbles_over_the_outcome_keeps_nobody_else_from_theirs(
     sides: Sides, port: int
 ) -> None:
-    sides.host.add(replace(forward(port), id=1, direction=Direction.INBOUND), _raises)
+    sides.host.add(forward(port)._replace(id=1, direction=Direction.INBOUND), _raises)
     sides.remove(1, Direction.INBOUND)
     sides.pass_on()
     assert sides.told == [1]
@@ -757,9 +757,9 @@ def test_an_asker_that_asks_again_at_once_does_not_recurse(sides: Sides, port: i
         nonlocal asked
         asked += 1
         if asked < 2 * sys.getrecursionlimit():
-            sides.host.add(replace(forward(port), id=asked, direction=Direction.OUTBOUND), again)
+            sides.host.add(forward(port)._replace(id=asked, direction=Direction.OUTBOUND), again)
 
-    sides.host.add(replace(forward(port), id=0, direction=Direction.OUTBOUND), again)
+    sides.host.add(forward(port)._replace(id=0, direction=Direction.OUTBOUND), again)
     assert asked == 2 * sys.getrecursionlimit()
     assert sides.trouble == []
 
@@ -837,7 +837,7 @@ def test_no_more_requests_wait_than_there_are_ports(
     sides.add(0, Direction.OUTBOUND, forward(port))
     done: Any = sides.told.append
     for index in range(1, few + 1):
-        sides.host.add(replace(forward(port), id=index, direction=Direction.OUTBOUND), done)
+        sides.host.add(forward(port)._replace(id=index, direction=Direction.OUTBOUND), done)
     assert sides.told == []
     sides.add(few + 1, Direction.OUTBOUND, forward(port))
     assert reasons(sides) == ["the namespace monitor does not answer"]

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -104,7 +103,7 @@ def test_ports_of_two_protocols_do_not_lead_to_each_other() -> None:
     inbound, outbound = forwards("8080:80", "80:8080")
     with pytest.raises(Failure):
         loops.refuse([inbound, outbound])
-    loops.refuse([inbound, replace(outbound, protocol=Protocol.UDP)])
+    loops.refuse([inbound, outbound._replace(protocol=Protocol.UDP)])
 
 
 def test_the_line_names_the_ports() -> None:

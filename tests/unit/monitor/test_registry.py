@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 
 import pytest
@@ -29,7 +29,7 @@ def numbered(
     number: int, direction: Direction, forward: Forward, source: Source = Source.OPTION
 ) -> Forward:
     """The same as a port that has a number."""
-    return replace(forward, id=number, direction=direction, source=source)
+    return forward._replace(id=number, direction=direction, source=source)
 
 
 FREE = 40_000  # the port that this worker finds where any will do
@@ -44,7 +44,7 @@ class Worker:
 
     def add(self, forward: Forward, done: Callable[[Failure | Forward], None]) -> None:
         self.asked.append(("add", forward.id, forward.direction, forward.port))
-        found = forward if forward.port else replace(forward, port=FREE)
+        found = forward if forward.port else forward._replace(port=FREE)
         self.pending.append(lambda failure: done(failure or found))
 
     def remove(
@@ -78,7 +78,7 @@ class Stand:
     def add(
         self, port: int, direction: Direction = Direction.INBOUND, address: str | None = None
     ) -> None:
-        asked = replace(forward(port, address), direction=direction, source=Source.CONTROL)
+        asked = forward(port, address)._replace(direction=direction, source=Source.CONTROL)
         self.ports.add(asked, self.told.append)
 
     def remove(self, port_id: int, *, reset: bool = False) -> None:
@@ -229,12 +229,12 @@ def test_there_are_no_more_ports_a_direction_than_relays_have_descriptors_for() 
 
 def test_one_number_is_a_port_of_each_protocol() -> None:
     stand = Stand()
-    both = [replace(forward(53), protocol=protocol) for protocol in Protocol]
+    both = [forward(53)._replace(protocol=protocol) for protocol in Protocol]
     for number, one in enumerate((*both, *both), 1):
         stand.ports.add(one, stand.told.append)
         if number <= len(both):
             stand.worker.answer(None)
-    assert [replace(port, id=0) for port in stand.ports.list()] == both
+    assert [port._replace(id=0) for port in stand.ports.list()] == both
     assert [type(told) for told in stand.told] == [Forward, Forward, Conflict, Conflict]
     conflicts = [told.conflict for told in stand.told if isinstance(told, Conflict)]
     assert conflicts == [1, 2], "each is in the way of its own"

@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import pytest
@@ -109,6 +108,10 @@ FORWARDS = st.builds(
     target=st.none(),
     target_port=st.just(80),
     required=st.just(True),
+    protocol=st.just(Protocol.TCP),
+    source=st.just(Source.OPTION),
+    origin=st.just(Origin.NAMED),
+    id=st.just(0),
 )
 
 
@@ -119,7 +122,7 @@ def test_each_listener_has_a_name_of_its_own_that_a_service_manager_takes(
     names = [stored_name(one), stored_name(other)]
     kinds = [(each.direction, each.address, each.interface, each.port) for each in (one, other)]
     assert (names[0] == names[1]) == (kinds[0] == kinds[1])
-    assert stored_name(replace(one, direction=one.direction.opposite)) != names[0]
+    assert stored_name(one._replace(direction=one.direction.opposite)) != names[0]
     for name in names:
         assert name.isascii()
         assert name.isprintable()
@@ -130,7 +133,7 @@ def test_each_listener_has_a_name_of_its_own_that_a_service_manager_takes(
 def test_one_that_was_added_is_known_by_its_name_alone(
     one: Forward, target: IPv4Address | IPv6Address | None
 ) -> None:
-    one = replace(one, target=target, target_port=8000)
+    one = one._replace(target=target, target_port=8000)
     name = added_name(one)
     assert name.isascii()
     assert ":" not in name
@@ -150,12 +153,12 @@ def test_one_that_was_added_is_known_by_its_name_alone(
     except Refusal:
         assert read_added(name, (4, 6)) is None, "it could not have been added"
         return
-    assert read_added(name, (4, 6)) == replace(asked, required=False)
+    assert read_added(name, (4, 6)) == asked._replace(required=False)
 
 
 @given(FORWARDS)
 def test_a_name_says_the_protocol(one: Forward) -> None:
-    both = [replace(one, protocol=protocol) for protocol in Protocol]
+    both = [one._replace(protocol=protocol) for protocol in Protocol]
     assert len({stored_name(each) for each in both}) == len(both)
     assert len({added_name(each) for each in both}) == len(both)
     for each in both:
@@ -188,7 +191,7 @@ def test_what_was_kept_under_a_name_without_a_protocol_is_taken(
     old = without_protocol(naming(forward))
     left = Passed([(old, before)], FIRST)
     left.end_others([forward])
-    other = replace(forward, protocol=Protocol.UDP)
+    other = forward._replace(protocol=Protocol.UDP)
     assert left.take(other, (IPV4, IPV6)) is None
     taken = left.take(forward, (IPV4, IPV6))
     assert taken is not None
@@ -249,7 +252,7 @@ def test_a_listener_that_was_opened_for_a_forward_is_taken_for_it_and_for_no_oth
     ]
     for other in others:
         assert left.take(other, families) is None
-    outbound = replace(forward, direction=Direction.OUTBOUND)
+    outbound = forward._replace(direction=Direction.OUTBOUND)
     assert left.take(outbound, families) is None
     taken = left.take(forward, families)
     assert taken is not None

@@ -8,7 +8,6 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
@@ -150,7 +149,7 @@ def test_where_the_family_does_not_matter_the_plans_are_one_object() -> None:
 
 def test_a_listener_has_its_plans() -> None:
     one = forward(None)
-    made = Pointers(USUAL, BOTH).listener(Bound(replace(one, id=3), 12), SLOTS)
+    made = Pointers(USUAL, BOTH).listener(Bound(one._replace(id=3), 12), SLOTS)
     assert (made.fd, made.index) == (12, 3)
     assert (made.plan_ipv4, made.plan_ipv6) == plans(one, BOTH)
 
@@ -305,11 +304,11 @@ def test_what_somebody_else_kept_is_made_sound(spoil: str) -> None:
 
 def test_a_listener_is_known_by_its_port() -> None:
     with opened(forward()) as listener, socket.socket() as idle:
-        asked = replace(forward(), port=listener.getsockname()[1])
+        asked = forward()._replace(port=listener.getsockname()[1])
         assert is_listener(listener.fileno(), asked)
-        assert is_listener(listener.fileno(), replace(asked, port=0))
-        assert not is_listener(listener.fileno(), replace(asked, port=asked.port % 65535 + 1))
-        assert not is_listener(listener.fileno(), replace(asked, protocol=Protocol.UDP))
+        assert is_listener(listener.fileno(), asked._replace(port=0))
+        assert not is_listener(listener.fileno(), asked._replace(port=asked.port % 65535 + 1))
+        assert not is_listener(listener.fileno(), asked._replace(protocol=Protocol.UDP))
         assert not is_listener(idle.fileno(), asked)
         assert not is_listener(-1, asked)
 
@@ -317,7 +316,7 @@ def test_a_listener_is_known_by_its_port() -> None:
 def test_no_listener_is_opened_for_what_is_not_tcp() -> None:
     before = open_descriptors()
     with pytest.raises(OSError, match=os.strerror(errno.EPROTONOSUPPORT)):
-        open_listener(replace(forward(), protocol=Protocol.UDP), (IPV4, IPV6))
+        open_listener(forward()._replace(protocol=Protocol.UDP), (IPV4, IPV6))
     assert open_descriptors() == before
 
 
@@ -333,7 +332,7 @@ def fails(forwards: list[Forward]) -> Failure:
 def test_all_are_opened_in_order() -> None:
     wanted = [forward(), forward("::1"), forward(None)]
     made = open_listeners(wanted, BOTH)
-    assert [replace(one.forward, port=0) for one in made] == wanted
+    assert [one.forward._replace(port=0) for one in made] == wanted
     assert [one.forward.port for one in made] == [socketcalls.local_port(one.fd) for one in made]
     close_all([one.fd for one in made])
 
@@ -357,7 +356,7 @@ def test_a_port_in_use_that_nobody_asked_for_by_number_is_left_out(free_port: in
 
 
 def test_one_that_was_added_before_a_restart_is_left_out_whatever_the_reason() -> None:
-    wanted = [replace(forward("192.0.2.1"), source=Source.CONTROL), forward()]
+    wanted = [forward("192.0.2.1")._replace(source=Source.CONTROL), forward()]
     (made,) = open_listeners(wanted, BOTH)
     assert str(made.forward.address) == "127.0.0.1"
     close_all([made.fd])
