@@ -37,18 +37,18 @@ class Draft(NamedTuple):
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         relay.pool_sizes(descriptors, relay.fixed_use(common.first_flow), common.workers)
         made = tuple(self._listener(one, families) for one in self.bound)
-        used = {target.family for one in made for target in (*one.plan_ipv4, *one.plan_ipv6)}
+        used = {target.family for one in made for target in (*one.route_ipv4, *one.route_ipv6)}
         if common.is_dynamic:
             used.update(families)
         plan = common._replace(listeners=made, families=tuple(sorted(used)))
         return tuple(plan._replace(stats=stats) for stats in self.stats)
 
     def _listener(self, bound: Bound, families: Sequence[int]) -> Listener:
-        """One of the first listeners, with its plans."""
+        """One of the first listeners, with its routes."""
         forward = bound.forward
         slots = {
             family: self.book.slot(sockaddr)
             for family, sockaddr in listeners.targets(forward, ALL_FAMILIES).items()
         }
-        plans = listeners.Pointers(self.book.place, families).plans(forward, slots)
-        return Listener(bound.fd, *plans, forward.id)
+        routes = listeners.Pointers(self.book.place, families).routes(forward, slots)
+        return Listener(bound.fd, *routes, forward.id)

@@ -5,7 +5,7 @@ Each port has a number, which is never reused: connections of a port that was re
 reports about them must not be attributed to another port. A change reports its outcome to its
 caller once it is known, which may be at once.
 
-The registry decides what may be asked; `exchange` does it.
+The registry decides what may be asked; monitor/handover.py does it.
 """
 
 from __future__ import annotations

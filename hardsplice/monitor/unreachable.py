@@ -51,5 +51,5 @@ class Doubt:
 
 def leads_to_loopback(listener: Listener) -> bool:
     """Whether a target of it is there."""
-    targets = (endpoint(one.sockaddr)[0] for one in (*listener.plan_ipv4, *listener.plan_ipv6))
+    targets = (endpoint(one.sockaddr)[0] for one in (*listener.route_ipv4, *listener.route_ipv6))
     return any(one == _LOOPBACK_IPV6 or one.startswith(_LOOPBACK_IPV4) for one in targets)

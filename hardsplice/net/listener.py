@@ -7,16 +7,19 @@ from dataclasses import dataclass
 
 from hardsplice.sandbox.address_book import Pointer
 
+Route = tuple[Pointer, ...]
+"""The candidates for a target, in the order in which they are tried."""
+
 
 @dataclass(frozen=True, slots=True)
 class Listener:
     """A listening socket and where its connections go.
 
-    A plan lists targets in the order to try. A dual-stack listener has one for clients of each
-    family; for a listener of one family both are the same.
+    A dual-stack listener has a route for clients of each family; for one of one family both are the
+    same.
     """
 
     fd: int
-    plan_ipv4: tuple[Pointer, ...]
-    plan_ipv6: tuple[Pointer, ...]
+    route_ipv4: Route
+    route_ipv6: Route
     index: int  # the monitor's number for it

@@ -27,7 +27,7 @@ from hardsplice.model.families import FAMILIES, IPV4, IPV6
 from hardsplice.model.forward import LOOPBACKS, Forward, Source
 from hardsplice.model.protocol import Protocol
 from hardsplice.model.spec import LAST_PORT, Address
-from hardsplice.net.listener import Listener
+from hardsplice.net.listener import Listener, Route
 from hardsplice.sandbox.address_book import Place, Pointer
 
 BACKLOG = 65535  # the kernel cuts this to net.core.somaxconn
@@ -237,16 +237,14 @@ def targets(forward: Forward, families: Sequence[int]) -> dict[int, bytes]:
 
 
 class Pointers:
-    """Makes plans of where connections go, in the namespace of the targets."""
+    """Makes the routes of connections, in the namespace of the targets."""
 
     def __init__(self, place: Place, families: Sequence[int]) -> None:
         """``place`` is the address book's; ``families`` are those that the namespace has."""
         self.place = place
         self.families = families
 
-    def plans(
-        self, forward: Forward, slots: Mapping[int, int]
-    ) -> tuple[tuple[Pointer, ...], tuple[Pointer, ...]]:
+    def routes(self, forward: Forward, slots: Mapping[int, int]) -> tuple[Route, Route]:
         """What to try, in order, for an IPv4 client and for an IPv6 client. ``slots`` are those of
         the forward's targets, by index into FAMILIES.
 
@@ -266,7 +264,7 @@ class Pointers:
         return same, same
 
     def listener(self, bound: Bound, slots: Mapping[int, int]) -> Listener:
-        """A listener with its plans; Failure when the target is of a family that the namespace
+        """A listener with its routes; Failure when the target is of a family that the namespace
         doesn't have, for which there would be no sockets.
         """
         forward = bound.forward
@@ -274,7 +272,7 @@ class Pointers:
             family = IPV4 if forward.target.version == 4 else IPV6
             if family not in self.families:
                 raise no_family(forward, "there")
-        return Listener(bound.fd, *self.plans(forward, slots), forward.id)
+        return Listener(bound.fd, *self.routes(forward, slots), forward.id)
 
 
 def _privileged_hint(forward: Forward, *, late: bool) -> str:

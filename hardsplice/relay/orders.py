@@ -23,11 +23,11 @@ _PLACES = {place.address: place for place in PLACES}
 
 def serve(listener: Listener, place: Place) -> Record:
     """The record that hands a listener over, whose targets are in the book at ``place``."""
-    plans = (listener.plan_ipv4, listener.plan_ipv6)
-    text = _HEAD.pack(*map(len, plans), place.address) + b"".join(
+    routes = (listener.route_ipv4, listener.route_ipv6)
+    text = _HEAD.pack(*map(len, routes), place.address) + b"".join(
         _TARGET.pack(one.family, one.length, one.slot, one.sockaddr)
-        for plan in plans
-        for one in plan
+        for route in routes
+        for one in route
     )
     return Record(Kind.ADD_LISTENER, index=listener.index, detail=listener.fd, text=text)
 
@@ -40,16 +40,16 @@ def close(listener: Listener, *, reset_flows: bool) -> Record:
 def listener_of(record: Record) -> Listener:
     """The listener that a record hands over; Malformed when it hands over none."""
     if len(record.text) < _HEAD.size:
-        raise Malformed("a listener without a plan")
+        raise Malformed("a listener without routes")
     *counts, address = _HEAD.unpack_from(record.text)
     place, targets = _PLACES.get(address), record.text[_HEAD.size :]
     if place is None or max(counts) > len(FAMILIES) or len(targets) != _TARGET.size * sum(counts):
-        raise Malformed("a plan that is not as long as it says")
+        raise Malformed("routes that are not as long as they say")
     all_of_them = tuple(_target(place, fields) for fields in _TARGET.iter_unpack(targets))
-    plan_ipv4, plan_ipv6 = all_of_them[: counts[0]], all_of_them[counts[0] :]
-    if plan_ipv4 == plan_ipv6:
-        plan_ipv6 = plan_ipv4  # by which the engine knows that it needn't ask for the family
-    return Listener(record.detail, plan_ipv4, plan_ipv6, record.index)
+    route_ipv4, route_ipv6 = all_of_them[: counts[0]], all_of_them[counts[0] :]
+    if route_ipv4 == route_ipv6:
+        route_ipv6 = route_ipv4  # by which the engine knows that it needn't ask for the family
+    return Listener(record.detail, route_ipv4, route_ipv6, record.index)
 
 
 def _target(place: Place, fields: tuple[int, int, int, bytes]) -> Pointer:

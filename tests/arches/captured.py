@@ -110,7 +110,7 @@ def _scene(plan: relay.Plan, channel: Channel, known: dict[str, int]) -> Scene:
         return record.fds[0]
 
     listener = plan.listeners[0]
-    slot = listener.plan_ipv4[0].where.value
+    slot = listener.route_ipv4[0].where.value
     assert slot is not None
     return Scene(known, plan.book, listener.fd, slot, pooled)
 

@@ -248,7 +248,7 @@ PARTS = {
             "is_sound",
             "has_ended",
         ),
-        some("net/listeners", "Pointers.plans", "Pointers.listener", "cannot_listen"),
+        some("net/listeners", "Pointers.routes", "Pointers.listener", "cannot_listen"),
         some(
             "kernel/socketcalls",
             *("stream_socket", "set_reuse_address", "set_keepalive", "set_nodelay", "_set"),

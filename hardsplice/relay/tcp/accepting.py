@@ -96,8 +96,8 @@ class Acceptor(Connector):
         """Accept one; False when there was none, or none may be accepted now."""
         if not self.accepting:
             return False
-        plan, plan_ipv4 = listener.plan_ipv6, listener.plan_ipv4
-        if plan is plan_ipv4 and self.ledger is None:  # the client's address isn't needed
+        route, route_ipv4 = listener.route_ipv6, listener.route_ipv4
+        if route is route_ipv4 and self.ledger is None:  # the client's address isn't needed
             fd = self.kernel.accept(listener.fd)
         else:
             fd = self.kernel.accept_from(listener.fd)
@@ -107,9 +107,9 @@ class Acceptor(Connector):
         self.counters[count.ACCEPTED] += 1
         if self.wary and self._is_gone(fd):
             return True
-        if plan is not plan_ipv4 and self.kernel.from_ipv4():
-            plan = plan_ipv4
-        flow = Flow(fd, plan, listener.index)
+        if route is not route_ipv4 and self.kernel.from_ipv4():
+            route = route_ipv4
+        flow = Flow(fd, route, listener.index)
         flow.seen = self.moment
         self.flows[fd] = flow
         if self.ledger is not None:

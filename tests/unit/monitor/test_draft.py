@@ -65,6 +65,6 @@ def test_sockets_are_asked_for_of_the_families_of_targets(families: tuple[int, .
     """Without an address the target is where the namespace has one; else it is as it was named."""
     (plan,) = draft(ANYWHERE).plans(families)
     assert plan.families == families
-    assert {one.family for one in plan.listeners[0].plan_ipv4} == {*families}
+    assert {one.family for one in plan.listeners[0].route_ipv4} == {*families}
     (plan,) = draft(IPV6_ONLY).plans(families)
     assert plan.families == (IPV6,)

@@ -139,7 +139,7 @@ def test_a_listener_gets_a_place_and_goes_to_every_keeper(
         two.add(FORWARD._replace(id=5), server.fileno(), {0: 7, 1: 8})
         (listener,) = two.listeners.values()
         assert (listener.fd, listener.index) == (places[0], 5)
-        assert [one.slot for one in listener.plan_ipv6] == [8, 7]
+        assert [one.slot for one in listener.route_ipv6] == [8, 7]
         assert same(listener.fd, server.fileno())
         assert not os.get_inheritable(listener.fd)
         two.remove(5, reset_flows=True)

@@ -112,13 +112,13 @@ def test_the_loopback_of_the_clients_family_is_tried_first(
     of_ipv4: tuple[Pointer, ...],
     of_ipv6: tuple[Pointer, ...],
 ) -> None:
-    assert plans(forward(listen), families) == (of_ipv4, of_ipv6)
+    assert routes(forward(listen), families) == (of_ipv4, of_ipv6)
 
 
-def plans(
+def routes(
     one: Forward, families: tuple[int, ...], slots: dict[int, int] = SLOTS, place: Place = USUAL
 ) -> tuple[tuple[Pointer, ...], tuple[Pointer, ...]]:
-    return Pointers(place, families).plans(one, slots)
+    return Pointers(place, families).routes(one, slots)
 
 
 @pytest.mark.parametrize("listen", [None, "127.0.0.1", "::1"])
@@ -129,21 +129,21 @@ def test_a_target_address_is_the_only_one(listen: str | None, target: str, place
     family = IPV4 if address.version == 4 else IPV6
     only = (Pointer(place, 7, family, socketcalls.sockaddr(address, 80)),)
     assert only[0].where.value == place.address + 7 * 32
-    assert plans(forward(listen, target=target), BOTH, {family: 7}, place) == (only, only)
+    assert routes(forward(listen, target=target), BOTH, {family: 7}, place) == (only, only)
 
 
 def test_a_target_without_a_slot_is_none() -> None:
     """As the namespace monitor may be told of one, by whom it is not: then there is no plan."""
-    assert plans(forward(None), BOTH, {IPV4: 5}) == ((IN_4,), (IN_4,))
-    assert plans(forward(None), BOTH, {}) == ((), ())
+    assert routes(forward(None), BOTH, {IPV4: 5}) == ((IN_4,), (IN_4,))
+    assert routes(forward(None), BOTH, {}) == ((), ())
 
 
 def test_where_the_family_does_not_matter_the_plans_are_one_object() -> None:
     """The engine asks for the client's family only where they are two."""
     for one in (forward("127.0.0.1"), forward("::1"), forward(None, target="10.0.0.5")):
-        first, second = plans(one, BOTH)
+        first, second = routes(one, BOTH)
         assert first is second
-    first, second = plans(forward(None), BOTH)
+    first, second = routes(forward(None), BOTH)
     assert first is not second
 
 
@@ -151,7 +151,7 @@ def test_a_listener_has_its_plans() -> None:
     one = forward(None)
     made = Pointers(USUAL, BOTH).listener(Bound(one._replace(id=3), 12), SLOTS)
     assert (made.fd, made.index) == (12, 3)
-    assert (made.plan_ipv4, made.plan_ipv6) == plans(one, BOTH)
+    assert (made.route_ipv4, made.route_ipv6) == routes(one, BOTH)
 
 
 @pytest.mark.parametrize(("target", "families"), [("::1", (IPV4,)), ("10.0.0.5", (IPV6,))])
@@ -166,7 +166,7 @@ def test_a_target_of_a_family_that_is_not_there_is_a_failure(
 def test_the_targets_are_those_of_any_plan(listen: str | None) -> None:
     for target in (None, "10.0.0.5", "fd00::5"):
         one = forward(listen, target=target)
-        found = {pointer.sockaddr for plan in plans(one, BOTH) for pointer in plan}
+        found = {pointer.sockaddr for plan in routes(one, BOTH) for pointer in plan}
         assert set(targets(one, BOTH).values()) == found
 
 

@@ -46,11 +46,11 @@ def test_a_listener_arrives_as_it_was_sent(one: tuple[Listener, Place]) -> None:
     got = listener_of(decode(encode(serve(sent, place))))
     assert got == sent
     for ours, theirs in zip(
-        (*got.plan_ipv4, *got.plan_ipv6), (*sent.plan_ipv4, *sent.plan_ipv6), strict=True
+        (*got.route_ipv4, *got.route_ipv6), (*sent.route_ipv4, *sent.route_ipv6), strict=True
     ):
         assert (ours.family, ours.slot, ours.length) == (theirs.family, theirs.slot, theirs.length)
         assert ours.where.value == theirs.where.value
-    assert (got.plan_ipv4 is got.plan_ipv6) == (sent.plan_ipv4 == sent.plan_ipv6)
+    assert (got.route_ipv4 is got.route_ipv6) == (sent.route_ipv4 == sent.route_ipv6)
 
 
 HEAD, TARGET = struct.Struct("=BBI"), struct.Struct("=BBI28s")
@@ -81,7 +81,7 @@ def test_whatever_a_record_says_its_pointers_lie_in_a_book_at_a_slot_s_beginning
         made = listener_of(
             Record(Kind.ADD_LISTENER, text=text_of(counts, address, *targets) + more)
         )
-        for one in (*made.plan_ipv4, *made.plan_ipv6):
+        for one in (*made.route_ipv4, *made.route_ipv6):
             where = one.where.value
             assert where is not None
             assert any(0 <= where - place.address < place.size for place in PLACES)
@@ -113,7 +113,7 @@ def test_a_record_that_is_no_listener_is_malformed(text: bytes) -> None:
 def test_the_last_slot_of_a_book_is_in_it() -> None:
     for place in PLACES:
         text = text_of((1, 0), place.address, (0, 16, place.size // SLOT - 1))
-        (one,) = listener_of(Record(Kind.ADD_LISTENER, text=text)).plan_ipv4
+        (one,) = listener_of(Record(Kind.ADD_LISTENER, text=text)).route_ipv4
         assert one.where.value == place.address + place.size - SLOT
 
 
