@@ -170,7 +170,7 @@ def show_processes(report: Report, processes: list[audit.Process]) -> None:
     print()
     own = [process for process in processes if process.is_own]
     roles = {process.role for process in own}
-    expected = {"hs-host", "hs-target", "hs-relay-in", "hs-guard", "hs-init"}
+    expected = {"hs-host", "hs-namespace", "hs-relay-in", "hs-guard", "hs-init"}
     report.check(
         "the two monitors, the inbound relay, the server's PID 1 and its guard are there",
         expected <= roles,

@@ -15,7 +15,7 @@ from hardsplice.model.direction import Direction
 from hardsplice.model.errors import printable, quote
 from hardsplice.monitor import departure
 from hardsplice.monitor.autoforward import Watched
-from hardsplice.monitor.effects import Desk
+from hardsplice.monitor.effects import Effects
 from hardsplice.monitor.plan import Host
 from hardsplice.telemetry.flow_log import Traffic
 from hardsplice.telemetry.log import Log
@@ -37,7 +37,7 @@ def host_of(opened: Opened, entered: Entered, log: Log) -> Host:
         ports=entered.ports,
         first_free=options.next_number,
         dynamic=options.dynamic,
-        desk=_desk(opened, entered) if options.dynamic else None,
+        effects=_desk(opened, entered) if options.dynamic else None,
         watched={
             direction: Watched(options.auto(direction), asker)
             for direction, asker in askers.items()
@@ -59,10 +59,10 @@ def host_of(opened: Opened, entered: Entered, log: Log) -> Host:
     )
 
 
-def _desk(opened: Opened, entered: Entered) -> Desk:
+def _desk(opened: Opened, entered: Entered) -> Effects:
     """What ports that change are made with."""
     inside, planner = entered.inside, entered.planner
-    return Desk(
+    return Effects(
         planner.books,
         {Direction.INBOUND: opened.families, Direction.OUTBOUND: inside.families if inside else ()},
         entered.ports,

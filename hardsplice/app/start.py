@@ -136,7 +136,7 @@ def _launch(options: Options, began: float, given: Caller) -> int:
     Whatever happens to it, or to us meanwhile: it is there if this returns 0, and gone if not.
     """
     from hardsplice.ipc import child
-    from hardsplice.ipc.messages import LAUNCHER, Kind, Malformed
+    from hardsplice.ipc.messages import LAUNCHER, Kind, MalformedError
     from hardsplice.ipc.sd_notify import Notifier, manager_of
     from hardsplice.model.errors import failure_of
     from hardsplice.model.roles import HOST
@@ -160,7 +160,7 @@ def _launch(options: Options, began: float, given: Caller) -> int:
         notifier.say(f"MAINPID={server.pid}")
         try:
             record = server.first_word()
-        except Malformed:
+        except MalformedError:
             record = None
         if record is not None and record.kind == Kind.READY:
             signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # from here on we say that it runs

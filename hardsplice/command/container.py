@@ -36,7 +36,7 @@ from hardsplice.ipc import child, lifeline
 from hardsplice.ipc.channel import Channel
 from hardsplice.ipc.child import Child
 from hardsplice.ipc.dialogue import OF_INIT, last_words
-from hardsplice.ipc.messages import Kind, Malformed, Record
+from hardsplice.ipc.messages import Kind, MalformedError, Record
 from hardsplice.kernel.status import describe_status, exit_status
 from hardsplice.model.errors import Failure, failure_of, reason_of
 from hardsplice.model.roles import GUARD, HOST, INIT
@@ -101,7 +101,7 @@ class Container:
         """The other side's next record; its Failure if it reports one."""
         try:
             record = channel.receive() or self._other_word(channel)
-        except Malformed as error:
+        except MalformedError as error:
             raise Failure("create", "namespaces", str(error)) from error
         if record is None:
             raise Failure("create", "namespaces", self._early_end())
@@ -167,13 +167,13 @@ class Container:
         return code, f"{INIT.name} was {describe_status(code - 128 if code > 128 else code << 8)}"
 
     def last_records(self) -> Iterator[Record]:
-        """What PID 1 has sent before it ended, and was not received yet. Malformed."""
+        """What PID 1 has sent before it ended, and was not received yet. MalformedError."""
         assert self._init is not None
         return self._init.last_words()
 
     def last_words(self, record: Record, *, runs: bool) -> Failure:
-        """The Failure that PID 1 reports; ``runs`` is whether COMMAND was told to run. Malformed if
-        PID 1 may not report that.
+        """The Failure that PID 1 reports; ``runs`` is whether COMMAND was told to run.
+        MalformedError if PID 1 may not report that.
         """
         failure = last_words(record.text, OF_INIT if runs else None, self._hints)
         if failure.verb == "run":

@@ -31,7 +31,7 @@ def default_path(environment: Mapping[str, str] = os.environ) -> str:
     return os.path.join(environment.get("XDG_RUNTIME_DIR") or "/run", FILE_NAME)
 
 
-class Refused(Exception):  # noqa: N818 - it is what happened
+class RefusedError(Exception):
     """hardsplice answers with an error: its message, and perhaps the next step."""
 
     def __init__(self, message: str, hint: str | None) -> None:
@@ -135,7 +135,7 @@ class Client:
             said = self._json(data)
             if not isinstance(said, dict):
                 raise self.nonsense()
-            raise Refused(str(said.get("message")), said.get("hint"))
+            raise RefusedError(str(said.get("message")), said.get("hint"))
         return data
 
     def _json(self, data: bytes) -> Any:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from hardsplice.cli import output
 from hardsplice.control import portapi
 from hardsplice.ctl import cli, exporter, show, top
-from hardsplice.ctl.client import Client, Refused
+from hardsplice.ctl.client import Client, RefusedError
 from hardsplice.kernel.ephemeral import read_ephemeral_range
 from hardsplice.model import ports
 from hardsplice.model.direction import Direction
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
             sys.stdout.flush()
     except Failure as failure:
         return _complain(failure.lines("hardsplicectl"))
-    except Refused as refused:
+    except RefusedError as refused:
         texts = (refused.message, refused.hint)
         return _complain([f"hardsplicectl: {printable(text)}" for text in texts if text])
     except KeyboardInterrupt:
@@ -100,7 +100,7 @@ def _add(client: Client, direction: Direction, spec: str) -> list[dict[str, obje
         for forward in wanted:
             try:
                 added.append(client.add(description(forward)))
-            except Refused:
+            except RefusedError:
                 if forward.required:
                     raise
     except BaseException:
@@ -117,7 +117,7 @@ def _take_back(client: Client, added: Sequence[Mapping[str, object]]) -> None:
             with client.understood():
                 number = int(str(port["id"]))
             client.remove(number, reset_flows=False)
-        except Refused as refused:
+        except RefusedError as refused:
             left, reason = left + 1, printable(refused.message)
         except Failure as failure:  # nobody answers, so nobody will
             left, reason = left + len(added) - at, str(failure)

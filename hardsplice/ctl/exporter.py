@@ -22,7 +22,7 @@ from hardsplice.control.http import Request, Response
 from hardsplice.control.prometheus import CONTENT_TYPE, Family, Sample, render
 from hardsplice.control.server import Admission, Server
 from hardsplice.control.world import refusal
-from hardsplice.ctl.client import Client, Refused
+from hardsplice.ctl.client import Client, RefusedError
 from hardsplice.ipc import sd_notify
 from hardsplice.ipc.loop import Loop
 from hardsplice.model.errors import Failure, printable, quote, reason_of
@@ -85,7 +85,7 @@ def _ask(path: str) -> str | None:
     try:
         with contextlib.closing(Client(path, ANSWER_SECONDS)) as client:
             return client.text(METRICS)
-    except (Failure, Refused):
+    except (Failure, RefusedError):
         return None
 
 

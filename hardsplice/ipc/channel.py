@@ -22,7 +22,7 @@ from hardsplice.ipc.messages import (
     HEADER_SIZE,
     TEXT_LIMIT,
     Due,
-    Malformed,
+    MalformedError,
     Record,
     decode,
     encode,
@@ -119,7 +119,7 @@ class Channel:
 
     def receive(self, *, wait: bool = True) -> Record | None:
         """The next record; None at the end. BlockingIOError with ``wait`` off and none there;
-        Malformed for an invalid record, and for one that the other end may not send.
+        MalformedError for an invalid record, and for one that the other end may not send.
         """
         flags = socket.MSG_CMSG_CLOEXEC | (0 if wait else socket.MSG_DONTWAIT)
         try:
@@ -130,11 +130,11 @@ class Channel:
             return None
         try:
             if what & socket.MSG_TRUNC:
-                raise Malformed("a record is too long")
+                raise MalformedError("a record is too long")
             record = decode(packet, fds)
             messages.check(record, self._due)
             return record
-        except Malformed:
+        except MalformedError:
             close_all(fds)
             raise
 
@@ -150,7 +150,7 @@ class Channel:
         """Discard what is still to be received, before closing."""
         with contextlib.suppress(OSError):
             for _ in range(LAST_RECORDS):
-                with contextlib.suppress(Malformed):
+                with contextlib.suppress(MalformedError):
                     record = self.receive(wait=False)
                     if record is None:
                         return

@@ -101,7 +101,7 @@ class Child:
 
     def first_word(self) -> Record | None:
         """Wait for its next record; None if it ended without one. Processes that it started may
-        hold its end of the channel, and outlive it. Malformed.
+        hold its end of the channel, and outlive it. MalformedError.
         """
         poller = select.poll()
         for fd in (self.channel.fileno(), self.pidfd):
@@ -114,7 +114,7 @@ class Child:
 
     def last_words(self) -> Iterator[Record]:
         """What one that has ended sent, and was not received yet: at most LAST_RECORDS, since
-        others may hold its end of the channel and go on sending. Malformed.
+        others may hold its end of the channel and go on sending. MalformedError.
         """
         with contextlib.suppress(BlockingIOError):
             for _ in range(LAST_RECORDS):

@@ -20,7 +20,7 @@ import collections
 from collections.abc import Collection, Mapping
 from enum import Enum, auto
 
-from hardsplice.ipc.messages import ANSWERS, Kind, Malformed, Record
+from hardsplice.ipc.messages import ANSWERS, Kind, MalformedError, Record
 from hardsplice.model.errors import Failure, failure_of
 from hardsplice.model.unforeseen import LIMIT_HINTS
 
@@ -53,7 +53,7 @@ DYNAMIC_RELAY: Rules = {
     Phase.STARTING: {Kind.READY_PLACING: Phase.SERVING, Kind.FATAL: Phase.ENDING},
     Phase.SERVING: _SERVING_RELAY,
 }
-TARGET_MONITOR: Rules = {
+NAMESPACE_MONITOR: Rules = {
     Phase.STARTING: {
         Kind.NOTE: Phase.STARTING,
         Kind.FLOW: Phase.STARTING,
@@ -97,22 +97,22 @@ class Dialogue:
         self._owed[answer] += 1
 
     def hear(self, record: Record) -> None:
-        """Record a message from the child. Malformed if it is not due; its descriptors are the
+        """Record a message from the child. MalformedError if it is not due; its descriptors are the
         caller's to close then.
         """
         following = self._rules.get(self.phase, {}).get(record.kind)
         if following is None:
             when = self.phase.name.lower()
-            raise Malformed(f"a record of kind {record.kind} is not its to send while {when}")
+            raise MalformedError(f"a record of kind {record.kind} is not its to send while {when}")
         if record.kind in ANSWERS:
             if not self._owed[record.kind]:
-                raise Malformed("an answer that nobody asked for")
+                raise MalformedError("an answer that nobody asked for")
             self._owed[record.kind] -= 1
         self.phase = following
 
 
 # What a child that serves may be unable to do, as verb and object: its own task, and nothing else.
-OF_TARGET_MONITOR = frozenset(
+OF_NAMESPACE_MONITOR = frozenset(
     {("keep", "the inbound relay running"), ("run", "the namespace monitor")}
 )
 OF_INIT = frozenset({("run", "COMMAND"), ("create", "namespaces")})
@@ -122,15 +122,15 @@ def last_words(
     text: bytes, about: Collection[tuple[str, str]] | None, hints: Collection[str] = ()
 ) -> Failure:
     """The Failure with which a child ends. ``about`` None is for a child that hasn't served yet,
-    and so can't have been taken over. Otherwise Malformed if it is not ``about`` one of these; and
-    a next step, which is a line of its own, is kept only if it is among ``hints``, or one that we
-    know.
+    and so can't have been taken over. Otherwise MalformedError if it is not ``about`` one of these;
+    and a next step, which is a line of its own, is kept only if it is among ``hints``, or one that
+    we know.
     """
     failure = failure_of(text)
     if about is None:
         return failure
     if (failure.verb, failure.object) not in about:
-        raise Malformed("its last words are not about its task")
+        raise MalformedError("its last words are not about its task")
     if failure.hint not in LIMIT_HINTS and failure.hint not in hints:
         failure.hint = None
     return failure

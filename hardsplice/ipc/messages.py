@@ -25,7 +25,7 @@ TEXT_LIMIT = 2048  # bytes of text in a record
 FDS_LIMIT = 253
 
 
-class Malformed(Exception):  # noqa: N818 - what is raised is the record
+class MalformedError(Exception):
     """A record that a correct process never sends."""
 
 
@@ -47,13 +47,13 @@ def encode(record: Record) -> bytes:
 
 
 def decode(packet: bytes, fds: tuple[int, ...] = ()) -> Record:
-    """The record in a packet; Malformed when it is none."""
+    """The record in a packet; MalformedError when it is none."""
     if len(packet) < _HEADER.size:
-        raise Malformed(f"{len(packet)} bytes are no record")
+        raise MalformedError(f"{len(packet)} bytes are no record")
     kind, small, length, detail, index = _HEADER.unpack_from(packet)
     text = packet[_HEADER.size :]
     if len(text) != length:
-        raise Malformed(f"a text of {len(text)} bytes says that it has {length}")
+        raise MalformedError(f"a text of {len(text)} bytes says that it has {length}")
     return Record(kind, small, index, detail, text, fds)
 
 
@@ -121,7 +121,7 @@ class Note(IntEnum):
     CROWDED = 10  # see channel.Sent
     LOOPBACK = 11  # of a monitor: a target is not reached, as the loopback interface is down
     SHORT = 12  # there is no process for a relay, or no memory
-    DIED = 13  # of a keeper: a relay ended with connections, and has no successor
+    DIED = 13  # of a supervisor: a relay ended with connections, and has no successor
 
 
 # Senders and receivers, by the names of their processes; and those that are temporary.
@@ -207,13 +207,13 @@ def on(sender: str, receiver: str) -> Due:
 
 
 def check(record: Record, due: Due) -> None:
-    """Raises Malformed if the sender may not send that record, or it carries something else."""
+    """Raises MalformedError if the sender may not send that record, or it carries something else."""
     message = due.get(record.kind)
     if message is None:
-        raise Malformed(f"a record of kind {record.kind} is not its to send")
+        raise MalformedError(f"a record of kind {record.kind} is not its to send")
     fewest, most = message.fds
     if not fewest <= len(record.fds) <= most:
-        raise Malformed(f"{len(record.fds)} descriptors beside a record of kind {record.kind}")
+        raise MalformedError(f"{len(record.fds)} descriptors beside a record of kind {record.kind}")
     carries = message.carries
     if (
         (record.small and "small" not in carries)
@@ -221,4 +221,4 @@ def check(record: Record, due: Due) -> None:
         or (record.detail and "detail" not in carries)
         or (record.text and "text" not in carries)
     ):
-        raise Malformed(f"a record of kind {record.kind} carries more than that")
+        raise MalformedError(f"a record of kind {record.kind} carries more than that")

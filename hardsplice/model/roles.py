@@ -47,7 +47,7 @@ HOST = Role(
     policy_control="monitor-control",
 )
 TARGET = Role(
-    "hs-target",
+    "hs-namespace",
     parent=HOST.name,
     may="keeps the inbound relay; makes TCP sockets in the namespace",
     # The second or the third, by the rights that it has (net/joining.py).

@@ -15,7 +15,7 @@ from hardsplice.command.terminal import Terminal
 from hardsplice.ipc.channel import close_all
 from hardsplice.ipc.dialogue import INIT, Dialogue, Phase
 from hardsplice.ipc.loop import Loop
-from hardsplice.ipc.messages import Kind, Malformed, Record
+from hardsplice.ipc.messages import Kind, MalformedError, Record
 from hardsplice.kernel.signals import FINAL
 from hardsplice.kernel.status import exit_status
 from hardsplice.model.errors import Failure
@@ -120,7 +120,7 @@ class Command:
             record = inside.channel.receive(wait=False)
         except BlockingIOError:
             return
-        except Malformed as error:
+        except MalformedError as error:
             self._above.distrust("PID 1 of COMMAND", error)
             record = None
         if record is not None:
@@ -133,7 +133,7 @@ class Command:
             self._says.hear(record)
             if record.kind == Kind.FATAL:
                 self._above.fail(inside.last_words(record, runs=self._runs))
-        except Malformed as error:
+        except MalformedError as error:
             close_all(record.fds)
             self._above.distrust("PID 1 of COMMAND", error)
             return
@@ -158,7 +158,7 @@ class Command:
         try:
             for record in inside.last_records():
                 self._take(inside, record)
-        except Malformed as error:
+        except MalformedError as error:
             self._above.distrust("PID 1 of COMMAND", error)
         self._loop.remove(inside.pidfd)
         status, how = inside.status()

@@ -31,7 +31,7 @@ LOOK_SECONDS = 1.0  # between checks of listeners
 LOOKED_AT = 256  # of them at a time
 
 
-class Desk:
+class Effects:
     """The books of both directions, and listeners by the numbers of their ports."""
 
     def __init__(

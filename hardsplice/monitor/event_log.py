@@ -13,7 +13,7 @@ from hardsplice.monitor.notes import in_words
 from hardsplice.telemetry.log import Level, Log
 
 
-class Teller:
+class EventLog:
     """Finds the words."""
 
     def __init__(self, log: Log, find: Callable[[int], Forward | None]) -> None:
@@ -40,7 +40,7 @@ class Teller:
         return port.name if port and port.direction is direction else "a port"
 
     def tell(self, direction: Direction, record: Record) -> None:
-        """A note of a relay's, or of its keeper's."""
+        """A note of a relay's, or of its supervisor's."""
         where = self.where(direction, record.index)
         level, line = in_words(direction, where, record.small, record.detail, record.text)
         if level is Level.TRACE:

@@ -27,7 +27,7 @@ from hardsplice.ipc.messages import Note
 from hardsplice.kernel import socketcalls
 from hardsplice.model.errors import Failure
 from hardsplice.model.forward import Forward
-from hardsplice.monitor.supervisor import STOP_SECONDS, Keeper
+from hardsplice.monitor.supervisor import STOP_SECONDS, Supervisor
 from hardsplice.monitor.unreachable import Doubt
 from hardsplice.net.listeners import Bound, Pointers
 from hardsplice.relay import main as relay
@@ -36,7 +36,7 @@ from hardsplice.telemetry.flow_table import End
 LOOK_SECONDS = 0.01
 
 
-class Upward(Protocol):
+class Owner(Protocol):
     """What the relays of a direction report to."""
 
     def relays_ready(self) -> None:
@@ -58,13 +58,13 @@ class Upward(Protocol):
         """Every relay was to drain, and has ended."""
 
 
-class Crew:
+class RelayGroup:
     """The relays of one direction."""
 
-    def __init__(self, plans: Sequence[relay.Plan], loop: Loop, upward: Upward) -> None:
+    def __init__(self, plans: Sequence[relay.Plan], loop: Loop, owner: Owner) -> None:
         self.loop = loop
-        self.upward = upward
-        self.keepers = [Keeper(plan, loop, self) for plan in plans]
+        self.owner = owner
+        self.supervisors = [Supervisor(plan, loop, self) for plan in plans]
         self.listeners = {one.index: one for one in plans[0].listeners} if plans else {}
         self.families = plans[0].families if plans else ()
         self.pointers: Pointers | None = None
@@ -74,23 +74,23 @@ class Crew:
             taken = {one.fd for one in plans[0].listeners}
             every = range(FIRST_LISTENER, plans[0].first_flow)
             self.places.extend(fd for fd in every if fd not in taken)
-        self.awaited = len(self.keepers)
+        self.awaited = len(self.supervisors)
         self.will_look = False
         self.lent = plans[0].lent if plans else frozenset()
         self.doubt = Doubt()
 
     def start(self) -> None:
         """Fork all relays."""
-        for keeper in self.keepers:
-            keeper.start()
+        for supervisor in self.supervisors:
+            supervisor.start()
 
     def stop(self) -> None:
         """End all relays, and wait until they have ended."""
-        for keeper in self.keepers:
-            keeper.hang_up()
+        for supervisor in self.supervisors:
+            supervisor.hang_up()
         deadline = time.monotonic() + STOP_SECONDS
-        for keeper in self.keepers:
-            keeper.stop(deadline)
+        for supervisor in self.supervisors:
+            supervisor.stop(deadline)
 
     def lend(self, indices: Iterable[int]) -> None:
         """The service manager also has those listeners."""
@@ -98,8 +98,8 @@ class Crew:
 
     def drain(self) -> None:
         """Stop accepting, and have every relay end once it has no flow left."""
-        for keeper in self.keepers:
-            keeper.drain()
+        for supervisor in self.supervisors:
+            supervisor.drain()
         for index, listener in self.listeners.items():
             if index not in self.lent:
                 socketcalls.shutdown(listener.fd, socket.SHUT_RDWR)
@@ -108,19 +108,19 @@ class Crew:
     def relay_drained(self) -> None:
         """One more has ended, as told."""
         if self.is_drained:
-            self.upward.relays_drained()
+            self.owner.relays_drained()
 
     @property
     def is_drained(self) -> bool:
         """Whether there is no relay, nor will be."""
-        return all(keeper.is_drained for keeper in self.keepers)
+        return all(supervisor.is_drained for supervisor in self.supervisors)
 
     def ask_alive(self) -> None:
         """Ping every relay."""
-        for keeper in self.keepers:
-            keeper.ask_alive()
+        for supervisor in self.supervisors:
+            supervisor.ask_alive()
         if self.is_drained:
-            self.upward.relays_alive()
+            self.owner.relays_alive()
 
     def add(self, forward: Forward, fd: int, slots: Mapping[int, int]) -> None:
         """Keep one more listener, a copy of ``fd``, and have every relay accept on it; ``slots``
@@ -133,8 +133,8 @@ class Crew:
         listener = self.pointers.listener(Bound(forward, self.places[0]), slots)
         descriptors.copy(fd, self.places.popleft())
         self.listeners[forward.id] = listener
-        for keeper in self.keepers:
-            keeper.add(listener)
+        for supervisor in self.supervisors:
+            supervisor.add(listener)
 
     def remove(self, index: int, *, reset_flows: bool) -> None:
         """Give up a listener, if it is there, which the host monitor has ended. Its flows go on, or
@@ -143,8 +143,8 @@ class Crew:
         listener = self.listeners.pop(index, None)
         if listener is None:
             return
-        for keeper in self.keepers:
-            keeper.remove(listener, reset_flows=reset_flows)
+        for supervisor in self.supervisors:
+            supervisor.remove(listener, reset_flows=reset_flows)
         descriptors.clear((listener.fd,))
         self.places.append(listener.fd)
 
@@ -152,20 +152,20 @@ class Crew:
         """One more serves."""
         self.awaited -= 1
         if self.awaited == 0:
-            self.upward.relays_ready()
+            self.owner.relays_ready()
 
     def relay_lost(self, reason: str, hint: str | None = None) -> None:
         """Fewer relays than requested is an error."""
-        self.upward.relay_lost(reason, hint)
+        self.owner.relay_lost(reason, hint)
 
     def relay_alive(self) -> None:
         """One more has answered."""
-        if not any(keeper.is_asked for keeper in self.keepers):
-            self.upward.relays_alive()
+        if not any(supervisor.is_asked for supervisor in self.supervisors):
+            self.owner.relays_alive()
 
     def relay_yields(self) -> None:
         """Clients may wait that no other relay was woken for."""
-        if len(self.keepers) > 1 and not self.will_look:
+        if len(self.supervisors) > 1 and not self.will_look:
             self.will_look = True
             self.loop.after(LOOK_SECONDS, self._look)
 
@@ -174,13 +174,13 @@ class Crew:
         listener = self.listeners.get(index)
         if listener is not None and self.doubt.explains_note(kind, detail, listener):
             kind = Note.LOOPBACK
-        self.upward.note(kind, detail, index, text)
+        self.owner.note(kind, detail, index, text)
 
     def flow_ended(self, end: int, row: bytes) -> None:
         """Pass it on."""
-        self.upward.flow_ended(End.LOOPBACK if self.doubt.explains_end(end, row) else end, row)
+        self.owner.flow_ended(End.LOOPBACK if self.doubt.explains_end(end, row) else end, row)
 
     def _look(self) -> None:
         self.will_look = False
-        for keeper in self.keepers:
-            keeper.look()
+        for supervisor in self.supervisors:
+            supervisor.look()

@@ -41,12 +41,12 @@ from collections.abc import Callable, Sequence
 
 from hardsplice.ipc.channel import CROWDED_HINT, Channel, Sent
 from hardsplice.ipc.loop import Alarm, Loop
-from hardsplice.ipc.messages import Kind, Malformed, Record
+from hardsplice.ipc.messages import Kind, MalformedError, Record
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure
 from hardsplice.model.forward import Forward
-from hardsplice.monitor.effects import Desk
-from hardsplice.monitor.group import Crew
+from hardsplice.monitor.effects import Effects
+from hardsplice.monitor.group import RelayGroup
 from hardsplice.monitor.requests import (
     CloseRequest,
     Done,
@@ -77,17 +77,17 @@ class HostSide:
     def __init__(
         self,
         channel: Channel,
-        crew: Crew,
-        desk: Desk,
+        group: RelayGroup,
+        effects: Effects,
         loop: Loop,
         tell: Callable[[Failure], None],
     ) -> None:
-        """``channel`` leads to the namespace monitor; ``crew`` are the outbound relays. ``tell``
+        """``channel`` leads to the namespace monitor; ``group`` are the outbound relays. ``tell``
         gets messages for the log about errors that no request caused.
         """
         self.channel = channel
-        self.crew = crew
-        self.desk = desk
+        self.group = group
+        self.effects = effects
         self.waiting: deque[Request] = deque()
         self.current: Request | None = None
         self.is_late = False  # the current one has failed for lack of an answer
@@ -95,25 +95,25 @@ class HostSide:
         self._clock = Alarm(loop, self._look_at_clock)
         self._tell = tell
         self._is_at_it = False
-        desk.begin(loop, tell)
+        effects.begin(loop, tell)
 
     def add(self, forward: Forward, done: Done) -> None:
         """Listen, and have connections served."""
         if forward.direction is Direction.INBOUND:
-            self._ask(ServeRequest(forward, self.desk, done))
+            self._ask(ServeRequest(forward, self.effects, done))
         else:
-            self._ask(OpenRequest(forward, self.crew, self.desk, done))
+            self._ask(OpenRequest(forward, self.group, self.effects, done))
 
     def remove(
         self, forward: Forward, *, reset_flows: bool, done: Callable[[Failure | None], None]
     ) -> None:
         """Stop listening."""
         if forward.direction is Direction.INBOUND:
-            self._ask(CloseRequest(forward, self.desk, reset_flows, done))
+            self._ask(CloseRequest(forward, self.effects, reset_flows, done))
         else:
-            self.desk.end(forward.id)
-            self.crew.remove(forward.id, reset_flows=reset_flows)
-            self.desk.cross_out(forward.id)
+            self.effects.end(forward.id)
+            self.group.remove(forward.id, reset_flows=reset_flows)
+            self.effects.cross_out(forward.id)
             done(None)
 
     def _ask(self, request: Request) -> None:
@@ -185,10 +185,10 @@ class HostSide:
             self._finish(request, request.failed(_SILENT))
 
     def take(self, record: Record) -> None:
-        """An answer. Malformed if no request waits for it; the caller closes its descriptors."""
+        """An answer. MalformedError if no request waits for it; the caller closes its descriptors."""
         request = self.current
         if request is None or (record.kind, record.index) != (request.answer, request.index):
-            raise Malformed(f"an answer of kind {record.kind} that nobody waits for")
+            raise MalformedError(f"an answer of kind {record.kind} that nobody waits for")
         was_late, self.is_late = self.is_late, False
         self.current = None
         try:
@@ -206,7 +206,7 @@ class HostSide:
             return
         try:
             outcome = request.end(record)
-        except Malformed:
+        except MalformedError:
             raise
         except Exception as error:  # noqa: BLE001 - it ends this request, whatever it is
             outcome = request.failed(f"{type(error).__name__}: {error}")
@@ -216,21 +216,23 @@ class HostSide:
 # --- the namespace monitor's part -----------------------------------------------------------------
 
 
-class TargetSide:
+class NamespaceSide:
     """Serves the host monitor's requests."""
 
-    def __init__(self, parent: Channel, crew: Crew, families: Sequence[int], loop: Loop) -> None:
-        """``families`` are the namespace's; ``crew`` are the inbound relays."""
+    def __init__(
+        self, parent: Channel, group: RelayGroup, families: Sequence[int], loop: Loop
+    ) -> None:
+        """``families`` are the namespace's; ``group`` are the inbound relays."""
         self.parent = parent
         self.loop = loop
-        self.crew = crew
+        self.group = group
         self.families = families
 
     def take(self, record: Record) -> None:
-        """A request. Malformed if it is invalid; its descriptors are then the caller's."""
+        """A request. MalformedError if it is invalid; its descriptors are then the caller's."""
         handler = _HANDLERS.get(record.kind)
         if handler is None:
-            raise Malformed(f"a request of kind {record.kind}")
+            raise MalformedError(f"a request of kind {record.kind}")
         handler(self, record)
 
     def _open(self, record: Record) -> None:
@@ -253,11 +255,11 @@ class TargetSide:
     def _serve(self, record: Record) -> None:
         forward, slots = decode(record, Direction.INBOUND)
         (fd,) = record.fds
-        if record.index in self.crew.listeners or not is_listener(fd, forward):
-            raise Malformed("a descriptor that is not a new listener")
+        if record.index in self.group.listeners or not is_listener(fd, forward):
+            raise MalformedError("a descriptor that is not a new listener")
         code = 0
         try:
-            self.crew.add(forward, fd, slots)
+            self.group.add(forward, fd, slots)
         except Failure:
             code = errno.EAFNOSUPPORT
         except Exception:  # noqa: BLE001 - it ends this request, whatever it is
@@ -266,7 +268,7 @@ class TargetSide:
         self._answer(Kind.SERVED, record, code)
 
     def _close(self, record: Record) -> None:
-        self.crew.remove(record.index, reset_flows=bool(record.small))
+        self.group.remove(record.index, reset_flows=bool(record.small))
         self._answer(Kind.CLOSED, record)
 
     def _answer(self, kind: Kind, record: Record, code: int = 0) -> None:
@@ -278,8 +280,8 @@ class TargetSide:
 
 
 # The requests that the host monitor may send.
-_HANDLERS: dict[int, Callable[[TargetSide, Record], None]] = {
-    Kind.OPEN: TargetSide._open,
-    Kind.SERVE: TargetSide._serve,
-    Kind.CLOSE: TargetSide._close,
+_HANDLERS: dict[int, Callable[[NamespaceSide, Record], None]] = {
+    Kind.OPEN: NamespaceSide._open,
+    Kind.SERVE: NamespaceSide._serve,
+    Kind.CLOSE: NamespaceSide._close,
 }

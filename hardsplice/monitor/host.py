@@ -19,13 +19,13 @@ from functools import partial
 from hardsplice.command.orphans import Orphans
 from hardsplice.ipc.channel import close_all
 from hardsplice.ipc.dialogue import (
-    OF_TARGET_MONITOR,
-    TARGET_MONITOR,
+    NAMESPACE_MONITOR,
+    OF_NAMESPACE_MONITOR,
     Dialogue,
     last_words,
 )
 from hardsplice.ipc.loop import Loop
-from hardsplice.ipc.messages import Kind, Malformed, Note, Record
+from hardsplice.ipc.messages import Kind, MalformedError, Note, Record
 from hardsplice.ipc.sd_notify import Watchdog
 from hardsplice.kernel import linux
 from hardsplice.kernel.signals import ENDING, FINAL, HARMLESS, is_to_be_passed_on
@@ -35,17 +35,17 @@ from hardsplice.model.errors import Failure, relay_lost
 from hardsplice.monitor import departure, loops
 from hardsplice.monitor.autoforward import Watch
 from hardsplice.monitor.command import Command
-from hardsplice.monitor.event_log import Teller
-from hardsplice.monitor.group import Crew
+from hardsplice.monitor.event_log import EventLog
+from hardsplice.monitor.group import RelayGroup
 from hardsplice.monitor.handover import HostSide
-from hardsplice.monitor.notes import BY_KEEPERS, BY_RELAYS, BY_TRACED_RELAYS, lacking
+from hardsplice.monitor.notes import BY_RELAYS, BY_SUPERVISORS, BY_TRACED_RELAYS, lacking
 from hardsplice.monitor.plan import Host
 from hardsplice.monitor.readiness import Phase, Readiness
 from hardsplice.monitor.registry import Ports
 from hardsplice.monitor.shutdown import Ending, account
 from hardsplice.monitor.supervisor import STOP_SECONDS
 from hardsplice.telemetry.flow_log import FlowLog
-from hardsplice.telemetry.flow_table import Nonsense
+from hardsplice.telemetry.flow_table import InvalidRowError
 from hardsplice.telemetry.log import Level
 
 # For the namespace monitor to end its relays, each of which has STOP_SECONDS, and to end itself
@@ -69,25 +69,29 @@ class HostMonitor:
         self.monitor = host.monitor  # the namespace monitor; None once it has ended
         self.on_ready = on_ready
         self.loop = Loop()
-        self.crew = Crew(host.plans, self.loop, self)
-        self.teller = Teller(host.log, lambda one: self.registry.find(one))  # noqa: PLW0108 - below
-        self.exchange = (
-            HostSide(host.monitor.channel, self.crew, host.desk, self.loop, self.teller.trouble)
-            if host.desk and host.monitor
+        self.group = RelayGroup(host.plans, self.loop, self)
+        self.event_log = EventLog(host.log, lambda one: self.registry.find(one))  # noqa: PLW0108 - below
+        self.handover = (
+            HostSide(
+                host.monitor.channel, self.group, host.effects, self.loop, self.event_log.trouble
+            )
+            if host.effects and host.monitor
             else None
         )
-        if host.desk:
-            host.desk.retiring.on_misuse = lambda why: self.distrust("the namespace monitor", why)
-            host.desk.on_loss = self.fail
+        if host.effects:
+            host.effects.retiring.on_misuse = lambda why: self.distrust(
+                "the namespace monitor", why
+            )
+            host.effects.on_loss = self.fail
         self.registry = Ports(
-            host.ports, host.first_free, host.dynamic, self.exchange, host.check_room, loops.check
+            host.ports, host.first_free, host.dynamic, self.handover, host.check_room, loops.check
         )
-        if host.desk and host.store:
-            desk, store = host.desk, host.store
-            self.registry.on_added = lambda port: store.added(port, desk.listener(port.id))
+        if host.effects and host.store:
+            effects, store = host.effects, host.store
+            self.registry.on_added = lambda port: store.added(port, effects.listener(port.id))
             self.registry.on_removed = store.removed
         self.watch = (
-            Watch(host.watched, host.versions, self.registry, self.loop, self.teller.of_port)
+            Watch(host.watched, host.versions, self.registry, self.loop, self.event_log.of_port)
             if host.watched
             else None
         )
@@ -97,9 +101,11 @@ class HostMonitor:
             else None
         )
         self.readiness = Readiness(self._phases())
-        self.flows = FlowLog(host.log, host.traffic, self.teller.where) if host.log_flows else None
+        self.flows = (
+            FlowLog(host.log, host.traffic, self.event_log.where) if host.log_flows else None
+        )
         traced = BY_TRACED_RELAYS if host.log.level >= Level.TRACE else frozenset[int]()
-        self.noted = BY_RELAYS | BY_KEEPERS | traced  # what the namespace monitor may pass on
+        self.noted = BY_RELAYS | BY_SUPERVISORS | traced  # what the namespace monitor may pass on
         self.watchdog = (
             Watchdog(host.watchdog, host.notifier, self.loop.after, self._ask_alive)
             if host.watchdog
@@ -108,12 +114,12 @@ class HostMonitor:
         self.orphans = Orphans(self.loop, self._children)
         self.ending = Ending(self.loop, host.drain, host.log, host.notifier)
         self.failure: Failure | None = None
-        self.target_says = Dialogue(TARGET_MONITOR)
+        self.target_says = Dialogue(NAMESPACE_MONITOR)
 
     @property
     def ports(self) -> Ports | None:
         """The ports, where they may change at run time."""
-        return self.registry if self.exchange else None
+        return self.registry if self.handover else None
 
     def run(self) -> int:
         """Serve until told to end; the exit status. Failure if a part can't go on."""
@@ -144,7 +150,7 @@ class HostMonitor:
         deadline = time.monotonic() + END_SECONDS
         if monitor:
             monitor.hang_up()
-        self.crew.stop()
+        self.group.stop()
         if monitor:
             left = deadline - time.monotonic()
             monitor.receive_until_end(left, self._hear_monitor)
@@ -167,7 +173,7 @@ class HostMonitor:
         """All phases of this start, in their order."""
         host, watch, command = self.host, self.watch, self.command
         serving = [who for who, part in ((TARGET, host.monitor), (RELAYS, host.plans)) if part]
-        phases = [Phase("both monitors and all relays serve", self.crew.start, serving)]
+        phases = [Phase("both monitors and all relays serve", self.group.start, serving)]
         if watch:
             begin = partial(watch.start, partial(self._arrived, AUTO))
             phases.append(Phase("what is listened on already is forwarded", begin, [AUTO]))
@@ -240,7 +246,7 @@ class HostMonitor:
 
     def _children(self) -> set[int]:
         """Those whose end somebody here waits for."""
-        ours = [self.monitor, *(keeper.child for keeper in self.crew.keepers)]
+        ours = [self.monitor, *(supervisor.child for supervisor in self.group.supervisors)]
         return {one.pid for one in ours if one} | set(self.command.pids if self.command else ())
 
     # --- watchdog ---------------------------------------------------------------------------------
@@ -248,9 +254,9 @@ class HostMonitor:
     def _ask_alive(self) -> set[str]:
         """Ping all of them: which were pinged."""
         asked = set()
-        if not self.crew.is_drained:
+        if not self.group.is_drained:
             asked.add(RELAYS)
-            self.crew.ask_alive()
+            self.group.ask_alive()
         if self.monitor:
             asked.add(TARGET)
             if self.monitor.channel.send(Record(Kind.PING), wait=False):
@@ -278,7 +284,7 @@ class HostMonitor:
             self.loop.stop(status)
             return
         self.registry.close()
-        self.ending.begin(status, self.monitor, self.crew, self.host.kept())
+        self.ending.begin(status, self.monitor, self.group, self.host.kept())
 
     def relays_drained(self) -> None:
         """The outbound relays have no flow left."""
@@ -305,7 +311,7 @@ class HostMonitor:
             record = self.monitor.channel.receive(wait=False)
         except BlockingIOError:
             return True
-        except Malformed as error:
+        except MalformedError as error:
             self.distrust("the namespace monitor", error)
             return False
         if record is not None:
@@ -323,12 +329,12 @@ class HostMonitor:
         try:
             self.target_says.hear(record)
             if record.kind in ANSWERS:
-                if self.exchange is None:
-                    raise Malformed("an answer where nothing is asked")
-                self.exchange.take(record)
+                if self.handover is None:
+                    raise MalformedError("an answer where nothing is asked")
+                self.handover.take(record)
             else:
                 self._take(record)
-        except (Malformed, Nonsense) as error:
+        except (MalformedError, InvalidRowError) as error:
             close_all(record.fds)
             self.distrust("the namespace monitor", error)
 
@@ -339,16 +345,16 @@ class HostMonitor:
             self.missing += lacking(record.text, self.missing)
             self._arrived(TARGET)
         elif record.kind == Kind.FATAL:
-            about = None if self.readiness.awaits(TARGET) else OF_TARGET_MONITOR
+            about = None if self.readiness.awaits(TARGET) else OF_NAMESPACE_MONITOR
             self.fail(last_words(record.text, about))
         elif record.kind == Kind.FLOW:
             if self.flows is None:
-                raise Nonsense("nobody asked for the ends of flows")
+                raise InvalidRowError("nobody asked for the ends of flows")
             self.flows.ended(Direction.INBOUND, record.small, record.text)
         elif record.small in self.noted:
             self._tell(Direction.INBOUND, record)
         else:
-            raise Malformed(f"note {record.small} is not its to send")
+            raise MalformedError(f"note {record.small} is not its to send")
 
     def _on_monitor_exit(self) -> None:
         monitor = self.monitor
@@ -358,7 +364,7 @@ class HostMonitor:
                 self._on_record(record)
                 if self.failure:
                     break
-        except Malformed as error:
+        except MalformedError as error:
             self.distrust("the namespace monitor", error)
         monitor.channel.drain()
         self.monitor = None
@@ -384,6 +390,6 @@ class HostMonitor:
         self._tell(Direction.OUTBOUND, Record(Kind.NOTE, kind, index, detail, text))
 
     def _tell(self, direction: Direction, record: Record) -> None:
-        self.teller.tell(direction, record)
-        if record.small == Note.RESTARTED and self.host.desk:
-            self.host.desk.look_soon()
+        self.event_log.tell(direction, record)
+        if record.small == Note.RESTARTED and self.host.effects:
+            self.host.effects.look_soon()

@@ -28,14 +28,14 @@ from hardsplice.ipc.descriptors import (
     RULESET_FD,
 )
 from hardsplice.ipc.loop import Loop
-from hardsplice.ipc.messages import Kind, Malformed, Record
+from hardsplice.ipc.messages import Kind, MalformedError, Record
 from hardsplice.model import roles
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure, failure_of, relay_lost, text_of
 from hardsplice.model.families import ALL_FAMILIES
 from hardsplice.monitor import shutdown
-from hardsplice.monitor.group import Crew
-from hardsplice.monitor.handover import TargetSide
+from hardsplice.monitor.group import RelayGroup
+from hardsplice.monitor.handover import NamespaceSide
 from hardsplice.monitor.plan import Namespace
 from hardsplice.net import joining, listeners, loopback, sockdiag
 from hardsplice.net.joining import Tie
@@ -51,7 +51,7 @@ COOKIE = struct.Struct("=Q")  # of a network namespace; 0: unknown
 HANDED_AT_ONCE = 100  # listeners beside one record
 
 
-class TargetMonitor:
+class NamespaceMonitor:
     """Runs in the namespace that is served; starts and replaces the inbound relays."""
 
     def __init__(
@@ -64,25 +64,25 @@ class TargetMonitor:
         """``families`` are the namespace's, where ports may change at run time."""
         self.parent = parent
         self.loop = Loop()
-        self.crew = Crew(plans, self.loop, self)
+        self.group = RelayGroup(plans, self.loop, self)
         self.missing = missing
         self.requests = (
-            None if families is None else TargetSide(parent, self.crew, families, self.loop)
+            None if families is None else NamespaceSide(parent, self.group, families, self.loop)
         )
 
     def run(self) -> int:
         """Serve until the host monitor hangs up; the exit status."""
         self.loop.add(self.parent.fileno(), self._on_parent)
-        if self.crew.keepers:
-            self.crew.start()
+        if self.group.supervisors:
+            self.group.start()
         else:
             self.relays_ready()
         status = self.loop.run()
-        self.crew.stop()
+        self.group.stop()
         return status
 
     def relays_ready(self) -> None:
-        """The relays serve: say so upward, and what lock-down had to do without."""
+        """The relays serve: say so owner, and what lock-down had to do without."""
         self.parent.send(Record(Kind.READY, text="\n".join(self.missing).encode()))
 
     def relays_alive(self) -> None:
@@ -102,7 +102,7 @@ class TargetMonitor:
     def flow_ended(self, end: int, row: bytes) -> None:
         """Pass a flow's end up, or count it where the host monitor does not keep up."""
         if not self.parent.send(Record(Kind.FLOW, end, text=row), wait=False):
-            self.crew.keepers[0].plan.stats.kept[UNPASSED] += 1
+            self.group.supervisors[0].plan.stats.kept[UNPASSED] += 1
 
     def relays_drained(self) -> None:
         """Nobody is connected any more, and nobody comes."""
@@ -113,7 +113,7 @@ class TargetMonitor:
         with contextlib.suppress(BlockingIOError):
             try:
                 record = self.parent.receive(wait=False)
-            except Malformed:
+            except MalformedError:
                 record = None
             if record is None or not self._serve(record):
                 self.loop.stop(0)
@@ -121,16 +121,16 @@ class TargetMonitor:
     def _serve(self, record: Record) -> bool:
         try:
             if record.kind == Kind.PING:
-                self.crew.ask_alive()
+                self.group.ask_alive()
             elif record.kind == Kind.DRAIN_RELAYS:
-                self.crew.lend(shutdown.lent(record))
+                self.group.lend(shutdown.lent(record))
                 if not record.small:
-                    self.crew.drain()
+                    self.group.drain()
             elif self.requests is None:
-                raise Malformed("nothing is to be asked for")
+                raise MalformedError("nothing is to be asked for")
             else:
                 self.requests.take(record)
-        except Malformed:
+        except MalformedError:
             close_all(record.fds)
             return False
         return True
@@ -181,7 +181,7 @@ def _receive(monitor: Child, plan: Namespace, log: Log) -> Started:
     while True:
         try:
             record = monitor.channel.receive()
-        except Malformed as error:
+        except MalformedError as error:
             raise Failure("trust", "the namespace monitor", str(error)) from error
         if record is None:
             raise Failure("start", "the namespace monitor", "it ended early")
@@ -240,7 +240,7 @@ def _live(plan: Namespace, channel: Channel, tie: Tie, folder: int | None) -> in
     Tie(tie.parent, LIFELINE_FD).renew()
     begun.run([steps.filter_step(confinement.program)])
     asked = families if plan.is_dynamic else None
-    return TargetMonitor(channel, relays, begun.missing, asked).run()
+    return NamespaceMonitor(channel, relays, begun.missing, asked).run()
 
 
 def _keep_only_ours(plan: Namespace, channel: Channel, line: int, folder: int | None) -> None:

@@ -18,7 +18,7 @@ BY_RELAYS: frozenset[int] = frozenset(
 )
 # Where the log wants every flow.
 BY_TRACED_RELAYS: frozenset[int] = frozenset({Note.OPENED, Note.ENDED})
-BY_KEEPERS: frozenset[int] = frozenset(
+BY_SUPERVISORS: frozenset[int] = frozenset(
     {Note.RESTARTED, Note.DIED, Note.SOCKETS, Note.CROWDED, Note.LOOPBACK, Note.SHORT}
 )
 LACKING_MAX, LACKING_LENGTH = 32, 200  # lines, and characters of a line

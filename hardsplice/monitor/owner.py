@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Protocol
 
 
-class Upward(Protocol):
+class Owner(Protocol):
     """What a supervisor reports to."""
 
     def relay_ready(self) -> None:

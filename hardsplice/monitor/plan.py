@@ -16,7 +16,7 @@ from hardsplice.model.direction import Direction
 from hardsplice.model.forward import Forward
 from hardsplice.monitor.autoforward import Watched
 from hardsplice.monitor.draft import Draft
-from hardsplice.monitor.effects import Desk
+from hardsplice.monitor.effects import Effects
 from hardsplice.monitor.stored import Store
 from hardsplice.net.inherited import Passed
 from hardsplice.net.namespaces import Target
@@ -35,7 +35,7 @@ class Host(NamedTuple):
     ports: Sequence[Forward]  # those that are listened on
     first_free: int  # from this number on, none is a port's
     dynamic: frozenset[Direction]  # those whose ports may change at run time
-    desk: Desk | None  # where ports may change
+    effects: Effects | None  # where ports may change
     check_room: Callable[[int], None]  # raises Failure where a relay can't have so many listeners
     watched: dict[Direction, Watched]  # by -t auto and -T auto
     versions: Sequence[int]  # of IP, in use

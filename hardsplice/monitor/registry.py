@@ -19,7 +19,7 @@ from hardsplice.model.forward import Forward
 from hardsplice.model.protocol import Protocol
 
 
-class Conflict(Failure):
+class ConflictError(Failure):
     """The port is forwarded already, or about to be."""
 
     def __init__(self, forward: Forward, conflict: int) -> None:
@@ -98,7 +98,7 @@ class Ports:
 
     def add(self, asked: Forward, done: Callable[[Forward | Failure], None]) -> None:
         """Forward a port, which gets a number; ``done`` gets it as it is listened on, or the
-        Failure (a Conflict where it is forwarded already).
+        Failure (a ConflictError where it is forwarded already).
         """
         key = _key(asked)
         try:
@@ -137,7 +137,7 @@ class Ports:
             reason = f"{direction} ports were not to change when hardsplice was started"
             raise Failure("listen on", asked.where, reason)
         if key in self._keys:
-            raise Conflict(asked, self._keys[key])
+            raise ConflictError(asked, self._keys[key])
         self._check_room(self._listening[direction] + 1)
         self._check_loop(asked, self._held.values())
 

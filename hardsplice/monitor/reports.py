@@ -7,23 +7,23 @@ from __future__ import annotations
 
 import time
 
-from hardsplice.ipc.messages import Malformed, Record
+from hardsplice.ipc.messages import MalformedError, Record
 from hardsplice.monitor import notes
-from hardsplice.monitor.owner import Upward
+from hardsplice.monitor.owner import Owner
 from hardsplice.relay.main import NOTE_SECONDS
-from hardsplice.telemetry.flow_table import Nonsense, read_record
+from hardsplice.telemetry.flow_table import InvalidRowError, read_record
 
 
 class Reports:
     """The reports of one relay and of those that take its place."""
 
-    def __init__(self, upward: Upward) -> None:
-        self._upward = upward
+    def __init__(self, owner: Owner) -> None:
+        self._upward = owner
         self._passed_on: dict[int, float] = {}  # when a note of that kind was passed on last
 
     def note(self, record: Record, *, trace: bool) -> None:
         """Pass a note on, of each kind one in NOTE_SECONDS; with ``trace`` there are others, too,
-        all of which are passed on. Malformed if the note is not a relay's to send.
+        all of which are passed on. MalformedError if the note is not a relay's to send.
         """
         kind = record.small
         if kind in notes.BY_RELAYS:
@@ -33,15 +33,15 @@ class Reports:
                 return
             self._passed_on[kind] = now
         elif kind not in notes.BY_TRACED_RELAYS or not trace:
-            raise Malformed(f"note {kind} is not a relay's to send")
+            raise MalformedError(f"note {kind} is not a relay's to send")
         self._upward.note(kind, record.detail, record.index, record.text)
 
     def flow(self, record: Record, *, log_flows: bool) -> None:
-        """Pass the end of a flow on; Malformed if it is none, or without ``log_flows``."""
+        """Pass the end of a flow on; MalformedError if it is none, or without ``log_flows``."""
         try:
             read_record(record.small, record.text)
-        except Nonsense as error:
-            raise Malformed(str(error)) from None
+        except InvalidRowError as error:
+            raise MalformedError(str(error)) from None
         if not log_flows:
-            raise Malformed("nobody asked for the ends of flows")
+            raise MalformedError("nobody asked for the ends of flows")
         self._upward.flow_ended(record.small, record.text)

@@ -13,15 +13,15 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from typing import ClassVar
 
-from hardsplice.ipc.messages import Kind, Malformed, Record
+from hardsplice.ipc.messages import Kind, MalformedError, Record
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure
 from hardsplice.model.families import ALL_FAMILIES
 from hardsplice.model.forward import Forward
 from hardsplice.model.protocol import BY_NUMBER
 from hardsplice.model.spec import Address, is_interface_name
-from hardsplice.monitor.effects import Desk
-from hardsplice.monitor.group import Crew
+from hardsplice.monitor.effects import Effects
+from hardsplice.monitor.group import RelayGroup
 from hardsplice.net.listeners import cannot_listen, chosen, no_family
 from hardsplice.sandbox.address_book import LARGE, SLOT
 
@@ -54,24 +54,24 @@ def _packed(address: Address | None) -> tuple[int, bytes]:
 
 
 def decode(record: Record, direction: Direction) -> tuple[Forward, dict[int, int]]:
-    """The forward in a record, and its slots; Malformed if it is invalid."""
+    """The forward in a record, and its slots; MalformedError if it is invalid."""
     text = record.text
     if len(text) != _FORWARD.size:
-        raise Malformed(f"{len(text)} bytes are no forward")
+        raise MalformedError(f"{len(text)} bytes are no forward")
     number, *addresses, port, target_port, name, slot_ipv4, slot_ipv6 = _FORWARD.unpack(text)
     version, packed, target_version, target = addresses
     protocol = BY_NUMBER.get(number)
     if protocol is None:
-        raise Malformed(f"protocol {number}")
+        raise MalformedError(f"protocol {number}")
     if not target_port:
-        raise Malformed("port 0")
+        raise MalformedError("port 0")
     interface = name.rstrip(b"\0").decode("latin-1")
     if interface and not is_interface_name(interface):
-        raise Malformed("an interface's name that is none")
+        raise MalformedError("an interface's name that is none")
     pairs = zip(ALL_FAMILIES, (slot_ipv4, slot_ipv6), strict=True)
     slots = {family: slot for family, slot in pairs if slot != _NO_SLOT}
     if any(slot >= LARGE.size // SLOT for slot in slots.values()):
-        raise Malformed("a slot that no book has")
+        raise MalformedError("a slot that no book has")
     forward = Forward(
         direction=direction,
         address=_unpacked(version, packed),
@@ -93,7 +93,7 @@ def _unpacked(version: int, packed: bytes) -> Address | None:
         return IPv4Address(packed[:4])
     if version == 6:
         return IPv6Address(packed)
-    raise Malformed(f"an address of IP version {version}")
+    raise MalformedError(f"an address of IP version {version}")
 
 
 # --- requests -------------------------------------------------------------------------------------
@@ -119,7 +119,7 @@ class Request:
         raise NotImplementedError
 
     def end(self, answer: Record) -> Failure | None:
-        """Take the answer: the outcome. Malformed if it is invalid."""
+        """Take the answer: the outcome. MalformedError if it is invalid."""
         raise NotImplementedError
 
     def sent(self) -> None:
@@ -149,14 +149,14 @@ class ServeRequest(Request):
 
     answer: ClassVar[Kind] = Kind.SERVED
     forward: Forward
-    desk: Desk
+    effects: Effects
     done: Done
 
     def begin(self) -> Record:
-        slots = self.desk.write_down(self.forward)
+        slots = self.effects.write_down(self.forward)
         text = encode(self.forward, slots)
         try:
-            listener = self.desk.open(self.forward)
+            listener = self.effects.open(self.forward)
         except OSError as error:
             raise cannot_listen(self.forward, error, late=True) from error
         if not self.forward.port:
@@ -175,11 +175,11 @@ class ServeRequest(Request):
     def undo(self, answer: Record) -> Request | None:
         if self.end(answer) is not None:
             return None
-        return ForgetRequest(self.forward, self.desk, reset_flows=True, done=_ignore)
+        return ForgetRequest(self.forward, self.effects, reset_flows=True, done=_ignore)
 
     def give_up(self) -> None:
-        self.desk.end(self.index)
-        self.desk.cross_out(self.index)
+        self.effects.end(self.index)
+        self.effects.cross_out(self.index)
 
     def tell(self, outcome: Failure | None) -> None:
         self.done(outcome or self.forward)
@@ -194,25 +194,25 @@ class OpenRequest(Request):
 
     answer: ClassVar[Kind] = Kind.OPENED
     forward: Forward
-    crew: Crew
-    desk: Desk
+    group: RelayGroup
+    effects: Effects
     done: Done
     slots: dict[int, int] = field(default_factory=dict)
 
     def begin(self) -> Record:
         text = encode(self.forward, {})  # the namespace monitor doesn't need targets on the host
-        self.slots = self.desk.write_down(self.forward)
-        self.desk.offer_place(self.forward)
+        self.slots = self.effects.write_down(self.forward)
+        self.effects.offer_place(self.forward)
         return Record(Kind.OPEN, index=self.index, text=text)
 
     def end(self, answer: Record) -> Failure | None:
-        self.desk.withdraw_place()
+        self.effects.withdraw_place()
         if not answer.fds:
-            self.desk.cross_out(self.index)
+            self.effects.cross_out(self.index)
             return _failure(self.forward, answer.detail or errno.EPROTO)
         self._keep(answer)
         try:
-            self.crew.add(self.forward, answer.fds[0], self.slots)
+            self.group.add(self.forward, answer.fds[0], self.slots)
         except BaseException as error:
             self.give_up()
             if isinstance(error, Failure):
@@ -228,15 +228,15 @@ class OpenRequest(Request):
 
     def _keep(self, answer: Record) -> None:
         (fd,) = answer.fds
-        if not self.desk.is_wanted(fd, self.forward):
-            raise Malformed("a descriptor that is not the listener")
+        if not self.effects.is_wanted(fd, self.forward):
+            raise MalformedError("a descriptor that is not the listener")
         self.forward = chosen(self.forward, fd)
-        self.desk.keep(self.index, fd)
+        self.effects.keep(self.index, fd)
 
     def give_up(self) -> None:
-        self.desk.withdraw_place()
-        self.desk.end(self.index)
-        self.desk.cross_out(self.index)
+        self.effects.withdraw_place()
+        self.effects.end(self.index)
+        self.effects.cross_out(self.index)
 
     def tell(self, outcome: Failure | None) -> None:
         self.done(outcome or self.forward)
@@ -252,7 +252,7 @@ class CloseRequest(Request):
     answer: ClassVar[Kind] = Kind.CLOSED
     can_wait: ClassVar[bool] = True
     forward: Forward
-    desk: Desk
+    effects: Effects
     reset_flows: bool
     done: Callable[[Failure | None], None]
 
@@ -260,12 +260,12 @@ class CloseRequest(Request):
         return Record(Kind.CLOSE, int(self.reset_flows), self.index)
 
     def sent(self) -> None:
-        self.desk.end(self.index)
+        self.effects.end(self.index)
 
     def end(self, answer: Record) -> Failure | None:
         del answer
-        self.desk.end(self.index)
-        self.desk.cross_out(self.index)
+        self.effects.end(self.index)
+        self.effects.cross_out(self.index)
         return None
 
     def undo(self, answer: Record) -> Request | None:
@@ -284,11 +284,11 @@ class ForgetRequest(CloseRequest):
     """Inbound: end a listener that was served too late, and have it given up."""
 
     def begin(self) -> Record:
-        self.desk.end(self.index)
+        self.effects.end(self.index)
         return CloseRequest.begin(self)
 
     def give_up(self) -> None:
-        self.desk.cross_out(self.index)
+        self.effects.cross_out(self.index)
 
 
 def _ignore(_: Failure | None) -> None:

@@ -15,9 +15,9 @@ from typing import Protocol
 
 from hardsplice.ipc.channel import Channel
 from hardsplice.ipc.loop import Loop
-from hardsplice.ipc.messages import TEXT_LIMIT, Kind, Malformed, Record
+from hardsplice.ipc.messages import TEXT_LIMIT, Kind, MalformedError, Record
 from hardsplice.ipc.sd_notify import Notifier
-from hardsplice.monitor.group import Crew
+from hardsplice.monitor.group import RelayGroup
 from hardsplice.telemetry.counters import COUNTERS, DRAINED, STOPPED
 from hardsplice.telemetry.flow_log import Traffic
 from hardsplice.telemetry.log import Level, Log
@@ -51,10 +51,10 @@ class Ending:
         return self._status is not None
 
     def begin(
-        self, status: int, monitor: Reachable | None, crew: Crew, kept: Sequence[int]
+        self, status: int, monitor: Reachable | None, group: RelayGroup, kept: Sequence[int]
     ) -> None:
         """End with ``status``: at once, or when no connection is left. ``monitor`` is the namespace
-        monitor; ``crew`` has the relays here; of the ports ``kept`` the service manager also has
+        monitor; ``group`` has the relays here; of the ports ``kept`` the service manager also has
         the listeners, even if it did not at the start.
         """
         if self.is_draining:
@@ -72,8 +72,8 @@ class Ending:
         if monitor and all(monitor.channel.send(one, wait=False) for one in orders(kept)):
             self._waiting.add("target")
         self._loop.after(self._seconds, self.at_once)
-        crew.lend(kept)
-        crew.drain()
+        group.lend(kept)
+        group.drain()
 
     def drained(self, who: str) -> None:
         """No connection is left there."""
@@ -98,10 +98,10 @@ def orders(kept: Sequence[int]) -> Iterator[Record]:
 
 
 def lent(record: Record) -> Sequence[int]:
-    """The listeners in such an order, by index; Malformed if it is invalid."""
+    """The listeners in such an order, by index; MalformedError if it is invalid."""
     indices = array(_INDEX)
     if len(record.text) % indices.itemsize:
-        raise Malformed(f"{len(record.text)} bytes are no indices")
+        raise MalformedError(f"{len(record.text)} bytes are no indices")
     indices.frombytes(record.text)
     return indices
 

@@ -24,7 +24,7 @@ from hardsplice.ipc.channel import close_all
 from hardsplice.ipc.child import Child
 from hardsplice.ipc.dialogue import DYNAMIC_RELAY, RELAY, Dialogue
 from hardsplice.ipc.loop import Loop
-from hardsplice.ipc.messages import Kind, Malformed, Note, Record
+from hardsplice.ipc.messages import Kind, MalformedError, Note, Record
 from hardsplice.kernel import linux
 from hardsplice.kernel.status import describe_status
 from hardsplice.model.direction import Direction
@@ -33,7 +33,7 @@ from hardsplice.model.roles import RELAYS
 from hardsplice.model.unforeseen import next_step
 from hardsplice.monitor.backoff import DEATHS_MAX, WINDOW, Backoff, is_denial
 from hardsplice.monitor.outbox import Outbox
-from hardsplice.monitor.owner import Upward
+from hardsplice.monitor.owner import Owner
 from hardsplice.monitor.placing import NOT_HERE, Placing
 from hardsplice.monitor.reports import Reports
 from hardsplice.monitor.supply import SHORT_SECONDS, Supply
@@ -49,13 +49,13 @@ ROWS_A_PASS = 256  # of a relay's flow table that are closed before others have 
 STOP_SECONDS = 0.5  # for a child to end by itself once its channel is closed
 
 
-class Keeper:
+class Supervisor:
     """One relay and its channel."""
 
-    def __init__(self, plan: relay.Plan, loop: Loop, upward: Upward) -> None:
+    def __init__(self, plan: relay.Plan, loop: Loop, owner: Owner) -> None:
         self.plan = plan
         self.loop = loop
-        self.upward = upward
+        self.owner = owner
         self.backoff = Backoff()
         self.child: Child | None = None
         self.was_ready = False
@@ -66,10 +66,10 @@ class Keeper:
         self.is_in_breach = False  # it violated the protocol
         self.is_asked = False  # whether the relay owes an answer
         self.is_draining = False
-        self.outbox = Outbox(loop, self._told, upward.note, self._cut_off)
-        self.supply = Supply(loop, upward.note)
+        self.outbox = Outbox(loop, self._told, owner.note, self._cut_off)
+        self.supply = Supply(loop, owner.note)
         self.placing = Placing(loop, self._has, self._cut_off)
-        self.reports = Reports(upward)
+        self.reports = Reports(owner)
 
     def _dialogue(self) -> Dialogue:
         return Dialogue(DYNAMIC_RELAY if self.plan.is_dynamic else RELAY)
@@ -190,7 +190,7 @@ class Keeper:
         some = list(itertools.islice(rows, ROWS_A_PASS))
         for row in some:
             if row is not None and self.plan.log_flows:
-                self.upward.flow_ended(End.RELAY_DIED, row)
+                self.owner.flow_ended(End.RELAY_DIED, row)
         if len(some) == ROWS_A_PASS:
             self.loop.after(0, lambda: self._close_books(rows, status))
         else:
@@ -208,24 +208,24 @@ class Keeper:
         reason, _, hint = (self.last_words or describe_status(status)).partition("\n")
         if self.is_draining:
             if status:
-                self.upward.note(Note.DIED, 0, 0, reason.encode(errors="replace"))
+                self.owner.note(Note.DIED, 0, 0, reason.encode(errors="replace"))
             self._alive()
-            self.upward.relay_drained()
+            self.owner.relay_drained()
             return
         if not self.was_ready:
-            self.upward.relay_lost(f"it did not start: {reason}", hint or None)
+            self.owner.relay_lost(f"it did not start: {reason}", hint or None)
             return
         if not all(self._is_sound(one.fd) for one in self.plan.listeners):
             # Filters forbid a relay to do that; if one did anyway, its successor doesn't use it.
-            self.upward.relay_lost(UNSOUND)
+            self.owner.relay_lost(UNSOUND)
             return
         delay = self.backoff.delay(time.monotonic())
         if delay is None:
-            self.upward.relay_lost(f"it died {DEATHS_MAX + 1} times in {WINDOW:.0f} s: {reason}")
+            self.owner.relay_lost(f"it died {DEATHS_MAX + 1} times in {WINDOW:.0f} s: {reason}")
             return
         self._count(status)
         self.succeeds = reason
-        self.upward.relay_yields()
+        self.owner.relay_yields()
         self.loop.after(delay, self.start)
 
     def _is_sound(self, fd: int) -> bool:
@@ -242,9 +242,9 @@ class Keeper:
         these up, which is no reason to end: clients wait in the backlog.
         """
         if not self.was_ready:
-            self.upward.relay_lost(reason_of(error), next_step(error))
+            self.owner.relay_lost(reason_of(error), next_step(error))
             return
-        self.upward.note(Note.SHORT, error.errno or 0, 0, b"")
+        self.owner.note(Note.SHORT, error.errno or 0, 0, b"")
         self.loop.after(SHORT_SECONDS, self.start)
 
     def _count(self, status: int) -> None:
@@ -265,7 +265,7 @@ class Keeper:
                 self._handle(record)
                 if self.is_cut_off:
                     break
-        except Malformed as error:
+        except MalformedError as error:
             self._cut_off(str(error))
         self.child.channel.drain()
 
@@ -275,7 +275,7 @@ class Keeper:
             record = self.child.channel.receive(wait=False)
         except BlockingIOError:
             return
-        except Malformed as error:
+        except MalformedError as error:
             self._cut_off(str(error))
             return
         if record is None:
@@ -291,7 +291,7 @@ class Keeper:
         try:
             self.dialogue.hear(record)
             _REQUESTS[record.kind](self, record)
-        except Malformed as error:
+        except MalformedError as error:
             close_all(record.fds)
             self._cut_off(str(error))
 
@@ -313,7 +313,7 @@ class Keeper:
     def _alive(self) -> None:
         if self.is_asked:
             self.is_asked = False
-            self.upward.relay_alive()
+            self.owner.relay_alive()
 
     def _pong(self, _: Record) -> None:
         self._alive()
@@ -323,11 +323,11 @@ class Keeper:
             return
         self._alive()  # a relay that was being replaced can't have got the ping
         if self.succeeds:
-            self.upward.note(Note.RESTARTED, 0, 0, self.succeeds.encode(errors="replace"))
+            self.owner.note(Note.RESTARTED, 0, 0, self.succeeds.encode(errors="replace"))
             self.succeeds = ""
         if not self.was_ready:
             self.was_ready = True
-            self.upward.relay_ready()
+            self.owner.relay_ready()
 
     def _take_questions(self, fd: int) -> bool:
         """Take the descriptor from which the relay's calls are read; without it the relay is of no
@@ -347,7 +347,7 @@ class Keeper:
         self.reports.note(record, trace=self.plan.trace)
 
     def _paused(self, _: Record) -> None:
-        self.upward.relay_yields()
+        self.owner.relay_yields()
 
     def _flow(self, record: Record) -> None:
         self.reports.flow(record, log_flows=self.plan.log_flows)
@@ -355,21 +355,21 @@ class Keeper:
     def _want_sockets(self, record: Record) -> None:
         family, number = record.small, record.detail
         if family not in self.plan.families or not 0 < number <= POOL_SIZE:
-            raise Malformed(f"{number} sockets of family {family} are not to be had")
+            raise MalformedError(f"{number} sockets of family {family} are not to be had")
         if family in self.supply.owed:
-            raise Malformed("it asks for sockets while it has not got those that it asked for")
+            raise MalformedError("it asks for sockets while it has not got those that it asked for")
         if self.child is not None:
             self.supply.order(self.child.channel, family, number)
 
 
 # What is done about each kind that a relay may send (dialogue.RELAY).
-_REQUESTS: dict[int, Callable[[Keeper, Record], None]] = {
-    Kind.READY: Keeper._ready,
-    Kind.READY_PLACING: Keeper._ready,
-    Kind.FATAL: Keeper._fatal,
-    Kind.NOTE: Keeper._note,
-    Kind.WANT_SOCKETS: Keeper._want_sockets,
-    Kind.PAUSED: Keeper._paused,
-    Kind.FLOW: Keeper._flow,
-    Kind.PONG: Keeper._pong,
+_REQUESTS: dict[int, Callable[[Supervisor, Record], None]] = {
+    Kind.READY: Supervisor._ready,
+    Kind.READY_PLACING: Supervisor._ready,
+    Kind.FATAL: Supervisor._fatal,
+    Kind.NOTE: Supervisor._note,
+    Kind.WANT_SOCKETS: Supervisor._want_sockets,
+    Kind.PAUSED: Supervisor._paused,
+    Kind.FLOW: Supervisor._flow,
+    Kind.PONG: Supervisor._pong,
 }

@@ -37,7 +37,7 @@ class Doubt:
         return is_unreached and leads_to_loopback(listener) and self._ask()
 
     def explains_end(self, end: int, row: bytes) -> bool:
-        """Whether it explains a flow's end. Raises Nonsense."""
+        """Whether it explains a flow's end. Raises InvalidRowError."""
         if end not in _UNREACHED:
             return False
         return read_record(end, row).flow.target[0].is_loopback and self._ask()

@@ -21,7 +21,7 @@ import prctl
 from hardsplice.ipc import descriptors
 from hardsplice.ipc.channel import Channel, close_all
 from hardsplice.ipc.descriptors import CHANNEL_FD, FIRST_LISTENER, LIFELINE_FD, RULESET_FD
-from hardsplice.ipc.messages import Kind, Malformed, Note, Record
+from hardsplice.ipc.messages import Kind, MalformedError, Note, Record
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure
 from hardsplice.model.families import IPV4, IPV6
@@ -32,7 +32,7 @@ from hardsplice.relay import orders
 from hardsplice.relay.pools import POOL_SIZE as SOCKETS
 from hardsplice.relay.pools import SocketPool
 from hardsplice.relay.tcp.engine import Engine
-from hardsplice.relay.tcp.flow_writer import ledger_of
+from hardsplice.relay.tcp.flow_writer import flow_writer_of
 from hardsplice.relay.tcp.flows import Limits, Resources
 from hardsplice.relay.tcp.pipes import POOL_SIZE as PIPES
 from hardsplice.relay.tcp.pipes import PipePool
@@ -133,7 +133,7 @@ def main(plan: Plan, channel: Channel, monitor: int) -> NoReturn:
         os._exit(_live(plan, channel, monitor))
     except _Told:
         os._exit(0)
-    except Malformed:
+    except MalformedError:
         os._exit(1)
     except BaseException as error:  # noqa: BLE001 - a forked process must not return
         failure = as_failure(error, "run", "a relay")
@@ -181,7 +181,7 @@ def _live(plan: Plan, channel: Channel, monitor: int) -> int:
         other_descriptors=other,
         trace=plan.trace,
         gauges=plan.stats.gauges() if plan.stats.flows is not None else None,
-        ledger=ledger_of(plan.stats, kernel.now, report),
+        flow_writer=flow_writer_of(plan.stats, kernel.now, report),
     )
     engine = Engine(resources, plan.listeners, shared=plan.workers > 1)
     engine.epoll.register(CHANNEL_FD, 1)
@@ -193,7 +193,7 @@ def _live(plan: Plan, channel: Channel, monitor: int) -> int:
     lockdown.run(steps.relay_steps(RULESET_FD if plan.has_ruleset else None))
     descriptors.clear((RULESET_FD,))
     questions = _install_filter(plan, lockdown)
-    tripwire.seal(lambda what: _tell(channel, what))
+    tripwire.arm(lambda what: _tell(channel, what))
     kind = Kind.READY_PLACING if questions else Kind.READY
     channel.send(Record(kind, fds=questions))
     for fd in questions:
@@ -233,7 +233,7 @@ class _Told(Exception):  # noqa: N818 - it is what happened
 
 
 def _serve_channel(channel: Channel, engine: Engine) -> None:
-    """Take one order. Raises _Told, and Malformed."""
+    """Take one order. Raises _Told, and MalformedError."""
     try:
         record = channel.receive(wait=False)
     except BlockingIOError:
@@ -242,14 +242,14 @@ def _serve_channel(channel: Channel, engine: Engine) -> None:
         raise _Told
     try:
         _ORDERS[record.kind](engine, record)
-    except Malformed:
+    except MalformedError:
         close_all(record.fds)
         raise
 
 
 def _add_sockets(engine: Engine, record: Record) -> None:
     if record.small not in engine.families:
-        raise Malformed("sockets of a family that no target has")
+        raise MalformedError("sockets of a family that no target has")
     engine.add_sockets(record.small, record.fds)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 
-from hardsplice.ipc.messages import Kind, Malformed, Record
+from hardsplice.ipc.messages import Kind, MalformedError, Record
 from hardsplice.model.families import FAMILIES
 from hardsplice.net.listener import Listener
 from hardsplice.sandbox.address_book import PLACES, SLOT, Place, Pointer
@@ -38,13 +38,13 @@ def close(listener: Listener, *, reset_flows: bool) -> Record:
 
 
 def listener_of(record: Record) -> Listener:
-    """The listener that a record hands over; Malformed when it hands over none."""
+    """The listener that a record hands over; MalformedError when it hands over none."""
     if len(record.text) < _HEAD.size:
-        raise Malformed("a listener without routes")
+        raise MalformedError("a listener without routes")
     *counts, address = _HEAD.unpack_from(record.text)
     place, targets = _PLACES.get(address), record.text[_HEAD.size :]
     if place is None or max(counts) > len(FAMILIES) or len(targets) != _TARGET.size * sum(counts):
-        raise Malformed("routes that are not as long as they say")
+        raise MalformedError("routes that are not as long as they say")
     all_of_them = tuple(_target(place, fields) for fields in _TARGET.iter_unpack(targets))
     route_ipv4, route_ipv6 = all_of_them[: counts[0]], all_of_them[counts[0] :]
     if route_ipv4 == route_ipv6:
@@ -55,7 +55,7 @@ def listener_of(record: Record) -> Listener:
 def _target(place: Place, fields: tuple[int, int, int, bytes]) -> Pointer:
     family, length, slot, sockaddr = fields
     if family >= len(FAMILIES) or length != _SOCKADDR_LENGTHS[family]:
-        raise Malformed("a target that is no address")
+        raise MalformedError("a target that is no address")
     if slot >= place.size // SLOT:
-        raise Malformed("a target outside of the book")
+        raise MalformedError("a target outside of the book")
     return Pointer(place, slot, family, sockaddr[:length])

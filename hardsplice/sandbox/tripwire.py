@@ -38,7 +38,7 @@ def is_forbidden(event: str) -> bool:
     return event in FORBIDDEN or event.startswith(FORBIDDEN_KINDS)
 
 
-def seal(tell: Callable[[str], None]) -> None:
+def arm(tell: Callable[[str], None]) -> None:
     """From now on a forbidden event ends the process, after ``tell`` was called with it. It can't
     be undone.
     """

@@ -61,7 +61,7 @@ class FlowLog:
         self._said = {one.direction: 0 for one in traffic}  # of those that were missed
 
     def ended(self, direction: Direction, end: int, row: bytes) -> None:
-        """A flow's end, as a relay reports it. Raises Nonsense."""
+        """A flow's end, as a relay reports it. Raises InvalidRowError."""
         self._write(direction, read_record(end, row))
         self._say_missed(direction)
 

@@ -117,7 +117,7 @@ class Ended:
 _ENDS = frozenset(End)
 
 
-class Nonsense(ValueError):  # noqa: N818 - what is raised is the record
+class InvalidRowError(ValueError):
     """A record of a flow that a correct relay never sends."""
 
 
@@ -182,7 +182,7 @@ class FlowTable:
         end = self._first + (self.capacity if number is None else number) * WORDS_A_ROW
         return range(self._first, end, WORDS_A_ROW)
 
-    # --- writing: the relay, and its keeper once the relay has ended ------------------------------
+    # --- writing: the relay, and its supervisor once the relay has ended --------------------------
 
     def open(
         self, at: int, listener: int, protocol: int, client: Packed, target: Packed, now: float
@@ -234,20 +234,20 @@ class FlowTable:
 
 
 def read_record(end: int, text: bytes) -> Ended:
-    """A flow's end as a relay, which may have been taken over, reports it. Raises Nonsense."""
+    """A flow's end as a relay, which may have been taken over, reports it. Raises InvalidRowError."""
     if len(text) != RECORD_SIZE:
-        raise Nonsense(f"{len(text)} bytes are no flow's end")
+        raise InvalidRowError(f"{len(text)} bytes are no flow's end")
     row = _read_row(text[: _ROW.size])
     (seconds,) = _TAIL.unpack_from(text, _ROW.size)
     if row is None or not -_LAST_SECOND < seconds < _LAST_SECOND or end not in _ENDS:
-        raise Nonsense("a flow's end makes no sense")
+        raise InvalidRowError("a flow's end makes no sense")
     return Ended(row, max(0.0, seconds), End(end))
 
 
 def _makes_sense(text: bytes) -> bool:
     try:
         read_record(End.RELAY_DIED, text)
-    except Nonsense:
+    except InvalidRowError:
         return False
     return True
 

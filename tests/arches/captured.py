@@ -67,7 +67,7 @@ class _Here:
     scene: Scene | None = None
 
 
-_set_seccomp_filter, _start = linux.set_seccomp_filter, supervisor.Keeper.start
+_set_seccomp_filter, _start = linux.set_seccomp_filter, supervisor.Supervisor.start
 
 
 def _install(program: bytes) -> None:
@@ -79,10 +79,10 @@ def _install(program: bytes) -> None:
 
 def _start_relays(
     table: Sequence[Attempt], known: dict[str, int], board: mmap.mmap
-) -> Callable[[supervisor.Keeper], None]:
-    """What takes the place of Keeper.start: first a relay for each attempt, then the real one."""
+) -> Callable[[supervisor.Supervisor], None]:
+    """In the place of Supervisor.start: first a relay for each attempt, then the real one."""
 
-    def start(self: supervisor.Keeper) -> None:
+    def start(self: supervisor.Supervisor) -> None:
         for index, attempt in enumerate(table):
             ours, theirs = Channel.pair(HOST.name, OUTBOUND_RELAY.name)
             monitor = os.getpid()
@@ -122,7 +122,7 @@ def _hardsplice() -> int:
         board = mmap.mmap(file.fileno(), 0)
     linux.set_seccomp_filter = _install
     start = _start_relays(attempts(arch), numbers.of(arch), board)
-    supervisor.Keeper.start = start  # type: ignore[method-assign,assignment]
+    supervisor.Supervisor.start = start  # type: ignore[method-assign,assignment]
     return main(sys.argv[1:])
 
 

@@ -15,7 +15,7 @@ from hardsplice.ctl.client import Client
 from tests.arches.instance import PATIENCE, Instance, eventually, is_locked_down, pause
 
 _CONTROL = "/tmp/control"  # of the guest
-_PROCESSES = {"hs-host", "hs-target", "hs-relay-in", "hs-guard", "hs-init"}
+_PROCESSES = {"hs-host", "hs-namespace", "hs-relay-in", "hs-guard", "hs-init"}
 # Serves so many connections; and, if there is a port, makes one.
 _PROGRAM = """
 import socket, sys

@@ -331,7 +331,7 @@ def run(report: Writer, arch: str) -> None:
 
 
 def _serve(report: Writer, arch: str, instance: Instance, inside: Namespace) -> None:
-    names = {"hs-host", "hs-target", "hs-relay-in", "hs-relay-out"}
+    names = {"hs-host", "hs-namespace", "hs-relay-in", "hs-relay-out"}
     report.check("locked down", lambda: is_locked_down(instance, names))
     report.check("system calls by their numbers", lambda: calls_are(instance, arch))
     for family in (socket.AF_INET, socket.AF_INET6):

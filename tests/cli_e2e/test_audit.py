@@ -41,7 +41,7 @@ def test_both_directions_in_the_background(
         seen: dict[str, Any] = json.loads(done.stdout)
         host = int(pid_file.read_text(encoding="ascii"))
         by_name = {process["comm"]: process for process in seen["processes"]}
-        assert set(by_name) == {"hs-host", "hs-target", "hs-relay-in", "hs-relay-out"}
+        assert set(by_name) == {"hs-host", "hs-namespace", "hs-relay-in", "hs-relay-out"}
         assert by_name["hs-host"]["pid"] == host
         for process in seen["processes"]:
             status = status_of(process["pid"])
@@ -133,7 +133,7 @@ def test_command_s_processes_are_shown_as_what_they_are(
     assert table.count("'hs-relay-in'") == table.count("'hs-host'") == 4
     found = json.loads(said["--json",].stdout)["processes"]
     ours = sorted(one["comm"] for one in found if one["role"])
-    assert ours == ["hs-guard", "hs-host", "hs-init", "hs-relay-in", "hs-relay-out", "hs-target"]
+    assert ours == ["hs-guard", "hs-host", "hs-init", "hs-relay-in", "hs-relay-out", "hs-namespace"]
     assert sum(one["comm"] in ROLES for one in found) == len(ours) + 2
     assert all(one["seccomp"] == 2 for one in found if one["role"])
 

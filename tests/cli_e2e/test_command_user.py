@@ -458,7 +458,7 @@ def test_nothing_is_left_though_one_is_stopped(
     instance = launch(identity, *options, *spec, "--", "sleep", "1000").wait_ready()
     eventually(lambda: "sleep" in _members(instance), "COMMAND does not run")
     family = _members(instance)
-    assert {"hs-host", "hs-target", "hs-relay-in", "hs-guard", "hs-init", "sleep"} <= set(family)
+    assert {"hs-host", "hs-namespace", "hs-relay-in", "hs-guard", "hs-init", "sleep"} <= set(family)
     for name in stopped:
         os.kill(family[name], signal.SIGSTOP)
     instance.process.send_signal(number)

@@ -31,16 +31,16 @@ class Room(Program):
         super().__init__()
         self.program = program
         self.folder = folder
-        self.keeper = subprocess.Popen(
+        self.supervisor = subprocess.Popen(
             ["unshare", "--mount", "sh", "-c", f"mount -t tmpfs none {folder}; echo +; exec cat"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
-        assert self.keeper.stdout is not None
-        assert self.keeper.stdout.readline() == "+\n"
+        assert self.supervisor.stdout is not None
+        assert self.supervisor.stdout.readline() == "+\n"
 
     @property
     def enter(self) -> list[str]:
-        return ["nsenter", f"--mount=/proc/{self.keeper.pid}/ns/mnt"]
+        return ["nsenter", f"--mount=/proc/{self.supervisor.pid}/ns/mnt"]
 
     def argv(self, identity: Identity) -> tuple[list[str], dict[str, str]]:
         argv, environment = self.program.argv(identity)
@@ -52,7 +52,7 @@ class Room(Program):
         subprocess.run(words, check=True, timeout=PATIENCE)
 
     def close(self) -> None:
-        self.keeper.communicate(timeout=PATIENCE)
+        self.supervisor.communicate(timeout=PATIENCE)
 
 
 @pytest.fixture

@@ -416,7 +416,7 @@ def test_the_commands_keepers_are_locked_down(identity: Identity, launch: Launch
     nothing = "0" * 16
     expected = {
         (name, "2", "1", nothing, nothing, nothing, nothing)
-        for name in ("hs-host", "hs-target", "hs-relay-in", "hs-relay-out", "hs-guard")
+        for name in ("hs-host", "hs-namespace", "hs-relay-in", "hs-relay-out", "hs-guard")
     }
 
     # Ready is said when PID 1 has locked itself down too, and not before.

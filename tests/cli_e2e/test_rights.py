@@ -225,7 +225,7 @@ def test_root_without_sys_admin_does_as_users_do(lacks: tuple[str, ...], program
             assert int(status["CapEff"], 16) == kept, status["Name"]
             assert int(status["CapBnd"], 16) == 0
             assert os.listdir(f"/proc/{pid}/root") == []
-            if "setuid" not in lacks and status["Name"] not in ("hs-target", "hs-relay-in"):
+            if "setuid" not in lacks and status["Name"] not in ("hs-namespace", "hs-relay-in"):
                 assert status["Uid"].split() == ["65534"] * 4
         process.terminate()
         assert process.wait(PATIENCE) == 128 + 15

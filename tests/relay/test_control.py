@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from hardsplice.ctl.client import Client, Refused
+from hardsplice.ctl.client import Client, RefusedError
 from tests.support import imports, procfs
 from tests.support.netns import Identity, Namespace
 from tests.support.product import Instance, Launched, Program, can_bind, free_ports, run
@@ -226,7 +226,12 @@ def test_hardsplicectl_shows_what_happens(site: Site) -> None:
     assert {"name": "hardsplice_info", "labels": labels, "value": 1.0} in metrics
     assert "hs-relay-in" in site.ctl("audit")
     tree = json.loads(site.ctl("audit", "--json"))["processes"]
-    assert {one["comm"] for one in tree} == {"hs-host", "hs-target", "hs-relay-in", "hs-relay-out"}
+    assert {one["comm"] for one in tree} == {
+        "hs-host",
+        "hs-namespace",
+        "hs-relay-in",
+        "hs-relay-out",
+    }
     assert {one["seccomp"] for one in tree} == {2}
 
 
@@ -668,7 +673,7 @@ def test_with_few_descriptors_left_it_goes_on(
                 for number in range(150):
                     client.add({"proto": "tcp", "parentPort": first + number, "childPort": 80})
 
-        with pytest.raises(Refused, match=r"there are places for \d+ listeners"):
+        with pytest.raises(RefusedError, match=r"there are places for \d+ listeners"):
             add_all()
         assert len(site.ask("/v1/ports")) > 20
         instance.stop()
@@ -700,7 +705,7 @@ def test_whatever_is_asked_nothing_is_imported_after_lock_down(
             client = Client(str(path))
             with contextlib.closing(client):
                 for method, target, body in requests:
-                    with contextlib.suppress(Refused):
+                    with contextlib.suppress(RefusedError):
                         client._ask(method, target, body)
             instance.process.terminate()
             assert instance.wait() == 0

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from hardsplice.ctl.client import Client, Refused
+from hardsplice.ctl.client import Client, RefusedError
 from hardsplice.kernel import unotify
 from tests.support.netns import Identity, Namespace
 from tests.support.product import Instance, Launched, Program, free_ports
@@ -69,7 +69,7 @@ def test_a_port_that_can_not_be_had_is_refused_and_the_others_go_on(
         words = ["-f", "--control", str(path), "-t", f"127.0.0.1/{port}:80", str(namespace.pid)]
         instance = Instance(filtered, identity, words).wait_ready()
         client = Client(str(path))
-        with pytest.raises(Refused, match="forbids pidfd_getfd") as caught:
+        with pytest.raises(RefusedError, match="forbids pidfd_getfd") as caught:
             client.add({"proto": "tcp", "parentPort": port + 1, "childPort": 80})
         assert "SystemCallFilter=pidfd_getfd" in str(caught.value.hint)
         assert len(client.get("/v1/ports")) == 1

@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import identity_named
 from tests.support import procfs
-from tests.support.driver import Driver, Refused, driven
+from tests.support.driver import Driver, RefusedError, driven
 from tests.support.netns import Identity, Namespace
 from tests.support.product import can_bind, free_ports
 from tests.support.stream import (
@@ -203,7 +203,7 @@ def test_ports_of_options_are_listed_and_can_be_removed(identity: Identity) -> N
 def test_the_same_port_again_is_a_conflict_that_names_the_first(stand: Stand) -> None:
     sides, driver = stand.sides, stand.driver
     port = driver.add(sides.name, sides.spec())
-    with pytest.raises(Refused, match=rf"forwarded already, with the id {port}; "):
+    with pytest.raises(RefusedError, match=rf"forwarded already, with the id {port}; "):
         driver.add(sides.name, sides.spec())
     exchange(*stand.pair())
 
@@ -213,7 +213,9 @@ def test_a_port_that_another_program_has_is_an_error_with_its_reason(stand: Stan
     with _socket(sides.clients) as other:
         other.bind(("127.0.0.1", sides.entry))
         other.listen()
-        with pytest.raises(Refused, match=r"^cannot listen on .*: Address already in use; find"):
+        with pytest.raises(
+            RefusedError, match=r"^cannot listen on .*: Address already in use; find"
+        ):
             driver.add(sides.name, sides.spec())
     driver.add(sides.name, sides.spec())
     exchange(*stand.pair())
@@ -221,20 +223,20 @@ def test_a_port_that_another_program_has_is_an_error_with_its_reason(stand: Stan
 
 def test_privileged_ports_and_foreign_addresses_are_errors_as_at_the_start() -> None:
     with standing(identity_named("user"), "inbound") as stand:
-        with pytest.raises(Refused, match=r"Permission denied; .*ip_unprivileged_port_start"):
+        with pytest.raises(RefusedError, match=r"Permission denied; .*ip_unprivileged_port_start"):
             stand.driver.add("inbound", "127.0.0.1/1023:80")
-        with pytest.raises(Refused, match=r"Cannot assign requested address; no interface"):
+        with pytest.raises(RefusedError, match=r"Cannot assign requested address; no interface"):
             stand.driver.add("inbound", f"192.0.2.1/{stand.sides.entry}:80")
-        with pytest.raises(Refused, match="there is no port with that id"):
+        with pytest.raises(RefusedError, match="there is no port with that id"):
             stand.driver.remove(77)
 
 
 def test_an_interface_can_be_listened_on(inbound: Stand) -> None:
     inbound.driver.add("inbound", f"%lo/{inbound.sides.entry}:8080")
     exchange(*inbound.pair())
-    with pytest.raises(Refused, match="No such device; no interface"):
+    with pytest.raises(RefusedError, match="No such device; no interface"):
         inbound.driver.add("inbound", f"%none/{inbound.sides.entry + 1}:8080")
-    with pytest.raises(Refused, match=r"Cannot assign requested address|Invalid argument"):
+    with pytest.raises(RefusedError, match=r"Cannot assign requested address|Invalid argument"):
         inbound.driver.add("inbound", f"fe80::1%lo/{inbound.sides.entry + 1}:8080")
 
 
@@ -250,7 +252,7 @@ def test_more_ports_than_there_are_descriptors_for_are_refused(identity: Identit
             for number in range(150):
                 driver.add("inbound", f"127.0.0.1/{first + number}:80")
 
-        with pytest.raises(Refused, match="there are places for 37 listeners"):
+        with pytest.raises(RefusedError, match="there are places for 37 listeners"):
             add_all()
         ports = driver.list()
         assert len(ports) > 20

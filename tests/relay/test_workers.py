@@ -75,7 +75,7 @@ def flows_of(pid: int) -> int:
 
 def test_there_are_as_many_relays_as_asked_for_each_with_its_name(two: Pairs) -> None:
     names = Counter(procfs.status(pid)["Name"] for pid in two.instance.processes())
-    assert names == {"hs-host": 1, "hs-target": 1, "hs-relay-in": 2, "hs-relay-out": 2}
+    assert names == {"hs-host": 1, "hs-namespace": 1, "hs-relay-in": 2, "hs-relay-out": 2}
 
 
 @pytest.mark.root

@@ -36,7 +36,7 @@ from hardsplice.kernel import linux, unotify
 from hardsplice.model.roles import HOST, OUTBOUND_RELAY
 from hardsplice.monitor import supervisor, supply
 from hardsplice.monitor.host import HostMonitor
-from hardsplice.monitor.namespace import TargetMonitor
+from hardsplice.monitor.namespace import NamespaceMonitor
 from hardsplice.net import joining
 from hardsplice.relay import main as relay
 from hardsplice.relay.tcp import engine
@@ -58,7 +58,7 @@ _close_others = descriptors.close_others
 _set_asking_filter = unotify.set_filter
 _relay_main = relay.main
 _FILTER = steps.filter_step(b"").describe
-_start = supervisor.Keeper.start
+_start = supervisor.Supervisor.start
 _load_policy = seccomp.load_policy
 
 
@@ -133,8 +133,8 @@ def install_asking(program: bytes) -> int:
     return questions
 
 
-def start_relays(self: supervisor.Keeper) -> None:
-    """In the place of Keeper.start: first a relay for each attempt, then the one that serves."""
+def start_relays(self: supervisor.Supervisor) -> None:
+    """In the place of Supervisor.start: first a relay for each attempt, then the real one."""
     direction = {"inbound": "relay-in", "outbound": "relay-out"}[self.plan.direction]
     mine = direction == job.role and not self.was_ready
     for index in range(len(job.attempts) if mine else 0):
@@ -241,13 +241,13 @@ def reduced(role: str) -> Policy:
 def take_over() -> None:
     """Put all of this in its places."""
     linux.set_seccomp_filter, unotify.set_filter = install, install_asking
-    supervisor.Keeper.start = start_relays  # type: ignore[method-assign]
+    supervisor.Supervisor.start = start_relays  # type: ignore[method-assign]
     relay.main = relay_main
     steps.init_steps = inits_own(steps.init_steps)
     if job.bare:
         steps.Lockdown.run = only_the_filter  # type: ignore[method-assign]
         joining.Tie.renew = lambda self: None  # type: ignore[method-assign]
-        tripwire.seal = lambda tell: None
+        tripwire.arm = lambda tell: None
     if job.props:
         descriptors.reserve = reserve_and_gather
         descriptors.keep, descriptors.close_others = keep_more, close_fewer
@@ -256,7 +256,7 @@ def take_over() -> None:
     if job.helper:
         scene.helper = ctypes.CDLL(job.helper, use_errno=True)
     before(engine.Engine, "turn", "relay-in", "relay-out")
-    before(TargetMonitor, "note", "target")
+    before(NamespaceMonitor, "note", "target")
     before(HostMonitor, "_take", "host")
     before(init, "reap", "init")
 

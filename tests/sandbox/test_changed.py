@@ -60,7 +60,7 @@ def cut(self, record):
     self.parent.send(Record(Kind.CLOSED, index=record.index))
 handover._HANDLERS[Kind.CLOSE] = cut
 """
-UNFIXED = "effects.Desk._look_at_some = lambda self: None"
+UNFIXED = "effects.Effects._look_at_some = lambda self: None"
 
 
 @pytest.mark.parametrize("how", ["fixed", "unfixed"])
@@ -171,16 +171,16 @@ address = struct.pack("=H", socket.AF_UNIX) + bytes(1) + b"hardsplice-" + str(os
 ready = host.HostMonitor._say_ready
 def act(self):
     ready(self)
-    view = self.host.desk._books[Direction.OUTBOUND]
+    view = self.host.effects._books[Direction.OUTBOUND]
     codes = set()
-    one, two = Channel.pair("hs-host", "hs-target")
+    one, two = Channel.pair("hs-host", "hs-namespace")
     for at in BOTH:
         write(view, at)
         where = ctypes.c_void_p(view.place.values + at)
         for fd in (one.fileno(), two.fileno()):
             done = libc.bind(fd, where, len(address))
             codes.add(0 if done == 0 else ctypes.get_errno())
-    self.teller.trouble(host.Failure("name", "a socket", " ".join(map(str, sorted(codes)))))
+    self.event_log.trouble(host.Failure("name", "a socket", " ".join(map(str, sorted(codes)))))
 def write(view, at):
     piece = view.view if at == BOTH[0] else view.view + pinned.PIECE
     ctypes.memmove(piece, address[2:], len(address) - 2)

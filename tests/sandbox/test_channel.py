@@ -288,7 +288,7 @@ def ended_well(instance: Instance, family: list[int]) -> None:
     said = instance.messages()
     assert said.startswith("hardsplice: ")
     assert "Error in " not in said
-    assert "Malformed" not in said
+    assert "MalformedError" not in said
     assert "a line of mine" not in said
     eventually(lambda: not any(map(procfs.alive, family)), "processes remain", within=3)
 

@@ -98,7 +98,7 @@ def seen() -> dict[str, Any]:
         except OSError as error:
             found[name] = f"no: {error.strerror}"
 
-    def upward() -> list[str]:
+    def owner() -> list[str]:
         fd = os.open(".", os.O_PATH)
         for _ in range(9):
             fd = os.open("..", os.O_PATH, dir_fd=fd)
@@ -119,7 +119,7 @@ def seen() -> dict[str, Any]:
 
     attempt("root", lambda: os.listdir("/"))
     attempt("here", lambda: os.listdir("."))
-    attempt("upward", upward)
+    attempt("owner", owner)
     attempt("below", chroot_below)
     attempt("again", chroot_again)
     attempt("mount", mount)
@@ -176,7 +176,7 @@ def without() -> dict[str, Any]:
 def test_nothing_is_to_be_seen(way: Callable[[], dict[str, Any]], user: Identity) -> None:
     found = in_child(way)
     empty = {name: value for name, value in found.items() if value in ([], False)}
-    assert set(empty) >= {"root", "here", "upward", "again", "proc", "etc/passwd", "dev/null"}
+    assert set(empty) >= {"root", "here", "owner", "again", "proc", "etc/passwd", "dev/null"}
     assert str(found["below"]).startswith("no: ")
     assert found["mount"] == [] or str(found["mount"]).startswith("no: ")
 

@@ -67,7 +67,7 @@ print(json.dumps(got))
 """
 # It may send signals to its own PID 1, as ever: the kernel spares that.
 GOT: dict[str, list[str]] = {
-    "hs-host": [], "hs-target": [], "hs-relay-in": [], "hs-guard": [], "hs-init": ["signal"],
+    "hs-host": [], "hs-namespace": [], "hs-relay-in": [], "hs-guard": [], "hs-init": ["signal"],
 }  # fmt: skip
 
 

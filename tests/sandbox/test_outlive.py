@@ -27,7 +27,7 @@ from tests.support.stream import eventually
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")
 
 WITHIN = 2.0  # seconds from the first process's signal to the last one's end, on a busy machine
-ROLES = ("hs-host", "hs-target", "hs-relay-in", "hs-relay-out")
+ROLES = ("hs-host", "hs-namespace", "hs-relay-in", "hs-relay-out")
 
 
 @pytest.fixture(params=["root", "user", "root for a user"])
@@ -151,9 +151,9 @@ from hardsplice.kernel import linux
 from hardsplice.monitor import namespace
 from hardsplice.app.start import main
 def deaf(self):
-    self.crew.start()
+    self.group.start()
     self.loop.run()
-namespace.TargetMonitor.run = deaf
+namespace.NamespaceMonitor.run = deaf
 def attempt(act):
     pid = linux.fork()
     if pid == 0:
@@ -172,9 +172,9 @@ def fork(self):
         self.loop.run()
     deaf(self)
 if how == "slippery":
-    namespace.TargetMonitor.run = slip
+    namespace.NamespaceMonitor.run = slip
 if how in ("forking", "free to fork"):
-    namespace.TargetMonitor.run = fork
+    namespace.NamespaceMonitor.run = fork
 if how == "free to fork":
     lifeline.hang_on = lambda fd, group=False, hang_on=lifeline.hang_on: hang_on(fd)
 if how == "free":
@@ -216,5 +216,5 @@ def test_without_what_ends_it_it_would_stay(
     program = Deaf(how)
     with contextlib.closing(program), running(program, pair[0], of_both) as tree:
         os.kill(tree.instance.pid, signal.SIGKILL)
-        assert "hs-target" in tree.left(WITHIN)
+        assert "hs-namespace" in tree.left(WITHIN)
         assert not can_bind("127.0.0.1", tree.port)

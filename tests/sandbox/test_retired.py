@@ -44,11 +44,11 @@ kept = {}
 def serve(self, record):
     forward, slots = decode(record, Direction.INBOUND)
     (fd,) = record.fds
-    self.crew.add(forward, fd, slots)
+    self.group.add(forward, fd, slots)
     kept[record.index] = fd, slots
     self._answer(Kind.SERVED, record, 0)
 def close(self, record):
-    self.crew.remove(record.index, reset_flows=True)
+    self.group.remove(record.index, reset_flows=True)
     fd, slots = kept.pop(record.index)
     until = time.monotonic() + 0.3  # the host monitor ends it once it has asked
     while time.monotonic() < until:  # no filter lets a monitor sleep
@@ -63,7 +63,7 @@ def close(self, record):
         is_ipv6 = socketcalls.option(fd, SOL_SOCKET, SO_DOMAIN) == AF_INET6
         where = ctypes.c_void_p(address_book.USUAL.address + address_book.SLOT * slots[is_ipv6])
         code = -socketcalls.connect(fd, where, 28 if is_ipv6 else 16)
-    self.crew.upward.note(Note.ERROR, 0, 0, f"it came to {code}".encode())
+    self.group.owner.note(Note.ERROR, 0, 0, f"it came to {code}".encode())
     self._answer(Kind.CLOSED, record)
 handover._HANDLERS[Kind.SERVE], handover._HANDLERS[Kind.CLOSE] = serve, close
 if how == "unfixed":
@@ -75,7 +75,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-class Keeper(Program):
+class Supervisor(Program):
     """The product with such a namespace monitor, in a network namespace."""
 
     def __init__(self, how: str, use: str, host: Namespace | None) -> None:
@@ -218,7 +218,7 @@ def test_who_has_it_still_has_nothing(
 ) -> None:
     with (
         a_host(kind) as host,
-        contextlib.closing(Keeper(how, use, host)) as program,
+        contextlib.closing(Supervisor(how, use, host)) as program,
         tempfile.TemporaryDirectory(prefix="hardsplice-tests-") as folder,
         Namespace(identity) as namespace,
         contextlib.ExitStack() as stack,

@@ -248,7 +248,7 @@ def test_stopped_and_continued(product: Running) -> None:
 
 def test_a_signal_to_the_target_monitor(product: Running) -> None:
     family = product.instance.processes()
-    os.kill(roles(product)["hs-target"], signal.SIGINT)
+    os.kill(roles(product)["hs-namespace"], signal.SIGINT)
     assert product.instance.wait(3) == 1
     said = product.instance.messages()
     assert "cannot keep the namespace monitor running: it was killed by SIGINT" in said
@@ -312,9 +312,9 @@ def test_each_process_shares_memory_with_those_that_it_has_to_do_with(product: R
     found = {name: inodes - tests_own for name, inodes in found.items()}
     (inner,), (outer,) = found["hs-relay-in"], found["hs-relay-out"]
     assert inner != outer
-    assert {inner} < found["hs-target"] < found["hs-host"]
-    assert outer in found["hs-host"] - found["hs-target"]
-    assert (len(found["hs-target"]), len(found["hs-host"])) == (2, 4)
+    assert {inner} < found["hs-namespace"] < found["hs-host"]
+    assert outer in found["hs-host"] - found["hs-namespace"]
+    assert (len(found["hs-namespace"]), len(found["hs-host"])) == (2, 4)
 
 
 def is_empty(extra: Callable[[str, int], dict[int, str]], name: str, pid: int) -> bool:
@@ -330,12 +330,12 @@ def test_the_list_of_descriptors(product: Running) -> None:
     kinds = {
         "hs-relay": ("socket:", "pipe:", "anon_inode:[eventpoll]"),
         "hs-host": ("socket:", "pipe:", "anon_inode:"),
-        "hs-target": ("socket:", "anon_inode:"),
+        "hs-namespace": ("socket:", "anon_inode:"),
     }
     ours = {  # what is at a number that a policy names
         "hs-relay": {CHANNEL_FD: "socket:", READY_FD: "/dev/null"},
         "hs-host": {READY_FD: "/dev/null", SIGNALS_FD: "anon_inode:[signalfd]"},
-        "hs-target": {CHANNEL_FD: "socket:", LOG_FD: "/dev/null", LIFELINE_FD: "pipe:"},
+        "hs-namespace": {CHANNEL_FD: "socket:", LOG_FD: "/dev/null", LIFELINE_FD: "pipe:"},
     }
     first = first_flow(2, 0, is_dynamic=False)
 

@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.usefixtures("nothing_left_behind"),
 ]
 
-OURS = {"hs-host", "hs-target", "hs-relay-in", "hs-relay-out"}
+OURS = {"hs-host", "hs-namespace", "hs-relay-in", "hs-relay-out"}
 WITH_COMMAND = OURS | {"hs-guard", "hs-init"}
 
 

@@ -28,8 +28,8 @@ from tests.support.stream import PATIENCE
 
 pytestmark = pytest.mark.root  # nobody else may look into processes that aren't dumpable
 
-ROLES = {"hs-host", "hs-target", "hs-relay-in", "hs-relay-out", "hs-guard", "hs-init"}
-INBOUND, OUTBOUND = {"hs-target", "hs-relay-in"}, {"hs-host", "hs-relay-out"}
+ROLES = {"hs-host", "hs-namespace", "hs-relay-in", "hs-relay-out", "hs-guard", "hs-init"}
+INBOUND, OUTBOUND = {"hs-namespace", "hs-relay-in"}, {"hs-host", "hs-relay-out"}
 FIRST_LISTENER = 10  # policy/relay.toml
 VALUES, SLOTS, END, SLOT = 0x1C0000, 0x200000, 0x400000, 32
 # linux/fcntl.h
@@ -111,18 +111,18 @@ def test_each_process_is_in_the_namespaces_that_the_page_names(live: Live) -> No
     assert (host["user"] == here["user"]) == is_root
     assert host["user"] != inside["user"]
 
-    assert where["hs-target"] == (
+    assert where["hs-namespace"] == (
         "the network namespace that is served; for root with CAP_SYS_ADMIN the host's user "
         "namespace, otherwise that of the network namespace; "
         "its own IPC, UTS and, for root, mount namespace"
     )
-    target = found["hs-target"]
+    target = found["hs-namespace"]
     assert (target["net"], target["pid"]) == (inside["net"], here["pid"])
     assert target["user"] == (here if is_root else inside)["user"]
     assert (target["mnt"] != here["mnt"]) == is_root
     assert target["mnt"] != inside["mnt"]
 
-    assert where["hs-relay-in, hs-relay-out"] == "the same as hs-target; the same as hs-host"
+    assert where["hs-relay-in, hs-relay-out"] == "the same as hs-namespace; the same as hs-host"
     assert (found["hs-relay-in"], found["hs-relay-out"]) == (target, host)
 
     assert where["hs-guard (with COMMAND)"] == (
@@ -273,7 +273,7 @@ def test_each_direction_has_a_book_of_its_own(live: Live) -> None:
                 assert expected <= seen, name
                 assert not seen & (outward if name in INBOUND else inward), name
     inodes = {name: {book.inode for book in books(live.pids[name])} for name in INBOUND | OUTBOUND}
-    assert inodes["hs-target"] == inodes["hs-relay-in"] != inodes["hs-relay-out"]
+    assert inodes["hs-namespace"] == inodes["hs-relay-in"] != inodes["hs-relay-out"]
     assert inodes["hs-relay-out"] <= inodes["hs-host"]
     assert (inodes["hs-host"] != inodes["hs-relay-out"]) == live.changing
 

@@ -219,7 +219,7 @@ def check(instance: Instance, owner: Identity, names: list[str], *, dynamic: boo
 
 
 RELAYS = ["hs-relay-in", "hs-relay-out"]
-MONITORS = ["hs-host", "hs-target"]
+MONITORS = ["hs-host", "hs-namespace"]
 OPTIONS = ("plain", "control", "auto", "workers", "everything")
 EXISTING = [("PID", kind) for kind in OPTIONS[:-1]] + [
     ("PATH", "everything"),
@@ -228,7 +228,7 @@ EXISTING = [("PID", kind) for kind in OPTIONS[:-1]] + [
 
 
 def options(kind: str, identity: Identity, folder: Path) -> tuple[list[str], list[str], bool]:
-    """Arguments, the names of the processes but for COMMAND's keepers, and whether ports may
+    """Arguments, the names of the processes but for COMMAND's supervisors, and whether ports may
     change.
     """
     kinds = {kind} if kind != "everything" else {"control", "auto", "workers"}

@@ -27,7 +27,7 @@ class Here:
 # --- the tests' side ------------------------------------------------------------------------------
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """What was asked for can't be had."""
 
 
@@ -39,7 +39,7 @@ class Driver:
         self.end = end
 
     def ask(self, *words: str) -> str:
-        """Send a request; the answer, or Refused with the reason."""
+        """Send a request; the answer, or RefusedError with the reason."""
         self.end.send(" ".join(words).encode())
         return self.answer()
 
@@ -47,7 +47,7 @@ class Driver:
         """The next answer."""
         kind, _, text = self.end.recv(1 << 16).decode().partition(" ")
         if kind != "ok":
-            raise Refused(text)
+            raise RefusedError(text)
         return text
 
     def add(self, direction: str, spec: str) -> int:

@@ -29,7 +29,7 @@ from hardsplice.control.http import Parser, Refusal, Request, Response
 from hardsplice.control.routes import dispatch
 from hardsplice.control.world import refusal
 from hardsplice.ctl import commands
-from hardsplice.ctl.client import Client, Refused
+from hardsplice.ctl.client import Client, RefusedError
 from hardsplice.ipc.messages import Kind, Note, Record
 from hardsplice.ipc.sd_notify import Notifier
 from hardsplice.model.direction import Direction
@@ -86,7 +86,7 @@ class Stranger(Client):
 
     def _ask(self, method: str, path: str, body: bytes | None) -> bytes:
         if method == "DELETE":
-            raise Refused(EVIL, EVIL)
+            raise RefusedError(EVIL, EVIL)
         if path == "/metrics":
             return b"hardsplice_up{" + EVIL_BYTES + b'="1"} 1\n# ' + EVIL_BYTES + b"\n"
         world = FakeWorld()
@@ -234,7 +234,7 @@ SINKS: dict[str, list[Callable[[Capture], None]] | str] = {
     "policy._check_command": OWN_FILES,
     "policy._export": OWN_FILES,
     "policy.main": OWN_FILES,
-    "sandbox.tripwire.seal.hook": "tell is a parameter there, and leads to a channel",
+    "sandbox.tripwire.arm.hook": "tell is a parameter there, and leads to a channel",
     "ipc.sd_notify.Notifier.say": [status_of_the_service],
     "app.free_ports.tell_people": "by errors.tell",
     "app.free_ports.tell_program": MACHINE,
@@ -282,7 +282,7 @@ SOURCES: dict[str, Callable[[bytes], str] | str] = {
     "model.errors._escape": "made of ASCII",
     "model.errors.failure_of": _failure,
     "command.init._last_word": "a Failure",
-    "monitor.supervisor.Keeper._fatal": "a Failure",
+    "monitor.supervisor.Supervisor._fatal": "a Failure",
     "telemetry.log._cut": "shown already",
     "monitor.notes.in_words": _note,
     "monitor.notes.lacking": "app.progress.Progress.ready and the control socket, by printable",

@@ -212,7 +212,7 @@ def test_the_descriptors_are_those_of_the_policy(row: Row, call: str) -> None:
             assert "any" in row.descriptors or "what it holds" in row.descriptors, letter
 
 
-ENDS_LISTENERS = {("T", "shutdown"), ("H", "shutdown")}  # crew.Crew.drain
+ENDS_LISTENERS = {("T", "shutdown"), ("H", "shutdown")}  # group.RelayGroup.drain
 LIMITED = {"connect", "recvfrom", "sendto", "shutdown", "close", "setsockopt", "bind", "listen"}
 
 

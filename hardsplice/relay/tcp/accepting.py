@@ -97,7 +97,7 @@ class Acceptor(Connector):
         if not self.accepting:
             return False
         route, route_ipv4 = listener.route_ipv6, listener.route_ipv4
-        if route is route_ipv4 and self.ledger is None:  # the client's address isn't needed
+        if route is route_ipv4 and self.flow_writer is None:  # the client's address isn't needed
             fd = self.kernel.accept(listener.fd)
         else:
             fd = self.kernel.accept_from(listener.fd)
@@ -112,8 +112,8 @@ class Acceptor(Connector):
         flow = Flow(fd, route, listener.index)
         flow.seen = self.moment
         self.flows[fd] = flow
-        if self.ledger is not None:
-            self.ledger.opened(flow, self.kernel.accepted_from())
+        if self.flow_writer is not None:
+            self.flow_writer.opened(flow, self.kernel.accepted_from())
         self._guarded(flow, self._try_connect)
         used = self.other_descriptors + len(self.flows) + 2 * self.pipes.open
         if used > self.comfortable or self._is_low():

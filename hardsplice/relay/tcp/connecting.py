@@ -98,8 +98,8 @@ class Connector(Mover):
         self.counters[count.CONNECTED] += 1
         if self.trace:
             self.monitor.trace(Note.OPENED, flow.listener)
-        if self.ledger is not None:
-            self.ledger.connected(flow)
+        if self.flow_writer is not None:
+            self.flow_writer.connected(flow)
         if flow.plan[flow.attempt].may_vanish:
             self.kernel.keep_alive(flow.fd[TARGET])
         flow.plan = ()

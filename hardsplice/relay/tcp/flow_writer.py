@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The relay's side of the flow table: it opens a row for each flow that is accepted, keeps it
-current, and closes it. If no option asks for flows there is no ledger.
+current, and closes it. If no option asks for flows there is no flow_writer.
 
 While a flow has a row its bytes are counted there, by the same statement that counts them for the
-relay otherwise: `Flow.tally` says in which words. So the ledger has nothing to do when bytes move.
+relay otherwise: `Flow.tally` says in which words. So the flow_writer has nothing to do when bytes
+move.
 
 Nothing is formatted here. A flow's end is reported as the row itself, in one record; one that the
 channel has no room for is counted, and the monitor says so.
@@ -24,7 +25,7 @@ Report = Callable[[End, bytes], bool]
 _TCP = Protocol.TCP.number
 
 
-class Ledger:
+class FlowWriter:
     """The rows of one relay's flows."""
 
     def __init__(
@@ -83,9 +84,11 @@ class Ledger:
             self._counters[count.UNLOGGED] += 1
 
 
-def ledger_of(stats: count.Stats, now: Callable[[], float], report: Report | None) -> Ledger | None:
-    """The ledger of a relay, if there is a table to keep."""
-    return None if stats.flows is None else Ledger(stats.count, stats.flows, now, report)
+def flow_writer_of(
+    stats: count.Stats, now: Callable[[], float], report: Report | None
+) -> FlowWriter | None:
+    """The flow_writer of a relay, if there is a table to keep."""
+    return None if stats.flows is None else FlowWriter(stats.count, stats.flows, now, report)
 
 
 def telling(before: int, code: int) -> int:

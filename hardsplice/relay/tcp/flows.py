@@ -16,7 +16,7 @@ from typing import Protocol
 
 from hardsplice.ipc.messages import Note
 from hardsplice.relay.pools import SocketPool
-from hardsplice.relay.tcp.flow_writer import Ledger
+from hardsplice.relay.tcp.flow_writer import FlowWriter
 from hardsplice.relay.tcp.pipes import PipePool
 from hardsplice.relay.tcp.rules import (
     CLIENT,
@@ -104,7 +104,7 @@ class Resources:
     counters: memoryview
     other_descriptors: int  # those with fixed numbers, places of listeners, epoll
     trace: bool = False  # report every flow to the monitor
-    ledger: Ledger | None = None  # if single flows are to be shown
+    flow_writer: FlowWriter | None = None  # if single flows are to be shown
     gauges: memoryview | None = None  # where to write what is in use (counters.GAUGES)
 
 
@@ -116,11 +116,11 @@ class FlowTable:
         "counters",
         "epoll",
         "families",
+        "flow_writer",
         "flows",
         "gauges",
         "grace",
         "kernel",
-        "ledger",
         "limits",
         "monitor",
         "other_descriptors",
@@ -141,7 +141,7 @@ class FlowTable:
         self.counters = resources.counters
         self.other_descriptors = resources.other_descriptors
         self.trace = resources.trace
-        self.ledger = resources.ledger
+        self.flow_writer = resources.flow_writer
         self.gauges = resources.gauges
         if self.gauges is not None:
             self.gauges[5] = self.limits.descriptors
@@ -254,7 +254,7 @@ class FlowTable:
 
     def _end(self, flow: Flow, abort: Sequence[int], end: End | None = None) -> None:
         """Close both sides, those in ``abort`` with a reset. Everything that the flow holds is let
-        go. ``end`` is for the ledger; None says that a side failed.
+        go. ``end`` is for the flow_writer; None says that a side failed.
         """
         if self.connecting:
             self.connecting.pop(flow, None)
@@ -278,8 +278,8 @@ class FlowTable:
                 self.kernel.spare(fd)
             close(fd)
         flow.state[CLIENT] = flow.state[TARGET] = FINISHED
-        if self.ledger is not None:
-            self.ledger.closed(flow, end)
+        if self.flow_writer is not None:
+            self.flow_writer.closed(flow, end)
         if self.trace:
             self.monitor.trace(Note.ENDED, flow.listener, 1 if abort else 0)
 

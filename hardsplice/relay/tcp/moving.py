@@ -314,8 +314,8 @@ class Mover(FlowTable):
         elif self.kernel.shutdown(flow.fd[1 - direction], socket.SHUT_WR) < 0:
             self._fail(flow, 1 - direction)
         else:
-            if self.ledger is not None:
-                self.ledger.half_closed(flow)
+            if self.flow_writer is not None:
+                self.flow_writer.half_closed(flow)
             if not flow.edge[direction]:  # an edge-triggered one is watched as before (rules.py)
                 self._sync(flow)
 

@@ -123,10 +123,10 @@ def test_a_folder_that_somebody_keeps_is_not_waited_for(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(socketfile, "LOCK_SECONDS", 0.05)
-    keeper = os.open(path.parent, os.O_RDONLY)
-    fcntl.flock(keeper, fcntl.LOCK_EX)
+    supervisor = os.open(path.parent, os.O_RDONLY)
+    fcntl.flock(supervisor, fcntl.LOCK_EX)
     file = SocketFile(str(path))
-    os.close(keeper)
+    os.close(supervisor)
     file.listener.close()
     file.remove()
     assert not path.exists()

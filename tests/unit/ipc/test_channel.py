@@ -15,7 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hardsplice.ipc.channel import Channel, close_all
-from hardsplice.ipc.messages import FDS_LIMIT, TEXT_LIMIT, Kind, Malformed, Record, decode, encode
+from hardsplice.ipc.messages import (
+    FDS_LIMIT,
+    TEXT_LIMIT,
+    Kind,
+    MalformedError,
+    Record,
+    decode,
+    encode,
+)
 from hardsplice.model.roles import HOST, OUTBOUND_RELAY
 from tests.support.descriptors import as_socket, open_descriptors
 
@@ -74,14 +82,14 @@ def test_a_text_is_cut_where_it_is_too_long() -> None:
 def test_any_packet_is_a_record_or_malformed(packet: bytes) -> None:
     try:
         record = decode(packet)
-    except Malformed:
+    except MalformedError:
         return
     assert encode(record) == packet, "there is one packet for a record"
 
 
 @pytest.mark.parametrize("size", range(HEADER))
 def test_less_than_a_header_is_malformed(size: int) -> None:
-    with pytest.raises(Malformed):
+    with pytest.raises(MalformedError):
         decode(bytes(size))
 
 
@@ -90,7 +98,7 @@ def test_less_than_a_header_is_malformed(size: int) -> None:
 def test_a_text_of_another_length_than_it_says_is_malformed(record: Record, change: int) -> None:
     packet = encode(record)
     packet = packet[:-1] if change < 0 and record.text else packet + b"x"
-    with pytest.raises(Malformed):
+    with pytest.raises(MalformedError):
         decode(packet)
 
 
@@ -141,7 +149,7 @@ def test_what_comes_beside_nonsense_is_closed(pair: Pair, packet: bytes) -> None
     null = os.open(os.devnull, os.O_RDONLY)
     before = open_descriptors()
     raw(pair[0], packet, [null] * 5)
-    with pytest.raises(Malformed):
+    with pytest.raises(MalformedError):
         pair[1].receive()
     assert open_descriptors() == before
     os.close(null)
@@ -152,7 +160,7 @@ def test_a_packet_that_is_too_long_is_malformed_though_its_start_would_do(pair: 
     raw(pair[0], header + bytes(TEXT_LIMIT))
     assert pair[1].receive() == Record(Kind.NOTE, text=bytes(TEXT_LIMIT))
     raw(pair[0], header + bytes(TEXT_LIMIT + 1))
-    with pytest.raises(Malformed):
+    with pytest.raises(MalformedError):
         pair[1].receive()
 
 

@@ -16,7 +16,7 @@ import pytest
 from hardsplice.ipc import child, lifeline
 from hardsplice.ipc.channel import Channel
 from hardsplice.ipc.child import Child
-from hardsplice.ipc.messages import Kind, Malformed, Record
+from hardsplice.ipc.messages import Kind, MalformedError, Record
 from hardsplice.model.errors import Failure, failure_of
 from hardsplice.model.roles import HOST, OUTBOUND_RELAY
 from tests.support.descriptors import open_descriptors
@@ -124,7 +124,7 @@ def test_last_words_that_are_not_its_to_say_are_malformed(started: Callable[[Lif
     one.wait()
     said = one.last_words()
     assert next(said).kind == Kind.PAUSED
-    with pytest.raises(Malformed):
+    with pytest.raises(MalformedError):
         next(said)
 
 

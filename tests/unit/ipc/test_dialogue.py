@@ -10,16 +10,16 @@ from hypothesis import strategies as st
 from hardsplice.ipc.dialogue import (
     DYNAMIC_RELAY,
     INIT,
+    NAMESPACE_MONITOR,
     OF_INIT,
-    OF_TARGET_MONITOR,
+    OF_NAMESPACE_MONITOR,
     RELAY,
-    TARGET_MONITOR,
     Dialogue,
     Phase,
     Rules,
     last_words,
 )
-from hardsplice.ipc.messages import Kind, Malformed, Record, on
+from hardsplice.ipc.messages import Kind, MalformedError, Record, on
 from hardsplice.model import roles
 from hardsplice.model.roles import HOST, INBOUND_RELAY, OUTBOUND_RELAY, TARGET, Role
 from hardsplice.model.unforeseen import LIMIT_HINTS
@@ -29,7 +29,7 @@ ONCE = (Kind.READY, Kind.READY_PLACING, Kind.EXITED)
 CHILDREN = {
     "relay": RELAY,
     "dynamic relay": DYNAMIC_RELAY,
-    "namespace monitor": TARGET_MONITOR,
+    "namespace monitor": NAMESPACE_MONITOR,
     "init": INIT,
 }
 children = pytest.mark.parametrize("rules", CHILDREN.values(), ids=CHILDREN.keys())
@@ -47,11 +47,11 @@ def heard(rules: Rules, *kinds: int, phase: Phase = Phase.STARTING) -> Phase:
 def refused(rules: Rules, *kinds: int, phase: Phase = Phase.STARTING) -> None:
     """All but the last is due."""
     where = heard(rules, *kinds[:-1], phase=phase)
-    with pytest.raises(Malformed):
+    with pytest.raises(MalformedError):
         heard(rules, kinds[-1], phase=where)
 
 
-@pytest.mark.parametrize("rules", [RELAY, TARGET_MONITOR], ids=["relay", "namespace monitor"])
+@pytest.mark.parametrize("rules", [RELAY, NAMESPACE_MONITOR], ids=["relay", "namespace monitor"])
 def test_ready_is_said_once_and_last_words_are_the_last(rules: Rules) -> None:
     assert heard(rules, Kind.READY, Kind.NOTE, Kind.FLOW, Kind.NOTE) is Phase.SERVING
     refused(rules, Kind.READY, Kind.READY)
@@ -66,9 +66,9 @@ def test_a_relay_says_nothing_before_it_is_ready_but_why_it_is_not() -> None:
 
 
 def test_relays_of_a_target_monitor_may_be_busy_before_all_of_them_are() -> None:
-    assert heard(TARGET_MONITOR, Kind.NOTE, Kind.FLOW, Kind.READY) is Phase.SERVING
+    assert heard(NAMESPACE_MONITOR, Kind.NOTE, Kind.FLOW, Kind.READY) is Phase.SERVING
     for kind in (Kind.PONG, Kind.OPENED, Kind.SERVED, Kind.CLOSED):
-        refused(TARGET_MONITOR, kind)
+        refused(NAMESPACE_MONITOR, kind)
 
 
 def test_init_is_ready_once_it_was_told_to_be_and_command_ends_once() -> None:
@@ -89,7 +89,7 @@ def test_init_says_that_a_signal_was_passed_on_as_often_as_one_was() -> None:
     dialogue.phase = Phase.SERVING
     dialogue.asked(Kind.PASSED_ON)
     dialogue.hear(Record(Kind.PASSED_ON))
-    with pytest.raises(Malformed, match="nobody asked"):
+    with pytest.raises(MalformedError, match="nobody asked"):
         dialogue.hear(Record(Kind.PASSED_ON))
 
 
@@ -97,10 +97,10 @@ def test_init_says_whether_command_is_stopped_as_often_as_it_was_asked() -> None
     dialogue = Dialogue(INIT)
     dialogue.phase = Phase.SERVING
     dialogue.asked(Kind.CHECKED)
-    with pytest.raises(Malformed, match="nobody asked"):
+    with pytest.raises(MalformedError, match="nobody asked"):
         dialogue.hear(Record(Kind.PASSED_ON))
     dialogue.hear(Record(Kind.CHECKED))
-    with pytest.raises(Malformed, match="nobody asked"):
+    with pytest.raises(MalformedError, match="nobody asked"):
         dialogue.hear(Record(Kind.CHECKED))
 
 
@@ -111,7 +111,7 @@ def test_what_is_refused_changes_nothing(rules: Rules, kind: int, phase: Phase) 
     dialogue.phase = phase
     try:
         dialogue.hear(Record(kind))
-    except Malformed:
+    except MalformedError:
         assert dialogue.phase is phase
 
 
@@ -120,7 +120,7 @@ def test_what_is_refused_changes_nothing(rules: Rules, kind: int, phase: Phase) 
     [
         (RELAY, (INBOUND_RELAY, OUTBOUND_RELAY)),
         (DYNAMIC_RELAY, (INBOUND_RELAY, OUTBOUND_RELAY)),
-        (TARGET_MONITOR, (TARGET,)),
+        (NAMESPACE_MONITOR, (TARGET,)),
         (INIT, (roles.INIT,)),
     ],
     ids=["relay", "relay whose ports change", "namespace monitor", "init"],
@@ -147,7 +147,7 @@ def test_what_is_said_once_leads_on(rules: Rules) -> None:
             assert kind not in ONCE or following is not phase
 
 
-@pytest.mark.parametrize("rules", [RELAY, TARGET_MONITOR], ids=["relay", "namespace monitor"])
+@pytest.mark.parametrize("rules", [RELAY, NAMESPACE_MONITOR], ids=["relay", "namespace monitor"])
 @given(st.lists(st.booleans(), max_size=30))
 def test_there_is_an_answer_for_each_question_and_none_more(rules: Rules, said: list[bool]) -> None:
     dialogue = Dialogue(rules)
@@ -161,7 +161,7 @@ def test_there_is_an_answer_for_each_question_and_none_more(rules: Rules, said: 
             dialogue.hear(Record(Kind.PONG))
             owed -= 1
         else:
-            with pytest.raises(Malformed):
+            with pytest.raises(MalformedError):
                 dialogue.hear(Record(Kind.PONG))
 
 
@@ -186,7 +186,7 @@ def test_what_is_lacking_has_a_bound(text: bytes) -> None:
 LIMIT = "raise the limit with ulimit -n"
 
 
-@pytest.mark.parametrize("about", [OF_TARGET_MONITOR, OF_INIT])
+@pytest.mark.parametrize("about", [OF_NAMESPACE_MONITOR, OF_INIT])
 def test_last_words_are_about_the_task_of_who_says_them(about: frozenset[tuple[str, str]]) -> None:
     for verb, subject in about:
         text = f"{verb}\n{subject}\nwhy".encode()
@@ -197,7 +197,7 @@ def test_last_words_are_about_the_task_of_who_says_them(about: frozenset[tuple[s
         b"reach\nthe service manager\nno",
         b"trust\nthe namespace monitor\nno",
     ):
-        with pytest.raises(Malformed, match="not about its task"):
+        with pytest.raises(MalformedError, match="not about its task"):
             last_words(text, about)
 
 
@@ -212,7 +212,7 @@ def test_a_next_step_is_one_that_we_know() -> None:
     """It is a line of its own: whoever chose it could write any line into the log."""
     text = b"run\nthe namespace monitor\nToo many open files"
     assert LIMIT in LIMIT_HINTS
-    assert last_words(text + f"\n{LIMIT}".encode(), OF_TARGET_MONITOR).hint == LIMIT
+    assert last_words(text + f"\n{LIMIT}".encode(), OF_NAMESPACE_MONITOR).hint == LIMIT
     for hint in ("inbound, port 22: 10.0.0.9:4444 to 127.0.0.1:22: closed by FIN", f"{LIMIT} now"):
-        assert last_words(text + f"\n{hint}".encode(), OF_TARGET_MONITOR).hint is None
-    assert last_words(text + b"\nthis", OF_TARGET_MONITOR, ("this",)).hint == "this"
+        assert last_words(text + f"\n{hint}".encode(), OF_NAMESPACE_MONITOR).hint is None
+    assert last_words(text + b"\nthis", OF_NAMESPACE_MONITOR, ("this",)).hint == "this"

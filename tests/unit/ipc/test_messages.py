@@ -18,7 +18,7 @@ from hardsplice.ipc.messages import (
     MAPPER,
     MESSAGES,
     Kind,
-    Malformed,
+    MalformedError,
     Message,
     Record,
     check,
@@ -59,7 +59,7 @@ def test_a_kind_that_is_not_the_sender_s_is_refused(way: tuple[str, str], kind: 
     if message is not None and way in message.ways:
         check(of(kind, message), on(*way))
     else:
-        with pytest.raises(Malformed, match="not its to send"):
+        with pytest.raises(MalformedError, match="not its to send"):
             check(Record(kind), on(*way))
 
 
@@ -71,7 +71,7 @@ def test_what_a_kind_does_not_carry_is_refused(kind: Kind, message: Message) -> 
         if name in message.carries.split():
             check(record, due)
         else:
-            with pytest.raises(Malformed, match="carries more"):
+            with pytest.raises(MalformedError, match="carries more"):
                 check(record, due)
 
 
@@ -85,7 +85,7 @@ def test_descriptors_come_beside_what_has_them_only(
     if fewest <= number <= most:
         check(record, due)
     else:
-        with pytest.raises(Malformed, match="descriptors beside"):
+        with pytest.raises(MalformedError, match="descriptors beside"):
             check(record, due)
 
 
@@ -130,7 +130,7 @@ def test_it_is_checked_on_receipt(record: Record) -> None:
     ours, theirs = Channel.pair(HOST.name, OUTBOUND_RELAY.name)
     theirs.send(record)
     theirs.send(Record(Kind.PAUSED))
-    with pytest.raises(Malformed):
+    with pytest.raises(MalformedError):
         ours.receive()
     assert ours.receive() == Record(Kind.PAUSED)
     ours.close()
@@ -142,7 +142,7 @@ def test_what_comes_beside_a_record_that_is_refused_is_closed() -> None:
     read, write = os.pipe2(os.O_NONBLOCK)
     theirs.send(Record(Kind.PAUSED, fds=(write,)))
     os.close(write)
-    with pytest.raises(Malformed, match="descriptors beside"):
+    with pytest.raises(MalformedError, match="descriptors beside"):
         ours.receive()
     assert os.read(read, 1) == b"", "somebody holds the other end still"
     os.close(read)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whom keepers and crews tell (keeper.Upward, crew.Upward), and a loop that never runs."""
+"""Whom supervisors and crews tell (supervisor.Owner, group.Owner), and a loop that never runs."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure
 from hardsplice.model.families import ALL_FAMILIES
 from hardsplice.model.forward import Forward
-from hardsplice.monitor.effects import LOOK_SECONDS, LOOKED_AT, Desk
+from hardsplice.monitor.effects import LOOK_SECONDS, LOOKED_AT, Effects
 from hardsplice.net import listeners
 from hardsplice.net.listeners import namespace_here, targets
 from hardsplice.net.retiring import Sink
@@ -59,7 +59,7 @@ def here() -> bytes:
 
 
 class Stand:
-    """A desk, its books, and what was written down and kept at the start."""
+    """A effects, its books, and what was written down and kept at the start."""
 
     def __init__(self, first: Forward) -> None:
         sockaddrs = list(targets(first, ALL_FAMILIES).values())
@@ -67,7 +67,7 @@ class Stand:
         ports = [numbered(index, first, one) for index, one in enumerate(Direction, 1)]
         self.listener = socket.create_server(("127.0.0.1", 0))
         kept = {1: os.dup(self.listener.fileno())}
-        self.desk = Desk(
+        self.effects = Effects(
             self.books, dict.fromkeys(Direction, ALL_FAMILIES), ports, kept, namespace_here(),
             Sink(),
         )  # fmt: skip
@@ -88,9 +88,9 @@ FIRST = forward()
 def stand() -> Iterator[Stand]:
     made = Stand(FIRST)
     yield made
-    for index in list(made.desk._kept):
-        made.desk.end(index)
-    close_all(one.fd for one in made.desk.retiring._late)
+    for index in list(made.effects._kept):
+        made.effects.end(index)
+    close_all(one.fd for one in made.effects.retiring._late)
     made.listener.close()
     for book in made.books.values():
         book.close()
@@ -99,13 +99,13 @@ def stand() -> Iterator[Stand]:
 @directions
 def test_what_is_written_down_is_crossed_out_once(stand: Stand, direction: Direction) -> None:
     before = {one: stand.uses(one) for one in Direction}
-    slots = stand.desk.write_down(numbered(9, forward("10.0.0.5"), direction))
+    slots = stand.effects.write_down(numbered(9, forward("10.0.0.5"), direction))
     sockaddr = socketcalls.sockaddr(ip_address("10.0.0.5"), 80)
     assert slots == {0: stand.books[direction].slot(sockaddr)}
     for _ in range(2):
-        stand.desk.cross_out(9)
+        stand.effects.cross_out(9)
         assert {one: stand.uses(one) for one in Direction} == before
-    stand.desk.cross_out(77)
+    stand.effects.cross_out(77)
 
 
 @directions
@@ -113,15 +113,15 @@ def test_a_target_of_two_ports_stays_until_both_are_gone(
     stand: Stand, direction: Direction
 ) -> None:
     """One of them was there from the start."""
-    slots = stand.desk.write_down(numbered(9, FIRST, direction))
+    slots = stand.effects.write_down(numbered(9, FIRST, direction))
     assert set(stand.uses(direction).values()) == {2}
-    stand.desk.cross_out(list(Direction).index(direction) + 1)
+    stand.effects.cross_out(list(Direction).index(direction) + 1)
     assert set(stand.uses(direction).values()) == {1}
     assert {
         family: stand.books[direction].slot(one)
         for family, one in targets(FIRST, ALL_FAMILIES).items()
     } == slots
-    stand.desk.cross_out(9)
+    stand.effects.cross_out(9)
     assert stand.uses(direction) == {}
 
 
@@ -132,31 +132,31 @@ def test_an_attempt_that_does_not_fit_leaves_nothing(stand: Stand, direction: Di
         book.add(socketcalls.sockaddr(ip_address("192.0.2.1"), len(book._free)))
     before = stand.uses(direction)
     with pytest.raises(Failure, match="full"):
-        stand.desk.write_down(
+        stand.effects.write_down(
             numbered(9, forward(target_port=81), direction)
         )  # two loopback addresses
     assert stand.uses(direction) == before
-    stand.desk.cross_out(9)
+    stand.effects.cross_out(9)
     assert stand.uses(direction) == before
-    stand.desk.write_down(numbered(9, forward("10.0.0.5"), direction))
+    stand.effects.write_down(numbered(9, forward("10.0.0.5"), direction))
 
 
 def test_the_place_of_an_outbound_listener_is_in_the_target_monitor_s_book(stand: Stand) -> None:
-    stand.desk.offer_place(forward(port=8080))
+    stand.effects.offer_place(forward(port=8080))
     address = socketcalls.sockaddr(ip_address("127.0.0.1"), 8080)
     assert stand.place(Direction.INBOUND) == address[2:]
     assert stand.place(Direction.OUTBOUND) == NOWHERE
-    stand.desk.withdraw_place()
+    stand.effects.withdraw_place()
     assert stand.place(Direction.INBOUND) == NOWHERE
 
 
 def test_a_listener_that_is_made_here_is_kept_and_its_place_is_forgotten(stand: Stand) -> None:
-    stand.desk.write_down(numbered(9, forward()))
-    fd = stand.desk.open(numbered(9, forward()))
+    stand.effects.write_down(numbered(9, forward()))
+    fd = stand.effects.open(numbered(9, forward()))
     with socket.socket(fileno=os.dup(fd)) as one:
         socket.create_connection(one.getsockname(), timeout=5).close()
         assert here() == NOWHERE
-        stand.desk.end(9)
+        stand.effects.end(9)
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(one.getsockname(), timeout=5)
     with pytest.raises(OSError, match="Bad file descriptor"):
@@ -166,28 +166,28 @@ def test_a_listener_that_is_made_here_is_kept_and_its_place_is_forgotten(stand: 
 def test_a_place_is_forgotten_where_it_could_not_be_had(stand: Stand) -> None:
     port = stand.listener.getsockname()[1]
     with pytest.raises(OSError, match="in use"):
-        stand.desk.open(numbered(9, forward(port=port)))
+        stand.effects.open(numbered(9, forward(port=port)))
     assert here() == NOWHERE
-    stand.desk.end(9)
+    stand.effects.end(9)
 
 
 def test_a_listener_of_the_start_is_ended_whoever_has_it(stand: Stand) -> None:
     address = stand.listener.getsockname()
     socket.create_connection(address, timeout=5).close()
-    stand.desk.end(1)
-    stand.desk.end(1)
+    stand.effects.end(1)
+    stand.effects.end(1)
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(address, timeout=5)
 
 
 def test_a_listener_is_ended_also_where_there_is_nothing_to_connect_it_to(stand: Stand) -> None:
     said: list[Failure] = []
-    stand.desk.retiring._tell = said.append
-    assert stand.desk._written[1].direction is Direction.INBOUND
-    stand.desk.end(1)
+    stand.effects.retiring._tell = said.append
+    assert stand.effects._written[1].direction is Direction.INBOUND
+    stand.effects.end(1)
     code = stand.listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     assert code == 0
-    assert 1 not in stand.desk._kept
+    assert 1 not in stand.effects._kept
     assert [failure.verb for failure in said] == ["free"]
 
 
@@ -197,9 +197,9 @@ def test_a_listener_is_ended_also_where_there_is_nothing_to_connect_it_to(stand:
 @pytest.fixture
 def looking(stand: Stand) -> tuple[Stand, Timers, list[str]]:
     timers, said = Timers(), list[str]()
-    stand.desk.begin(cast(Any, timers), lambda _: None)
-    stand.desk.retiring.on_misuse = said.append
-    stand.desk.on_loss = lambda failure: said.append(str(failure))
+    stand.effects.begin(cast(Any, timers), lambda _: None)
+    stand.effects.retiring.on_misuse = said.append
+    stand.effects.on_loss = lambda failure: said.append(str(failure))
     return stand, timers, said
 
 
@@ -213,11 +213,11 @@ Looking = tuple[Stand, Timers, list[str]]
 def test_what_the_target_monitor_made_is_looked_at_again_and_again(looking: Looking) -> None:
     stand, timers, said = looking
     forwarded = forward(port=8080)
-    stand.desk.write_down(numbered(9, forwarded, Direction.OUTBOUND))
+    stand.effects.write_down(numbered(9, forwarded, Direction.OUTBOUND))
     with socket.create_server(("127.0.0.1", 0)) as made:
         listeners.make_sound(made)
-        os.close(stand.desk._kept.pop(1))
-        stand.desk.keep(9, os.dup(made.fileno()))
+        os.close(stand.effects._kept.pop(1))
+        stand.effects.keep(9, os.dup(made.fileno()))
         for _ in range(3):
             ((seconds, look),) = timers.due
             assert seconds == LOOK_SECONDS
@@ -227,7 +227,7 @@ def test_what_the_target_monitor_made_is_looked_at_again_and_again(looking: Look
         cut_off(made)
         timers.due.pop()[1]()
         assert said == ["it changes a listener that it has handed over"]
-        stand.desk.end(9)
+        stand.effects.end(9)
 
 
 @pytest.mark.parametrize("spoil", [cut_off, lambda one: one.shutdown(socket.SHUT_RDWR)])
@@ -236,12 +236,12 @@ def test_all_are_looked_at_once_when_a_relay_was_replaced(
 ) -> None:
     stand, timers, said = looking
     listeners.make_sound(stand.listener)
-    stand.desk.look_soon()
-    stand.desk.look_soon()
+    stand.effects.look_soon()
+    stand.effects.look_soon()
     timers.due.pop()[1]()
     assert (timers.due, said) == ([], [])
     spoil(stand.listener)
-    stand.desk.look_soon()
+    stand.effects.look_soon()
     timers.due.pop()[1]()
     what = "a free port of 127.0.0.1 on the host"
     assert said == [f"cannot serve {what}: {listeners.UNSOUND}"]
@@ -251,9 +251,9 @@ def test_many_are_looked_at_a_piece_at_a_time(looking: Looking) -> None:
     stand, timers, said = looking
     listeners.make_sound(stand.listener)
     for index in range(2, 2 + 2 * LOOKED_AT):
-        stand.desk._kept[index] = os.dup(stand.listener.fileno())
-        stand.desk._written[index] = stand.desk._written[1]
-    stand.desk.look_soon()
+        stand.effects._kept[index] = os.dup(stand.listener.fileno())
+        stand.effects._written[index] = stand.effects._written[1]
+    stand.effects.look_soon()
     for _ in range(3):
         timers.due.pop()[1]()
     assert (timers.due, said) == ([], [])

@@ -11,12 +11,12 @@ import pytest
 
 from hardsplice.ipc.channel import LAST_RECORDS, Channel
 from hardsplice.ipc.child import Child
-from hardsplice.ipc.dialogue import RELAY, TARGET_MONITOR, Dialogue, Phase
+from hardsplice.ipc.dialogue import NAMESPACE_MONITOR, RELAY, Dialogue, Phase
 from hardsplice.ipc.loop import Loop
 from hardsplice.ipc.messages import Kind, Record
 from hardsplice.model.roles import HOST, OUTBOUND_RELAY
 from hardsplice.monitor.host import HostMonitor
-from hardsplice.monitor.supervisor import Keeper
+from hardsplice.monitor.supervisor import Supervisor
 from tests.unit.monitor.fake_upward import Above
 
 TURNS = 50
@@ -42,12 +42,14 @@ class Endless:
         return self.fd
 
 
-def keeper_of(loop: Loop, channel: Endless) -> Keeper:
-    keeper = Keeper(cast(Any, SimpleNamespace(families=(0,), is_dynamic=False)), loop, Above())
-    keeper.child = Child(os.getpid(), cast(Any, channel))
-    keeper.dialogue = Dialogue(RELAY)
-    keeper.dialogue.phase = Phase.SERVING
-    return keeper
+def keeper_of(loop: Loop, channel: Endless) -> Supervisor:
+    supervisor = Supervisor(
+        cast(Any, SimpleNamespace(families=(0,), is_dynamic=False)), loop, Above()
+    )
+    supervisor.child = Child(os.getpid(), cast(Any, channel))
+    supervisor.dialogue = Dialogue(RELAY)
+    supervisor.dialogue.phase = Phase.SERVING
+    return supervisor
 
 
 def test_two_relays_and_somebody_else_have_as_many_turns_as_each_other() -> None:
@@ -81,9 +83,9 @@ def monitor() -> HostMonitor:
     made = HostMonitor.__new__(HostMonitor)
     channel = Endless(Record(Kind.PONG))
     made.monitor = cast(Any, SimpleNamespace(channel=channel))
-    made.target_says = Dialogue(TARGET_MONITOR)
+    made.target_says = Dialogue(NAMESPACE_MONITOR)
     made.target_says.phase = Phase.SERVING
-    made.watchdog = made.exchange = made.failure = None
+    made.watchdog = made.handover = made.failure = None
     for _ in range(TOO_MANY):
         made.target_says.asked()
     return made
@@ -99,8 +101,8 @@ def test_the_target_monitor_has_one_record_a_turn(monitor: HostMonitor) -> None:
 def test_the_last_words_of_a_relay_have_an_end() -> None:
     """Another process may hold the other end still, and go on."""
     channel = Endless(Record(Kind.PAUSED))
-    keeper = keeper_of(Loop(), channel)
-    keeper._hear_out()
+    supervisor = keeper_of(Loop(), channel)
+    supervisor._hear_out()
     assert channel.received == LAST_RECORDS
 
 

@@ -18,8 +18,8 @@ from hardsplice.ipc.messages import Note
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure
 from hardsplice.model.forward import Forward
-from hardsplice.monitor.group import LOOK_SECONDS, Crew
-from hardsplice.monitor.supervisor import Keeper
+from hardsplice.monitor.group import LOOK_SECONDS, RelayGroup
+from hardsplice.monitor.supervisor import Supervisor
 from hardsplice.net.listener import Listener
 from hardsplice.relay.main import PIPES_MIN, SOCKETS_MIN, pool_sizes
 from hardsplice.relay.pools import POOL_SIZE as SOCKETS
@@ -29,64 +29,64 @@ from tests.unit.monitor.fake_upward import Above, Timers
 
 
 @pytest.fixture
-def looked(monkeypatch: pytest.MonkeyPatch) -> list[Keeper]:
-    """The keepers whose relays were told to look."""
-    told: list[Keeper] = []
+def looked(monkeypatch: pytest.MonkeyPatch) -> list[Supervisor]:
+    """The supervisors whose relays were told to look."""
+    told: list[Supervisor] = []
 
-    def look(keeper: Keeper) -> None:
-        told.append(keeper)
+    def look(supervisor: Supervisor) -> None:
+        told.append(supervisor)
 
-    monkeypatch.setattr(Keeper, "look", look)
+    monkeypatch.setattr(Supervisor, "look", look)
     return told
 
 
-def crew(number: int, *, late: int = 0) -> tuple[Crew, Above, Timers]:
+def group(number: int, *, late: int = 0) -> tuple[RelayGroup, Above, Timers]:
     above, timers = Above(), Timers()
     plan = SimpleNamespace(
         listeners=(), families=(0, 1), is_dynamic=late > 0, book=USUAL, lent=frozenset(),
         first_flow=FIRST_LISTENER + late,
     )  # fmt: skip
-    return Crew([cast(Any, plan)] * number, cast(Any, timers), above), above, timers
+    return RelayGroup([cast(Any, plan)] * number, cast(Any, timers), above), above, timers
 
 
 def test_ready_is_said_once_all_are() -> None:
-    three, above, _ = crew(3)
+    three, above, _ = group(3)
     for said in ([], [], ["ready"]):
         three.relay_ready()
         assert above.said == said
 
 
 def test_they_are_alive_once_each_has_said_so() -> None:
-    three, above, _ = crew(3)
+    three, above, _ = group(3)
     three.ask_alive()
-    for keeper, said in zip(three.keepers, ([], [], ["alive"]), strict=True):
-        keeper.is_asked = False
+    for supervisor, said in zip(three.supervisors, ([], [], ["alive"]), strict=True):
+        supervisor.is_asked = False
         three.relay_alive()
         assert above.said == said
 
 
-def test_when_one_stops_accepting_all_others_look_once(looked: list[Keeper]) -> None:
+def test_when_one_stops_accepting_all_others_look_once(looked: list[Supervisor]) -> None:
     """However often it says so: otherwise it could keep the others busy."""
-    three, _, timers = crew(3)
+    three, _, timers = group(3)
     for _ in range(100):
         three.relay_yields()
     assert looked == []
     ((seconds, look),) = timers.due
     assert seconds == LOOK_SECONDS
     look()
-    assert looked == three.keepers
+    assert looked == three.supervisors
     three.relay_yields()
     assert len(timers.due) == 2
 
 
-def test_a_relay_by_itself_has_nobody_to_look_in_its_place(looked: list[Keeper]) -> None:
-    one, _, timers = crew(1)
+def test_a_relay_by_itself_has_nobody_to_look_in_its_place(looked: list[Supervisor]) -> None:
+    one, _, timers = group(1)
     one.relay_yields()
     assert timers.due == looked == []
 
 
 def test_what_relays_have_to_say_is_passed_on() -> None:
-    two, above, _ = crew(2)
+    two, above, _ = group(2)
     two.note(Note.REFUSED, 111, 5, b"text")
     two.relay_lost("why")
     assert above.said == [(Note.REFUSED, 111, 5, b"text"), "why"]
@@ -94,7 +94,7 @@ def test_what_relays_have_to_say_is_passed_on() -> None:
 
 @pytest.fixture
 def places() -> Iterator[range]:
-    """Where a crew puts late listeners, ours to use: what is open there is put aside."""
+    """Where a group puts late listeners, ours to use: what is open there is put aside."""
     late = range(FIRST_LISTENER, FIRST_LISTENER + 2)
     aside = {fd: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 100) for fd in late if is_open(fd)}
     for fd in late:
@@ -116,14 +116,14 @@ def same(one: int, other: int) -> bool:
 
 
 def told_of(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Listener]]:
-    """What each keeper is told."""
+    """What each supervisor is told."""
     told: list[tuple[str, Listener]] = []
-    monkeypatch.setattr(Keeper, "add", lambda _, one: told.append(("add", one)))
+    monkeypatch.setattr(Supervisor, "add", lambda _, one: told.append(("add", one)))
 
-    def remove(_: Keeper, one: Listener, *, reset_flows: bool) -> None:
+    def remove(_: Supervisor, one: Listener, *, reset_flows: bool) -> None:
         told.append(("reset" if reset_flows else "remove", one))
 
-    monkeypatch.setattr(Keeper, "remove", remove)
+    monkeypatch.setattr(Supervisor, "remove", remove)
     return told
 
 
@@ -134,7 +134,7 @@ def test_a_listener_gets_a_place_and_goes_to_every_keeper(
     places: range, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = told_of(monkeypatch)
-    two, _, _ = crew(2, late=len(places))
+    two, _, _ = group(2, late=len(places))
     with socket.create_server(("127.0.0.1", 0)) as server:
         two.add(FORWARD._replace(id=5), server.fileno(), {0: 7, 1: 8})
         (listener,) = two.listeners.values()
@@ -153,7 +153,7 @@ def test_a_place_is_used_again_as_late_as_possible_and_there_are_no_more(
     places: range, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told_of(monkeypatch)
-    one, _, _ = crew(1, late=len(places))
+    one, _, _ = group(1, late=len(places))
     with socket.create_server(("127.0.0.1", 0)) as server:
         for index in range(2):
             one.add(FORWARD._replace(id=index), server.fileno(), {0: 0})
@@ -171,7 +171,7 @@ def test_a_listener_that_can_not_be_served_takes_no_place(
 ) -> None:
     """One whose target is of a family that the namespace lacks."""
     told = told_of(monkeypatch)
-    one, _, _ = crew(1, late=len(places))
+    one, _, _ = group(1, late=len(places))
     assert one.pointers is not None
     one.pointers.families = (0,)
     far = Forward(Direction.INBOUND, None, None, 80, IPv6Address("::1"), 80, True)

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from hardsplice.control import portapi
 from hardsplice.ipc.channel import Channel, Sent, close_all
-from hardsplice.ipc.messages import Kind, Malformed, Record
+from hardsplice.ipc.messages import Kind, MalformedError, Record
 from hardsplice.kernel import pinned, socketcalls
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import Failure
@@ -33,8 +33,8 @@ from hardsplice.model.protocol import Protocol
 from hardsplice.model.roles import HOST, TARGET
 from hardsplice.model.spec import Refusal, is_interface_name
 from hardsplice.monitor import handover
-from hardsplice.monitor.effects import Desk
-from hardsplice.monitor.handover import ANSWER_SECONDS, WAITING_MAX, HostSide, TargetSide
+from hardsplice.monitor.effects import Effects
+from hardsplice.monitor.handover import ANSWER_SECONDS, WAITING_MAX, HostSide, NamespaceSide
 from hardsplice.monitor.requests import decode, encode
 from hardsplice.net.listeners import namespace_here, no_family, targets
 from hardsplice.net.retiring import Sink
@@ -89,13 +89,13 @@ def test_a_slot_that_no_book_has_is_malformed(first: int, second: int) -> None:
     if all(slot * SLOT < LARGE.size for slot in expected.values()):
         assert sent_as(text)[1] == expected
     else:
-        with pytest.raises(Malformed):
+        with pytest.raises(MalformedError):
             sent_as(text)
 
 
 @given(st.binary(max_size=80) | st.binary(min_size=62, max_size=62))
 def test_any_bytes_are_a_forward_or_malformed(text: bytes) -> None:
-    with contextlib.suppress(Malformed):
+    with contextlib.suppress(MalformedError):
         made, _ = sent_as(text)
         assert made.address is None or isinstance(made.address, IPv4Address | IPv6Address)
         assert made.interface is None or is_interface_name(made.interface)
@@ -107,7 +107,7 @@ def test_any_bytes_are_a_forward_or_malformed(text: bytes) -> None:
 def test_an_address_of_no_version_is_malformed(where: int) -> None:
     text = bytearray(encode(forward(80), {}))
     text[where] = 5
-    with pytest.raises(Malformed):
+    with pytest.raises(MalformedError):
         sent_as(bytes(text))
 
 
@@ -117,7 +117,7 @@ def test_a_protocol_that_nobody_knows_is_malformed() -> None:
         if number in {one.number for one in Protocol}:
             sent_as(bytes((number,)) + text[1:])
             continue
-        with pytest.raises(Malformed):
+        with pytest.raises(MalformedError):
             sent_as(bytes((number,)) + text[1:])
 
 
@@ -125,7 +125,7 @@ def test_a_protocol_that_nobody_knows_is_malformed() -> None:
 
 
 @dataclass
-class Crew:
+class RelayGroup:
     """Keeps listeners, without relays."""
 
     families: tuple[int, ...] = BOTH
@@ -168,20 +168,20 @@ class Sides:
         }
         self.books = {one: kinds[one](USUAL, [], LATE, is_written=True) for one in Direction}
         families = dict.fromkeys(Direction, BOTH)
-        self.desk = Desk(self.books, families, [], {}, namespace_here(), Sink())
+        self.effects = Effects(self.books, families, [], {}, namespace_here(), Sink())
         self.host_end, self.target_end = Channel.pair(HOST.name, TARGET.name)
-        self.inbound, self.outbound = Crew(), Crew()
+        self.inbound, self.outbound = RelayGroup(), RelayGroup()
         self.timers, self.trouble = Timers(), list[Failure]()
         self.host = HostSide(
             self.host_end,
             cast(Any, self.outbound),
-            self.desk,
+            self.effects,
             cast(Any, self.timers),
             self.trouble.append,
         )
         self.inside = Timers()
         loop = cast(Any, self.inside)
-        self.target = TargetSide(self.target_end, cast(Any, self.inbound), BOTH, loop)
+        self.target = NamespaceSide(self.target_end, cast(Any, self.inbound), BOTH, loop)
         self.told: list[object] = []
         self.listening: list[Forward] = []
 
@@ -219,13 +219,13 @@ class Sides:
         nothing else; and there is nowhere to listen next.
         """
         served = {*self.inbound.listeners, *self.outbound.listeners}
-        assert served == set(self.desk._written) == set(self.desk._kept)
-        for direction, crew in (
+        assert served == set(self.effects._written) == set(self.effects._kept)
+        for direction, group in (
             (Direction.INBOUND, self.inbound),
             (Direction.OUTBOUND, self.outbound),
         ):
             written = self.books[direction]._uses
-            assert bool(written) == bool(crew.listeners)
+            assert bool(written) == bool(group.listeners)
         assert self.place() == NOWHERE
 
     def place(self) -> bytes:
@@ -235,11 +235,11 @@ class Sides:
         return ctypes.string_at(written.ipv4, len(NOWHERE))
 
     def close(self) -> None:
-        for index in list(self.desk._kept):
-            self.desk.end(index)
-        close_all(one.fd for one in self.desk.retiring._late)
-        for crew in (self.inbound, self.outbound):
-            close_all(crew.listeners.values())
+        for index in list(self.effects._kept):
+            self.effects.end(index)
+        close_all(one.fd for one in self.effects.retiring._late)
+        for group in (self.inbound, self.outbound):
+            close_all(group.listeners.values())
         for book in self.books.values():
             book.close()
         for end in (self.host_end, self.target_end):
@@ -266,7 +266,7 @@ def port() -> int:
 directions = pytest.mark.parametrize("direction", Direction)
 
 
-def crew_of(sides: Sides, direction: str) -> Crew:
+def crew_of(sides: Sides, direction: str) -> RelayGroup:
     return sides.inbound if direction is Direction.INBOUND else sides.outbound
 
 
@@ -277,9 +277,9 @@ def test_a_listener_gets_to_the_crew_that_accepts_on_it(
     sides.add(7, direction, forward(port))
     sides.pass_on()
     assert sides.told == [None]
-    crew, book = crew_of(sides, direction), sides.books[direction]
-    assert list(crew.listeners) == [7]
-    assert crew.slots[7] == {
+    group, book = crew_of(sides, direction), sides.books[direction]
+    assert list(group.listeners) == [7]
+    assert group.slots[7] == {
         family: book.slot(sockaddr) for family, sockaddr in targets(forward(port), BOTH).items()
     }
     socket.create_connection(("127.0.0.1", port), timeout=5).close()
@@ -448,7 +448,7 @@ def test_who_has_a_listener_still_has_nothing_once_it_is_removed(
     ids=str,
 )
 def test_an_answer_that_nobody_waits_for_is_malformed(sides: Sides, answer: Record) -> None:
-    with pytest.raises(Malformed):
+    with pytest.raises(MalformedError):
         sides.host.take(answer)
 
 
@@ -465,7 +465,7 @@ def test_the_answer_to_another_question_is_malformed(
     sides: Sides, answer: Record, port: int
 ) -> None:
     sides.add(1, Direction.OUTBOUND, forward(port))
-    with pytest.raises(Malformed):
+    with pytest.raises(MalformedError):
         sides.host.take(answer)
     assert sides.told == []
 
@@ -506,11 +506,11 @@ def test_a_descriptor_that_is_not_the_listener_is_malformed(
     if direction is Direction.OUTBOUND:
         sides.add(1, Direction.OUTBOUND, forward(port))
         record = Record(Kind.OPENED, index=1, fds=(fds[0],))
-        with pytest.raises(Malformed):
+        with pytest.raises(MalformedError):
             sides.host.take(record)
     else:
         record = Record(Kind.SERVE, index=1, text=encode(forward(port), {}), fds=(fds[0],))
-        with pytest.raises(Malformed):
+        with pytest.raises(MalformedError):
             sides.target.take(record)
     close_all(fds)
     assert sides.told == []
@@ -528,7 +528,7 @@ def test_a_descriptor_that_is_not_the_listener_is_malformed(
     ids=str,
 )
 def test_a_request_that_is_none_is_malformed(sides: Sides, request_: Record) -> None:
-    with pytest.raises(Malformed):
+    with pytest.raises(MalformedError):
         sides.target.take(request_)
 
 
@@ -541,7 +541,7 @@ def test_descriptors_beside_a_request_that_has_none_are_malformed(sides: Sides) 
     ):
         text = b"" if kind == Kind.CLOSE else encode(forward(80), {})
         sides.host_end.send(Record(kind, index=1, text=text, fds=fds))
-        with pytest.raises(Malformed, match="descriptors beside"):
+        with pytest.raises(MalformedError, match="descriptors beside"):
             sides.target_end.receive()
 
 
@@ -550,7 +550,7 @@ def test_a_number_that_is_in_use_is_malformed(sides: Sides, port: int) -> None:
     sides.pass_on()
     with socket.create_server(("127.0.0.1", 0)) as other:
         text = encode(forward(other.getsockname()[1]), {})
-        with pytest.raises(Malformed):
+        with pytest.raises(MalformedError):
             sides.target.take(Record(Kind.SERVE, index=1, text=text, fds=(other.fileno(),)))
 
 
@@ -603,7 +603,7 @@ def test_such_a_name_in_a_record_is_malformed(name: str) -> None:
     at = text.index(b"e" + bytes(15))
     raw = name.encode("utf-8", "surrogatepass")[:16]
     if raw:
-        with pytest.raises(Malformed):
+        with pytest.raises(MalformedError):
             sent_as(text[:at] + raw.ljust(16, b"\0" if 0 not in raw else b"x") + text[at + 16 :])
 
 
@@ -646,7 +646,7 @@ def _raises(*_: object, **__: object) -> Any:
 @pytest.mark.parametrize(
     "where",
     [
-        "monitor.effects.Desk.write_down",
+        "monitor.effects.Effects.write_down",
         "sandbox.address_book.Book.add",
         "monitor.requests.encode",
         "monitor.effects.listeners.open_listener",
@@ -660,8 +660,8 @@ def test_whatever_goes_wrong_before_a_request_is_sent_ends_that_request_only(
     with monkeypatch.context() as patch:
         patch.setattr(f"hardsplice.{where}", _raises)
         sides.add(1, Direction.INBOUND, forward(port))
-    close_all(one.fd for one in sides.desk.retiring._late)
-    sides.desk.retiring._late.clear()
+    close_all(one.fd for one in sides.effects.retiring._late)
+    sides.effects.retiring._late.clear()
     assert open_descriptors() == before
     sides.check()
     sides.add(2, Direction.INBOUND, forward(port))
@@ -698,7 +698,7 @@ def test_what_goes_wrong_once_a_removal_is_sent_is_told_and_it_has_its_answer(
     sides.add(1, Direction.INBOUND, forward(port))
     sides.pass_on()
     with monkeypatch.context() as patch:
-        patch.setattr(Desk, "end", _raises)
+        patch.setattr(Effects, "end", _raises)
         sides.remove(1, Direction.INBOUND)
     assert ["_Unforeseen" in one.reason for one in sides.trouble] == [True]
     sides.pass_on()
@@ -715,7 +715,7 @@ def test_whatever_goes_wrong_in_the_target_monitor_is_answered(
     assert record is not None
     with monkeypatch.context() as patch:
         patch.setattr("hardsplice.monitor.handover.open_listener", _raises)
-        patch.setattr(Crew, "add", _raises)
+        patch.setattr(RelayGroup, "add", _raises)
         sides.target.take(record)
     sides.pass_on()
     assert reasons(sides) == [os.strerror(errno.EINVAL), None]
@@ -731,7 +731,7 @@ def test_whatever_goes_wrong_with_an_answer_ends_that_request_only(
     answer = sides.host_end.receive(wait=False)
     assert answer is not None
     with monkeypatch.context() as patch:
-        patch.setattr(Crew, "add", _raises)
+        patch.setattr(RelayGroup, "add", _raises)
         sides.host.take(answer)
     sides.add(2, Direction.OUTBOUND, forward(port))
     sides.pass_on()

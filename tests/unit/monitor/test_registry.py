@@ -14,7 +14,7 @@ from hardsplice.model.errors import Failure
 from hardsplice.model.forward import Forward, Source
 from hardsplice.model.protocol import Protocol
 from hardsplice.monitor import loops
-from hardsplice.monitor.registry import Conflict, Ports
+from hardsplice.monitor.registry import ConflictError, Ports
 
 BOTH: frozenset[Direction] = frozenset((Direction.INBOUND, Direction.OUTBOUND))
 
@@ -115,12 +115,12 @@ def test_the_same_port_again_is_a_conflict_even_before_it_is_listened_on() -> No
     stand = Stand()
     stand.add(8080)
     stand.add(8080)
-    assert isinstance(stand.told[0], Conflict)
+    assert isinstance(stand.told[0], ConflictError)
     assert stand.told[0].conflict == 1
     assert "id 1" in stand.reason()
     stand.worker.answer(None)
     stand.add(8080)
-    assert isinstance(stand.told[-1], Conflict)
+    assert isinstance(stand.told[-1], ConflictError)
 
 
 def test_another_direction_address_or_interface_is_another_port() -> None:
@@ -138,7 +138,7 @@ def test_ports_of_options_are_there_from_the_start_and_numbers_go_on_after_them(
     stand = Stand([first])
     assert list(stand.ports.list()) == [first]
     stand.add(80, Direction.OUTBOUND)
-    assert isinstance(stand.told[0], Conflict)
+    assert isinstance(stand.told[0], ConflictError)
     stand.add(81, Direction.OUTBOUND)
     stand.worker.answer(None)
     assert [port.id for port in stand.ports.list()] == [3, 4]
@@ -193,7 +193,7 @@ def test_a_port_that_can_not_be_removed_is_there_as_before(asked_again: bool) ->
     assert stand.told[0] is failure
     assert (list(stand.ports.list()), stand.ports.find(1), removed) == ([there], there, [])
     stand.add(80)
-    assert isinstance(stand.told[-1], Conflict)
+    assert isinstance(stand.told[-1], ConflictError)
     stand.room = 1
     stand.add(81)
     assert stand.reason() == "descriptors are too few"
@@ -235,8 +235,8 @@ def test_one_number_is_a_port_of_each_protocol() -> None:
         if number <= len(both):
             stand.worker.answer(None)
     assert [port._replace(id=0) for port in stand.ports.list()] == both
-    assert [type(told) for told in stand.told] == [Forward, Forward, Conflict, Conflict]
-    conflicts = [told.conflict for told in stand.told if isinstance(told, Conflict)]
+    assert [type(told) for told in stand.told] == [Forward, Forward, ConflictError, ConflictError]
+    conflicts = [told.conflict for told in stand.told if isinstance(told, ConflictError)]
     assert conflicts == [1, 2], "each is in the way of its own"
     stand.remove(1)
     stand.worker.answer(None)

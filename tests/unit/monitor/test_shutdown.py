@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from hardsplice.ipc.messages import Kind, Malformed, Record, decode, encode
+from hardsplice.ipc.messages import Kind, MalformedError, Record, decode, encode
 from hardsplice.monitor.shutdown import lent, orders
 
 
@@ -20,5 +20,5 @@ def test_however_many_listeners_are_kept_the_target_monitor_is_told_all(number: 
 
 
 def test_what_is_no_list_of_listeners_is_malformed() -> None:
-    with pytest.raises(Malformed):
+    with pytest.raises(MalformedError):
         lent(Record(Kind.DRAIN_RELAYS, text=b"12345"))

@@ -27,11 +27,11 @@ from hardsplice.model.forward import Forward
 from hardsplice.model.protocol import Protocol
 from hardsplice.model.roles import HOST, OUTBOUND_RELAY
 from hardsplice.monitor.backoff import DEATHS_MAX, DELAYS, WINDOW, Backoff, is_denial
-from hardsplice.monitor.notes import BY_KEEPERS, BY_RELAYS, BY_TRACED_RELAYS
+from hardsplice.monitor.notes import BY_RELAYS, BY_SUPERVISORS, BY_TRACED_RELAYS
 from hardsplice.monitor.outbox import AGAIN_SECONDS, DEAF_SECONDS
 from hardsplice.monitor.supervisor import (
     ROWS_A_PASS,
-    Keeper,
+    Supervisor,
 )
 from hardsplice.monitor.supply import SHORT_SECONDS, open_socket
 from hardsplice.net.listener import Listener
@@ -125,26 +125,26 @@ def spawn(*command: str) -> int:
 # --- what a relay may ask ---
 
 
-Stand = tuple[Keeper, Above, Channel]
+Stand = tuple[Supervisor, Above, Channel]
 FAMILIES = (0,)
 
 
-def attach(keeper: Keeper, pid: int) -> Channel:
+def attach(supervisor: Supervisor, pid: int) -> Channel:
     """Have it keep that process as its relay; the relay's end of their channel."""
     ours, theirs = Channel.pair(HOST.name, OUTBOUND_RELAY.name)
-    keeper.child = Child(pid, ours)
-    keeper.outbox.begin(ours)
+    supervisor.child = Child(pid, ours)
+    supervisor.outbox.begin(ours)
     return theirs
 
 
-def pid_of(keeper: Keeper) -> int:
-    assert keeper.child is not None
-    return keeper.child.pid
+def pid_of(supervisor: Supervisor) -> int:
+    assert supervisor.child is not None
+    return supervisor.child.pid
 
 
 @pytest.fixture
 def stand() -> Iterator[Stand]:
-    """A keeper whose relay is a process that does nothing but that it has said READY, and the
+    """A supervisor whose relay is a process that does nothing but that it has said READY, and the
     relay's end of the channel.
     """
     above = Above()
@@ -166,25 +166,25 @@ def stand() -> Iterator[Stand]:
         has_ruleset=False,
         strict=False,
     )
-    keeper = Keeper(plan, cast(Any, Timers()), above)
+    supervisor = Supervisor(plan, cast(Any, Timers()), above)
     pid = spawn("sleep", "1000")
-    theirs = attach(keeper, pid)
+    theirs = attach(supervisor, pid)
     theirs.send(Record(Kind.READY))
-    keeper._on_channel()
+    supervisor._on_channel()
     above.said.clear()
-    yield keeper, above, theirs
+    yield supervisor, above, theirs
     with contextlib.suppress(ProcessLookupError, ChildProcessError):
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-    if keeper.child is not None:
-        keeper.child.forget()
+    if supervisor.child is not None:
+        supervisor.child.forget()
     theirs.close()
 
 
 def test_a_relay_gets_the_sockets_that_it_asks_for(stand: Stand) -> None:
-    keeper, _, relay = stand
+    supervisor, _, relay = stand
     relay.send(Record(Kind.WANT_SOCKETS, 0, detail=3))
-    keeper._on_channel()
+    supervisor._on_channel()
     record = relay.receive(wait=False)
     assert record is not None
     assert (record.kind, record.small, len(record.fds)) == (Kind.SOCKETS, 0, 3)
@@ -204,7 +204,7 @@ def test_a_relay_gets_the_sockets_that_it_asks_for(stand: Stand) -> None:
         Record(Kind.WANT_SOCKETS, 0, detail=POOL_SIZE + 1),
         Record(Kind.WANT_SOCKETS, 1, detail=1),  # a family that the plan has no use for
         Record(Kind.WANT_SOCKETS, 200, detail=1),
-        *(Record(Kind.NOTE, kind) for kind in (*BY_KEEPERS, *BY_TRACED_RELAYS, 0, 200)),
+        *(Record(Kind.NOTE, kind) for kind in (*BY_SUPERVISORS, *BY_TRACED_RELAYS, 0, 200)),
         Record(Kind.READY),
         Record(Kind.PONG),
         Record(Kind.FLOW, End.FIN),
@@ -219,32 +219,32 @@ def test_a_relay_gets_the_sockets_that_it_asks_for(stand: Stand) -> None:
     ids=str,
 )
 def test_a_relay_that_asks_for_anything_else_is_ended(stand: Stand, record: Record) -> None:
-    keeper, above, relay = stand
+    supervisor, above, relay = stand
     relay.send(record)
-    keeper._on_channel()
-    assert keeper.is_cut_off
-    assert "protocol" in keeper.last_words
+    supervisor._on_channel()
+    assert supervisor.is_cut_off
+    assert "protocol" in supervisor.last_words
     relay.send(Record(Kind.NOTE, Note.REFUSED))
-    keeper._hear_out()
+    supervisor._hear_out()
     assert above.said == [], "what it says after that is not heard"
-    assert os.WTERMSIG(os.waitpid(pid_of(keeper), 0)[1]) == signal.SIGKILL
+    assert os.WTERMSIG(os.waitpid(pid_of(supervisor), 0)[1]) == signal.SIGKILL
 
 
 @pytest.mark.parametrize("breach", [True, False])
 def test_a_relay_that_breaks_the_rules_is_counted_as_one(stand: Stand, breach: bool) -> None:
-    keeper, above, relay = stand
+    supervisor, above, relay = stand
     if breach:
         relay.send(Record(Kind.RUN))
-        keeper._on_channel()
+        supervisor._on_channel()
     else:
-        os.kill(pid_of(keeper), signal.SIGKILL)
-    os.waitid(os.P_PID, pid_of(keeper), os.WEXITED | os.WNOWAIT)
-    keeper._on_exit()
-    counted = keeper.plan.stats.snapshot()
+        os.kill(pid_of(supervisor), signal.SIGKILL)
+    os.waitid(os.P_PID, pid_of(supervisor), os.WEXITED | os.WNOWAIT)
+    supervisor._on_exit()
+    counted = supervisor.plan.stats.snapshot()
     assert (counted["restarts"], counted["denied_records"]) == (1, int(breach))
     assert counted["denied_calls"] == 0
     assert above.said == ["yields"]
-    assert ("protocol" in keeper.succeeds) == breach
+    assert ("protocol" in supervisor.succeeds) == breach
 
 
 @pytest.mark.parametrize("was_ready", [False, True])
@@ -252,83 +252,83 @@ def test_what_to_do_about_a_relay_that_does_not_start_is_a_line_of_its_own(
     stand: Stand, was_ready: bool
 ) -> None:
     """One that has served is not asked for advice: it may have been taken over."""
-    keeper, above, relay = stand
+    supervisor, above, relay = stand
     lost: list[tuple[str, str | None]] = []
     above.relay_lost = lambda reason, hint=None: lost.append((reason, hint))  # type: ignore[method-assign]
-    keeper.was_ready = was_ready
+    supervisor.was_ready = was_ready
     relay.send(Record(Kind.FATAL, text=b"why\nwhat to do"))
-    keeper._on_channel()
-    os.kill(pid_of(keeper), signal.SIGKILL)
-    keeper._on_exit()
+    supervisor._on_channel()
+    os.kill(pid_of(supervisor), signal.SIGKILL)
+    supervisor._on_exit()
     if was_ready:
-        assert (lost, keeper.succeeds) == ([], "why")
+        assert (lost, supervisor.succeeds) == ([], "why")
     else:
         assert lost == [("it did not start: why", "what to do")]
 
 
 def test_that_a_relay_was_started_again_is_said_once_it_was(stand: Stand) -> None:
     """And not of each that fails on the way."""
-    keeper, above, _ = stand
-    os.kill(pid_of(keeper), signal.SIGKILL)
-    keeper._on_exit()
+    supervisor, above, _ = stand
+    os.kill(pid_of(supervisor), signal.SIGKILL)
+    supervisor._on_exit()
     assert above.said == ["yields"]
     for _ in range(2):
-        relay = attach(keeper, os.getpid())
-        keeper.dialogue = keeper._dialogue()
+        relay = attach(supervisor, os.getpid())
+        supervisor.dialogue = supervisor._dialogue()
         relay.send(Record(Kind.READY))
         relay.close()
-        keeper._on_channel()
-        assert keeper.child is not None
-        keeper.child.forget()
-        keeper.child = None
+        supervisor._on_channel()
+        assert supervisor.child is not None
+        supervisor.child.forget()
+        supervisor.child = None
     assert above.said == ["yields", (Note.RESTARTED, 0, 0, b"killed by SIGKILL")]
 
 
 def test_descriptors_from_a_relay_are_closed_and_end_it(stand: Stand) -> None:
-    keeper, _, relay = stand
+    supervisor, _, relay = stand
     before = open_descriptors()
     relay.send(Record(Kind.READY, fds=(relay.fileno(),) * 3))
     relay.send(Record(Kind.READY, fds=(relay.fileno(),) * 3))
-    keeper._on_channel()
-    assert keeper.is_cut_off
-    keeper._hear_out()
+    supervisor._on_channel()
+    assert supervisor.is_cut_off
+    supervisor._hear_out()
     assert open_descriptors() == before
 
 
 def test_descriptors_from_a_relay_are_closed_and_nothing_else(stand: Stand) -> None:
     """It may have sent one that others have too: options would be set for them."""
-    keeper, _, relay = stand
+    supervisor, _, relay = stand
     off = struct.pack("ii", 0, 0)
     with socket.create_server(("127.0.0.1", 0)) as shared:
         for packet in (encode(Record(Kind.PAUSED)), b"nonsense"):
             with as_socket(relay) as end:
                 socket.send_fds(end, [packet], [shared.fileno()])
-            keeper._on_channel()
-        keeper._hear_out()
+            supervisor._on_channel()
+        supervisor._hear_out()
         assert shared.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, len(off)) == off
         assert shared.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
 
 
 def test_nonsense_from_a_relay_ends_it(stand: Stand) -> None:
-    keeper, _, relay = stand
+    supervisor, _, relay = stand
     os.write(relay.fileno(), b"nonsense")
-    keeper._on_channel()
-    assert keeper.is_cut_off
-    assert "protocol" in keeper.last_words
+    supervisor._on_channel()
+    assert supervisor.is_cut_off
+    assert "protocol" in supervisor.last_words
 
 
-def anew(keeper: Keeper) -> None:
+def anew(supervisor: Supervisor) -> None:
     """The relay has just been started."""
-    keeper.dialogue = Dialogue(RELAY)
+    supervisor.dialogue = Dialogue(RELAY)
 
 
 def test_that_it_is_ready_is_told_of_the_first_relay_only(stand: Stand) -> None:
-    keeper, above, relay = stand
-    keeper.was_ready = False
+    supervisor, above, relay = stand
+    supervisor.was_ready = False
     for said in (["ready"], ["ready"]):
-        anew(keeper)
+        anew(supervisor)
         relay.send(Record(Kind.READY))
-        keeper._on_channel()
+        supervisor._on_channel()
         assert above.said == said
 
 
@@ -344,40 +344,40 @@ def test_that_it_is_ready_is_told_of_the_first_relay_only(stand: Stand) -> None:
     ids=str,
 )
 def test_a_relay_that_is_not_ready_has_nothing_else_to_say(stand: Stand, record: Record) -> None:
-    keeper, above, relay = stand
-    anew(keeper)
+    supervisor, above, relay = stand
+    anew(supervisor)
     relay.send(record)
-    keeper._on_channel()
-    assert (keeper.is_cut_off, above.said) == (True, [])
+    supervisor._on_channel()
+    assert (supervisor.is_cut_off, above.said) == (True, [])
 
 
 def test_after_its_last_words_a_relay_has_nothing_to_say(stand: Stand) -> None:
-    keeper, above, relay = stand
+    supervisor, above, relay = stand
     relay.send(Record(Kind.FATAL, text=b"so long"))
-    keeper._on_channel()
+    supervisor._on_channel()
     # It ends by itself, and how it does is of interest.
-    assert (keeper.is_cut_off, keeper.last_words) == (False, "so long")
+    assert (supervisor.is_cut_off, supervisor.last_words) == (False, "so long")
     relay.send(Record(Kind.PAUSED))
-    keeper._on_channel()
-    assert (keeper.is_cut_off, above.said) == (True, [])
+    supervisor._on_channel()
+    assert (supervisor.is_cut_off, above.said) == (True, [])
 
 
 def test_a_breach_among_the_last_words_of_a_relay_that_is_told_to_leave(stand: Stand) -> None:
-    keeper, above, relay = stand
+    supervisor, above, relay = stand
     relay.send(Record(Kind.PAUSED))
     relay.send(Record(Kind.RUN))
     relay.send(Record(Kind.PAUSED))
-    os.kill(pid_of(keeper), signal.SIGKILL)
-    keeper.stop(time.monotonic() + 10)
+    os.kill(pid_of(supervisor), signal.SIGKILL)
+    supervisor.stop(time.monotonic() + 10)
     assert above.said == ["yields"]
 
 
 def test_notes_are_passed_on(stand: Stand) -> None:
-    keeper, above, relay = stand
+    supervisor, above, relay = stand
     relay.send(Record(Kind.NOTE, Note.REFUSED, 5, 111, b"text"))
     relay.send(Record(Kind.PAUSED))
     for _ in range(2):
-        keeper._on_channel()
+        supervisor._on_channel()
     assert above.said == [(Note.REFUSED, 111, 5, b"text"), "yields"]
 
 
@@ -385,7 +385,7 @@ def test_notes_are_passed_on_no_oftener_than_a_relay_makes_them(
     stand: Stand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise a relay could have two monitors do nothing else."""
-    keeper, above, relay = stand
+    supervisor, above, relay = stand
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now)
 
@@ -393,61 +393,61 @@ def test_notes_are_passed_on_no_oftener_than_a_relay_makes_them(
         for _ in range(10):
             for kind in BY_RELAYS:
                 relay.send(Record(Kind.NOTE, kind))
-                keeper._on_channel()
+                supervisor._on_channel()
 
     flood()
     assert sorted(kind for kind, *_ in above.said) == sorted(BY_RELAYS)
     now += NOTE_SECONDS
     flood()
     assert len(above.said) == 2 * len(BY_RELAYS)
-    assert not keeper.is_cut_off
+    assert not supervisor.is_cut_off
 
 
 def test_each_flow_is_traced_where_that_was_asked_for(stand: Stand) -> None:
-    keeper, above, relay = stand
-    keeper.plan = keeper.plan._replace(trace=True)
+    supervisor, above, relay = stand
+    supervisor.plan = supervisor.plan._replace(trace=True)
     for _ in range(3):
         relay.send(Record(Kind.NOTE, Note.OPENED, 5))
-        keeper._on_channel()
+        supervisor._on_channel()
     assert above.said == [(Note.OPENED, 0, 5, b"")] * 3
 
 
 def test_a_second_order_of_sockets_while_one_is_open_is_a_breach(
     stand: Stand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keeper, _, relay = stand
+    supervisor, _, relay = stand
     monkeypatch.setattr("hardsplice.monitor.supply.open_socket", no_socket)
     for _ in range(2):
-        assert not keeper.is_cut_off
+        assert not supervisor.is_cut_off
         relay.send(Record(Kind.WANT_SOCKETS, 0, detail=32))
-        keeper._on_channel()
-    assert keeper.is_cut_off
-    assert "has not got" in keeper.last_words
+        supervisor._on_channel()
+    assert supervisor.is_cut_off
+    assert "has not got" in supervisor.last_words
 
 
 def test_a_relay_that_orders_and_does_not_read_is_ended_soon(stand: Stand) -> None:
     """What is under way to it counts as its user's, whose other instances would go short."""
-    keeper, _, relay = stand
+    supervisor, _, relay = stand
     orders = 0
-    while not keeper.is_cut_off:
+    while not supervisor.is_cut_off:
         orders += 1
         assert orders <= 8
         relay.send(Record(Kind.WANT_SOCKETS, 0, detail=POOL_SIZE))
-        keeper._on_channel()
+        supervisor._on_channel()
     assert len(heard(relay)) == orders - 2, "one was left open, the next one was the breach"
 
 
 def test_a_relay_that_reads_late_gets_what_it_ordered(stand: Stand) -> None:
-    keeper, _, relay = stand
-    timers = cast(Timers, keeper.loop)
-    while not keeper.supply.owed:
+    supervisor, _, relay = stand
+    timers = cast(Timers, supervisor.loop)
+    while not supervisor.supply.owed:
         relay.send(Record(Kind.WANT_SOCKETS, 0, detail=1))
-        keeper._on_channel()
+        supervisor._on_channel()
     assert heard(relay)
     ((_, again),) = timers.due
     again()
     assert heard(relay) == [(Kind.SOCKETS, 0)]
-    assert not keeper.supply.owed
+    assert not supervisor.supply.owed
 
 
 def no_socket(_: int) -> int:
@@ -458,20 +458,20 @@ def test_orders_that_can_not_be_served_are_one_timer(
     stand: Stand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many families and relays there were."""
-    keeper, above, relay = stand
-    keeper.plan = keeper.plan._replace(families=(0, 1))
-    timers = cast(Timers, keeper.loop)
+    supervisor, above, relay = stand
+    supervisor.plan = supervisor.plan._replace(families=(0, 1))
+    timers = cast(Timers, supervisor.loop)
     monkeypatch.setattr("hardsplice.monitor.supply.open_socket", no_socket)
     for _ in range(5):
         for family in (0, 1):
             relay.send(Record(Kind.WANT_SOCKETS, family, detail=32))
-            keeper._on_channel()
-        keeper.supply.forget()  # and another relay takes its place
+            supervisor._on_channel()
+        supervisor.supply.forget()  # and another relay takes its place
     assert [seconds for seconds, _ in timers.due] == [SHORT_SECONDS]
     assert {kind for kind, *_ in above.said} == {Note.SOCKETS}
     for family in (0, 1):
         relay.send(Record(Kind.WANT_SOCKETS, family, detail=2))
-        keeper._on_channel()
+        supervisor._on_channel()
     monkeypatch.undo()
     timers.due.pop()[1]()
     assert heard(relay) == [(Kind.SOCKETS, 0)] * 2
@@ -481,11 +481,11 @@ def test_orders_that_can_not_be_served_are_one_timer(
 def test_a_channel_that_stays_full_is_tried_less_and_less(
     stand: Stand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keeper, _, relay = stand
-    timers = cast(Timers, keeper.loop)
+    supervisor, _, relay = stand
+    timers = cast(Timers, supervisor.loop)
     monkeypatch.setattr(Channel, "send", lambda *_, **__: Sent.FULL)
     os.write(relay.fileno(), encode(Record(Kind.WANT_SOCKETS, 0, detail=1)))
-    keeper._on_channel()
+    supervisor._on_channel()
     waited: list[float] = []
     while not waited or waited[-1] < SHORT_SECONDS:
         seconds, again = timers.due.pop()
@@ -500,12 +500,12 @@ def test_too_many_descriptors_under_way_are_told_of_and_tried_again(
     stand: Stand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are counted per user: the relay is not to blame, and is not taken for deaf."""
-    keeper, above, relay = stand
-    timers = cast(Timers, keeper.loop)
+    supervisor, above, relay = stand
+    timers = cast(Timers, supervisor.loop)
     monkeypatch.setattr(Channel, "send", lambda *_, **__: Sent.CROWDED)
     os.write(relay.fileno(), encode(Record(Kind.WANT_SOCKETS, 0, detail=1)))
-    keeper._on_channel()
-    keeper.add(listener(1))
+    supervisor._on_channel()
+    supervisor.add(listener(1))
     later = time.monotonic() + 2 * DEAF_SECONDS
     monkeypatch.setattr(time, "monotonic", lambda: later)
     for _ in range(2):
@@ -513,7 +513,7 @@ def test_too_many_descriptors_under_way_are_told_of_and_tried_again(
         assert [seconds for seconds, _ in due] == [SHORT_SECONDS] * 2
         for _, again in due:
             again()
-    assert not keeper.is_cut_off
+    assert not supervisor.is_cut_off
     assert {said[0] for said in above.said} == {Note.CROWDED}
     assert {said[3] for said in above.said} == {b"sockets", b"listeners"}
     monkeypatch.undo()
@@ -524,32 +524,32 @@ def test_too_many_descriptors_under_way_are_told_of_and_tried_again(
 
 def test_an_answer_is_passed_on_once_for_each_round_of_questions(stand: Stand) -> None:
     """Whoever was slow owes two, and gives them at once."""
-    keeper, above, relay = stand
+    supervisor, above, relay = stand
     for _ in range(2):
-        keeper.ask_alive()
+        supervisor.ask_alive()
         asked = relay.receive(wait=False)
         assert asked is not None
         assert asked.kind == Kind.PING
     for _ in range(2):
         relay.send(Record(Kind.PONG))
-        keeper._on_channel()
+        supervisor._on_channel()
     assert above.said == ["alive"]
-    assert not keeper.is_cut_off
+    assert not supervisor.is_cut_off
     relay.send(Record(Kind.PONG))
-    keeper._on_channel()
-    assert keeper.is_cut_off, "nobody has asked"
+    supervisor._on_channel()
+    assert supervisor.is_cut_off, "nobody has asked"
 
 
 def test_a_relay_that_was_being_replaced_answers_by_being_there(stand: Stand) -> None:
-    keeper, above, relay = stand
-    keeper.was_ready = True
-    assert keeper.child is not None
-    keeper.is_cut_off = True
-    keeper.ask_alive()
-    keeper.is_cut_off = False
-    anew(keeper)
+    supervisor, above, relay = stand
+    supervisor.was_ready = True
+    assert supervisor.child is not None
+    supervisor.is_cut_off = True
+    supervisor.ask_alive()
+    supervisor.is_cut_off = False
+    anew(supervisor)
     relay.send(Record(Kind.READY))
-    keeper._on_channel()
+    supervisor._on_channel()
     assert above.said == ["alive"]
 
 
@@ -564,70 +564,70 @@ def flow(stats: Stats) -> int:
 
 
 def test_a_flow_s_end_is_passed_on_as_it_is(stand: Stand) -> None:
-    keeper, above, relay = stand
-    stats = keeper.plan.stats
+    supervisor, above, relay = stand
+    stats = supervisor.plan.stats
     assert stats.flows is not None
     row = stats.flows.close(flow(stats), stats.count, time.monotonic())
     relay.send(Record(Kind.FLOW, End.TIMEOUT, text=row))
-    keeper._on_channel()
+    supervisor._on_channel()
     assert above.said == [(End.TIMEOUT, row)]
 
 
 def test_an_end_that_nobody_asked_for_is_a_breach(stand: Stand) -> None:
-    keeper, above, relay = stand
-    stats = keeper.plan.stats
+    supervisor, above, relay = stand
+    stats = supervisor.plan.stats
     assert stats.flows is not None
     row = stats.flows.close(flow(stats), stats.count, time.monotonic())
-    keeper.plan = keeper.plan._replace(log_flows=False)
+    supervisor.plan = supervisor.plan._replace(log_flows=False)
     relay.send(Record(Kind.FLOW, End.FIN, text=row))
-    keeper._on_channel()
-    assert keeper.is_cut_off
+    supervisor._on_channel()
+    assert supervisor.is_cut_off
     assert above.said == []
 
 
 def test_flows_of_a_relay_that_was_killed_are_reported_and_their_bytes_are_kept(
     stand: Stand,
 ) -> None:
-    keeper, above, _ = stand
-    flow(keeper.plan.stats)
-    keeper.was_ready = True
-    os.kill(pid_of(keeper), signal.SIGKILL)
-    keeper._on_exit()
+    supervisor, above, _ = stand
+    flow(supervisor.plan.stats)
+    supervisor.was_ready = True
+    os.kill(pid_of(supervisor), signal.SIGKILL)
+    supervisor._on_exit()
     end, row = above.said[0]
     assert read_record(end, row).end is End.RELAY_DIED
     assert read_record(end, row).flow.bytes_to_target == 17
-    assert keeper.plan.stats.flows is not None
-    assert list(keeper.plan.stats.flows) == []
-    assert keeper.plan.stats.snapshot()["bytes_to_target"] == 17
-    assert keeper.plan.stats.snapshot()["restarts"] == 1
+    assert supervisor.plan.stats.flows is not None
+    assert list(supervisor.plan.stats.flows) == []
+    assert supervisor.plan.stats.snapshot()["bytes_to_target"] == 17
+    assert supervisor.plan.stats.snapshot()["restarts"] == 1
 
 
 def test_the_books_of_a_relay_are_closed_a_piece_at_a_time(stand: Stand) -> None:
     """A full table must not hold the others up; the next relay is started after that."""
-    keeper, above, _ = stand
-    timers = cast(Timers, keeper.loop)
+    supervisor, above, _ = stand
+    timers = cast(Timers, supervisor.loop)
     rows = 3 * ROWS_A_PASS
-    keeper.plan = keeper.plan._replace(stats=Stats(rows))
-    table = keeper.plan.stats.flows
+    supervisor.plan = supervisor.plan._replace(stats=Stats(rows))
+    table = supervisor.plan.stats.flows
     assert table is not None
     for at in table.positions():
         table.open(at, 3, Protocol.TCP.number, (bytes(16), 1), (bytes(16), 2), 1.0)
-    os.kill(pid_of(keeper), signal.SIGKILL)
-    keeper._on_exit()
+    os.kill(pid_of(supervisor), signal.SIGKILL)
+    supervisor._on_exit()
     passes = 1
-    while timers.due and timers.due[-1][1] != keeper.start:
+    while timers.due and timers.due[-1][1] != supervisor.start:
         assert len(above.said) <= passes * ROWS_A_PASS
         seconds, again = timers.due.pop()
         assert seconds == 0
         again()
         passes += 1
-    assert [again for _, again in timers.due] == [keeper.start]
+    assert [again for _, again in timers.due] == [supervisor.start]
     assert len([one for one in above.said if one[0] == End.RELAY_DIED]) == rows
     assert passes == 4
 
 
 def retire(one: socket.socket) -> None:
-    """As the host monitor ends a listener, of which its keeper hears next."""
+    """As the host monitor ends a listener, of which its supervisor hears next."""
     socketcalls.retire(one.fileno())
 
 
@@ -650,31 +650,31 @@ def test_no_relay_goes_on_with_a_listener_that_is_not_as_it_was_made(
     is_dynamic: bool,
 ) -> None:
     """Where ports change the host monitor ends those of the host before it says so."""
-    keeper, above, _ = stand
-    keeper.plan = keeper.plan._replace(direction=direction, is_dynamic=is_dynamic)
+    supervisor, above, _ = stand
+    supervisor.plan = supervisor.plan._replace(direction=direction, is_dynamic=is_dynamic)
     forward = Forward(Direction.INBOUND, IPv4Address("127.0.0.1"), None, 0, None, 80, True)
     write_place(forward, (0,))
     with socket.socket(fileno=open_listener(forward, (0,))) as one:
-        keeper.plan = keeper.plan._replace(listeners=(Listener(one.fileno(), (), (), 1),))
-        keeper.was_ready = True
+        supervisor.plan = supervisor.plan._replace(listeners=(Listener(one.fileno(), (), (), 1),))
+        supervisor.was_ready = True
         if spoil is not None:
             spoil(one)
-        os.kill(pid_of(keeper), signal.SIGKILL)
-        keeper._on_exit()
+        os.kill(pid_of(supervisor), signal.SIGKILL)
+        supervisor._on_exit()
     if spoil is None or (spoil is retire and is_dynamic and direction is Direction.INBOUND):
-        assert (above.said, keeper.succeeds) == (["yields"], "killed by SIGKILL")
+        assert (above.said, supervisor.succeeds) == (["yields"], "killed by SIGKILL")
     else:
         assert above.said == [UNSOUND]
 
 
 def test_what_a_monitor_counts_is_not_the_relay_s_to_write(stand: Stand) -> None:
     """The largest number there would end the monitor when it adds one."""
-    keeper, _, _ = stand
-    stats = keeper.plan.stats
+    supervisor, _, _ = stand
+    stats = supervisor.plan.stats
     stats.count[:] = memoryview(b"\xff" * 8 * len(stats.count)).cast("Q")
-    keeper.is_in_breach = True
-    os.kill(pid_of(keeper), signal.SIGKILL)
-    keeper._on_exit()
+    supervisor.is_in_breach = True
+    os.kill(pid_of(supervisor), signal.SIGKILL)
+    supervisor._on_exit()
     assert (stats.kept[RESTARTS], stats.kept[DENIED_RECORDS]) == (1, 1)
     assert stats.snapshot()["restarts"] == 1
     assert not any(stats.count[: len(COUNTERS)]), "nor would the next relay get anywhere"
@@ -698,11 +698,11 @@ def nothing(*_: object) -> NoReturn:
 def test_without_a_descriptor_to_spare_it_is_the_same(
     stand: Stand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keeper, above, _ = stand
-    keeper.was_ready = True
+    supervisor, above, _ = stand
+    supervisor.was_ready = True
     monkeypatch.setattr(Channel, "pair", nothing)
-    keeper.start()
-    assert cast("Timers", keeper.loop).due[-1] == (SHORT_SECONDS, keeper.start)
+    supervisor.start()
+    assert cast("Timers", supervisor.loop).due[-1] == (SHORT_SECONDS, supervisor.start)
     assert above.said == [(Note.SHORT, errno.EMFILE, 0, b"")]
 
 
@@ -717,19 +717,19 @@ def test_without_a_process_to_spare_a_relay_is_started_later_or_not_at_all(
     """A successor is, for as long as it takes: the crowd may be somebody else's. Both ends of its
     channel are closed.
     """
-    keeper, above, _ = stand
-    keeper.was_ready = was_ready
-    timers = cast("Timers", keeper.loop)
+    supervisor, above, _ = stand
+    supervisor.was_ready = was_ready
+    timers = cast("Timers", supervisor.loop)
     monkeypatch.setattr(linux, "fork", no_process)
     before = open_descriptors()
-    keeper.start()
+    supervisor.start()
     assert open_descriptors() == before
     if not was_ready:
         assert above.said == [os.strerror(errno.EAGAIN)]
         return
     for _ in range(DEATHS_MAX + 1):
-        assert timers.due.pop() == (SHORT_SECONDS, keeper.start)
-        keeper.start()
+        assert timers.due.pop() == (SHORT_SECONDS, supervisor.start)
+        supervisor.start()
     assert set(above.said) == {(Note.SHORT, errno.EAGAIN, 0, b"")}
 
 
@@ -754,64 +754,68 @@ def heard(relay: Channel) -> list[tuple[int, int]]:
     return found
 
 
-def due(keeper: Keeper) -> list[tuple[int, int | None]]:
+def due(supervisor: Supervisor) -> list[tuple[int, int | None]]:
     """What the relay may ask for next: place, and port where a listener comes there."""
-    return list(keeper.placing._due)
+    return list(supervisor.placing._due)
 
 
 def test_a_relay_and_its_successors_learn_of_listeners(stand: Stand) -> None:
-    keeper, _, relay = stand
+    supervisor, _, relay = stand
     for index in (3, 4):
-        keeper.add(listener(index))
-    keeper.remove(listener(3), reset_flows=False)
+        supervisor.add(listener(index))
+    supervisor.remove(listener(3), reset_flows=False)
     assert heard(relay) == [
         (Kind.ADD_LISTENER, 3),
         (Kind.ADD_LISTENER, 4),
         (Kind.REMOVE_LISTENER, 3),
     ]
-    assert [one.index for one in keeper.plan.listeners] == [4]
-    assert due(keeper) == [(103, 3), (104, 4), (103, None)]
-    assert [keeper._has(3, 103), keeper._has(4, 104), keeper._has(4, 103)] == [False, True, False]
+    assert [one.index for one in supervisor.plan.listeners] == [4]
+    assert due(supervisor) == [(103, 3), (104, 4), (103, None)]
+    assert [supervisor._has(3, 103), supervisor._has(4, 104), supervisor._has(4, 103)] == [
+        False,
+        True,
+        False,
+    ]
 
 
 def test_what_a_full_channel_does_not_take_is_told_later_in_order(stand: Stand) -> None:
-    keeper, _, relay = stand
-    timers = cast(Timers, keeper.loop)
+    supervisor, _, relay = stand
+    timers = cast(Timers, supervisor.loop)
     count = 0
-    while not keeper.outbox.waiting:
+    while not supervisor.outbox.waiting:
         count += 1
-        keeper.add(listener(count))
-    keeper.add(listener(count + 1))
-    keeper.remove(listener(count), reset_flows=False)  # of which the relay has not heard
-    keeper.remove(listener(1), reset_flows=True)
-    assert due(keeper) == [(100 + index, index) for index in range(1, count)]
+        supervisor.add(listener(count))
+    supervisor.add(listener(count + 1))
+    supervisor.remove(listener(count), reset_flows=False)  # of which the relay has not heard
+    supervisor.remove(listener(1), reset_flows=True)
+    assert due(supervisor) == [(100 + index, index) for index in range(1, count)]
     told = [(Kind.ADD_LISTENER, index) for index in range(1, count)]
     assert heard(relay) == told
     ((seconds, again),) = timers.due
     assert seconds == AGAIN_SECONDS
     again()
     assert heard(relay) == [(Kind.ADD_LISTENER, count + 1), (Kind.REMOVE_LISTENER, 1)]
-    assert not keeper.outbox.waiting
-    assert due(keeper)[count - 1 :] == [(100 + count + 1, count + 1), (101, None)]
+    assert not supervisor.outbox.waiting
+    assert due(supervisor)[count - 1 :] == [(100 + count + 1, count + 1), (101, None)]
 
 
 def test_a_relay_that_is_gone_has_nothing_due(stand: Stand) -> None:
     """Its successor learns of all listeners at its start."""
-    keeper, _, _ = stand
-    keeper.add(listener(3))
-    assert due(keeper)
-    os.kill(pid_of(keeper), signal.SIGKILL)
-    keeper.stop(time.monotonic() + 10)
-    assert due(keeper) == []
-    keeper.add(listener(4))
-    assert due(keeper) == []
-    assert [one.index for one in keeper.plan.listeners] == [3, 4]
+    supervisor, _, _ = stand
+    supervisor.add(listener(3))
+    assert due(supervisor)
+    os.kill(pid_of(supervisor), signal.SIGKILL)
+    supervisor.stop(time.monotonic() + 10)
+    assert due(supervisor) == []
+    supervisor.add(listener(4))
+    assert due(supervisor) == []
+    assert [one.index for one in supervisor.plan.listeners] == [3, 4]
 
 
 def test_a_relay_hands_over_where_its_questions_are_read_or_is_of_no_use(stand: Stand) -> None:
     """Where listeners may come and go; where they may not, that is a breach already."""
-    keeper, above, relay = stand
-    keeper.plan = keeper.plan._replace(is_dynamic=True)
+    supervisor, above, relay = stand
+    supervisor.plan = supervisor.plan._replace(is_dynamic=True)
     before = open_descriptors()
     read, write = os.pipe()
     for kind, fds in (
@@ -820,11 +824,11 @@ def test_a_relay_hands_over_where_its_questions_are_read_or_is_of_no_use(stand: 
         (Kind.READY_PLACING, (read, read)),
         (Kind.READY_PLACING, (read,)),
     ):
-        keeper.is_cut_off, keeper.was_ready = False, False
-        keeper.dialogue = keeper._dialogue()
+        supervisor.is_cut_off, supervisor.was_ready = False, False
+        supervisor.dialogue = supervisor._dialogue()
         relay.send(Record(kind, fds=fds))
-        keeper._on_channel()
-        assert keeper.is_cut_off
+        supervisor._on_channel()
+        assert supervisor.is_cut_off
         assert above.said == []
     os.close(read)
     os.close(write)
@@ -833,28 +837,28 @@ def test_a_relay_hands_over_where_its_questions_are_read_or_is_of_no_use(stand: 
 
 def test_a_relay_that_does_not_read_is_ended(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its successor learns of all listeners at its start."""
-    keeper, _, _ = stand
-    timers = cast(Timers, keeper.loop)
-    while not keeper.outbox.waiting:
-        keeper.add(listener(len(keeper.plan.listeners)))
+    supervisor, _, _ = stand
+    timers = cast(Timers, supervisor.loop)
+    while not supervisor.outbox.waiting:
+        supervisor.add(listener(len(supervisor.plan.listeners)))
     later = time.monotonic() + DEAF_SECONDS + 1
     monkeypatch.setattr(time, "monotonic", lambda: later)
     timers.due.pop()[1]()
-    assert keeper.is_cut_off
-    assert "does not read" in keeper.last_words
+    assert supervisor.is_cut_off
+    assert "does not read" in supervisor.last_words
     assert timers.due == []
 
 
 def test_sockets_that_a_full_channel_does_not_take_are_asked_for_again(stand: Stand) -> None:
     """Otherwise the relay would wait for them for ever."""
-    keeper, _, relay = stand
-    timers = cast(Timers, keeper.loop)
-    while not keeper.outbox.waiting:
-        keeper.add(listener(len(keeper.plan.listeners)))
+    supervisor, _, relay = stand
+    timers = cast(Timers, supervisor.loop)
+    while not supervisor.outbox.waiting:
+        supervisor.add(listener(len(supervisor.plan.listeners)))
     timers.due.clear()
     before = open_descriptors()
     relay.send(Record(Kind.WANT_SOCKETS, 0, detail=2))
-    keeper._on_channel()
+    supervisor._on_channel()
     assert open_descriptors() == before
     heard(relay)
     ((_, again),) = timers.due

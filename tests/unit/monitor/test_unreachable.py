@@ -16,7 +16,7 @@ from hardsplice.net import loopback
 from hardsplice.net.listener import Listener
 from hardsplice.relay.tcp.flow_writer import telling
 from hardsplice.sandbox.address_book import USUAL, Pointer
-from hardsplice.telemetry.flow_table import RECORD_SIZE, End, Nonsense
+from hardsplice.telemetry.flow_table import RECORD_SIZE, End, InvalidRowError
 
 
 class Interface:
@@ -97,7 +97,7 @@ def test_it_is_asked_for_once_a_second(interface: Interface) -> None:
 
 def test_an_end_for_another_reason_is_not_looked_at(interface: Interface) -> None:
     assert not Doubt().explains_end(End.FIN, b"")
-    with pytest.raises(Nonsense):
+    with pytest.raises(InvalidRowError):
         Doubt().explains_end(End.TIMEOUT, bytes(RECORD_SIZE - 1))
     assert interface.asked == 0
 

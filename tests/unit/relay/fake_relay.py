@@ -14,7 +14,7 @@ from hardsplice.net.listener import Listener
 from hardsplice.relay.pools import SocketPool
 from hardsplice.relay.tcp.accepting import EPOLLEXCLUSIVE
 from hardsplice.relay.tcp.engine import Engine
-from hardsplice.relay.tcp.flow_writer import ledger_of
+from hardsplice.relay.tcp.flow_writer import flow_writer_of
 from hardsplice.relay.tcp.flows import Limits, Resources
 from hardsplice.relay.tcp.pipes import PipePool
 from hardsplice.relay.tcp.rules import EPOLLIN, SIDES, UNWATCHED, Flow, watch
@@ -128,7 +128,7 @@ class Relay:
             self.stats.count,
             3 + len(listeners) + late + 1,
             gauges=self.stats.gauges() if rows else None,
-            ledger=ledger_of(self.stats, kernel.now, self._ended),
+            flow_writer=flow_writer_of(self.stats, kernel.now, self._ended),
         )
         self.engine = _Engine(resources, listeners, shared=shared)
         self.pairs: list[Pair] = []

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hardsplice.ipc.messages import Kind, Malformed, Record, decode, encode
+from hardsplice.ipc.messages import Kind, MalformedError, Record, decode, encode
 from hardsplice.net.listener import Listener
 from hardsplice.relay.orders import close, listener_of, serve
 from hardsplice.sandbox.address_book import LARGE, SLOT, USUAL, Place, Pointer
@@ -77,7 +77,7 @@ def text_of(counts: tuple[int, int], address: int, *targets: tuple[int, int, int
 def test_whatever_a_record_says_its_pointers_lie_in_a_book_at_a_slot_s_beginning(
     counts: tuple[int, int], address: int, targets: list[tuple[int, int, int]], more: bytes
 ) -> None:
-    with contextlib.suppress(Malformed):
+    with contextlib.suppress(MalformedError):
         made = listener_of(
             Record(Kind.ADD_LISTENER, text=text_of(counts, address, *targets) + more)
         )
@@ -106,7 +106,7 @@ def test_whatever_a_record_says_its_pointers_lie_in_a_book_at_a_slot_s_beginning
     ],
 )
 def test_a_record_that_is_no_listener_is_malformed(text: bytes) -> None:
-    with pytest.raises(Malformed):
+    with pytest.raises(MalformedError):
         listener_of(Record(Kind.ADD_LISTENER, text=text))
 
 

@@ -64,7 +64,7 @@ def roles() -> Mapping[int, str | None]:
 
 
 def test_a_name_counts_only_below_a_process_of_ours(proc: Proc) -> None:
-    proc.add(101, HOST, b"hs-target")
+    proc.add(101, HOST, b"hs-namespace")
     proc.add(102, 101, b"hs-relay-in")
     proc.add(103, HOST, b"hs-relay-out")
     proc.add(105, HOST, b"hs-guard")
@@ -73,7 +73,7 @@ def test_a_name_counts_only_below_a_process_of_ours(proc: Proc) -> None:
     proc.add(110, 104, b"hs-relay-in")
     proc.add(111, 104, b"hs-host")
     proc.add(112, 111, b"hs-relay-out")
-    proc.add(113, 111, b"hs-target")
+    proc.add(113, 111, b"hs-namespace")
     proc.add(114, 113, b"hs-relay-in")
     proc.add(115, 104, b"sh")
     # Where no well-behaved one would be.
@@ -86,14 +86,14 @@ def test_a_name_counts_only_below_a_process_of_ours(proc: Proc) -> None:
     proc.add(124, HOST, b"anything")
     proc.add(130, 1, b"hs-host")  # another instance
     assert roles() == {
-        HOST: "hs-host", 101: "hs-target", 102: "hs-relay-in", 103: "hs-relay-out", 104: "hs-init",
-        105: "hs-guard",
+        HOST: "hs-host", 101: "hs-namespace", 102: "hs-relay-in", 103: "hs-relay-out",
+        104: "hs-init", 105: "hs-guard",
         **dict.fromkeys((110, 111, 112, 113, 114, 115, 120, 121, 122, 123, 124, 125, 126)),
     }  # fmt: skip
 
 
 def test_nobody_is_ours_below_a_process_that_is_no_host_monitor(proc: Proc) -> None:
-    proc.add(200, 1, b"hs-target")
+    proc.add(200, 1, b"hs-namespace")
     proc.add(201, 200, b"hs-relay-in")
     assert [process.role for process in audit.read_tree(200)] == [None, None]
 

@@ -13,7 +13,7 @@ from hardsplice.model.direction import Direction
 from hardsplice.model.protocol import Protocol
 from hardsplice.telemetry.counters import UNLOGGED, UNPASSED, Stats
 from hardsplice.telemetry.flow_log import FlowLog, Traffic
-from hardsplice.telemetry.flow_table import End, Nonsense
+from hardsplice.telemetry.flow_table import End, InvalidRowError
 from hardsplice.telemetry.log import LINES_A_SECOND, Level, Log, LogFormat
 
 
@@ -81,7 +81,7 @@ def test_a_listener_that_a_relay_made_up_is_a_port(capfd: pytest.CaptureFixture[
     flows, _, stats = made()
     flows.ended(Direction.INBOUND, End.FIN, a_row(stats, listener=99))
     assert "inbound, a port: " in capfd.readouterr().err
-    with pytest.raises(Nonsense):
+    with pytest.raises(InvalidRowError):
         flows.ended(Direction.INBOUND, End.FIN, b"nonsense")
 
 

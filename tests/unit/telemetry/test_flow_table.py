@@ -22,7 +22,7 @@ from hardsplice.telemetry.flow_table import (
     End,
     FlowRow,
     FlowTable,
-    Nonsense,
+    InvalidRowError,
     State,
     read_record,
 )
@@ -150,7 +150,7 @@ def test_whatever_stands_in_the_memory_monitors_can_live_with_it(noise: bytes) -
 def test_a_record_that_makes_no_sense_is_refused(end: int, text: bytes) -> None:
     try:
         ended = read_record(end, text)
-    except Nonsense:
+    except InvalidRowError:
         return
     assert math.isfinite(ended.seconds)
     assert ended.seconds >= 0
@@ -175,7 +175,7 @@ def test_each_part_of_a_record_is_looked_at() -> None:
         (99, good), (End.FIN, good[:-1]), (End.FIN, good + b"x"), (End.FIN, bad_state),
         (End.FIN, free), (End.FIN, bad_start), (End.FIN, endless),
     ):  # fmt: skip
-        with pytest.raises(Nonsense):
+        with pytest.raises(InvalidRowError):
             read_record(end, text)
 
 
@@ -225,5 +225,5 @@ def test_a_row_of_no_known_protocol_is_passed_over() -> None:
     at = table.positions()[0]
     table.open(at, 1, 1, CLIENT, TARGET, 1.0)
     assert list(table) == []
-    with pytest.raises(Nonsense):
+    with pytest.raises(InvalidRowError):
         read_record(End.FIN, table.close(at, stats.count, 2.0))
