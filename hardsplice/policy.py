@@ -25,7 +25,7 @@ from hardsplice.cli import output, subcommands
 from hardsplice.cli.values import number
 from hardsplice.ipc.descriptors import FIRST_LISTENER
 from hardsplice.kernel.syscalls import ARCHITECTURES, DIRECT
-from hardsplice.model.errors import Failure, quote, tell
+from hardsplice.model.errors import HardspliceError, quote, tell
 from hardsplice.model.roles import POLICIES
 from hardsplice.sandbox.address_book import TARGETS_A_PORT, place_for
 from hardsplice.sandbox.policy.forms import check, oci, show, systemd, table
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 class _Parser(subcommands.Parser):
     def error(self, message: str) -> NoReturn:
-        raise Failure("understand", "the command line", message, f"try: {self.prog} --help")
+        raise HardspliceError("understand", "the command line", message, f"try: {self.prog} --help")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
 def _listeners(text: str) -> int:
     value = number(text, 0, 1 << 20)
     if value is None:
-        raise Failure("use", f"--listeners {quote(text)}", "it is no number of listeners")
+        raise HardspliceError("use", f"--listeners {quote(text)}", "it is no number of listeners")
     return value
 
 
@@ -86,7 +86,9 @@ def _check_command(role: str | None) -> int:
 def _export(policy: Policy, arch: str, form: str) -> None:
     if form == "bpf":
         if sys.stdout.isatty():
-            raise Failure("write", "a binary", "standard output is a terminal", "redirect it")
+            raise HardspliceError(
+                "write", "a binary", "standard output is a terminal", "redirect it"
+            )
         sys.stdout.buffer.write(compile_policy(policy, arch))
     elif form == "oci":
         print(
@@ -126,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             _export(policy, arch, options.format)
         sys.stdout.flush()
-    except Failure as failure:
+    except HardspliceError as failure:
         for line in failure.lines():
             print(line, file=sys.stderr)
         return 1

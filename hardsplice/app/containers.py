@@ -14,7 +14,7 @@ from hardsplice.command.container import Container
 from hardsplice.command.recipe import Recipe
 from hardsplice.command.terminal import Terminal
 from hardsplice.ipc.channel import close_all
-from hardsplice.model.errors import Failure, quote
+from hardsplice.model.errors import HardspliceError, quote
 from hardsplice.sandbox import refusals, rights, users
 from hardsplice.telemetry.log import Level, Log
 
@@ -25,8 +25,8 @@ _PROC_KEPT = (
 
 
 def make(opened: Opened, programs: Programs, caller: Caller, log: Log) -> Container:
-    """Create them, and close what was set aside for COMMAND, which has it now. A Failure leaves
-    nothing behind.
+    """Create them, and close what was set aside for COMMAND, which has it now. A HardspliceError
+    leaves nothing behind.
     """
     recipe = _recipe(opened, programs, caller)
     made = Container(recipe)
@@ -40,7 +40,7 @@ def _recipe(opened: Opened, programs: Programs, caller: Caller) -> Recipe:
     new_user = not options.netns_only
     if not (new_user or rights.may_make_namespaces()):
         reason = "without a user namespace it takes CAP_SYS_ADMIN, which is not there"
-        raise Failure("create", "namespaces", reason, "leave --netns-only out")
+        raise HardspliceError("create", "namespaces", reason, "leave --netns-only out")
     user = before.user if new_user else options.runas
     command = options.command or (os.environ.get("SHELL") or "/bin/sh",)
     return Recipe(

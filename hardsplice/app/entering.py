@@ -52,8 +52,8 @@ def enter(
     progress: Progress,
     undo: contextlib.ExitStack,
 ) -> Entered:
-    """Do all that; ``pipe_size`` is in bytes, ``undo`` gets what ends processes. Failure where
-    there is no way there, or something can't be listened on.
+    """Do all that; ``pipe_size`` is in bytes, ``undo`` gets what ends processes. HardspliceError
+    where there is no way there, or something can't be listened on.
     """
     # Before any fork, so that the host monitor can read what the inbound relays write.
     planner = Planner(

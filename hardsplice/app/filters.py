@@ -29,7 +29,7 @@ class Programs:
 
 def compile_all(options: Options, first_flow: int) -> Programs:
     """The programs for this machine; ``first_flow`` is the first descriptor behind the places of
-    listeners. Failure where libseccomp can't be loaded or lacks something.
+    listeners. HardspliceError where libseccomp can't be loaded or lacks something.
     """
     changes, has_control = bool(options.dynamic), options.control is not None
     policies: dict[str, str] = {

@@ -42,7 +42,7 @@ class Isolated(NamedTuple):
 def lock(
     opened: Opened, programs: Programs, entered: Entered, host: Host, progress: Progress
 ) -> Isolated:
-    """Lock this process down, as the host monitor. Failure where that can't be done."""
+    """Lock this process down, as the host monitor. HardspliceError where that can't be done."""
     numbered, book = opened.numbered, entered.planner.books[Direction.OUTBOUND]
     prctl.set_name(roles.HOST.name)
     environment.forget()

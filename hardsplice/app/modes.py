@@ -7,7 +7,7 @@ import enum
 from typing import TYPE_CHECKING
 
 from hardsplice.cli import values
-from hardsplice.model.errors import Failure, quote
+from hardsplice.model.errors import HardspliceError, quote
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,16 +24,16 @@ class Mode(enum.Enum):
 
 
 def detect_mode(positional: Sequence[str], netns: str | None) -> Mode:
-    """Which of the three synopses this is. Raises Failure where it is a mixture of them."""
+    """Which of the three synopses this is. Raises HardspliceError where it is a mixture of them."""
     first = positional[0] if positional else ""
     is_pid = first.isascii() and first.isdigit()
     if netns is not None:
         if is_pid and len(positional) == 1:
             reason = "a process has a network namespace already; leave out one of the two"
-            raise Failure("combine", f"--netns with PID {quote(first)}", reason)
+            raise HardspliceError("combine", f"--netns with PID {quote(first)}", reason)
         if positional:
             reason = "COMMAND runs in new namespaces; leave out --netns, or run it with nsenter(1)"
-            raise Failure("combine", f"--netns with COMMAND {quote(first)}", reason)
+            raise HardspliceError("combine", f"--netns with COMMAND {quote(first)}", reason)
         return Mode.NETNS
     if positional:
         _refuse_nothing(first)
@@ -44,7 +44,7 @@ def detect_mode(positional: Sequence[str], netns: str | None) -> Mode:
             f"after it stands {quote(positional[1])}; put options before it "
             f"(a command of that name is ./{first})"
         )
-        raise Failure("use", f"PID {quote(first)}", reason)
+        raise HardspliceError("use", f"PID {quote(first)}", reason)
     return Mode.PID
 
 
@@ -52,23 +52,25 @@ def _refuse_nothing(first: str) -> None:
     """Words that an unset variable, or another program's answer, gives if there is no process."""
     if not first.strip():
         reason = "it is empty, as a variable is that was not set; write one, or leave it out"
-        raise Failure("use", f"COMMAND or PID {quote(first)}", reason)
+        raise HardspliceError("use", f"COMMAND or PID {quote(first)}", reason)
     words = first.split()
     if first != words[0] and all(word.isascii() and word.isdigit() for word in words):
         reason = "it is not one number; write one, and nothing else"
-        raise Failure("use", f"PID {quote(first)}", reason)
+        raise HardspliceError("use", f"PID {quote(first)}", reason)
 
 
 def pid_of(text: str) -> int:
-    """The PID that a word of digits is. Raises Failure where it can't be one."""
+    """The PID that a word of digits is. Raises HardspliceError where it can't be one."""
     pid = values.number(text, 1, _LAST_PID)
     if pid is not None:
         return pid
     if not text.strip("0"):
         reason = "no process has it; it is what engines say of a container that does not run"
-        raise Failure("use", f"PID {quote(text)}", f"{reason} (a command of that name is ./{text})")
+        raise HardspliceError(
+            "use", f"PID {quote(text)}", f"{reason} (a command of that name is ./{text})"
+        )
     reason = f"PIDs are 1 to {_LAST_PID} (a command of that name is ./{text})"
-    raise Failure("use", f"PID {quote(text)}", reason)
+    raise HardspliceError("use", f"PID {quote(text)}", reason)
 
 
 def refuse_no_command(*, has_terminal: bool) -> None:
@@ -78,4 +80,4 @@ def refuse_no_command(*, has_terminal: bool) -> None:
     if not has_terminal:
         reason = "there is neither COMMAND nor PID, and no terminal to run a shell at"
         hint = "write COMMAND or PID after the options (was a variable empty?); a shell is: -- sh"
-        raise Failure("start", "hardsplice", reason, hint)
+        raise HardspliceError("start", "hardsplice", reason, hint)

@@ -83,7 +83,7 @@ class Opened(NamedTuple):
 
 
 def open_all(options: Options, progress: Progress, undo: contextlib.ExitStack) -> Opened:
-    """Open it all; ``undo`` gets what removes files. Failure where something can't be had."""
+    """Open it all; ``undo`` gets what removes files. HardspliceError where that can't be done."""
     # What the service manager says is for the process that it started.
     manager = sd_notify.manager_of(os.environ, os.getppid() if progress.launcher else os.getpid())
     sd_notify.forget(os.environ)

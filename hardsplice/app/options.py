@@ -17,7 +17,7 @@ from hardsplice.cli import parsing
 from hardsplice.kernel.ephemeral import read_ephemeral_range
 from hardsplice.model import ports
 from hardsplice.model.direction import Direction
-from hardsplice.model.errors import Failure, quote
+from hardsplice.model.errors import HardspliceError, quote
 from hardsplice.model.forward import Auto, Forward
 from hardsplice.model.spec import Inherited, is_inherited
 
@@ -154,7 +154,7 @@ def parse_args(
     `ephemeral` gives the range of ports that the kernel hands out by itself, by default as
     `read_ephemeral_range` finds it; it is called only where there are ports to work out.
 
-    Raises Failure, and SystemExit(0) after --help and --version have been answered.
+    Raises HardspliceError, and SystemExit(0) after --help and --version have been answered.
     """
     # What is COMMAND's stays as it was typed; no other option has a value that may be missing.
     words = ["--audit-json" if word == "--audit=json" else word for word in argv]
@@ -180,7 +180,9 @@ def parse_args(
     outbound = laid_out(given.outbound, Direction.OUTBOUND, 1 + len(inbound.forwards))
     inherited = [text for text in given.inbound if is_inherited(text)]
     for text in filter(is_inherited, given.outbound):
-        raise Failure("use", f"-T {quote(text)}", "listeners are passed on the host; write -t")
+        raise HardspliceError(
+            "use", f"-T {quote(text)}", "listeners are passed on the host; write -t"
+        )
 
     # What else an option sets is a field of the same name.
     rest = {name: value for name, value in vars(given).items() if name in _AS_GIVEN}

@@ -17,7 +17,7 @@ import fcntl
 import os
 
 from hardsplice.kernel.files import identity, open_regular
-from hardsplice.model.errors import Failure, reason_of, write_all
+from hardsplice.model.errors import HardspliceError, reason_of, write_all
 from hardsplice.model.roles import HOST
 
 _SIZE = 32  # bytes: more than any PID has
@@ -43,10 +43,10 @@ class PidFile:
                 self._close()  # its owner has just removed it
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         except OSError as error:
-            raise Failure("write", f"PID file {path}", reason_of(error)) from error
+            raise HardspliceError("write", f"PID file {path}", reason_of(error)) from error
 
     def _claim(self) -> None:
-        """Lock the file; Failure where it is another instance's."""
+        """Lock the file; HardspliceError where it is another instance's."""
         who = None
         if not _locked(self.fd, fcntl.LOCK_EX) and not _locked(self.fd, fcntl.LOCK_SH):
             who = "one that is about to start"
@@ -56,7 +56,7 @@ class PidFile:
             self._close()
             hint = "give each instance a file of its own, or end the other one"
             reason = f"another instance has it, {who}"
-            raise Failure("write", f"PID file {self.path}", reason, hint)
+            raise HardspliceError("write", f"PID file {self.path}", reason, hint)
 
     def _close(self) -> None:
         os.close(self.held)
@@ -74,7 +74,7 @@ class PidFile:
             os.ftruncate(self.fd, 0)
             write_all(self.fd, f"{os.getpid()}\n".encode())
         except OSError as error:
-            raise Failure("write", f"PID file {self.path}", reason_of(error)) from error
+            raise HardspliceError("write", f"PID file {self.path}", reason_of(error)) from error
 
     def remove(self) -> None:
         """Remove what we made, if it is still that which is there."""

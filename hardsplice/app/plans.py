@@ -12,7 +12,7 @@ from hardsplice.app.options import Options, Verbosity
 from hardsplice.ipc.descriptors import FIRST_LISTENER
 from hardsplice.kernel import unotify
 from hardsplice.model.direction import Direction
-from hardsplice.model.errors import Failure
+from hardsplice.model.errors import HardspliceError
 from hardsplice.model.families import ALL_FAMILIES
 from hardsplice.model.forward import Origin
 from hardsplice.monitor.draft import Draft
@@ -61,17 +61,19 @@ class Planner:
         }
 
     def check_room(self, listening: int) -> None:
-        """Failure where there is no place for so many listeners, or no way to hand one over."""
+        """HardspliceError where there is no place for so many listeners, or no way to hand one
+        over.
+        """
         if self._obstacle is not None:
             hint = (
                 "allow it, as by SystemCallFilter=pidfd_getfd in a unit, or name ports by options"
             )
-            raise Failure("listen on", "one more port", self._obstacle, hint)
+            raise HardspliceError("listen on", "one more port", self._obstacle, hint)
         places = self._first_flow - FIRST_LISTENER
         if listening > places:
             reason = f"there are places for {places} listeners"
             hint = "the number of descriptors decides: raise it with ulimit -n, and restart"
-            raise Failure("listen on", "one more port", reason, hint)
+            raise HardspliceError("listen on", "one more port", reason, hint)
 
     def draft(self, direction: Direction, opened: Sequence[Bound]) -> Draft:
         """The configuration of a direction's relays, which accept at what was ``opened``, up to

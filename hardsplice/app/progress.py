@@ -15,7 +15,7 @@ from hardsplice.ipc import descriptors
 from hardsplice.ipc.channel import Channel
 from hardsplice.ipc.messages import Kind, Record
 from hardsplice.ipc.sd_notify import Notifier
-from hardsplice.model.errors import Failure, printable, text_of
+from hardsplice.model.errors import HardspliceError, printable, text_of
 from hardsplice.model.forward import Forward
 from hardsplice.model.unforeseen import as_failure
 from hardsplice.telemetry.log import Level, Log
@@ -67,8 +67,8 @@ class Progress:
         has_ready_fd: bool,
     ) -> None:
         """All is bound and locked down, except for layers that are ``missing``, and for what is
-        ``unsealed``, which is reported only on request, since the filter enforces the same. Failure
-        if the process that waited has gone.
+        ``unsealed``, which is reported only on request, since the filter enforces the same.
+        HardspliceError if the process that waited has gone.
         """
         # Text from the namespace monitor is not trusted either.
         lacking = list(dict.fromkeys(map(printable, missing)))
@@ -88,7 +88,9 @@ class Progress:
             text = "\n".join([took, *lacking, *unsealed])
             heard = self.launcher.send(Record(Kind.READY, text=text.encode()))
             if not heard and self._is_waited_for:
-                raise Failure("go", "into the background", "the process that started it is gone")
+                raise HardspliceError(
+                    "go", "into the background", "the process that started it is gone"
+                )
             self.launcher.leave()
             self._is_waited_for = False
 

@@ -33,7 +33,7 @@ from hardsplice.relay.tcp.seam import Kernel
 
 def run(options: Options, caller: Caller, progress: Progress) -> int:
     """All stages after the first, which returned ``options``; then serve. Returns the exit status.
-    A Failure leaves nothing behind.
+    A HardspliceError leaves nothing behind.
     """
     with contextlib.ExitStack() as undo:
         files = undo.enter_context(contextlib.ExitStack())

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from hardsplice.app import modes
 from hardsplice.app.options import Mode, Options, Verbosity, parse_args
 from hardsplice.command import caller
-from hardsplice.model.errors import Failure, reason_of, tell, write_all
+from hardsplice.model.errors import HardspliceError, reason_of, tell, write_all
 from hardsplice.model.unforeseen import as_failure
 from hardsplice.net import procfs
 
@@ -57,10 +57,10 @@ def _refuse_jit(jit: Any) -> None:
     if jit is not None and jit.is_enabled():
         reason = "it compiles machine code while it runs"
         hint = "use one whose just-in-time compiler is not on by default"
-        raise Failure("use", "this Python", reason, hint)
+        raise HardspliceError("use", "this Python", reason, hint)
 
 
-def _say(failure: Failure) -> int:
+def _say(failure: HardspliceError) -> int:
     tell(failure.lines())
     return 1
 
@@ -98,12 +98,12 @@ def _audit(options: Options, server: int, record: Record) -> None:
     try:
         text = audit.report(server, lacking, options.audit or "table")
         write_all(2 if options.mode is Mode.COMMAND else 1, text.encode() + b"\n")
-    except Failure as failure:
+    except HardspliceError as failure:
         _say(failure)
     except BrokenPipeError:
         pass  # the reader has seen enough
     except OSError as error:
-        _say(Failure("write", "the audit", reason_of(error)))
+        _say(HardspliceError("write", "the audit", reason_of(error)))
 
 
 def _serve(options: Options, launcher: Channel | None, began: float, given: Caller) -> NoReturn:
@@ -122,12 +122,12 @@ def _serve(options: Options, launcher: Channel | None, began: float, given: Call
     os._exit(status)
 
 
-class _Ended(Exception):  # noqa: N818 - it is what happened
+class _SignalError(Exception):
     """A signal ends this process."""
 
 
 def _on_signal(number: int, _frame: object) -> NoReturn:
-    raise _Ended(number)
+    raise _SignalError(number)
 
 
 def _launch(options: Options, began: float, given: Caller) -> int:
@@ -171,7 +171,7 @@ def _launch(options: Options, began: float, given: Caller) -> int:
                 _audit(options, server.pid, record)
             return 0
         server.end(ENDING_SECONDS)
-    except _Ended as ended:
+    except _SignalError as ended:
         for number in ENDING:
             signal.signal(number, signal.SIG_IGN)
         server.end(0)
@@ -179,7 +179,7 @@ def _launch(options: Options, began: float, given: Caller) -> int:
         record, (number,) = None, ended.args
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
-    failure = Failure("start", "hardsplice", "its process ended early")
+    failure = HardspliceError("start", "hardsplice", "its process ended early")
     status = _say(failure_of(record.text) if record else failure)
     _clean_up(options, server.pid, had_pid_file=had_pid_file)
     return status

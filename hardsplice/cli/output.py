@@ -6,12 +6,12 @@ from __future__ import annotations
 import os
 import sys
 
-from hardsplice.model.errors import Failure, reason_of
+from hardsplice.model.errors import HardspliceError, reason_of
 
 
 def answer(text: str) -> None:
-    """Print an answer, such as that to --help. Failure if there is no room; SystemExit if its
-    reader has closed the pipe.
+    """Print an answer, such as that to --help. HardspliceError if there is no room; SystemExit if
+    its reader has closed the pipe.
     """
     if not text or sys.stdout is None:  # the shell closed it
         return
@@ -25,8 +25,12 @@ def answer(text: str) -> None:
         raise failure from error
 
 
-def lost(error: OSError, what: str) -> Failure | None:
+def lost(error: OSError, what: str) -> HardspliceError | None:
     """The error if standard output takes no more; none if its reader has closed the pipe."""
     # What is still buffered would raise again at exit.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return None if isinstance(error, BrokenPipeError) else Failure("write", what, reason_of(error))
+    return (
+        None
+        if isinstance(error, BrokenPipeError)
+        else HardspliceError("write", what, reason_of(error))
+    )

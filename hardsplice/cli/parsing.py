@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hardsplice.cli import output
 from hardsplice.model import foreign
-from hardsplice.model.errors import Failure, quote
+from hardsplice.model.errors import HardspliceError, quote
 from hardsplice.model.spec import in_our_words
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Option:
     field: str = ""  # what it sets, if it sets anything
     default: Any = None
     const: Any = True  # what a flag sets
-    parse: Callable[[str], Any] = str  # the value; raises Failure
+    parse: Callable[[str], Any] = str  # the value; raises HardspliceError
     repeats: bool = False  # each time a value more; where it doesn't, the last one holds
     offers: Offer = ()
     #: Other options, by their first names, that it can't be combined with, each with the reason.
@@ -60,7 +60,7 @@ Word = tuple[Option, str, str]
 
 
 def cut(argv: Sequence[str], options: Iterable[Option]) -> tuple[list[Word], list[str]]:
-    """The options, and the words after them. Raises Failure for what is no option."""
+    """The options, and the words after them. Raises HardspliceError for what is no option."""
     known = {name: option for option in options for name in option.names}
     found: list[Word] = []
     words = list(argv)
@@ -75,7 +75,7 @@ def cut(argv: Sequence[str], options: Iterable[Option]) -> tuple[list[Word], lis
     for option, name, text in found:
         if option.value and _is_option(text, known):
             reason = f"{quote(text)} is an option; {_wants(option)}"
-            raise Failure("use", f"{name} without a value", reason)
+            raise HardspliceError("use", f"{name} without a value", reason)
     return found, words
 
 
@@ -117,7 +117,7 @@ def _next(after: list[str]) -> str:
 
 def _take(option: Option, after: list[str]) -> str:
     if not after:
-        raise Failure("use", f"{option.full} without a value", _wants(option))
+        raise HardspliceError("use", f"{option.full} without a value", _wants(option))
     return after.pop(0)
 
 
@@ -132,18 +132,18 @@ def _wants(option: Option) -> str:
     return f"write {option.value} after {option.full}"
 
 
-def wrong(message: str) -> Failure:
-    """A Failure for words that make no command line."""
-    return Failure("parse", "the command line", f"{message}; see hardsplice --help")
+def wrong(message: str) -> HardspliceError:
+    """A HardspliceError for words that make no command line."""
+    return HardspliceError("parse", "the command line", f"{message}; see hardsplice --help")
 
 
-def _unknown(typed: str, value: str) -> Failure:
+def _unknown(typed: str, value: str) -> HardspliceError:
     """An option that there is not, and what to write where it is another program's."""
     if foreign.is_publish(typed, value):
-        return Failure("use", f"{typed} {quote(value)}", _ports(value))
+        return HardspliceError("use", f"{typed} {quote(value)}", _ports(value))
     if foreign.is_tap(typed):
         reason = "it is about pasta's tap interface, and there is none here; leave it out"
-        return Failure("use", typed, reason)
+        return HardspliceError("use", typed, reason)
     return wrong(f"option {typed} not recognized")
 
 
@@ -158,8 +158,8 @@ def _ports(text: str) -> str:
 
 
 def convert(found: Iterable[Word], options: Iterable[Option]) -> SimpleNamespace:
-    """What the fields are set to. Raises Failure where a value is wrong, and SystemExit where one
-    of the options is a question, which is answered then.
+    """What the fields are set to. Raises HardspliceError where a value is wrong, and SystemExit
+    where one of the options is a question, which is answered then.
     """
     given = SimpleNamespace(**{one.field: one.default for one in options if one.field})
     for option, _, text in found:
@@ -176,21 +176,21 @@ def convert(found: Iterable[Word], options: Iterable[Option]) -> SimpleNamespace
 
 
 def refuse_contradictions(found: Iterable[Word]) -> None:
-    """Failure where one option rules another one out, or needs one that isn't there."""
+    """HardspliceError where one option rules another one out, or needs one that isn't there."""
     given = {name: option for option, _, _ in found for name in option.names}
     for option in given.values():
         for other, reason in option.excludes:
             if other in given:
-                raise Failure("combine", f"{option.names[0]} with {other}", reason)
+                raise HardspliceError("combine", f"{option.names[0]} with {other}", reason)
     for option in given.values():
         if option.needs is not None and option.needs[0] not in given:
             other, reason = option.needs
-            raise Failure("use", f"{option.full} without {other}", reason)
+            raise HardspliceError("use", f"{option.full} without {other}", reason)
 
 
 def refuse_others_synopsis(found: Iterable[Word], mode: enum.Enum) -> None:
-    """Failure where an option doesn't go with the synopsis that this is."""
+    """HardspliceError where an option doesn't go with the synopsis that this is."""
     for option, _, _ in found:
         if option.only is not None and option.only[0] is not mode:
             only, reason = option.only
-            raise Failure("use", f"{option.full} without {only.name}", reason)
+            raise HardspliceError("use", f"{option.full} without {only.name}", reason)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the values of options may be: each function here makes of a text the value of an option, or
-raises Failure, which says what is wrong with it and what to write instead.
+raises HardspliceError, which says what is wrong with it and what to write instead.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import pwd
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from hardsplice.model.errors import Failure, quote
+from hardsplice.model.errors import HardspliceError, quote
 from hardsplice.model.identity import OWN, RunAs
 
 if TYPE_CHECKING:
@@ -54,7 +54,9 @@ def path(option: str) -> Callable[[str], str]:
 
     def check(text: str) -> str:
         if not text:
-            raise Failure("use", f"{option} with nothing", "it takes a path; write one after it")
+            raise HardspliceError(
+                "use", f"{option} with nothing", "it takes a path; write one after it"
+            )
         return text
 
     return check
@@ -64,7 +66,7 @@ def netns(text: str) -> str:
     """The path of a network namespace, given as itself or by its name."""
     if text in ("", ".", ".."):
         reason = "that is neither a path nor a name; write one, as ip-netns(8) lists them"
-        raise Failure("parse", f"--netns {quote(text)}", reason)
+        raise HardspliceError("parse", f"--netns {quote(text)}", reason)
     return text if "/" in text else f"/run/netns/{text}"
 
 
@@ -76,7 +78,7 @@ def no_udp(option: str) -> Callable[[str], str]:
     def check(text: str) -> str:
         if text != "none":
             reason = "hardsplice forwards TCP alone; leave it out, or write none"
-            raise Failure("use", f"{option} {quote(text)}", reason)
+            raise HardspliceError("use", f"{option} {quote(text)}", reason)
         return text
 
     return check
@@ -94,7 +96,7 @@ def descriptor(text: str) -> int:
     value = number(text, 0, _LAST_FD)
     if value is None:
         reason = "it is not a file descriptor; write its number"
-        raise Failure("parse", f"--ready-fd {quote(text)}", reason)
+        raise HardspliceError("parse", f"--ready-fd {quote(text)}", reason)
     return value
 
 
@@ -105,7 +107,7 @@ def workers(text: str) -> int:
     value = number(text, 1, WORKERS_MAX)
     if value is None:
         reason = f"it is not a number of relays; write 1 to {WORKERS_MAX}, or auto"
-        raise Failure("parse", f"--workers {quote(text)}", reason)
+        raise HardspliceError("parse", f"--workers {quote(text)}", reason)
     return value
 
 
@@ -114,7 +116,7 @@ def seconds(option: str, text: str) -> int:
     value = number(text, 1, SECONDS_MAX)
     if value is None:
         reason = f"it is not a time; write seconds, 1 to {SECONDS_MAX}"
-        raise Failure("parse", f"{option} {quote(text)}", reason)
+        raise HardspliceError("parse", f"{option} {quote(text)}", reason)
     return value
 
 
@@ -133,7 +135,7 @@ def _one_of(words: tuple[_Word, ...], text: str, option: str, kind: str) -> _Wor
         if text == word:
             return word
     reason = f"there is no such {kind}; write {' or '.join(words)}"
-    raise Failure("parse", f"{option} {quote(text)}", reason)
+    raise HardspliceError("parse", f"{option} {quote(text)}", reason)
 
 
 def size(text: str) -> int:
@@ -142,11 +144,11 @@ def size(text: str) -> int:
     value = number(text[: len(text) - len(unit)], 0, _LOG_SIZE_LIMIT)
     if value is None or unit not in _SIZE_UNITS:
         reason = "it is not a size; write bytes, or a number followed by k, M or G"
-        raise Failure("parse", f"--log-size {quote(text)}", reason)
+        raise HardspliceError("parse", f"--log-size {quote(text)}", reason)
     value *= _SIZE_UNITS[unit]
     if not _LOG_SIZE_MIN <= value < _LOG_SIZE_LIMIT:
         reason = f"a log has at least {_LOG_SIZE_MIN} bytes, and less than 8 EiB; write 1M"
-        raise Failure("parse", f"--log-size {quote(text)}", reason)
+        raise HardspliceError("parse", f"--log-size {quote(text)}", reason)
     return value
 
 
@@ -159,19 +161,19 @@ def runas(text: str) -> RunAs:
     user, colon, group = text.partition(":")
     try:
         if not user or (colon and not group):
-            raise _Unknown("a part is missing; write UID[:GID] or LOGIN[:GROUP]")
+            raise _UnknownError("a part is missing; write UID[:GID] or LOGIN[:GROUP]")
         account = _account(user)
         uid = account.pw_uid if account is not None else _id(user, "user")
         if group:
             return RunAs(uid, _gid(group))
         if account is None:
-            raise _Unknown(f"UID {uid} has no account to take the group from; write {uid}:GID")
+            raise _UnknownError(f"UID {uid} has no account to take the group from; write {uid}:GID")
         return RunAs(uid, account.pw_gid)
-    except _Unknown as unknown:
-        raise Failure("parse", f"--runas {quote(text)}", str(unknown)) from None
+    except _UnknownError as unknown:
+        raise HardspliceError("parse", f"--runas {quote(text)}", str(unknown)) from None
 
 
-class _Unknown(Exception):  # noqa: N818 - a Failure in the making
+class _UnknownError(Exception):
     """Why a user or group can't be made out; `runas` adds what was written."""
 
 
@@ -182,7 +184,9 @@ def _account(user: str) -> pwd.struct_passwd | None:
     except (KeyError, ValueError):
         if user.isdigit():
             return None
-    raise _Unknown(f"there is no user {quote(user)}; write a login of this system, or a UID:GID")
+    raise _UnknownError(
+        f"there is no user {quote(user)}; write a login of this system, or a UID:GID"
+    )
 
 
 def _gid(group: str) -> int:
@@ -192,11 +196,11 @@ def _gid(group: str) -> int:
         return grp.getgrnam(group).gr_gid
     except (KeyError, ValueError):
         reason = f"there is no group {quote(group)}; write a group of this system, or a GID"
-        raise _Unknown(reason) from None
+        raise _UnknownError(reason) from None
 
 
 def _id(text: str, kind: str) -> int:
     value = number(text, 0, _LAST_ID)
     if value is None:
-        raise _Unknown(f"{quote(text)} is not a {kind}'s number, which is 0 to {_LAST_ID}")
+        raise _UnknownError(f"{quote(text)} is not a {kind}'s number, which is 0 to {_LAST_ID}")
     return value

@@ -38,7 +38,7 @@ from hardsplice.ipc.child import Child
 from hardsplice.ipc.dialogue import OF_INIT, last_words
 from hardsplice.ipc.messages import Kind, MalformedError, Record
 from hardsplice.kernel.status import describe_status, exit_status
-from hardsplice.model.errors import Failure, failure_of, reason_of
+from hardsplice.model.errors import HardspliceError, failure_of, reason_of
 from hardsplice.model.roles import GUARD, HOST, INIT
 from hardsplice.net import namespaces
 from hardsplice.sandbox import refusals
@@ -52,8 +52,8 @@ class Container:
     """A COMMAND's namespaces, and the processes that hold them."""
 
     def __init__(self, recipe: Recipe) -> None:
-        """Create them; PID 1 waits until it is told to start COMMAND. A Failure leaves nothing
-        behind.
+        """Create them; PID 1 waits until it is told to start COMMAND. A HardspliceError leaves
+        nothing behind.
         """
         self.command = recipe.command[0]  # its program's name
         self._hints = (*init.HINTS, *([recipe.hint] if recipe.hint else []))  # of PID 1's
@@ -89,7 +89,7 @@ class Container:
                 id_maps.write(self._guard.pid, recipe.ids)
             except OSError as error:
                 hint = refusals.userns_hint(error)
-                raise Failure("create", "namespaces", reason_of(error), hint) from error
+                raise HardspliceError("create", "namespaces", reason_of(error), hint) from error
             report.send(Record(Kind.MAPPED))
         started = self._expect(report, Kind.STARTED)
         self._init = Child(started.detail, self.channel)
@@ -98,17 +98,19 @@ class Container:
         self._expect(report, Kind.READY)  # the guard is locked down
 
     def _expect(self, channel: Channel, kind: Kind) -> Record:
-        """The other side's next record; its Failure if it reports one."""
+        """The other side's next record; its HardspliceError if it reports one."""
         try:
             record = channel.receive() or self._other_word(channel)
         except MalformedError as error:
-            raise Failure("create", "namespaces", str(error)) from error
+            raise HardspliceError("create", "namespaces", str(error)) from error
         if record is None:
-            raise Failure("create", "namespaces", self._early_end())
+            raise HardspliceError("create", "namespaces", self._early_end())
         if record.kind == Kind.FATAL:
             raise failure_of(record.text)
         if record.kind != kind:
-            raise Failure("create", "namespaces", f"a record of kind {record.kind} is not due")
+            raise HardspliceError(
+                "create", "namespaces", f"a record of kind {record.kind} is not due"
+            )
         return record
 
     def _other_word(self, channel: Channel) -> Record | None:
@@ -171,8 +173,8 @@ class Container:
         assert self._init is not None
         return self._init.last_words()
 
-    def last_words(self, record: Record, *, runs: bool) -> Failure:
-        """The Failure that PID 1 reports; ``runs`` is whether COMMAND was told to run.
+    def last_words(self, record: Record, *, runs: bool) -> HardspliceError:
+        """The HardspliceError that PID 1 reports; ``runs`` is whether COMMAND was told to run.
         MalformedError if PID 1 may not report that.
         """
         failure = last_words(record.text, OF_INIT if runs else None, self._hints)

@@ -23,7 +23,7 @@ from hardsplice.ipc.messages import Kind, Record, encode
 from hardsplice.kernel import linux
 from hardsplice.kernel.status import exit_status
 from hardsplice.model import roles
-from hardsplice.model.errors import Failure, reason_of
+from hardsplice.model.errors import HardspliceError, reason_of
 from hardsplice.sandbox import refusals, steps, user_namespace, users
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def _enter(recipe: Recipe, report: Channel) -> None:
         linux.unshare(linux.CLONE_NEWUSER)
     except OSError as error:
         hint = refusals.userns_hint(error)
-        raise Failure("create", "namespaces", reason_of(error), hint) from error
+        raise HardspliceError("create", "namespaces", reason_of(error), hint) from error
     report.send(Record(Kind.WANTS_MAPS))
     if report.receive() is None:
         os._exit(1)
@@ -81,7 +81,7 @@ def _start_init(recipe: Recipe, channel: Channel, report: Channel, mask: Iterabl
         linux.unshare(linux.CLONE_NEWPID)
     except OSError as error:
         hint = refusals.limited_by("pid", error)
-        raise Failure("create", "namespaces", reason_of(error), hint) from error
+        raise HardspliceError("create", "namespaces", reason_of(error), hint) from error
     pid, ours = child.fork(
         roles.GUARD.name,
         roles.INIT.name,

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import prctl
 
-from hardsplice.model.errors import Failure, quote, reason_of
+from hardsplice.model.errors import HardspliceError, quote, reason_of
 from hardsplice.model.identity import RunAs
 from hardsplice.sandbox import user_namespace, users
 
@@ -78,8 +78,8 @@ class Ids:
 
 
 def of_command(user: RunAs | None, *, with_subordinate: bool) -> Ids:
-    """The IDs of a COMMAND that is ``user`` outside, or our own user. Failure if there should be
-    subordinate ones, and there are not enough.
+    """The IDs of a COMMAND that is ``user`` outside, or our own user. HardspliceError if there
+    should be subordinate ones, and there are not enough.
     """
     uid, gid = (user.uid, user.gid) if user else (os.geteuid(), os.getegid())
     if not with_subordinate:
@@ -98,7 +98,7 @@ def _subordinate(kind: str, uid: int, name: str | None) -> tuple[tuple[int, int]
     if number >= NOBODY:
         return found
     what = f"{name or uid} has " + (f"{number} of {NOBODY} {kind} ids" if found else "no entry")
-    raise Failure("map", "subordinate ids", f"{what} in {path}", _hint(name or str(uid)))
+    raise HardspliceError("map", "subordinate ids", f"{what} in {path}", _hint(name or str(uid)))
 
 
 def _hint(name: str) -> str:
@@ -146,8 +146,8 @@ def _is_number(text: str) -> bool:
 
 
 def write(pid: int, ids: Ids) -> None:
-    """Write the maps of the user namespace that process ``pid`` has created. OSError, or Failure
-    with a helper's output.
+    """Write the maps of the user namespace that process ``pid`` has created. OSError, or
+    HardspliceError with a helper's output.
     """
     if not ids.takes_helpers:
         deny = not prctl.cap_effective.setgid
@@ -157,7 +157,7 @@ def write(pid: int, ids: Ids) -> None:
             if not ids.has_subordinate:
                 raise
             hint = "the user namespace that hardsplice runs in has to have all of them"
-            raise Failure("map", "subordinate ids", reason_of(error), hint) from error
+            raise HardspliceError("map", "subordinate ids", reason_of(error), hint) from error
         return
     for kind, one in (("user", ids.uids), ("group", ids.gids)):
         _run(_HELPERS[kind], [str(pid), *(str(number) for line in one.lines for number in line)])
@@ -167,21 +167,21 @@ def _run(helper: str, words: list[str]) -> None:
     places = [os.path.join(folder, helper) for folder in os.get_exec_path()]
     path = next((one for one in places if os.access(one, os.X_OK)), None)
     if path is None:
-        raise Failure("run", helper, "it is not there", _PACKAGE_HINT)
+        raise HardspliceError("run", helper, "it is not there", _PACKAGE_HINT)
     read, write_end = os.pipe2(os.O_CLOEXEC)
     try:
         streams = [(os.POSIX_SPAWN_DUP2, write_end, fd) for fd in (1, 2)]
         pid = os.posix_spawn(path, [helper, *words], {}, file_actions=streams)
     except OSError as error:
         os.close(read)
-        raise Failure("run", path, reason_of(error), _HELPER_HINT) from error
+        raise HardspliceError("run", path, reason_of(error), _HELPER_HINT) from error
     finally:
         os.close(write_end)
     with os.fdopen(read, "rb") as output:
         said = output.read(_SAID_LIMIT).decode(errors="replace").strip()
     if os.waitpid(pid, 0)[1] != 0:
         reason = said.partition("\n")[0] or f"{quote(helper)} failed"
-        raise Failure("map", "subordinate ids", reason, helper_hint(reason))
+        raise HardspliceError("map", "subordinate ids", reason, helper_hint(reason))
 
 
 def helper_hint(said: str) -> str | None:

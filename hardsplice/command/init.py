@@ -29,7 +29,7 @@ from hardsplice.ipc.messages import Kind, Record
 from hardsplice.kernel import linux, signals
 from hardsplice.kernel.status import exit_status
 from hardsplice.model import roles
-from hardsplice.model.errors import Failure, reason_of, text_of
+from hardsplice.model.errors import HardspliceError, reason_of, text_of
 from hardsplice.model.unforeseen import as_failure, next_step
 from hardsplice.net import loopback
 from hardsplice.sandbox import masks, refusals, steps, users
@@ -111,7 +111,7 @@ def _make_namespaces(recipe: Recipe, guard: Channel) -> bool:
         reason = f"{error.filename or 'set-up inside'}: {reason_of(error)}"
         find = refusals.mount_hint if error.filename else partial(refusals.limited_by, "*")
         hint = refusals.PROC_HINT if error.errno == errno.EROFS else find(error)
-        raise Failure("create", "namespaces", reason, hint) from error
+        raise HardspliceError("create", "namespaces", reason, hint) from error
     _set_up_loopback()
     return has_own_proc
 
@@ -122,7 +122,7 @@ def _set_up_loopback() -> None:
     except OSError as error:
         hint = "without a user namespace it takes CAP_NET_ADMIN: leave --netns-only out"
         told = hint if error.errno == errno.EPERM else None
-        raise Failure("set up", "the loopback interface", reason_of(error), told) from error
+        raise HardspliceError("set up", "the loopback interface", reason_of(error), told) from error
 
 
 def _mount(recipe: Recipe) -> bool:
@@ -154,7 +154,7 @@ def _keep_proc(recipe: Recipe) -> None:
     """
     if not recipe.new_user:
         reason = "/proc: a fresh one is refused, and the one here shows more than COMMAND may see"
-        raise Failure("create", "namespaces", reason, refusals.PROC_HINT)
+        raise HardspliceError("create", "namespaces", reason, refusals.PROC_HINT)
     if recipe.is_root_outside:
         masks.make_read_only("/proc")
 
@@ -224,29 +224,29 @@ def _is_go(sent: signal.struct_siginfo) -> bool:
     return sent.si_code == _SI_USER and sent.si_pid == 1
 
 
-def not_run(name: str, as_other_user: str | None, error: BaseException) -> Failure:
+def not_run(name: str, as_other_user: str | None, error: BaseException) -> HardspliceError:
     """Why this process can't run COMMAND, and the status that says so; ``as_other_user`` is what to
     do where that is because of whose process it is.
     """
     if not isinstance(error, OSError):
         failure = as_failure(error, "run", name)
-        return Failure("run", name, failure.reason, failure.hint, NOT_EXECUTED)
+        return HardspliceError("run", name, failure.reason, failure.hint, NOT_EXECUTED)
     code = error.errno
     if code not in (errno.ENOENT, errno.EACCES):
-        return Failure("run", name, reason_of(error), next_step(error), NOT_EXECUTED)
+        return HardspliceError("run", name, reason_of(error), next_step(error), NOT_EXECUTED)
     places = [name] if "/" in name else [os.path.join(one, name) for one in os.get_exec_path()]
     path = next(filter(os.path.lexists, places), None)
     if path is None and "/" not in name:
         # A folder of PATH that can't be searched hides that nothing of that name was found.
         hint = as_other_user if code == errno.EACCES else None
-        return Failure("run", name, os.strerror(errno.ENOENT), hint, NOT_FOUND)
+        return HardspliceError("run", name, os.strerror(errno.ENOENT), hint, NOT_FOUND)
     if code == errno.ENOENT:
         # A path that can be followed to where nothing is leads to nothing for any user.
         there = path is not None and os.path.exists(path)
         reason = "its interpreter is not there" if there else os.strerror(errno.ENOENT)
-        return Failure("run", name, reason, None, NOT_FOUND)
+        return HardspliceError("run", name, reason, None, NOT_FOUND)
     hint = _whose(path) or as_other_user
-    return Failure("run", name, os.strerror(errno.EACCES), hint, NOT_EXECUTED)
+    return HardspliceError("run", name, os.strerror(errno.EACCES), hint, NOT_EXECUTED)
 
 
 def _whose(path: str | None) -> str | None:
@@ -387,5 +387,5 @@ def _last_word(status: int) -> Record:
     if not said:
         return Record(Kind.EXITED, detail=status)
     reason, _, hint = said.decode(errors="replace").partition("\n")
-    failure = Failure("run", "COMMAND", reason, hint or None)
+    failure = HardspliceError("run", "COMMAND", reason, hint or None)
     return Record(Kind.FATAL, detail=exit_status(status), text=text_of(failure))

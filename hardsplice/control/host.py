@@ -21,7 +21,7 @@ from hardsplice.control.server import Admission, Server
 from hardsplice.control.world import RelayView, Snapshot, refusal
 from hardsplice.ipc.loop import Loop
 from hardsplice.model.direction import Direction
-from hardsplice.model.errors import Failure, printable
+from hardsplice.model.errors import HardspliceError, printable
 from hardsplice.monitor.registry import Ports
 from hardsplice.telemetry.counters import Stats
 from hardsplice.telemetry.flow_log import Traffic
@@ -131,7 +131,7 @@ class HostWorld:
         try:
             dispatch(request, self, respond, routes)
         except Exception as error:  # noqa: BLE001 - a client must not end a service, whatever it is
-            unforeseen = Failure("answer", "a request", f"{type(error).__name__}: {error}")
+            unforeseen = HardspliceError("answer", "a request", f"{type(error).__name__}: {error}")
             self.monitor.log.limited(Level.ERROR, "request", str(unforeseen))
             respond(refusal(500, str(unforeseen)))
 

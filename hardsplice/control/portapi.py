@@ -20,7 +20,7 @@ from hardsplice.control.fields import Field, build
 from hardsplice.control.world import Call, Snapshot
 from hardsplice.model import ports, spec
 from hardsplice.model.direction import Direction
-from hardsplice.model.errors import Failure
+from hardsplice.model.errors import HardspliceError
 from hardsplice.model.forward import Forward, Source
 from hardsplice.model.protocol import Protocol
 
@@ -111,7 +111,7 @@ def add_port(call: Call) -> None:
     try:
         source = Source.NAMESPACE if call.request.inside else Source.CONTROL
         spelled, forward = read_spec(call.request.body, source, call.world.families)
-    except (_WrongError, spec.Refusal) as error:
+    except (_WrongError, spec.SpecError) as error:
         call.refuse(400, f"cannot add a port: {error}")
         return
 
@@ -121,8 +121,8 @@ def add_port(call: Call) -> None:
         )
         return
 
-    def done(result: Forward | Failure) -> None:
-        if isinstance(result, Failure):
+    def done(result: Forward | HardspliceError) -> None:
+        if isinstance(result, HardspliceError):
             call.refuse(400, str(result), result.hint)
             return
         if spelled != result.protocol:
@@ -144,7 +144,7 @@ def remove_port(call: Call) -> None:
         call.refuse(403, f"cannot remove port {number}: it was not added from the namespace")
         return
 
-    def done(failure: Failure | None) -> None:
+    def done(failure: HardspliceError | None) -> None:
         if failure is not None:
             call.refuse(400, str(failure), failure.hint)
             return

@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator
 
 from hardsplice.kernel.files import identity
-from hardsplice.model.errors import Failure, reason_of
+from hardsplice.model.errors import HardspliceError, reason_of
 
 BACKLOG = 64  # clients that wait to be accepted
 LOCK_SECONDS = 1.0
@@ -74,16 +74,20 @@ class SocketFile:
 
 def remove_if_stale(path: str) -> None:
     """Remove the socket of a process that ended after it was locked down, and so could not."""
-    with contextlib.suppress(OSError, Failure), _locked(os.path.dirname(path) or "."):
+    with contextlib.suppress(OSError, HardspliceError), _locked(os.path.dirname(path) or "."):
         _remove_stale(path)
 
 
 def _remove_stale(path: str) -> None:
-    """Remove a socket that nobody listens on. Failure when somebody does, or it is no socket."""
+    """Remove a socket that nobody listens on. HardspliceError when somebody does, or it is no
+    socket.
+    """
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             reason = "something else than a socket is there"
-            raise Failure("bind", f"control socket {path}", reason, "give another path, or move it")
+            raise HardspliceError(
+                "bind", f"control socket {path}", reason, "give another path, or move it"
+            )
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
@@ -95,7 +99,9 @@ def _remove_stale(path: str) -> None:
         except BlockingIOError:
             pass  # more clients wait there than it takes: it lives
     reason = "another process listens there"
-    raise Failure("bind", f"control socket {path}", reason, "give each instance a path of its own")
+    raise HardspliceError(
+        "bind", f"control socket {path}", reason, "give each instance a path of its own"
+    )
 
 
 @contextlib.contextmanager
@@ -128,4 +134,4 @@ def _failures(path: str) -> Iterator[None]:
         yield
     except OSError as error:
         hint = "a socket's path has 107 bytes at most" if error.errno is None else None
-        raise Failure("bind", f"control socket {path}", reason_of(error), hint) from error
+        raise HardspliceError("bind", f"control socket {path}", reason_of(error), hint) from error

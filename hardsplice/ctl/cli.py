@@ -16,7 +16,7 @@ from hardsplice.cli.parsing import Option
 from hardsplice.cli.values import number
 from hardsplice.ctl.client import default_path
 from hardsplice.model.direction import Direction
-from hardsplice.model.errors import Failure, quote
+from hardsplice.model.errors import HardspliceError, quote
 
 INTERVAL_LEAST, INTERVAL_MOST = 0.1, 3600.0  # seconds
 _LAST_ID = 10**9 - 1
@@ -25,7 +25,9 @@ _LAST_ID = 10**9 - 1
 def _port_id(text: str) -> int:
     value = number(text, 0, _LAST_ID)
     if value is None:
-        raise Failure("parse", f"ID {quote(text)}", "it is not a number; see hardsplicectl ports")
+        raise HardspliceError(
+            "parse", f"ID {quote(text)}", "it is not a number; see hardsplicectl ports"
+        )
     return value
 
 
@@ -36,7 +38,7 @@ def _interval(text: str) -> float:
         value = 0.0
     if not INTERVAL_LEAST <= value <= INTERVAL_MOST:
         reason = f"it is not a number of seconds from {INTERVAL_LEAST} to {INTERVAL_MOST:.0f}"
-        raise Failure("parse", f"--interval {quote(text)}", reason)
+        raise HardspliceError("parse", f"--interval {quote(text)}", reason)
     return value
 
 
@@ -143,11 +145,11 @@ COMMANDS = (
 
 
 class Parser(subcommands.Parser):
-    """An ArgumentParser whose errors are Failures."""
+    """An ArgumentParser whose errors are HardspliceErrors."""
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong with the command line."""
-        raise Failure("parse", "the command line", message, f"see {self.prog} --help")
+        raise HardspliceError("parse", "the command line", message, f"see {self.prog} --help")
 
 
 def build_parser() -> Parser:
@@ -203,7 +205,9 @@ def _add_options(
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line's meaning. Raises Failure, and SystemExit(0) after --help and --version."""
+    """The command line's meaning. Raises HardspliceError, and SystemExit(0) after --help and
+    --version.
+    """
     given = build_parser().parse_args(argv)
     given.socket = given.socket or default_path()
     return given

@@ -15,7 +15,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from hardsplice.model.errors import Failure, reason_of
+from hardsplice.model.errors import HardspliceError, reason_of
 
 SECONDS = 15  # for an answer; hardsplice itself gives up sooner
 FILE_NAME = "hardsplice.sock"
@@ -152,11 +152,13 @@ class Client:
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise self.nonsense() from error
 
-    def nonsense(self) -> Failure:
+    def nonsense(self) -> HardspliceError:
         """The error for an answer that isn't hardsplice's."""
-        return Failure("understand", f"control socket {self.path}", "what answers is no hardsplice")
+        return HardspliceError(
+            "understand", f"control socket {self.path}", "what answers is no hardsplice"
+        )
 
-    def _unreachable(self, error: OSError) -> Failure:
+    def _unreachable(self, error: OSError) -> HardspliceError:
         hint = None
         reason = reason_of(error)
         if isinstance(error, TimeoutError | BlockingIOError):
@@ -165,7 +167,7 @@ class Client:
             hint = "start hardsplice with --control PATH, and name the same PATH with --socket"
         elif error.errno in (errno.EACCES, errno.EPERM):
             hint = "it is for the user who started hardsplice: run this as that user, or as root"
-        return Failure("reach", f"control socket {self.path}", reason, hint)
+        return HardspliceError("reach", f"control socket {self.path}", reason, hint)
 
 
 def _timeval(seconds: float) -> bytes:

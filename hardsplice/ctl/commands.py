@@ -19,7 +19,7 @@ from hardsplice.ctl.client import Client, RefusedError
 from hardsplice.kernel.ephemeral import read_ephemeral_range
 from hardsplice.model import ports
 from hardsplice.model.direction import Direction
-from hardsplice.model.errors import Failure, printable
+from hardsplice.model.errors import HardspliceError, printable
 from hardsplice.model.forward import Forward
 from hardsplice.telemetry import audit
 
@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
             COMMANDS[given.command](client, given)
         if sys.stdout is not None:  # as where the shell closed it
             sys.stdout.flush()
-    except Failure as failure:
+    except HardspliceError as failure:
         return _complain(failure.lines("hardsplicectl"))
     except RefusedError as refused:
         texts = (refused.message, refused.hint)
@@ -94,7 +94,7 @@ def _add(client: Client, direction: Direction, spec: str) -> list[dict[str, obje
     option = direction.option
     wanted = ports.parse([spec], direction, ephemeral=read_ephemeral_range())
     if not wanted:
-        raise Failure("add", f"{option} {spec}", "it names no port")
+        raise HardspliceError("add", f"{option} {spec}", "it names no port")
     added: list[dict[str, object]] = []
     try:
         for forward in wanted:
@@ -119,7 +119,7 @@ def _take_back(client: Client, added: Sequence[Mapping[str, object]]) -> None:
             client.remove(number, reset_flows=False)
         except RefusedError as refused:
             left, reason = left + 1, printable(refused.message)
-        except Failure as failure:  # nobody answers, so nobody will
+        except HardspliceError as failure:  # nobody answers, so nobody will
             left, reason = left + len(added) - at, str(failure)
             break
     if left:
@@ -156,7 +156,9 @@ def _audit(client: Client, given: argparse.Namespace) -> None:
     # The kernel says which process answers; the answer itself could name any.
     pid = client.process
     if not pid:
-        raise Failure("audit", "the process that answers", "it is not in this PID namespace")
+        raise HardspliceError(
+            "audit", "the process that answers", "it is not in this PID namespace"
+        )
     print(audit.report(pid, lacking, "json" if given.json else "table"))
 
 

@@ -25,7 +25,7 @@ from hardsplice.control.world import refusal
 from hardsplice.ctl.client import Client, RefusedError
 from hardsplice.ipc import sd_notify
 from hardsplice.ipc.loop import Loop
-from hardsplice.model.errors import Failure, printable, quote, reason_of
+from hardsplice.model.errors import HardspliceError, printable, quote, reason_of
 
 METRICS = "/metrics"
 SUFFIX = ".metrics"  # of sockets, where a folder is given
@@ -85,7 +85,7 @@ def _ask(path: str) -> str | None:
     try:
         with contextlib.closing(Client(path, ANSWER_SECONDS)) as client:
             return client.text(METRICS)
-    except (Failure, RefusedError):
+    except (HardspliceError, RefusedError):
         return None
 
 
@@ -120,7 +120,7 @@ def run(path: str, listen: str | None) -> None:
     if not opened:
         reason = "nobody says where"
         hint = "give --listen ADDRESS:PORT, or start it by hardsplice-exporter.socket"
-        raise Failure("listen", "for Prometheus", reason, hint)
+        raise HardspliceError("listen", "for Prometheus", reason, hint)
     for one in opened:
         Server(one.fileno(), EVERYBODY, loop, exporter.handle).start()
     loop.run()
@@ -135,9 +135,9 @@ def _passed() -> list[socket.socket]:
             one.setblocking(False)
             is_listener = one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
         except OSError as error:
-            raise Failure("take", f"listener {quote(name)}", reason_of(error)) from error
+            raise HardspliceError("take", f"listener {quote(name)}", reason_of(error)) from error
         if not is_listener:
-            raise Failure("take", f"listener {quote(name)}", "it does not listen")
+            raise HardspliceError("take", f"listener {quote(name)}", "it does not listen")
         found.append(one)
     return found
 
@@ -153,11 +153,13 @@ def open_listener(text: str) -> socket.socket:
         address = None
     if address is None or port is None or (address.version == 6) != (bare != host):
         hint = "write 127.0.0.1:9820, say, or [::1]:9820"
-        raise Failure("parse", f"--listen {quote(text)}", "it is no address with a port", hint)
+        raise HardspliceError(
+            "parse", f"--listen {quote(text)}", "it is no address with a port", hint
+        )
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     try:
         one = socket.create_server((bare, port), family=family, backlog=64)
     except OSError as error:
-        raise Failure("listen on", text, reason_of(error)) from error
+        raise HardspliceError("listen on", text, reason_of(error)) from error
     one.setblocking(False)
     return one

@@ -19,7 +19,7 @@ import resource
 import stat
 from collections.abc import Iterable, Mapping, Sequence
 
-from hardsplice.model.errors import Failure, reason_of
+from hardsplice.model.errors import HardspliceError, reason_of
 
 NULL_FD = 0  # standard input, which is /dev/null in every process that is locked down
 LOG_FD = 2  # the host monitor's messages; /dev/null elsewhere
@@ -58,7 +58,7 @@ def take_ready(fd: int, first: int) -> int:
     """
     moved = above(fd, first, f"--ready-fd {fd}")
     if fcntl.fcntl(moved, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
-        raise Failure("write", f"--ready-fd {fd}", "it is open for reading only")
+        raise HardspliceError("write", f"--ready-fd {fd}", "it is open for reading only")
     if fd > LOG_FD:
         os.close(fd)
     return moved
@@ -108,7 +108,7 @@ def reserve(first: int, ours: Sequence[int]) -> None:
         what = f"{first - FIRST_LISTENER} listeners"
         hint = "each takes a descriptor: raise the limit with ulimit -n, or forward fewer ports"
         reason = os.strerror(errno.EMFILE if error.errno == errno.EBADF else error.errno or 0)
-        raise Failure("keep room for", what, reason, hint) from error
+        raise HardspliceError("keep room for", what, reason, hint) from error
     finally:
         if null >= first:
             os.close(null)
@@ -121,7 +121,7 @@ def above(fd: int, first: int, what: str) -> int:
     except OSError as error:
         if error.errno == errno.EINVAL:  # ``first`` is behind the limit
             error = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-        raise Failure("use", what, reason_of(error)) from error
+        raise HardspliceError("use", what, reason_of(error)) from error
 
 
 def move(fd: int, to: int) -> None:
@@ -222,4 +222,4 @@ def open_null() -> int:
     try:
         return os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
-        raise Failure("open", os.devnull, reason_of(error), _DEVICES_HINT) from error
+        raise HardspliceError("open", os.devnull, reason_of(error), _DEVICES_HINT) from error

@@ -21,7 +21,7 @@ from collections.abc import Collection, Mapping
 from enum import Enum, auto
 
 from hardsplice.ipc.messages import ANSWERS, Kind, MalformedError, Record
-from hardsplice.model.errors import Failure, failure_of
+from hardsplice.model.errors import HardspliceError, failure_of
 from hardsplice.model.unforeseen import LIMIT_HINTS
 
 
@@ -120,11 +120,11 @@ OF_INIT = frozenset({("run", "COMMAND"), ("create", "namespaces")})
 
 def last_words(
     text: bytes, about: Collection[tuple[str, str]] | None, hints: Collection[str] = ()
-) -> Failure:
-    """The Failure with which a child ends. ``about`` None is for a child that hasn't served yet,
-    and so can't have been taken over. Otherwise MalformedError if it is not ``about`` one of these;
-    and a next step, which is a line of its own, is kept only if it is among ``hints``, or one that
-    we know.
+) -> HardspliceError:
+    """The HardspliceError with which a child ends. ``about`` None is for a child that hasn't served
+    yet, and so can't have been taken over. Otherwise MalformedError if it is not ``about`` one of
+    these; and a next step, which is a line of its own, is kept only if it is among ``hints``, or
+    one that we know.
     """
     failure = failure_of(text)
     if about is None:

@@ -207,7 +207,7 @@ def on(sender: str, receiver: str) -> Due:
 
 
 def check(record: Record, due: Due) -> None:
-    """Raises MalformedError if the sender may not send that record, or it carries something else."""
+    """MalformedError if the sender may not send that record, or it carries something else."""
     message = due.get(record.kind)
     if message is None:
         raise MalformedError(f"a record of kind {record.kind} is not its to send")

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from hardsplice.ipc import descriptors
 from hardsplice.kernel.scm import Messages
-from hardsplice.model.errors import Failure, printable, reason_of
+from hardsplice.model.errors import HardspliceError, printable, reason_of
 
 VARIABLES = (
     "NOTIFY_SOCKET",
@@ -99,7 +99,7 @@ class Notifier:
     """The socket to the service manager; without one, notifications are not sent."""
 
     def __init__(self, path: str | None) -> None:
-        """Connect; Failure where that is not possible."""
+        """Connect; HardspliceError where that is not possible."""
         self._fd: int | None = None
         self._messages, self._flags = Messages(_MESSAGE_SIZE, 1), socket.MSG_NOSIGNAL
         if path is None:
@@ -111,7 +111,9 @@ class Notifier:
             end.connect(path.replace("@", "\0", 1) if path[0] == "@" else path)
         except OSError as error:
             end.close()
-            raise Failure("reach", f"the service manager at {path}", reason_of(error)) from error
+            raise HardspliceError(
+                "reach", f"the service manager at {path}", reason_of(error)
+            ) from error
         self._fd = end.detach()
 
     def keep(self, name: str, fd: int) -> bool:
@@ -133,7 +135,7 @@ class Notifier:
             if self._flags & socket.MSG_DONTWAIT or error.errno == errno.ETOOMANYREFS:
                 return False
             what = "the service manager"
-            raise Failure("pass listeners to", what, reason_of(error)) from error
+            raise HardspliceError("pass listeners to", what, reason_of(error)) from error
         return True
 
     def settle(self) -> tuple[int, ...]:

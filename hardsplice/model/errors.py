@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Errors, in the one form in which they are displayed.
 
-Every error that hardsplice reports is a `Failure`: what it could not do (a verb), to what (an
-object), and why (a reason), with the next step where there is one. Code below the top raises and
-never prints; only the top knows where messages go.
+Every error that hardsplice reports is a `HardspliceError`: what it could not do (a verb), to what
+(an object), and why (a reason), with the next step where there is one. Code below the top raises
+and never prints; only the top knows where messages go.
 
 All displayed text goes through `printable`: messages, lines of the log, STATUS=, cells of tables.
 Much of it comes from elsewhere: names of files and processes, reports of other processes, answers
@@ -22,8 +22,8 @@ from collections.abc import Iterable
 from hardsplice.model.direction import Direction
 
 __all__ = [
-    "Failure", "failure_of", "not_done", "printable", "quote", "reason_of", "relay_lost", "tell",
-    "text_of", "write_all",
+    "HardspliceError", "failure_of", "not_done", "printable", "quote", "reason_of", "relay_lost",
+    "tell", "text_of", "write_all",
 ]  # fmt: skip
 
 SHOWN_LIMIT = 1000  # characters of one line
@@ -44,7 +44,7 @@ _INVISIBLE = frozenset(
 )
 
 
-class Failure(Exception):  # noqa: N818 - it is what messages call it
+class HardspliceError(Exception):
     """An error that ends the program: `cannot <verb> <object>: <reason>`."""
 
     def __init__(
@@ -74,20 +74,20 @@ class Failure(Exception):  # noqa: N818 - it is what messages call it
         return tuple(f"{program}: {text}" for text in texts)
 
 
-def relay_lost(direction: Direction, reason: str, hint: str | None) -> Failure:
-    """The Failure with which a monitor ends when a relay can't be kept running."""
-    return Failure("keep", f"the {direction} relay running", reason, hint)
+def relay_lost(direction: Direction, reason: str, hint: str | None) -> HardspliceError:
+    """The HardspliceError with which a monitor ends when a relay can't be kept running."""
+    return HardspliceError("keep", f"the {direction} relay running", reason, hint)
 
 
-def not_done(what: str, reason: str, hint: str | None = None) -> Failure:
-    """A Failure at what is put as it is done: "clear the ambient set"."""
-    verb, _, object = what.partition(" ")  # noqa: A001 - as in Failure
-    return Failure(verb, object, reason, hint)
+def not_done(what: str, reason: str, hint: str | None = None) -> HardspliceError:
+    """A HardspliceError at what is put as it is done: "clear the ambient set"."""
+    verb, _, object = what.partition(" ")  # noqa: A001 - as in HardspliceError
+    return HardspliceError(verb, object, reason, hint)
 
 
-def text_of(failure: Failure) -> bytes:
-    """A Failure as one process tells it another: verb, object, reason and perhaps a next step, one
-    a line.
+def text_of(failure: HardspliceError) -> bytes:
+    """A HardspliceError as one process tells it another: verb, object, reason and perhaps a next
+    step, one a line.
     """
     parts = [failure.verb, failure.object, failure.reason]
     if failure.hint:
@@ -95,12 +95,14 @@ def text_of(failure: Failure) -> bytes:
     return "\n".join(parts).encode(errors="replace")
 
 
-def failure_of(text: bytes, status: int = 1) -> Failure:
-    """The Failure in such a text, which may come from any process."""
+def failure_of(text: bytes, status: int = 1) -> HardspliceError:
+    """The HardspliceError in such a text, which may come from any process."""
     parts = text.decode(errors="replace").split("\n", 3)
     if len(parts) < 3:
-        return Failure("go on", "serving", parts[0] or "no reason was given")
-    return Failure(parts[0], parts[1], parts[2], parts[3] if len(parts) > 3 else None, status)
+        return HardspliceError("go on", "serving", parts[0] or "no reason was given")
+    return HardspliceError(
+        parts[0], parts[1], parts[2], parts[3] if len(parts) > 3 else None, status
+    )
 
 
 def reason_of(error: OSError) -> str:

@@ -5,7 +5,7 @@
 an exclusion wins whichever SPEC it stands in, a listener has one target, and a port asked for by
 number has precedence over one that `all` brings.
 
-Pure: text in, `Forward`s out, and Failure for everything else.
+Pure: text in, `Forward`s out, and HardspliceError for everything else.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING, NamedTuple
 
 from hardsplice.model.direction import Direction
-from hardsplice.model.errors import Failure, quote
+from hardsplice.model.errors import HardspliceError, quote
 from hardsplice.model.forward import LOOPBACKS, Auto, Forward, Origin, Source, meet
 from hardsplice.model.protocol import Protocol
 from hardsplice.model.spec import (
@@ -29,8 +29,8 @@ from hardsplice.model.spec import (
     Entry,
     Inherited,
     Listen,
-    Refusal,
     Spec,
+    SpecError,
     read,
     read_inherited,
 )
@@ -58,11 +58,11 @@ def parse(
     ephemeral: tuple[int, int],
     families: Sequence[int] = (4, 6),
 ) -> list[Forward]:
-    """As `lay_out`, for SPECs that name their ports: `auto` is a Failure."""
+    """As `lay_out`, for SPECs that name their ports: `auto` is a HardspliceError."""
     layout = lay_out(specs, direction, ephemeral=ephemeral, families=families)
     if layout.autos:
         reason = "'auto' can't be asked for here; name the ports"
-        raise Failure("parse", direction.option, reason)
+        raise HardspliceError("parse", direction.option, reason)
     return layout.forwards
 
 
@@ -82,27 +82,28 @@ def lay_out(
     one alone, an address of the other is refused, and wildcards and default targets are narrowed
     to it.
 
-    The order is that of the listening addresses' first mention, then by port. Raises Failure.
+    The order is that of the listening addresses' first mention, then by port. Raises
+    HardspliceError.
     """
     option = direction.option
     if "none" in specs:
         other = next((spec for spec in specs if spec != "none"), None)
         if other is not None:
             reason = "'none' means no ports at all; leave out one of the two"
-            raise Failure("combine", f"{option} none with {option} {quote(other)}", reason)
+            raise HardspliceError("combine", f"{option} none with {option} {quote(other)}", reason)
         return Layout([], [])
     parsed = []
     for text in specs:
         try:
             spec = read(text)
             _check_families(spec, families)
-        except Refusal as refusal:
-            raise Failure("parse", f"{option} {quote(text)}", str(refusal)) from None
+        except SpecError as refusal:
+            raise HardspliceError("parse", f"{option} {quote(text)}", str(refusal)) from None
         parsed.append(spec)
     try:
         return _lay_together(parsed, direction, ephemeral, families, first)
-    except Refusal as refusal:
-        raise Failure("parse", option, str(refusal)) from None
+    except SpecError as refusal:
+        raise HardspliceError("parse", option, str(refusal)) from None
 
 
 def single(
@@ -119,11 +120,11 @@ def single(
 ) -> Forward:
     """The listener for a single request at run time; it has no number yet.
 
-    `versions` are those of IP that it is to have, `families` those in use. Raises Refusal.
+    `versions` are those of IP that it is to have, `families` those in use. Raises SpecError.
     """
     _check_addresses((listen.address, target), families)
     if listen.address is not None and listen.address.version not in versions:
-        raise Refusal(f"'{listen.address}' is not IPv{versions[0]}")
+        raise SpecError(f"'{listen.address}' is not IPv{versions[0]}")
     listen = _narrow(listen, versions)
     if target is None and len(families) == 1:
         target = LOOPBACKS[families[0]]
@@ -142,24 +143,24 @@ def single(
 
 
 def parse_inherited(specs: Sequence[str], *, families: Sequence[int] = (4, 6)) -> list[Inherited]:
-    """What SPECs ask for that take passed listeners, which are on the host. Raises Failure."""
+    """What SPECs ask for that take passed listeners, all on the host. Raises HardspliceError."""
     option = Direction.INBOUND.option
     read_ones = []
     for text in specs:
         try:
             one = read_inherited(text)
             _check_addresses((one.target,), families)
-        except Refusal as refusal:
-            raise Failure("parse", f"{option} {quote(text)}", str(refusal)) from None
+        except SpecError as refusal:
+            raise HardspliceError("parse", f"{option} {quote(text)}", str(refusal)) from None
         read_ones.append(one)
     named = [name for one in read_ones for name in one.names]
     twice = next((name for name in named if named.count(name) > 1), None)
     if twice is not None:
         reason = "two of them want it; leave out one"
-        raise Failure("combine", f"{option} inherit:{twice} with itself", reason)
+        raise HardspliceError("combine", f"{option} inherit:{twice} with itself", reason)
     if sum(not one.names for one in read_ones) > 1:
         reason = "each takes all that no other one names; leave out all but one"
-        raise Failure("combine", f"several {option} inherit without a name", reason)
+        raise HardspliceError("combine", f"several {option} inherit without a name", reason)
     return read_ones
 
 
@@ -171,7 +172,7 @@ def _check_families(spec: Spec, families: Sequence[int]) -> None:
 def _check_addresses(addresses: Iterable[Address | None], families: Sequence[int]) -> None:
     for address in addresses:
         if address is not None and address.version not in families:
-            raise Refusal(
+            raise SpecError(
                 f"'{address}' is IPv{address.version}, which -{families[0]} rules out; "
                 f"leave out -{families[0]}, or write an IPv{families[0]} address"
             )
@@ -214,7 +215,7 @@ def _lay_together(
         lost := [port for port in range(ephemeral[0], ephemeral[1] + 1) if port in excluded]
     ):
         reason = f"~{lost[0]} excludes what port 0 may come to be; leave out one of the two"
-        raise Refusal(reason)
+        raise SpecError(reason)
     tables = {}
     for listen, group in groups.items():
         table = _named(listen, group, excluded, loopback)
@@ -331,7 +332,7 @@ def _named(
                     f"port {port} on {listen} would have two targets, {_target(present)} "
                     f"and {_target(leads)}; leave out one"
                 )
-                raise Refusal(reason)
+                raise SpecError(reason)
     return table
 
 
@@ -351,7 +352,7 @@ def _add_all(
             first = entry
         elif entry.target != first.target:
             reason = f"all ports on {listen} would have two targets; leave out one"
-            raise Refusal(reason)
+            raise SpecError(reason)
     if first is None:
         return
     target = first.target if first.target is not None else loopback
@@ -371,7 +372,7 @@ def _settle(
         required = (one_table[port].required, other_table[port].required)
         if required == (True, True):
             reason = f"port {port} is wanted on {one} and on {other}, which overlap; leave out one"
-            raise Refusal(reason)
+            raise SpecError(reason)
         if required == (True, False):
             del other_table[port]
         elif required == (False, True):

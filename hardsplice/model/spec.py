@@ -42,8 +42,8 @@ __all__ = [
     "Entry",
     "Inherited",
     "Listen",
-    "Refusal",
     "Spec",
+    "SpecError",
     "in_our_words",
     "is_inherited",
     "is_interface_name",
@@ -106,7 +106,7 @@ class Inherited:
     port: int
 
 
-class Refusal(Exception):  # noqa: N818 - a Failure in the making
+class SpecError(Exception):
     """Why a piece of a SPEC is refused; whoever reads it knows which option it belongs to."""
 
 
@@ -116,16 +116,16 @@ ALL = Entry(None, None, 0)  # every port to its own number
 
 
 def read(text: str) -> Spec:
-    """The meaning of one SPEC other than `none`. Raises Refusal."""
+    """The meaning of one SPEC other than `none`. Raises SpecError."""
     try:
         return _read(text)
-    except Refusal as refusal:
+    except SpecError as refusal:
         if foreign.is_other_protocol(text):
-            raise Refusal(f"{foreign.NOT_TCP}; leave out what is not TCP") from None
+            raise SpecError(f"{foreign.NOT_TCP}; leave out what is not TCP") from None
         better = in_our_words(text)
         if better is None:
             raise refusal from None
-        raise Refusal(f"that is how others spell it; write {better}") from None
+        raise SpecError(f"that is how others spell it; write {better}") from None
 
 
 def in_our_words(text: str) -> str | None:
@@ -135,7 +135,7 @@ def in_our_words(text: str) -> str | None:
     if foreign.is_other_protocol(text):
         return None
     for one in (text, *foreign.meant(text)):
-        with contextlib.suppress(Refusal):
+        with contextlib.suppress(SpecError):
             _read(one)
             return one
     return None
@@ -143,9 +143,9 @@ def in_our_words(text: str) -> str | None:
 
 def _read(text: str) -> Spec:
     if not text:
-        raise Refusal("it is empty; write the ports, or none")
+        raise SpecError("it is empty; write the ports, or none")
     if any(char.isspace() for char in text):
-        raise Refusal("there is a space in it; write ports separated by commas alone")
+        raise SpecError("there is a space in it; write ports separated by commas alone")
     head, ports = _split(text)
     listen = ANYWHERE if head is None else read_listen(head)
     if head is not None and not ports:
@@ -163,7 +163,9 @@ def _read(text: str) -> Spec:
     if auto:
         _check_targets(entries)
         if any(entry.ports == FREE for entry in entries):
-            raise Refusal("0 is a port that is free, and auto waits for one; leave out one of them")
+            raise SpecError(
+                "0 is a port that is free, and auto waits for one; leave out one of them"
+            )
         return Spec(listen, tuple(entries) or (ALL,), tuple(excluded), auto=True)
     return Spec(listen, tuple(entries), tuple(excluded))
 
@@ -174,9 +176,9 @@ def is_inherited(text: str) -> bool:
 
 
 def read_inherited(text: str) -> Inherited:
-    """The meaning of a SPEC that begins with `inherit`. Raises Refusal."""
+    """The meaning of a SPEC that begins with `inherit`. Raises SpecError."""
     if any(char.isspace() for char in text):
-        raise Refusal("there is a space in it; write inherit:NAME:PORT")
+        raise SpecError("there is a space in it; write inherit:NAME:PORT")
     head, slash, numbers = text.rpartition("/")
     if slash and head.endswith("]"):
         names, bracket, host = head.rpartition("[")
@@ -188,9 +190,9 @@ def read_inherited(text: str) -> Inherited:
         host = None
     first, *given = names.split(":")
     if first != "inherit":
-        raise Refusal("it has no target; write inherit:PORT or inherit:NAME:PORT")
+        raise SpecError("it has no target; write inherit:PORT or inherit:NAME:PORT")
     if not all(given):
-        raise Refusal("there is an empty name; write inherit:NAME:PORT, or inherit:PORT for all")
+        raise SpecError("there is an empty name; write inherit:NAME:PORT, or inherit:PORT for all")
     target = None if host is None else read_target(host, text)
     return Inherited(tuple(given), target, _read_port(numbers, numbers))
 
@@ -200,7 +202,7 @@ def _check_targets(entries: Iterable[Entry]) -> None:
     for entry in entries:
         if entry.target is not None:
             reason = f"'{entry.target}' is a target that auto can't watch"
-            raise Refusal(f"{reason}; leave out the address, or auto")
+            raise SpecError(f"{reason}; leave out the address, or auto")
 
 
 def _split(text: str) -> tuple[str | None, str]:
@@ -211,27 +213,27 @@ def _split(text: str) -> tuple[str | None, str]:
     if _MAPPING.match(head.rpartition(",")[2]):
         try:
             read_listen(head)
-        except Refusal:
+        except SpecError:
             return None, text  # the slash is that of a target
     return head, ports
 
 
 def read_listen(text: str) -> Listen:
-    """What stands before the slash of a SPEC. Raises Refusal."""
+    """What stands before the slash of a SPEC. Raises SpecError."""
     if not text:
-        raise Refusal("nothing stands before '/'; write an address or %INTERFACE there")
+        raise SpecError("nothing stands before '/'; write an address or %INTERFACE there")
     if text.startswith("[") and "%" in text and text.endswith("]"):
         better = text[:-1].replace("%", "]%", 1)
-        raise Refusal(f"the interface goes outside the brackets; write {better}")
+        raise SpecError(f"the interface goes outside the brackets; write {better}")
     host, percent, name = text.partition("%")
     interface = _read_interface(name) if percent else None
     if not host:
         return Listen(None, interface)
     address = _read_address(host)
     if address == _BROADCAST:
-        raise Refusal(f"{quote(host)} is the broadcast address, which TCP has no use for")
+        raise SpecError(f"{quote(host)} is the broadcast address, which TCP has no use for")
     if address.version == 6 and address.is_link_local and interface is None:
-        raise Refusal(
+        raise SpecError(
             f"{quote(host)} is link-local and needs its interface; write {host}%INTERFACE"
         )
     return Listen(address, interface)
@@ -247,7 +249,7 @@ def is_interface_name(name: str) -> bool:
 
 def _read_interface(name: str) -> str:
     if not is_interface_name(name):
-        raise Refusal(
+        raise SpecError(
             f"{quote(name)} is not an interface's name: that has 1 to {_IFACE_LIMIT} printable "
             "ASCII characters, none of them '/', ':' or a space"
         )
@@ -259,38 +261,42 @@ def _read_address(text: str) -> Address:
     try:
         address = ip_address(bare)
     except ValueError:
-        raise Refusal(
+        raise SpecError(
             f"{quote(text)} is not an IP address; write one in numbers (names are not looked up)"
         ) from None
     if isinstance(address, IPv4Address):
         if bare is not text:
-            raise Refusal(f"{quote(text)} is IPv4, which has no brackets; write {bare}")
+            raise SpecError(f"{quote(text)} is IPv4, which has no brackets; write {bare}")
     elif address.scope_id is not None:
-        raise Refusal(f"{quote(text)} names an interface, which only a listener has; leave it out")
+        raise SpecError(
+            f"{quote(text)} names an interface, which only a listener has; leave it out"
+        )
     elif address.ipv4_mapped is not None:
-        raise Refusal(
+        raise SpecError(
             f"{quote(text)} is an IPv4 address in IPv6 clothes; write {address.ipv4_mapped}"
         )
     if address.is_multicast:
-        raise Refusal(f"{quote(text)} is a multicast address, which TCP has no use for")
+        raise SpecError(f"{quote(text)} is a multicast address, which TCP has no use for")
     return address
 
 
 def _read_entry(text: str) -> Entry:
     if not text:
-        raise Refusal("there is an empty entry; write one port or range between commas")
+        raise SpecError("there is an empty entry; write one port or range between commas")
     if text == "none":
-        raise Refusal("'none' stands alone; leave out the rest, or none")
+        raise SpecError("'none' stands alone; leave out the rest, or none")
     left, colon, right = text.partition(":")
     if left == "all":
         return _read_all(text, right) if colon else ALL
     if "/" in text and not _RANGE.fullmatch(left):
-        raise Refusal(
+        raise SpecError(
             f"{quote(text)} gives an address again: one SPEC has one; repeat the option for another"
         )
     if left == "0" and (not colon or not _RANGE.fullmatch(right.rpartition("/")[2])):
         better = f"0:{right}/PORT" if colon and right else "0:PORT"
-        raise Refusal(f"0 is any port that is free, and where it leads is not said; write {better}")
+        raise SpecError(
+            f"0 is any port that is free, and where it leads is not said; write {better}"
+        )
     ports = FREE if left == "0" else _read_range(left)
     if not colon:
         return Entry(ports, None, 0)
@@ -300,7 +306,7 @@ def _read_entry(text: str) -> Entry:
     target = read_target(host, text) if slash else None
     onto = _read_range(numbers)
     if len(onto) != len(ports):
-        raise Refusal(_unequal(text, left, ports, onto, f"{host}/" if slash else ""))
+        raise SpecError(_unequal(text, left, ports, onto, f"{host}/" if slash else ""))
     return Entry(ports, target, onto.start - ports.start)
 
 
@@ -315,26 +321,26 @@ def _unequal(text: str, left: str, ports: range, onto: range, host: str) -> str:
 
 def _read_all(text: str, target: str) -> Entry:
     if _RANGE.fullmatch(target) or "/" in target:
-        raise Refusal(f"{quote(text)}: 'all' keeps each port's number; write all:ADDRESS or all")
+        raise SpecError(f"{quote(text)}: 'all' keeps each port's number; write all:ADDRESS or all")
     return Entry(None, read_target(target, text), 0)
 
 
 def read_target(text: str, entry: str) -> Address:
-    """An address to connect to, which is part of ``entry``. Raises Refusal."""
+    """An address to connect to, which is part of ``entry``. Raises SpecError."""
     if not text:
-        raise Refusal(f"{quote(entry)} has no target; write a port or an address after ':'")
+        raise SpecError(f"{quote(entry)} has no target; write a port or an address after ':'")
     address = _read_address(text)
     if address.is_unspecified or address == _BROADCAST:
-        raise Refusal(f"{quote(text)} is not an address to connect to; write a host's address")
+        raise SpecError(f"{quote(text)} is not an address to connect to; write a host's address")
     if address.version == 6 and address.is_link_local:
-        raise Refusal(f"{quote(text)} is link-local; give the target an address of wider scope")
+        raise SpecError(f"{quote(text)} is link-local; give the target an address of wider scope")
     return address
 
 
 def _read_exclusion(text: str) -> range:
     numbers, colon, _ = text[1:].partition(":")
     if colon:
-        raise Refusal(f"{quote(text)}: what is excluded has no target; write ~{numbers}")
+        raise SpecError(f"{quote(text)}: what is excluded has no target; write ~{numbers}")
     return _read_range(numbers)
 
 
@@ -345,14 +351,14 @@ def _read_range(text: str) -> range:
         return range(first, first + 1)
     last = _read_port(last_text, text)
     if last < first:
-        raise Refusal(f"{quote(text)} runs backwards; write {last}-{first}")
+        raise SpecError(f"{quote(text)} runs backwards; write {last}-{first}")
     return range(first, last + 1)
 
 
 def _read_port(text: str, within: str) -> int:
     if text == "0" and "-" in within:
-        raise Refusal(f"{quote(within)} can't have a port 0, which stands for one that is free")
+        raise SpecError(f"{quote(within)} can't have a port 0, which stands for one that is free")
     if _NUMBER.fullmatch(text) and 1 <= int(text) <= LAST_PORT:
         return int(text)
     where = "" if text == within else f" in {quote(within)}"
-    raise Refusal(f"{quote(text)}{where} is not a port; write a number from 1 to {LAST_PORT}")
+    raise SpecError(f"{quote(text)}{where} is not a port; write a number from 1 to {LAST_PORT}")

@@ -9,7 +9,7 @@ import errno
 import os
 import resource
 
-from hardsplice.model.errors import Failure, reason_of
+from hardsplice.model.errors import HardspliceError, reason_of
 
 _PROCESSES = "its user or cgroup has too many processes: see ulimit -u, and TasksMax= of a unit"
 
@@ -61,15 +61,15 @@ def _of_loader(said: str) -> int | None:
     return errno.ENOMEM if "cannot map" in said or "failed to map" in said else None
 
 
-def as_failure(error: BaseException, verb: str, object: str) -> Failure:  # noqa: A002 - as in Failure
+def as_failure(error: BaseException, verb: str, object: str) -> HardspliceError:  # noqa: A002 - as in HardspliceError
     """An error as it is told; ``verb`` and ``object`` are what was being done, for those that don't
     say so themselves.
     """
-    if isinstance(error, Failure):
+    if isinstance(error, HardspliceError):
         if error.hint is None:
             error.hint = next_step(error.__cause__)
         return error
-    return Failure(verb, object, _reason(error), next_step(error))
+    return HardspliceError(verb, object, _reason(error), next_step(error))
 
 
 def _reason(error: BaseException) -> str:

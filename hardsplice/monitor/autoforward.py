@@ -23,7 +23,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 from hardsplice.ipc.loop import Loop
 from hardsplice.model.direction import Direction
-from hardsplice.model.errors import Failure
+from hardsplice.model.errors import HardspliceError
 from hardsplice.model.forward import Auto, Forward, overlap
 from hardsplice.model.protocol import Protocol
 from hardsplice.monitor.registry import Ports
@@ -100,7 +100,7 @@ class Follower:
         self,
         direction: Direction,
         ports: Ports,
-        tell: Callable[[Failure], None],
+        tell: Callable[[HardspliceError], None],
         on_outcome: Callable[[], None],
     ) -> None:
         """``tell`` is for people: a port that can't be had, once. ``on_outcome`` is called after
@@ -159,7 +159,7 @@ class Follower:
         self.asked[forward] = None
         self.pending += 1
 
-        def done(outcome: Forward | Failure) -> None:
+        def done(outcome: Forward | HardspliceError) -> None:
             self.pending -= 1
             self._settle(forward, outcome, now)
             self.on_outcome()
@@ -169,14 +169,14 @@ class Follower:
     def _remove(self, forward: Forward, port: Forward) -> None:
         del self.asked[forward]
 
-        def done(failure: Failure | None) -> None:
+        def done(failure: HardspliceError | None) -> None:
             # It is there as before, or somebody else has removed it.
             if failure is not None and self.ports.find(port.id) is not None:
                 self.asked[forward] = port
 
         self.ports.remove(port.id, reset_flows=False, done=done)
 
-    def _settle(self, forward: Forward, outcome: Forward | Failure, now: float) -> None:
+    def _settle(self, forward: Forward, outcome: Forward | HardspliceError, now: float) -> None:
         if isinstance(outcome, Forward):
             self.asked[forward] = outcome
             self.failed.pop(forward, None)
@@ -196,7 +196,7 @@ class Watch:
         families: Sequence[int],
         ports: Ports,
         loop: Loop,
-        tell: Callable[[Failure], None],
+        tell: Callable[[HardspliceError], None],
     ) -> None:
         """``families`` are the versions of IP in use."""
         self.watched = watched

@@ -18,7 +18,7 @@ from hardsplice.ipc.loop import Loop
 from hardsplice.ipc.messages import Kind, MalformedError, Record
 from hardsplice.kernel.signals import FINAL
 from hardsplice.kernel.status import exit_status
-from hardsplice.model.errors import Failure
+from hardsplice.model.errors import HardspliceError
 from hardsplice.telemetry.log import Log
 
 DEAF_SECONDS = 0.5  # for PID 1 to pass on a signal that is expected to end COMMAND
@@ -33,7 +33,7 @@ class Above(Protocol):
     def command_ended(self, status: int) -> None:
         """COMMAND has ended, or PID 1: with this exit status, as a shell gives it."""
 
-    def fail(self, failure: Failure) -> None:
+    def fail(self, failure: HardspliceError) -> None:
         """COMMAND can't go on."""
 
     def distrust(self, whom: str, error: Exception | str) -> None:
@@ -103,7 +103,7 @@ class Command:
         if self._inside and self._answered < sent:
             self._is_deaf = True
             reason = "PID 1 of its namespaces does not answer"
-            self._above.fail(Failure("pass on", "a signal to COMMAND", reason))
+            self._above.fail(HardspliceError("pass on", "a signal to COMMAND", reason))
 
     def _ask_whether_stopped(self) -> None:
         """The terminal's key stops us, too, and by the time that we go on COMMAND may do so."""
@@ -163,5 +163,5 @@ class Command:
         self._loop.remove(inside.pidfd)
         status, how = inside.status()
         if self._says.phase is not Phase.ENDING:
-            self._log.last_words(str(Failure("keep", "COMMAND running", how)))
+            self._log.last_words(str(HardspliceError("keep", "COMMAND running", how)))
         self._above.command_ended(status)

@@ -28,8 +28,8 @@ class Draft(NamedTuple):
 
     def plans(self, families: Sequence[int]) -> tuple[relay.Plan, ...]:
         """The plans of the relays, which differ in their counters only, for a namespace that has
-        these ``families``; none if nothing is or can be listened on. Failure if there are too few
-        descriptors.
+        these ``families``; none if nothing is or can be listened on. HardspliceError if there are
+        too few descriptors.
         """
         common = self.common
         if not self.bound and not common.is_dynamic:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from hardsplice.ipc.loop import Alarm, Loop
 from hardsplice.kernel import pinned, socketcalls
 from hardsplice.model.direction import Direction
-from hardsplice.model.errors import Failure
+from hardsplice.model.errors import HardspliceError
 from hardsplice.model.families import ALL_FAMILIES
 from hardsplice.model.forward import Forward
 from hardsplice.net import listeners
@@ -57,13 +57,15 @@ class Effects:
         self._foreign: set[int] = set()  # those that the namespace monitor has made at run time
         self._unseen: list[int] = []
         self._look: Alarm | None = None
-        self.on_loss: Callable[[Failure], None] = lambda _: None  # a listener is not as it was
+        self.on_loss: Callable[[HardspliceError], None] = lambda _: (
+            None
+        )  # a listener is not as it was
 
     # --- targets --------------------------------------------------------------------------------
 
     def write_down(self, forward: Forward) -> dict[int, int]:
-        """Have a port's targets in the book: their slots, by index into FAMILIES. Failure when it
-        is full.
+        """Have a port's targets in the book: their slots, by index into FAMILIES. HardspliceError
+        when it is full.
         """
         book, written = self._books[forward.direction], []
         slots = {}
@@ -144,7 +146,7 @@ class Effects:
 
     # --- are they as they were? -----------------------------------------------------------------
 
-    def begin(self, loop: Loop, tell: Callable[[Failure], None]) -> None:
+    def begin(self, loop: Loop, tell: Callable[[HardspliceError], None]) -> None:
         """From now on listeners are looked at; ``tell`` is for people."""
         self.retiring.begin(loop, tell)
         self._look = Alarm(loop, self._look_at_some)
@@ -170,4 +172,4 @@ class Effects:
         if index in self._foreign:
             self.retiring.on_misuse("it changes a listener that it has handed over")
         else:
-            self.on_loss(Failure("serve", self._written[index].where, listeners.UNSOUND))
+            self.on_loss(HardspliceError("serve", self._written[index].where, listeners.UNSOUND))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from hardsplice.ipc.messages import Record
 from hardsplice.model.direction import Direction
-from hardsplice.model.errors import Failure
+from hardsplice.model.errors import HardspliceError
 from hardsplice.model.forward import Forward
 from hardsplice.monitor.notes import in_words
 from hardsplice.telemetry.log import Level, Log
@@ -21,14 +21,14 @@ class EventLog:
         self._log = log
         self._find = find
 
-    def trouble(self, failure: Failure) -> None:
+    def trouble(self, failure: HardspliceError) -> None:
         """Something about ports went wrong that those who asked for them may not be there to hear
         of.
         """
         hint = f": {failure.hint}" if failure.hint else ""
         self._log.limited(Level.WARNING, ("ports", failure.verb), f"{failure}{hint}")
 
-    def of_port(self, failure: Failure) -> None:
+    def of_port(self, failure: HardspliceError) -> None:
         """A port that auto found can't be had. Nobody asked for it by name: it is said once, and
         of many with the same reason at the same moment only the first.
         """

@@ -25,7 +25,7 @@ from hardsplice.ipc.descriptors import FIRST_LISTENER
 from hardsplice.ipc.loop import Loop
 from hardsplice.ipc.messages import Note
 from hardsplice.kernel import socketcalls
-from hardsplice.model.errors import Failure
+from hardsplice.model.errors import HardspliceError
 from hardsplice.model.forward import Forward
 from hardsplice.monitor.supervisor import STOP_SECONDS, Supervisor
 from hardsplice.monitor.unreachable import Doubt
@@ -124,12 +124,12 @@ class RelayGroup:
 
     def add(self, forward: Forward, fd: int, slots: Mapping[int, int]) -> None:
         """Keep one more listener, a copy of ``fd``, and have every relay accept on it; ``slots``
-        are those of its targets in the address book. Failure where that can't be.
+        are those of its targets in the address book. HardspliceError where that can't be.
         """
         assert self.pointers is not None
         if not self.places:
             reason = "there is no place left for one more listener"
-            raise Failure("listen on", f"port {forward.port}", reason)
+            raise HardspliceError("listen on", f"port {forward.port}", reason)
         listener = self.pointers.listener(Bound(forward, self.places[0]), slots)
         descriptors.copy(fd, self.places.popleft())
         self.listeners[forward.id] = listener

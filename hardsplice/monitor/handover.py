@@ -43,7 +43,7 @@ from hardsplice.ipc.channel import CROWDED_HINT, Channel, Sent
 from hardsplice.ipc.loop import Alarm, Loop
 from hardsplice.ipc.messages import Kind, MalformedError, Record
 from hardsplice.model.direction import Direction
-from hardsplice.model.errors import Failure
+from hardsplice.model.errors import HardspliceError
 from hardsplice.model.forward import Forward
 from hardsplice.monitor.effects import Effects
 from hardsplice.monitor.group import RelayGroup
@@ -80,7 +80,7 @@ class HostSide:
         group: RelayGroup,
         effects: Effects,
         loop: Loop,
-        tell: Callable[[Failure], None],
+        tell: Callable[[HardspliceError], None],
     ) -> None:
         """``channel`` leads to the namespace monitor; ``group`` are the outbound relays. ``tell``
         gets messages for the log about errors that no request caused.
@@ -105,7 +105,7 @@ class HostSide:
             self._ask(OpenRequest(forward, self.group, self.effects, done))
 
     def remove(
-        self, forward: Forward, *, reset_flows: bool, done: Callable[[Failure | None], None]
+        self, forward: Forward, *, reset_flows: bool, done: Callable[[HardspliceError | None], None]
     ) -> None:
         """Stop listening."""
         if forward.direction is Direction.INBOUND:
@@ -140,11 +140,11 @@ class HostSide:
         finally:
             self._is_at_it = False
 
-    def _send(self, request: Request) -> Failure | None:
-        """Have a request under way; a Failure where that is not possible."""
+    def _send(self, request: Request) -> HardspliceError | None:
+        """Have a request under way; a HardspliceError where that is not possible."""
         try:
             sent = self.channel.send(request.begin(), wait=False)
-        except Failure as failure:
+        except HardspliceError as failure:
             return failure
         except Exception as error:  # noqa: BLE001 - it ends this request, whatever it is
             return request.failed(f"{type(error).__name__}: {error}")
@@ -162,12 +162,12 @@ class HostSide:
             self._tell(request.failed(f"{type(error).__name__}: {error}"))
         return None
 
-    def _finish(self, request: Request, outcome: Failure | None) -> None:
+    def _finish(self, request: Request, outcome: HardspliceError | None) -> None:
         """Report the outcome to the caller. An error there must not end the service."""
         try:
             request.tell(outcome)
         except Exception as error:  # noqa: BLE001 - see above
-            self._tell(Failure("tell of", "a port", f"{type(error).__name__}: {error}"))
+            self._tell(HardspliceError("tell of", "a port", f"{type(error).__name__}: {error}"))
 
     def _look_at_clock(self) -> None:
         """Whether the answer is overdue."""
@@ -180,12 +180,12 @@ class HostSide:
         self.is_late = True
         late = [one for one in (self.current, *self.waiting) if not one.can_wait]
         self.waiting = deque(one for one in self.waiting if one.can_wait)
-        self._tell(Failure("change", "ports", _SILENT))
+        self._tell(HardspliceError("change", "ports", _SILENT))
         for request in late:
             self._finish(request, request.failed(_SILENT))
 
     def take(self, record: Record) -> None:
-        """An answer. MalformedError if no request waits for it; the caller closes its descriptors."""
+        """An answer. MalformedError if no request awaits it; the caller closes its descriptors."""
         request = self.current
         if request is None or (record.kind, record.index) != (request.answer, request.index):
             raise MalformedError(f"an answer of kind {record.kind} that nobody waits for")
@@ -260,7 +260,7 @@ class NamespaceSide:
         code = 0
         try:
             self.group.add(forward, fd, slots)
-        except Failure:
+        except HardspliceError:
             code = errno.EAFNOSUPPORT
         except Exception:  # noqa: BLE001 - it ends this request, whatever it is
             code = errno.EINVAL

@@ -31,7 +31,7 @@ from hardsplice.kernel import linux
 from hardsplice.kernel.signals import ENDING, FINAL, HARMLESS, is_to_be_passed_on
 from hardsplice.kernel.status import describe_status
 from hardsplice.model.direction import Direction
-from hardsplice.model.errors import Failure, relay_lost
+from hardsplice.model.errors import HardspliceError, relay_lost
 from hardsplice.monitor import departure, loops
 from hardsplice.monitor.autoforward import Watch
 from hardsplice.monitor.command import Command
@@ -113,7 +113,7 @@ class HostMonitor:
         )
         self.orphans = Orphans(self.loop, self._children)
         self.ending = Ending(self.loop, host.drain, host.log, host.notifier)
-        self.failure: Failure | None = None
+        self.failure: HardspliceError | None = None
         self.target_says = Dialogue(NAMESPACE_MONITOR)
 
     @property
@@ -122,7 +122,7 @@ class HostMonitor:
         return self.registry if self.handover else None
 
     def run(self) -> int:
-        """Serve until told to end; the exit status. Failure if a part can't go on."""
+        """Serve until told to end; the exit status. HardspliceError if a part can't go on."""
         host = self.host
         self.loop.add(host.signals, self._on_signal)
         if host.monitor:
@@ -205,7 +205,7 @@ class HostMonitor:
         """An outbound relay can't be kept running: end hardsplice."""
         self.fail(relay_lost(Direction.OUTBOUND, reason, hint))
 
-    def fail(self, failure: Failure) -> None:
+    def fail(self, failure: HardspliceError) -> None:
         """End, for this reason, unless there was one before."""
         if self.failure is None:
             self.failure = failure
@@ -320,7 +320,7 @@ class HostMonitor:
 
     def distrust(self, whom: str, error: Exception | str) -> None:
         """It violates the protocol."""
-        self.fail(Failure("trust", whom, str(error)))
+        self.fail(HardspliceError("trust", whom, str(error)))
 
     def _on_record(self, record: Record) -> None:
         """The namespace monitor may have been taken over: only what is due counts
@@ -376,7 +376,7 @@ class HostMonitor:
             self.ending.drained(TARGET)
             return
         how = f"it was {describe_status(status)}"
-        self.fail(Failure("keep", "the namespace monitor running", how))
+        self.fail(HardspliceError("keep", "the namespace monitor running", how))
 
     # --- the log ----------------------------------------------------------------------------------
 

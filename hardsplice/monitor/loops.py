@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import IPv6Address
 
 from hardsplice.model.direction import Direction
-from hardsplice.model.errors import Failure
+from hardsplice.model.errors import HardspliceError
 from hardsplice.model.forward import LOOPBACKS, Forward
 from hardsplice.model.protocol import Protocol
 from hardsplice.model.spec import Address
@@ -82,18 +82,20 @@ class Loops:
         return ()
 
 
-def failure(way: Sequence[Forward]) -> Failure:
+def failure(way: Sequence[Forward]) -> HardspliceError:
     """Why the ports of a loop can't be had."""
     forward, *others = way
     names = [one.where for one in (*others, forward)]
     without = f"{forward.direction.option} ~{forward.port}"
     hint = f"leave out one of them, as with {without}, or have one lead elsewhere"
     reason = f"that is a loop, by way of {', then '.join(names)}"
-    return Failure("forward", forward.where, reason, hint)
+    return HardspliceError("forward", forward.where, reason, hint)
 
 
 def check(forward: Forward, ports: Iterable[Forward]) -> None:
-    """Raises Failure where one more listener, beside those that there are, would be in a loop."""
+    """Raises HardspliceError where one more listener, beside those that there are, would be in a
+    loop.
+    """
     others, there = list(ports), forward.direction.opposite
     if not any(one.port == forward.target_port for one in others if one.direction is there):
         return  # as a rule: nobody is where it leads to
@@ -102,7 +104,7 @@ def check(forward: Forward, ports: Iterable[Forward]) -> None:
 
 
 def refuse(listeners: Sequence[Forward]) -> None:
-    """Raises Failure where one of the listeners is in a loop."""
+    """Raises HardspliceError where one of the listeners is in a loop."""
     loops = Loops(listeners)
     for forward in listeners:
         if way := loops.through(forward):

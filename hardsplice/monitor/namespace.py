@@ -31,7 +31,7 @@ from hardsplice.ipc.loop import Loop
 from hardsplice.ipc.messages import Kind, MalformedError, Record
 from hardsplice.model import roles
 from hardsplice.model.direction import Direction
-from hardsplice.model.errors import Failure, failure_of, relay_lost, text_of
+from hardsplice.model.errors import HardspliceError, failure_of, relay_lost, text_of
 from hardsplice.model.families import ALL_FAMILIES
 from hardsplice.monitor import shutdown
 from hardsplice.monitor.group import RelayGroup
@@ -147,8 +147,8 @@ class Started(NamedTuple):
 
 
 def start(plan: Namespace, log: Log, undo: contextlib.ExitStack) -> Started:
-    """Fork the namespace monitor, and take what it listens on; ``undo`` gets what ends it. Failure
-    where it can't get there, or can't listen.
+    """Fork the namespace monitor, and take what it listens on; ``undo`` gets what ends it.
+    HardspliceError where it can't get there, or can't listen.
     """
     if loopback.is_down():
         text = "the loopback interface is down in hardsplice's own network namespace, so nothing"
@@ -182,9 +182,9 @@ def _receive(monitor: Child, plan: Namespace, log: Log) -> Started:
         try:
             record = monitor.channel.receive()
         except MalformedError as error:
-            raise Failure("trust", "the namespace monitor", str(error)) from error
+            raise HardspliceError("trust", "the namespace monitor", str(error)) from error
         if record is None:
-            raise Failure("start", "the namespace monitor", "it ended early")
+            raise HardspliceError("start", "the namespace monitor", "it ended early")
         if record.kind == Kind.FATAL:
             raise failure_of(record.text)
         if record.kind == Kind.BOUND:
@@ -200,7 +200,7 @@ def _receive(monitor: Child, plan: Namespace, log: Log) -> Started:
             )
         if record.kind != Kind.LISTENERS:
             reason = f"a record of kind {record.kind} is not due"
-            raise Failure("trust", "the namespace monitor", reason)
+            raise HardspliceError("trust", "the namespace monitor", reason)
         for number, fd in zip(record.text.split(), record.fds, strict=True):
             listening.append(Bound(chosen(forwards[int(number)], fd), fd))
 
@@ -278,7 +278,9 @@ def _enter(
         some = bound[start : start + HANDED_AT_ONCE]
         text = " ".join(str(one.forward.id) for one in some).encode()
         if not channel.send(Record(Kind.LISTENERS, text=text, fds=tuple(one.fd for one in some))):
-            raise Failure("hand over", "listeners", os.strerror(errno.ETOOMANYREFS), CROWDED_HINT)
+            raise HardspliceError(
+                "hand over", "listeners", os.strerror(errno.ETOOMANYREFS), CROWDED_HINT
+            )
     with contextlib.ExitStack() as stack:
         asker = stack.enter_context(sockdiag.open_socket()) if plan.is_watched else None
         fds = (asker.fileno(),) if asker else ()

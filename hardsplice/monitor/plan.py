@@ -36,7 +36,9 @@ class Host(NamedTuple):
     first_free: int  # from this number on, none is a port's
     dynamic: frozenset[Direction]  # those whose ports may change at run time
     effects: Effects | None  # where ports may change
-    check_room: Callable[[int], None]  # raises Failure where a relay can't have so many listeners
+    check_room: Callable[
+        [int], None
+    ]  # raises HardspliceError where a relay can't have so many listeners
     watched: dict[Direction, Watched]  # by -t auto and -T auto
     versions: Sequence[int]  # of IP, in use
     signals: int  # signalfd

@@ -14,12 +14,12 @@ import typing
 from collections.abc import Callable, Iterable, Sequence
 
 from hardsplice.model.direction import Direction
-from hardsplice.model.errors import Failure
+from hardsplice.model.errors import HardspliceError
 from hardsplice.model.forward import Forward
 from hardsplice.model.protocol import Protocol
 
 
-class ConflictError(Failure):
+class ConflictError(HardspliceError):
     """The port is forwarded already, or about to be."""
 
     def __init__(self, forward: Forward, conflict: int) -> None:
@@ -31,13 +31,13 @@ class ConflictError(Failure):
 class Worker(typing.Protocol):
     """What makes and ends listeners; each outcome is told once, maybe at once."""
 
-    def add(self, forward: Forward, done: Callable[[Failure | Forward], None]) -> None:
+    def add(self, forward: Forward, done: Callable[[HardspliceError | Forward], None]) -> None:
         """Listen, and have connections served: told is what is listened on, with the port that was
         chosen for it where any would do.
         """
 
     def remove(
-        self, forward: Forward, *, reset_flows: bool, done: Callable[[Failure | None], None]
+        self, forward: Forward, *, reset_flows: bool, done: Callable[[HardspliceError | None], None]
     ) -> None:
         """Stop listening: told is why it is listened on as before, or nothing."""
 
@@ -62,9 +62,9 @@ class Ports:
         check_loop: Callable[[Forward, Iterable[Forward]], None],
     ) -> None:
         """``ports`` are there already; numbers from ``first_free`` on are unused. Only
-        ``directions`` can change, which takes a ``worker``. ``check_room`` raises Failure where a
-        relay with so many listeners would have too few descriptors, ``check_loop`` where one more
-        port would lead back to itself by way of those that there are (loops.check).
+        ``directions`` can change, which takes a ``worker``. ``check_room`` raises HardspliceError
+        where a relay with so many listeners would have too few descriptors, ``check_loop`` where
+        one more port would lead back to itself by way of those that there are (loops.check).
         """
         self._ports = {port.id: port for port in ports}
         self._keys = {_key(port): port.id for port in ports}
@@ -96,14 +96,14 @@ class Ports:
         """The port with this number, if it is still there."""
         return self._ports.get(port_id)
 
-    def add(self, asked: Forward, done: Callable[[Forward | Failure], None]) -> None:
+    def add(self, asked: Forward, done: Callable[[Forward | HardspliceError], None]) -> None:
         """Forward a port, which gets a number; ``done`` gets it as it is listened on, or the
-        Failure (a ConflictError where it is forwarded already).
+        HardspliceError (a ConflictError where it is forwarded already).
         """
         key = _key(asked)
         try:
             self._check(asked, key)
-        except Failure as failure:
+        except HardspliceError as failure:
             done(failure)
             return
         port = asked._replace(id=self._next)
@@ -114,8 +114,8 @@ class Ports:
         self.changes += 1
         self._listening[port.direction] += 1
 
-        def finish(outcome: Failure | Forward) -> None:
-            if isinstance(outcome, Failure):
+        def finish(outcome: HardspliceError | Forward) -> None:
+            if isinstance(outcome, HardspliceError):
                 self._forget(port)
                 self._release(port.id)
                 done(outcome)
@@ -132,37 +132,37 @@ class Ports:
     def _check(self, asked: Forward, key: Key) -> None:
         direction = asked.direction
         if self.is_closed:
-            raise Failure("listen on", asked.where, "hardsplice is about to end")
+            raise HardspliceError("listen on", asked.where, "hardsplice is about to end")
         if direction not in self._directions:
             reason = f"{direction} ports were not to change when hardsplice was started"
-            raise Failure("listen on", asked.where, reason)
+            raise HardspliceError("listen on", asked.where, reason)
         if key in self._keys:
             raise ConflictError(asked, self._keys[key])
         self._check_room(self._listening[direction] + 1)
         self._check_loop(asked, self._held.values())
 
     def remove(
-        self, port_id: int, *, reset_flows: bool, done: Callable[[Failure | None], None]
+        self, port_id: int, *, reset_flows: bool, done: Callable[[HardspliceError | None], None]
     ) -> None:
-        """Stop listening; connections of the port go on, or are reset. ``done`` gets the Failure
-        where the port is there as before, or None.
+        """Stop listening; connections of the port go on, or are reset. ``done`` gets the
+        HardspliceError where the port is there as before, or None.
         """
         port = self._ports.get(port_id)
         if port is None:
-            done(Failure("remove", f"port {port_id}", "there is no port with that id"))
+            done(HardspliceError("remove", f"port {port_id}", "there is no port with that id"))
             return
         if self.is_closed:
-            done(Failure("remove", f"port {port_id}", "hardsplice is about to end"))
+            done(HardspliceError("remove", f"port {port_id}", "hardsplice is about to end"))
             return
         if port.direction not in self._directions:
             reason = f"{port.direction} ports were not to change when hardsplice was started"
-            done(Failure("remove", f"port {port_id}", reason))
+            done(HardspliceError("remove", f"port {port_id}", reason))
             return
         assert self._worker is not None
         del self._ports[port_id]
         self._forget(port)
 
-        def finish(failure: Failure | None) -> None:
+        def finish(failure: HardspliceError | None) -> None:
             if failure is None:
                 self._release(port_id)
                 self.on_removed(port_id)

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from hardsplice.ipc.messages import Kind, MalformedError, Record
 from hardsplice.model.direction import Direction
-from hardsplice.model.errors import Failure
+from hardsplice.model.errors import HardspliceError
 from hardsplice.model.families import ALL_FAMILIES
 from hardsplice.model.forward import Forward
 from hardsplice.model.protocol import BY_NUMBER
@@ -98,7 +98,7 @@ def _unpacked(version: int, packed: bytes) -> Address | None:
 
 # --- requests -------------------------------------------------------------------------------------
 
-Done = Callable[[Failure | Forward], None]  # why not, or what is listened on
+Done = Callable[[HardspliceError | Forward], None]  # why not, or what is listened on
 
 
 class Request:
@@ -115,10 +115,10 @@ class Request:
         return self.forward.id
 
     def begin(self) -> Record:
-        """What to send. Raises Failure where there is nothing to be sent."""
+        """What to send. Raises HardspliceError where there is nothing to be sent."""
         raise NotImplementedError
 
-    def end(self, answer: Record) -> Failure | None:
+    def end(self, answer: Record) -> HardspliceError | None:
         """Take the answer: the outcome. MalformedError if it is invalid."""
         raise NotImplementedError
 
@@ -134,11 +134,11 @@ class Request:
     def give_up(self) -> None:
         """It could not be sent: undo what was done here."""
 
-    def tell(self, outcome: Failure | None) -> None:
+    def tell(self, outcome: HardspliceError | None) -> None:
         """Report the outcome to the caller."""
         raise NotImplementedError
 
-    def failed(self, reason: str, hint: str | None = None) -> Failure:
+    def failed(self, reason: str, hint: str | None = None) -> HardspliceError:
         """The outcome if the monitors could not communicate."""
         raise NotImplementedError
 
@@ -164,7 +164,7 @@ class ServeRequest(Request):
             text = encode(self.forward, slots)
         return Record(Kind.SERVE, index=self.index, text=text, fds=(listener,))
 
-    def end(self, answer: Record) -> Failure | None:
+    def end(self, answer: Record) -> HardspliceError | None:
         if answer.detail == 0:
             return None
         self.give_up()
@@ -181,11 +181,11 @@ class ServeRequest(Request):
         self.effects.end(self.index)
         self.effects.cross_out(self.index)
 
-    def tell(self, outcome: Failure | None) -> None:
+    def tell(self, outcome: HardspliceError | None) -> None:
         self.done(outcome or self.forward)
 
-    def failed(self, reason: str, hint: str | None = None) -> Failure:
-        return Failure("listen on", self.forward.where, reason, hint)
+    def failed(self, reason: str, hint: str | None = None) -> HardspliceError:
+        return HardspliceError("listen on", self.forward.where, reason, hint)
 
 
 @dataclass(slots=True)
@@ -205,7 +205,7 @@ class OpenRequest(Request):
         self.effects.offer_place(self.forward)
         return Record(Kind.OPEN, index=self.index, text=text)
 
-    def end(self, answer: Record) -> Failure | None:
+    def end(self, answer: Record) -> HardspliceError | None:
         self.effects.withdraw_place()
         if not answer.fds:
             self.effects.cross_out(self.index)
@@ -215,7 +215,7 @@ class OpenRequest(Request):
             self.group.add(self.forward, answer.fds[0], self.slots)
         except BaseException as error:
             self.give_up()
-            if isinstance(error, Failure):
+            if isinstance(error, HardspliceError):
                 return error
             raise
         return None
@@ -238,11 +238,11 @@ class OpenRequest(Request):
         self.effects.end(self.index)
         self.effects.cross_out(self.index)
 
-    def tell(self, outcome: Failure | None) -> None:
+    def tell(self, outcome: HardspliceError | None) -> None:
         self.done(outcome or self.forward)
 
-    def failed(self, reason: str, hint: str | None = None) -> Failure:
-        return Failure("listen on", self.forward.where, reason, hint)
+    def failed(self, reason: str, hint: str | None = None) -> HardspliceError:
+        return HardspliceError("listen on", self.forward.where, reason, hint)
 
 
 @dataclass(slots=True)
@@ -254,7 +254,7 @@ class CloseRequest(Request):
     forward: Forward
     effects: Effects
     reset_flows: bool
-    done: Callable[[Failure | None], None]
+    done: Callable[[HardspliceError | None], None]
 
     def begin(self) -> Record:
         return Record(Kind.CLOSE, int(self.reset_flows), self.index)
@@ -262,7 +262,7 @@ class CloseRequest(Request):
     def sent(self) -> None:
         self.effects.end(self.index)
 
-    def end(self, answer: Record) -> Failure | None:
+    def end(self, answer: Record) -> HardspliceError | None:
         del answer
         self.effects.end(self.index)
         self.effects.cross_out(self.index)
@@ -272,11 +272,11 @@ class CloseRequest(Request):
         del answer
         return None
 
-    def tell(self, outcome: Failure | None) -> None:
+    def tell(self, outcome: HardspliceError | None) -> None:
         self.done(outcome)
 
-    def failed(self, reason: str, hint: str | None = None) -> Failure:
-        return Failure("remove", f"port {self.index}", reason, hint)
+    def failed(self, reason: str, hint: str | None = None) -> HardspliceError:
+        return HardspliceError("remove", f"port {self.index}", reason, hint)
 
 
 @dataclass(slots=True)
@@ -291,11 +291,11 @@ class ForgetRequest(CloseRequest):
         self.effects.cross_out(self.index)
 
 
-def _ignore(_: Failure | None) -> None:
+def _ignore(_: HardspliceError | None) -> None:
     """No caller waits for it."""
 
 
-def _failure(forward: Forward, code: int) -> Failure | None:
+def _failure(forward: Forward, code: int) -> HardspliceError | None:
     if code == 0:
         return None
     if code not in errno.errorcode:  # a number that isn't an errno is not repeated

@@ -25,7 +25,7 @@ from hardsplice.ipc.sd_notify import Notifier
 from hardsplice.kernel import socketcalls
 from hardsplice.model import spec
 from hardsplice.model.direction import Direction
-from hardsplice.model.errors import Failure, quote, reason_of
+from hardsplice.model.errors import HardspliceError, quote, reason_of
 from hardsplice.model.families import FAMILIES
 from hardsplice.model.forward import Forward, Origin, Source
 from hardsplice.model.ports import single
@@ -108,7 +108,7 @@ def read_added(name: str, families: Sequence[int]) -> Forward | None:
             families=families,
             protocol=Protocol(protocol or Protocol.TCP),
         )
-    except (spec.Refusal, ValueError, OverflowError):
+    except (spec.SpecError, ValueError, OverflowError):
         return None
     if not (1 <= forward.port <= spec.LAST_PORT and 1 <= forward.target_port <= spec.LAST_PORT):
         return None
@@ -140,7 +140,7 @@ class Passed:
 
     def inherit(self, asked: Sequence[Inherited], first: int) -> list[Bound]:
         """What -t inherit asks for: those with names first, then the one that takes all others,
-        numbered from ``first`` on. Failure where there is none.
+        numbered from ``first`` on. HardspliceError where there is none.
         """
         taken: list[Bound] = []
         for one in sorted(asked, key=lambda one: not one.names):
@@ -154,11 +154,11 @@ class Passed:
                     taken.append(Bound(forward._replace(id=first + len(taken)), item[1]))
         return taken
 
-    def _none_passed(self, name: str | None) -> Failure:
+    def _none_passed(self, name: str | None) -> HardspliceError:
         names = ", ".join(quote(name) for name, _ in self._left)
         hint = f"these are left to take: {names}" if names else "start it by a socket unit"
         what = "a listener" if name is None else f"listener {quote(name)}"
-        return Failure("take", what, "the service manager passed none", hint)
+        return HardspliceError("take", what, "the service manager passed none", hint)
 
     def take(self, forward: Forward, families: Sequence[int]) -> int | None:
         """The listener of a forward as it was kept, if it is there and is what it should be."""
@@ -246,7 +246,7 @@ def identity(fd: int) -> Identity:
 
 
 def _forward_of(name: str, fd: int, asked: Inherited) -> Forward:
-    """A listener that was passed, as a forward; Failure when it can't be one."""
+    """A listener that was passed, as a forward; HardspliceError when it can't be one."""
     try:
         listener = socket.socket(fileno=fd)
     except OSError as error:
@@ -279,8 +279,8 @@ def _check(name: str, listener: socket.socket) -> None:
         raise _refusal(name, "it belongs to another network namespace than the host's")
 
 
-def _refusal(name: str, reason: str) -> Failure:
-    return Failure("take", f"listener {quote(name)}", reason)
+def _refusal(name: str, reason: str) -> HardspliceError:
+    return HardspliceError("take", f"listener {quote(name)}", reason)
 
 
 def _is(fd: int, forward: Forward, families: Sequence[int]) -> bool:

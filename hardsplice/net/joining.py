@@ -53,8 +53,8 @@ def needs_empty_root(target: Target) -> bool:
 
 def join(target: Target, folder: int | None, lockdown: Lockdown, tie: Tie, abi: int) -> None:
     """Move this process into the network namespace that is served, in the way that its rights
-    allow. ``folder`` is the empty root where one is needed; ``abi`` is Landlock's version. Failure
-    where it can't be done.
+    allow. ``folder`` is the empty root where one is needed; ``abi`` is Landlock's version.
+    HardspliceError where it can't be done.
     """
     tie.renew()
     lockdown.run(steps.first_steps(0))

@@ -22,7 +22,7 @@ from typing import NamedTuple
 from hardsplice.ipc.channel import CROWDED_HINT, close_all
 from hardsplice.kernel import pinned, socketcalls
 from hardsplice.model.direction import Direction
-from hardsplice.model.errors import Failure, reason_of
+from hardsplice.model.errors import HardspliceError, reason_of
 from hardsplice.model.families import FAMILIES, IPV4, IPV6
 from hardsplice.model.forward import LOOPBACKS, Forward, Source
 from hardsplice.model.protocol import Protocol
@@ -182,7 +182,7 @@ def open_listeners(
     of some that are open already. One that was added at run time, before a restart, is left out if
     it can't be had, whatever the reason.
 
-    One that is required and can't be had closes all of them again and raises Failure.
+    One that is required and can't be had closes all of them again and raises HardspliceError.
     """
     opened: list[Bound] = []
     for forward in forwards:
@@ -202,9 +202,9 @@ def open_listeners(
     return opened
 
 
-def cannot_listen(forward: Forward, error: OSError, *, late: bool = False) -> Failure:
-    """The Failure for an error of ``open_listener``, with a next step where there is one; ``late``
-    after lock-down, when the client may be root although we no longer are.
+def cannot_listen(forward: Forward, error: OSError, *, late: bool = False) -> HardspliceError:
+    """The HardspliceError for an error of ``open_listener``, with a next step where there is one;
+    ``late`` after lock-down, when the client may be root although we no longer are.
     """
     hint = None
     if error.errno == errno.EACCES:
@@ -221,7 +221,7 @@ def cannot_listen(forward: Forward, error: OSError, *, late: bool = False) -> Fa
         hint = CROWDED_HINT
     elif error.errno == errno.ENODEV:
         hint = f"no interface {forward.direction.listens} has that name: see ip link"
-    return Failure("listen on", forward.where, reason_of(error), hint)
+    return HardspliceError("listen on", forward.where, reason_of(error), hint)
 
 
 def targets(forward: Forward, families: Sequence[int]) -> dict[int, bytes]:
@@ -264,8 +264,8 @@ class Pointers:
         return same, same
 
     def listener(self, bound: Bound, slots: Mapping[int, int]) -> Listener:
-        """A listener with its routes; Failure when the target is of a family that the namespace
-        doesn't have, for which there would be no sockets.
+        """A listener with its routes; HardspliceError when the target is of a family that the
+        namespace doesn't have, for which there would be no sockets.
         """
         forward = bound.forward
         if forward.target is not None:
@@ -295,7 +295,7 @@ def _privileged_hint(forward: Forward, *, late: bool) -> str:
     )
 
 
-def no_family(forward: Forward, place: str) -> Failure:
-    """The Failure for a target of a family that its namespace doesn't have."""
+def no_family(forward: Forward, place: str) -> HardspliceError:
+    """The HardspliceError for a target of a family that its namespace doesn't have."""
     version = forward.target.version if forward.target else 4
-    return Failure("connect to", f"{forward.target}", f"there is no IPv{version} {place}")
+    return HardspliceError("connect to", f"{forward.target}", f"there is no IPv{version} {place}")

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from hardsplice.ipc.child import has_ended
 from hardsplice.kernel import linux, mounts
-from hardsplice.model.errors import Failure, quote, reason_of
+from hardsplice.model.errors import HardspliceError, quote, reason_of
 from hardsplice.net import procfs
 from hardsplice.sandbox import refusals, rights
 
@@ -64,7 +64,7 @@ def _open_namespace(path: str, kind: int, name: str, pid: int | None = None) -> 
             raise told from error
         is_name = error.errno == errno.ENOENT and path.startswith(RUN_NETNS + "/")
         hint = "named namespaces are listed by: ip netns" if is_name else None
-        raise Failure("join", name, reason_of(error), hint) from error
+        raise HardspliceError("join", name, reason_of(error), hint) from error
     try:
         found = fcntl.ioctl(fd, linux.NS_GET_NSTYPE)
     except OSError:
@@ -74,21 +74,21 @@ def _open_namespace(path: str, kind: int, name: str, pid: int | None = None) -> 
         os.close(fd)
         is_left = stat.S_ISREG(found_file.st_mode) and found_file.st_size == 0
         reason = f"{path} is not a {kinds[kind]} namespace"
-        raise Failure("join", name, reason, ELSEWHERE_HINT if is_left else None)
+        raise HardspliceError("join", name, reason, ELSEWHERE_HINT if is_left else None)
     return fd
 
 
 def _owner(net: int, name: str, *, netns_only: bool) -> int | None:
     """The user namespace to join on the way to a network namespace; None where that takes none.
-    Failure where this process has not the rights.
+    HardspliceError where this process has not the rights.
     """
     user = rights.owner_of(net, name)
     try:
         rights.refuse_without(user, name)
         if netns_only and not (rights.is_own_user_namespace(user) or rights.may_make_namespaces()):
             reason = "that takes the user namespace that owns it, which is another one"
-            raise Failure("join", name, reason, "leave --netns-only out")
-    except Failure:
+            raise HardspliceError("join", name, reason, "leave --netns-only out")
+    except HardspliceError:
         os.close(user)
         raise
     if netns_only:
@@ -112,7 +112,7 @@ def _open_pidfd(pid: int, name: str) -> int:
         return os.pidfd_open(pid)
     except OSError as error:
         reason = "no such process" if error.errno == errno.ESRCH else reason_of(error)
-        raise Failure("join", name, reason) from error
+        raise HardspliceError("join", name, reason) from error
 
 
 def _open_of_process(path: str, pid: int, process: int, name: str) -> int:
@@ -126,7 +126,7 @@ def _open_of_process(path: str, pid: int, process: int, name: str) -> int:
         if has_ended(process):
             if net is not None:
                 os.close(net)
-            raise Failure("join", name, "no such process")
+            raise HardspliceError("join", name, "no such process")
     return net
 
 
@@ -196,7 +196,7 @@ def _named_owner(userns: str, name: str) -> int | None:
     user = _open_namespace(userns, linux.CLONE_NEWUSER, name)
     try:
         rights.refuse_without(user, name)
-    except Failure:
+    except HardspliceError:
         os.close(user)
         raise
     return _foreign(user)
@@ -207,12 +207,12 @@ def _refuse_removed(net: int, path: str, name: str) -> None:
     with contextlib.suppress(OSError):
         if os.path.samestat(os.fstat(net), os.stat(path)):
             return
-    raise Failure("join", name, "it was removed meanwhile")
+    raise HardspliceError("join", name, "it was removed meanwhile")
 
 
 def _refuse_own(net: int, name: str, why: str) -> None:
     if rights.same_namespace(net, "/proc/self/ns/net"):
-        raise Failure("join", name, why, "name a namespace other than your own")
+        raise HardspliceError("join", name, why, "name a namespace other than your own")
 
 
 def join_network(target: Target) -> None:
@@ -235,4 +235,4 @@ def _join(target: Target, fd: int, kind: int) -> None:
         hint = None
         if error.errno == errno.EPERM:
             hint = refusals.filter_hint() or _RIGHTS_HINT
-        raise Failure("join", target.name, reason_of(error), hint) from error
+        raise HardspliceError("join", target.name, reason_of(error), hint) from error

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from hardsplice.model.errors import Failure, reason_of
+from hardsplice.model.errors import HardspliceError, reason_of
 
 _MOUNT_HINT = (
     "mount one: mount -t proc proc /proc; unshare(1) does that with --mount-proc, bubblewrap with "
@@ -16,20 +16,24 @@ _MOUNT_HINT = (
 
 
 def refuse_without_proc() -> None:
-    """Failure where /proc isn't mounted."""
+    """HardspliceError where /proc isn't mounted."""
     _own_number()
 
 
 def refuse_others_proc() -> None:
-    """Failure where /proc shows another PID namespace: its numbers then belong to other processes
-    than we and our caller mean.
+    """HardspliceError where /proc shows another PID namespace: its numbers then belong to other
+    processes than we and our caller mean.
     """
     if _own_number() != str(os.getpid()):
-        raise Failure("use", "/proc", "it shows another PID namespace than this one", _MOUNT_HINT)
+        raise HardspliceError(
+            "use", "/proc", "it shows another PID namespace than this one", _MOUNT_HINT
+        )
 
 
 def _own_number() -> str:
     try:
         return os.readlink("/proc/self")
     except OSError as error:
-        raise Failure("use", "/proc", f"/proc/self: {reason_of(error)}", _MOUNT_HINT) from error
+        raise HardspliceError(
+            "use", "/proc", f"/proc/self: {reason_of(error)}", _MOUNT_HINT
+        ) from error

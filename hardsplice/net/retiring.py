@@ -30,7 +30,7 @@ from socket import SHUT_RDWR, SOL_SOCKET
 from hardsplice.ipc.channel import close_all
 from hardsplice.ipc.loop import Alarm, Loop
 from hardsplice.kernel import pinned, socketcalls
-from hardsplice.model.errors import Failure, reason_of
+from hardsplice.model.errors import HardspliceError, reason_of
 from hardsplice.model.families import FAMILIES, IPV4, IPV6
 from hardsplice.model.spec import Address
 from hardsplice.net.listeners import BACKLOG, LOOPBACK
@@ -118,11 +118,11 @@ class Retiring:
         self._sink = sink
         self._late: deque[_Late] = deque()
         self._alarm: Alarm | None = None
-        self._tell: Callable[[Failure], None] = lambda _: None
+        self._tell: Callable[[HardspliceError], None] = lambda _: None
         # Called when a process, which must have been taken over, uses a listener while it is ended.
         self.on_misuse: Callable[[str], None] = lambda _: None
 
-    def begin(self, loop: Loop, tell: Callable[[Failure], None]) -> None:
+    def begin(self, loop: Loop, tell: Callable[[HardspliceError], None]) -> None:
         """From now on retry what can't be done at once; ``tell`` gets messages for the log."""
         self._alarm = Alarm(loop, self._try_again)
         self._tell = tell
@@ -147,7 +147,7 @@ class Retiring:
             return
         os.close(late.fd)
         if reason:
-            self._tell(Failure("free", late.name, reason, _HINT))
+            self._tell(HardspliceError("free", late.name, reason, _HINT))
 
     def _use_up(self, late: _Late) -> str:
         """Nothing once it is used up, or why it isn't yet."""
@@ -176,7 +176,7 @@ class Retiring:
     def _connect(self, late: _Late, there: bytes) -> str:
         try:
             pointer = Pointer(self._book.place, self._book.add(there), 0, there)
-        except Failure as failure:
+        except HardspliceError as failure:
             return failure.reason
         code = None
         try:

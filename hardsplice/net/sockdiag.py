@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
 from hardsplice.kernel.scm import Messages
-from hardsplice.model.errors import Failure, reason_of
+from hardsplice.model.errors import HardspliceError, reason_of
 from hardsplice.model.protocol import Protocol
 
 _NETLINK_SOCK_DIAG = 4  # linux/netlink.h
@@ -59,8 +59,8 @@ class Listening:
 
 
 def open_socket() -> socket.socket:
-    """A socket to ask about this process's network namespace; Failure where the kernel can't be
-    asked.
+    """A socket to ask about this process's network namespace; HardspliceError where the kernel
+    can't be asked.
     """
     try:
         asker = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG)
@@ -71,7 +71,9 @@ def open_socket() -> socket.socket:
             raise
     except OSError as error:
         hint = "auto asks the kernel by inet_diag and tcp_diag (CONFIG_INET_DIAG)"
-        raise Failure("find out", "which ports are listened on", reason_of(error), hint) from error
+        raise HardspliceError(
+            "find out", "which ports are listened on", reason_of(error), hint
+        ) from error
     return asker
 
 

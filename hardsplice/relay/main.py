@@ -23,7 +23,7 @@ from hardsplice.ipc.channel import Channel, close_all
 from hardsplice.ipc.descriptors import CHANNEL_FD, FIRST_LISTENER, LIFELINE_FD, RULESET_FD
 from hardsplice.ipc.messages import Kind, MalformedError, Note, Record
 from hardsplice.model.direction import Direction
-from hardsplice.model.errors import Failure
+from hardsplice.model.errors import HardspliceError
 from hardsplice.model.families import IPV4, IPV6
 from hardsplice.model.roles import RELAYS
 from hardsplice.model.unforeseen import as_failure
@@ -116,12 +116,12 @@ def pool_sizes(descriptors: int, other: int, workers: int) -> tuple[int, int]:
 
     The descriptors are a relay's own. Pipe memory is the user's, so that the relays of a direction
     share the pipes that one of them would keep; and they share the sockets, as far as a pool is
-    still worth a request. Failure when what is left would not serve even FLOWS_MIN flows.
+    still worth a request. HardspliceError when what is left would not serve even FLOWS_MIN flows.
     """
     free = descriptors - other
     if free < Limits(descriptors).reserve + 2 * 2 + 2 * 2 + 2 * FLOWS_MIN:
         hint = "raise the limit with ulimit -n, or forward fewer ports"
-        raise Failure("run", "a relay", f"{descriptors} descriptors are too few", hint)
+        raise HardspliceError("run", "a relay", f"{descriptors} descriptors are too few", hint)
     share = max(2, free // 12)
     sockets = max(SOCKETS // workers, SOCKETS_MIN)
     return min(sockets, share), min(max(PIPES // workers, PIPES_MIN), share)
@@ -131,7 +131,7 @@ def main(plan: Plan, channel: Channel, monitor: int) -> NoReturn:
     """Become the relay. ``monitor`` is the process that forked us, and we end with it."""
     try:
         os._exit(_live(plan, channel, monitor))
-    except _Told:
+    except _HungUpError:
         os._exit(0)
     except MalformedError:
         os._exit(1)
@@ -228,18 +228,18 @@ def _say_nothing(_: str) -> None:
     """Ignore it: a relay doesn't report its steps."""
 
 
-class _Told(Exception):  # noqa: N818 - it is what happened
+class _HungUpError(Exception):
     """The monitor closed the channel, which tells the relay to end."""
 
 
 def _serve_channel(channel: Channel, engine: Engine) -> None:
-    """Take one order. Raises _Told, and MalformedError."""
+    """Take one order. Raises _HungUpError, and MalformedError."""
     try:
         record = channel.receive(wait=False)
     except BlockingIOError:
         return
     if record is None:
-        raise _Told
+        raise _HungUpError
     try:
         _ORDERS[record.kind](engine, record)
     except MalformedError:

@@ -36,7 +36,7 @@ from dataclasses import dataclass
 from hardsplice.kernel import linux, pinned, socketcalls
 from hardsplice.kernel.files import any_size
 from hardsplice.kernel.syscalls import ARCHITECTURES
-from hardsplice.model.errors import Failure, reason_of
+from hardsplice.model.errors import HardspliceError, reason_of
 from hardsplice.sandbox import landlock
 
 SEALED = "seal the address book's mappings (Linux 6.10)"
@@ -104,7 +104,7 @@ class Book:
     ) -> None:
         """``targets`` are struct sockaddr; so many ``late`` ones may come at run time.
         ``is_written`` says that this process will write in it; else no process can any more.
-        Failure where the kernel can't seal memory like that.
+        HardspliceError where the kernel can't seal memory like that.
         """
         self.place = place
         self._slots: dict[bytes, int] = {}
@@ -113,7 +113,9 @@ class Book:
         number = len(uses) + late
         if number * SLOT > place.size:
             reason = f"there is room for {place.size // SLOT} addresses"
-            raise Failure("write down", f"{number} targets", reason, "forward fewer ports, or -4")
+            raise HardspliceError(
+                "write down", f"{number} targets", reason, "forward fewer ports, or -4"
+            )
         size = -(-(VALUES_SIZE + max(number, 1) * SLOT) // mmap.PAGESIZE) * mmap.PAGESIZE
         self._free = deque(range((size - VALUES_SIZE) // SLOT))
         self.fd = os.memfd_create("targets", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -135,7 +137,7 @@ class Book:
             hint = None
             if error.errno == errno.EINVAL:
                 hint = "sealed memory that one process can write takes Linux 5.1"
-            raise Failure("make", "the address book", reason_of(error), hint) from error
+            raise HardspliceError("make", "the address book", reason_of(error), hint) from error
 
     def _writable(self, size: int) -> int:
         """The one view that can be written, of what may be written (kernel/pinned.py). No process
@@ -173,7 +175,7 @@ class Book:
             linux.map_shared(self.fd, place.size, read, address=place.address, offset=VALUES_SIZE)
         except OSError as error:
             what = f"the address book at {place.address:#x}"
-            raise Failure("map", what, reason_of(error), _hint(error)) from error
+            raise HardspliceError("map", what, reason_of(error), _hint(error)) from error
         global _seen
         _seen = memoryview((ctypes.c_char * place.size).from_address(place.address)).cast("B")
         try:
@@ -204,13 +206,15 @@ class Book:
         return self._slots[sockaddr]
 
     def add(self, sockaddr: bytes) -> int:
-        """Write a target down, at run time, if it isn't there already: its slot. Failure when the
-        book is full. Each ``add`` takes a ``remove``.
+        """Write a target down, at run time, if it isn't there already: its slot. HardspliceError
+        when the book is full. Each ``add`` takes a ``remove``.
         """
         if sockaddr not in self._slots:
             if not self._free:
                 reason = "the address book is full"
-                raise Failure("forward", "one more port", reason, "remove others, or restart")
+                raise HardspliceError(
+                    "forward", "one more port", reason, "remove others, or restart"
+                )
             self._write(self._take(sockaddr), sockaddr.ljust(SLOT, b"\0"))
         else:
             self._uses[sockaddr] += 1

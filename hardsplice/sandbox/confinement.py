@@ -28,8 +28,8 @@ class Confinement(NamedTuple):
 
     def begin(self, say: Callable[[str], None]) -> Lockdown:
         """A monitor's lock-down, which reports to ``say``; no step is taken yet. The relays'
-        Landlock ruleset is put at its fixed descriptor. Failure where a layer is missing that must
-        not be.
+        Landlock ruleset is put at its fixed descriptor. HardspliceError where a layer is missing
+        that must not be.
         """
         begun = Lockdown(strict=self.strict, say=say)
         lacks = self.landlock.missing

@@ -49,7 +49,7 @@ def leave() -> None:
 
 
 def made_by_child() -> int:
-    """A descriptor of such a folder, for an ordinary user; Failure where there is none."""
+    """A descriptor of such a folder, for an ordinary user; HardspliceError where there is none."""
     verb, what = LEAVE.split(" ", 1)
     pid, ours = child.fork(
         HOST.name,

@@ -19,7 +19,7 @@ import struct
 import prctl
 
 from hardsplice.kernel import linux
-from hardsplice.model.errors import Failure, quote
+from hardsplice.model.errors import HardspliceError, quote
 
 AS_OWNER = "run hardsplice as the user who owns that namespace, or as root"
 _AS_ROOT = "run hardsplice as root"
@@ -61,13 +61,15 @@ def owner_of(net: int, name: str) -> int:
         user = fcntl.ioctl(net, linux.NS_GET_USERNS)
     except PermissionError as error:
         hint = "run hardsplice in the user namespace that owns it, or in a parent of that one"
-        raise Failure("join", name, "its owner is out of reach", hint) from error
+        raise HardspliceError("join", name, "its owner is out of reach", hint) from error
     os.set_inheritable(user, False)
     return user
 
 
 def refuse_without(user: int, name: str) -> None:
-    """Failure where this process has no CAP_SYS_ADMIN in a user namespace: ours, or one below."""
+    """HardspliceError where this process has no CAP_SYS_ADMIN in a user namespace: ours, or one
+    below.
+    """
     if may_make_namespaces():
         return
     if is_own_user_namespace(user):
@@ -100,55 +102,57 @@ def _owner_uid(user: int) -> int:
     return int(struct.unpack("=I", answer)[0])
 
 
-def _not_ours(uid: int, name: str) -> Failure:
+def _not_ours(uid: int, name: str) -> HardspliceError:
     """It is another user's: whose, and what to do."""
     us = os.geteuid()
     if uid == us:
-        return Failure("join", name, "root has no CAP_SYS_ADMIN here", _CONTAINER_HINT)
+        return HardspliceError("join", name, "root has no CAP_SYS_ADMIN here", _CONTAINER_HINT)
     whose = "root's" if uid == 0 else f"user {uid}'s"
     if us == 0:
         reason = f"it is {whose}, and root has no CAP_SYS_ADMIN here"
-        return Failure("join", name, reason, f"run hardsplice as user {uid}")
+        return HardspliceError("join", name, reason, f"run hardsplice as user {uid}")
     hint = _AS_ROOT if uid == 0 else f"run hardsplice as user {uid}, or as root"
-    return Failure("join", name, f"it is {whose}, and hardsplice runs as user {us}", hint)
+    return HardspliceError("join", name, f"it is {whose}, and hardsplice runs as user {us}", hint)
 
 
-def unreadable(path: str, pid: int | None, name: str, error: OSError) -> Failure | None:
+def unreadable(path: str, pid: int | None, name: str, error: OSError) -> HardspliceError | None:
     """Why a namespace's file can't be opened, if something forbids it; None otherwise. ``pid`` is
     the process whose file in /proc it is, and exists.
     """
     if pid is not None and error.errno == errno.ENOENT:
         reason = "/proc does not show it: hidepid may keep it from others than its user"
-        return Failure("join", name, reason, AS_OWNER)
+        return HardspliceError("join", name, reason, AS_OWNER)
     if error.errno not in (errno.EACCES, errno.EPERM):
         return None
     if pid is not None:
         return _untraceable(pid, name)
     folder = _barrier(path)
     if folder is not None and os.stat(folder).st_uid == 0 and os.geteuid() != 0:
-        return Failure("join", name, f"{quote(folder)} is root's alone", _AS_ROOT)
+        return HardspliceError("join", name, f"{quote(folder)} is root's alone", _AS_ROOT)
     return None
 
 
-def _untraceable(pid: int, name: str) -> Failure | None:
+def _untraceable(pid: int, name: str) -> HardspliceError | None:
     """The kernel shows a process's namespaces to processes that may trace it (PTRACE_MODE_READ)."""
     may_trace = bool(prctl.cap_effective.sys_ptrace)
     if os.geteuid() == 0 and not may_trace:
-        return Failure("join", name, "root has no CAP_SYS_PTRACE here", _PTRACE_HINT)
+        return HardspliceError("join", name, "root has no CAP_SYS_PTRACE here", _PTRACE_HINT)
     uid = _uid_of(pid)
     if uid is None:
         return None
     if not is_mapped(uid, "uid") or (
         _is_below_the_initial() and (may_trace or _is_dumpable(pid, uid))
     ):
-        return Failure("join", name, "it is in a user namespace that is not below ours", _OUTSIDE)
+        return HardspliceError(
+            "join", name, "it is in a user namespace that is not below ours", _OUTSIDE
+        )
     if may_trace:
         reason = "the kernel keeps it even from who has CAP_SYS_PTRACE, as an LSM makes it do"
-        return Failure("join", name, reason, _LSM_HINT)
+        return HardspliceError("join", name, reason, _LSM_HINT)
     if uid != os.geteuid():
         return _not_ours(uid, name)
     reason = "it keeps what it has from others of its user, as setuid programs do"
-    return Failure("join", name, reason, _AS_ROOT)
+    return HardspliceError("join", name, reason, _AS_ROOT)
 
 
 def is_mapped(number: int, kind: str) -> bool:

@@ -22,7 +22,7 @@ from typing import Any
 
 from hardsplice.kernel.files import any_size
 from hardsplice.kernel.syscalls import ARCHITECTURES, DIRECT, Architecture
-from hardsplice.model.errors import Failure, reason_of
+from hardsplice.model.errors import HardspliceError, reason_of
 from hardsplice.model.unforeseen import as_failure, next_step
 from hardsplice.sandbox.policy import prelude
 from hardsplice.sandbox.policy.format import parse_policy
@@ -52,7 +52,7 @@ def policy_directory() -> Path:
 
 
 def load_policy(role: str) -> Policy:
-    """The policy of a role, read and checked; Failure says what is wrong, and where."""
+    """The policy of a role, read and checked; HardspliceError says what is wrong, and where."""
     return parse_policy(_read(role), role, _read)
 
 
@@ -61,7 +61,7 @@ def _read(role: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
-        raise Failure("read", f"the policy {path}", reason_of(error)) from None
+        raise HardspliceError("read", f"the policy {path}", reason_of(error)) from None
 
 
 # --- compiling ------------------------------------------------------------------------------------
@@ -74,7 +74,7 @@ def native_arch() -> str:
     for arch in ARCHITECTURES.values():
         if arch.audit == audit:
             return arch.name
-    raise Failure(
+    raise HardspliceError(
         "choose",
         "a seccomp policy",
         f"there is none for this architecture (AUDIT_ARCH {audit:#x})",
@@ -104,7 +104,7 @@ def compile_policy(policy: Policy, arch: str) -> bytes:
         if answers(program, target.byte_order) <= {ALLOW, KILL_PROCESS}:
             return first + program
         reason = "libseccomp wrote an answer that is neither to allow nor to kill"
-    raise Failure("compile", f"the policy {policy.role} for {arch}", reason, hint) from None
+    raise HardspliceError("compile", f"the policy {policy.role} for {arch}", reason, hint) from None
 
 
 def answers(program: bytes, byte_order: str) -> set[int]:
@@ -236,14 +236,14 @@ def _library() -> Any:
     try:
         import pyseccomp
     except ModuleNotFoundError as error:
-        raise Failure(
+        raise HardspliceError(
             "import", "pyseccomp", str(error), "install it: pip install pyseccomp"
         ) from None
     except OSError as error:
         if next_step(error) is not None:
             raise as_failure(error, "load", _LIBSECCOMP) from None
         hint = "install libseccomp (Debian and Ubuntu: libseccomp2)"
-        raise Failure("load", _LIBSECCOMP, str(error), hint) from None
+        raise HardspliceError("load", _LIBSECCOMP, str(error), hint) from None
     finally:
         del sys.modules["ctypes.util"], vars(ctypes)["util"]
         if module is not None:

@@ -73,7 +73,7 @@ class Lockdown:
         self.missing: list[str] = []
 
     def run(self, steps: Iterable[Step]) -> None:
-        """Take each step in turn; Failure when one that is required can't be taken."""
+        """Take each step in turn; HardspliceError when one that is required can't be taken."""
         for one in steps:
             self.say(one.describe)
             try:

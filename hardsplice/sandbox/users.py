@@ -13,7 +13,7 @@ import pwd
 import prctl
 
 from hardsplice.kernel import linux
-from hardsplice.model.errors import Failure
+from hardsplice.model.errors import HardspliceError
 from hardsplice.model.identity import OWN, RunAs
 from hardsplice.sandbox import user_namespace
 
@@ -50,12 +50,12 @@ def own_user(asked: RunAs | None) -> RunAs | None:
     if os.geteuid() == 0 and not may_change():
         hint = "leave --runas out; a container gets both by --cap-add SETUID --cap-add SETGID"
         reason = "root has no CAP_SETUID or no CAP_SETGID here"
-        raise Failure("become", f"user {asked.uid}", reason, hint)
+        raise HardspliceError("become", f"user {asked.uid}", reason, hint)
     if os.geteuid() not in (0, asked.uid):
         hint = "leave --runas out, or start hardsplice as root"
-        raise Failure("become", f"user {asked.uid}", "only root may", hint)
+        raise HardspliceError("become", f"user {asked.uid}", "only root may", hint)
     if not is_mapped(asked):
-        raise Failure("become", f"user {asked.uid}", "this user namespace does not map it")
+        raise HardspliceError("become", f"user {asked.uid}", "this user namespace does not map it")
     return asked
 
 

@@ -26,7 +26,7 @@ from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
-from hardsplice.model.errors import Failure, printable
+from hardsplice.model.errors import HardspliceError, printable
 from hardsplice.model.roles import ROLES
 
 PROC = Path("/proc")
@@ -248,7 +248,9 @@ def _wrapped(name: str, text: str) -> list[str]:
 
 
 def report(root: int, lacking: Sequence[str], form: str) -> str:
-    """What --audit prints for the tree below ``root``: form "table" or "json". Raises Failure."""
+    """What --audit prints for the tree below ``root``: form "table" or "json". Raises
+    HardspliceError.
+    """
     processes = _seen(root)
     lacking = [printable(layer) for layer in lacking]
     if form == "json":
@@ -259,13 +261,15 @@ def report(root: int, lacking: Sequence[str], form: str) -> str:
 
 
 def _seen(root: int) -> list[Process]:
-    """As read_tree; a Failure where nothing can be seen."""
+    """As read_tree; a HardspliceError where nothing can be seen."""
     what = f"process {root}"
     try:
         if os.readlink(PROC / "self") != str(os.getpid()):
-            raise Failure("audit", what, f"{PROC} is that of another PID namespace")
+            raise HardspliceError("audit", what, f"{PROC} is that of another PID namespace")
     except OSError:
-        raise Failure("audit", what, f"{PROC} is not mounted for this PID namespace") from None
+        raise HardspliceError(
+            "audit", what, f"{PROC} is not mounted for this PID namespace"
+        ) from None
     try:
         return read_tree(root)
     except (*_GONE, PermissionError):
@@ -273,12 +277,14 @@ def _seen(root: int) -> list[Process]:
     try:
         os.kill(root, 0)
     except ProcessLookupError:
-        raise Failure("audit", what, "it has ended already") from None
+        raise HardspliceError("audit", what, "it has ended already") from None
     except PermissionError:
         pass  # it is there
     option = _hidepid((PROC / "self" / "mountinfo").read_text(encoding="utf-8", errors="replace"))
     reason = f"{PROC} does not show it to this user{f' ({option})' if option else ''}"
-    raise Failure("audit", what, f"{reason}; root may look" if os.geteuid() != 0 else reason)
+    raise HardspliceError(
+        "audit", what, f"{reason}; root may look" if os.geteuid() != 0 else reason
+    )
 
 
 def _hidepid(mounts: str) -> str:

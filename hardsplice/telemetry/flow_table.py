@@ -234,7 +234,7 @@ class FlowTable:
 
 
 def read_record(end: int, text: bytes) -> Ended:
-    """A flow's end as a relay, which may have been taken over, reports it. Raises InvalidRowError."""
+    """A flow's end as a relay, which may have been taken over, reports it; InvalidRowError."""
     if len(text) != RECORD_SIZE:
         raise InvalidRowError(f"{len(text)} bytes are no flow's end")
     row = _read_row(text[: _ROW.size])

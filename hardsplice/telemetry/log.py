@@ -31,7 +31,7 @@ from enum import IntEnum
 from typing import Literal
 
 from hardsplice.kernel.files import open_regular
-from hardsplice.model.errors import Failure, printable, reason_of
+from hardsplice.model.errors import HardspliceError, printable, reason_of
 
 _DAEMON = 3  # syslog's facility
 LINES_A_SECOND = 1.0  # of one kind
@@ -229,11 +229,11 @@ class Log:
 
 
 def open_file(path: str) -> int:
-    """A log file, to read and to append to; Failure where it can't be opened."""
+    """A log file, to read and to append to; HardspliceError where it can't be opened."""
     try:
         fd = open_regular(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o640)
     except OSError as error:
-        raise Failure("write", f"log file {path}", reason_of(error)) from error
+        raise HardspliceError("write", f"log file {path}", reason_of(error)) from error
     try:
         # Two processes that limit the size of one file would remove each other's lines.
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -241,7 +241,7 @@ def open_file(path: str) -> int:
         os.close(fd)
         taken = isinstance(error, BlockingIOError)
         reason = "another hardsplice writes it; give each its own" if taken else reason_of(error)
-        raise Failure("write", f"log file {path}", reason) from error
+        raise HardspliceError("write", f"log file {path}", reason) from error
     return fd
 
 

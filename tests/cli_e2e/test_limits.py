@@ -17,7 +17,7 @@ from tests.support.stream import PATIENCE
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")
 MESSAGE = re.compile(r"hardsplice: cannot [a-z]+ .+: (.+)")
-WORDS_OF_PYTHON = ("Traceback", "Error", "Errno", "Failure", "NoneType")
+WORDS_OF_PYTHON = ("Traceback", "Error", "Errno", "HardspliceError", "NoneType")
 MESSAGES = {
     "nofile": ("Too many open files", "ulimit -n"),
     "as": ("Cannot allocate memory", "ulimit -v"),

@@ -79,9 +79,9 @@ def test_an_earlier_import_of_ctypes_util_stays() -> None:
 def test_a_missing_library_is_one_error(sabotage: str, message: str) -> None:
     got = run(
         f"{sabotage}"
-        "from hardsplice.model.errors import Failure\n"
+        "from hardsplice.model.errors import HardspliceError\n"
         "from hardsplice.sandbox.seccomp import native_arch\n"
-        "try:\n    native_arch()\nexcept Failure as failure:\n    print(*failure.lines())\n"
+        "try:\n    native_arch()\nexcept HardspliceError as failure:\n    print(*failure.lines())\n"
     )
     assert got.stderr == ""
     assert message in got.stdout

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from hardsplice.model.errors import Failure
+from hardsplice.model.errors import HardspliceError
 from hardsplice.sandbox.policy.format import parse_policy
 from hardsplice.sandbox.policy.model import Comparison, Policy, resolve
 from hardsplice.sandbox.seccomp import compile_policy, load_policy
@@ -196,7 +196,7 @@ def test_a_call_allowed_in_any_way_has_no_alternatives_left() -> None:
     ],
 )
 def test_a_mistake_is_named(text: str, message: str) -> None:
-    with pytest.raises(Failure) as caught:
+    with pytest.raises(HardspliceError) as caught:
         parse(text)
     assert str(caught.value).startswith("cannot load the policy relay.toml: ")
     assert message in str(caught.value)
@@ -230,18 +230,20 @@ def test_the_rules_of_an_included_policy_come_last() -> None:
     ],
 )
 def test_includes_that_don_t_fit_are_an_error(other: str, message: str) -> None:
-    with pytest.raises(Failure, match=r"cannot load the policy relay\.toml") as caught:
+    with pytest.raises(HardspliceError, match=r"cannot load the policy relay\.toml") as caught:
         parse(including("runtime") + RULE, runtime=other)
     assert message in str(caught.value)
 
 
 def test_a_mistake_in_an_included_policy_is_put_down_to_that_one() -> None:
-    with pytest.raises(Failure, match=r"cannot load the policy runtime\.toml: role"):
+    with pytest.raises(HardspliceError, match=r"cannot load the policy runtime\.toml: role"):
         parse(including("runtime") + RULE, runtime=HEAD + RULE)
 
 
 def test_a_policy_that_is_not_there_is_an_error() -> None:
-    with pytest.raises(Failure, match=r"cannot read the policy .*nobody\.toml: No such file"):
+    with pytest.raises(
+        HardspliceError, match=r"cannot read the policy .*nobody\.toml: No such file"
+    ):
         load_policy("nobody")
 
 
@@ -259,6 +261,6 @@ def test_a_rule_for_a_call_that_an_architecture_lacks_is_an_error(
     call: str, arch: str, message: str
 ) -> None:
     policy = parse(HEAD + rule(call=f'"{call}"', when=None, risk='"for this test"'))
-    with pytest.raises(Failure, match="cannot compile the policy relay for") as caught:
+    with pytest.raises(HardspliceError, match="cannot compile the policy relay for") as caught:
         compile_policy(policy, arch)
     assert message in str(caught.value)

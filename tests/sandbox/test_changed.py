@@ -64,7 +64,7 @@ UNFIXED = "effects.Effects._look_at_some = lambda self: None"
 
 
 @pytest.mark.parametrize("how", ["fixed", "unfixed"])
-def test_a_target_monitor_that_cuts_connections_by_a_listener_is_found_out(
+def test_a_namespace_monitor_that_cuts_connections_by_a_listener_is_found_out(
     how: str, identity: Identity
 ) -> None:
     with (
@@ -180,7 +180,8 @@ def act(self):
         for fd in (one.fileno(), two.fileno()):
             done = libc.bind(fd, where, len(address))
             codes.add(0 if done == 0 else ctypes.get_errno())
-    self.event_log.trouble(host.Failure("name", "a socket", " ".join(map(str, sorted(codes)))))
+    told = " ".join(map(str, sorted(codes)))
+    self.event_log.trouble(host.HardspliceError("name", "a socket", told))
 def write(view, at):
     piece = view.view if at == BOTH[0] else view.view + pinned.PIECE
     ctypes.memmove(piece, address[2:], len(address) - 2)

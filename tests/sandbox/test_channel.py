@@ -334,7 +334,7 @@ _AUTO = ["-t", "auto,1-2", "-T", "auto,1-2"]
     ],
     ids=lambda value: {"[]": "", str(_AUTO): "auto"}.get(str(value), str(value)),
 )
-def test_what_the_target_monitor_says(captured: Captured, action: str, more: list[str]) -> None:
+def test_what_the_namespace_monitor_says(captured: Captured, action: str, more: list[str]) -> None:
     """It ends hardsplice, with a line and status 1, or does nothing; the host monitor itself
     never stumbles. Where ports may change, answers that nobody waits for are no more believed.
     """

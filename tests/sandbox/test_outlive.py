@@ -198,7 +198,7 @@ class Deaf(Program):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 @pytest.mark.parametrize("how", ["deaf", "slippery", "forking"])
-def test_a_hostile_target_monitor_ends_with_the_first_process(
+def test_a_hostile_namespace_monitor_ends_with_the_first_process(
     how: str, number: signal.Signals, pair: tuple[Identity, Identity], of_both: Namespace
 ) -> None:
     """Also one that lets go of its line, and tries to be spared what else would end it."""

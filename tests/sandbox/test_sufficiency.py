@@ -246,7 +246,7 @@ def test_stopped_and_continued(product: Running) -> None:
     product.instance.stop()
 
 
-def test_a_signal_to_the_target_monitor(product: Running) -> None:
+def test_a_signal_to_the_namespace_monitor(product: Running) -> None:
     family = product.instance.processes()
     os.kill(roles(product)["hs-namespace"], signal.SIGINT)
     assert product.instance.wait(3) == 1

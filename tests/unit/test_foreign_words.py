@@ -33,7 +33,7 @@ from hardsplice.ctl.client import Client, RefusedError
 from hardsplice.ipc.messages import Kind, Note, Record
 from hardsplice.ipc.sd_notify import Notifier
 from hardsplice.model.direction import Direction
-from hardsplice.model.errors import Failure, failure_of, tell
+from hardsplice.model.errors import HardspliceError, failure_of, tell
 from hardsplice.monitor import notes
 from hardsplice.telemetry import audit, flow_table
 from hardsplice.telemetry.log import Level, Log
@@ -127,7 +127,7 @@ def top_in_json(capture: Capture) -> None:
 
 
 def complaints(capture: Capture) -> None:
-    commands._complain(Failure("reach", EVIL, EVIL, EVIL).lines())
+    commands._complain(HardspliceError("reach", EVIL, EVIL, EVIL).lines())
     check(capture.readouterr().err, 2)
 
 
@@ -149,7 +149,7 @@ def told(capture: Capture) -> None:
 
 
 def said_at_the_end(capture: Capture) -> None:
-    start._say(Failure("open", EVIL, EVIL, EVIL))
+    start._say(HardspliceError("open", EVIL, EVIL, EVIL))
 
 
 def ready_text(form: str) -> Callable[[Capture], None]:
@@ -222,7 +222,7 @@ SINKS: dict[str, list[Callable[[Capture], None]] | str] = {
     "model.errors.tell": [told],
     "model.errors.write_all": "others call it",
     "command.guard.lock_down": MACHINE,
-    "command.init._become_command": "PID 1 reads it, and makes a Failure of it",
+    "command.init._become_command": "PID 1 reads it, and makes a HardspliceError of it",
     "telemetry.log.Log._write": [
         *(logged("text", journal=journal) for journal in (False, True)),
         *(logged("json", journal=journal) for journal in (False, True)),
@@ -255,7 +255,7 @@ def _failure(text: bytes) -> str:
 
 def _note(text: bytes) -> str:
     """Shown by the log."""
-    return Failure(
+    return HardspliceError(
         "log", notes.in_words(Direction.INBOUND, EVIL, Note.ERROR, 0, text)[1], ""
     ).lines()[0]
 
@@ -281,15 +281,15 @@ SOURCES: dict[str, Callable[[bytes], str] | str] = {
     "ctl.client.Client.text": "Stranger",
     "model.errors._escape": "made of ASCII",
     "model.errors.failure_of": _failure,
-    "command.init._last_word": "a Failure",
-    "monitor.supervisor.Supervisor._fatal": "a Failure",
+    "command.init._last_word": "a HardspliceError",
+    "monitor.supervisor.Supervisor._fatal": "a HardspliceError",
     "telemetry.log._cut": "shown already",
     "monitor.notes.in_words": _note,
     "monitor.notes.lacking": "app.progress.Progress.ready and the control socket, by printable",
-    "net.inherited._interface": "an interface's name, in a Failure",
-    "monitor.requests.decode": "an interface's name, in a Failure",
+    "net.inherited._interface": "an interface's name, in a HardspliceError",
+    "monitor.requests.decode": "an interface's name, in a HardspliceError",
     "app.start._audit": "SINKS",
-    "command.id_maps._run": "a Failure",
+    "command.id_maps._run": "a HardspliceError",
     "app.start._launch": "by errors.tell",
 }
 _READS = ("os.fsdecode", "json.loads", "fsdecode")

@@ -15,7 +15,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
 from hardsplice.kernel.syscalls import ARCHITECTURES, CAPABILITIES, CONSTANTS, RISKY
-from hardsplice.model.errors import Failure
+from hardsplice.model.errors import HardspliceError
 from hardsplice.sandbox.policy.model import (
     Condition,
     MistakeError,
@@ -55,8 +55,8 @@ def parse_policy(text: str, role: str, read: Callable[[str], str]) -> Policy:
         raise _failure(role, error) from None
 
 
-def _failure(role: str, error: Exception) -> Failure:
-    return Failure("load", f"the policy {role}.toml", str(error))
+def _failure(role: str, error: Exception) -> HardspliceError:
+    return HardspliceError("load", f"the policy {role}.toml", str(error))
 
 
 @cache

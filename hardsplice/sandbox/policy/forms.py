@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hardsplice.kernel.syscalls import ARCHITECTURES
-from hardsplice.model.errors import Failure
+from hardsplice.model.errors import HardspliceError
 from hardsplice.model.roles import POLICIES
 from hardsplice.sandbox.policy.format import OUTSIDE
 from hardsplice.sandbox.policy.model import Comparison, Policy, asked, resolve
@@ -176,7 +176,7 @@ def check(roles: Iterable[str] = POLICIES) -> tuple[list[str], list[str]]:
             policy = load_policy(role)
             used.update(policy.include)
             sizes = [len(compile_policy(policy, arch)) // 8 for arch in ARCHITECTURES]
-        except Failure as failure:
+        except HardspliceError as failure:
             bad.append(str(failure))
             continue
         missing = missing_functions(policy)

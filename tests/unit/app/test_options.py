@@ -29,7 +29,7 @@ from hardsplice.app.options import (
 from hardsplice.app.usage import page
 from hardsplice.kernel.ephemeral import read_ephemeral_range
 from hardsplice.model.direction import Direction
-from hardsplice.model.errors import Failure
+from hardsplice.model.errors import HardspliceError
 from hardsplice.model.identity import RunAs
 
 ROOT = Path(__file__).parents[3]
@@ -42,7 +42,7 @@ def parse(*argv: str) -> Options:
 
 def refusal(*argv: str) -> str:
     """The one line that a wrong command line gives."""
-    with pytest.raises(Failure) as caught:
+    with pytest.raises(HardspliceError) as caught:
         parse(*argv)
     (line,) = caught.value.lines()
     assert line.startswith("hardsplice: cannot ")
@@ -408,12 +408,12 @@ def test_a_wrong_value_gives_one_line_with_a_next_step(argv: list[str], parts: l
 ]), max_size=6))  # fmt: skip
 def test_any_words_give_options_or_a_failure(argv: list[str]) -> None:
     # An abbreviation or a cluster may still mean help, which is an answer and no error.
-    outcome: Failure | SystemExit | Options
+    outcome: HardspliceError | SystemExit | Options
     try:
         outcome = parse(*argv)
-    except (Failure, SystemExit) as error:
+    except (HardspliceError, SystemExit) as error:
         outcome = error
-    if isinstance(outcome, Failure):
+    if isinstance(outcome, HardspliceError):
         assert all(line.isprintable() for line in outcome.lines())
     elif isinstance(outcome, SystemExit):
         assert outcome.code == 0
@@ -575,6 +575,6 @@ def test_a_python_that_compiles_at_run_time_is_refused() -> None:
         def is_enabled() -> bool:
             return True
 
-    with pytest.raises(Failure, match="it compiles machine code while it runs"):
+    with pytest.raises(HardspliceError, match="it compiles machine code while it runs"):
         start._refuse_jit(Jit)
     start._refuse_jit(None)

@@ -15,7 +15,7 @@ import pytest
 
 from hardsplice.app import pidfile
 from hardsplice.app.pidfile import PidFile, remove_left
-from hardsplice.model.errors import Failure
+from hardsplice.model.errors import HardspliceError
 
 # Somebody else, who has a lock: how, flags, the path. Ends with its standard input.
 _HOLDER = """
@@ -65,7 +65,7 @@ def test_a_stale_one_is_no_obstacle_whoevers_number_it_has(tmp_path: Path) -> No
 def test_of_two_that_start_the_second_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "pid"
     path.touch()
-    with holder(path, "lockf", fcntl.LOCK_EX, os.O_RDWR), pytest.raises(Failure) as raised:
+    with holder(path, "lockf", fcntl.LOCK_EX, os.O_RDWR), pytest.raises(HardspliceError) as raised:
         PidFile(str(path))
     assert str(raised.value) == (
         f"cannot write PID file {path}: another instance has it, one that is about to start"
@@ -81,7 +81,7 @@ def test_while_one_runs_the_second_is_refused(
     path.write_text("4711\n")
     monkeypatch.setattr(pidfile, "_is_ours", lambda pid: pid == 4711)
     before = len(os.listdir("/proc/self/fd"))
-    with holder(path, "flock", fcntl.LOCK_EX), pytest.raises(Failure, match="process 4711"):
+    with holder(path, "flock", fcntl.LOCK_EX), pytest.raises(HardspliceError, match="process 4711"):
         PidFile(str(path))
     assert path.read_text() == "4711\n"
     assert len(os.listdir("/proc/self/fd")) == before

@@ -11,10 +11,10 @@ from hardsplice.app.options import parse_args
 from hardsplice.app.progress import Progress
 from hardsplice.ipc.channel import Channel
 from hardsplice.ipc.messages import LAUNCHER, Kind
-from hardsplice.model.errors import Failure, failure_of
+from hardsplice.model.errors import HardspliceError, failure_of
 from hardsplice.model.roles import HOST
 
-FAILURE = Failure("listen on", "port 80", "no", "try again")
+FAILURE = HardspliceError("listen on", "port 80", "no", "try again")
 IN_FRONT = parse_args(["-t", "80", "--", "true"])
 BEHIND = parse_args(["-t", "80", "1"])
 
@@ -74,7 +74,7 @@ def test_a_start_in_the_background_ends_where_nobody_waits_any_more(
 ) -> None:
     ours, theirs = channels
     ours.close()
-    with pytest.raises(Failure, match="cannot go into the background: "):
+    with pytest.raises(HardspliceError, match="cannot go into the background: "):
         Progress(BEHIND, theirs, 0.0).ready([], [], [], has_ready_fd=False)
     theirs.close()
 

@@ -12,10 +12,10 @@ import pytest
 from hardsplice.command.container import Container
 from hardsplice.ipc.channel import Channel
 from hardsplice.ipc.messages import Kind, Record
-from hardsplice.model.errors import Failure, text_of
+from hardsplice.model.errors import HardspliceError, text_of
 from hardsplice.model.roles import GUARD, HOST, INIT
 
-FATAL = Record(Kind.FATAL, text=text_of(Failure("lock", "the securebits", "no")))
+FATAL = Record(Kind.FATAL, text=text_of(HardspliceError("lock", "the securebits", "no")))
 
 
 class Making:
@@ -30,7 +30,7 @@ class Making:
 
     def hears(self, channel: Channel, kind: Kind) -> str:
         """Of what the start ends while a record is waited for."""
-        with pytest.raises(Failure) as failure:
+        with pytest.raises(HardspliceError) as failure:
             self.made._expect(channel, kind)
         return str(failure.value)
 

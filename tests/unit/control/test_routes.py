@@ -15,7 +15,7 @@ from hardsplice.control.http import BODY_LIMIT, Request, Response
 from hardsplice.control.report import FLOWS_SHOWN
 from hardsplice.control.routes import ROUTES, dispatch
 from hardsplice.model.direction import Direction
-from hardsplice.model.errors import Failure
+from hardsplice.model.errors import HardspliceError
 from hardsplice.model.forward import Forward, Source
 from hardsplice.telemetry.counters import COUNTERS, KEPT
 from tests.unit.control.fake_world import FakeWorld, flow
@@ -199,7 +199,7 @@ def test_the_same_again_is_a_conflict_that_names_the_id(world: FakeWorld) -> Non
 
 
 def test_what_fails_says_why_and_what_next(world: FakeWorld) -> None:
-    world.ports.worker.fails = Failure(
+    world.ports.worker.fails = HardspliceError(
         "listen on", "port 8080", "Address already in use", "ss -ltn"
     )
     said = value(post(world), 400)
@@ -210,7 +210,9 @@ def test_what_fails_says_why_and_what_next(world: FakeWorld) -> None:
 def test_what_can_not_be_removed_is_said_and_is_still_listed(world: FakeWorld) -> None:
     number = value(post(world), 201)["id"]
     listed = value(ask(world, "GET", "/v1/ports"))
-    world.ports.worker.fails = Failure("remove", f"port {number}", "the namespace monitor is gone")
+    world.ports.worker.fails = HardspliceError(
+        "remove", f"port {number}", "the namespace monitor is gone"
+    )
     answer = ask(world, "DELETE", f"/v1/ports/{number}?flows=reset")
     assert answer.status == 400
     assert message(answer) == f"cannot remove port {number}: the namespace monitor is gone"

@@ -13,7 +13,7 @@ import pytest
 
 from hardsplice.control import socketfile
 from hardsplice.control.socketfile import SocketFile, remove_if_stale
-from hardsplice.model.errors import Failure
+from hardsplice.model.errors import HardspliceError
 
 
 def leave_stale(path: Path) -> None:
@@ -27,8 +27,8 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "control"
 
 
-def refused(path: Path | str) -> Failure:
-    with pytest.raises(Failure) as caught:
+def refused(path: Path | str) -> HardspliceError:
+    with pytest.raises(HardspliceError) as caught:
         SocketFile(str(path))
     return caught.value
 

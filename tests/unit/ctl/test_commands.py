@@ -29,7 +29,7 @@ from hardsplice.ctl.client import default_path
 from hardsplice.ctl.commands import description, main
 from hardsplice.model import ports
 from hardsplice.model.direction import Direction
-from hardsplice.model.errors import Failure
+from hardsplice.model.errors import HardspliceError
 from hardsplice.model.forward import Forward, Source
 from tests.support.stream import PATIENCE
 from tests.unit.control.fake_world import FakeWorld, flow
@@ -175,7 +175,7 @@ def test_ports_are_added_listed_and_removed(
 def test_a_refusal_is_shown_with_its_next_step(
     world: FakeWorld, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    world.ports.worker.fails = Failure(
+    world.ports.worker.fails = HardspliceError(
         "listen on", "port 80", "Permission denied", "use a higher port"
     )
     status, out, err = run(capsys, "ports", "add", "80")
@@ -200,8 +200,8 @@ def test_ports_of_a_spec_that_can_not_be_removed_again_are_said(
 ) -> None:
     run(capsys, "ports", "add", "8002")
 
-    def cannot(port_id: int, *, reset_flows: bool, done: Callable[[Failure], None]) -> None:
-        done(Failure("remove", f"port {port_id}", "the namespace monitor does not answer"))
+    def cannot(port_id: int, *, reset_flows: bool, done: Callable[[HardspliceError], None]) -> None:
+        done(HardspliceError("remove", f"port {port_id}", "the namespace monitor does not answer"))
 
     monkeypatch.setattr(world.ports, "remove", cannot)
     status, out, err = run(capsys, "ports", "add", "8000-8002")

@@ -33,7 +33,7 @@ from hardsplice.ctl.exporter import (
     open_listener,
 )
 from hardsplice.ipc.loop import Loop
-from hardsplice.model.errors import Failure
+from hardsplice.model.errors import HardspliceError
 from tests.support.product import free_ports
 from tests.support.stream import PATIENCE, eventually
 from tests.unit.control.fake_world import FakeWorld
@@ -204,13 +204,13 @@ def test_where_it_listens(text: str) -> None:
              "[127.0.0.1]:1", "127.0.0.1:65536", "127.0.0.1:x"],
 )  # fmt: skip
 def test_what_is_no_address_is_refused(text: str) -> None:
-    with pytest.raises(Failure, match="no address with a port"):
+    with pytest.raises(HardspliceError, match="no address with a port"):
         open_listener(text)
 
 
 def test_it_must_be_told_where(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LISTEN_FDS", raising=False)
-    with pytest.raises(Failure, match="nobody says where"):
+    with pytest.raises(HardspliceError, match="nobody says where"):
         exporter.run("control", None)
 
 

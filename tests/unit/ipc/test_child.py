@@ -17,7 +17,7 @@ from hardsplice.ipc import child, lifeline
 from hardsplice.ipc.channel import Channel
 from hardsplice.ipc.child import Child
 from hardsplice.ipc.messages import Kind, MalformedError, Record
-from hardsplice.model.errors import Failure, failure_of
+from hardsplice.model.errors import HardspliceError, failure_of
 from hardsplice.model.roles import HOST, OUTBOUND_RELAY
 from tests.support.descriptors import open_descriptors
 
@@ -153,7 +153,7 @@ def test_one_that_is_told_to_leave_is_heard_meanwhile(started: Callable[[Life], 
 
 def test_what_ends_it_early_is_told(started: Callable[[Life], Child]) -> None:
     def fails() -> int:
-        raise Failure("listen on", "port 80", "it is taken")
+        raise HardspliceError("listen on", "port 80", "it is taken")
 
     one = started(lambda theirs: child.live(fails, theirs, "run", "a relay"))
     record = one.first_word()

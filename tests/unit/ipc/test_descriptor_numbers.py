@@ -25,7 +25,7 @@ from tests.support import fresh
 BEGIN = """
 import fcntl, json, os, resource, socket, sys
 from hardsplice.ipc import descriptors
-from hardsplice.model.errors import Failure
+from hardsplice.model.errors import HardspliceError
 def table():
     found = {}
     for name in os.listdir("/proc/self/fd"):
@@ -97,7 +97,7 @@ def test_too_many_listeners_are_a_failure_with_a_next_step() -> None:
 resource.setrlimit(resource.RLIMIT_NOFILE, (950, 950))
 try:
     descriptors.reserve(1000, (out.fileno(),))
-except Failure as failure:
+except HardspliceError as failure:
     say(list(failure.lines()))
 """)
     assert "cannot keep room for 990 listeners" in lines[0]
@@ -194,7 +194,7 @@ def test_one_for_which_there_is_no_room_is_a_failure() -> None:
 resource.setrlimit(resource.RLIMIT_NOFILE, (920, 920))
 try:
     descriptors.above(0, 920, "listener web")
-except Failure as failure:
+except HardspliceError as failure:
     say(str(failure))
 """)
     assert line.startswith("cannot use listener web: ")

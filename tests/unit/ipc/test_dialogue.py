@@ -65,7 +65,7 @@ def test_a_relay_says_nothing_before_it_is_ready_but_why_it_is_not() -> None:
         refused(RELAY, kind)
 
 
-def test_relays_of_a_target_monitor_may_be_busy_before_all_of_them_are() -> None:
+def test_relays_of_a_namespace_monitor_may_be_busy_before_all_of_them_are() -> None:
     assert heard(NAMESPACE_MONITOR, Kind.NOTE, Kind.FLOW, Kind.READY) is Phase.SERVING
     for kind in (Kind.PONG, Kind.OPENED, Kind.SERVED, Kind.CLOSED):
         refused(NAMESPACE_MONITOR, kind)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from hardsplice.ipc.sd_notify import VARIABLES, Manager, Notifier, Watchdog, forget, manager_of
 from hardsplice.kernel.scm import Messages
-from hardsplice.model.errors import Failure
+from hardsplice.model.errors import HardspliceError
 from hardsplice.net.inherited import Passed
 
 NOTHING = Manager(None, None, 0, ())
@@ -144,7 +144,7 @@ def test_descriptors_that_can_not_be_sent_are_kept_by_nobody_and_that_is_said(
 def test_a_manager_that_is_not_there_is_an_error_at_start_only(
     tmp_path: Path, manager: socket.socket
 ) -> None:
-    with pytest.raises(Failure, match="cannot reach the service manager at "):
+    with pytest.raises(HardspliceError, match="cannot reach the service manager at "):
         Notifier(str(tmp_path / "nobody"))
     told = notifier(manager)
     manager.close()

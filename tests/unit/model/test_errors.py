@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from hardsplice.model.errors import (
     SHOWN_LIMIT,
-    Failure,
+    HardspliceError,
     printable,
     quote,
     reason_of,
@@ -27,23 +27,23 @@ from hardsplice.model.errors import (
 
 
 def test_a_failure_says_verb_object_and_reason() -> None:
-    failure = Failure("listen on", "port 80", "Permission denied")
+    failure = HardspliceError("listen on", "port 80", "Permission denied")
     assert str(failure) == "cannot listen on port 80: Permission denied"
     assert failure.lines() == ("hardsplice: cannot listen on port 80: Permission denied",)
 
 
 def test_the_next_step_is_a_line_of_its_own() -> None:
-    failure = Failure("listen on", "port 80", "Permission denied", "choose 1024 or above")
+    failure = HardspliceError("listen on", "port 80", "Permission denied", "choose 1024 or above")
     assert failure.lines()[1:] == ("hardsplice: choose 1024 or above",)
 
 
 def test_a_failure_crosses_a_process_boundary() -> None:
-    failure = Failure("open", "x", "y", "z")
+    failure = HardspliceError("open", "x", "y", "z")
     assert pickle.loads(pickle.dumps(failure)).lines() == failure.lines()
 
 
 def test_what_does_not_print_is_shown_escaped() -> None:
-    failure = Failure("open", "a\nb\x1b[1m\udcff", "no\r", "h\n")
+    failure = HardspliceError("open", "a\nb\x1b[1m\udcff", "no\r", "h\n")
     assert failure.lines() == (
         "hardsplice: cannot open a\\nb\\x1b[1m\\udcff: no\\r",
         "hardsplice: h\\n",
@@ -133,7 +133,7 @@ def test_what_can_be_shown_is_shown_as_it_is(text: str) -> None:
 
 
 def test_a_long_name_does_not_hide_the_reason() -> None:
-    said = str(Failure("open", "x" * 10000, "Permission denied"))
+    said = str(HardspliceError("open", "x" * 10000, "Permission denied"))
     assert len(said) <= SHOWN_LIMIT
     assert said.endswith("...: Permission denied")
 

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from hardsplice.model import ports, spec
 from hardsplice.model.direction import Direction
-from hardsplice.model.errors import Failure
+from hardsplice.model.errors import HardspliceError
 from hardsplice.model.foreign import NOT_TCP
-from hardsplice.model.spec import Refusal
+from hardsplice.model.spec import SpecError
 
 
 def refusal(text: str) -> str:
-    with pytest.raises(Failure) as raised:
+    with pytest.raises(HardspliceError) as raised:
         ports.parse([text], Direction.INBOUND, ephemeral=(32768, 60999))
     return str(raised.value)
 
@@ -71,7 +71,7 @@ def test_what_is_offered_is_right_and_what_is_right_is_never_another_programs(te
     better = spec.in_our_words(text)
     try:
         spec.read(text)
-    except Refusal:
+    except SpecError:
         if better is not None:
             assert better != text
             spec.read(better)

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hardsplice.model.direction import Direction
-from hardsplice.model.errors import Failure
+from hardsplice.model.errors import HardspliceError
 from hardsplice.model.forward import Auto, Forward, Origin, Source
 from hardsplice.model.ports import Layout, lay_out, parse
 from hardsplice.model.spec import Address, is_interface_name
@@ -38,7 +38,7 @@ def short(*specs: str, families: tuple[int, ...] = (4, 6)) -> list[str]:
 
 
 def refusal(*specs: str, families: tuple[int, ...] = (4, 6)) -> str:
-    with pytest.raises(Failure) as caught:
+    with pytest.raises(HardspliceError) as caught:
         forwards(*specs, families=families)
     assert len(caught.value.lines()) == 1
     return str(caught.value)
@@ -558,12 +558,12 @@ def test_any_text_at_all_gives_forwards_or_a_failure(specs: list[str]) -> None:
 
 def check_anything(specs: list[str]) -> None:
     """One category of characters is surrogates: undecodable bytes of argv look like that."""
-    outcome: Failure | list[Forward]
+    outcome: HardspliceError | list[Forward]
     try:
         outcome = forwards(*specs)
-    except Failure as failure:
+    except HardspliceError as failure:
         outcome = failure
-    if isinstance(outcome, Failure):
+    if isinstance(outcome, HardspliceError):
         assert str(outcome).isprintable()
         assert str(outcome).startswith(("cannot parse -t", "cannot combine -t"))
         return

@@ -8,11 +8,11 @@ import os
 
 import pytest
 
-from hardsplice.model.errors import Failure
+from hardsplice.model.errors import HardspliceError
 from hardsplice.model.unforeseen import as_failure, next_step
 
 
-def told(error: BaseException) -> Failure:
+def told(error: BaseException) -> HardspliceError:
     return as_failure(error, "start", "hardsplice")
 
 
@@ -47,12 +47,12 @@ def joined(own: str | None) -> None:
     try:
         raise OSError(errno.EMFILE, "x")
     except OSError as error:
-        raise Failure("join", "process 1", "why", own) from error
+        raise HardspliceError("join", "process 1", "why", own) from error
 
 
 @pytest.mark.parametrize("own", [None, "do that"])
 def test_a_failure_that_a_limit_caused_gets_the_step_if_it_has_none(own: str | None) -> None:
-    with pytest.raises(Failure) as caught:
+    with pytest.raises(HardspliceError) as caught:
         joined(own)
     failure = told(caught.value)
     assert failure is caught.value

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from hardsplice.model.errors import Failure
+from hardsplice.model.errors import HardspliceError
 from hardsplice.model.forward import Forward
 
 
@@ -17,18 +17,18 @@ class FakeWorker:
     """
 
     taken: set[int] = field(default_factory=set)
-    fails: Failure | None = None
+    fails: HardspliceError | None = None
     done: list[tuple[str, int]] = field(default_factory=list)
     reset: list[int] = field(default_factory=list)  # ports whose flows were reset
     free: int = 40_000  # the port that is chosen where any will do
     later: list[Callable[[], None]] | None = None
 
-    def add(self, forward: Forward, done: Callable[[Failure | Forward], None]) -> None:
+    def add(self, forward: Forward, done: Callable[[HardspliceError | Forward], None]) -> None:
         def outcome() -> None:
             if self.fails is not None:
                 done(self.fails)
             elif forward.port in self.taken:
-                done(Failure("listen on", f"port {forward.port}", "in use"))
+                done(HardspliceError("listen on", f"port {forward.port}", "in use"))
             else:
                 self.done.append(("add", forward.port))
                 done(forward if forward.port else forward._replace(port=self.free))
@@ -36,7 +36,7 @@ class FakeWorker:
         self.do(outcome)
 
     def remove(
-        self, forward: Forward, *, reset_flows: bool, done: Callable[[Failure | None], None]
+        self, forward: Forward, *, reset_flows: bool, done: Callable[[HardspliceError | None], None]
     ) -> None:
         def outcome() -> None:
             if self.fails is None:

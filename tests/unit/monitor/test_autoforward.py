@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 
 from hardsplice.model.direction import Direction
-from hardsplice.model.errors import Failure
+from hardsplice.model.errors import HardspliceError
 from hardsplice.model.forward import Auto, Forward, Source
 from hardsplice.model.ports import lay_out
 from hardsplice.model.protocol import Protocol
@@ -135,7 +135,7 @@ class Worker(FakeWorker):
     """auto never resets a flow."""
 
     def remove(
-        self, forward: Forward, *, reset_flows: bool, done: Callable[[Failure | None], None]
+        self, forward: Forward, *, reset_flows: bool, done: Callable[[HardspliceError | None], None]
     ) -> None:
         assert not reset_flows
         super().remove(forward, reset_flows=reset_flows, done=done)
@@ -236,7 +236,9 @@ def test_one_that_goes_while_it_is_being_added_is_removed_after_that() -> None:
 def test_one_whose_removal_fails_is_there_and_is_removed_at_the_next_look() -> None:
     stand = Stand()
     stand.follow(80)
-    stand.worker.fails = Failure("remove", "port 100", "the namespace monitor does not answer")
+    stand.worker.fails = HardspliceError(
+        "remove", "port 100", "the namespace monitor does not answer"
+    )
     before = stand.ports.changes
     stand.follow()
     assert stand.listed() == [80]

@@ -16,7 +16,7 @@ from hardsplice.ipc.channel import Channel
 from hardsplice.ipc.child import Child
 from hardsplice.ipc.messages import Kind, Record
 from hardsplice.kernel.signals import FINAL
-from hardsplice.model.errors import Failure, text_of
+from hardsplice.model.errors import HardspliceError, text_of
 from hardsplice.model.roles import HOST, INIT
 from hardsplice.monitor.command import DEAF_SECONDS, Command
 from tests.support.descriptors import open_descriptors
@@ -34,7 +34,7 @@ class Above:
     def command_ended(self, status: int) -> None:
         self.said.append(status)
 
-    def fail(self, failure: Failure) -> None:
+    def fail(self, failure: HardspliceError) -> None:
         self.said.append(str(failure))
 
     def distrust(self, whom: str, error: Exception | str) -> None:
@@ -69,8 +69,8 @@ class Inside:
     def last_records(self) -> Iterator[Record]:
         return self.child.last_words()
 
-    def last_words(self, record: Record, *, runs: bool) -> Failure:
-        return Failure("run", "true" if runs else "namespaces", record.text.decode())
+    def last_words(self, record: Record, *, runs: bool) -> HardspliceError:
+        return HardspliceError("run", "true" if runs else "namespaces", record.text.decode())
 
     def status(self) -> tuple[int, str]:
         return 137, "hs-init was killed by SIGKILL"
@@ -154,7 +154,7 @@ def test_how_command_ended_is_told_as_a_shell_has_it(running: Stand) -> None:
 
 
 def test_why_it_could_not_be_run_is_told(running: Stand) -> None:
-    running.says(Record(Kind.FATAL, text=text_of(Failure("run", "COMMAND", "no"))))
+    running.says(Record(Kind.FATAL, text=text_of(HardspliceError("run", "COMMAND", "no"))))
     assert str(running.above.said[0]).startswith("cannot run true")
 
 

@@ -18,7 +18,7 @@ import pytest
 from hardsplice.ipc.channel import close_all
 from hardsplice.kernel import pinned, socketcalls
 from hardsplice.model.direction import Direction
-from hardsplice.model.errors import Failure
+from hardsplice.model.errors import HardspliceError
 from hardsplice.model.families import ALL_FAMILIES
 from hardsplice.model.forward import Forward
 from hardsplice.monitor.effects import LOOK_SECONDS, LOOKED_AT, Effects
@@ -131,7 +131,7 @@ def test_an_attempt_that_does_not_fit_leaves_nothing(stand: Stand, direction: Di
     while len(book._free) > 1:
         book.add(socketcalls.sockaddr(ip_address("192.0.2.1"), len(book._free)))
     before = stand.uses(direction)
-    with pytest.raises(Failure, match="full"):
+    with pytest.raises(HardspliceError, match="full"):
         stand.effects.write_down(
             numbered(9, forward(target_port=81), direction)
         )  # two loopback addresses
@@ -141,7 +141,7 @@ def test_an_attempt_that_does_not_fit_leaves_nothing(stand: Stand, direction: Di
     stand.effects.write_down(numbered(9, forward("10.0.0.5"), direction))
 
 
-def test_the_place_of_an_outbound_listener_is_in_the_target_monitor_s_book(stand: Stand) -> None:
+def test_the_place_of_an_outbound_listener_is_in_the_namespace_monitor_s_book(stand: Stand) -> None:
     stand.effects.offer_place(forward(port=8080))
     address = socketcalls.sockaddr(ip_address("127.0.0.1"), 8080)
     assert stand.place(Direction.INBOUND) == address[2:]
@@ -181,7 +181,7 @@ def test_a_listener_of_the_start_is_ended_whoever_has_it(stand: Stand) -> None:
 
 
 def test_a_listener_is_ended_also_where_there_is_nothing_to_connect_it_to(stand: Stand) -> None:
-    said: list[Failure] = []
+    said: list[HardspliceError] = []
     stand.effects.retiring._tell = said.append
     assert stand.effects._written[1].direction is Direction.INBOUND
     stand.effects.end(1)
@@ -210,7 +210,7 @@ def cut_off(one: socket.socket) -> None:
 Looking = tuple[Stand, Timers, list[str]]
 
 
-def test_what_the_target_monitor_made_is_looked_at_again_and_again(looking: Looking) -> None:
+def test_what_the_namespace_monitor_made_is_looked_at_again_and_again(looking: Looking) -> None:
     stand, timers, said = looking
     forwarded = forward(port=8080)
     stand.effects.write_down(numbered(9, forwarded, Direction.OUTBOUND))

@@ -91,7 +91,7 @@ def monitor() -> HostMonitor:
     return made
 
 
-def test_the_target_monitor_has_one_record_a_turn(monitor: HostMonitor) -> None:
+def test_the_namespace_monitor_has_one_record_a_turn(monitor: HostMonitor) -> None:
     channel = cast(Any, monitor.monitor).channel
     for turn in range(1, 4):
         monitor._on_monitor()

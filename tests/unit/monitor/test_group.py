@@ -16,7 +16,7 @@ import pytest
 from hardsplice.ipc.descriptors import FIRST_LISTENER, NULL_FD, is_open
 from hardsplice.ipc.messages import Note
 from hardsplice.model.direction import Direction
-from hardsplice.model.errors import Failure
+from hardsplice.model.errors import HardspliceError
 from hardsplice.model.forward import Forward
 from hardsplice.monitor.group import LOOK_SECONDS, RelayGroup
 from hardsplice.monitor.supervisor import Supervisor
@@ -157,7 +157,7 @@ def test_a_place_is_used_again_as_late_as_possible_and_there_are_no_more(
     with socket.create_server(("127.0.0.1", 0)) as server:
         for index in range(2):
             one.add(FORWARD._replace(id=index), server.fileno(), {0: 0})
-        with pytest.raises(Failure, match="no place left"):
+        with pytest.raises(HardspliceError, match="no place left"):
             one.add(FORWARD._replace(id=2), server.fileno(), {0: 0})
         one.remove(1, reset_flows=False)
         one.remove(0, reset_flows=False)
@@ -175,7 +175,7 @@ def test_a_listener_that_can_not_be_served_takes_no_place(
     assert one.pointers is not None
     one.pointers.families = (0,)
     far = Forward(Direction.INBOUND, None, None, 80, IPv6Address("::1"), 80, True)
-    with pytest.raises(Failure, match="there is no IPv6"):
+    with pytest.raises(HardspliceError, match="there is no IPv6"):
         one.add(far._replace(id=1), 0, {1: 0})
     assert (told, list(one.places), one.listeners) == ([], list(places), {})
 

@@ -26,12 +26,12 @@ from hardsplice.ipc.channel import Channel, Sent, close_all
 from hardsplice.ipc.messages import Kind, MalformedError, Record
 from hardsplice.kernel import pinned, socketcalls
 from hardsplice.model.direction import Direction
-from hardsplice.model.errors import Failure
+from hardsplice.model.errors import HardspliceError
 from hardsplice.model.families import IPV4, IPV6
 from hardsplice.model.forward import Forward, Origin, Source
 from hardsplice.model.protocol import Protocol
 from hardsplice.model.roles import HOST, TARGET
-from hardsplice.model.spec import Refusal, is_interface_name
+from hardsplice.model.spec import SpecError, is_interface_name
 from hardsplice.monitor import handover
 from hardsplice.monitor.effects import Effects
 from hardsplice.monitor.handover import ANSWER_SECONDS, WAITING_MAX, HostSide, NamespaceSide
@@ -171,7 +171,7 @@ class Sides:
         self.effects = Effects(self.books, families, [], {}, namespace_here(), Sink())
         self.host_end, self.target_end = Channel.pair(HOST.name, TARGET.name)
         self.inbound, self.outbound = RelayGroup(), RelayGroup()
-        self.timers, self.trouble = Timers(), list[Failure]()
+        self.timers, self.trouble = Timers(), list[HardspliceError]()
         self.host = HostSide(
             self.host_end,
             cast(Any, self.outbound),
@@ -186,15 +186,15 @@ class Sides:
         self.listening: list[Forward] = []
 
     def add(self, index: int, direction: Direction, forward: Forward) -> None:
-        def done(outcome: Failure | Forward) -> None:
-            self.told.append(outcome if isinstance(outcome, Failure) else None)
+        def done(outcome: HardspliceError | Forward) -> None:
+            self.told.append(outcome if isinstance(outcome, HardspliceError) else None)
             if isinstance(outcome, Forward):
                 self.listening.append(outcome)
 
         self.host.add(forward._replace(id=index, direction=direction), done)
 
     def remove(self, index: int, direction: Direction) -> None:
-        def done(failure: Failure | None) -> None:
+        def done(failure: HardspliceError | None) -> None:
             self.told.append(failure or index)
 
         forward_ = forward(80)._replace(id=index, direction=direction)
@@ -319,7 +319,7 @@ def test_what_can_not_be_bound_is_told_with_its_reason(
         sides.add(1, direction, forward(port))
         sides.pass_on()
     (failure,) = sides.told
-    assert isinstance(failure, Failure)
+    assert isinstance(failure, HardspliceError)
     assert failure.reason == os.strerror(errno.EADDRINUSE)
     assert failure.hint is not None
     assert "ss -ltnp" in failure.hint
@@ -333,7 +333,7 @@ def test_a_target_of_a_family_that_is_not_there_is_told(
     sides.add(1, direction, forward(port, "::1"))
     sides.pass_on()
     (failure,) = sides.told
-    assert isinstance(failure, Failure)
+    assert isinstance(failure, HardspliceError)
     assert "there is no IPv6" in failure.reason
     assert crew_of(sides, direction).listeners == {}
 
@@ -349,16 +349,16 @@ def test_requests_wait_for_each_other(sides: Sides, port: int) -> None:
         sides.target_end.receive(wait=False)
     sides.target.take(record)
     sides.pass_on()
-    assert [type(told) for told in sides.told] == [type(None), int, Failure]
+    assert [type(told) for told in sides.told] == [type(None), int, HardspliceError]
 
 
-def test_a_target_monitor_that_is_gone_is_no_end_of_the_host_monitor(
+def test_a_namespace_monitor_that_is_gone_is_no_end_of_the_host_monitor(
     sides: Sides, port: int
 ) -> None:
     sides.target_end.close()
     for direction in Direction:
         sides.add(1, direction, forward(port))
-    assert [type(told) for told in sides.told] == [Failure, Failure]
+    assert [type(told) for told in sides.told] == [HardspliceError, HardspliceError]
 
 
 @directions
@@ -559,7 +559,7 @@ def test_any_number_for_an_error_has_words(sides: Sides, code: int, port: int) -
     sides.add(1, Direction.OUTBOUND, forward(port))
     sides.host.take(Record(Kind.OPENED, index=1, detail=code))
     (failure,) = sides.told
-    assert isinstance(failure, Failure)
+    assert isinstance(failure, HardspliceError)
     assert str(failure)
 
 
@@ -568,7 +568,7 @@ def test_any_number_for_an_error_has_words(sides: Sides, code: int, port: int) -
 
 def reasons(sides: Sides) -> list[str | None]:
     """What those who asked were told."""
-    return [one.reason if isinstance(one, Failure) else None for one in sides.told]
+    return [one.reason if isinstance(one, HardspliceError) else None for one in sides.told]
 
 
 def let_time_pass(sides: Sides, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -592,7 +592,7 @@ def test_a_name_that_can_not_be_an_interfaces_ends_its_own_request_only(
     sides.add(2, direction, forward(port))
     sides.pass_on()
     (first, second) = sides.told
-    assert isinstance(first, Failure)
+    assert isinstance(first, HardspliceError)
     assert "ValueError" in first.reason
     assert second is None, "the next one is served"
 
@@ -628,7 +628,7 @@ def test_whatever_json_can_carry_is_refused_or_can_be_sent(given_: Any, name: st
     for body in (given_, {"proto": "tcp", "parentPort": 8, "childPort": 8, "parentIP": f"%{name}"}):
         try:
             _, made = portapi.read_spec(json.dumps(body).encode(), Source.OPTION, (4, 6))
-        except (portapi._WrongError, Refusal) as error:
+        except (portapi._WrongError, SpecError) as error:
             json.dumps(str(error)).encode()
             continue
         known = made._replace(direction=Direction.INBOUND, origin=Origin.NAMED)
@@ -680,7 +680,7 @@ def test_a_port_whose_removal_can_not_be_sent_is_served_as_before(
         patch.setattr(Channel, "send", (lambda *_, **__: sent) if sent else _raises)
         sides.remove(1, Direction.INBOUND)
     (_, failure) = sides.told
-    assert isinstance(failure, Failure)
+    assert isinstance(failure, HardspliceError)
     assert str(failure).startswith("cannot remove port 1: ")
     assert (sides.books[Direction.INBOUND]._uses, sides.inbound.removed) == (uses, [])
     sides.check()
@@ -706,7 +706,7 @@ def test_what_goes_wrong_once_a_removal_is_sent_is_told_and_it_has_its_answer(
 
 
 @directions
-def test_whatever_goes_wrong_in_the_target_monitor_is_answered(
+def test_whatever_goes_wrong_in_the_namespace_monitor_is_answered(
     sides: Sides, direction: Direction, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sides.add(1, direction, forward(port))
@@ -764,7 +764,7 @@ def test_an_asker_that_asks_again_at_once_does_not_recurse(sides: Sides, port: i
     assert sides.trouble == []
 
 
-def test_a_target_monitor_that_does_not_answer_keeps_nobody_waiting(
+def test_a_namespace_monitor_that_does_not_answer_keeps_nobody_waiting(
     sides: Sides, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = len(open_descriptors())
@@ -863,7 +863,7 @@ def test_too_many_descriptors_under_way_are_told_of(
         sides.pass_on()
     (failure,) = sides.told
     for one in (failure, *sides.trouble):
-        assert isinstance(one, Failure)
+        assert isinstance(one, HardspliceError)
         assert one.reason == os.strerror(errno.ETOOMANYREFS)
         assert one.hint is not None
         assert "a user of its own" in one.hint

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hardsplice.model.direction import Direction
-from hardsplice.model.errors import Failure
+from hardsplice.model.errors import HardspliceError
 from hardsplice.model.forward import Forward
 from hardsplice.model.ports import parse
 from hardsplice.model.protocol import Protocol
@@ -83,7 +83,7 @@ def test_a_loop_is_found_from_whichever_side_one_looks(inbound: str, outbound: s
     in_one = [one for way in ways for one in way]
     assert {one.direction for one in in_one} == {*Direction}
     assert all(found.through(one) for one in in_one)
-    with pytest.raises(Failure, match="that is a loop") as caught:
+    with pytest.raises(HardspliceError, match="that is a loop") as caught:
         loops.refuse(there)
     assert "leave out one of them" in (caught.value.hint or "")
 
@@ -95,19 +95,19 @@ def test_what_only_looks_like_one_is_not(inbound: str, outbound: str) -> None:
 
 @pytest.mark.parametrize("families", [(4,), (6,)])
 def test_with_one_family_too(families: tuple[int, ...]) -> None:
-    with pytest.raises(Failure):
+    with pytest.raises(HardspliceError):
         loops.refuse(forwards("8080", "8080", families))
 
 
 def test_ports_of_two_protocols_do_not_lead_to_each_other() -> None:
     inbound, outbound = forwards("8080:80", "80:8080")
-    with pytest.raises(Failure):
+    with pytest.raises(HardspliceError):
         loops.refuse([inbound, outbound])
     loops.refuse([inbound, outbound._replace(protocol=Protocol.UDP)])
 
 
 def test_the_line_names_the_ports() -> None:
-    with pytest.raises(Failure) as caught:
+    with pytest.raises(HardspliceError) as caught:
         loops.refuse(forwards("8080:80", "80:8080"))
     assert str(caught.value) == (
         "cannot forward port 8080 on the host: that is a loop, "
@@ -121,7 +121,7 @@ def test_the_line_names_the_ports() -> None:
 def test_a_port_that_comes_at_run_time_is_looked_at_beside_those_that_are_there() -> None:
     there = forwards("8080:80", "5432")
     (closing,) = forwards("none", "80:8080")
-    with pytest.raises(Failure):
+    with pytest.raises(HardspliceError):
         loops.check(closing, there)
     (other,) = forwards("none", "80:8081")
     loops.check(other, there)

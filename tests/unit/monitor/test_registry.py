@@ -10,7 +10,7 @@ from ipaddress import ip_address
 import pytest
 
 from hardsplice.model.direction import Direction
-from hardsplice.model.errors import Failure
+from hardsplice.model.errors import HardspliceError
 from hardsplice.model.forward import Forward, Source
 from hardsplice.model.protocol import Protocol
 from hardsplice.monitor import loops
@@ -42,18 +42,18 @@ class Worker:
     asked: list[tuple[object, ...]] = field(default_factory=list)
     pending: list[Callable[..., None]] = field(default_factory=list)
 
-    def add(self, forward: Forward, done: Callable[[Failure | Forward], None]) -> None:
+    def add(self, forward: Forward, done: Callable[[HardspliceError | Forward], None]) -> None:
         self.asked.append(("add", forward.id, forward.direction, forward.port))
         found = forward if forward.port else forward._replace(port=FREE)
         self.pending.append(lambda failure: done(failure or found))
 
     def remove(
-        self, forward: Forward, *, reset_flows: bool, done: Callable[[Failure | None], None]
+        self, forward: Forward, *, reset_flows: bool, done: Callable[[HardspliceError | None], None]
     ) -> None:
         self.asked.append(("remove", forward.id, forward.direction, reset_flows))
         self.pending.append(done)
 
-    def answer(self, *outcome: Failure | None) -> None:
+    def answer(self, *outcome: HardspliceError | None) -> None:
         self.pending.pop(0)(*outcome)
 
 
@@ -73,7 +73,7 @@ class Stand:
 
     def check_room(self, listening: int) -> None:
         if listening > self.room:
-            raise Failure("run", "a relay", "descriptors are too few")
+            raise HardspliceError("run", "a relay", "descriptors are too few")
 
     def add(
         self, port: int, direction: Direction = Direction.INBOUND, address: str | None = None
@@ -85,9 +85,9 @@ class Stand:
         self.ports.remove(port_id, reset_flows=reset, done=self.told.append)
 
     def reason(self) -> str:
-        """Of the last answer, which is a Failure."""
+        """Of the last answer, which is a HardspliceError."""
         failure = self.told[-1]
-        assert isinstance(failure, Failure)
+        assert isinstance(failure, HardspliceError)
         return failure.reason
 
 
@@ -103,7 +103,7 @@ def test_a_port_is_listed_once_it_is_listened_on() -> None:
 
 def test_one_that_can_not_be_listened_on_is_not_and_may_be_asked_for_again() -> None:
     stand = Stand()
-    failure = Failure("listen on", "port 8080", "Address already in use")
+    failure = HardspliceError("listen on", "port 8080", "Address already in use")
     for number in (1, 2):
         stand.add(8080)
         stand.worker.answer(failure)
@@ -183,13 +183,13 @@ def test_a_port_that_can_not_be_removed_is_there_as_before(asked_again: bool) ->
     stand = Stand([there])
     removed: list[int] = []
     stand.ports.on_removed = removed.append
-    failure = Failure("remove", "port 1", "the namespace monitor does not answer")
+    failure = HardspliceError("remove", "port 1", "the namespace monitor does not answer")
     stand.remove(1)
     if asked_again:
         stand.add(80)
     stand.worker.answer(failure)
     if asked_again:
-        stand.worker.answer(Failure("listen on", "port 80", "Address already in use"))
+        stand.worker.answer(HardspliceError("listen on", "port 80", "Address already in use"))
     assert stand.told[0] is failure
     assert (list(stand.ports.list()), stand.ports.find(1), removed) == ([there], there, [])
     stand.add(80)
@@ -222,7 +222,7 @@ def test_there_are_no_more_ports_a_direction_than_relays_have_descriptors_for() 
     assert stand.reason() == "descriptors are too few"
     assert len(stand.worker.asked) == 2
     stand.add(3, Direction.OUTBOUND)
-    stand.worker.answer(Failure("listen on", "port 1", "no"))
+    stand.worker.answer(HardspliceError("listen on", "port 1", "no"))
     stand.add(3)
     assert len(stand.worker.asked) == 4
 

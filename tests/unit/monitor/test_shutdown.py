@@ -10,7 +10,7 @@ from hardsplice.monitor.shutdown import lent, orders
 
 
 @pytest.mark.parametrize("number", [0, 1, 512, 513, 2000])
-def test_however_many_listeners_are_kept_the_target_monitor_is_told_all(number: int) -> None:
+def test_however_many_listeners_are_kept_the_namespace_monitor_is_told_all(number: int) -> None:
     """In as many records as it takes, of which the last one says so."""
     kept = list(range(7, 7 + number))
     told = [decode(encode(record)) for record in orders(kept)]

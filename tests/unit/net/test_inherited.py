@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from hardsplice.app.options import parse_args
 from hardsplice.ipc.channel import close_all
 from hardsplice.model.direction import Direction
-from hardsplice.model.errors import Failure
+from hardsplice.model.errors import HardspliceError
 from hardsplice.model.families import IPV4, IPV6
 from hardsplice.model.forward import Forward, Origin, Source
 from hardsplice.model.ports import parse_inherited, single
 from hardsplice.model.protocol import Protocol
-from hardsplice.model.spec import ANYWHERE, Inherited, Refusal, read_listen, read_target
+from hardsplice.model.spec import ANYWHERE, Inherited, SpecError, read_listen, read_target
 from hardsplice.net.inherited import (
     Passed,
     added_name,
@@ -70,7 +70,7 @@ def test_how_it_is_written(text: str, meaning: Inherited) -> None:
     ],
 )
 def test_what_is_refused(specs: list[str], words: str) -> None:
-    with pytest.raises(Failure, match=words):
+    with pytest.raises(HardspliceError, match=words):
         parse_inherited(specs)
 
 
@@ -78,7 +78,7 @@ def test_what_is_refused(specs: list[str], words: str) -> None:
 def test_any_text_is_one_or_a_failure(text: str) -> None:
     try:
         (one,) = parse_inherited([f"inherit{text}"])
-    except Failure:
+    except HardspliceError:
         return
     assert 1 <= one.port <= 65535
     assert all(one.names)
@@ -88,11 +88,11 @@ def test_it_stands_beside_ports_but_not_beside_none() -> None:
     options = parse_args(["-t", "inherit:80", "-t", "8080", "1"])
     assert [forward.port for forward in options.inbound] == [8080]
     assert len(options.inherited) == 1
-    with pytest.raises(Failure, match="leave out one of the two"):
+    with pytest.raises(HardspliceError, match="leave out one of the two"):
         parse_args(["-t", "inherit:80", "-t", "none", "1"])
-    with pytest.raises(Failure, match="listeners are passed on the host"):
+    with pytest.raises(HardspliceError, match="listeners are passed on the host"):
         parse_args(["-T", "inherit:80", "1"])
-    with pytest.raises(Failure, match="rules out"):
+    with pytest.raises(HardspliceError, match="rules out"):
         parse_args(["-4", "-t", "inherit:[::1]/80", "1"])
 
 
@@ -150,7 +150,7 @@ def test_one_that_was_added_is_known_by_its_name_alone(
             versions=(4, 6),
             families=(4, 6),
         )
-    except Refusal:
+    except SpecError:
         assert read_added(name, (4, 6)) is None, "it could not have been added"
         return
     assert read_added(name, (4, 6)) == asked._replace(required=False)

@@ -16,7 +16,7 @@ import pytest
 from hardsplice.ipc.channel import close_all
 from hardsplice.kernel import pinned, socketcalls
 from hardsplice.model.direction import Direction
-from hardsplice.model.errors import Failure
+from hardsplice.model.errors import HardspliceError
 from hardsplice.model.families import IPV4, IPV6
 from hardsplice.model.forward import Forward, Source
 from hardsplice.model.protocol import Protocol
@@ -158,7 +158,7 @@ def test_a_listener_has_its_plans() -> None:
 def test_a_target_of_a_family_that_is_not_there_is_a_failure(
     target: str, families: tuple[int, ...]
 ) -> None:
-    with pytest.raises(Failure, match=r"there is no IPv[46]"):
+    with pytest.raises(HardspliceError, match=r"there is no IPv[46]"):
         Pointers(USUAL, families).listener(Bound(forward(None, target=target), 12), SLOTS)
 
 
@@ -323,8 +323,8 @@ def test_no_listener_is_opened_for_what_is_not_tcp() -> None:
 # --- errors ---
 
 
-def fails(forwards: list[Forward]) -> Failure:
-    with pytest.raises(Failure) as caught:
+def fails(forwards: list[Forward]) -> HardspliceError:
+    with pytest.raises(HardspliceError) as caught:
         open_listeners(forwards, BOTH)
     return caught.value
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from hardsplice.kernel import linux
-from hardsplice.model.errors import Failure
+from hardsplice.model.errors import HardspliceError
 from hardsplice.net import namespaces
 from hardsplice.net.namespaces import Target, open_path, open_process
 from hardsplice.sandbox.user_namespace import owns_all_ids, write_id_maps
@@ -92,7 +92,7 @@ def test_whether_all_ids_are_ours_is_read_from_the_map() -> None:
 
 
 def test_ones_own_namespace_is_no_target() -> None:
-    with pytest.raises(Failure, match="hardsplice runs in") as caught:
+    with pytest.raises(HardspliceError, match="hardsplice runs in") as caught:
         open_path("/proc/self/ns/net", None, netns_only=True)
     assert caught.value.hint is not None
 
@@ -106,14 +106,14 @@ def test_ones_own_namespace_is_no_target() -> None:
     ],
 )
 def test_what_is_no_network_namespace_is_said(path: str, reason: str) -> None:
-    with pytest.raises(Failure, match=reason):
+    with pytest.raises(HardspliceError, match=reason):
         open_path(path, None, netns_only=True)
 
 
 def test_a_process_that_is_gone_is_said() -> None:
     pid = os.posix_spawnp("true", ["true"], os.environ)
     os.waitpid(pid, 0)
-    with pytest.raises(Failure, match="no such process"):
+    with pytest.raises(HardspliceError, match="no such process"):
         open_process(pid, netns_only=False)
 
 
@@ -121,7 +121,7 @@ def test_one_that_has_ended_but_nobody_waited_for_is_no_other() -> None:
     pid = os.posix_spawnp("true", ["true"], os.environ)
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     try:
-        with pytest.raises(Failure, match="no such process"):
+        with pytest.raises(HardspliceError, match="no such process"):
             open_process(pid, netns_only=False)
     finally:
         os.waitpid(pid, 0)
@@ -161,7 +161,7 @@ def test_a_number_that_is_used_again_is_noticed(
         return open_namespace(path.replace(str(process.pid), str(other.pid)), kind, name, pid)
 
     monkeypatch.setattr(namespaces, "_open_namespace", open_late)
-    with pytest.raises(Failure, match="no such process"):
+    with pytest.raises(HardspliceError, match="no such process"):
         find(process.pid)
 
 

@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hardsplice.kernel import scm
-from hardsplice.model.errors import Failure
+from hardsplice.model.errors import HardspliceError
 from hardsplice.model.protocol import Protocol
 from hardsplice.net import sockdiag
 from hardsplice.net.sockdiag import Listening
@@ -128,7 +128,7 @@ def test_a_kernel_that_does_not_tell_is_named_with_what_it_lacks(
         raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
 
     monkeypatch.setattr(sockdiag, "ask", refuse)
-    with pytest.raises(Failure, match="which ports are listened on") as caught:
+    with pytest.raises(HardspliceError, match="which ports are listened on") as caught:
         sockdiag.open_socket()
     assert "CONFIG_INET_DIAG" in (caught.value.hint or "")
 

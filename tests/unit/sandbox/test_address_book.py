@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from hardsplice.kernel import pinned, socketcalls
 from hardsplice.kernel.syscalls import ARCHITECTURES
-from hardsplice.model.errors import Failure
+from hardsplice.model.errors import HardspliceError
 from hardsplice.sandbox.address_book import (
     LARGE,
     LARGE_32,
@@ -159,7 +159,7 @@ def test_a_full_book_takes_no_more_until_one_is_given_up() -> None:
     for number in range(room):
         book.add(target(number))
     before = content(book)
-    with pytest.raises(Failure, match="full"):
+    with pytest.raises(HardspliceError, match="full"):
         book.add(target(room))
     book.add(target(0))  # which is there already
     assert content(book) == before
@@ -178,7 +178,7 @@ def test_there_is_room_for_as_many_as_the_place_has_and_no_more(place: object) -
     )
     assert len(slots(book)) >= room - 1
     book.close()
-    with pytest.raises(Failure, match="room for"):
+    with pytest.raises(HardspliceError, match="room for"):
         Book(where, [target(1)], room, is_written=False)
 
 
@@ -361,7 +361,7 @@ def test_a_kernel_that_can_not_seal_is_a_failure_with_words(
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
     monkeypatch.setattr(Book, "_seal", refuse)
-    with pytest.raises(Failure, match="Invalid argument") as caught:
+    with pytest.raises(HardspliceError, match="Invalid argument") as caught:
         Book(USUAL, [], 0, is_written=True)
     assert "Linux 5.1" in str(caught.value.hint)
     for fd in open_descriptors() - before:
@@ -379,7 +379,7 @@ from hardsplice.kernel import pinned
 from hardsplice.kernel import socketcalls
 from hardsplice.sandbox.address_book import LARGE, NO_ADDRESS, SLOT, USUAL, VALUES_SIZE
 from hardsplice.sandbox.address_book import Book, Place, Pointer
-from hardsplice.model.errors import Failure
+from hardsplice.model.errors import HardspliceError
 from hardsplice.relay.tcp import seam
 libc = ctypes.CDLL(None, use_errno=True)
 def target(number):
@@ -526,7 +526,7 @@ os.ftruncate(fd, 65536)
 linux.map_shared(fd, 4096, mmap.PROT_READ, address={at})
 try:
     Book(USUAL, [], 4, is_written=True).open()
-except Failure as failure:
+except HardspliceError as failure:
     print(failure)
 print(ctypes.string_at({at}, 4) == bytes(4))
 """)

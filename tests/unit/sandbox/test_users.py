@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from hardsplice.model.errors import Failure
+from hardsplice.model.errors import HardspliceError
 from hardsplice.model.identity import OWN, RunAs
 from hardsplice.sandbox import user_namespace, users
 
@@ -68,17 +68,17 @@ def test_where_such_ids_are_not_mapped_it_is_nobody(
     monkeypatch.setattr(users, "is_mapped", lambda user: user.uid < 65536)
     assert users.own_user(OWN) == users.NOBODY
     started_by(1001)
-    with pytest.raises(Failure, match="only root may"):
+    with pytest.raises(HardspliceError, match="only root may"):
         users.own_user(OWN)
 
 
 def test_only_root_becomes_somebody_else(started_by: Start) -> None:
     started_by(1001)
-    with pytest.raises(Failure, match="only root may"):
+    with pytest.raises(HardspliceError, match="only root may"):
         users.own_user(SOMEBODY)
 
 
 def test_nor_whom_the_user_namespace_does_not_know(started_by: Start) -> None:
     started_by(0, all_ids=False, mapped=False)
-    with pytest.raises(Failure, match="does not map it"):
+    with pytest.raises(HardspliceError, match="does not map it"):
         users.own_user(SOMEBODY)

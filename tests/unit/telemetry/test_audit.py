@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hardsplice.model.errors import Failure
+from hardsplice.model.errors import HardspliceError
 from hardsplice.telemetry import audit
 
 STATUS = (
@@ -198,7 +198,7 @@ def test_nobody_to_be_audited_is_an_error(proc: Proc, pid: int) -> None:
 
 
 def reason(pid: int = HOST) -> str:
-    with pytest.raises(Failure) as raised:
+    with pytest.raises(HardspliceError) as raised:
         audit.report(pid, [], "table")
     assert raised.value.object == f"process {pid}"
     return raised.value.reason

@@ -23,7 +23,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hardsplice.model.errors import Failure
+from hardsplice.model.errors import HardspliceError
 from hardsplice.telemetry import log as module
 from hardsplice.telemetry.log import (
     LAST_WORDS,
@@ -469,7 +469,7 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path, kind: str) -> None:
     path = make_something(tmp_path / "log", kind)
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(
-        Failure, match=r"cannot write log file .*log: |cannot write log file /dev/n"
+        HardspliceError, match=r"cannot write log file .*log: |cannot write log file /dev/n"
     ):
         open_file(str(path))
     assert len(os.listdir("/proc/self/fd")) == before
@@ -479,7 +479,7 @@ def test_a_lock_of_somebody_else_is_not_waited_for(tmp_path: Path) -> None:
     path = tmp_path / "log"
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(Failure, match="another hardsplice writes it"):
+        with pytest.raises(HardspliceError, match="another hardsplice writes it"):
             open_file(str(path))
 
 
