@@ -124,8 +124,13 @@ def monitors(instance: Instance) -> dict[int, list[str]]:
 
     Only root may look, as they are not dumpable; for others the lists are empty.
     """
-    family = [pid for pid in instance.processes() if pid not in instance.relays()]
-    return {pid: sorted(what.partition(":[")[0] for what in held(pid).values()) for pid in family}
+    family = instance.processes()
+    relays = procfs.leaves(family)  # of this very moment: they come and go
+    descriptors = procfs.each(held, (pid for pid in family if pid not in relays))
+    return {
+        pid: sorted(what.partition(":[")[0] for what in found.values())
+        for pid, found in descriptors.items()
+    }
 
 
 def held(pid: int) -> dict[int, str]:
