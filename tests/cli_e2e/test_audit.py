@@ -133,7 +133,7 @@ def test_command_s_processes_are_shown_as_what_they_are(
     assert table.count("'hs-relay-in'") == table.count("'hs-host'") == 4
     found = json.loads(said["--json",].stdout)["processes"]
     ours = sorted(one["comm"] for one in found if one["role"])
-    assert ours == ["hs-guard", "hs-host", "hs-init", "hs-relay-in", "hs-relay-out", "hs-namespace"]
+    assert ours == ["hs-guard", "hs-host", "hs-init", "hs-namespace", "hs-relay-in", "hs-relay-out"]
     assert sum(one["comm"] in ROLES for one in found) == len(ours) + 2
     assert all(one["seccomp"] == 2 for one in found if one["role"])
 
