@@ -37,7 +37,7 @@ def host_of(opened: Opened, entered: Entered, log: Log) -> Host:
         ports=entered.ports,
         first_free=options.next_number,
         dynamic=options.dynamic,
-        effects=_desk(opened, entered) if options.dynamic else None,
+        effects=_effects(opened, entered) if options.dynamic else None,
         watched={
             direction: Watched(options.auto(direction), asker)
             for direction, asker in askers.items()
@@ -59,7 +59,7 @@ def host_of(opened: Opened, entered: Entered, log: Log) -> Host:
     )
 
 
-def _desk(opened: Opened, entered: Entered) -> Effects:
+def _effects(opened: Opened, entered: Entered) -> Effects:
     """What ports that change are made with."""
     inside, planner = entered.inside, entered.planner
     return Effects(

@@ -10,8 +10,9 @@ half a millisecond of every start.) With --debug each stage is reported when it 
     probe    how large pipes may be
     enter    COMMAND's namespaces are created; the namespace monitor is forked, joins those that are
              served, binds its listeners and passes them on (app/entering.py)
-    isolate  each monitor gives up all that it has (sandbox/steps.py), with its filter last
-             (app/isolating.py, monitor/namespace.py)
+    isolate  each monitor gives up all that it has (sandbox/steps.py), with its filter last: the
+             host monitor now (app/isolating.py), the namespace monitor as soon as it has passed
+             its listeners on (monitor/namespace.py)
     fork     each monitor forks its relays, which give up the rest (monitor/supervisor.py)
     ready    only now readiness is reported (app/progress.py)
 

@@ -28,7 +28,7 @@ class RelayView:
     number: int  # among those of its direction
     counters: Mapping[str, int]  # telemetry/counters.py, COUNTERS
     gauges: Mapping[str, int]  # telemetry/counters.py, GAUGES
-    states: Mapping[str, int]  # flows by the names of flowtable.State
+    states: Mapping[str, int]  # flows by the names of flow_table.State
     latency: Latency
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How a process ended, and when to restart a relay that died: with growing delays, and finally no
-more.
+"""When to restart a relay that died: with growing delays, and finally no more; and whether it died
+of something forbidden.
 
-Pure: wait statuses and times in, words and decisions out.
+Pure: wait statuses and times in, decisions out.
 """
 
 from __future__ import annotations

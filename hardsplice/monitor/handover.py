@@ -72,7 +72,7 @@ _SENT = {
 
 
 class HostSide:
-    """Does what the registry of ports decides (forwarding.Worker)."""
+    """Does what the registry of ports decides (registry.Worker)."""
 
     def __init__(
         self,

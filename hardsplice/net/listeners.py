@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Listening sockets, and the plan of where a listener's connections go.
+"""Listening sockets, and the routes of their connections.
 
 An accepted socket inherits what its listener has: TCP_NODELAY and keepalive are set here once, and
 cost nothing per connection. SO_SNDBUF and SO_RCVBUF are left alone, since setting them turns the

@@ -4,10 +4,12 @@
 main.py     a relay's life, from the fork to its own filter to the loop
 orders.py   listeners that its monitor adds and removes at run time
 pools.py    the pool of sockets that the monitor opened in advance
-tcp/        rules.py      what a connection may do next: tables and small functions, without I/O
+tcp/        rules.py      what a flow may do next: tables and small functions, without I/O
             flows.py, moving.py, connecting.py, accepting.py, engine.py
                           the engine in five layers, each above the one before: flows and their
                           ends; moving bytes; connecting to targets; accepting; waiting
             pipes.py      the pool of clean pipes that flows borrow
+            flow_writer.py, heuristics.py
+                          rows of the flow table; guesses that save calls
             seam.py       each call that the engine makes, so that a test can replace the kernel
 """

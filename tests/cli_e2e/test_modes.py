@@ -268,7 +268,7 @@ def test_the_commands_loopback_is_up(identity: Identity, program: Program) -> No
     assert ran.stdout == "up\n", ran.stderr
 
 
-def test_the_command_cannot_reach_its_keepers(identity: Identity, launch: Launch) -> None:
+def test_the_command_cannot_reach_its_guard_and_init(identity: Identity, launch: Launch) -> None:
     """It can neither see, signal nor trace hardsplice's processes."""
     instance = launch(
         identity, "-t", f"{free_ports()}:80", "--", "sh", "-c",
@@ -397,7 +397,7 @@ def test_the_terminal_is_the_commands(identity: Identity, program: Program) -> N
         os.close(terminal)
 
 
-def test_the_commands_keepers_are_locked_down(identity: Identity, launch: Launch) -> None:
+def test_the_commands_guard_and_init_are_locked_down(identity: Identity, launch: Launch) -> None:
     """With COMMAND as with PID: every process of hardsplice's that stays.
 
     PID 1 of the new namespaces keeps CAP_KILL there, as its policy says: COMMAND may become

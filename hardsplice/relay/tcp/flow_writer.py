@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The relay's side of the flow table: it opens a row for each flow that is accepted, keeps it
-current, and closes it. If no option asks for flows there is no flow_writer.
+current, and closes it. If no option asks for flows there is no flow writer.
 
 While a flow has a row its bytes are counted there, by the same statement that counts them for the
-relay otherwise: `Flow.tally` says in which words. So the flow_writer has nothing to do when bytes
+relay otherwise: `Flow.tally` says in which words. So the flow writer has nothing to do when bytes
 move.
 
 Nothing is formatted here. A flow's end is reported as the row itself, in one record; one that the
@@ -87,7 +87,7 @@ class FlowWriter:
 def flow_writer_of(
     stats: count.Stats, now: Callable[[], float], report: Report | None
 ) -> FlowWriter | None:
-    """The flow_writer of a relay, if there is a table to keep."""
+    """The flow writer of a relay, if there is a table to keep."""
     return None if stats.flows is None else FlowWriter(stats.count, stats.flows, now, report)
 
 

@@ -41,7 +41,7 @@ GRACE_WHOLE = 3.0  # seconds that it waits in all
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the relay may use. The two pressure values are percentages, as the original's; above
+    """What the relay may use. The two pressure values are percentages, as pasta's; above
     either, clean pipes are closed rather than kept."""
 
     descriptors: int  # RLIMIT_NOFILE
@@ -254,7 +254,7 @@ class FlowTable:
 
     def _end(self, flow: Flow, abort: Sequence[int], end: End | None = None) -> None:
         """Close both sides, those in ``abort`` with a reset. Everything that the flow holds is let
-        go. ``end`` is for the flow_writer; None says that a side failed.
+        go. ``end`` is for the flow writer; None says that a side failed.
         """
         if self.connecting:
             self.connecting.pop(flow, None)

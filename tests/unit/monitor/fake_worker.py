@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What makes and ends listeners for the registry of ports (forwarding.Worker), without any."""
+"""What makes and ends listeners for the registry of ports (registry.Worker), without any."""
 
 from __future__ import annotations
 

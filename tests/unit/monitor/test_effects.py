@@ -27,7 +27,7 @@ from hardsplice.net.listeners import namespace_here, targets
 from hardsplice.net.retiring import Sink
 from hardsplice.sandbox.address_book import USUAL, Book
 from tests.support.descriptors import open_descriptors
-from tests.unit.monitor.fake_upward import Timers
+from tests.unit.monitor.fake_owner import Timers
 
 directions = pytest.mark.parametrize("direction", Direction)
 

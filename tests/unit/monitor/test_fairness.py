@@ -17,7 +17,7 @@ from hardsplice.ipc.messages import Kind, Record
 from hardsplice.model.roles import HOST, OUTBOUND_RELAY
 from hardsplice.monitor.host import HostMonitor
 from hardsplice.monitor.supervisor import Supervisor
-from tests.unit.monitor.fake_upward import Above
+from tests.unit.monitor.fake_owner import Above
 
 TURNS = 50
 TOO_MANY = 100 * TURNS

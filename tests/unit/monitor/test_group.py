@@ -25,7 +25,7 @@ from hardsplice.relay.main import PIPES_MIN, SOCKETS_MIN, pool_sizes
 from hardsplice.relay.pools import POOL_SIZE as SOCKETS
 from hardsplice.relay.tcp.pipes import POOL_SIZE as PIPES
 from hardsplice.sandbox.address_book import USUAL
-from tests.unit.monitor.fake_upward import Above, Timers
+from tests.unit.monitor.fake_owner import Above, Timers
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def told_of(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Listener]]:
 FORWARD = Forward(Direction.INBOUND, None, None, 80, None, 80, True)
 
 
-def test_a_listener_gets_a_place_and_goes_to_every_keeper(
+def test_a_listener_gets_a_place_and_goes_to_every_supervisor(
     places: range, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = told_of(monkeypatch)

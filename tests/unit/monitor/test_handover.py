@@ -40,7 +40,7 @@ from hardsplice.net.listeners import namespace_here, no_family, targets
 from hardsplice.net.retiring import Sink
 from hardsplice.sandbox.address_book import LARGE, SLOT, USUAL, Book
 from tests.support.descriptors import open_descriptors
-from tests.unit.monitor.fake_upward import Timers
+from tests.unit.monitor.fake_owner import Timers
 
 BOTH = (IPV4, IPV6)
 NOWHERE = pinned.NOWHERE[socket.AF_INET]
@@ -271,7 +271,7 @@ def crew_of(sides: Sides, direction: str) -> RelayGroup:
 
 
 @directions
-def test_a_listener_gets_to_the_crew_that_accepts_on_it(
+def test_a_listener_gets_to_the_group_that_accepts_on_it(
     sides: Sides, direction: Direction, port: int
 ) -> None:
     sides.add(7, direction, forward(port))

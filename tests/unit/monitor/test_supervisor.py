@@ -43,7 +43,7 @@ from hardsplice.sandbox.address_book import USUAL
 from hardsplice.telemetry.counters import COUNTERS, DENIED_RECORDS, RESTARTS, Stats
 from hardsplice.telemetry.flow_table import RECORD_SIZE, End, read_record
 from tests.support.descriptors import as_socket, open_descriptors
-from tests.unit.monitor.fake_upward import Above, Timers
+from tests.unit.monitor.fake_owner import Above, Timers
 
 # --- when to start again ---
 

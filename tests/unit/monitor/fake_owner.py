@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whom supervisors and crews tell (supervisor.Owner, group.Owner), and a loop that never runs."""
+"""What supervisors and groups report to (owner.Owner, group.Owner), and a loop that never runs."""
 
 from __future__ import annotations
 
