@@ -160,6 +160,8 @@ def _compile(library: Any, allowed: dict[str, Alternatives], target: Architectur
                 arguments = (_argument(library, item) for item in alternative)
                 rules.add_rule_exactly(library.ALLOW, number, *arguments)
             except OSError as error:
+                if next_step(error):  # it is not the rule, but a limit of this process
+                    raise
                 raise _UnsupportedError(f"{call}: libseccomp: {reason_of(error)}") from None
     with open(os.memfd_create("filter", os.MFD_CLOEXEC), "rb") as file, any_size():
         try:

@@ -8,6 +8,8 @@ behind pointers, as in socketcall(2), no filter can say more than which call it 
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 import struct
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ from functools import cache
 import pytest
 
 from hardsplice.kernel.syscalls import ARCHITECTURES
+from hardsplice.model.errors import HardspliceError
 from hardsplice.sandbox import seccomp
 from hardsplice.sandbox.policy import prelude
 from hardsplice.sandbox.policy.model import Alternatives
@@ -265,3 +268,20 @@ def test_an_answer_in_the_wrong_byte_order_is_noticed_and_put_right() -> None:
     broken = program.replace(kill, struct.pack(">HBBI", 6, 0, 0, 0x80))
     assert answers(broken, "big") == {ALLOW, 0x80}
     assert right_answers(broken, "big") == right_answers(program, "big") == program
+
+
+def test_too_little_memory_for_a_rule_is_a_limit_and_has_its_next_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It isn't the rule that libseccomp can't express."""
+
+    def add_rule(*_: object) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    library = seccomp._library()
+    monkeypatch.setattr(library.SyscallFilter, "add_rule_exactly", add_rule)
+    monkeypatch.setattr(seccomp, "next_step", lambda error: error and "more memory")
+    with pytest.raises(HardspliceError) as caught:
+        compile_policy(load_policy("monitor"), "x86_64")
+    assert str(caught.value).endswith(": libseccomp: Cannot allocate memory")
+    assert caught.value.hint == "more memory"
