@@ -253,7 +253,7 @@ def storm(lane: Lane, seed: int) -> None:
 
 
 def request_response(lane: Lane) -> None:
-    """Write, write, read, both ways, where receivers delay their ACKs (by 40 ms or more, TCP_ATO_MIN):
+    """Write, write, read, both ways, where receivers delay their ACKs (40 ms or more, TCP_ATO_MIN):
     Nagle's algorithm would have the second write wait for the ACK of the first, each time.
     """
     client, server = lane.pair()
