@@ -102,7 +102,7 @@ class HostSide:
         if forward.direction is Direction.INBOUND:
             self._ask(ServeRequest(forward, self.effects, done))
         else:
-            self._ask(OpenRequest(forward, self.group, self.effects, done))
+            self._ask(OpenRequest(forward, self.effects, done, self.group))
 
     def remove(
         self, forward: Forward, *, reset_flows: bool, done: Callable[[HardspliceError | None], None]

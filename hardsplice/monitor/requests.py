@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
@@ -101,7 +102,7 @@ def _unpacked(version: int, packed: bytes) -> Address | None:
 Done = Callable[[HardspliceError | Forward], None]  # why not, or what is listened on
 
 
-class Request:
+class Request(ABC):
     """A request to the namespace monitor."""
 
     __slots__ = ()
@@ -114,43 +115,59 @@ class Request:
         """The port's number, which records say."""
         return self.forward.id
 
+    @abstractmethod
     def begin(self) -> Record:
         """What to send. Raises HardspliceError where there is nothing to be sent."""
-        raise NotImplementedError
 
+    @abstractmethod
     def end(self, answer: Record) -> HardspliceError | None:
         """Take the answer: the outcome. MalformedError if it is invalid."""
-        raise NotImplementedError
 
-    def sent(self) -> None:
+    def sent(self) -> None:  # noqa: B027 - most have nothing to do
         """It was sent: do here what goes with it."""
 
+    @abstractmethod
     def undo(self, answer: Record) -> Request | None:
         """Take the answer after the request has failed for lack of one: the request to send next,
         so that nothing remains of it.
         """
-        raise NotImplementedError
 
-    def give_up(self) -> None:
+    def give_up(self) -> None:  # noqa: B027 - some did nothing
         """It could not be sent: undo what was done here."""
 
+    @abstractmethod
     def tell(self, outcome: HardspliceError | None) -> None:
         """Report the outcome to the caller."""
-        raise NotImplementedError
 
+    @abstractmethod
     def failed(self, reason: str, hint: str | None = None) -> HardspliceError:
         """The outcome if the monitors could not communicate."""
-        raise NotImplementedError
 
 
 @dataclass(slots=True)
-class ServeRequest(Request):
-    """Inbound: bind here, and pass the listener on."""
+class ListenRequest(Request):
+    """Have a port listened on, in either direction."""
 
-    answer: ClassVar[Kind] = Kind.SERVED
     forward: Forward
     effects: Effects
     done: Done
+
+    def give_up(self) -> None:
+        self.effects.end(self.index)
+        self.effects.cross_out(self.index)
+
+    def tell(self, outcome: HardspliceError | None) -> None:
+        self.done(outcome or self.forward)
+
+    def failed(self, reason: str, hint: str | None = None) -> HardspliceError:
+        return HardspliceError("listen on", self.forward.where, reason, hint)
+
+
+@dataclass(slots=True)
+class ServeRequest(ListenRequest):
+    """Inbound: bind here, and pass the listener on."""
+
+    answer: ClassVar[Kind] = Kind.SERVED
 
     def begin(self) -> Record:
         slots = self.effects.write_down(self.forward)
@@ -177,26 +194,13 @@ class ServeRequest(Request):
             return None
         return ForgetRequest(self.forward, self.effects, reset_flows=True, done=_ignore)
 
-    def give_up(self) -> None:
-        self.effects.end(self.index)
-        self.effects.cross_out(self.index)
-
-    def tell(self, outcome: HardspliceError | None) -> None:
-        self.done(outcome or self.forward)
-
-    def failed(self, reason: str, hint: str | None = None) -> HardspliceError:
-        return HardspliceError("listen on", self.forward.where, reason, hint)
-
 
 @dataclass(slots=True)
-class OpenRequest(Request):
+class OpenRequest(ListenRequest):
     """Outbound: have it bound there, and get the listener."""
 
     answer: ClassVar[Kind] = Kind.OPENED
-    forward: Forward
     group: RelayGroup
-    effects: Effects
-    done: Done
     slots: dict[int, int] = field(default_factory=dict)
 
     def begin(self) -> Record:
@@ -235,14 +239,7 @@ class OpenRequest(Request):
 
     def give_up(self) -> None:
         self.effects.withdraw_place()
-        self.effects.end(self.index)
-        self.effects.cross_out(self.index)
-
-    def tell(self, outcome: HardspliceError | None) -> None:
-        self.done(outcome or self.forward)
-
-    def failed(self, reason: str, hint: str | None = None) -> HardspliceError:
-        return HardspliceError("listen on", self.forward.where, reason, hint)
+        ListenRequest.give_up(self)
 
 
 @dataclass(slots=True)

@@ -10,17 +10,18 @@ import os
 import re
 import shutil
 import subprocess
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from hardsplice.app import option_table
+from tests.unit.bash_completion import FOLDER, offered
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-FOLDER = Path(__file__).parents[3] / "packaging" / "completions"
 BASH = FOLDER / "hardsplice.bash"
 ZSH = FOLDER / "_hardsplice"
 FISH = FOLDER / "hardsplice.fish"
@@ -48,22 +49,12 @@ def shell(name: str, *arguments: str, cwd: Path | None = None) -> str:
 # bash
 
 
-def complete(*words: str, cwd: Path | None = None) -> list[str]:
-    """What bash offers for the last of the words, without the bash-completion package."""
-    code = """
-        compopt() { :; }    # there is no completion under way whose options it could set
-        source "$1"; shift
-        COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=()
-        _hardsplice
-        ((${#COMPREPLY[@]} == 0)) || printf '%s\\n' "${COMPREPLY[@]}"
-    """
-    arguments = ("--norc", "--noprofile", "-c", code, "bash", str(BASH), "hardsplice", *words)
-    return shell("bash", *arguments, cwd=cwd).splitlines()
+complete = partial(offered, "hardsplice")
 
 
 def test_bash_offers_every_option() -> None:
-    offered = complete("-")
-    assert sorted(offered) == sorted(OPTIONS)
+    found = complete("-")
+    assert sorted(found) == sorted(OPTIONS)
 
 
 def test_bash_offers_the_long_options_that_fit() -> None:
@@ -219,11 +210,11 @@ def test_bash_runs_nothing_that_is_in_the_name_of_a_namespace() -> None:
         or subprocess.run((*unshare, "true"), check=False).returncode
     ):
         pytest.skip("no user namespace can be made, in which to mount something at /run")
-    offered, *rest = shell(
+    found, *rest = shell(
         unshare[0], *unshare[1:], "bash", "--norc", "-c", NAMES, "bash", str(BASH)
     ).splitlines()
     names = ["x y", "x$(touch${IFS}ran)", "x`touch${IFS}ran`"]
-    assert sorted(offered.split(":")[1:-1]) == sorted([*names, "y"])
+    assert sorted(found.split(":")[1:-1]) == sorted([*names, "y"])
     assert sorted(rest[0].split(":")[1:-1]) == sorted(names)
     assert rest[1] == "y:y:"
     assert sorted(rest[2].split(":")[1:-1]) == sorted(f"/run/netns/{name}" for name in names)

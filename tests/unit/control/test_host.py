@@ -10,25 +10,21 @@ import os
 import time
 from dataclasses import replace
 from ipaddress import IPv4Address
-from types import SimpleNamespace
-from typing import Any, cast
 
 import pytest
 
 from hardsplice.control import host
-from hardsplice.control.host import Control, HostWorld
+from hardsplice.control.host import HostWorld
 from hardsplice.control.http import Request, Response
 from hardsplice.control.routes import ROUTES
 from hardsplice.control.server import Admission
 from hardsplice.kernel import socketcalls
 from hardsplice.model.direction import Direction
 from hardsplice.model.protocol import Protocol
-from hardsplice.monitor import loops
-from hardsplice.monitor.registry import Ports
 from hardsplice.telemetry import counters as count
 from hardsplice.telemetry.counters import Stats
 from hardsplice.telemetry.flow_log import Traffic
-from hardsplice.telemetry.log import Level, Log
+from tests.unit.control.fake_host import world_of
 
 
 @pytest.fixture
@@ -38,16 +34,7 @@ def world() -> HostWorld:
         Traffic(Direction.INBOUND, [Stats(8)]),
         Traffic(Direction.OUTBOUND, [Stats(8), Stats(8)]),
     ]
-    monitor = SimpleNamespace(
-        traffic=traffic,
-        missing=["Landlock"],
-        registry=Ports([], 1, frozenset(), None, lambda _: None, loops.check),
-        log=Log(Level.ERROR, "text", ""),
-        loop=None,
-    )
-    admission = Admission(frozenset(), None)
-    control = Control(-1, None, admission, (4, 6), "process 7", 7, "7", time.monotonic())
-    return HostWorld(cast(Any, monitor), control)
+    return world_of(traffic, ["Landlock"])
 
 
 def ask(world: HostWorld, path: str) -> Response:

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from hardsplice.ctl.cli import build_parser, parse_args
+from tests.unit.bash_completion import FOLDER, offered
 
 PACKAGING = Path(__file__).parents[3] / "packaging"
 PAGE = PACKAGING / "man" / "hardsplicectl.1"
 SOURCE = PAGE.read_text(encoding="ascii").replace("\\-", "-")
-COMPLETIONS = PACKAGING / "completions"
 
 
 def subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
@@ -81,20 +81,7 @@ def test_typesetters_have_no_complaint(command: list[str]) -> None:
 
 
 def complete(*words: str) -> set[str]:
-    """What bash offers for the last of the words."""
-    code = """
-        compopt() { :; }    # there is no completion under way whose options it could set
-        source "$1"; shift
-        COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=()
-        _hardsplicectl
-        ((${#COMPREPLY[@]} == 0)) || printf '%s\\n' "${COMPREPLY[@]}"
-    """
-    script = str(COMPLETIONS / "hardsplicectl.bash")
-    done = subprocess.run(
-        ["bash", "--norc", "--noprofile", "-c", code, "bash", script, "hardsplicectl", *words],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    return set(done.stdout.splitlines())
+    return set(offered("hardsplicectl", *words))
 
 
 def options_of(parser: argparse.ArgumentParser) -> set[str]:
@@ -104,8 +91,8 @@ def options_of(parser: argparse.ArgumentParser) -> set[str]:
 def test_bash_offers_the_commands_and_the_options_of_each() -> None:
     assert complete("") == set(COMMANDS) | options_of(build_parser())
     for name, parser in COMMANDS.items():
-        offered = complete("--json", name, "")
-        assert offered == options_of(parser) | (set(ACTIONS) if name == "ports" else set())
+        found = complete("--json", name, "")
+        assert found == options_of(parser) | (set(ACTIONS) if name == "ports" else set())
     for name, parser in ACTIONS.items():
         assert complete("--socket", "x", "ports", name, "") == options_of(parser)
     assert complete("top", "--interval", "") == set()
@@ -113,7 +100,7 @@ def test_bash_offers_the_commands_and_the_options_of_each() -> None:
 
 @pytest.mark.parametrize("name", ["_hardsplicectl", "hardsplicectl.fish"])
 def test_the_other_shells_know_every_word(name: str) -> None:
-    source = (COMPLETIONS / name).read_text(encoding="ascii")
+    source = (FOLDER / name).read_text(encoding="ascii")
     for word in (*COMMANDS, *ACTIONS):
         assert re.search(rf"\b{word}\b", source), word
     for option in OPTIONS:

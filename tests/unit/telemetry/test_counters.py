@@ -15,22 +15,18 @@ import signal
 import struct
 import time
 from collections.abc import Callable, Iterable
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from hardsplice.control.host import Control, HostWorld
+from hardsplice.control.host import HostWorld
 from hardsplice.control.http import Request, Response
 from hardsplice.control.report import FLOWS_SHOWN
-from hardsplice.control.server import Admission
 from hardsplice.ctl import show, top
 from hardsplice.model.direction import Direction
 from hardsplice.model.protocol import Protocol
-from hardsplice.monitor import loops
-from hardsplice.monitor.registry import Ports
 from hardsplice.telemetry import flow_log
 from hardsplice.telemetry.counters import (
     ACCEPTED,
@@ -45,6 +41,7 @@ from hardsplice.telemetry.counters import (
 from hardsplice.telemetry.flow_log import FlowLog, Traffic
 from hardsplice.telemetry.flow_table import ROWS_MAX, WORDS_A_ROW, FlowTable, State
 from hardsplice.telemetry.log import Level, Log
+from tests.unit.control.fake_host import world_of
 from tests.unit.relay.fake_kernel import FakeKernel
 
 NOTHING = contextlib.nullcontext()
@@ -53,19 +50,9 @@ WORDS = len(Stats(ROWS).count)
 LARGEST = 2**64 - 1
 
 
-def world_of(stats: Stats) -> HostWorld:
+def both_ways(stats: Stats) -> HostWorld:
     """A host monitor with one relay each way, both with this memory."""
-    traffic = [Traffic(Direction.INBOUND, [stats]), Traffic(Direction.OUTBOUND, [stats])]
-    monitor = SimpleNamespace(
-        traffic=traffic,
-        missing=[],
-        registry=Ports([], 1, frozenset(), None, lambda _: None, loops.check),
-        log=Log(Level.ERROR, "text", ""),
-        loop=None,
-    )
-    admission = Admission(frozenset(), None)
-    control = Control(-1, None, admission, (4, 6), "process 7", 7, "7", time.monotonic())
-    return HostWorld(cast(Any, monitor), control)
+    return world_of([Traffic(direction, [stats]) for direction in Direction])
 
 
 def ask(world: HostWorld, path: str) -> str:
@@ -82,7 +69,7 @@ def no_number(text: str) -> None:
 
 def read_everything(stats: Stats) -> None:
     """What both monitors, the control socket's clients and the log read."""
-    world = world_of(stats)
+    world = both_ways(stats)
     status, flows = (
         json.loads(ask(world, path), parse_constant=no_number)
         for path in ("/v1/status", "/v1/flows")
