@@ -52,8 +52,8 @@ bench: ready-test ## hardsplice and its peers side by side (ARGS=--quick, ARGS=-
 bench-peers: ## install what the benchmark compares with, and say what
 	@bench/install-peers.sh
 
-wheel: ready-test ## build dist/*.whl and dist/*.tar.gz
-	@$(bin)/python -m hatchling build
+wheel: ready-test ## build the wheel, the sdist and the SBOM, in dist/, from what git tracks
+	@$(bin)/python -m tools.dist
 
 clean: ## remove what the targets above made, the virtual environment included
 	rm -rf build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

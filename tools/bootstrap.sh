@@ -75,6 +75,8 @@ need_tools() {
     need util-linux has_command setpriv
     need util-linux has_command nsenter
     [[ $profile == test ]] || return 0
+    need git has_command git
+    need libmagic1 has_file '/usr/lib*/*/libmagic.so.1' '/usr/lib*/libmagic.so.1' # reuse
     need iproute2 has_command ip
     need rootlesskit has_command rootlessctl
     need bubblewrap has_command bwrap

@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from hardsplice import __version__
 from hardsplice.ctl.client import Client, RefusedError
 from tests.support import imports, procfs
 from tests.support.netns import Identity, Namespace
@@ -222,7 +223,7 @@ def test_hardsplicectl_shows_what_happens(site: Site) -> None:
     status = site.ctl("status")
     assert f"serves process {site.namespace.pid}" in status
     metrics = json.loads(site.ctl("metrics", "--json"))
-    labels = {"namespace": str(site.namespace.pid), "version": "0.1.0"}
+    labels = {"namespace": str(site.namespace.pid), "version": __version__}
     assert {"name": "hardsplice_info", "labels": labels, "value": 1.0} in metrics
     assert "hs-relay-in" in site.ctl("audit")
     tree = json.loads(site.ctl("audit", "--json"))["processes"]
