@@ -90,15 +90,35 @@ need_tools() {
     need man-db has_command man
     [[ ! -e /usr/lib/systemd/systemd ]] || need systemd-container has_command systemd-nspawn
     need python3-prctl system_python_has prctl # it is what a real systemd starts in tests/service
+    need python3-seccomp system_python_has seccomp # the other binding, and what packages depend on
 }
 
-# What pip needs in order to fetch packages and to compile python-prctl, which has no wheels.
+# What pip needs in order to fetch packages, and the tests to read the kernel's headers.
 need_build_tools() {
     need ca-certificates has_file /etc/ssl/certs/ca-certificates.crt
-    need gcc has_command gcc
-    need cpp has_command cpp
-    need libc6-dev has_file /usr/include/stdio.h
-    need libcap-dev has_file /usr/include/sys/capability.h
+    [[ $profile != test ]] || need cpp has_command cpp
+}
+
+can_install() { has_command apt-get && { ((EUID == 0)) || has_command sudo; }; }
+
+# The packages that are missing of those with which python-prctl is compiled: it has no wheels.
+prctl_lacks() {
+    has_command gcc || echo gcc
+    has_file /usr/include/stdio.h || echo libc6-dev
+    has_file /usr/include/sys/capability.h || echo libcap-dev
+    has_headers "$python" || case $python in
+    /usr/bin/python3*) echo "${python##*/}-dev" ;;
+    *) echo Python.h ;;
+    esac
+}
+
+# The tests compare with python-prctl. Runs do without it where there is no compiler.
+need_prctl() {
+    [[ $profile == test ]] && can_install || return 0
+    local package
+    for package in $(prctl_lacks); do
+        [[ $package == Python.h ]] || missing+=("$package") # that one isn't Debian's
+    done
 }
 
 # --- Python --------------------------------------------------------------------------------------
@@ -119,18 +139,14 @@ find_python() {
     return 1
 }
 
-# Which of venv's and the compiler's needs this Python lacks, as the suffixes of Debian's packages.
-python_lacks() {
-    "$1" - <<'PYTHON'
-import importlib.util
-import pathlib
-import sysconfig
+has_venv() {
+    "$1" -c 'import importlib.util; import sys
+sys.exit(not all(map(importlib.util.find_spec, ("ensurepip", "venv"))))'
+}
 
-if importlib.util.find_spec("ensurepip") is None or importlib.util.find_spec("venv") is None:
-    print("venv")
-if not pathlib.Path(sysconfig.get_path("include"), "Python.h").exists():
-    print("dev")
-PYTHON
+has_headers() {
+    local code='import sysconfig; print(sysconfig.get_path("include"))'
+    [[ -x $1 ]] && has_file "$("$1" -c "$code")/Python.h"
 }
 
 need_python() {
@@ -142,16 +158,13 @@ need_python() {
         python=/usr/bin/python3
         [[ ! -e $python ]] || fail "cannot find Python 3.11 or newer: $python is older" \
             "install one beside it and name it: make PYTHON=/path/to/python3.11 ..."
-        missing+=(python3 python3-venv python3-dev)
+        missing+=(python3 python3-venv)
         return 0
     fi
-    local lacks
-    for lacks in $(python_lacks "$python"); do
-        case $python in
-        /usr/bin/python3*) missing+=("${python##*/}-$lacks") ;;
-        *) fail "cannot use $python: it has no ${lacks/dev/headers (Python.h)}" ;;
-        esac
-    done
+    has_venv "$python" || case $python in
+    /usr/bin/python3*) missing+=("${python##*/}-venv") ;;
+    *) fail "cannot use $python: it has no venv" ;;
+    esac
 }
 
 # --- the virtual environment ---------------------------------------------------------------------
@@ -182,8 +195,17 @@ make_venv() {
         "$python" -m venv "$venv"
         venv_key >"$venv/.key"
     fi
-    local what=.
+    local what=. lacks
     [[ $profile != test ]] || what='.[dev]'
+    mapfile -t lacks < <(prctl_lacks)
+    if ((${#lacks[@]})); then
+        say "going on without python-prctl, whose calls hardsplice then makes itself:" \
+            "to compile it takes ${lacks[*]}"
+    elif [[ $profile == test ]]; then
+        what='.[dev,prctl]'
+    else
+        what='.[prctl]'
+    fi
     say "installing $what with pip"
     "$venv/bin/python" -m pip --quiet --disable-pip-version-check install --use-pep517 \
         --editable "$what" ||
@@ -197,6 +219,7 @@ run | test)
     if ! is_current; then
         need_build_tools
         need_python
+        need_prctl
     fi
     install_missing
     if ! is_current; then

@@ -21,7 +21,8 @@ from hardsplice.telemetry import audit
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 NOBODY = 65534
-RUNTIME_MODULES = ("pyseccomp", "prctl", "_prctl")
+# What hardsplice imports of others': one of the first two, and the last two if they are there.
+RUNTIME_MODULES = ("pyseccomp", "seccomp", "prctl", "_prctl")
 DROP = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--inh-caps=-all"]
 
 
@@ -52,7 +53,8 @@ def probe(python: str) -> list[str]:
     """
     code = (
         "import os, sys; assert sys.version_info >= (3, 11); "
-        "import hardsplice.app.start, hardsplice.app.stages, prctl, pyseccomp; "
+        "import hardsplice.app.start, hardsplice.app.stages; "
+        "hardsplice.app.stages.libseccomp.load(); "
         "os.execv(sys.argv[1], [sys.argv[1], '-c', ''])"
     )
     return [python, "-c", code, python]
@@ -93,15 +95,16 @@ def ordinary_user(folder: Path) -> Launcher:
 
 
 def stage(target: Path) -> None:
-    """Copy the program, its policies and its two dependencies to where everybody can read them."""
+    """Copy the program, its policies and what it imports to where everybody can read them."""
     ignore = shutil.ignore_patterns("__pycache__")
     for name in ("hardsplice", "policy"):
         shutil.copytree(CHECKOUT / name, target / name, ignore=ignore)
-    for module in RUNTIME_MODULES:
-        spec = importlib.util.find_spec(module)
-        if spec is None or spec.origin is None:
-            raise SystemExit(f"demo: cannot find module {module}: run `make demo`")
-        shutil.copy(spec.origin, target)
+    specs = {module: importlib.util.find_spec(module) for module in RUNTIME_MODULES}
+    found = {module: spec.origin for module, spec in specs.items() if spec and spec.origin}
+    if not found.keys() & {"pyseccomp", "seccomp"}:
+        raise SystemExit("demo: cannot find module pyseccomp: run `make demo`")
+    for origin in found.values():
+        shutil.copy(origin, target)
     for path in (target, *target.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
 

@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
-import prctl
-
 from hardsplice.app.confining import confinement
 from hardsplice.app.entering import Entered
 from hardsplice.app.filters import Programs
@@ -21,6 +19,7 @@ from hardsplice.app.opening import Opened
 from hardsplice.app.progress import Progress
 from hardsplice.command import environment
 from hardsplice.ipc import descriptors
+from hardsplice.kernel import prctl
 from hardsplice.model import roles
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import reason_of

@@ -27,9 +27,11 @@ from hardsplice.app import entering, filters, free_ports, isolating, opening, se
 from hardsplice.app.options import Options
 from hardsplice.app.progress import Progress
 from hardsplice.command.caller import Caller
+from hardsplice.kernel import prctl
 from hardsplice.monitor.host import HostMonitor
 from hardsplice.relay.tcp.pipes import probe_size
 from hardsplice.relay.tcp.seam import Kernel
+from hardsplice.sandbox import libseccomp
 
 
 def run(options: Options, caller: Caller, progress: Progress) -> int:
@@ -45,6 +47,7 @@ def run(options: Options, caller: Caller, progress: Progress) -> int:
 
         progress.stage("compile")
         programs = filters.compile_all(opened.options, opened.numbered.first_flow)
+        progress.say(f"libseccomp by {libseccomp.load().__name__}, prctl by {prctl.PROVIDER}")
 
         progress.stage("probe")
         pipe_size = probe_size(Kernel())

@@ -28,8 +28,6 @@ import signal
 import time
 from collections.abc import Iterator
 
-import prctl
-
 from hardsplice.command import guard, id_maps, init
 from hardsplice.command.recipe import Recipe
 from hardsplice.ipc import child, lifeline
@@ -37,6 +35,7 @@ from hardsplice.ipc.channel import Channel
 from hardsplice.ipc.child import Child
 from hardsplice.ipc.dialogue import OF_INIT, last_words
 from hardsplice.ipc.messages import Kind, MalformedError, Record
+from hardsplice.kernel import prctl
 from hardsplice.kernel.status import describe_status, exit_status
 from hardsplice.model.errors import HardspliceError, failure_of, reason_of
 from hardsplice.model.roles import GUARD, HOST, INIT

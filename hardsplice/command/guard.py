@@ -13,14 +13,12 @@ import os
 import signal
 from typing import TYPE_CHECKING, NoReturn
 
-import prctl
-
 from hardsplice.command import environment, init
 from hardsplice.ipc import child, descriptors, lifeline
 from hardsplice.ipc.channel import Channel
 from hardsplice.ipc.descriptors import CHANNEL_FD, FIRST_LISTENER
 from hardsplice.ipc.messages import Kind, Record, encode
-from hardsplice.kernel import linux
+from hardsplice.kernel import linux, prctl
 from hardsplice.kernel.status import exit_status
 from hardsplice.model import roles
 from hardsplice.model.errors import HardspliceError, reason_of

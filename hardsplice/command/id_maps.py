@@ -13,8 +13,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-import prctl
-
+from hardsplice.kernel import prctl
 from hardsplice.model.errors import HardspliceError, quote, reason_of
 from hardsplice.model.identity import RunAs
 from hardsplice.sandbox import user_namespace, users

@@ -42,7 +42,14 @@ NS_GET_PARENT = _IO | 0xB702
 NS_GET_NSTYPE = _IO | 0xB703
 NS_GET_OWNER_UID = _IO | 0xB704
 
-# linux/prctl.h: what python-prctl 1.8.1 does not know, and what it would refuse.
+# linux/prctl.h: what python-prctl 1.8.1 does not know, what it would refuse, and what is done here
+# where it is missing (prctl_fallback.py).
+PR_SET_PDEATHSIG = 1
+PR_GET_PDEATHSIG = 2
+PR_SET_DUMPABLE = 4
+PR_SET_NAME = 15
+PR_SET_CHILD_SUBREAPER = 36
+PR_SET_NO_NEW_PRIVS = 38
 PR_CAPBSET_READ = 23
 PR_CAPBSET_DROP = 24
 PR_SET_SECCOMP = 22
@@ -128,6 +135,10 @@ def fork() -> int:
 
 _prctl = libc.prctl
 _prctl.argtypes = (c_int, c_ulong, c_ulong, c_ulong, c_ulong)
+_capget = libc.capget
+_capget.argtypes = (c_char_p, c_char_p)
+_capset = libc.capset
+_capset.argtypes = (c_char_p, c_char_p)
 _unshare = libc.unshare
 _unshare.argtypes = (c_int,)
 _setns = libc.setns
@@ -143,11 +154,46 @@ _syscall.restype = c_long
 
 
 def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 0) -> int:
-    """prctl(2) for the options that python-prctl lacks."""
+    """prctl(2), of options whose arguments are numbers."""
     result: int = _prctl(option, arg2, arg3, arg4, arg5)
     if result < 0:
         fail()
     return result
+
+
+def set_name(name: str) -> None:
+    """prctl(PR_SET_NAME): call this thread so; the kernel takes no more than 15 bytes."""
+    text = ctypes.create_string_buffer(os.fsencode(name))
+    prctl(PR_SET_NAME, ctypes.addressof(text))
+
+
+def get_pdeathsig() -> int:
+    """prctl(PR_GET_PDEATHSIG): the signal that the end of the parent sends; 0 for none."""
+    number = c_int()
+    prctl(PR_GET_PDEATHSIG, ctypes.addressof(number))
+    return number.value
+
+
+_CAPABILITIES_V3 = 0x20080522  # linux/capability.h: two words for each set
+_SETS = "=6I"  # the lower words of the three sets, then the upper ones
+
+
+def capget() -> tuple[int, int, int]:
+    """capget(2) of this thread: the masks of what is effective, permitted and inheritable."""
+    data = ctypes.create_string_buffer(struct.calcsize(_SETS))
+    if _capget(struct.pack("=Ii", _CAPABILITIES_V3, 0), data) != 0:
+        fail()
+    words = struct.unpack(_SETS, data.raw)
+    effective, permitted, inheritable = (words[n] | words[n + 3] << 32 for n in range(3))
+    return effective, permitted, inheritable
+
+
+def capset(effective: int, permitted: int, inheritable: int) -> None:
+    """capset(2) for this thread, with masks."""
+    sets = (effective, permitted, inheritable)
+    words = [one >> shift & 0xFFFFFFFF for shift in (0, 32) for one in sets]
+    if _capset(struct.pack("=Ii", _CAPABILITIES_V3, 0), struct.pack(_SETS, *words)) != 0:
+        fail()
 
 
 def set_seccomp_filter(program: bytes) -> None:

@@ -14,8 +14,6 @@ import struct
 from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
-import prctl
-
 from hardsplice.command import environment
 from hardsplice.ipc import child, descriptors, lifeline
 from hardsplice.ipc.channel import CROWDED_HINT, Channel, close_all
@@ -29,6 +27,7 @@ from hardsplice.ipc.descriptors import (
 )
 from hardsplice.ipc.loop import Loop
 from hardsplice.ipc.messages import Kind, MalformedError, Record
+from hardsplice.kernel import prctl
 from hardsplice.model import roles
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import HardspliceError, failure_of, relay_lost, text_of

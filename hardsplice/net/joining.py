@@ -21,9 +21,8 @@ import os
 from dataclasses import dataclass
 from functools import partial
 
-import prctl
-
 from hardsplice.ipc import lifeline
+from hardsplice.kernel import prctl
 from hardsplice.net import namespaces
 from hardsplice.net.namespaces import Target
 from hardsplice.sandbox import empty_root, landlock, rights, steps

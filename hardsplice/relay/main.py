@@ -16,12 +16,11 @@ import signal
 from collections.abc import Callable
 from typing import NamedTuple, NoReturn
 
-import prctl
-
 from hardsplice.ipc import descriptors
 from hardsplice.ipc.channel import Channel, close_all
 from hardsplice.ipc.descriptors import CHANNEL_FD, FIRST_LISTENER, LIFELINE_FD, RULESET_FD
 from hardsplice.ipc.messages import Kind, MalformedError, Note, Record
+from hardsplice.kernel import prctl
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import HardspliceError
 from hardsplice.model.families import IPV4, IPV6

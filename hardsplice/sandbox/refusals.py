@@ -15,9 +15,7 @@ import functools
 import os
 from collections.abc import Callable, Iterable
 
-import prctl
-
-from hardsplice.kernel import linux, mounts
+from hardsplice.kernel import linux, mounts, prctl
 from hardsplice.sandbox import rights
 
 _OF_THE_SENSELESS = (errno.EINVAL, errno.ENOENT, errno.EBADF)

@@ -16,9 +16,7 @@ import fcntl
 import os
 import struct
 
-import prctl
-
-from hardsplice.kernel import linux
+from hardsplice.kernel import linux, prctl
 from hardsplice.model.errors import HardspliceError, quote
 
 AS_OWNER = "run hardsplice as the user who owns that namespace, or as root"

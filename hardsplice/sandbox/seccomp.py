@@ -15,15 +15,14 @@ import contextlib
 import errno
 import os
 import struct
-import sys
-import types
 from pathlib import Path
 from typing import Any
 
 from hardsplice.kernel.files import any_size
 from hardsplice.kernel.syscalls import ARCHITECTURES, DIRECT, Architecture
 from hardsplice.model.errors import HardspliceError, reason_of
-from hardsplice.model.unforeseen import as_failure, next_step
+from hardsplice.model.unforeseen import next_step
+from hardsplice.sandbox import libseccomp
 from hardsplice.sandbox.policy import prelude
 from hardsplice.sandbox.policy.format import parse_policy
 from hardsplice.sandbox.policy.model import Alternatives, Comparison, Policy, asked, resolve
@@ -38,7 +37,6 @@ __all__ = [
     "right_answers",
 ]
 
-_LIBSECCOMP = "libseccomp.so.2"
 # linux/bpf_common.h: the instruction that answers, the class of jumps, the one without condition
 _BPF_RET_K, _BPF_JMP, _BPF_JA = 0x06, 0x05, 0x05
 _BINARY_TREE = 2  # SCMP_FLTATR_CTL_OPTIMIZE: logarithmic instead of linear, libseccomp 2.5
@@ -69,7 +67,7 @@ def _read(role: str) -> str:
 
 def native_arch() -> str:
     """The architecture of this process: an i686 Python on an x86-64 kernel is i686."""
-    library = _library()
+    library = libseccomp.load()
     audit = library.system_arch()
     for arch in ARCHITECTURES.values():
         if arch.audit == audit:
@@ -89,7 +87,7 @@ def compile_policy(policy: Policy, arch: str) -> bytes:
     """
     target = ARCHITECTURES[arch]
     allowed, by_monitor = resolve(policy, arch), asked(policy, arch)
-    library, hint = _library(), None
+    library, hint = libseccomp.load(), None
     try:
         first = prelude.build(allowed, by_monitor, _guarded(library, allowed, target), target)
         program = _compile(library, allowed, target)
@@ -217,39 +215,3 @@ def _guarded(
             _check_number(number, call, target)
             numbers[call] = number
     return numbers
-
-
-def _library() -> Any:
-    """pyseccomp, imported without its search for libraries.
-
-    pyseccomp asks ctypes.util.find_library for libc and libseccomp while it is imported, which runs
-    `ldconfig -p`, and failing that a compiler. There is no need: libc is part of this process, and
-    libseccomp's name is its ABI's. So for the length of the import a module with those two answers
-    stands in for ctypes.util, and no process is started.
-    """
-    if sys.modules.get("pyseccomp") is not None:
-        return sys.modules["pyseccomp"]
-    import ctypes
-
-    stand_in = types.ModuleType("ctypes.util")
-    vars(stand_in)["find_library"] = {"c": None, "seccomp": _LIBSECCOMP}.get
-    module, attribute = sys.modules.get("ctypes.util"), vars(ctypes).get("util")
-    sys.modules["ctypes.util"] = vars(ctypes)["util"] = stand_in
-    try:
-        import pyseccomp
-    except ModuleNotFoundError as error:
-        raise HardspliceError(
-            "import", "pyseccomp", str(error), "install it: pip install pyseccomp"
-        ) from None
-    except OSError as error:
-        if next_step(error) is not None:
-            raise as_failure(error, "load", _LIBSECCOMP) from None
-        hint = "install libseccomp (Debian and Ubuntu: libseccomp2)"
-        raise HardspliceError("load", _LIBSECCOMP, str(error), hint) from None
-    finally:
-        del sys.modules["ctypes.util"], vars(ctypes)["util"]
-        if module is not None:
-            sys.modules["ctypes.util"] = module
-        if attribute is not None:
-            vars(ctypes)["util"] = attribute
-    return pyseccomp

@@ -23,9 +23,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import prctl
-
-from hardsplice.kernel import linux, unotify
+from hardsplice.kernel import linux, prctl, unotify
 from hardsplice.model.errors import not_done, reason_of
 from hardsplice.model.identity import RunAs
 from hardsplice.model.unforeseen import next_step

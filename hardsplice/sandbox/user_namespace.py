@@ -9,12 +9,10 @@ import os
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
-import prctl
-
 from hardsplice.ipc import child
 from hardsplice.ipc.channel import Channel
 from hardsplice.ipc.messages import MAPPER, Kind, Record
-from hardsplice.kernel import linux
+from hardsplice.kernel import linux, prctl
 from hardsplice.model.identity import RunAs
 from hardsplice.model.roles import HOST
 

@@ -10,9 +10,7 @@ import errno
 import os
 import pwd
 
-import prctl
-
-from hardsplice.kernel import linux
+from hardsplice.kernel import linux, prctl
 from hardsplice.model.errors import HardspliceError
 from hardsplice.model.identity import OWN, RunAs
 from hardsplice.sandbox import user_namespace

@@ -2,16 +2,18 @@
 """What a distribution gets: a wheel that runs from anywhere, and an sdist from which all is built.
 
 Built without network and without isolation, by the build backend of the environment that runs the
-tests; installed into an environment of its own, which sees the two runtime dependencies and
-nothing of this checkout.
+tests; installed into an environment of its own, which sees the runtime dependencies and nothing of
+this checkout.
 """
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import importlib.metadata
-import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 import venv
@@ -21,14 +23,17 @@ from pathlib import Path
 import pytest
 
 from hardsplice import __version__
+from tests.support.bindings import origin
+from tests.support.product import free_ports
+from tests.support.stream import PATIENCE, eventually
 
 ROOT = Path(__file__).parents[2]
 POLICIES = {path.name for path in (ROOT / "policy").glob("*.toml")}
 
 
-def run(*command: str | Path, cwd: Path, status: int = 0) -> str:
+def run(*command: str | Path, cwd: Path, status: int = 0, path: str = os.defpath) -> str:
     """What a command prints, away from the checkout and its settings."""
-    environment = {"PATH": os.defpath, "HOME": str(cwd), "LC_ALL": "C.UTF-8"}
+    environment = {"PATH": path, "HOME": str(cwd), "LC_ALL": "C.UTF-8"}
     done = subprocess.run(
         [str(word) for word in command],
         cwd=cwd,
@@ -72,10 +77,8 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     code = "import sysconfig; print(sysconfig.get_path('purelib'))"
     packages = Path(run(python, "-c", code, cwd=home).strip())
     for name in ("pyseccomp", "prctl", "_prctl"):
-        spec = importlib.util.find_spec(name)
-        assert spec is not None
-        assert spec.origin is not None
-        (packages / Path(spec.origin).name).symlink_to(spec.origin)
+        if found := origin(name):
+            (packages / found.name).symlink_to(found)
     return home / "bin"
 
 
@@ -98,11 +101,65 @@ def test_the_wheel_carries_nothing_but_the_package(wheel: Path) -> None:
     assert tops == {"hardsplice", f"hardsplice-{__version__}.dist-info"}
 
 
-def test_the_wheel_needs_just_the_two_dependencies(installed: Path) -> None:
+def test_the_wheel_needs_just_the_one_dependency_and_may_have_another(installed: Path) -> None:
     (info,) = installed.parent.glob("lib/python*/site-packages/hardsplice-*.dist-info")
     requires = importlib.metadata.Distribution.at(info).requires or []
     needed = {re.split(r"[^\w-]", line)[0] for line in requires if "extra ==" not in line}
-    assert needed == {"pyseccomp", "python-prctl"}
+    assert needed == {"pyseccomp"}
+    (extra,) = [line for line in requires if re.search(r"extra == .prctl.", line)]
+    assert extra.startswith("python-prctl")
+
+
+def packed(name: str, folder: Path) -> Path:
+    """A wheel with what is installed of a pure Python distribution, as a registry has it."""
+    installed = importlib.metadata.distribution(name)
+    wheel = folder / f"{name}-{installed.version}-py3-none-any.whl"
+    left = ("__pycache__", "INSTALLER", "REQUESTED", "direct_url.json")  # the installer's own
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for path in installed.files or []:
+            if not set(path.parts) & set(left):
+                archive.write(str(path.locate()), str(path))
+    return wheel
+
+
+def test_pip_installs_it_without_a_compiler_and_it_serves(wheel: Path, tmp_path: Path) -> None:
+    """And without python-prctl, which would have to be compiled."""
+    registry, home, programs = (tmp_path / name for name in ("registry", "home", "programs"))
+    for folder in (registry, home, programs):
+        folder.mkdir()
+    packed("pyseccomp", registry)
+    shutil.copy(wheel, registry)
+    venv.create(home, with_pip=False, symlinks=True)
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--python")
+    options = ("install", "--quiet", "--no-index", "--find-links", registry, "hardsplice")
+    run(*pip, home / "bin" / "python", *options, cwd=home, path=str(programs))
+
+    port = free_ports()
+    serve = ("--debug", "-t", f"127.0.0.1/{port}:80", "--", "/usr/bin/python3", "-m", "http.server")
+    with (
+        (tmp_path / "said").open("w+") as said,
+        subprocess.Popen(
+            [home / "bin" / "hardsplice", *serve, "80"], cwd="/", env={"PATH": str(programs)},
+            stdin=subprocess.DEVNULL, stdout=said, stderr=said,
+        ) as process,
+    ):  # fmt: skip
+        try:
+            eventually(lambda: fetched(port) == 200, (tmp_path / "said").read_text, within=PATIENCE)
+        finally:
+            process.terminate()
+        process.wait(PATIENCE)
+    assert (
+        "libseccomp by pyseccomp, prctl by hardsplice itself\n" in (tmp_path / "said").read_text()
+    )
+
+
+def fetched(port: int) -> int:
+    """The status with which a server answers for its root; 0 for none."""
+    client = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+    with contextlib.closing(client), contextlib.suppress(OSError, http.client.HTTPException):
+        client.request("HEAD", "/")
+        return client.getresponse().status
+    return 0
 
 
 def test_the_installed_command_says_its_version_from_anywhere(

@@ -20,7 +20,7 @@ import pytest
 
 from hardsplice.kernel.syscalls import ARCHITECTURES
 from hardsplice.model.errors import HardspliceError
-from hardsplice.sandbox import seccomp
+from hardsplice.sandbox import libseccomp, seccomp
 from hardsplice.sandbox.policy import prelude
 from hardsplice.sandbox.policy.model import Alternatives
 from hardsplice.sandbox.seccomp import answers, compile_policy, load_policy, right_answers
@@ -167,7 +167,7 @@ def test_libseccomp_would_open_a_second_door_for_socket_calls(
     so it has none.
     """
     target = ARCHITECTURES[arch]
-    library = seccomp._library()
+    library = libseccomp.load()
     order = oracle.BYTE_ORDER[arch]
     anyhow: Alternatives = ((),)
     whole = {"accept4": anyhow, "splice": anyhow}
@@ -278,7 +278,7 @@ def test_too_little_memory_for_a_rule_is_a_limit_and_has_its_next_step(
     def add_rule(*_: object) -> None:
         raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
-    library = seccomp._library()
+    library = libseccomp.load()
     monkeypatch.setattr(library.SyscallFilter, "add_rule_exactly", add_rule)
     monkeypatch.setattr(seccomp, "next_step", lambda error: error and "more memory")
     with pytest.raises(HardspliceError) as caught:

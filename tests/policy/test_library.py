@@ -73,7 +73,10 @@ def test_an_earlier_import_of_ctypes_util_stays() -> None:
             NO_LIBRARY,
             "cannot load libseccomp.so.2: libseccomp.so.2: cannot open shared object file",
         ),
-        ("sys.modules['pyseccomp'] = None\n", "cannot import pyseccomp: "),
+        (
+            "sys.modules['pyseccomp'] = sys.modules['seccomp'] = None\n",
+            "cannot import pyseccomp or seccomp: ",
+        ),
     ],
 )
 def test_a_missing_library_is_one_error(sabotage: str, message: str) -> None:

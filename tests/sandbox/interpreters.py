@@ -21,7 +21,7 @@ assert sys.version_info >= (3, 11)
 print("%d.%d" % sys.version_info[:2])
 """
 _NAME = re.compile(r"python3(\.(1[1-9]|[2-9]\d))?")
-_NEEDED = "import prctl, pyseccomp"
+_NEEDED = "import pyseccomp"
 
 
 def candidates() -> list[str]:

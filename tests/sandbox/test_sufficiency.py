@@ -74,9 +74,7 @@ def everyday(number: int, allocator: str) -> bool:
 def test_the_smoke_run(captured: Captured, version: str, allocator: str) -> None:
     path = interpreters.found(str(captured.stage())).get(version)
     if path is None:
-        pytest.skip(
-            f"no Python {version} with python-prctl here; {interpreters.VARIABLE} can name one"
-        )
+        pytest.skip(f"no Python {version} here; {interpreters.VARIABLE} can name one")
     program = Captured(path)
     with (
         contextlib.closing(program),

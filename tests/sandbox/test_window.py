@@ -31,7 +31,7 @@ HOLD = """
 import os, signal, sys
 moment, how = sys.argv[1:3]
 del sys.argv[1:3]
-import prctl
+from hardsplice.kernel import prctl
 from hardsplice.ipc import descriptors
 from hardsplice.sandbox import empty_root
 from hardsplice.sandbox import steps

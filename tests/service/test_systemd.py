@@ -87,7 +87,7 @@ def start(program: Program, user: Identity) -> Iterator[Start]:
             "PYTHONPATH=/program",
             "/usr/bin/python3",
             "-c",
-            "import prctl, hardsplice.app.stages",
+            "import hardsplice.app.stages as s; s.libseccomp.load()",
         )
         if status != 0:
             pytest.skip(f"/usr/bin/python3 lacks what hardsplice needs: {said.splitlines()[-1]}")

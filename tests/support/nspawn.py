@@ -36,7 +36,7 @@ def reason_to_skip(program: Path) -> str:
     if shutil.which("systemd-nspawn") is None:
         return "systemd-nspawn is not installed"
     done = subprocess.run(
-        ["/usr/bin/python3", "-c", "import prctl, pyseccomp, hardsplice.app.stages"],
+        ["/usr/bin/python3", "-c", "import hardsplice.app.stages as s; s.libseccomp.load()"],
         env={"PYTHONPATH": str(program)}, cwd="/", capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode != 0:

@@ -52,12 +52,7 @@ class Program:
         if self._command:
             return self._installed(identity, self._command)
         complaint = ""
-        for interpreter, staged in (
-            (sys.executable, False),
-            (sys.executable, True),
-            (os.path.realpath(sys.executable), True),
-            ("/usr/bin/python3", True),
-        ):
+        for interpreter, staged in self._places():
             source = self.stage() if staged else ROOT
             environment = clean_environment({"PYTHONPATH": str(source)})
             done = subprocess.run(
@@ -69,6 +64,15 @@ class Program:
                 return [interpreter, "-m", "hardsplice"], environment
             complaint = (done.stderr.strip() or f"status {done.returncode}").splitlines()[-1]
         pytest.skip(f"{identity.name} can run no Python with what hardsplice needs: {complaint}")
+
+    def _places(self) -> tuple[tuple[str, bool], ...]:
+        """Which interpreters to try, each with the checkout or with a staged copy."""
+        return (
+            (sys.executable, False),
+            (sys.executable, True),
+            (os.path.realpath(sys.executable), True),
+            ("/usr/bin/python3", True),
+        )
 
     def _installed(self, identity: Identity, command: str) -> tuple[list[str], dict[str, str]]:
         environment = clean_environment({})
