@@ -17,7 +17,7 @@ export VENV PYTHON
 bin := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-i686 test-arches lint generate soak bench bench-peers wheel clean ready-run ready-test
+.PHONY: help demo test test-i686 test-arches test-packages lint generate soak bench bench-peers wheel clean ready-run ready-test
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -35,6 +35,9 @@ test-i686: ready-test ## as i386 programs on this kernel, the relay's whole cont
 
 test-arches: ready-test ## on other architectures' kernels, under qemu
 	@$(bin)/python -m pytest -m arches tests/arches $(ARGS)
+
+test-packages: ready-test ## packages, in clean trees of distributions (root, network)
+	@$(bin)/python -m pytest -m packages tests/packaging $(ARGS)
 
 lint: ready-test ## ruff and mypy
 	@$(bin)/ruff check --quiet

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import functools
 import os
 from collections.abc import Callable, Iterable
 
 from hardsplice.kernel import linux, mounts, prctl
-from hardsplice.sandbox import rights
+from hardsplice.sandbox import rights, user_namespace
 
 _OF_THE_SENSELESS = (errno.EINVAL, errno.ENOENT, errno.EBADF)
 _REFUSED = (errno.EPERM, errno.EACCES, errno.ENOSPC, errno.EUSERS)
@@ -34,8 +35,9 @@ _PROBES: dict[str, Callable[[], None]] = {
 _SWITCHES = (
     ("user.max_user_namespaces", "0"),
     ("kernel.unprivileged_userns_clone", "0"),  # Debian's
-    ("kernel.apparmor_restrict_unprivileged_userns", "1"),  # Ubuntu's
 )
+_APPARMOR_SWITCH = "kernel.apparmor_restrict_unprivileged_userns"  # Ubuntu's
+_APPARMOR_LABELS = ("/proc/self/attr/apparmor/current", "/proc/self/attr/current")
 
 PROC_HINT = (
     "the /proc of this container is masked: with Docker --security-opt systempaths=unconfined, "
@@ -51,8 +53,8 @@ def filter_hint() -> str | None:
     if not is_filtered():
         return None
     probes = dict(_PROBES)
-    if not prctl.cap_effective.sys_admin:
-        del probes["pivot_root"]  # the kernel asks for the capability first
+    if not prctl.cap_effective.sys_admin or not _owns_mounts():
+        del probes["pivot_root"]  # the kernel asks for the capability over the mounts first
     calls = [name for name, probe in probes.items() if not _reaches_kernel(probe)]
     if not calls:
         return None
@@ -83,13 +85,32 @@ def _reaches_kernel(probe: Callable[[], None]) -> bool:
     return True
 
 
+def _owns_mounts() -> bool:
+    """Whether our user namespace owns our mount namespace, and not one above, in which it was
+    created; taken for so where /proc does not say.
+    """
+    try:
+        mounts_here = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return True
+    try:
+        owner = fcntl.ioctl(mounts_here, linux.NS_GET_USERNS)
+    except PermissionError:  # it is above
+        return False
+    finally:
+        os.close(mounts_here)
+    is_ours = rights.is_own_user_namespace(owner)
+    os.close(owner)
+    return is_ours
+
+
 def userns_hint(error: OSError) -> str | None:
     """Why a user namespace, or its maps, is refused; None for an error that no rule gives."""
     if error.errno == errno.EROFS:
         return "/proc is read-only here, where its maps are written: of bubblewrap add --proc /proc"
     if error.errno not in _REFUSED:
         return None
-    found = filter_hint()
+    found = filter_hint() or apparmor_hint(error)
     if found is not None:
         return found
     off = [f"{name} = {value}" for name, value in _switches() if _setting(name) == value]
@@ -121,6 +142,45 @@ def userns_hint(error: OSError) -> str | None:
     return f"it may be {who} that forbids them: of a container see --security-opt"
 
 
+def apparmor_hint(error: OSError) -> str | None:
+    """What to do where AppArmor restricts user namespaces; None where it isn't that.
+
+    A process without a profile may create one, but then it has the profile unprivileged_userns,
+    which denies all capabilities in there: writing the maps, other namespaces and mounts fail,
+    although we have the capabilities as far as the kernel shows them. If that profile isn't loaded,
+    creating one fails.
+    """
+    if error.errno not in (errno.EPERM, errno.EACCES) or _setting(_APPARMOR_SWITCH) != "1":
+        return None
+    label = _apparmor_label()
+    is_denied = "unprivileged_userns" in label
+    is_named = label not in ("", "unconfined")
+    if not is_denied and (is_named or _is_privileged()):
+        return None
+    return (
+        "AppArmor lets only programs that have a profile use user namespaces here: sysctl "
+        f"{_APPARMOR_SWITCH} = 1. hardsplice's packages bring /etc/apparmor.d/hardsplice for "
+        "/usr/bin/hardsplice; a hardsplice that is installed elsewhere takes one with its own path"
+    )
+
+
+def _apparmor_label() -> str:
+    """The name of this process's profile, without its mode; empty where that can't be read."""
+    for path in _APPARMOR_LABELS:
+        with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
+            return file.read().strip(" \0\n").partition(" (")[0]
+    return ""
+
+
+def _is_privileged() -> bool:
+    """Whether we may use user namespaces in spite of such a switch. In a user namespace of our own
+    the capabilities say nothing about that.
+    """
+    with contextlib.suppress(OSError):
+        return prctl.cap_effective.sys_admin and user_namespace.owns_all_ids()
+    return False
+
+
 def _switches() -> Iterable[tuple[str, str]]:
     """Those that apply to us: a process with CAP_SYS_ADMIN is privileged."""
     return _SWITCHES[:1] if prctl.cap_effective.sys_admin else _SWITCHES
@@ -142,7 +202,7 @@ def _is_in_chroot() -> bool:
 
 def mount_hint(error: OSError) -> str | None:
     """Why a mount is refused although we have the capability."""
-    found = filter_hint()
+    found = filter_hint() or apparmor_hint(error)
     if found is not None:
         return found
     if error.errno == errno.EACCES:

@@ -303,6 +303,61 @@ def test_a_sysctl_that_forbids_it_is_named(program: Program, user: Identity) -> 
     assert done.stderr.splitlines()[-1].endswith("sysctl user.max_user_namespaces = 0")
 
 
+# Ubuntu's restriction of user namespaces, as far as it shows without AppArmor: its sysctl, and the
+# errors of what it denies. The filter spares the calls with which hardsplice looks for filters.
+SWITCHED = """
+mount --bind /proc/sys/kernel "$1"
+mount -t tmpfs none /proc/sys/kernel
+cp -r "$1"/. /proc/sys/kernel 2>/dev/null || true
+umount "$1"
+echo 1 > /proc/sys/kernel/apparmor_restrict_unprivileged_userns
+shift
+exec "$@"
+"""
+RESTRICTED = """
+import errno, os, pyseccomp, sys
+call, place, value, code = sys.argv[1:5]
+forbid = pyseccomp.SyscallFilter(pyseccomp.ALLOW)
+equal = pyseccomp.Arg(int(place), pyseccomp.EQ, int(value, 16))
+forbid.add_rule(pyseccomp.ERRNO(getattr(errno, code)), call, equal)
+forbid.load()
+os.execvp(sys.argv[5], sys.argv[5:])
+"""
+NEWUSER, NEWPID, MAKE_PRIVATE = "0x10000000", "0x20000000", "0x44000"
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("denied", "to", "line"),
+    [
+        (("unshare", "0", NEWUSER, "EACCES"), "run", "create namespaces: Permission denied"),
+        (("unshare", "0", NEWPID, "EPERM"), "run", "create namespaces: Operation not permitted"),
+        (("mount", "3", MAKE_PRIVATE, "EACCES"), "run", "create namespaces: /: Permission denied"),
+        (("unshare", "0", NEWUSER, "EACCES"), "join", "file system for an empty one: Permission"),
+        (
+            ("mount", "3", MAKE_PRIVATE, "EACCES"),
+            "join",
+            "file system for an empty one: Permission",
+        ),
+    ],
+    ids=["create", "use", "mount", "join-create", "join-mount"],
+)
+def test_ubuntus_restriction_of_user_namespaces_is_named_with_the_next_step(
+    denied: tuple[str, ...], to: str, line: str, user: Identity, program: Program, tmp_path: Path
+) -> None:
+    argv, _ = program.argv(user)
+    if "-m" not in argv:
+        pytest.skip("an installed hardsplice: which Python has pyseccomp is not known")
+    before = ("unshare", "--mount", "sh", "-ec", SWITCHED, "sh", str(tmp_path))
+    within = (argv[-3], "-c", RESTRICTED, *denied)
+    with Namespace(user) as namespace:
+        word = "true" if to == "run" else str(namespace.pid)
+        said_line, hint = said(program, user, word, before=before, within=within)
+    assert line in said_line
+    assert "sysctl kernel.apparmor_restrict_unprivileged_userns = 1" in hint
+    assert "/etc/apparmor.d/hardsplice" in hint
+
+
 # --- files that are no namespace ---
 
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -38,6 +42,17 @@ def test_an_answer_that_the_kernel_would_not_give_is_a_filters(code: int) -> Non
     assert not refusals._reaches_kernel(probe)
 
 
+def test_mounts_of_another_user_namespace_are_not_ours() -> None:
+    """As in one that was just created. There the kernel refuses pivot_root itself."""
+    code = "from hardsplice.sandbox import refusals; print(refusals._owns_mounts())"
+    said = {}
+    for options in (["--user"], ["--user", "--mount"]):
+        command = ["unshare", "--map-root-user", *options, sys.executable, "-c", code]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        said[options[-1]] = done.stdout.strip()
+    assert said == {"--user": "False", "--mount": "True"}
+
+
 def test_where_there_is_no_filter_nothing_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that kills would end us."""
     monkeypatch.setattr(refusals, "is_filtered", lambda: False)
@@ -52,8 +67,6 @@ def test_where_there_is_no_filter_nothing_is_tried(monkeypatch: pytest.MonkeyPat
         ("user.max_user_namespaces", "96365", False),
         ("kernel.unprivileged_userns_clone", "0", True),
         ("kernel.unprivileged_userns_clone", "1", False),
-        ("kernel.apparmor_restrict_unprivileged_userns", "1", True),
-        ("kernel.apparmor_restrict_unprivileged_userns", "0", False),
     ],
 )
 def test_a_switch_is_named_where_it_is_off(
@@ -64,6 +77,58 @@ def test_a_switch_is_named_where_it_is_off(
     monkeypatch.setattr(refusals, "_setting", lambda name: value if name == setting else None)
     hint = refusals.userns_hint(refused(errno.EPERM)) or ""
     assert (setting in hint) == is_off
+
+
+NEWCOMER = "unprivileged_userns"  # what AppArmor calls a process that has created a namespace
+
+
+@pytest.mark.parametrize(
+    ("switch", "label", "is_privileged", "is_named"),
+    [
+        ("1", "unconfined", False, True),
+        ("1", "", False, True),  # its label can't be read
+        ("1", NEWCOMER, True, True),  # as far as its capabilities show
+        ("1", f"{NEWCOMER}//&unconfined", True, True),
+        ("1", "unconfined", True, False),
+        ("1", "hardsplice", False, False),
+        ("1", "docker-default", False, False),
+        ("0", "unconfined", False, False),
+        (None, "unconfined", False, False),
+    ],
+)
+def test_apparmors_restriction_is_named_where_it_holds(
+    switch: str | None,
+    label: str,
+    is_privileged: bool,
+    is_named: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = {"kernel.apparmor_restrict_unprivileged_userns": switch}
+    monkeypatch.setattr(refusals, "is_filtered", lambda: False)
+    monkeypatch.setattr(refusals, "_setting", settings.get)
+    monkeypatch.setattr(refusals, "_apparmor_label", lambda: label)
+    monkeypatch.setattr(refusals, "_is_privileged", lambda: is_privileged)
+    for find in (refusals.userns_hint, refusals.mount_hint, partial(refusals.limited_by, "pid")):
+        for code in (errno.EPERM, errno.EACCES):
+            assert ("/etc/apparmor.d/hardsplice" in (find(refused(code)) or "")) == is_named
+        assert "/etc/apparmor.d" not in (find(refused(errno.ENOSPC)) or "")
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("unconfined\n", "unconfined"),
+        ("hardsplice (unconfined)\n", "hardsplice"),
+        (f"{NEWCOMER} (enforce)\n\0", NEWCOMER),
+    ],
+)
+def test_a_label_is_read_without_its_mode(
+    text: str, label: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "current").write_text(text)
+    files = (str(tmp_path / "nothing"), str(tmp_path / "current"))
+    monkeypatch.setattr(refusals, "_APPARMOR_LABELS", files)
+    assert refusals._apparmor_label() == label
 
 
 def test_a_limit_that_is_reached_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

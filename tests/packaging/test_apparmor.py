@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The AppArmor profile: in the form that Debian's and Ubuntu's other programs with user namespaces
+have theirs, and one that AppArmor's parser takes.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PROFILE = ROOT / "packaging/apparmor/hardsplice"
+# As /etc/apparmor.d/rootlesskit and /etc/apparmor.d/mmdebstrap have it, in AppArmor 4
+FORM = """
+abi <abi/4.0>,
+include <tunables/global>
+
+profile NAME /usr/bin/NAME flags=(unconfined) {
+  userns,
+
+  # Site-specific additions and overrides. See local/README for details.
+  include if exists <local/NAME>
+}
+"""
+PARSE = ("apparmor_parser", "--skip-kernel-load", "--skip-cache")
+
+
+def test_it_has_the_usual_form() -> None:
+    text = PROFILE.read_text()
+    code = text[text.index("\nabi ") :]
+    assert code == FORM.replace("NAME", "hardsplice")
+    assert all(line.startswith("#") for line in text[: -len(code)].splitlines())
+
+
+def test_this_machines_parser_takes_it() -> None:
+    if shutil.which(PARSE[0]) is None or not Path("/etc/apparmor.d/abi/4.0").exists():
+        pytest.skip("there is no AppArmor 4 here")
+    subprocess.run([*PARSE, PROFILE], check=True)
+
+
+@pytest.mark.packages
+@pytest.mark.root
+def test_trixies_parser_takes_it_as_it_does_the_others(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    made = ("mmdebstrap", "--quiet", "--variant=apt", "--include=apparmor", "trixie", str(root))
+    subprocess.run([*made, "http://deb.debian.org/debian"], check=True, timeout=110)
+    profiles = root / "etc/apparmor.d"
+    shutil.copy(PROFILE, profiles)
+    inside = ("chroot", str(root), *PARSE)
+    for name in ("hardsplice", "rootlesskit"):
+        path = f"/etc/apparmor.d/{name}"
+        done = subprocess.run(
+            [*inside, "--names", path], capture_output=True, text=True, check=True
+        )
+        assert done.stdout == f"{name}\n"
+        compiled = subprocess.run([*inside, "--stdout", path], capture_output=True, check=True)
+        assert name.encode() in compiled.stdout
+        text = (profiles / name).read_text()
+        code = text[text.index("\nabi ") :]
+        assert code == FORM.replace("NAME", name)
+    broken = re.sub("userns,", "userns nothing,", PROFILE.read_text())
+    (profiles / "hardsplice").write_text(broken)
+    command = [*inside, "/etc/apparmor.d/hardsplice"]
+    assert subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode != 0
+    shutil.rmtree(root)
