@@ -27,7 +27,7 @@ from hardsplice.ipc.descriptors import FIRST_LISTENER
 from hardsplice.kernel.syscalls import ARCHITECTURES, DIRECT
 from hardsplice.model.errors import HardspliceError, quote, tell
 from hardsplice.model.roles import POLICIES
-from hardsplice.sandbox.address_book import TARGETS_A_PORT, place_for
+from hardsplice.sandbox.address_book import TARGETS_A_PORT, area_for
 from hardsplice.sandbox.policy.forms import check, oci, show, systemd, table
 from hardsplice.sandbox.policy.model import Policy
 from hardsplice.sandbox.seccomp import compile_policy, load_policy, native_arch
@@ -109,7 +109,7 @@ def _export(policy: Policy, arch: str, form: str) -> None:
 
 def _settled(policy: Policy, arch: str, listeners: int) -> Policy:
     """The policy as set-up has it on an architecture, for so many listeners."""
-    words = place_for(TARGETS_A_PORT * listeners, arch).words
+    words = area_for(TARGETS_A_PORT * listeners, arch).words
     return policy.settled({**words, "FLOWS": FIRST_LISTENER + listeners})
 
 

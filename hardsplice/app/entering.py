@@ -26,7 +26,7 @@ from hardsplice.monitor.namespace import Started
 from hardsplice.monitor.plan import Namespace
 from hardsplice.monitor.stored import Store
 from hardsplice.net.listeners import Bound
-from hardsplice.net.namespaces import Target
+from hardsplice.net.namespaces import Served
 
 
 class Entered(NamedTuple):
@@ -34,7 +34,7 @@ class Entered(NamedTuple):
 
     planner: Planner
     container: Container | None  # COMMAND's, if there is one
-    target: Target  # the namespaces that are served
+    served: Served  # the namespaces that are served
     missing: Sequence[str]  # layers of the lock-down that are not in force
     inside: Started | None  # the namespace monitor; None if no port is or can be forwarded
     listening: Listening  # in the namespace, too
@@ -68,16 +68,16 @@ def enter(
     gc.collect()
     gc.freeze()
     container = None
-    target = opened.target
-    if target is None:
+    served = opened.served
+    if served is None:
         container = containers.make(opened, programs, caller, progress.log)
         undo.callback(container.end)
-        target = container.target
+        served = container.served
     missing = confining.confine_signals(opened, progress.say)
     options = opened.options
     inside = None
     if options.inbound or options.outbound or options.dynamic:
-        plan = _plan(opened, programs, planner, target)
+        plan = _plan(opened, programs, planner, served)
         inside = namespace.start(plan, progress.log, undo)
     listening = _with_outbound(opened.listening, inside.listeners if inside else ())
     ports = listening.ports()
@@ -89,15 +89,15 @@ def enter(
     listeners = in_places(listening.opened[Direction.OUTBOUND])
     copies |= _copies(opened, listeners)
     return Entered(
-        planner, container, target, missing, inside, listening, listeners, copies, ports, store
+        planner, container, served, missing, inside, listening, listeners, copies, ports, store
     )
 
 
-def _plan(opened: Opened, programs: Programs, planner: Planner, target: Target) -> Namespace:
+def _plan(opened: Opened, programs: Programs, planner: Planner, served: Served) -> Namespace:
     """The namespace monitor's configuration."""
     options, inbound = opened.options, opened.listening.opened[Direction.INBOUND]
     return Namespace(
-        target=target,
+        served=served,
         forwards=options.outbound,
         passed=opened.numbered.passed,
         versions=options.families,
@@ -105,7 +105,7 @@ def _plan(opened: Opened, programs: Programs, planner: Planner, target: Target) 
         is_dynamic=bool(options.dynamic),
         relays=planner.draft(Direction.INBOUND, inbound),
         first_flow=opened.numbered.first_flow,
-        confinement=confining.confinement(opened, Direction.INBOUND, programs.target),
+        confinement=confining.confinement(opened, Direction.INBOUND, programs.namespace),
     )
 
 

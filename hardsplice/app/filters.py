@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hardsplice.app.options import Options
-from hardsplice.app.plans import place_of_books
+from hardsplice.app.plans import area_of_books
 from hardsplice.model import roles
 from hardsplice.model.direction import Direction
 from hardsplice.sandbox import seccomp
-from hardsplice.sandbox.address_book import Place
+from hardsplice.sandbox.address_book import Area
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +20,11 @@ class Programs:
     """The program that each process passes to seccomp(2), and the place of the address book."""
 
     host: bytes
-    target: bytes
+    namespace: bytes
     relays: dict[Direction, bytes]
     init: bytes
     guard: bytes
-    book: Place
+    book: Area
 
 
 def compile_all(options: Options, first_flow: int) -> Programs:
@@ -34,7 +34,7 @@ def compile_all(options: Options, first_flow: int) -> Programs:
     changes, has_control = bool(options.dynamic), options.control is not None
     policies: dict[str, str] = {
         "host": roles.HOST.policy_for(is_dynamic=changes, has_control=has_control),
-        "target": roles.TARGET.policy_for(is_dynamic=changes),
+        "namespace": roles.NAMESPACE.policy_for(is_dynamic=changes),
         "init": roles.INIT.policy,
         "guard": roles.GUARD.policy,
         **{
@@ -43,7 +43,7 @@ def compile_all(options: Options, first_flow: int) -> Programs:
         },
     }
     arch = seccomp.native_arch()
-    book = place_of_books(options, first_flow, arch)
+    book = area_of_books(options, first_flow, arch)
     words = {"FLOWS": first_flow, **book.words}
     compiled = {
         policy: seccomp.compile_policy(seccomp.load_policy(policy).settled(words), arch)
@@ -52,7 +52,7 @@ def compile_all(options: Options, first_flow: int) -> Programs:
     made = {name: compiled[policy] for name, policy in policies.items()}
     return Programs(
         host=made["host"],
-        target=made["target"],
+        namespace=made["namespace"],
         relays={one: made[one] for one in Direction},
         init=made["init"],
         guard=made["guard"],

@@ -105,10 +105,10 @@ def _kept(opened: Opened, entered: Entered, host: Host, *, has_launcher: bool) -
         keep += host.monitor.descriptors
     if host.container:
         keep += host.container.descriptors
-    if host.target.process is not None:
-        keep.append(host.target.process)
-    if host.target.watched is not None:
-        keep.append(host.target.watched.table)
+    if host.served.process is not None:
+        keep.append(host.served.process)
+    if host.served.watched is not None:
+        keep.append(host.served.watched.table)
     keep += [one.fd for one in entered.listeners]
     keep += (*entered.copies.values(), *entered.planner.sink.fds.values())
     keep += [one.fileno() for one in (files.control, files.metrics, host.terminal) if one]

@@ -27,7 +27,7 @@ from hardsplice.model.identity import RunAs
 from hardsplice.monitor import departure
 from hardsplice.net import listeners, namespaces, sockdiag
 from hardsplice.net.inherited import Passed
-from hardsplice.net.namespaces import Target
+from hardsplice.net.namespaces import Served
 from hardsplice.sandbox import landlock, steps, users
 from hardsplice.telemetry.log import Level, Log, open_file
 
@@ -70,7 +70,7 @@ class Opened(NamedTuple):
     numbered: Numbered
     before: Before
     terminal: Terminal | None  # the one that controls our session, if there is one
-    target: Target | None  # the namespaces that there are; COMMAND's come later
+    served: Served | None  # the namespaces that there are; COMMAND's come later
     files: Files
     asker: socket.socket | None  # to ask what is listened on here (-T auto)
     families: tuple[int, ...]  # that the host has
@@ -94,7 +94,7 @@ def open_all(options: Options, progress: Progress, undo: contextlib.ExitStack) -
     terminal = Terminal.open() if options.foreground else None
     last_capability = steps.read_last_capability()
     before = Before(user, steps.Parent.now(), last_capability, landlock.support())
-    target = _target(options, progress.log)
+    served = _served(options, progress.log)
     if options.log_file is not None:
         progress.log.to_file(open_file(options.log_file), options.log_size)
     elif not options.foreground:
@@ -105,7 +105,7 @@ def open_all(options: Options, progress: Progress, undo: contextlib.ExitStack) -
     asker = sockdiag.open_socket() if options.outbound_auto else None
     families = listeners.usable_families(options.families)
     return Opened(
-        manager, notifier, numbered, before, terminal, target, files, asker, families,
+        manager, notifier, numbered, before, terminal, served, files, asker, families,
         _listen(options, families, numbered.passed, progress.log),
     )  # fmt: skip
 
@@ -126,7 +126,7 @@ def _number_descriptors(options: Options, manager: Manager, progress: Progress) 
     return Numbered(first, limits, passed, ready, aside)
 
 
-def _target(options: Options, log: Log) -> Target | None:
+def _served(options: Options, log: Log) -> Served | None:
     """The namespaces that are to be served, where there are some already."""
     if options.mode is Mode.COMMAND:
         return None
@@ -134,8 +134,8 @@ def _target(options: Options, log: Log) -> Target | None:
         assert options.pid is not None
         return namespaces.open_process(options.pid, netns_only=options.netns_only)
     assert options.netns is not None
-    target = namespaces.open_path(options.netns, options.userns, netns_only=options.netns_only)
-    return departure.prepared(target, log, ends=options.netns_quit)
+    served = namespaces.open_path(options.netns, options.userns, netns_only=options.netns_only)
+    return departure.prepared(served, log, ends=options.netns_quit)
 
 
 def _make_files(options: Options, undo: contextlib.ExitStack) -> Files:

@@ -20,7 +20,7 @@ from hardsplice.net import listeners
 from hardsplice.net.listeners import Bound
 from hardsplice.net.retiring import Sink, open_sink
 from hardsplice.relay import main as relay
-from hardsplice.sandbox.address_book import TARGETS_A_PORT, Book, Place, place_for
+from hardsplice.sandbox.address_book import TARGETS_A_PORT, Area, Book, area_for
 from hardsplice.telemetry import flow_table
 from hardsplice.telemetry.counters import Stats
 
@@ -35,14 +35,14 @@ class Planner:
         options: Options,
         pipe_size: int,
         first_flow: int,
-        place: Place,
+        area: Area,
         programs: Mapping[Direction, bytes],
         *,
         has_ruleset: bool,
         are_kept: bool,
     ) -> None:
         """``pipe_size`` is in bytes, ``first_flow`` the first descriptor behind listeners,
-        ``place`` where the address books are; ``programs`` are the relays' filters;
+        ``area`` where the address books are; ``programs`` are the relays' filters;
         ``has_ruleset`` says that there is one of Landlock. The service manager has listeners, too:
         those that it passed, and all if they ``are_kept``.
         """
@@ -54,7 +54,7 @@ class Planner:
         self._obstacle = unotify.obstacle() if options.dynamic else None
         self._are_kept = are_kept
         self.sink = open_sink() if options.dynamic else Sink()
-        self.books = books(options, first_flow, place, self.sink)
+        self.books = books(options, first_flow, area, self.sink)
         rows = _flow_rows(options)
         self.stats = {
             direction: tuple(Stats(rows) for _ in range(options.workers)) for direction in Direction
@@ -90,7 +90,7 @@ class Planner:
             filter=self._programs[direction],
             is_dynamic=direction in options.dynamic,
             lent=self._lent(opened),
-            book=self.books[direction].place,
+            book=self.books[direction].area,
             stats=self.stats[direction][0],
             idle_seconds=options.idle_timeout,
             trace=options.verbosity >= Verbosity.TRACE,
@@ -108,7 +108,7 @@ class Planner:
         )
 
 
-def books(options: Options, first_flow: int, place: Place, sink: Sink) -> dict[Direction, Book]:
+def books(options: Options, first_flow: int, area: Area, sink: Sink) -> dict[Direction, Book]:
     """The address books of both directions, with room for what may come at run time: targets, and
     in the host monitor's own the sink.
     """
@@ -124,7 +124,7 @@ def books(options: Options, first_flow: int, place: Place, sink: Sink) -> dict[D
     late = TARGETS_A_PORT * (first_flow - FIRST_LISTENER) if is_dynamic else 0
     return {
         direction: Book(
-            place, targets[direction],
+            area, targets[direction],
             (late if direction in options.dynamic else 0) + (1 if sink.fds else 0),
             is_written=is_dynamic,
         )
@@ -132,11 +132,11 @@ def books(options: Options, first_flow: int, place: Place, sink: Sink) -> dict[D
     }  # fmt: skip
 
 
-def place_of_books(options: Options, first_flow: int, arch: str) -> Place:
+def area_of_books(options: Options, first_flow: int, arch: str) -> Area:
     """Where both address books are, on an architecture."""
     listening = max(len(options.forwards(direction)) for direction in Direction)
     late = first_flow - FIRST_LISTENER if options.dynamic else 0
-    return place_for(TARGETS_A_PORT * (listening + late) + 1, arch)
+    return area_for(TARGETS_A_PORT * (listening + late) + 1, arch)
 
 
 def _flow_rows(options: Options) -> int:

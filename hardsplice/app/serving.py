@@ -32,8 +32,8 @@ def host_of(opened: Opened, entered: Entered, log: Log) -> Host:
     askers = {Direction.OUTBOUND: opened.asker, Direction.INBOUND: inside.asker if inside else None}
     return Host(
         log=log,
-        target=departure.placed(entered.target),
-        quit_with_target=options.netns_quit,
+        served=departure.placed(entered.served),
+        quit_with_served=options.netns_quit,
         ports=entered.ports,
         first_free=options.next_number,
         dynamic=options.dynamic,
@@ -93,7 +93,7 @@ def control_of(opened: Opened, entered: Entered, began: float) -> Control | None
             frozenset({0, os.geteuid()}), socketcalls.namespace_cookie(listener), namespace
         ),
         versions=options.families,
-        served=quote(container.command) if container else entered.target.name,
+        served=quote(container.command) if container else entered.served.name,
         served_pid=container.init if container else options.pid,
         label=label(options, container.command if container else ""),
         began=began,

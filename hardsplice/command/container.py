@@ -73,7 +73,7 @@ class Container:
         self._guard = Child(pid, report, lifeline.Hold(held))
         try:
             self._make(recipe, report)
-            self.target = namespaces.open_process(self.init, netns_only=not recipe.new_user)
+            self.served = namespaces.open_process(self.init, netns_only=not recipe.new_user)
             self.channel.send(Record(Kind.ENTERED))
         except BaseException:
             self.end()

@@ -22,7 +22,7 @@ from hardsplice.control.world import RelayView, Snapshot, refusal
 from hardsplice.ipc.loop import Loop
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import HardspliceError, printable
-from hardsplice.monitor.registry import Ports
+from hardsplice.monitor.registry import Registry
 from hardsplice.telemetry.counters import Stats
 from hardsplice.telemetry.flow_log import Traffic
 from hardsplice.telemetry.flow_table import FlowRow
@@ -41,7 +41,7 @@ class Monitor(Protocol):
         """For errors of ours."""
 
     @property
-    def registry(self) -> Ports:
+    def registry(self) -> Registry:
         """The ports that are forwarded."""
 
     @property
@@ -87,7 +87,7 @@ class HostWorld:
             self.servers.append(Server(control.metrics, everybody, monitor.loop, answer))
 
     @property
-    def ports(self) -> Ports:
+    def ports(self) -> Registry:
         """The ports that are forwarded."""
         return self.monitor.registry
 

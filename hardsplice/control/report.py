@@ -15,7 +15,7 @@ from hardsplice.control.prometheus import CONTENT_TYPE, render
 from hardsplice.control.world import Call, RelayView, Snapshot
 from hardsplice.model.direction import Direction
 from hardsplice.model.forward import Forward
-from hardsplice.telemetry.flow_table import FlowRow, in_words
+from hardsplice.telemetry.flow_table import FlowRow, endpoint_text
 
 FLOWS_SHOWN = 1000  # in one answer
 
@@ -96,19 +96,17 @@ Told = tuple[Direction, FlowRow, float]  # and what time it is, in CLOCK_MONOTON
 FLOW: tuple[Field[Told], ...] = (
     Field("direction", "inbound or outbound.", lambda told: told[0]),
     Field("protocol", "tcp.", lambda told: told[1].protocol),
-    Field(
-        "port", "The ID of the port that the client connected to.", lambda told: told[1].listener
-    ),
+    Field("port", "The ID of the port that the client connected to.", lambda told: told[1].port_id),
     Field(
         "state",
         "connecting, established or half_closed.",
         lambda told: told[1].state.name.lower(),
     ),
-    Field("client", "The client's address and port.", lambda told: in_words(told[1].client)),
+    Field("client", "The client's address and port.", lambda told: endpoint_text(told[1].client)),
     Field(
         "target",
         "The target's address and port; while connecting, those of the first target.",
-        lambda told: in_words(told[1].target),
+        lambda told: endpoint_text(told[1].target),
     ),
     Field(
         "seconds",

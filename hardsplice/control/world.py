@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from hardsplice.control.http import Request, Response
 from hardsplice.model.direction import Direction
 from hardsplice.model.protocol import Protocol
-from hardsplice.monitor.registry import Ports
+from hardsplice.monitor.registry import Registry
 from hardsplice.telemetry.counters import Latency
 from hardsplice.telemetry.flow_table import FlowRow
 
@@ -55,7 +55,7 @@ class World(typing.Protocol):
     spelled: dict[int, str]
 
     @property
-    def ports(self) -> Ports:
+    def ports(self) -> Registry:
         """The ports that are forwarded."""
 
     @property

@@ -25,7 +25,7 @@ from hardsplice.model.errors import HardspliceError, failure_of
 from hardsplice.model.unforeseen import LIMIT_HINTS
 
 
-class Phase(Enum):
+class State(Enum):
     """The phase of a child."""
 
     STARTING = auto()
@@ -34,52 +34,52 @@ class Phase(Enum):
     ENDING = auto()  # it has reported why it ends, or how COMMAND ended
 
 
-Rules = Mapping[Phase, Mapping[int, Phase]]
+Rules = Mapping[State, Mapping[int, State]]
 
-_SERVING_RELAY: Mapping[int, Phase] = {
-    Kind.WANT_SOCKETS: Phase.SERVING,
-    Kind.PAUSED: Phase.SERVING,
-    Kind.NOTE: Phase.SERVING,
-    Kind.FLOW: Phase.SERVING,
-    Kind.PONG: Phase.SERVING,
-    Kind.FATAL: Phase.ENDING,
+_SERVING_RELAY: Mapping[int, State] = {
+    Kind.WANT_SOCKETS: State.SERVING,
+    Kind.PAUSED: State.SERVING,
+    Kind.NOTE: State.SERVING,
+    Kind.FLOW: State.SERVING,
+    Kind.PONG: State.SERVING,
+    Kind.FATAL: State.ENDING,
 }
 RELAY: Rules = {
-    Phase.STARTING: {Kind.READY: Phase.SERVING, Kind.FATAL: Phase.ENDING},
-    Phase.SERVING: _SERVING_RELAY,
+    State.STARTING: {Kind.READY: State.SERVING, Kind.FATAL: State.ENDING},
+    State.SERVING: _SERVING_RELAY,
 }
 # Where ports may change.
 DYNAMIC_RELAY: Rules = {
-    Phase.STARTING: {Kind.READY_PLACING: Phase.SERVING, Kind.FATAL: Phase.ENDING},
-    Phase.SERVING: _SERVING_RELAY,
+    State.STARTING: {Kind.READY_PLACING: State.SERVING, Kind.FATAL: State.ENDING},
+    State.SERVING: _SERVING_RELAY,
 }
 NAMESPACE_MONITOR: Rules = {
-    Phase.STARTING: {
-        Kind.NOTE: Phase.STARTING,
-        Kind.FLOW: Phase.STARTING,
-        Kind.READY: Phase.SERVING,
-        Kind.FATAL: Phase.ENDING,
+    State.STARTING: {
+        Kind.NOTE: State.STARTING,
+        Kind.FLOW: State.STARTING,
+        Kind.READY: State.SERVING,
+        Kind.FATAL: State.ENDING,
     },
-    Phase.SERVING: {
-        Kind.NOTE: Phase.SERVING,
-        Kind.FLOW: Phase.SERVING,
-        Kind.PONG: Phase.SERVING,
+    State.SERVING: {
+        Kind.NOTE: State.SERVING,
+        Kind.FLOW: State.SERVING,
+        Kind.PONG: State.SERVING,
         # handover.HostSide checks that these answer what was asked.
-        Kind.OPENED: Phase.SERVING,
-        Kind.SERVED: Phase.SERVING,
-        Kind.CLOSED: Phase.SERVING,
-        Kind.FATAL: Phase.ENDING,
+        Kind.OPENED: State.SERVING,
+        Kind.SERVED: State.SERVING,
+        Kind.CLOSED: State.SERVING,
+        Kind.FATAL: State.ENDING,
     },
 }
 INIT: Rules = {
-    Phase.STARTING: {Kind.FATAL: Phase.ENDING},
-    Phase.PREPARING: {Kind.READY: Phase.SERVING, Kind.FATAL: Phase.ENDING},
-    Phase.SERVING: {
-        Kind.PASSED_ON: Phase.SERVING,
-        Kind.STOPPED: Phase.SERVING,
-        Kind.CHECKED: Phase.SERVING,
-        Kind.EXITED: Phase.ENDING,
-        Kind.FATAL: Phase.ENDING,  # COMMAND could not be run
+    State.STARTING: {Kind.FATAL: State.ENDING},
+    State.PREPARING: {Kind.READY: State.SERVING, Kind.FATAL: State.ENDING},
+    State.SERVING: {
+        Kind.PASSED_ON: State.SERVING,
+        Kind.STOPPED: State.SERVING,
+        Kind.CHECKED: State.SERVING,
+        Kind.EXITED: State.ENDING,
+        Kind.FATAL: State.ENDING,  # COMMAND could not be run
     },
 }
 
@@ -89,7 +89,7 @@ class Dialogue:
 
     def __init__(self, rules: Rules) -> None:
         self._rules = rules
-        self.phase = Phase.STARTING
+        self.state = State.STARTING
         self._owed: collections.Counter[int] = collections.Counter()
 
     def asked(self, answer: Kind = Kind.PONG) -> None:
@@ -100,15 +100,15 @@ class Dialogue:
         """Record a message from the child. MalformedError if it is not due; its descriptors are the
         caller's to close then.
         """
-        following = self._rules.get(self.phase, {}).get(record.kind)
+        following = self._rules.get(self.state, {}).get(record.kind)
         if following is None:
-            when = self.phase.name.lower()
+            when = self.state.name.lower()
             raise MalformedError(f"a record of kind {record.kind} is not its to send while {when}")
         if record.kind in ANSWERS:
             if not self._owed[record.kind]:
                 raise MalformedError("an answer that nobody asked for")
             self._owed[record.kind] -= 1
-        self.phase = following
+        self.state = following
 
 
 # What a child that serves may be unable to do, as verb and object: its own task, and nothing else.

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from enum import IntEnum, unique
 from typing import NamedTuple
 
-from hardsplice.model.roles import GUARD, HOST, INBOUND_RELAY, INIT, OUTBOUND_RELAY, TARGET
+from hardsplice.model.roles import GUARD, HOST, INBOUND_RELAY, INIT, NAMESPACE, OUTBOUND_RELAY
 
 _HEADER = struct.Struct("=BBHiI")
 HEADER_SIZE = _HEADER.size  # bytes
@@ -125,7 +125,7 @@ class Note(IntEnum):
 
 
 # Senders and receivers, by the names of their processes; and those that are temporary.
-_HOST, _TARGET, _GUARD, _INIT = HOST.name, TARGET.name, GUARD.name, INIT.name
+_HOST, _NAMESPACE, _GUARD, _INIT = HOST.name, NAMESPACE.name, GUARD.name, INIT.name
 LAUNCHER = "launcher"  # waits for the one in the background, or for what --audit shows
 FOLDER_MAKER = "folder maker"  # sandbox/empty_root.py
 MAPPER = "mapper"  # of ids, outside of a user namespace (sandbox/user_namespace.py)
@@ -133,9 +133,9 @@ MAPPER = "mapper"  # of ids, outside of a user namespace (sandbox/user_namespace
 Way = tuple[str, str]
 """Sender and receiver."""
 
-_TO_MONITOR: tuple[Way, ...] = ((INBOUND_RELAY.name, _TARGET), (OUTBOUND_RELAY.name, _HOST))
-_TO_RELAY: tuple[Way, ...] = ((_TARGET, INBOUND_RELAY.name), (_HOST, OUTBOUND_RELAY.name))
-_DOWN, _UP = (_HOST, _TARGET), (_TARGET, _HOST)
+_TO_MONITOR: tuple[Way, ...] = ((INBOUND_RELAY.name, _NAMESPACE), (OUTBOUND_RELAY.name, _HOST))
+_TO_RELAY: tuple[Way, ...] = ((_NAMESPACE, INBOUND_RELAY.name), (_HOST, OUTBOUND_RELAY.name))
+_DOWN, _UP = (_HOST, _NAMESPACE), (_NAMESPACE, _HOST)
 _TO_INIT, _OF_INIT = (_HOST, _INIT), (_INIT, _HOST)
 _OF_GUARD = (_GUARD, _HOST)
 _TO_LAUNCHER = (_HOST, LAUNCHER)

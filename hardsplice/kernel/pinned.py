@@ -103,11 +103,11 @@ def pin(address: int, written: Written | None) -> None:
     values = _Values(address, written)
 
 
-def write_place(sockaddr: bytes, device: bytes, written: Written | None = None) -> None:
+def write_bind_address(sockaddr: bytes, device: bytes, written: Written | None = None) -> None:
     """Write down where to listen next, and at which interface; only the host monitor can do that.
     ``written`` is where, if not for this process itself.
     """
-    clear_place(written)
+    clear_bind_address(written)
     ipv4, ipv6 = _written(written)
     (family,) = _FAMILY.unpack_from(sockaddr)
     rest = sockaddr[_FAMILY.size :]
@@ -115,7 +115,7 @@ def write_place(sockaddr: bytes, device: bytes, written: Written | None = None) 
     ctypes.memmove(ipv4 + DEVICE - PIECE, device, len(device[:16]))
 
 
-def clear_place(written: Written | None = None) -> None:
+def clear_bind_address(written: Written | None = None) -> None:
     """There is nowhere to listen any more."""
     ipv4, ipv6 = _written(written)
     for at, nowhere in ((ipv4, NOWHERE[socket.AF_INET]), (ipv6, NOWHERE[socket.AF_INET6])):

@@ -46,7 +46,7 @@ HOST = Role(
     policy_dynamic="monitor-host",
     policy_control="monitor-control",
 )
-TARGET = Role(
+NAMESPACE = Role(
     "hs-namespace",
     parent=HOST.name,
     may="keeps the inbound relay; makes TCP sockets in the namespace",
@@ -83,10 +83,10 @@ def _relay(direction: Direction, parent: Role) -> Role:
     )
 
 
-INBOUND_RELAY = _relay(Direction.INBOUND, TARGET)
+INBOUND_RELAY = _relay(Direction.INBOUND, NAMESPACE)
 OUTBOUND_RELAY = _relay(Direction.OUTBOUND, HOST)
 RELAYS = {Direction.INBOUND: INBOUND_RELAY, Direction.OUTBOUND: OUTBOUND_RELAY}
 
-_ALL = (INBOUND_RELAY, OUTBOUND_RELAY, TARGET, HOST, INIT, GUARD)
+_ALL = (INBOUND_RELAY, OUTBOUND_RELAY, NAMESPACE, HOST, INIT, GUARD)
 ROLES = {role.name: role for role in _ALL}
 POLICIES = tuple(dict.fromkeys(policy for role in ROLES.values() for policy in role.policies))

@@ -26,7 +26,7 @@ from hardsplice.model.direction import Direction
 from hardsplice.model.errors import HardspliceError
 from hardsplice.model.forward import Auto, Forward, overlap
 from hardsplice.model.protocol import Protocol
-from hardsplice.monitor.registry import Ports
+from hardsplice.monitor.registry import Registry
 from hardsplice.net import sockdiag
 from hardsplice.net.sockdiag import Listening
 
@@ -99,7 +99,7 @@ class Follower:
     def __init__(
         self,
         direction: Direction,
-        ports: Ports,
+        ports: Registry,
         tell: Callable[[HardspliceError], None],
         on_outcome: Callable[[], None],
     ) -> None:
@@ -194,7 +194,7 @@ class Watch:
         self,
         watched: Mapping[Direction, Watched],
         families: Sequence[int],
-        ports: Ports,
+        ports: Registry,
         loop: Loop,
         tell: Callable[[HardspliceError], None],
     ) -> None:

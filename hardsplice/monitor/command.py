@@ -13,7 +13,7 @@ from typing import Protocol
 from hardsplice.command.container import Container
 from hardsplice.command.terminal import Terminal
 from hardsplice.ipc.channel import close_all
-from hardsplice.ipc.dialogue import INIT, Dialogue, Phase
+from hardsplice.ipc.dialogue import INIT, Dialogue, State
 from hardsplice.ipc.loop import Loop
 from hardsplice.ipc.messages import Kind, MalformedError, Record
 from hardsplice.kernel.signals import FINAL
@@ -51,7 +51,7 @@ class Command:
         self._loop = loop
         self._log = log
         self._above = above
-        self._says = Dialogue(INIT)
+        self._dialogue = Dialogue(INIT)
         self._runs = False
         self._is_deaf = False
         self._passed_on = self._answered = 0  # signals to COMMAND, and PID 1's answers
@@ -82,7 +82,7 @@ class Command:
 
     def prepare(self) -> None:
         """Have PID 1 fork COMMAND, and lock itself down."""
-        self._says.phase = Phase.PREPARING
+        self._dialogue.state = State.PREPARING
         self._tell(Record(Kind.PREPARE))
 
     def run(self) -> None:
@@ -93,7 +93,7 @@ class Command:
     def pass_on(self, number: int) -> None:
         """Have a signal sent to COMMAND. If that is expected to end it, PID 1 has DEAF_SECONDS."""
         self._tell(Record(Kind.SIGNAL, detail=number))
-        self._says.asked(Kind.PASSED_ON)
+        self._dialogue.asked(Kind.PASSED_ON)
         self._passed_on += 1
         if number in FINAL:
             sent = self._passed_on
@@ -108,7 +108,7 @@ class Command:
     def _ask_whether_stopped(self) -> None:
         """The terminal's key stops us, too, and by the time that we go on COMMAND may do so."""
         if self._tell(Record(Kind.CHECK_STOPPED)):
-            self._says.asked(Kind.CHECKED)
+            self._dialogue.asked(Kind.CHECKED)
 
     # --- messages from PID 1 ----------------------------------------------------------------------
 
@@ -130,7 +130,7 @@ class Command:
 
     def _take(self, inside: Container, record: Record) -> None:
         try:
-            self._says.hear(record)
+            self._dialogue.hear(record)
             if record.kind == Kind.FATAL:
                 self._above.fail(inside.last_words(record, runs=self._runs))
         except MalformedError as error:
@@ -162,6 +162,6 @@ class Command:
             self._above.distrust("PID 1 of COMMAND", error)
         self._loop.remove(inside.pidfd)
         status, how = inside.status()
-        if self._says.phase is not Phase.ENDING:
+        if self._dialogue.state is not State.ENDING:
             self._log.last_words(str(HardspliceError("keep", "COMMAND running", how)))
         self._above.command_ended(status)

@@ -12,47 +12,47 @@ from dataclasses import replace
 from hardsplice.ipc import descriptors
 from hardsplice.ipc.loop import Alarm, Callback, Loop
 from hardsplice.kernel.mounts import Watch
-from hardsplice.net.namespaces import Target
+from hardsplice.net.namespaces import Served
 from hardsplice.telemetry.log import Level, Log
 
 # Seconds from a change of the table until it is read: where many mounts come and go, once for all.
 PAUSE = 0.3
 
 
-def prepared(target: Target, log: Log, *, ends: bool) -> Target:
-    """A target with a table of mounts only where its end ``ends`` hardsplice; it is said where
+def prepared(served: Served, log: Log, *, ends: bool) -> Served:
+    """What is served, with a table of mounts only where its end ``ends`` hardsplice; it is said where
     nothing will tell of that.
     """
     if not ends:
-        if target.watched is not None:
-            os.close(target.watched.table)
-        return replace(target, watched=None)
-    if target.process is None and target.watched is None:
-        text = f"the end of {target.name} will not be noticed: it is no mount that is seen here"
+        if served.watched is not None:
+            os.close(served.watched.table)
+        return replace(served, watched=None)
+    if served.process is None and served.watched is None:
+        text = f"the end of {served.name} will not be noticed: it is no mount that is seen here"
         log.line(Level.WARNING, text)
-    return target
+    return served
 
 
-def placed(target: Target) -> Target:
-    """The target with what is watched at its descriptor."""
-    if target.watched is None:
-        return target
-    descriptors.move(target.watched.table, descriptors.WATCH_FD)
-    return replace(target, watched=target.watched.moved_to(descriptors.WATCH_FD))
+def placed(served: Served) -> Served:
+    """What is served, with the watched table at its descriptor."""
+    if served.watched is None:
+        return served
+    descriptors.move(served.watched.table, descriptors.WATCH_FD)
+    return replace(served, watched=served.watched.moved_to(descriptors.WATCH_FD))
 
 
-def watch(target: Target, loop: Loop, gone: Callback) -> None:
+def watch(served: Served, loop: Loop, gone: Callback) -> None:
     """Call back when the namespace is gone."""
-    if target.process is not None:
-        loop.add(target.process, gone)
-    elif target.watched is not None:
-        _MountEnd(target.watched, loop, gone)
+    if served.process is not None:
+        loop.add(served.process, gone)
+    elif served.watched is not None:
+        _MountEnd(served.watched, loop, gone)
 
 
-def forget(target: Target, loop: Loop) -> None:
+def forget(served: Served, loop: Loop) -> None:
     """Stop watching."""
-    table = target.watched.table if target.watched is not None else None
-    for fd in (target.process, table):
+    table = served.watched.table if served.watched is not None else None
+    for fd in (served.process, table):
         if fd is not None:
             loop.remove(fd)
 

@@ -53,7 +53,7 @@ class Effects:
         self._families = families
         self._written = {port.id: port for port in ports}
         self._kept = dict(kept)
-        self._target = target
+        self._namespace_cookie = target
         self._foreign: set[int] = set()  # those that the namespace monitor has made at run time
         self._unseen: list[int] = []
         self._look: Alarm | None = None
@@ -91,11 +91,11 @@ class Effects:
 
     def open(self, forward: Forward) -> int:
         """Make an inbound listener here, and keep it; OSError where that is not possible."""
-        listeners.write_place(forward, self._families[Direction.INBOUND])
+        listeners.write_bind_address(forward, self._families[Direction.INBOUND])
         try:
             fd = listeners.open_listener(forward, self._families[Direction.INBOUND])
         finally:
-            pinned.clear_place()
+            pinned.clear_bind_address()
         self._kept[forward.id] = fd
         return fd
 
@@ -117,16 +117,16 @@ class Effects:
         if not listeners.is_listener(fd, forward) or not listeners.is_sound(fd):
             return False
         found = socketcalls.namespace_cookie(fd)
-        return found is None or found == self._target
+        return found is None or found == self._namespace_cookie
 
-    def offer_place(self, forward: Forward) -> None:
+    def offer_bind_address(self, forward: Forward) -> None:
         """Write down where the namespace monitor is to create an outbound listener."""
         written = self._books[Direction.INBOUND].written  # which is what that one sees
-        listeners.write_place(forward, self._families[Direction.OUTBOUND], written)
+        listeners.write_bind_address(forward, self._families[Direction.OUTBOUND], written)
 
     def withdraw_place(self) -> None:
         """The namespace monitor has made the listener, or not: it can make no other one there."""
-        pinned.clear_place(self._books[Direction.INBOUND].written)
+        pinned.clear_bind_address(self._books[Direction.INBOUND].written)
 
     def end(self, index: int) -> None:
         """End a listener, in all processes that have it."""

@@ -36,7 +36,7 @@ from hardsplice.telemetry.flow_table import End
 LOOK_SECONDS = 0.01
 
 
-class Owner(Protocol):
+class GroupOwner(Protocol):
     """What the relays of a direction report to."""
 
     def relays_ready(self) -> None:
@@ -61,11 +61,11 @@ class Owner(Protocol):
 class RelayGroup:
     """The relays of one direction."""
 
-    def __init__(self, plans: Sequence[relay.Plan], loop: Loop, owner: Owner) -> None:
+    def __init__(self, plans: Sequence[relay.Plan], loop: Loop, owner: GroupOwner) -> None:
         self.loop = loop
         self.owner = owner
         self.supervisors = [Supervisor(plan, loop, self) for plan in plans]
-        self.listeners = {one.index: one for one in plans[0].listeners} if plans else {}
+        self.listeners = {one.port_id: one for one in plans[0].listeners} if plans else {}
         self.families = plans[0].families if plans else ()
         self.pointers: Pointers | None = None
         self.places: deque[int] = deque()  # free places for listeners that are added at run time

@@ -41,7 +41,7 @@ from hardsplice.monitor.handover import HostSide
 from hardsplice.monitor.notes import BY_RELAYS, BY_SUPERVISORS, BY_TRACED_RELAYS, lacking
 from hardsplice.monitor.plan import Host
 from hardsplice.monitor.readiness import Phase, Readiness
-from hardsplice.monitor.registry import Ports
+from hardsplice.monitor.registry import Registry
 from hardsplice.monitor.shutdown import Ending, account
 from hardsplice.monitor.supervisor import STOP_SECONDS
 from hardsplice.telemetry.flow_log import FlowLog
@@ -50,9 +50,9 @@ from hardsplice.telemetry.log import Level
 
 # For the namespace monitor to end its relays, each of which has STOP_SECONDS, and to end itself
 END_SECONDS = STOP_SECONDS + 0.2
-ANSWERS = (Kind.OPENED, Kind.SERVED, Kind.CLOSED)
+HANDOVER_ANSWERS = (Kind.OPENED, Kind.SERVED, Kind.CLOSED)
 # What has to be ready at the start, is pinged, and drains.
-TARGET, RELAYS, AUTO, COMMAND = "target", "relays", "auto", "command"
+NAMESPACE, RELAYS, AUTO, COMMAND = "namespace", "relays", "auto", "command"
 
 
 class HostMonitor:
@@ -83,7 +83,7 @@ class HostMonitor:
                 "the namespace monitor", why
             )
             host.effects.on_loss = self.fail
-        self.registry = Ports(
+        self.registry = Registry(
             host.ports, host.first_free, host.dynamic, self.handover, host.check_room, loops.check
         )
         if host.effects and host.store:
@@ -114,10 +114,10 @@ class HostMonitor:
         self.orphans = Orphans(self.loop, self._children)
         self.ending = Ending(self.loop, host.drain, host.log, host.notifier)
         self.failure: HardspliceError | None = None
-        self.target_says = Dialogue(NAMESPACE_MONITOR)
+        self.namespace_dialogue = Dialogue(NAMESPACE_MONITOR)
 
     @property
-    def ports(self) -> Ports | None:
+    def ports(self) -> Registry | None:
         """The ports, where they may change at run time."""
         return self.registry if self.handover else None
 
@@ -130,8 +130,8 @@ class HostMonitor:
             self.loop.add(host.monitor.pidfd, self._on_monitor_exit)
         if self.command:
             self.command.watch()
-        elif host.quit_with_target:
-            departure.watch(host.target, self.loop, self._target_gone)
+        elif host.quit_with_served:
+            departure.watch(host.served, self.loop, self._served_gone)
         self.orphans.look()
         self.readiness.start()
         try:
@@ -172,7 +172,7 @@ class HostMonitor:
     def _phases(self) -> Sequence[Phase]:
         """All phases of this start, in their order."""
         host, watch, command = self.host, self.watch, self.command
-        serving = [who for who, part in ((TARGET, host.monitor), (RELAYS, host.plans)) if part]
+        serving = [who for who, part in ((NAMESPACE, host.monitor), (RELAYS, host.plans)) if part]
         phases = [Phase("both monitors and all relays serve", self.group.start, serving)]
         if watch:
             begin = partial(watch.start, partial(self._arrived, AUTO))
@@ -258,9 +258,9 @@ class HostMonitor:
             asked.add(RELAYS)
             self.group.ask_alive()
         if self.monitor:
-            asked.add(TARGET)
+            asked.add(NAMESPACE)
             if self.monitor.channel.send(Record(Kind.PING), wait=False):
-                self.target_says.asked()
+                self.namespace_dialogue.asked()
         return asked
 
     def _alive(self, who: str) -> None:
@@ -273,13 +273,13 @@ class HostMonitor:
 
     # --- what others report -----------------------------------------------------------------------
 
-    def _target_gone(self) -> None:
-        self.log.line(Level.DEBUG, f"ending: {self.host.target.name} is gone")
+    def _served_gone(self) -> None:
+        self.log.line(Level.DEBUG, f"ending: {self.host.served.name} is gone")
         self._end(0)
 
     def _end(self, status: int) -> None:
         """End with that status, after the time that --drain gives to flows."""
-        departure.forget(self.host.target, self.loop)
+        departure.forget(self.host.served, self.loop)
         if not self.readiness.is_complete:
             self.loop.stop(status)
             return
@@ -327,8 +327,8 @@ class HostMonitor:
         (ipc/dialogue.py).
         """
         try:
-            self.target_says.hear(record)
-            if record.kind in ANSWERS:
+            self.namespace_dialogue.hear(record)
+            if record.kind in HANDOVER_ANSWERS:
                 if self.handover is None:
                     raise MalformedError("an answer where nothing is asked")
                 self.handover.take(record)
@@ -340,12 +340,12 @@ class HostMonitor:
 
     def _take(self, record: Record) -> None:
         if record.kind == Kind.PONG:
-            self._alive(TARGET)
+            self._alive(NAMESPACE)
         elif record.kind == Kind.READY:
             self.missing += lacking(record.text, self.missing)
-            self._arrived(TARGET)
+            self._arrived(NAMESPACE)
         elif record.kind == Kind.FATAL:
-            about = None if self.readiness.awaits(TARGET) else OF_NAMESPACE_MONITOR
+            about = None if self.readiness.awaits(NAMESPACE) else OF_NAMESPACE_MONITOR
             self.fail(last_words(record.text, about))
         elif record.kind == Kind.FLOW:
             if self.flows is None:
@@ -372,8 +372,8 @@ class HostMonitor:
         self.loop.remove(monitor.pidfd)
         status = monitor.wait()
         if self.ending.is_draining and status == 0:
-            self._alive(TARGET)
-            self.ending.drained(TARGET)
+            self._alive(NAMESPACE)
+            self.ending.drained(NAMESPACE)
             return
         how = f"it was {describe_status(status)}"
         self.fail(HardspliceError("keep", "the namespace monitor running", how))

@@ -39,7 +39,7 @@ from hardsplice.monitor.plan import Namespace
 from hardsplice.net import joining, listeners, loopback, sockdiag
 from hardsplice.net.joining import Tie
 from hardsplice.net.listeners import Bound, chosen
-from hardsplice.net.namespaces import Target
+from hardsplice.net.namespaces import Served
 from hardsplice.relay import main as relay
 from hardsplice.sandbox import empty_root, steps
 from hardsplice.sandbox.steps import Lockdown
@@ -152,7 +152,7 @@ def start(plan: Namespace, log: Log, undo: contextlib.ExitStack) -> Started:
     if loopback.is_down():
         text = "the loopback interface is down in hardsplice's own network namespace, so nothing"
         log.line(Level.WARNING, f"{text} is reached at its addresses: ip link set lo up")
-    folder = empty_root.made_by_child() if joining.needs_empty_root(plan.target) else None
+    folder = empty_root.made_by_child() if joining.needs_empty_root(plan.served) else None
     hung_on, held = lifeline.pair()
     tie = Tie(os.getpid(), hung_on)
 
@@ -165,7 +165,7 @@ def start(plan: Namespace, log: Log, undo: contextlib.ExitStack) -> Started:
         with shared_with_monitor(plan.relays.stats):
             return os.fork()
 
-    pid, channel = child.fork(roles.HOST.name, roles.TARGET.name, life, fork)
+    pid, channel = child.fork(roles.HOST.name, roles.NAMESPACE.name, life, fork)
     os.close(hung_on)
     if folder is not None:
         os.close(folder)
@@ -189,7 +189,7 @@ def _receive(monitor: Child, plan: Namespace, log: Log) -> Started:
         if record.kind == Kind.BOUND:
             cookie, families = record.text[: COOKIE.size], record.text[COOKIE.size :]
             if record.detail:
-                _tell_of_loopback(plan.target, record.detail, log)
+                _tell_of_loopback(plan.served, record.detail, log)
             return Started(
                 monitor,
                 listening,
@@ -204,10 +204,10 @@ def _receive(monitor: Child, plan: Namespace, log: Log) -> Started:
             listening.append(Bound(chosen(forwards[int(number)], fd), fd))
 
 
-def _tell_of_loopback(target: Target, code: int, log: Log) -> None:
+def _tell_of_loopback(served: Served, code: int, log: Log) -> None:
     """It is down in there, and stays so."""
-    text = f"cannot set up the loopback interface of {target.name}: {os.strerror(code)}"
-    command = loopback.command_for(target.path)
+    text = f"cannot set up the loopback interface of {served.name}: {os.strerror(code)}"
+    command = loopback.command_for(served.path)
     log.line(Level.WARNING, f"{text}: no server in there is reached at it: {command}")
 
 
@@ -222,7 +222,7 @@ def _live(plan: Namespace, channel: Channel, tie: Tie, folder: int | None) -> in
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as in relays
     os.setsid()
-    prctl.set_name(roles.TARGET.name)
+    prctl.set_name(roles.NAMESPACE.name)
     environment.forget()
     confinement = plan.confinement
     begun = confinement.begin(lambda _: None)
@@ -250,10 +250,10 @@ def _keep_only_ours(plan: Namespace, channel: Channel, line: int, folder: int | 
     channel.move_to(CHANNEL_FD)
     descriptors.move(line, LIFELINE_FD)
     descriptors.null_standard_streams((0, 1, LOG_FD))
-    wanted = [CHANNEL_FD, RULESET_FD, LIFELINE_FD, plan.target.net]
+    wanted = [CHANNEL_FD, RULESET_FD, LIFELINE_FD, plan.served.net]
     if folder is not None:
-        assert plan.target.user is not None
-        wanted += [plan.target.user, folder]
+        assert plan.served.user is not None
+        wanted += [plan.served.user, folder]
     wanted += [one.fd for one in plan.relays.bound]
     wanted += plan.passed.kept_for(Direction.OUTBOUND)
     descriptors.keep(wanted, plan.first_flow)
@@ -265,7 +265,7 @@ def _enter(
     """Join the namespace, bind what is to be listened on in there, and hand it over; the families
     that the namespace has.
     """
-    joining.join(plan.target, folder, begun, tie, plan.confinement.landlock.abi)
+    joining.join(plan.served, folder, begun, tie, plan.confinement.landlock.abi)
     down = loopback.have_up()
     families = listeners.usable_families(plan.versions)
     bound = listeners.open_listeners(

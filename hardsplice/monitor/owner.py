@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Protocol
 
 
-class Owner(Protocol):
+class SupervisorOwner(Protocol):
     """What a supervisor reports to."""
 
     def relay_ready(self) -> None:

@@ -19,7 +19,7 @@ from hardsplice.monitor.draft import Draft
 from hardsplice.monitor.effects import Effects
 from hardsplice.monitor.stored import Store
 from hardsplice.net.inherited import Passed
-from hardsplice.net.namespaces import Target
+from hardsplice.net.namespaces import Served
 from hardsplice.relay import main as relay
 from hardsplice.sandbox.confinement import Confinement
 from hardsplice.telemetry.flow_log import Traffic
@@ -30,8 +30,8 @@ class Host(NamedTuple):
     """The host monitor's configuration."""
 
     log: Log
-    target: Target  # the namespaces that are served
-    quit_with_target: bool
+    served: Served  # the namespaces that are served
+    quit_with_served: bool
     ports: Sequence[Forward]  # those that are listened on
     first_free: int  # from this number on, none is a port's
     dynamic: frozenset[Direction]  # those whose ports may change at run time
@@ -61,7 +61,7 @@ class Host(NamedTuple):
 class Namespace(NamedTuple):
     """The namespace monitor's configuration: complete before it is forked, and all that it gets."""
 
-    target: Target  # where it goes
+    served: Served  # the namespaces that it joins
     forwards: tuple[Forward, ...]  # whose listeners it makes there
     passed: Passed  # the listeners of some, kept by the service manager
     versions: Sequence[int]  # of IP, in use

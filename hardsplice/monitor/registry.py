@@ -49,7 +49,7 @@ def _key(forward: Forward) -> Key:
     return forward.direction, forward.protocol, forward.address, forward.interface, forward.port
 
 
-class Ports:
+class Registry:
     """All forwarded ports, by number."""
 
     def __init__(

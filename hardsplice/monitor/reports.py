@@ -9,7 +9,7 @@ import time
 
 from hardsplice.ipc.messages import MalformedError, Record
 from hardsplice.monitor import notes
-from hardsplice.monitor.owner import Owner
+from hardsplice.monitor.owner import SupervisorOwner
 from hardsplice.relay.main import NOTE_SECONDS
 from hardsplice.telemetry.flow_table import InvalidRowError, read_record
 
@@ -17,7 +17,7 @@ from hardsplice.telemetry.flow_table import InvalidRowError, read_record
 class Reports:
     """The reports of one relay and of those that take its place."""
 
-    def __init__(self, owner: Owner) -> None:
+    def __init__(self, owner: SupervisorOwner) -> None:
         self._upward = owner
         self._passed_on: dict[int, float] = {}  # when a note of that kind was passed on last
 

@@ -206,7 +206,7 @@ class OpenRequest(ListenRequest):
     def begin(self) -> Record:
         text = encode(self.forward, {})  # the namespace monitor doesn't need targets on the host
         self.slots = self.effects.write_down(self.forward)
-        self.effects.offer_place(self.forward)
+        self.effects.offer_bind_address(self.forward)
         return Record(Kind.OPEN, index=self.index, text=text)
 
     def end(self, answer: Record) -> HardspliceError | None:

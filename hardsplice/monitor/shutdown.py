@@ -70,7 +70,7 @@ class Ending:
         self._notifier.status(text, "STOPPING=1", f"EXTEND_TIMEOUT_USEC={extended}")
         self._waiting = {"relays"}
         if monitor and all(monitor.channel.send(one, wait=False) for one in orders(kept)):
-            self._waiting.add("target")
+            self._waiting.add("namespace")
         self._loop.after(self._seconds, self.at_once)
         group.lend(kept)
         group.drain()

@@ -33,7 +33,7 @@ from hardsplice.model.roles import RELAYS
 from hardsplice.model.unforeseen import next_step
 from hardsplice.monitor.backoff import DEATHS_MAX, WINDOW, Backoff, is_denial
 from hardsplice.monitor.outbox import Outbox
-from hardsplice.monitor.owner import Owner
+from hardsplice.monitor.owner import SupervisorOwner
 from hardsplice.monitor.placing import NOT_HERE, Placing
 from hardsplice.monitor.reports import Reports
 from hardsplice.monitor.supply import SHORT_SECONDS, Supply
@@ -52,7 +52,7 @@ STOP_SECONDS = 0.5  # for a child to end by itself once its channel is closed
 class Supervisor:
     """One relay and its channel."""
 
-    def __init__(self, plan: relay.Plan, loop: Loop, owner: Owner) -> None:
+    def __init__(self, plan: relay.Plan, loop: Loop, owner: SupervisorOwner) -> None:
         self.plan = plan
         self.loop = loop
         self.owner = owner
@@ -126,18 +126,18 @@ class Supervisor:
     def add(self, listener: Listener) -> None:
         """Have the relay, and each that replaces it, accept on one more listener."""
         self.plan = self.plan._replace(listeners=(*self.plan.listeners, listener))
-        self.outbox.tell(orders.serve(listener, self.plan.book))
+        self.outbox.tell(orders.add(listener, self.plan.book))
 
     def remove(self, listener: Listener, *, reset_flows: bool) -> None:
         """Have relays stop accepting on that listener; the caller may end it after this."""
-        left = tuple(one for one in self.plan.listeners if one.index != listener.index)
+        left = tuple(one for one in self.plan.listeners if one.port_id != listener.port_id)
         self.plan = self.plan._replace(listeners=left)
-        if not self.outbox.take_back(Kind.ADD_LISTENER, listener.index):
-            self.outbox.tell(orders.close(listener, reset_flows=reset_flows))
+        if not self.outbox.take_back(Kind.ADD_LISTENER, listener.port_id):
+            self.outbox.tell(orders.remove(listener, reset_flows=reset_flows))
 
     def _has(self, index: int, place: int) -> bool:
         """Whether relays accept on the listener of that port, at that place."""
-        return any((one.index, one.fd) == (index, place) for one in self.plan.listeners)
+        return any((one.port_id, one.fd) == (index, place) for one in self.plan.listeners)
 
     def _told(self, record: Record) -> None:
         """A record was sent: if it is about a listener, the relay makes its call
@@ -181,9 +181,9 @@ class Supervisor:
         self._hear_out()
         status = self.child.wait()
         self._forget()
-        self._close_books(self._left_rows(), status)
+        self._report_left_rows(self._left_rows(), status)
 
-    def _close_books(self, rows: Iterator[bytes | None], status: int) -> None:
+    def _report_left_rows(self, rows: Iterator[bytes | None], status: int) -> None:
         """The relay has ended, and so have the flows that are still in its table. Once these are
         reported, decide what to do about its end.
         """
@@ -192,7 +192,7 @@ class Supervisor:
             if row is not None and self.plan.log_flows:
                 self.owner.flow_ended(End.RELAY_DIED, row)
         if len(some) == ROWS_A_PASS:
-            self.loop.after(0, lambda: self._close_books(rows, status))
+            self.loop.after(0, lambda: self._report_left_rows(rows, status))
         else:
             self.plan.stats.begin_anew()
             self._replace(status)

@@ -25,7 +25,7 @@ FULL_SECONDS = 0.01  # the same where the channel had no room for them, which so
 # Bytes that a relay may leave unread; a record of sockets counts as 768 of them (skb->truesize).
 UNREAD_MAX = 4096
 
-Tell = Callable[[int, int, int, bytes], None]  # as supervisor.Owner.note
+Tell = Callable[[int, int, int, bytes], None]  # as SupervisorOwner.note
 
 
 class Supply:

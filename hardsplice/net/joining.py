@@ -24,7 +24,7 @@ from functools import partial
 from hardsplice.ipc import lifeline
 from hardsplice.kernel import prctl
 from hardsplice.net import namespaces
-from hardsplice.net.namespaces import Target
+from hardsplice.net.namespaces import Served
 from hardsplice.sandbox import empty_root, landlock, rights, steps
 from hardsplice.sandbox.steps import Lockdown, Step
 
@@ -45,12 +45,12 @@ class Tie:
         lifeline.hang_on(self.line, group=True)  # this process leads one: monitor/namespace.py
 
 
-def needs_empty_root(target: Target) -> bool:
+def needs_empty_root(served: Served) -> bool:
     """Whether joining needs a folder that is created before (sandbox/empty_root.py)."""
-    return target.user is not None and not rights.may_make_namespaces()
+    return served.user is not None and not rights.may_make_namespaces()
 
 
-def join(target: Target, folder: int | None, lockdown: Lockdown, tie: Tie, abi: int) -> None:
+def join(served: Served, folder: int | None, lockdown: Lockdown, tie: Tie, abi: int) -> None:
     """Move this process into the network namespace that is served, in the way that its rights
     allow. ``folder`` is the empty root where one is needed; ``abi`` is Landlock's version.
     HardspliceError where it can't be done.
@@ -60,15 +60,15 @@ def join(target: Target, folder: int | None, lockdown: Lockdown, tie: Tie, abi: 
     if folder is None:
         if rights.may_make_namespaces():
             lockdown.run(steps.leaving_steps(new_user_namespace=False))
-        namespaces.join_network(target)
+        namespaces.join_network(served)
         return
     os.fchdir(folder)
     ruleset = landlock.no_files(abi)
     if ruleset is not None:
         lockdown.run([steps.restriction("deny files by Landlock", ruleset)])
         os.close(ruleset)
-    namespaces.join_user(target)
+    namespaces.join_user(served)
     tie.renew()
     enter = Step(empty_root.LEAVE, partial(empty_root.enter, folder))
     lockdown.run([enter, *steps.separating_steps()])
-    namespaces.join_network(target)
+    namespaces.join_network(served)

@@ -22,4 +22,4 @@ class Listener:
     fd: int
     route_ipv4: Route
     route_ipv6: Route
-    index: int  # the monitor's number for it
+    port_id: int  # the ID of its forward

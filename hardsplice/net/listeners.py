@@ -28,7 +28,7 @@ from hardsplice.model.forward import LOOPBACKS, Forward, Source
 from hardsplice.model.protocol import Protocol
 from hardsplice.model.spec import LAST_PORT, Address
 from hardsplice.net.listener import Listener, Route
-from hardsplice.sandbox.address_book import Place, Pointer
+from hardsplice.sandbox.address_book import Area, Pointer
 
 BACKLOG = 65535  # the kernel cuts this to net.core.somaxconn
 LOOPBACK = {IPV4: LOOPBACKS[4], IPV6: LOOPBACKS[6]}
@@ -59,15 +59,15 @@ class Bound(NamedTuple):
     fd: int
 
 
-def write_place(
+def write_bind_address(
     forward: Forward, families: Sequence[int], written: pinned.Written | None = None
 ) -> None:
     """Write down where a forward's listener is to be, for ``open_listener``. ``families`` are those
-    of the namespace that it will be made in; ``written`` as for pinned.write_place.
+    of the namespace that it will be made in; ``written`` as for pinned.write_bind_address.
     """
     address, _ = bound_address(forward, families)
     device = os.fsencode(forward.interface) + b"\0" if forward.interface else b""
-    pinned.write_place(socketcalls.sockaddr(address, forward.port), device, written)
+    pinned.write_bind_address(socketcalls.sockaddr(address, forward.port), device, written)
 
 
 def open_listener(forward: Forward, families: Sequence[int]) -> int:
@@ -189,7 +189,7 @@ def open_listeners(
         try:
             fd = kept(forward)
             if fd is None:
-                write_place(forward, families)
+                write_bind_address(forward, families)
                 fd = open_listener(forward, families)
             opened.append(Bound(chosen(forward, fd), fd))
         except OSError as error:
@@ -239,9 +239,9 @@ def targets(forward: Forward, families: Sequence[int]) -> dict[int, bytes]:
 class Pointers:
     """Makes the routes of connections, in the namespace of the targets."""
 
-    def __init__(self, place: Place, families: Sequence[int]) -> None:
-        """``place`` is the address book's; ``families`` are those that the namespace has."""
-        self.place = place
+    def __init__(self, area: Area, families: Sequence[int]) -> None:
+        """``area`` is the address book's; ``families`` are those that the namespace has."""
+        self.area = area
         self.families = families
 
     def routes(self, forward: Forward, slots: Mapping[int, int]) -> tuple[Route, Route]:
@@ -252,7 +252,7 @@ class Pointers:
         one.
         """
         pointers = {
-            family: Pointer(self.place, slots[family], family, sockaddr)
+            family: Pointer(self.area, slots[family], family, sockaddr)
             for family, sockaddr in targets(forward, self.families).items()
             if family in slots
         }

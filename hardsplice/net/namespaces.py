@@ -37,7 +37,7 @@ ELSEWHERE_HINT = (
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class Served:
     """The namespaces to serve, as open descriptors. The network namespace was opened at ``path``.
 
     ``user`` is None when the network namespace belongs to our own user namespace. The end of the
@@ -130,7 +130,7 @@ def _open_of_process(path: str, pid: int, process: int, name: str) -> int:
     return net
 
 
-def open_process(pid: int, *, netns_only: bool) -> Target:
+def open_process(pid: int, *, netns_only: bool) -> Served:
     """The network namespace of a running process."""
     name, path = f"process {pid}", f"/proc/{pid}/ns/net"
     with contextlib.ExitStack() as opened:
@@ -141,10 +141,10 @@ def open_process(pid: int, *, netns_only: bool) -> Target:
         _refuse_own(net, name, f"process {pid} is in the network namespace that hardsplice runs in")
         user = _owner(net, name, netns_only=netns_only)
         opened.pop_all()
-    return Target(name, path, net, user, process=process)
+    return Served(name, path, net, user, process=process)
 
 
-def open_path(path: str, userns: str | None, *, netns_only: bool) -> Target:
+def open_path(path: str, userns: str | None, *, netns_only: bool) -> Served:
     """The network namespace at ``path``, with the user namespace at ``userns`` or else the one that
     owns it.
     """
@@ -172,7 +172,7 @@ def open_path(path: str, userns: str | None, *, netns_only: bool) -> Target:
         else:
             user = _named_owner(userns, name)
         opened.pop_all()
-    return Target(name, path, net, user, process=process, watched=watched)
+    return Served(name, path, net, user, process=process, watched=watched)
 
 
 def _real(path: str) -> str:
@@ -215,24 +215,24 @@ def _refuse_own(net: int, name: str, why: str) -> None:
         raise HardspliceError("join", name, why, "name a namespace other than your own")
 
 
-def join_network(target: Target) -> None:
+def join_network(served: Served) -> None:
     """Move this process into the network namespace that is served."""
-    _join(target, target.net, linux.CLONE_NEWNET)
+    _join(served, served.net, linux.CLONE_NEWNET)
 
 
-def join_user(target: Target) -> None:
+def join_user(served: Served) -> None:
     """Move this process into the user namespace that is served, where it has every capability. So
     has root there, over this process: see net/joining.py for what comes before.
     """
-    assert target.user is not None
-    _join(target, target.user, linux.CLONE_NEWUSER)
+    assert served.user is not None
+    _join(served, served.user, linux.CLONE_NEWUSER)
 
 
-def _join(target: Target, fd: int, kind: int) -> None:
+def _join(served: Served, fd: int, kind: int) -> None:
     try:
         linux.setns(fd, kind)
     except OSError as error:
         hint = None
         if error.errno == errno.EPERM:
             hint = refusals.filter_hint() or _RIGHTS_HINT
-        raise HardspliceError("join", target.name, reason_of(error), hint) from error
+        raise HardspliceError("join", served.name, reason_of(error), hint) from error

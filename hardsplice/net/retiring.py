@@ -175,7 +175,7 @@ class Retiring:
 
     def _connect(self, late: _Late, there: bytes) -> str:
         try:
-            pointer = Pointer(self._book.place, self._book.add(there), 0, there)
+            pointer = Pointer(self._book.area, self._book.add(there), 0, there)
         except HardspliceError as failure:
             return failure.reason
         code = None

@@ -37,7 +37,7 @@ from hardsplice.relay.tcp.pipes import POOL_SIZE as PIPES
 from hardsplice.relay.tcp.pipes import PipePool
 from hardsplice.relay.tcp.seam import Kernel
 from hardsplice.sandbox import steps, tripwire
-from hardsplice.sandbox.address_book import Place
+from hardsplice.sandbox.address_book import Area
 from hardsplice.telemetry.counters import Stats
 from hardsplice.telemetry.flow_table import End
 
@@ -59,7 +59,7 @@ class Plan(NamedTuple):
     filter: bytes  # the relay's seccomp program
     is_dynamic: bool  # whether listeners come and go
     lent: frozenset[int]  # the listeners, by index, that the service manager also has
-    book: Place  # where the address book is
+    book: Area  # where the address book is
     stats: Stats
     idle_seconds: int  # until a flow without bytes is reset; 0: never
     trace: bool  # whether to report every flow to the monitor

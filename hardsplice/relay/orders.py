@@ -13,28 +13,28 @@ import struct
 from hardsplice.ipc.messages import Kind, MalformedError, Record
 from hardsplice.model.families import FAMILIES
 from hardsplice.net.listener import Listener
-from hardsplice.sandbox.address_book import PLACES, SLOT, Place, Pointer
+from hardsplice.sandbox.address_book import AREAS, SLOT, Area, Pointer
 
 _HEAD = struct.Struct("=BBI")  # targets for an IPv4 and for an IPv6 client; where the book is
 _TARGET = struct.Struct("=BBI28s")  # family index, length, slot, sockaddr
 _SOCKADDR_LENGTHS = (16, 28)  # sizeof(struct sockaddr_in), sizeof(struct sockaddr_in6)
-_PLACES = {place.address: place for place in PLACES}
+_AREAS = {area.address: area for area in AREAS}
 
 
-def serve(listener: Listener, place: Place) -> Record:
-    """The record that hands a listener over, whose targets are in the book at ``place``."""
+def add(listener: Listener, area: Area) -> Record:
+    """The record that hands a listener over, whose targets are in the book at ``area``."""
     routes = (listener.route_ipv4, listener.route_ipv6)
-    text = _HEAD.pack(*map(len, routes), place.address) + b"".join(
+    text = _HEAD.pack(*map(len, routes), area.address) + b"".join(
         _TARGET.pack(one.family, one.length, one.slot, one.sockaddr)
         for route in routes
         for one in route
     )
-    return Record(Kind.ADD_LISTENER, index=listener.index, detail=listener.fd, text=text)
+    return Record(Kind.ADD_LISTENER, index=listener.port_id, detail=listener.fd, text=text)
 
 
-def close(listener: Listener, *, reset_flows: bool) -> Record:
+def remove(listener: Listener, *, reset_flows: bool) -> Record:
     """The record that takes a listener back."""
-    return Record(Kind.REMOVE_LISTENER, int(reset_flows), listener.index, listener.fd)
+    return Record(Kind.REMOVE_LISTENER, int(reset_flows), listener.port_id, listener.fd)
 
 
 def listener_of(record: Record) -> Listener:
@@ -42,20 +42,20 @@ def listener_of(record: Record) -> Listener:
     if len(record.text) < _HEAD.size:
         raise MalformedError("a listener without routes")
     *counts, address = _HEAD.unpack_from(record.text)
-    place, targets = _PLACES.get(address), record.text[_HEAD.size :]
-    if place is None or max(counts) > len(FAMILIES) or len(targets) != _TARGET.size * sum(counts):
+    area, targets = _AREAS.get(address), record.text[_HEAD.size :]
+    if area is None or max(counts) > len(FAMILIES) or len(targets) != _TARGET.size * sum(counts):
         raise MalformedError("routes that are not as long as they say")
-    all_of_them = tuple(_target(place, fields) for fields in _TARGET.iter_unpack(targets))
+    all_of_them = tuple(_target(area, fields) for fields in _TARGET.iter_unpack(targets))
     route_ipv4, route_ipv6 = all_of_them[: counts[0]], all_of_them[counts[0] :]
     if route_ipv4 == route_ipv6:
         route_ipv6 = route_ipv4  # by which the engine knows that it needn't ask for the family
     return Listener(record.detail, route_ipv4, route_ipv6, record.index)
 
 
-def _target(place: Place, fields: tuple[int, int, int, bytes]) -> Pointer:
+def _target(area: Area, fields: tuple[int, int, int, bytes]) -> Pointer:
     family, length, slot, sockaddr = fields
     if family >= len(FAMILIES) or length != _SOCKADDR_LENGTHS[family]:
         raise MalformedError("a target that is no address")
-    if slot >= place.size // SLOT:
+    if slot >= area.size // SLOT:
         raise MalformedError("a target outside of the book")
-    return Pointer(place, slot, family, sockaddr[:length])
+    return Pointer(area, slot, family, sockaddr[:length])

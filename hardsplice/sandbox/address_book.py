@@ -6,7 +6,7 @@ in memory whose content is known: it is at the same low address in every process
 read-only; only the host monitor has a writable view of it, and that only where ports may change at
 run time. The filters allow connect(2) with a pointer to the beginning of a slot there, and no call
 that would remove or replace that memory: munmap, mremap and mprotect only above it, mmap never at a
-fixed place (policy/relay.toml, policy/runtime.toml). So a process that was taken over can connect
+fixed address (policy/relay.toml, policy/runtime.toml). So a process that was taken over can connect
 to the targets and nowhere else; AF_UNSPEC, by which an accepted socket would become a fresh one of
 the client's namespace, isn't in the book either. This needs no Landlock, and works on every kernel
 from 5.1 on. mseal(2) protects the mapping as well, where the kernel has it (6.10).
@@ -49,7 +49,7 @@ _F_SEAL_FUTURE_WRITE = 0x10  # linux/fcntl.h, Linux 5.1
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Area:
     """Where a book's slots are, in bytes. The size is a power of two that divides the address. All
     begins where pages of any size may (64 KiB).
     """
@@ -74,23 +74,23 @@ class Place:
         }
 
 
-# Nothing else may ever need a book's place, and mappings that come and go have to lie above it.
+# Nothing else may ever need a book's memory, and mappings that come and go have to lie above it.
 # The kernel maps from the top of a process's memory down, or, where its stack has no limit, from a
 # third or a quarter of it up: in 32 bits from 1 GiB on. Low are only the program, if it isn't
 # position independent, and behind it its heap, which begins up to 1 GiB later (in 32 bits 32 MiB;
 # arch_randomize_brk) and grows. So there is room in front of the program, on most architectures,
 # and behind where a heap may begin.
-USUAL = Place(0x200000, 0x200000)
-# With slots for two targets of each of 65,535 ports, which is more than the usual place has.
-LARGE = Place(0x70000000, 0x400000)
-LARGE_32 = Place(0x3FC00000, 0x400000)
-PLACES = (USUAL, LARGE, LARGE_32)
+USUAL = Area(0x200000, 0x200000)
+# With slots for two targets of each of 65,535 ports, which is more than the usual one has.
+LARGE = Area(0x70000000, 0x400000)
+LARGE_32 = Area(0x3FC00000, 0x400000)
+AREAS = (USUAL, LARGE, LARGE_32)
 # Where a program begins at 64 KiB; elsewhere it is 4 MiB or more (ld/emulparams of binutils).
 _LOW_PROGRAMS = ("armhf", "riscv64")
 
 
-def place_for(targets: int, arch: str) -> Place:
-    """The place of books with room for so many targets, on an architecture."""
+def area_for(targets: int, arch: str) -> Area:
+    """Where books are that have room for so many targets, on an architecture."""
     if targets <= USUAL.size // SLOT and arch not in _LOW_PROGRAMS:
         return USUAL
     return LARGE if ARCHITECTURES[arch].bits == 64 else LARGE_32
@@ -100,19 +100,19 @@ class Book:
     """The targets of one direction. Made by the host monitor before the processes that use it."""
 
     def __init__(
-        self, place: Place, targets: Iterable[bytes], late: int, *, is_written: bool
+        self, area: Area, targets: Iterable[bytes], late: int, *, is_written: bool
     ) -> None:
         """``targets`` are struct sockaddr; so many ``late`` ones may come at run time.
         ``is_written`` says that this process will write in it; else no process can any more.
         HardspliceError where the kernel can't seal memory like that.
         """
-        self.place = place
+        self.area = area
         self._slots: dict[bytes, int] = {}
         self._uses: dict[bytes, int] = {}
         uses = collections.Counter(targets)
         number = len(uses) + late
-        if number * SLOT > place.size:
-            reason = f"there is room for {place.size // SLOT} addresses"
+        if number * SLOT > area.size:
+            reason = f"there is room for {area.size // SLOT} addresses"
             raise HardspliceError(
                 "write down", f"{number} targets", reason, "forward fewer ports, or -4"
             )
@@ -165,22 +165,22 @@ class Book:
         """Map it where this process's filter expects it. This can be done once, and not be undone.
         Returns why the mapping isn't sealed as well, if it isn't.
         """
-        read, place = mmap.PROT_READ, self.place
+        read, area = mmap.PROT_READ, self.area
         try:
             for number, piece in enumerate(pinned.IN_FILE):
-                at, offset = place.values + number * pinned.PIECE, piece * pinned.PIECE
+                at, offset = area.values + number * pinned.PIECE, piece * pinned.PIECE
                 linux.map_shared(self.fd, pinned.PIECE, read, address=at, offset=offset)
-            # The whole place is taken, even if the file is smaller: other mappings could land there
+            # The whole area is taken, even if the file is smaller: other mappings could land there
             # otherwise.
-            linux.map_shared(self.fd, place.size, read, address=place.address, offset=VALUES_SIZE)
+            linux.map_shared(self.fd, area.size, read, address=area.address, offset=VALUES_SIZE)
         except OSError as error:
-            what = f"the address book at {place.address:#x}"
+            what = f"the address book at {area.address:#x}"
             raise HardspliceError("map", what, reason_of(error), _hint(error)) from error
         global _seen
-        _seen = memoryview((ctypes.c_char * place.size).from_address(place.address)).cast("B")
+        _seen = memoryview((ctypes.c_char * area.size).from_address(area.address)).cast("B")
         try:
-            linux.mseal(place.values, VALUES_SIZE)
-            linux.mseal(place.address, place.size)
+            linux.mseal(area.values, VALUES_SIZE)
+            linux.mseal(area.address, area.size)
         except OSError as error:
             if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EINVAL):
                 raise
@@ -191,7 +191,7 @@ class Book:
         """Take the values of socket options from it, from now on. ``is_writer`` says that this is
         the process that made it.
         """
-        pinned.pin(self.place.values, self.written if is_writer else None)
+        pinned.pin(self.area.values, self.written if is_writer else None)
 
     def close(self) -> None:
         """Close the file; mappings stay."""
@@ -256,14 +256,14 @@ class Pointer:
 
     __slots__ = ("_at", "family", "length", "may_vanish", "slot", "sockaddr", "where")
 
-    def __init__(self, place: Place, slot: int, family: int, sockaddr: bytes) -> None:
+    def __init__(self, area: Area, slot: int, family: int, sockaddr: bytes) -> None:
         """``slot`` is the number of its slot, ``family`` an index into model.families.FAMILIES."""
         self._at = slot * SLOT
         self.slot = slot
         self.family = family
         self.sockaddr = sockaddr
         self.length = len(sockaddr)
-        self.where = ctypes.c_void_p(place.address + self._at)
+        self.where = ctypes.c_void_p(area.address + self._at)
         # Whether it is another machine, which can vanish without a packet.
         self.may_vanish = not socketcalls.is_loopback(sockaddr)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from hardsplice.model.direction import Direction
 from hardsplice.model.protocol import Protocol
 from hardsplice.telemetry.counters import Stats
-from hardsplice.telemetry.flow_table import End, Ended, in_words, read_record
+from hardsplice.telemetry.flow_table import End, Ended, endpoint_text, read_record
 from hardsplice.telemetry.log import Level, Log
 
 FINISH_SECONDS = 0.3
@@ -85,9 +85,9 @@ class FlowLog:
 
     def _write(self, direction: Direction, ended: Ended) -> None:
         flow = ended.flow
-        where = self._where(direction, flow.listener)
+        where = self._where(direction, flow.port_id)
         text = (
-            f"{direction}, {where}: {in_words(flow.client)} to {in_words(flow.target)}: "
+            f"{direction}, {where}: {endpoint_text(flow.client)} to {endpoint_text(flow.target)}: "
             f"{flow.bytes_to_target} bytes to the target, {flow.bytes_to_client} to the client, "
             f"{ended.seconds:.3f} s, {_WORDS[ended.end]}"
         )

@@ -31,7 +31,7 @@ LOOKS = 8  # attempts to read a table that is being changed
 # at the most.
 _LAST_SECOND = 2.0**34
 
-# Bytes to the target and to the client, state, listener, port of the client and of the target, the
+# Bytes to the target and to the client, state, the port's ID, port of the client and of the target, the
 # protocol's number, time of the start in CLOCK_MONOTONIC seconds, addresses of the client and of
 # the target.
 _ROW = struct.Struct("=QQIIHHB3xd16s16s")
@@ -43,14 +43,14 @@ _TAIL = struct.Struct("=d")  # seconds from start to end
 WORDS_A_ROW = _ROW.size // 8
 RECORD_SIZE = _ROW.size + _TAIL.size
 _STATE_WORD = _STATE_OFFSET // 8  # a row whose word here is 0 is free
-_STATE_SHIFT = 0 if sys.byteorder == "little" else 32  # the other half is the listener
+_STATE_SHIFT = 0 if sys.byteorder == "little" else 32  # the other half is the port's ID
 WORD_MASK = 2**64 - 1
 
 Endpoint = tuple[IPv4Address | IPv6Address, int]
 Packed = tuple[bytes, int]  # address and port, the address in 16 bytes (socketcalls.endpoint)
 
 
-def in_words(endpoint: Endpoint) -> str:
+def endpoint_text(endpoint: Endpoint) -> str:
     """An address and a port as people write them."""
     address, port = endpoint
     return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
@@ -95,7 +95,7 @@ def _state(word: int) -> int:
 class FlowRow:
     """One flow."""
 
-    listener: int  # as the monitor numbers them
+    port_id: int  # of the forward
     protocol: Protocol
     client: Endpoint
     target: Endpoint  # while connecting the first to be tried
@@ -185,12 +185,12 @@ class FlowTable:
     # --- writing: the relay, and its supervisor once the relay has ended --------------------------
 
     def open(
-        self, at: int, listener: int, protocol: int, client: Packed, target: Packed, now: float
+        self, at: int, port_id: int, protocol: int, client: Packed, target: Packed, now: float
     ) -> None:
         """Begin the row at one of ``positions``; ``protocol`` is the kernel's number of it."""
         _ROW.pack_into(
             self._bytes, 8 * at,
-            0, 0, _CONNECTING, listener, client[1], target[1], protocol, now, client[0], target[0],
+            0, 0, _CONNECTING, port_id, client[1], target[1], protocol, now, client[0], target[0],
         )  # fmt: skip
         number = (at - self._first) // WORDS_A_ROW
         if number >= self._words[self._head + self._USED]:
@@ -254,9 +254,7 @@ def _makes_sense(text: bytes) -> bool:
 
 def _read_row(raw: bytes | memoryview) -> FlowRow | None:
     """A row in use; None for one that is free or makes no sense."""
-    to_target, to_client, state, listener, *ports, number, started, client, target = _ROW.unpack(
-        raw
-    )
+    to_target, to_client, state, port_id, *ports, number, started, client, target = _ROW.unpack(raw)
     client_port, target_port = ports
     protocol = BY_NUMBER.get(number)
     if state not in _BUSY or protocol is None:
@@ -264,7 +262,7 @@ def _read_row(raw: bytes | memoryview) -> FlowRow | None:
     if not 0 <= started < _LAST_SECOND:  # nor if it is no number at all
         return None
     return FlowRow(
-        listener=listener,
+        port_id=port_id,
         protocol=protocol,
         client=(_address(client), client_port),
         target=(_address(target), target_port),

@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from hardsplice.kernel import linux, socketcalls
 from hardsplice.kernel.syscalls import ARCHITECTURES
-from hardsplice.sandbox.address_book import VALUES_SIZE, Place
+from hardsplice.sandbox.address_book import VALUES_SIZE, Area
 from tests.arches import numbers
 
 WORKS, KILLED, SEALED = "success", "SIGSYS", "EPERM"
@@ -38,7 +38,7 @@ class Scene:
     """What a process finds that makes an attempt."""
 
     numbers: Mapping[str, int]
-    place: Place
+    area: Area
     listener: int
     slot: int  # the address of a target's slot
     flow: Callable[[], int]  # a TCP socket that isn't connected, as a relay gets them
@@ -110,26 +110,24 @@ def _connecting() -> list[Attempt]:
         Attempt(
             "connect, behind the book",
             "connect",
-            to(lambda s: s.place.address + s.place.size),
+            to(lambda s: s.area.address + s.area.size),
             bare=False,
         ),
-        Attempt("connect, before it", "connect", to(lambda s: s.place.address - 32)),
+        Attempt("connect, before it", "connect", to(lambda s: s.area.address - 32)),
         Attempt("connect a listener", "connect", lambda s: (s.listener, s.slot, 16), bare=False),
     ]
 
 
 def _options() -> list[Attempt]:
     return [
-        Attempt(
-            "SO_LINGER", "setsockopt", lambda s: (s.flow(), *_LINGER, s.place.values, 8), WORKS
-        ),
+        Attempt("SO_LINGER", "setsockopt", lambda s: (s.flow(), *_LINGER, s.area.values, 8), WORKS),
         Attempt(
             "SO_LINGER, another value", "setsockopt", lambda s: (s.flow(), *_LINGER, _VALUE, 8)
         ),
         Attempt(
             "SO_LINGER of a listener",
             "setsockopt",
-            lambda s: (s.listener, *_LINGER, s.place.values, 8),
+            lambda s: (s.listener, *_LINGER, s.area.values, 8),
         ),
     ]
 
@@ -149,7 +147,7 @@ def _as_64_bits() -> list[Attempt]:
         Attempt(
             "SO_LINGER of a listener, as 64 bits",
             "setsockopt",
-            lambda s: (s.listener | 1 << 32, *_LINGER, s.place.values, 8),
+            lambda s: (s.listener | 1 << 32, *_LINGER, s.area.values, 8),
         ),
     ]
 
@@ -168,35 +166,35 @@ def _memory(arch: str) -> list[Attempt]:
     # Where a filter can't see the arguments of mmap, mseal(2) alone is in the way.
     seen = KILLED if arch != "s390x" else SEALED if is_sealed() else WORKS
     return [
-        Attempt("map over the book", mmap_call, mapped(lambda s: s.place.address), seen),
-        Attempt("map over the values", mmap_call, mapped(lambda s: s.place.values), seen),
-        Attempt("unmap the book", "munmap", lambda s: (s.place.address, s.place.size)),
+        Attempt("map over the book", mmap_call, mapped(lambda s: s.area.address), seen),
+        Attempt("map over the values", mmap_call, mapped(lambda s: s.area.values), seen),
+        Attempt("unmap the book", "munmap", lambda s: (s.area.address, s.area.size)),
         Attempt(
             "unmap it from below",
             "munmap",
-            lambda s: (s.place.values - VALUES_SIZE, 2 * VALUES_SIZE),
+            lambda s: (s.area.values - VALUES_SIZE, 2 * VALUES_SIZE),
         ),
-        Attempt("protect it", "mprotect", lambda s: (s.place.address, s.place.size, 0)),
+        Attempt("protect it", "mprotect", lambda s: (s.area.address, s.area.size, 0)),
         Attempt(
             "make it writable",
             "mprotect",
-            lambda s: (s.place.address, s.place.size, _RW),
+            lambda s: (s.area.address, s.area.size, _RW),
             bare=False,
         ),
         Attempt(
             "move it",
             "mremap",
-            lambda s: (s.place.address, s.place.size, s.place.size, _MAYMOVE, 0),
+            lambda s: (s.area.address, s.area.size, s.area.size, _MAYMOVE, 0),
         ),
         Attempt(
             "move over it",
             "mremap",
-            lambda s: (_PAGES, mmap.PAGESIZE, mmap.PAGESIZE, _MAYMOVE_FIXED, s.place.address),
+            lambda s: (_PAGES, mmap.PAGESIZE, mmap.PAGESIZE, _MAYMOVE_FIXED, s.area.address),
         ),
         Attempt(
             "remove what it holds",
             "madvise",
-            lambda s: (s.place.address, s.place.size, _MADV_REMOVE),
+            lambda s: (s.area.address, s.area.size, _MADV_REMOVE),
             bare=False,
         ),
     ]
@@ -214,7 +212,7 @@ def _through_socketcall() -> list[Attempt]:
         sub("connect to a slot", 3, lambda s: (s.flow(), s.slot, 16)),
         sub("connect to AF_UNSPEC", 3, lambda s: (s.flow(), _UNSPEC, 16)),
         sub("shutdown", 13, lambda s: (s.listener, socket.SHUT_WR)),
-        sub("setsockopt", 14, lambda s: (s.flow(), *_LINGER, s.place.values, 8)),
+        sub("setsockopt", 14, lambda s: (s.flow(), *_LINGER, s.area.values, 8)),
     ]
 
 

@@ -32,7 +32,7 @@ from hardsplice.kernel import linux, socketcalls
 from hardsplice.model.roles import HOST, OUTBOUND_RELAY
 from hardsplice.monitor import supervisor, supply
 from hardsplice.relay import main as relay
-from hardsplice.sandbox.address_book import Book, place_for
+from hardsplice.sandbox.address_book import Book, area_for
 from tests.arches import numbers
 from tests.arches.attempts import (
     ADDRESS,
@@ -164,7 +164,7 @@ def _bare(attempt: Attempt, arch: str, *, sealed: bool) -> int:
 
 
 def _bare_scene(arch: str, *, sealed: bool) -> Scene:
-    place = place_for(1, arch)
+    place = area_for(1, arch)
     if not sealed:
         linux.mseal = _lacking  # type: ignore[assignment]
     book = Book(place, [socketcalls.sockaddr(ADDRESS, PORT)], 0, is_written=False)

@@ -137,18 +137,18 @@ def test_addresses_are_those_where_the_code_puts_things(role: str) -> None:
     assert found == {name: expected[name] for name in found}
 
 
-@pytest.mark.parametrize("place", address_book.PLACES)
+@pytest.mark.parametrize("place", address_book.AREAS)
 @pytest.mark.parametrize("role", POLICIES)
-def test_set_up_moves_every_address_with_the_book(role: str, place: address_book.Place) -> None:
+def test_set_up_moves_every_address_with_the_book(role: str, place: address_book.Area) -> None:
     found = dict(load_policy(role).settled(place.words).addresses)
     for mask in ("UNSENT_SLOTS", "TAG"):
         found.pop(mask, None)
     assert found == {name: place.words[name] for name in found}
 
 
-@pytest.mark.parametrize("place", address_book.PLACES)
+@pytest.mark.parametrize("place", address_book.AREAS)
 def test_a_masked_comparison_finds_the_beginnings_of_slots_and_nothing_else(
-    place: address_book.Place,
+    place: address_book.Area,
 ) -> None:
     words = place.words
     assert place.size & (place.size - 1) == 0
@@ -161,7 +161,7 @@ def test_a_masked_comparison_finds_the_beginnings_of_slots_and_nothing_else(
 
 
 def test_the_values_lie_where_no_pointer_to_a_slot_can_point() -> None:
-    assert {place.address - place.values for place in address_book.PLACES} == {
+    assert {place.address - place.values for place in address_book.AREAS} == {
         address_book.VALUES_SIZE
     }
     assert max(pinned.PINNED.values()) < address_book.VALUES_SIZE

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from hardsplice.model.roles import HOST, INBOUND_RELAY, OUTBOUND_RELAY, ROLES, TARGET
+from hardsplice.model.roles import HOST, INBOUND_RELAY, NAMESPACE, OUTBOUND_RELAY, ROLES
 
 RELAYS = tuple(dict.fromkeys((*INBOUND_RELAY.policies, *OUTBOUND_RELAY.policies)))
 HOSTS = HOST.policies
-MONITORS = (*TARGET.policies, *HOSTS)
+MONITORS = (*NAMESPACE.policies, *HOSTS)
 # Under which processes live where ports may change at run time, and under no other condition.
 CHANGING = tuple(
     dict.fromkeys(

@@ -361,4 +361,4 @@ def test_what_was_read_is_shown_harmlessly(name: str) -> None:
 def test_addresses_in_the_flow_table_are_words_of_numbers() -> None:
     """Whatever a relay writes there: sixteen bytes are an address."""
     for raw in (bytes(16), b"\xff" * 16, EVIL_BYTES[:16]):
-        check(flow_table.in_words((flow_table._address(raw), 1)))
+        check(flow_table.endpoint_text((flow_table._address(raw), 1)))

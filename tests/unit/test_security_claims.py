@@ -115,7 +115,7 @@ def test_numbers_on_the_page_are_those_of_the_code() -> None:
         f"in 32 bits {address_book.LARGE_32.address:#x}; {address_book.SLOT} bytes a slot": 1,
         **{
             f"from {one.values:08x} to {one.address + one.size:08x}": 1
-            for one in address_book.PLACES
+            for one in address_book.AREAS
         },
         f"no more than {allowed_ports.MANY_PORTS} ports": 1,
         f"{server.CONNECTIONS} connections at most": 1,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from hardsplice.model.roles import GUARD, HOST, INBOUND_RELAY, INIT, TARGET
+from hardsplice.model.roles import GUARD, HOST, INBOUND_RELAY, INIT, NAMESPACE
 from tests.policy import oracle
 from tests.policy.oracle import Term
 from tests.policy.whose import CHANGING
@@ -26,7 +26,7 @@ HEADING = "## What a process that was taken over can do"
 
 # The policies under which each letter's process may run (app/filters.py chooses); a small letter is
 # that process where ports may change at run time, which is then under one of the latter ones.
-PROCESSES = {"R": INBOUND_RELAY, "T": TARGET, "H": HOST, "I": INIT, "G": GUARD}
+PROCESSES = {"R": INBOUND_RELAY, "T": NAMESPACE, "H": HOST, "I": INIT, "G": GUARD}
 POLICIES = {letter: frozenset(role.policies) for letter, role in PROCESSES.items()}
 POLICIES |= {letter.lower(): POLICIES[letter] & frozenset(CHANGING) for letter in "RTH"}
 ALL = {"R": "R", "T": "T", "H": "H", "I": "I", "G": "G"}

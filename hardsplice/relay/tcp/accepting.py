@@ -109,7 +109,7 @@ class Acceptor(Connector):
             return True
         if route is not route_ipv4 and self.kernel.from_ipv4():
             route = route_ipv4
-        flow = Flow(fd, route, listener.index)
+        flow = Flow(fd, route, listener.port_id)
         flow.seen = self.moment
         self.flows[fd] = flow
         if self.flow_writer is not None:
@@ -147,17 +147,17 @@ class Acceptor(Connector):
             if self.accepting:
                 self.epoll.register(listener.fd, self.listen_mask)
 
-    def remove_listener(self, index: int, place: int, *, reset_flows: bool) -> None:
-        """Accept no more on the listener that the monitor knows by ``index``, whose descriptor is
+    def remove_listener(self, port_id: int, place: int, *, reset_flows: bool) -> None:
+        """Accept no more on the listener of the forward ``port_id``, whose descriptor is
         ``place``; its flows go on, or are reset.
         """
         listener = self.listeners.get(place)
-        if listener is not None and listener.index == index:
+        if listener is not None and listener.port_id == port_id:
             self._forget_listener(listener)
         self.kernel.take_listener(place)  # which also closes it here: /dev/null replaces it
         if reset_flows:
             for flow in dict.fromkeys(self.flows.values()):
-                if flow.listener == index:
+                if flow.port_id == port_id:
                     self.counters[count.RESET] += 1
                     self._end(flow, abort=SIDES, end=End.REMOVED)
 

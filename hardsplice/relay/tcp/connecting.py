@@ -62,8 +62,8 @@ class Connector(Mover):
         """Connect to the next target of the plan, and the one after it when that is refused at
         once. ``refusal`` is the errno of those before.
         """
-        while flow.attempt < len(flow.plan):
-            target = flow.plan[flow.attempt]
+        while flow.attempt < len(flow.route):
+            target = flow.route[flow.attempt]
             ready = self.pools[target.family].ready
             if not ready:
                 self.unplaced.append(flow)
@@ -97,12 +97,12 @@ class Connector(Mover):
         """
         self.counters[count.CONNECTED] += 1
         if self.trace:
-            self.monitor.trace(Note.OPENED, flow.listener)
+            self.monitor.trace(Note.OPENED, flow.port_id)
         if self.flow_writer is not None:
             self.flow_writer.connected(flow)
-        if flow.plan[flow.attempt].may_vanish:
+        if flow.route[flow.attempt].may_vanish:
             self.kernel.keep_alive(flow.fd[TARGET])
-        flow.plan = ()
+        flow.route = ()
         if self.warm is None or self.warm.slots < self.limits.edge_slots:
             flow.edge = NEITHER
         step(flow, CLIENT, RESUME)
@@ -128,7 +128,7 @@ class Connector(Mover):
 
     def _refused(self, flow: Flow, code: int) -> None:
         self.counters[count.REFUSED] += 1
-        self.monitor.note(Note.REFUSED, code, flow.listener)
+        self.monitor.note(Note.REFUSED, code, flow.port_id)
         self._end(flow, abort=SIDES, end=end_of_attempt(code))
 
     def _on_connecting(self, flow: Flow, side: int, events: int) -> None:
@@ -144,7 +144,7 @@ class Connector(Mover):
         self.connecting.pop(flow, None)
         if code in (0, -errno.ECONNRESET):
             self._connected(flow, code)
-        elif flow.attempt + 1 < len(flow.plan):
+        elif flow.attempt + 1 < len(flow.route):
             self._drop_target(flow)
             self._try_connect(flow, -code)
         else:

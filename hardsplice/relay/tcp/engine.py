@@ -184,7 +184,7 @@ class Engine(Acceptor):
 
     def _handle(self, flow: Flow, side: int, events: int) -> None:
         state = flow.state
-        if flow.plan:
+        if flow.route:
             self._on_connecting(flow, side, events)
             return
         if state[CLIENT] == FINISHED and state[TARGET] == FINISHED:
@@ -250,7 +250,7 @@ class Engine(Acceptor):
             if flow.deadline > now:
                 break
             self.counters[count.TIMED_OUT] += 1
-            self.monitor.note(Note.TIMED_OUT, errno.ETIMEDOUT, flow.listener)
+            self.monitor.note(Note.TIMED_OUT, errno.ETIMEDOUT, flow.port_id)
             self._end(flow, abort=SIDES, end=End.TIMEOUT)
         for flow, grace in list(self.grace.items()):
             if grace.look <= now:
@@ -291,7 +291,7 @@ class Engine(Acceptor):
             flow
             for flow in dict.fromkeys(self.flows.values())
             if flow.seen <= since
-            and not flow.plan
+            and not flow.route
             and not (flow.state[CLIENT] == flow.state[TARGET] == FINISHED)
         ]
 

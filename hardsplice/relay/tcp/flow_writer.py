@@ -51,14 +51,14 @@ class FlowWriter:
         if at is None:
             self._counters[count.UNLISTED] += 1
             return
-        target = socketcalls.endpoint(flow.plan[0].sockaddr)
-        self._table.open(at, flow.listener, _TCP, client, target, self._now())
+        target = socketcalls.endpoint(flow.route[0].sockaddr)
+        self._table.open(at, flow.port_id, _TCP, client, target, self._now())
         flow.tally = at
 
     def connected(self, flow: Flow) -> None:
         """A target was reached; the flow's plan still says which."""
         if flow.tally:
-            self._table.aim(flow.tally, socketcalls.endpoint(flow.plan[flow.attempt].sockaddr))
+            self._table.aim(flow.tally, socketcalls.endpoint(flow.route[flow.attempt].sockaddr))
             self._table.mark(flow.tally, State.ESTABLISHED)
             count.count_latency(self._counters, self._now() - self._table.started(flow.tally))
 
@@ -75,9 +75,9 @@ class FlowWriter:
         flow.tally = count.BYTES
         if end is None:
             end = End.CLIENT_RESET if flow.failed[CLIENT] else End.TARGET_RESET
-        if flow.plan:  # not reached: show what was tried last
-            last = min(flow.attempt, len(flow.plan) - 1)
-            self._table.aim(at, socketcalls.endpoint(flow.plan[last].sockaddr))
+        if flow.route:  # not reached: show what was tried last
+            last = min(flow.attempt, len(flow.route) - 1)
+            self._table.aim(at, socketcalls.endpoint(flow.route[last].sockaddr))
         text = self._table.close(at, self._counters, self._now())
         self._free.append(at)
         if self._report and not self._report(end, text):

@@ -108,7 +108,7 @@ class Resources:
     gauges: memoryview | None = None  # where to write what is in use (counters.GAUGES)
 
 
-class FlowTable:
+class Flows:
     """All flows of one relay, and the resources that they share."""
 
     __slots__ = (
@@ -281,7 +281,7 @@ class FlowTable:
         if self.flow_writer is not None:
             self.flow_writer.closed(flow, end)
         if self.trace:
-            self.monitor.trace(Note.ENDED, flow.listener, 1 if abort else 0)
+            self.monitor.trace(Note.ENDED, flow.port_id, 1 if abort else 0)
 
 
 def _well(flow: Flow) -> int | None:

@@ -41,7 +41,7 @@ from collections.abc import Callable
 
 from hardsplice.ipc.messages import Note
 from hardsplice.kernel.pinned import UNSENT_SIZES
-from hardsplice.relay.tcp.flows import FlowTable, Resources
+from hardsplice.relay.tcp.flows import Flows, Resources
 from hardsplice.relay.tcp.pipes import Pipe
 from hardsplice.relay.tcp.rules import (
     BLOCK,
@@ -96,7 +96,7 @@ def unsent_limit(blocked: int) -> int:
     return next((size for size in UNSENT_SIZES if size <= share), UNSENT_SIZES[-1])
 
 
-class Mover(FlowTable):
+class Mover(Flows):
     """The layer that moves bytes."""
 
     __slots__ = ("splice", "starved", "warm")
@@ -355,7 +355,7 @@ class Mover(FlowTable):
         self._replace_warm()  # its content is unknown now
         self._end(flow, abort=SIDES, end=End.ERROR)
         code = getattr(error, "errno", None) or 0
-        self.monitor.note(Note.ERROR, code, flow.listener, _where(error))
+        self.monitor.note(Note.ERROR, code, flow.port_id, _where(error))
 
 
 def _where(error: Exception) -> str:

@@ -133,10 +133,10 @@ class Flow:
         "failed",
         "fd",
         "held",
-        "listener",
         "muted",
         "pipe",
-        "plan",
+        "port_id",
+        "route",
         "seen",
         "slow",
         "state",
@@ -146,7 +146,7 @@ class Flow:
         "watched",
     )
 
-    def __init__(self, client: int, plan: tuple[Pointer, ...], listener: int = 0) -> None:
+    def __init__(self, client: int, route: tuple[Pointer, ...], port_id: int = 0) -> None:
         self.fd = [client, -1]
         self.state = [PAUSED, PAUSED]
         self.held = [0, 0]  # bytes in the direction's pipe
@@ -159,11 +159,11 @@ class Flow:
         # that is undone.
         self.slow = NEITHER
         self.urgent_hidden = NEITHER  # EPOLLPRI is left out until more input comes
-        self.plan = plan  # each target to try, in order
-        self.listener = listener  # the index that the monitor knows the listener by
+        self.route = route  # each target to try, in order
+        self.port_id = port_id  # of the forward whose listener accepted it
         # The counter of bytes to the target; that of bytes to the client follows it.
         self.tally = 0
-        self.attempt = 0  # index into plan
+        self.attempt = 0  # index into route
         self.seen = 0.0  # when something happened last, if that is needed (engine.py)
         self.unsent = 0  # bytes that its peers had still to take at the last check (engine.py)
         self.deadline = 0.0  # of the connect, or of a reset's grace; CLOCK_MONOTONIC seconds

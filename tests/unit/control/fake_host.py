@@ -11,7 +11,7 @@ from typing import Any, cast
 from hardsplice.control.host import Control, HostWorld
 from hardsplice.control.server import Admission
 from hardsplice.monitor import loops
-from hardsplice.monitor.registry import Ports
+from hardsplice.monitor.registry import Registry
 from hardsplice.telemetry.flow_log import Traffic
 from hardsplice.telemetry.log import Level, Log
 
@@ -21,7 +21,7 @@ def world_of(traffic: Sequence[Traffic], missing: Sequence[str] = ()) -> HostWor
     monitor = SimpleNamespace(
         traffic=traffic,
         missing=list(missing),
-        registry=Ports([], 1, frozenset(), None, lambda _: None, loops.check),
+        registry=Registry([], 1, frozenset(), None, lambda _: None, loops.check),
         log=Log(Level.ERROR, "text", ""),
         loop=None,
     )

@@ -15,7 +15,7 @@ from hardsplice.model.direction import Direction
 from hardsplice.model.forward import Forward
 from hardsplice.model.protocol import Protocol
 from hardsplice.monitor import loops
-from hardsplice.monitor.registry import Ports
+from hardsplice.monitor.registry import Registry
 from hardsplice.telemetry.counters import COUNTERS, GAUGES, KEPT, LATENCY_BOUNDS, Latency
 from hardsplice.telemetry.flow_table import FlowRow, State
 from tests.unit.monitor.fake_worker import FakeWorker
@@ -24,7 +24,7 @@ from tests.unit.monitor.fake_worker import FakeWorker
 def flow(client: int, *, state: State = State.ESTABLISHED) -> FlowRow:
     """A flow of the client with this port."""
     return FlowRow(
-        listener=1,
+        port_id=1,
         protocol=Protocol.TCP,
         client=(IPv4Address("127.0.0.1"), client),
         target=(IPv6Address("::1"), 80),
@@ -48,7 +48,7 @@ def relay(direction: Direction, number: int = 0) -> RelayView:
     )
 
 
-class FakePorts(Ports):
+class FakePorts(Registry):
     """The registry as it is, empty at first, with a worker that makes no listeners."""
 
     def __init__(self) -> None:

@@ -15,13 +15,13 @@ from hardsplice.ipc.dialogue import (
     OF_NAMESPACE_MONITOR,
     RELAY,
     Dialogue,
-    Phase,
     Rules,
+    State,
     last_words,
 )
 from hardsplice.ipc.messages import Kind, MalformedError, Record, on
 from hardsplice.model import roles
-from hardsplice.model.roles import HOST, INBOUND_RELAY, OUTBOUND_RELAY, TARGET, Role
+from hardsplice.model.roles import HOST, INBOUND_RELAY, NAMESPACE, OUTBOUND_RELAY, Role
 from hardsplice.model.unforeseen import LIMIT_HINTS
 from hardsplice.monitor.notes import LACKING_LENGTH, LACKING_MAX, lacking
 
@@ -35,16 +35,16 @@ CHILDREN = {
 children = pytest.mark.parametrize("rules", CHILDREN.values(), ids=CHILDREN.keys())
 
 
-def heard(rules: Rules, *kinds: int, phase: Phase = Phase.STARTING) -> Phase:
+def heard(rules: Rules, *kinds: int, phase: State = State.STARTING) -> State:
     """Where a child stands that has said all this."""
     dialogue = Dialogue(rules)
-    dialogue.phase = phase
+    dialogue.state = phase
     for kind in kinds:
         dialogue.hear(Record(kind))
-    return dialogue.phase
+    return dialogue.state
 
 
-def refused(rules: Rules, *kinds: int, phase: Phase = Phase.STARTING) -> None:
+def refused(rules: Rules, *kinds: int, phase: State = State.STARTING) -> None:
     """All but the last is due."""
     where = heard(rules, *kinds[:-1], phase=phase)
     with pytest.raises(MalformedError):
@@ -53,7 +53,7 @@ def refused(rules: Rules, *kinds: int, phase: Phase = Phase.STARTING) -> None:
 
 @pytest.mark.parametrize("rules", [RELAY, NAMESPACE_MONITOR], ids=["relay", "namespace monitor"])
 def test_ready_is_said_once_and_last_words_are_the_last(rules: Rules) -> None:
-    assert heard(rules, Kind.READY, Kind.NOTE, Kind.FLOW, Kind.NOTE) is Phase.SERVING
+    assert heard(rules, Kind.READY, Kind.NOTE, Kind.FLOW, Kind.NOTE) is State.SERVING
     refused(rules, Kind.READY, Kind.READY)
     for kind in Kind:
         refused(rules, Kind.READY, Kind.FATAL, kind)
@@ -66,7 +66,7 @@ def test_a_relay_says_nothing_before_it_is_ready_but_why_it_is_not() -> None:
 
 
 def test_relays_of_a_namespace_monitor_may_be_busy_before_all_of_them_are() -> None:
-    assert heard(NAMESPACE_MONITOR, Kind.NOTE, Kind.FLOW, Kind.READY) is Phase.SERVING
+    assert heard(NAMESPACE_MONITOR, Kind.NOTE, Kind.FLOW, Kind.READY) is State.SERVING
     for kind in (Kind.PONG, Kind.OPENED, Kind.SERVED, Kind.CLOSED):
         refused(NAMESPACE_MONITOR, kind)
 
@@ -74,19 +74,19 @@ def test_relays_of_a_namespace_monitor_may_be_busy_before_all_of_them_are() -> N
 def test_init_is_ready_once_it_was_told_to_be_and_command_ends_once() -> None:
     refused(INIT, Kind.READY)
     refused(INIT, Kind.EXITED)
-    prepared = Phase.PREPARING
+    prepared = State.PREPARING
     refused(INIT, Kind.EXITED, phase=prepared)
     refused(INIT, Kind.READY, Kind.READY, phase=prepared)
     refused(INIT, Kind.READY, Kind.EXITED, Kind.EXITED, phase=prepared)
     refused(INIT, Kind.READY, Kind.FATAL, Kind.FATAL, phase=prepared)
     refused(INIT, Kind.READY, Kind.FATAL, Kind.EXITED, phase=prepared)
     for last in ((Kind.FATAL,), (Kind.READY, Kind.EXITED), (Kind.READY, Kind.FATAL)):
-        assert heard(INIT, *last, phase=prepared) is Phase.ENDING
+        assert heard(INIT, *last, phase=prepared) is State.ENDING
 
 
 def test_init_says_that_a_signal_was_passed_on_as_often_as_one_was() -> None:
     dialogue = Dialogue(INIT)
-    dialogue.phase = Phase.SERVING
+    dialogue.state = State.SERVING
     dialogue.asked(Kind.PASSED_ON)
     dialogue.hear(Record(Kind.PASSED_ON))
     with pytest.raises(MalformedError, match="nobody asked"):
@@ -95,7 +95,7 @@ def test_init_says_that_a_signal_was_passed_on_as_often_as_one_was() -> None:
 
 def test_init_says_whether_command_is_stopped_as_often_as_it_was_asked() -> None:
     dialogue = Dialogue(INIT)
-    dialogue.phase = Phase.SERVING
+    dialogue.state = State.SERVING
     dialogue.asked(Kind.CHECKED)
     with pytest.raises(MalformedError, match="nobody asked"):
         dialogue.hear(Record(Kind.PASSED_ON))
@@ -105,14 +105,14 @@ def test_init_says_whether_command_is_stopped_as_often_as_it_was_asked() -> None
 
 
 @children
-@given(st.integers(0, 255), st.sampled_from(Phase))
-def test_what_is_refused_changes_nothing(rules: Rules, kind: int, phase: Phase) -> None:
+@given(st.integers(0, 255), st.sampled_from(State))
+def test_what_is_refused_changes_nothing(rules: Rules, kind: int, phase: State) -> None:
     dialogue = Dialogue(rules)
-    dialogue.phase = phase
+    dialogue.state = phase
     try:
         dialogue.hear(Record(kind))
     except MalformedError:
-        assert dialogue.phase is phase
+        assert dialogue.state is phase
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_what_is_refused_changes_nothing(rules: Rules, kind: int, phase: Phase) 
     [
         (RELAY, (INBOUND_RELAY, OUTBOUND_RELAY)),
         (DYNAMIC_RELAY, (INBOUND_RELAY, OUTBOUND_RELAY)),
-        (NAMESPACE_MONITOR, (TARGET,)),
+        (NAMESPACE_MONITOR, (NAMESPACE,)),
         (INIT, (roles.INIT,)),
     ],
     ids=["relay", "relay whose ports change", "namespace monitor", "init"],
@@ -133,7 +133,7 @@ def test_what_is_due_is_its_to_send_at_all(rules: Rules, senders: tuple[Role, ..
 
 
 def test_a_relay_whose_ports_change_is_ready_with_what_its_questions_are_read_from() -> None:
-    assert heard(DYNAMIC_RELAY, Kind.READY_PLACING, Kind.NOTE) is Phase.SERVING
+    assert heard(DYNAMIC_RELAY, Kind.READY_PLACING, Kind.NOTE) is State.SERVING
     refused(DYNAMIC_RELAY, Kind.READY)
     refused(DYNAMIC_RELAY, Kind.READY_PLACING, Kind.READY_PLACING)
     refused(RELAY, Kind.READY_PLACING)

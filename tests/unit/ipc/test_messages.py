@@ -24,7 +24,15 @@ from hardsplice.ipc.messages import (
     check,
     on,
 )
-from hardsplice.model.roles import GUARD, HOST, INBOUND_RELAY, INIT, OUTBOUND_RELAY, ROLES, TARGET
+from hardsplice.model.roles import (
+    GUARD,
+    HOST,
+    INBOUND_RELAY,
+    INIT,
+    NAMESPACE,
+    OUTBOUND_RELAY,
+    ROLES,
+)
 
 PARTIES = (*ROLES, LAUNCHER, FOLDER_MAKER, MAPPER)
 FIELDS: dict[str, dict[str, int | bytes]] = {
@@ -102,7 +110,7 @@ def test_a_relay_speaks_to_its_monitor_and_nobody_else(relay: object) -> None:
 
 
 def test_who_may_have_been_taken_over_says_no_more_than_this_to_the_host_monitor() -> None:
-    assert set(on(TARGET.name, HOST.name)) == {
+    assert set(on(NAMESPACE.name, HOST.name)) == {
         Kind.READY, Kind.FATAL, Kind.NOTE, Kind.FLOW, Kind.PONG, Kind.LISTENERS, Kind.BOUND,
         Kind.OPENED, Kind.SERVED, Kind.CLOSED,
     }  # fmt: skip
@@ -114,12 +122,12 @@ def test_who_may_have_been_taken_over_says_no_more_than_this_to_the_host_monitor
         Kind.READY, Kind.FATAL, Kind.WANTS_MAPS, Kind.STARTED,
     }  # fmt: skip
     assert {kind for kind, one in MESSAGES.items() if one.fds[1]} & set(
-        on(TARGET.name, HOST.name)
+        on(NAMESPACE.name, HOST.name)
     ) == {Kind.LISTENERS, Kind.BOUND, Kind.OPENED}
 
 
 def test_both_relays_hear_the_same() -> None:
-    assert on(HOST.name, OUTBOUND_RELAY.name) == on(TARGET.name, INBOUND_RELAY.name)
+    assert on(HOST.name, OUTBOUND_RELAY.name) == on(NAMESPACE.name, INBOUND_RELAY.name)
 
 
 @pytest.mark.parametrize(

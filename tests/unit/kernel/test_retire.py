@@ -181,13 +181,13 @@ def test_what_is_no_listener_can_be_ended_too_or_is_an_error() -> None:
 
 def test_what_was_written_down_is_bound_and_nothing_else() -> None:
     address = socketcalls.sockaddr(ip_address("127.0.0.1"), 0)
-    pinned.write_place(address, b"")
+    pinned.write_bind_address(address, b"")
     fd = socketcalls.stream_socket(socket.AF_INET)
     with socket.socket(fileno=fd) as one:
         socketcalls.bind(fd, len(address))
         assert one.getsockname()[0] == "127.0.0.1"
         assert socketcalls.local_port(fd) == one.getsockname()[1]
-    pinned.clear_place()
+    pinned.clear_bind_address()
     for family, length in ((socket.AF_INET, 16), (socket.AF_INET, 28), (socket.AF_INET6, 28)):
         fd = socketcalls.stream_socket(family)
         with socket.socket(fileno=fd), pytest.raises(OSError, match=r"not supported|assign|Inval"):
@@ -196,24 +196,24 @@ def test_what_was_written_down_is_bound_and_nothing_else() -> None:
 
 def test_what_is_no_tcp_socket_is_not_bound() -> None:
     """Whatever is written down: the family is no part of that."""
-    pinned.write_place(socketcalls.sockaddr(ip_address("127.0.0.1"), 0), b"")
+    pinned.write_bind_address(socketcalls.sockaddr(ip_address("127.0.0.1"), 0), b"")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as one:
         for length in (16, 28):
             with pytest.raises(OSError, match="Invalid"):
                 socketcalls.bind(one.fileno(), length)
-    pinned.clear_place()
+    pinned.clear_bind_address()
 
 
 def test_an_interface_of_the_last_place_is_not_the_next_one_s() -> None:
     nowhere = socketcalls.sockaddr(ip_address("127.0.0.1"), 1)
-    pinned.write_place(nowhere, b"a-long-name-123" + b"\0")
-    pinned.write_place(nowhere, b"lo\0")
+    pinned.write_bind_address(nowhere, b"a-long-name-123" + b"\0")
+    pinned.write_bind_address(nowhere, b"lo\0")
     fd = socketcalls.stream_socket(socket.AF_INET)
     with socket.socket(fileno=fd) as one:
         socketcalls.bind_to_device(fd)
         name = one.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16)
         assert name.rstrip(b"\0") == b"lo"
-    pinned.clear_place()
+    pinned.clear_bind_address()
 
 
 def test_values_are_as_the_kernel_reads_them() -> None:

@@ -15,10 +15,10 @@ from hardsplice.model.roles import (
     HOST,
     INBOUND_RELAY,
     INIT,
+    NAMESPACE,
     OUTBOUND_RELAY,
     POLICIES,
     ROLES,
-    TARGET,
     Role,
 )
 from hardsplice.sandbox.seccomp import policy_directory
@@ -29,7 +29,7 @@ ALL = pytest.mark.parametrize("role", ROLES.values(), ids=ROLES.keys())
 # Where each role's lock-down is written down.
 LOCKED_DOWN_IN = {
     HOST: ("app",),
-    TARGET: ("net/joining.py", "monitor"),
+    NAMESPACE: ("net/joining.py", "monitor"),
     GUARD: ("command/guard.py",),
     INIT: ("command/init.py",),
     INBOUND_RELAY: ("relay",),
@@ -70,5 +70,5 @@ def test_the_policy_is_that_of_what_options_ask_for() -> None:
     assert HOST.policy_for(is_dynamic=False) == "monitor-fixed"
     assert HOST.policy_for(is_dynamic=True) == "monitor-host"
     assert HOST.policy_for(is_dynamic=True, has_control=True) == "monitor-control"
-    assert TARGET.policy_for(is_dynamic=True, has_control=True) == "monitor-ports"
+    assert NAMESPACE.policy_for(is_dynamic=True, has_control=True) == "monitor-ports"
     assert GUARD.policy_for(is_dynamic=True) == "guard"

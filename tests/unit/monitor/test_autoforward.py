@@ -29,7 +29,7 @@ from hardsplice.monitor.autoforward import (
     Watched,
     wanted,
 )
-from hardsplice.monitor.registry import Ports
+from hardsplice.monitor.registry import Registry
 from hardsplice.net import sockdiag
 from hardsplice.net.sockdiag import Listening
 from tests.unit.monitor.fake_worker import FakeWorker
@@ -147,11 +147,13 @@ class Stand:
     def __init__(self, *there: Forward) -> None:
         self.worker = Worker()
         directions: frozenset[Direction] = frozenset((Direction.INBOUND, Direction.OUTBOUND))
-        self.ports = Ports(list(there), 100, directions, self.worker, lambda _: None, loops.check)
+        self.registry = Registry(
+            list(there), 100, directions, self.worker, lambda _: None, loops.check
+        )
         self.said: list[str] = []
         self.outcomes = 0
         self.follower = Follower(
-            Direction.INBOUND, self.ports, lambda one: self.said.append(str(one)), self.count
+            Direction.INBOUND, self.registry, lambda one: self.said.append(str(one)), self.count
         )
 
     def count(self) -> None:
@@ -161,14 +163,14 @@ class Stand:
         return self.follower.follow([forward(port) for port in ports], now)
 
     def listed(self) -> list[int]:
-        return [port.port for port in self.ports.list()]
+        return [port.port for port in self.registry.list()]
 
 
 def test_of_two_listening_addresses_that_overlap_the_first_one_has_the_port() -> None:
     """The kernel would refuse the second, which is nothing to tell anybody."""
     stand = Stand()
     stand.follower.follow([forward(80), forward(80, "127.0.0.1"), forward(81, "127.0.0.1")], 0.0)
-    assert [(one.address, one.port) for one in stand.ports.list()] == [
+    assert [(one.address, one.port) for one in stand.registry.list()] == [
         (None, 80),
         (ip_address("127.0.0.1"), 81),
     ]
@@ -179,7 +181,7 @@ def test_ports_come_and_go() -> None:
     stand = Stand()
     assert stand.follow(80, 81)
     assert stand.listed() == [80, 81]
-    assert {port.source for port in stand.ports.list()} == {Source.AUTO}
+    assert {port.source for port in stand.registry.list()} == {Source.AUTO}
     assert not stand.follow(80, 81)
     assert stand.follow(81, 82)
     assert stand.listed() == [81, 82]
@@ -239,10 +241,10 @@ def test_one_whose_removal_fails_is_there_and_is_removed_at_the_next_look() -> N
     stand.worker.fails = HardspliceError(
         "remove", "port 100", "the namespace monitor does not answer"
     )
-    before = stand.ports.changes
+    before = stand.registry.changes
     stand.follow()
     assert stand.listed() == [80]
-    assert stand.ports.changes > before, "so there is a next look"
+    assert stand.registry.changes > before, "so there is a next look"
     stand.worker.fails = None
     stand.follow()
     assert stand.listed() == []
@@ -252,8 +254,8 @@ def test_one_whose_removal_fails_is_there_and_is_removed_at_the_next_look() -> N
 def test_one_that_somebody_removed_stays_away_until_it_is_listened_on_anew() -> None:
     stand = Stand()
     stand.follow(80)
-    (port,) = stand.ports.list()
-    stand.ports.remove(port.id, reset_flows=False, done=lambda _: None)
+    (port,) = stand.registry.list()
+    stand.registry.remove(port.id, reset_flows=False, done=lambda _: None)
     stand.follow(80)
     assert stand.listed() == []
     stand.follow()
@@ -269,7 +271,7 @@ def test_fifty_times_on_and_off_leave_nothing() -> None:
     assert stand.listed() == []
     assert not stand.follower.asked
     assert not stand.follower.failed
-    assert stand.ports.held(Direction.INBOUND) == []
+    assert stand.registry.held(Direction.INBOUND) == []
 
 
 # --- how often ---
@@ -330,7 +332,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
 
 def watch(world: World, stand: Stand) -> Watch:
     watched: dict[Direction, Watched] = {Direction.INBOUND: Watched(autos("auto"), cast(Any, None))}
-    return Watch(watched, (4, 6), stand.ports, cast(Any, world), lambda _: None)
+    return Watch(watched, (4, 6), stand.registry, cast(Any, world), lambda _: None)
 
 
 def test_when_nothing_changes_there_is_one_look_a_second(world: World) -> None:

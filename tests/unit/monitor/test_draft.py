@@ -57,7 +57,7 @@ def test_relays_differ_in_their_counters_only() -> None:
     plans = made.plans(ALL_FAMILIES)
     assert [plan.stats for plan in plans] == made.stats
     assert plans[0]._replace(stats=plans[1].stats) == plans[1]
-    assert [(one.fd, one.index) for one in plans[0].listeners] == [(10, 7), (11, 8)]
+    assert [(one.fd, one.port_id) for one in plans[0].listeners] == [(10, 7), (11, 8)]
 
 
 @pytest.mark.parametrize("families", [(IPV4,), (IPV6,), (IPV4, IPV6)])

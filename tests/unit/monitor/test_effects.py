@@ -142,7 +142,7 @@ def test_an_attempt_that_does_not_fit_leaves_nothing(stand: Stand, direction: Di
 
 
 def test_the_place_of_an_outbound_listener_is_in_the_namespace_monitor_s_book(stand: Stand) -> None:
-    stand.effects.offer_place(forward(port=8080))
+    stand.effects.offer_bind_address(forward(port=8080))
     address = socketcalls.sockaddr(ip_address("127.0.0.1"), 8080)
     assert stand.place(Direction.INBOUND) == address[2:]
     assert stand.place(Direction.OUTBOUND) == NOWHERE

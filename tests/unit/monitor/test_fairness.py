@@ -11,7 +11,7 @@ import pytest
 
 from hardsplice.ipc.channel import LAST_RECORDS, Channel
 from hardsplice.ipc.child import Child
-from hardsplice.ipc.dialogue import NAMESPACE_MONITOR, RELAY, Dialogue, Phase
+from hardsplice.ipc.dialogue import NAMESPACE_MONITOR, RELAY, Dialogue, State
 from hardsplice.ipc.loop import Loop
 from hardsplice.ipc.messages import Kind, Record
 from hardsplice.model.roles import HOST, OUTBOUND_RELAY
@@ -48,7 +48,7 @@ def keeper_of(loop: Loop, channel: Endless) -> Supervisor:
     )
     supervisor.child = Child(os.getpid(), cast(Any, channel))
     supervisor.dialogue = Dialogue(RELAY)
-    supervisor.dialogue.phase = Phase.SERVING
+    supervisor.dialogue.state = State.SERVING
     return supervisor
 
 
@@ -83,11 +83,11 @@ def monitor() -> HostMonitor:
     made = HostMonitor.__new__(HostMonitor)
     channel = Endless(Record(Kind.PONG))
     made.monitor = cast(Any, SimpleNamespace(channel=channel))
-    made.target_says = Dialogue(NAMESPACE_MONITOR)
-    made.target_says.phase = Phase.SERVING
+    made.namespace_dialogue = Dialogue(NAMESPACE_MONITOR)
+    made.namespace_dialogue.state = State.SERVING
     made.watchdog = made.handover = made.failure = None
     for _ in range(TOO_MANY):
-        made.target_says.asked()
+        made.namespace_dialogue.asked()
     return made
 
 

@@ -138,7 +138,7 @@ def test_a_listener_gets_a_place_and_goes_to_every_supervisor(
     with socket.create_server(("127.0.0.1", 0)) as server:
         two.add(FORWARD._replace(id=5), server.fileno(), {0: 7, 1: 8})
         (listener,) = two.listeners.values()
-        assert (listener.fd, listener.index) == (places[0], 5)
+        assert (listener.fd, listener.port_id) == (places[0], 5)
         assert [one.slot for one in listener.route_ipv6] == [8, 7]
         assert same(listener.fd, server.fileno())
         assert not os.get_inheritable(listener.fd)

@@ -30,7 +30,7 @@ from hardsplice.model.errors import HardspliceError
 from hardsplice.model.families import IPV4, IPV6
 from hardsplice.model.forward import Forward, Origin, Source
 from hardsplice.model.protocol import Protocol
-from hardsplice.model.roles import HOST, TARGET
+from hardsplice.model.roles import HOST, NAMESPACE
 from hardsplice.model.spec import SpecError, is_interface_name
 from hardsplice.monitor import handover
 from hardsplice.monitor.effects import Effects
@@ -169,7 +169,7 @@ class Sides:
         self.books = {one: kinds[one](USUAL, [], LATE, is_written=True) for one in Direction}
         families = dict.fromkeys(Direction, BOTH)
         self.effects = Effects(self.books, families, [], {}, namespace_here(), Sink())
-        self.host_end, self.target_end = Channel.pair(HOST.name, TARGET.name)
+        self.host_end, self.namespace_end = Channel.pair(HOST.name, NAMESPACE.name)
         self.inbound, self.outbound = RelayGroup(), RelayGroup()
         self.timers, self.trouble = Timers(), list[HardspliceError]()
         self.host = HostSide(
@@ -181,7 +181,7 @@ class Sides:
         )
         self.inside = Timers()
         loop = cast(Any, self.inside)
-        self.target = NamespaceSide(self.target_end, cast(Any, self.inbound), BOTH, loop)
+        self.namespace = NamespaceSide(self.namespace_end, cast(Any, self.inbound), BOTH, loop)
         self.told: list[object] = []
         self.listening: list[Forward] = []
 
@@ -205,7 +205,7 @@ class Sides:
         moved = True
         while moved:
             moved = False
-            for end, side in ((self.target_end, self.target), (self.host_end, self.host)):
+            for end, side in ((self.namespace_end, self.namespace), (self.host_end, self.host)):
                 with contextlib.suppress(BlockingIOError):
                     record = end.receive(wait=False)
                     assert record is not None
@@ -242,7 +242,7 @@ class Sides:
             close_all(group.listeners.values())
         for book in self.books.values():
             book.close()
-        for end in (self.host_end, self.target_end):
+        for end in (self.host_end, self.namespace_end):
             end.drain()
             end.close()
 
@@ -342,12 +342,12 @@ def test_requests_wait_for_each_other(sides: Sides, port: int) -> None:
     sides.add(1, Direction.OUTBOUND, forward(port))
     sides.remove(7, Direction.INBOUND)
     sides.add(2, Direction.INBOUND, forward(port))  # taken by then
-    record = sides.target_end.receive(wait=False)
+    record = sides.namespace_end.receive(wait=False)
     assert record is not None
     assert record.kind == Kind.OPEN
     with pytest.raises(BlockingIOError):
-        sides.target_end.receive(wait=False)
-    sides.target.take(record)
+        sides.namespace_end.receive(wait=False)
+    sides.namespace.take(record)
     sides.pass_on()
     assert [type(told) for told in sides.told] == [type(None), int, HardspliceError]
 
@@ -355,7 +355,7 @@ def test_requests_wait_for_each_other(sides: Sides, port: int) -> None:
 def test_a_namespace_monitor_that_is_gone_is_no_end_of_the_host_monitor(
     sides: Sides, port: int
 ) -> None:
-    sides.target_end.close()
+    sides.namespace_end.close()
     for direction in Direction:
         sides.add(1, direction, forward(port))
     assert [type(told) for told in sides.told] == [HardspliceError, HardspliceError]
@@ -511,7 +511,7 @@ def test_a_descriptor_that_is_not_the_listener_is_malformed(
     else:
         record = Record(Kind.SERVE, index=1, text=encode(forward(port), {}), fds=(fds[0],))
         with pytest.raises(MalformedError):
-            sides.target.take(record)
+            sides.namespace.take(record)
     close_all(fds)
     assert sides.told == []
 
@@ -529,7 +529,7 @@ def test_a_descriptor_that_is_not_the_listener_is_malformed(
 )
 def test_a_request_that_is_none_is_malformed(sides: Sides, request_: Record) -> None:
     with pytest.raises(MalformedError):
-        sides.target.take(request_)
+        sides.namespace.take(request_)
 
 
 def test_descriptors_beside_a_request_that_has_none_are_malformed(sides: Sides) -> None:
@@ -542,7 +542,7 @@ def test_descriptors_beside_a_request_that_has_none_are_malformed(sides: Sides) 
         text = b"" if kind == Kind.CLOSE else encode(forward(80), {})
         sides.host_end.send(Record(kind, index=1, text=text, fds=fds))
         with pytest.raises(MalformedError, match="descriptors beside"):
-            sides.target_end.receive()
+            sides.namespace_end.receive()
 
 
 def test_a_number_that_is_in_use_is_malformed(sides: Sides, port: int) -> None:
@@ -551,7 +551,7 @@ def test_a_number_that_is_in_use_is_malformed(sides: Sides, port: int) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         text = encode(forward(other.getsockname()[1]), {})
         with pytest.raises(MalformedError):
-            sides.target.take(Record(Kind.SERVE, index=1, text=text, fds=(other.fileno(),)))
+            sides.namespace.take(Record(Kind.SERVE, index=1, text=text, fds=(other.fileno(),)))
 
 
 @pytest.mark.parametrize("code", [-1, 1, 2**31 - 1, -(2**31)])
@@ -711,12 +711,12 @@ def test_whatever_goes_wrong_in_the_namespace_monitor_is_answered(
 ) -> None:
     sides.add(1, direction, forward(port))
     sides.add(2, direction, forward(port))
-    record = sides.target_end.receive(wait=False)
+    record = sides.namespace_end.receive(wait=False)
     assert record is not None
     with monkeypatch.context() as patch:
         patch.setattr("hardsplice.monitor.handover.open_listener", _raises)
         patch.setattr(RelayGroup, "add", _raises)
-        sides.target.take(record)
+        sides.namespace.take(record)
     sides.pass_on()
     assert reasons(sides) == [os.strerror(errno.EINVAL), None]
 
@@ -725,9 +725,9 @@ def test_whatever_goes_wrong_with_an_answer_ends_that_request_only(
     sides: Sides, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sides.add(1, Direction.OUTBOUND, forward(port))
-    record = sides.target_end.receive(wait=False)
+    record = sides.namespace_end.receive(wait=False)
     assert record is not None
-    sides.target.take(record)
+    sides.namespace.take(record)
     answer = sides.host_end.receive(wait=False)
     assert answer is not None
     with monkeypatch.context() as patch:
@@ -751,7 +751,7 @@ def test_an_asker_that_stumbles_over_the_outcome_keeps_nobody_else_from_theirs(
 def test_an_asker_that_asks_again_at_once_does_not_recurse(sides: Sides, port: int) -> None:
     """Each of its requests fails at once."""
     asked = 0
-    sides.target_end.close()
+    sides.namespace_end.close()
 
     def again(_: object) -> None:
         nonlocal asked
@@ -795,11 +795,11 @@ def test_an_answer_that_is_late_is_not_the_next_one_s(
     sides.add(1, Direction.INBOUND, forward(port))
     let_time_pass(sides, monkeypatch)
     sides.remove(7, Direction.INBOUND)
-    record = sides.target_end.receive(wait=False)
+    record = sides.namespace_end.receive(wait=False)
     assert record is not None
     with pytest.raises(BlockingIOError):
-        sides.target_end.receive(wait=False)
-    sides.target.take(record)
+        sides.namespace_end.receive(wait=False)
+    sides.namespace.take(record)
     assert list(sides.inbound.listeners) == [1]
     sides.pass_on()
     assert sides.inbound.removed == [(1, True), (7, True)]
@@ -849,7 +849,7 @@ def test_too_many_descriptors_under_way_are_told_of(
 ) -> None:
     """To whoever asked, and in the log."""
     sides.add(1, direction, forward(port)) if direction is Direction.OUTBOUND else None
-    record = sides.target_end.receive(wait=False) if direction is Direction.OUTBOUND else None
+    record = sides.namespace_end.receive(wait=False) if direction is Direction.OUTBOUND else None
     send = Channel.send
 
     def crowded(channel: Channel, record: Record, *, wait: bool = True) -> Sent:
@@ -859,7 +859,7 @@ def test_too_many_descriptors_under_way_are_told_of(
     if record is None:
         sides.add(1, direction, forward(port))
     else:
-        sides.target.take(record)
+        sides.namespace.take(record)
         sides.pass_on()
     (failure,) = sides.told
     for one in (failure, *sides.trouble):
@@ -876,11 +876,11 @@ def test_an_answer_for_which_there_is_no_memory_is_sent_again(
 ) -> None:
     """Else no other request would ever be sent."""
     sides.add(1, direction, forward(port))
-    record = sides.target_end.receive(wait=False)
+    record = sides.namespace_end.receive(wait=False)
     assert record is not None
     with monkeypatch.context() as patch:
         patch.setattr(Channel, "send", lambda *_, **__: Sent.FULL)
-        sides.target.take(record)
+        sides.namespace.take(record)
     sides.pass_on()
     assert sides.told == []
     ((_, again),) = sides.inside.due

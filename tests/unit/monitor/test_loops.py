@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Ports that lead to each other: told apart from those that only look so."""
+"""Registry that lead to each other: told apart from those that only look so."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from hardsplice.model.errors import HardspliceError
 from hardsplice.model.forward import Forward, Source
 from hardsplice.model.protocol import Protocol
 from hardsplice.monitor import loops
-from hardsplice.monitor.registry import ConflictError, Ports
+from hardsplice.monitor.registry import ConflictError, Registry
 
 BOTH: frozenset[Direction] = frozenset((Direction.INBOUND, Direction.OUTBOUND))
 
@@ -66,7 +66,7 @@ class Stand:
         self.worker = Worker()
         self.room = 100
         first_free = 1 + max((port.id for port in ports or []), default=0)
-        self.ports = Ports(
+        self.ports = Registry(
             ports or [], first_free, directions, self.worker, self.check_room, loops.check
         )
         self.told: list[object] = []

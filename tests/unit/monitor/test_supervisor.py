@@ -35,7 +35,7 @@ from hardsplice.monitor.supervisor import (
 )
 from hardsplice.monitor.supply import SHORT_SECONDS, open_socket
 from hardsplice.net.listener import Listener
-from hardsplice.net.listeners import UNSOUND, open_listener, write_place
+from hardsplice.net.listeners import UNSOUND, open_listener, write_bind_address
 from hardsplice.relay.main import NOTE_SECONDS, Plan
 from hardsplice.relay.pools import POOL_SIZE
 from hardsplice.sandbox import tripwire
@@ -653,7 +653,7 @@ def test_no_relay_goes_on_with_a_listener_that_is_not_as_it_was_made(
     supervisor, above, _ = stand
     supervisor.plan = supervisor.plan._replace(direction=direction, is_dynamic=is_dynamic)
     forward = Forward(Direction.INBOUND, IPv4Address("127.0.0.1"), None, 0, None, 80, True)
-    write_place(forward, (0,))
+    write_bind_address(forward, (0,))
     with socket.socket(fileno=open_listener(forward, (0,))) as one:
         supervisor.plan = supervisor.plan._replace(listeners=(Listener(one.fileno(), (), (), 1),))
         supervisor.was_ready = True
@@ -769,7 +769,7 @@ def test_a_relay_and_its_successors_learn_of_listeners(stand: Stand) -> None:
         (Kind.ADD_LISTENER, 4),
         (Kind.REMOVE_LISTENER, 3),
     ]
-    assert [one.index for one in supervisor.plan.listeners] == [4]
+    assert [one.port_id for one in supervisor.plan.listeners] == [4]
     assert due(supervisor) == [(103, 3), (104, 4), (103, None)]
     assert [supervisor._has(3, 103), supervisor._has(4, 104), supervisor._has(4, 103)] == [
         False,
@@ -809,7 +809,7 @@ def test_a_relay_that_is_gone_has_nothing_due(stand: Stand) -> None:
     assert due(supervisor) == []
     supervisor.add(listener(4))
     assert due(supervisor) == []
-    assert [one.index for one in supervisor.plan.listeners] == [3, 4]
+    assert [one.port_id for one in supervisor.plan.listeners] == [3, 4]
 
 
 def test_a_relay_hands_over_where_its_questions_are_read_or_is_of_no_use(stand: Stand) -> None:

@@ -29,7 +29,7 @@ from hardsplice.net.inherited import (
     stored_name,
     to_drop_and_keep,
 )
-from hardsplice.net.listeners import open_listener, write_place
+from hardsplice.net.listeners import open_listener, write_bind_address
 from tests.support.descriptors import open_descriptors
 
 V6 = IPv6Address("fd00::5")
@@ -240,7 +240,7 @@ def test_a_listener_that_was_opened_for_a_forward_is_taken_for_it_and_for_no_oth
 ) -> None:
     chosen = None if address is None else ip_address(address)
     template = Forward(Direction.INBOUND, chosen, None, 0, None, 80, required=True)
-    write_place(template, families)
+    write_bind_address(template, families)
     fd = open_listener(template, families)
     with socket.socket(fileno=os.dup(fd)) as one:
         port = one.getsockname()[1]

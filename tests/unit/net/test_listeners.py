@@ -31,9 +31,9 @@ from hardsplice.net.listeners import (
     open_listeners,
     targets,
     usable_families,
-    write_place,
+    write_bind_address,
 )
-from hardsplice.sandbox.address_book import LARGE, USUAL, Place, Pointer
+from hardsplice.sandbox.address_book import LARGE, USUAL, Area, Pointer
 from tests.support.descriptors import open_descriptors
 
 BOTH = (IPV4, IPV6)
@@ -79,7 +79,7 @@ def free_port() -> int:
 
 
 def opened(one: Forward, families: tuple[int, ...] = BOTH) -> socket.socket:
-    write_place(one, families)
+    write_bind_address(one, families)
     return socket.socket(fileno=open_listener(one, families))
 
 
@@ -116,7 +116,7 @@ def test_the_loopback_of_the_clients_family_is_tried_first(
 
 
 def routes(
-    one: Forward, families: tuple[int, ...], slots: dict[int, int] = SLOTS, place: Place = USUAL
+    one: Forward, families: tuple[int, ...], slots: dict[int, int] = SLOTS, place: Area = USUAL
 ) -> tuple[tuple[Pointer, ...], tuple[Pointer, ...]]:
     return Pointers(place, families).routes(one, slots)
 
@@ -124,7 +124,7 @@ def routes(
 @pytest.mark.parametrize("listen", [None, "127.0.0.1", "::1"])
 @pytest.mark.parametrize("target", ["10.0.0.5", "fd00::5"])
 @pytest.mark.parametrize("place", [USUAL, LARGE])
-def test_a_target_address_is_the_only_one(listen: str | None, target: str, place: Place) -> None:
+def test_a_target_address_is_the_only_one(listen: str | None, target: str, place: Area) -> None:
     address = ip_address(target)
     family = IPV4 if address.version == 4 else IPV6
     only = (Pointer(place, 7, family, socketcalls.sockaddr(address, 80)),)
@@ -150,7 +150,7 @@ def test_where_the_family_does_not_matter_the_plans_are_one_object() -> None:
 def test_a_listener_has_its_plans() -> None:
     one = forward(None)
     made = Pointers(USUAL, BOTH).listener(Bound(one._replace(id=3), 12), SLOTS)
-    assert (made.fd, made.index) == (12, 3)
+    assert (made.fd, made.port_id) == (12, 3)
     assert (made.route_ipv4, made.route_ipv6) == routes(one, BOTH)
 
 
@@ -231,14 +231,14 @@ def test_an_interface_is_listened_on_alone(free_port: int) -> None:
 def test_where_it_listens_is_what_was_written_down() -> None:
     """And not what it was asked for: that is the host monitor's word, in memory of its own."""
     written, asked = forward("127.0.0.1"), forward("127.0.0.2", 9)
-    write_place(written, BOTH)
+    write_bind_address(written, BOTH)
     with socket.socket(fileno=open_listener(asked, BOTH)) as listener:
         assert listener.getsockname()[0] == "127.0.0.1"
 
 
 def test_nowhere_is_where_nothing_listens() -> None:
-    write_place(forward("127.0.0.1"), BOTH)
-    pinned.clear_place()
+    write_bind_address(forward("127.0.0.1"), BOTH)
+    pinned.clear_bind_address()
     with pytest.raises(OSError, match="Cannot assign"):
         open_listener(forward("127.0.0.1"), BOTH)
 

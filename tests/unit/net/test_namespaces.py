@@ -16,7 +16,7 @@ import pytest
 from hardsplice.kernel import linux
 from hardsplice.model.errors import HardspliceError
 from hardsplice.net import namespaces
-from hardsplice.net.namespaces import Target, open_path, open_process
+from hardsplice.net.namespaces import Served, open_path, open_process
 from hardsplice.sandbox.user_namespace import owns_all_ids, write_id_maps
 from tests.support.descriptors import open_descriptors
 from tests.support.netns import Identity, Namespace
@@ -149,7 +149,7 @@ def other() -> Iterator[Namespace]:
     ids=["process", "process, netns only", "path", "path of a thread, netns only"],
 )
 def test_a_number_that_is_used_again_is_noticed(
-    find: Callable[[int], Target], other: Namespace, monkeypatch: pytest.MonkeyPatch
+    find: Callable[[int], Served], other: Namespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The process ends once it was found, and what is opened by its number is another's."""
     process = subprocess.Popen(["sleep", "1000"])

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from hardsplice.ipc.messages import Kind, MalformedError, Record, decode, encode
 from hardsplice.net.listener import Listener
-from hardsplice.relay.orders import close, listener_of, serve
-from hardsplice.sandbox.address_book import LARGE, SLOT, USUAL, Place, Pointer
+from hardsplice.relay.orders import add, listener_of, remove
+from hardsplice.sandbox.address_book import LARGE, SLOT, USUAL, Area, Pointer
 from tests.unit.relay.fake_kernel import FakeKernel
 from tests.unit.relay.fake_relay import ONE, SINGLE, Relay
 from tests.unit.relay.fake_tcp import Listening
@@ -24,7 +24,7 @@ LENGTHS = (16, 28)  # of sockaddrs, by family
 
 
 @st.composite
-def listeners(draw: st.DrawFn) -> tuple[Listener, Place]:
+def listeners(draw: st.DrawFn) -> tuple[Listener, Area]:
     place = draw(st.sampled_from(PLACES))
 
     def target() -> Pointer:
@@ -41,9 +41,9 @@ def listeners(draw: st.DrawFn) -> tuple[Listener, Place]:
 
 
 @given(listeners())
-def test_a_listener_arrives_as_it_was_sent(one: tuple[Listener, Place]) -> None:
+def test_a_listener_arrives_as_it_was_sent(one: tuple[Listener, Area]) -> None:
     sent, place = one
-    got = listener_of(decode(encode(serve(sent, place))))
+    got = listener_of(decode(encode(add(sent, place))))
     assert got == sent
     for ours, theirs in zip(
         (*got.route_ipv4, *got.route_ipv6), (*sent.route_ipv4, *sent.route_ipv6), strict=True
@@ -119,8 +119,8 @@ def test_the_last_slot_of_a_book_is_in_it() -> None:
 
 def test_the_order_to_close_says_where_and_whether_to_reset() -> None:
     listener = Listener(12, (), (), 5)
-    assert close(listener, reset_flows=True) == Record(Kind.REMOVE_LISTENER, 1, 5, 12)
-    assert close(listener, reset_flows=False) == Record(Kind.REMOVE_LISTENER, 0, 5, 12)
+    assert remove(listener, reset_flows=True) == Record(Kind.REMOVE_LISTENER, 1, 5, 12)
+    assert remove(listener, reset_flows=False) == Record(Kind.REMOVE_LISTENER, 0, 5, 12)
 
 
 # --- the engine ---

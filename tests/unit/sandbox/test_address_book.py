@@ -33,7 +33,7 @@ from hardsplice.sandbox.address_book import (
     VALUES_SIZE,
     Book,
     Pointer,
-    place_for,
+    area_for,
 )
 from tests.support import fresh
 from tests.support.descriptors import open_descriptors
@@ -187,7 +187,7 @@ def test_there_is_room_for_as_many_as_the_place_has_and_no_more(place: object) -
     [(0, USUAL), (65536, USUAL), (65537, LARGE), (2 * 65535, LARGE), (4 * 65535, LARGE)],
 )
 def test_the_place_is_large_enough(targets: int, place: object) -> None:
-    assert place_for(targets, "x86_64") == place
+    assert area_for(targets, "x86_64") == place
 
 
 # Where programs begin that aren't position independent, and how much later their heap may: the
@@ -207,7 +207,7 @@ ROOM = 256 << 20  # bytes, for the program and a heap that grows
 @pytest.mark.parametrize("targets", [1, 2 * 65535])
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_neither_a_program_nor_its_heap_is_in_its_place(arch: str, targets: int) -> None:
-    place = place_for(targets, arch)
+    place = area_for(targets, arch)
     program, later = PROGRAMS[arch]
     is_in_front = place.address + place.size <= program
     assert is_in_front or program + later + ROOM <= place.values
@@ -378,7 +378,7 @@ from hardsplice.kernel import linux
 from hardsplice.kernel import pinned
 from hardsplice.kernel import socketcalls
 from hardsplice.sandbox.address_book import LARGE, NO_ADDRESS, SLOT, USUAL, VALUES_SIZE
-from hardsplice.sandbox.address_book import Book, Place, Pointer
+from hardsplice.sandbox.address_book import Book, Area, Pointer
 from hardsplice.model.errors import HardspliceError
 from hardsplice.relay.tcp import seam
 libc = ctypes.CDLL(None, use_errno=True)
@@ -503,10 +503,10 @@ book = Book(USUAL, [], 4, is_written=True)
 book.open()
 book.pin(is_writer={is_written})
 try:
-    pinned.write_place(target(80), b"lo")
+    pinned.write_bind_address(target(80), b"lo")
     print(ctypes.string_at(USUAL.values + pinned.BIND_IPV4, 16) == target(80))
     print(ctypes.string_at(USUAL.values + pinned.DEVICE, 3) == b"lo" + bytes(1))
-    pinned.clear_place()
+    pinned.clear_bind_address()
 except AssertionError:
     print("no")
 nowhere = pinned.NOWHERE[socket.AF_INET]

@@ -27,12 +27,12 @@ def made(form: LogFormat = "text") -> tuple[FlowLog, Log, Stats]:
     return FlowLog(log, [Traffic(Direction.INBOUND, [Stats(4), stats])], where), log, stats
 
 
-def a_row(stats: Stats, listener: int = 1) -> bytes:
+def a_row(stats: Stats, port_id: int = 1) -> bytes:
     assert stats.flows is not None
     at = stats.flows.positions()[0]
     client = socketcalls.endpoint(socketcalls.sockaddr(IPv4Address("192.0.2.1"), 40000))
     target = socketcalls.endpoint(socketcalls.sockaddr(IPv6Address("::1"), 80))
-    stats.flows.open(at, listener, Protocol.TCP.number, client, target, 10.0)
+    stats.flows.open(at, port_id, Protocol.TCP.number, client, target, 10.0)
     stats.count[at], stats.count[at + 1] = 17, 2000
     return stats.flows.close(at, stats.count, 10.25)
 
@@ -79,7 +79,7 @@ def test_each_end_has_words(end: End, capfd: pytest.CaptureFixture[str]) -> None
 
 def test_a_listener_that_a_relay_made_up_is_a_port(capfd: pytest.CaptureFixture[str]) -> None:
     flows, _, stats = made()
-    flows.ended(Direction.INBOUND, End.FIN, a_row(stats, listener=99))
+    flows.ended(Direction.INBOUND, End.FIN, a_row(stats, port_id=99))
     assert "inbound, a port: " in capfd.readouterr().err
     with pytest.raises(InvalidRowError):
         flows.ended(Direction.INBOUND, End.FIN, b"nonsense")

@@ -49,7 +49,7 @@ def test_a_row_says_what_was_written() -> None:
     stats.count[at], stats.count[at + 1] = 17, 2**63
     assert list(table) == [
         FlowRow(
-            listener=7,
+            port_id=7,
             protocol=Protocol.TCP,
             client=(IPv4Address("192.0.2.1"), 40000),
             target=(IPv6Address("2001:db8::1"), 443),

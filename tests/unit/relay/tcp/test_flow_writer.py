@@ -25,7 +25,7 @@ def test_a_row_is_there_from_the_moment_that_its_client_is_accepted() -> None:
     relay.settle()
     assert relay.stats.flows is not None
     (row,) = relay.stats.flows
-    assert (row.state, row.listener, row.client) == (State.CONNECTING, 8, CLIENT)
+    assert (row.state, row.port_id, row.client) == (State.CONNECTING, 8, CLIENT)
     relay.kernel.answer(relay.kernel.pending[0])
     relay.settle()
     assert states(relay) == [State.ESTABLISHED]
@@ -46,7 +46,7 @@ def test_fin_both_ways() -> None:
     (ended,) = relay.ends
     assert ended.end is End.FIN
     assert (ended.flow.bytes_to_target, ended.flow.bytes_to_client) == (5, 8)
-    assert (ended.flow.listener, ended.flow.client) == (7, CLIENT)
+    assert (ended.flow.port_id, ended.flow.client) == (7, CLIENT)
 
 
 @pytest.mark.parametrize(
