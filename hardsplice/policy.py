@@ -25,7 +25,7 @@ from hardsplice.cli import output, subcommands
 from hardsplice.cli.values import number
 from hardsplice.ipc.descriptors import FIRST_LISTENER
 from hardsplice.kernel.syscalls import ARCHITECTURES, DIRECT
-from hardsplice.model.errors import HardspliceError, quote, tell
+from hardsplice.model.errors import HardspliceError, print_lines, quote
 from hardsplice.model.roles import POLICIES
 from hardsplice.sandbox.address_book import TARGETS_A_PORT, area_for
 from hardsplice.sandbox.policy.forms import check, oci, show, systemd, table
@@ -134,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except OSError as error:
         lost = output.lost(error, "the policy")
-        tell(lost.lines() if lost else ())
+        print_lines(lost.lines() if lost else ())
         return 1
     return 0
 

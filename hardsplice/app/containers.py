@@ -31,7 +31,7 @@ def make(opened: Opened, programs: Programs, caller: Caller, log: Log) -> Contai
     recipe = _recipe(opened, programs, caller)
     made = Container(recipe)
     close_all(recipe.aside.values())
-    _tell(made, recipe, log, is_named=opened.options.runas is not None)
+    _log_what_is_there(made, recipe, log, is_named=opened.options.runas is not None)
     return made
 
 
@@ -68,7 +68,7 @@ def _takes_foreground(ours: Terminal | None, command: Sequence[str]) -> bool:
     return is_here and terminal.is_for_people(command)
 
 
-def _tell(made: Container, recipe: Recipe, log: Log, *, is_named: bool) -> None:
+def _log_what_is_there(made: Container, recipe: Recipe, log: Log, *, is_named: bool) -> None:
     """Report COMMAND's user, and what it lacks, where that may be unexpected; ``is_named`` if an
     option names the user.
     """

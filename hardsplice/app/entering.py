@@ -100,7 +100,7 @@ def _plan(opened: Opened, programs: Programs, planner: Planner, served: Served) 
         served=served,
         forwards=options.outbound,
         passed=opened.numbered.passed,
-        versions=options.families,
+        versions=options.versions,
         is_watched=bool(options.inbound_auto),
         is_dynamic=bool(options.dynamic),
         relays=planner.draft(Direction.INBOUND, inbound),

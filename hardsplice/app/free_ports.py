@@ -11,21 +11,21 @@ import os
 import select
 from collections.abc import Sequence
 
-from hardsplice.model.errors import tell
+from hardsplice.model.errors import print_lines
 from hardsplice.model.forward import Forward
 from hardsplice.telemetry.log import Level, Log
 
 
-def log_them(free: Sequence[Forward], log: Log) -> None:
+def write_log(free: Sequence[Forward], log: Log) -> None:
     """Write them to the log."""
     for text in _sentences(free):
         log.line(Level.INFO, text)
 
 
-def tell_people(free: Sequence[Forward], log: Log) -> None:
+def print_to_stderr(free: Sequence[Forward], log: Log) -> None:
     """Write them to standard error, for whoever starts us and sees no log."""
     if log.level >= Level.INFO:
-        tell(f"hardsplice: {text}" for text in _sentences(free))
+        print_lines(f"hardsplice: {text}" for text in _sentences(free))
 
 
 def _sentences(free: Sequence[Forward]) -> list[str]:
@@ -35,7 +35,7 @@ def _sentences(free: Sequence[Forward]) -> list[str]:
     ]
 
 
-def tell_program(free: Sequence[Forward], fd: int) -> None:
+def write_report(free: Sequence[Forward], fd: int) -> None:
     """Write to --ready-fd: "inbound 40123 80" for each that was chosen, one a line, and an empty
     line at last. Its reader may be anybody, and isn't waited for.
     """

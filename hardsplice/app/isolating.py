@@ -101,8 +101,8 @@ def _kept(opened: Opened, entered: Entered, host: Host, *, has_launcher: bool) -
     if files.pid:
         keep.append(files.pid.held)
     keep += opened.notifier.settle()
-    if host.monitor:
-        keep += host.monitor.descriptors
+    if host.namespace_monitor:
+        keep += host.namespace_monitor.descriptors
     if host.container:
         keep += host.container.descriptors
     if host.served.process is not None:

@@ -103,7 +103,7 @@ def open_all(options: Options, progress: Progress, undo: contextlib.ExitStack) -
     progress.tell_too(notifier)
     files = _make_files(options, undo)
     asker = sockdiag.open_socket() if options.outbound_auto else None
-    families = listeners.usable_families(options.families)
+    families = listeners.usable_families(options.versions)
     return Opened(
         manager, notifier, numbered, before, terminal, served, files, asker, families,
         _listen(options, families, numbered.passed, progress.log),

@@ -74,7 +74,7 @@ class Options:
     #: The directions in which any port may be asked for at run time.
     any_port: frozenset[Direction]
     #: The versions of IP in use: (4, 6), (4,) or (6,).
-    families: tuple[int, ...]
+    versions: tuple[int, ...]
     #: Relays a direction.
     workers: int
     #: Whether to stay in the foreground, by -f or because there is a COMMAND.
@@ -138,7 +138,7 @@ class Options:
 _WORKED_OUT = frozenset(
     {
         "mode", "command", "pid", "inbound", "outbound", "inherited", "inbound_auto",
-        "outbound_auto", "any_port", "families", "foreground", "verbosity",
+        "outbound_auto", "any_port", "versions", "foreground", "verbosity",
     }
 )  # fmt: skip
 _AS_GIVEN = frozenset(Options.__dataclass_fields__) - _WORKED_OUT
@@ -164,7 +164,7 @@ def parse_args(
     mode = detect_mode(positional, given.netns)
     parsing.refuse_contradictions(found)
     parsing.refuse_others_synopsis(found, mode)
-    families = (4,) if given.ipv4_only else (6,) if given.ipv6_only else (4, 6)
+    versions = (4,) if given.ipv4_only else (6,) if given.ipv6_only else (4, 6)
     ranges = None
     if given.inbound or given.outbound:
         ranges = (ephemeral or read_ephemeral_range)()
@@ -174,7 +174,7 @@ def parse_args(
             return ports.Layout([], [])
         if "none" not in specs:  # which says itself that it stands alone
             specs = [text for text in specs if not is_inherited(text)]
-        return ports.lay_out(specs, direction, ephemeral=ranges, families=families, first=first)
+        return ports.lay_out(specs, direction, ephemeral=ranges, versions=versions, first=first)
 
     inbound = laid_out(given.inbound, Direction.INBOUND)
     outbound = laid_out(given.outbound, Direction.OUTBOUND, 1 + len(inbound.forwards))
@@ -192,11 +192,11 @@ def parse_args(
         pid=pid_of(positional[0]) if mode is Mode.PID else None,
         inbound=tuple(inbound.forwards),
         outbound=tuple(outbound.forwards),
-        inherited=tuple(ports.parse_inherited(inherited, families=families)),
+        inherited=tuple(ports.parse_inherited(inherited, versions=versions)),
         inbound_auto=tuple(inbound.autos),
         outbound_auto=tuple(outbound.autos),
         any_port=_BOTH if given.control is not None else frozenset(),
-        families=families,
+        versions=versions,
         foreground=given.foreground or mode is Mode.COMMAND,
         verbosity=_verbosity(given),
         **rest,

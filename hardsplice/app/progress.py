@@ -17,7 +17,7 @@ from hardsplice.ipc.messages import Kind, Record
 from hardsplice.ipc.sd_notify import Notifier
 from hardsplice.model.errors import HardspliceError, printable, text_of
 from hardsplice.model.forward import Forward
-from hardsplice.model.unforeseen import as_failure
+from hardsplice.model.unforeseen import as_error
 from hardsplice.telemetry.log import Level, Log
 
 _LEVELS = {
@@ -80,9 +80,9 @@ class Progress:
         self._is_ready = True
         took = f"ready in {1000 * (time.monotonic() - self.began):.0f} ms"
         self.say(took)
-        free_ports.log_them(free, self.log)
+        free_ports.write_log(free, self.log)
         if has_ready_fd:
-            free_ports.tell_program(free, descriptors.READY_FD)
+            free_ports.write_report(free, descriptors.READY_FD)
             descriptors.clear((descriptors.READY_FD,))
         if self.launcher:  # it exits now, or prints what --audit shows
             text = "\n".join([took, *lacking, *unsealed])
@@ -99,7 +99,7 @@ class Progress:
         Returns the exit status.
         """
         what = ("go on", "serving") if self._is_ready else ("start", "hardsplice")
-        failure = as_failure(error, *what)
+        failure = as_error(error, *what)
         self._notifier.status(str(failure))
         if self.launcher and self._is_waited_for:
             self.launcher.send(Record(Kind.FATAL, text=text_of(failure)))

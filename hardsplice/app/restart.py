@@ -26,7 +26,7 @@ def sort_out(options: Options, passed: Passed) -> Sequence[Forward]:
     by_port: dict[tuple[Direction, int], list[Forward]] = {}
     for one in asked:
         by_port.setdefault((one.direction, one.port), []).append(one)
-    known = passed.added(options.families) if options.control is not None else []
+    known = passed.added(options.versions) if options.control is not None else []
     back = [
         one
         for one in known
@@ -49,7 +49,7 @@ def keep(listening: Listening, passed: Passed, notifier: Notifier, room: int, lo
                 names[one.forward.id] = name
                 current.append((name, one.fd))
     left_out, unsent = passed.hand_over(notifier, current, room)
-    _tell_of_lost(listening, log)
+    _log_lost(listening, log)
     if unsent:
         text = f"{unsent} of {len(current)} listeners could not be given to the service manager"
         log.line(Level.WARNING, f"{text} to keep: {CROWDED_HINT}")
@@ -57,10 +57,10 @@ def keep(listening: Listening, passed: Passed, notifier: Notifier, room: int, lo
         text = f"the service manager does not keep {left_out} of {len(current)} listeners"
         log.line(Level.WARNING, f"{text}: raise FileDescriptorStoreMax=")
 
-    def tell(text: str) -> None:
+    def report(text: str) -> None:
         log.limited(Level.WARNING, "store", text)
 
-    return Store(notifier, room, dict(list(names.items())[:room]), tell)
+    return Store(notifier, room, dict(list(names.items())[:room]), report)
 
 
 def _name(forward: Forward) -> str | None:
@@ -70,7 +70,7 @@ def _name(forward: Forward) -> str | None:
     return added_name(forward) if forward.source is Source.CONTROL else stored_name(forward)
 
 
-def _tell_of_lost(listening: Listening, log: Log) -> None:
+def _log_lost(listening: Listening, log: Log) -> None:
     """Report which ports did not come back."""
     there = {one.id for one in listening.ports()}
     for direction in Direction:

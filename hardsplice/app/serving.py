@@ -43,11 +43,11 @@ def host_of(opened: Opened, entered: Entered, log: Log) -> Host:
             for direction, asker in askers.items()
             if asker is not None
         },
-        versions=options.families,
+        versions=options.versions,
         check_room=planner.check_room,
         signals=descriptors.SIGNALS_FD,
         terminal=opened.terminal,
-        monitor=inside.child if inside else None,
+        namespace_monitor=inside.child if inside else None,
         container=entered.container,
         plans=planner.draft(Direction.OUTBOUND, entered.listeners).plans(opened.families),
         traffic=[Traffic(one, planner.stats[one]) for one in Direction],
@@ -92,7 +92,7 @@ def control_of(opened: Opened, entered: Entered, began: float) -> Control | None
         admission=Admission(
             frozenset({0, os.geteuid()}), socketcalls.namespace_cookie(listener), namespace
         ),
-        versions=options.families,
+        versions=options.versions,
         served=quote(container.command) if container else entered.served.name,
         served_pid=container.init if container else options.pid,
         label=label(options, container.command if container else ""),

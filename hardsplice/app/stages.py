@@ -61,7 +61,7 @@ def run(options: Options, caller: Caller, progress: Progress) -> int:
         if opened.files.pid:
             opened.files.pid.write()
         if not options.foreground:
-            free_ports.tell_people(free, progress.log)
+            free_ports.print_to_stderr(free, progress.log)
 
         progress.stage("isolate")
         files.pop_all()  # from here on no file can be removed

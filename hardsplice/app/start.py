@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from hardsplice.app import modes
 from hardsplice.app.options import Mode, Options, Verbosity, parse_args
 from hardsplice.command import caller
-from hardsplice.model.errors import HardspliceError, reason_of, tell, write_all
-from hardsplice.model.unforeseen import as_failure
+from hardsplice.model.errors import HardspliceError, print_lines, reason_of, write_all
+from hardsplice.model.unforeseen import as_error
 from hardsplice.net import procfs
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
             _serve(options, _start_auditor(options) if options.audit else None, began, given)
         return _launch(options, began, given)
     except Exception as error:  # noqa: BLE001 - the last resort: no traceback
-        return _say(as_failure(error, "start", "hardsplice"))
+        return _say(as_error(error, "start", "hardsplice"))
 
 
 def _refuse_jit(jit: Any) -> None:
@@ -61,7 +61,7 @@ def _refuse_jit(jit: Any) -> None:
 
 
 def _say(failure: HardspliceError) -> int:
-    tell(failure.lines())
+    print_lines(failure.lines())
     return 1
 
 
@@ -138,7 +138,7 @@ def _launch(options: Options, began: float, given: Caller) -> int:
     from hardsplice.ipc import child
     from hardsplice.ipc.messages import LAUNCHER, Kind, MalformedError
     from hardsplice.ipc.sd_notify import Notifier, manager_of
-    from hardsplice.model.errors import failure_of
+    from hardsplice.model.errors import error_of
     from hardsplice.model.roles import HOST
 
     had_pid_file = options.pid_file is not None and os.path.lexists(options.pid_file)
@@ -166,7 +166,7 @@ def _launch(options: Options, began: float, given: Caller) -> int:
             signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # from here on we say that it runs
             if options.verbosity >= Verbosity.DEBUG:
                 said = record.text.decode(errors="replace").partition("\n")[0]
-                tell([f"hardsplice: {said}"])
+                print_lines([f"hardsplice: {said}"])
             if options.audit:
                 _audit(options, server.pid, record)
             return 0
@@ -180,7 +180,7 @@ def _launch(options: Options, began: float, given: Caller) -> int:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
     failure = HardspliceError("start", "hardsplice", "its process ended early")
-    status = _say(failure_of(record.text) if record else failure)
+    status = _say(error_of(record.text) if record else failure)
     _clean_up(options, server.pid, had_pid_file=had_pid_file)
     return status
 

@@ -37,7 +37,7 @@ from hardsplice.ipc.dialogue import OF_INIT, last_words
 from hardsplice.ipc.messages import Kind, MalformedError, Record
 from hardsplice.kernel import prctl
 from hardsplice.kernel.status import describe_status, exit_status
-from hardsplice.model.errors import HardspliceError, failure_of, reason_of
+from hardsplice.model.errors import HardspliceError, error_of, reason_of
 from hardsplice.model.roles import GUARD, HOST, INIT
 from hardsplice.net import namespaces
 from hardsplice.sandbox import refusals
@@ -105,7 +105,7 @@ class Container:
         if record is None:
             raise HardspliceError("create", "namespaces", self._early_end())
         if record.kind == Kind.FATAL:
-            raise failure_of(record.text)
+            raise error_of(record.text)
         if record.kind != kind:
             raise HardspliceError(
                 "create", "namespaces", f"a record of kind {record.kind} is not due"

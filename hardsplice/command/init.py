@@ -28,7 +28,7 @@ from hardsplice.kernel import linux, prctl, signals
 from hardsplice.kernel.status import exit_status
 from hardsplice.model import roles
 from hardsplice.model.errors import HardspliceError, reason_of, text_of
-from hardsplice.model.unforeseen import as_failure, next_step
+from hardsplice.model.unforeseen import as_error, next_step
 from hardsplice.net import loopback
 from hardsplice.sandbox import masks, refusals, steps, users
 
@@ -227,7 +227,7 @@ def not_run(name: str, as_other_user: str | None, error: BaseException) -> Hards
     do where that is because of whose process it is.
     """
     if not isinstance(error, OSError):
-        failure = as_failure(error, "run", name)
+        failure = as_error(error, "run", name)
         return HardspliceError("run", name, failure.reason, failure.hint, NOT_EXECUTED)
     code = error.errno
     if code not in (errno.ENOENT, errno.EACCES):
@@ -291,19 +291,19 @@ class ToGroup:
     """
 
     def __init__(self) -> None:
-        self._heard: dict[int, float] = {}  # signals, by when
+        self._arrived: dict[int, float] = {}  # signals, by when
 
-    def hear(self) -> None:
+    def read(self) -> None:
         """Read the signals that have arrived."""
         with contextlib.suppress(BlockingIOError):
             while True:
                 number, code = linux.siginfo(os.read(SIGNALS_FD, linux.SIGNALFD_SIGINFO))
                 if code != linux.SI_KERNEL:  # which the host monitor doesn't pass on
-                    self._heard[number] = time.monotonic()
+                    self._arrived[number] = time.monotonic()
 
     def had(self, number: int) -> bool:
         """Whether this signal arrived just now, and has not been reported yet."""
-        return time.monotonic() - self._heard.pop(number, -_GROUP_SECONDS) < _GROUP_SECONDS
+        return time.monotonic() - self._arrived.pop(number, -_GROUP_SECONDS) < _GROUP_SECONDS
 
 
 def _is_in_our_group(pid: int) -> bool:
@@ -325,7 +325,7 @@ def reap(channel: Channel, pid: int) -> int:
     while True:
         ready = dict(poller.poll())
         if SIGNALS_FD in ready:
-            to_group.hear()
+            to_group.read()
             if command.reap() and not has_ended:
                 channel.send(Record(Kind.STOPPED), wait=False)
             if command.status is not None and not has_ended:

@@ -23,9 +23,9 @@ class Orphans:
     def __init__(self, loop: Loop, ours: Callable[[], Container[int]]) -> None:
         """``ours`` returns the children that other code waits for."""
         self._ours = ours
-        self._later = Alarm(loop, self.look)
+        self._later = Alarm(loop, self.reap)
 
-    def look(self) -> None:
+    def reap(self) -> None:
         """Reap all that can be reaped now."""
         with contextlib.suppress(ChildProcessError):
             while found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import os
 import time
+import typing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
 
 from hardsplice import __version__
 from hardsplice.control.http import Request, Response
-from hardsplice.control.routes import FOR_ALL, ROUTES, Routes, dispatch
+from hardsplice.control.routes import FOR_ALL, ROUTES, HttpRoutes, dispatch
 from hardsplice.control.server import Admission, Server
 from hardsplice.control.world import RelayView, Snapshot, refusal
 from hardsplice.ipc.loop import Loop
@@ -29,7 +29,7 @@ from hardsplice.telemetry.flow_table import FlowRow
 from hardsplice.telemetry.log import Level, Log
 
 
-class Monitor(Protocol):
+class ServedMonitor(typing.Protocol):
     """What is shown of the host monitor, which knows nothing of the control socket."""
 
     @property
@@ -66,7 +66,7 @@ class Control:
     label: str  # whose namespace it is, in metrics
     began: float  # when hardsplice was started, in CLOCK_MONOTONIC seconds
 
-    def serve(self, monitor: Monitor) -> None:
+    def serve(self, monitor: ServedMonitor) -> None:
         """Begin to serve, on the monitor's loop."""
         for server in HostWorld(monitor, self).servers:
             server.start()
@@ -75,7 +75,7 @@ class Control:
 class HostWorld:
     """What routes ask."""
 
-    def __init__(self, monitor: Monitor, control: Control) -> None:
+    def __init__(self, monitor: ServedMonitor, control: Control) -> None:
         self.monitor = monitor
         self.control = control
         self.spelled: dict[int, str] = {}
@@ -92,7 +92,7 @@ class HostWorld:
         return self.monitor.registry
 
     @property
-    def families(self) -> Sequence[int]:
+    def versions(self) -> Sequence[int]:
         """The versions of IP in use."""
         return self.control.versions
 
@@ -125,7 +125,7 @@ class HostWorld:
                         yield one.direction, row
 
     def handle(
-        self, request: Request, respond: Callable[[Response], None], routes: Routes = ROUTES
+        self, request: Request, respond: Callable[[Response], None], routes: HttpRoutes = ROUTES
     ) -> None:
         """Serve a request. An error of ours ends that request, not the monitor."""
         try:

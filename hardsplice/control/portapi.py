@@ -110,7 +110,7 @@ def add_port(call: Call) -> None:
     """Add the port that the body describes."""
     try:
         source = Source.NAMESPACE if call.request.inside else Source.CONTROL
-        spelled, forward = read_spec(call.request.body, source, call.world.families)
+        spelled, forward = read_spec(call.request.body, source, call.world.versions)
     except (_WrongError, spec.SpecError) as error:
         call.refuse(400, f"cannot add a port: {error}")
         return
@@ -171,7 +171,7 @@ def describe(forward: Forward, spelled: str) -> dict[str, object]:
     return build(SPEC, (spelled, parent, child))
 
 
-def read_spec(body: bytes, source: Source, families: Sequence[int]) -> tuple[str, Forward]:
+def read_spec(body: bytes, source: Source, versions: Sequence[int]) -> tuple[str, Forward]:
     """The protocol as it is spelled, and the port that a body describes."""
     try:
         given = json.loads(body.decode("utf-8"))
@@ -196,9 +196,9 @@ def read_spec(body: bytes, source: Source, families: Sequence[int]) -> tuple[str
         (parent, child) if direction is Direction.INBOUND else (child, parent)
     )
     protocol, allowed = PROTOCOLS[spelled]
-    versions = [version for version in allowed if version in families]
-    if not versions:
-        raise _WrongError(f"{spelled} is ruled out by -{families[0]}")
+    wanted = [version for version in allowed if version in versions]
+    if not wanted:
+        raise _WrongError(f"{spelled} is ruled out by -{versions[0]}")
     forward = ports.single(
         direction,
         spec.read_listen(listening) if listening else spec.ANYWHERE,
@@ -206,8 +206,8 @@ def read_spec(body: bytes, source: Source, families: Sequence[int]) -> tuple[str
         spec.read_target(target, target) if target else None,
         target_port,
         source,
-        versions=versions,
-        families=families,
+        versions=wanted,
+        in_use=versions,
         protocol=protocol,
     )
     return spelled, forward

@@ -18,7 +18,7 @@ Handler = Callable[[Call], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
+class HttpRoute:
     """A handler, and the parameters of the query that it knows, each with its values, or None where
     it minds none; and whether it is for those, too, who ask from the namespace that is served.
     """
@@ -28,26 +28,26 @@ class Route:
     inside: bool = False
 
 
-Routes = dict[str, dict[str, Route]]
+HttpRoutes = dict[str, dict[str, HttpRoute]]
 
 _DIRECTIONS = {"direction": (*Direction, "all")}
 
 # {id} stands for one part of a path.
-ROUTES: Routes = {
+ROUTES: HttpRoutes = {
     # RootlessKit's port API
-    "/v1/info": {"GET": Route(portapi.info, {}, inside=True)},
+    "/v1/info": {"GET": HttpRoute(portapi.info, {}, inside=True)},
     "/v1/ports": {
-        "GET": Route(portapi.list_ports, _DIRECTIONS, inside=True),
-        "POST": Route(portapi.add_port, {}, inside=True),
+        "GET": HttpRoute(portapi.list_ports, _DIRECTIONS, inside=True),
+        "POST": HttpRoute(portapi.add_port, {}, inside=True),
     },
     "/v1/ports/{id}": {
-        "DELETE": Route(portapi.remove_port, {"flows": ("keep", "reset")}, inside=True)
+        "DELETE": HttpRoute(portapi.remove_port, {"flows": ("keep", "reset")}, inside=True)
     },
     # our own
-    "/v1/status": {"GET": Route(report.status, {})},
-    "/v1/flows": {"GET": Route(report.flows, {})},
-    "/v1/audit": {"GET": Route(report.audit, {})},
-    "/metrics": {"GET": Route(report.metrics, None)},  # scrapers add what they are told to
+    "/v1/status": {"GET": HttpRoute(report.status, {})},
+    "/v1/flows": {"GET": HttpRoute(report.flows, {})},
+    "/v1/audit": {"GET": HttpRoute(report.audit, {})},
+    "/metrics": {"GET": HttpRoute(report.metrics, None)},  # scrapers add what they are told to
 }
 
 
@@ -55,7 +55,7 @@ ROUTES: Routes = {
 FOR_ALL = {"/metrics": ROUTES["/metrics"]}
 
 
-def find(path: str, routes: Routes) -> tuple[dict[str, Route], str] | None:
+def find(path: str, routes: HttpRoutes) -> tuple[dict[str, HttpRoute], str] | None:
     """The methods of a path and what stands for its {id}; None where there is no such path."""
     if path in routes and "{" not in path:
         return routes[path], ""
@@ -81,7 +81,7 @@ def dispatch(
     request: Request,
     world: World,
     respond: Callable[[Response], None],
-    routes: Routes = ROUTES,
+    routes: HttpRoutes = ROUTES,
 ) -> None:
     """Serve one request. ``respond`` is called once, now or later."""
     found = find(request.path, routes)

@@ -51,8 +51,8 @@ CHUNK = 16 * 1024  # bytes read at once
 REQUEST_SECONDS = 10.0  # for a request to come, or an answer to be taken
 IDLE_SECONDS = 60.0  # between two requests
 LEAVE_SECONDS = 1.0  # for a peer to take note that it was refused
-LOOK_SECONDS = 1.0  # between two looks for peers that are late
-SHORT_SECONDS = 1.0  # until accepting is tried again when there was no descriptor
+CHECK_SECONDS = 1.0  # between two checks for peers that are late
+RETRY_SECONDS = 1.0  # until accepting is tried again when there was no descriptor
 
 # No client was there after all.
 _NOT_OURS = (errno.EAGAIN, errno.ECONNABORTED, errno.EINTR, errno.EPROTO)
@@ -124,7 +124,7 @@ class Server:
         self.connections: dict[int, Connection] = {}  # the one that was heard longest ago first
         self.refused = 0  # peers that were not admitted
         self.listening = False
-        self.looking = False
+        self.is_checking = False
 
     def start(self) -> None:
         """Begin to accept."""
@@ -164,7 +164,7 @@ class Server:
             self._close(leaves)
         else:
             self._stop_listening()
-            self.loop.after(SHORT_SECONDS, self._listen)
+            self.loop.after(RETRY_SECONDS, self._listen)
 
     def _spare(self) -> Connection | None:
         """A connection that can go: one that was refused, so that those who are not heard can't
@@ -312,15 +312,15 @@ class Server:
 
     def _watch_clock(self) -> None:
         """Look for late peers while there are any at all: an idle monitor sleeps."""
-        if self.connections and not self.looking:
-            self.looking = True
-            self.loop.after(LOOK_SECONDS, self._look)
+        if self.connections and not self.is_checking:
+            self.is_checking = True
+            self.loop.after(CHECK_SECONDS, self._check_late)
 
-    def _look(self) -> None:
+    def _check_late(self) -> None:
         now = time.monotonic()
         for connection in [one for one in self.connections.values() if one.deadline <= now]:
             self._close(connection)
-        self.looking = False
+        self.is_checking = False
         self._watch_clock()
 
     def _close(self, connection: Connection) -> None:

@@ -59,7 +59,7 @@ class World(typing.Protocol):
         """The ports that are forwarded."""
 
     @property
-    def families(self) -> Sequence[int]:
+    def versions(self) -> Sequence[int]:
         """The versions of IP in use."""
 
     def snapshot(self) -> Snapshot:

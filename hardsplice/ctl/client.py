@@ -99,15 +99,15 @@ class Client:
 
     def text(self, path: str) -> str:
         """What a GET gives, as it is."""
-        return self._ask("GET", path, None).decode(errors="replace")
+        return self._request("GET", path, None).decode(errors="replace")
 
     def get(self, path: str) -> Any:
         """What a GET gives, from JSON."""
-        return self._json(self._ask("GET", path, None))
+        return self._json(self._request("GET", path, None))
 
     def add(self, spec: Mapping[str, object]) -> dict[str, Any]:
         """Add a port; what it has become."""
-        added = self._json(self._ask("POST", "/v1/ports", json.dumps(spec).encode()))
+        added = self._json(self._request("POST", "/v1/ports", json.dumps(spec).encode()))
         if not isinstance(added, dict):
             raise self.nonsense()
         return added
@@ -115,9 +115,9 @@ class Client:
     def remove(self, number: int, *, reset_flows: bool) -> None:
         """Remove a port."""
         query = "?flows=reset" if reset_flows else ""
-        self._ask("DELETE", f"/v1/ports/{number}{query}", None)
+        self._request("DELETE", f"/v1/ports/{number}{query}", None)
 
-    def _ask(self, method: str, path: str, body: bytes | None) -> bytes:
+    def _request(self, method: str, path: str, body: bytes | None) -> bytes:
         try:
             self._connection.request(method, path, body)
             response = self._connection.getresponse()

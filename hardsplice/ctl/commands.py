@@ -55,7 +55,7 @@ def _complain(lines: Sequence[str]) -> int:
     return 1
 
 
-def _tell(
+def _print(
     client: Client, given: argparse.Namespace, value: object, lines: Callable[[], Sequence[str]]
 ) -> None:
     """Print an answer: as JSON, which is in ASCII, or in lines, which are shown as they may be."""
@@ -73,7 +73,7 @@ def _tell(
 def _ports(client: Client, given: argparse.Namespace) -> None:
     if given.action == "add":
         added = _add(client, given.direction, given.spec)
-        _tell(client, given, added, lambda: show.ports(added))
+        _print(client, given, added, lambda: show.ports(added))
     elif given.action == "remove":
         removed: list[int] = []
         try:
@@ -83,10 +83,10 @@ def _ports(client: Client, given: argparse.Namespace) -> None:
         finally:  # what is gone is said, too, where the next one can't be removed
             if removed:
                 lines = [f"removed {number}" for number in removed]
-                _tell(client, given, {"removed": removed}, lambda: lines)
+                _print(client, given, {"removed": removed}, lambda: lines)
     else:
         listed = client.get("/v1/ports?direction=all")
-        _tell(client, given, listed, lambda: show.ports(listed))
+        _print(client, given, listed, lambda: show.ports(listed))
 
 
 def _add(client: Client, direction: Direction, spec: str) -> list[dict[str, object]]:
@@ -133,19 +133,19 @@ def description(forward: Forward) -> dict[str, object]:
 
 def _status(client: Client, given: argparse.Namespace) -> None:
     answer = client.get("/v1/status")
-    _tell(client, given, answer, lambda: show.status(answer))
+    _print(client, given, answer, lambda: show.status(answer))
 
 
 def _flows(client: Client, given: argparse.Namespace) -> None:
     answer = client.get("/v1/flows")
-    _tell(client, given, answer, lambda: show.flows(answer))
+    _print(client, given, answer, lambda: show.flows(answer))
 
 
 def _metrics(client: Client, given: argparse.Namespace) -> None:
     text = client.text("/metrics")
     with client.understood():
         samples = show.metrics(text)
-    _tell(client, given, samples, lambda: text.split("\n")[:-1])
+    _print(client, given, samples, lambda: text.split("\n")[:-1])
 
 
 def _audit(client: Client, given: argparse.Namespace) -> None:

@@ -65,7 +65,7 @@ class Exporter:
 
 def collect(path: str) -> str:
     """The metrics from each socket at ``path``, and which of them answered."""
-    texts = {one: _ask(one) for one in sockets(path)}
+    texts = {one: _request(one) for one in sockets(path)}
     up = [Sample({"socket": printable(one)}, int(text is not None)) for one, text in texts.items()]
     about = Family("hardsplice_up", "gauge", "Whether hardsplice answers, by its socket.", up)
     heard = {one: text for one, text in texts.items() if text is not None}
@@ -81,7 +81,7 @@ def sockets(path: str) -> Sequence[str]:
     return [os.path.join(path, name) for name in names if name.endswith(SUFFIX)]
 
 
-def _ask(path: str) -> str | None:
+def _request(path: str) -> str | None:
     try:
         with contextlib.closing(Client(path, ANSWER_SECONDS)) as client:
             return client.text(METRICS)

@@ -17,7 +17,7 @@ from hardsplice.ipc.channel import LAST_RECORDS, Channel
 from hardsplice.ipc.lifeline import Hold
 from hardsplice.ipc.messages import Kind, Record
 from hardsplice.model.errors import text_of
-from hardsplice.model.unforeseen import as_failure
+from hardsplice.model.unforeseen import as_error
 
 
 def fork(
@@ -53,7 +53,7 @@ def live(life: Callable[[], int], channel: Channel, verb: str, object: str) -> N
         status = life()
     except BaseException as error:  # noqa: BLE001 - a forked process must not return
         with contextlib.suppress(Exception):
-            failure = as_failure(error, verb, object)
+            failure = as_error(error, verb, object)
             channel.send(Record(Kind.FATAL, text=text_of(failure)))
     os._exit(status)
 

@@ -21,7 +21,7 @@ from collections.abc import Collection, Mapping
 from enum import Enum, auto
 
 from hardsplice.ipc.messages import ANSWERS, Kind, MalformedError, Record
-from hardsplice.model.errors import HardspliceError, failure_of
+from hardsplice.model.errors import HardspliceError, error_of
 from hardsplice.model.unforeseen import LIMIT_HINTS
 
 
@@ -92,13 +92,13 @@ class Dialogue:
         self.state = State.STARTING
         self._owed: collections.Counter[int] = collections.Counter()
 
-    def asked(self, answer: Kind = Kind.PONG) -> None:
+    def expect(self, answer: Kind = Kind.PONG) -> None:
         """A message was sent to which this is the answer."""
         self._owed[answer] += 1
 
-    def hear(self, record: Record) -> None:
-        """Record a message from the child. MalformedError if it is not due; its descriptors are the
-        caller's to close then.
+    def check(self, record: Record) -> None:
+        """Check a message from the child, and take the step to the state that it leads to.
+        MalformedError if it is not due; its descriptors are the caller's to close then.
         """
         following = self._rules.get(self.state, {}).get(record.kind)
         if following is None:
@@ -126,7 +126,7 @@ def last_words(
     these; and a next step, which is a line of its own, is kept only if it is among ``hints``, or
     one that we know.
     """
-    failure = failure_of(text)
+    failure = error_of(text)
     if about is None:
         return failure
     if (failure.verb, failure.object) not in about:

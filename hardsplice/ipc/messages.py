@@ -120,7 +120,7 @@ class Note(IntEnum):
     ENDED = 9  # with --trace: a flow is over; detail is 0 after FIN both ways, 1 after a reset
     CROWDED = 10  # see channel.Sent
     LOOPBACK = 11  # of a monitor: a target is not reached, as the loopback interface is down
-    SHORT = 12  # there is no process for a relay, or no memory
+    START_DELAYED = 12  # there is no process for a relay, or no memory
     DIED = 13  # of a supervisor: a relay ended with connections, and has no successor
 
 

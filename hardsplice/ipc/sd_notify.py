@@ -173,23 +173,23 @@ class Watchdog:
         period: float,
         notifier: Notifier,
         after: Callable[[float, Callable[[], None]], None],
-        ask: Callable[[], Collection[str]],
+        ping: Callable[[], Collection[str]],
     ) -> None:
         """``period`` is in seconds; ``ask`` pings all of them, and returns which they are."""
         self._period = period
         self._notifier = notifier
         self._after = after
-        self._ask = ask
+        self._ping = ping
         self._awaited: set[str] = set()
 
     def start(self) -> None:
         """Ping now, and periodically."""
-        self._awaited = set(self._ask())
+        self._awaited = set(self._ping())
         if not self._awaited:
             self._notifier.say("WATCHDOG=1")
         self._after(self._period / 2, self.start)
 
-    def heard(self, who: str) -> None:
+    def answered(self, who: str) -> None:
         """A process has answered."""
         if who in self._awaited:
             self._awaited.remove(who)

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Memory at a fixed place for what socket calls get a pointer to, so that filters can check it.
+"""Memory at a fixed address for what socket calls get a pointer to, so that filters can check it.
 
 A filter sees a pointer, but not what it points to. So the values of socket options, and the address
-of a listener that is created at run time, lie at a fixed place, in front of the address book's
+of a listener that is created at run time, lie at a fixed address, in front of the address book's
 slots (sandbox/address_book.py), and the filters compare the pointer. ``pin`` switches to that
 memory; before, they lie in the process's own memory.
 
 The address to listen at is written there at run time, and only the host monitor can do that. Not
 even the host monitor can write the family, though: the family is at the end of a piece of memory
 that no process can write, and the rest of the address at the beginning of the next piece, which the
-host monitor can write. So only a TCP address can be bound. There is such a place for each family.
+host monitor can write. So only a TCP address can be bound. There is such an address for each
+family.
 
     piece    0                   1                    2             3
              values, AF_INET | address, interface    AF_INET6 | address
@@ -67,7 +68,7 @@ def initial_values() -> Iterator[tuple[int, bytes]]:
 
 
 class Written(NamedTuple):
-    """Where a process can write: behind the family of either place (piece 1 and 3)."""
+    """Where a process can write: behind the family of either address (piece 1 and 3)."""
 
     ipv4: int
     ipv6: int

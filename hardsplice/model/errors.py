@@ -22,8 +22,16 @@ from collections.abc import Iterable
 from hardsplice.model.direction import Direction
 
 __all__ = [
-    "HardspliceError", "failure_of", "not_done", "printable", "quote", "reason_of", "relay_lost",
-    "tell", "text_of", "write_all",
+    "HardspliceError",
+    "error_of",
+    "not_done",
+    "print_lines",
+    "printable",
+    "quote",
+    "reason_of",
+    "relay_lost",
+    "text_of",
+    "write_all",
 ]  # fmt: skip
 
 SHOWN_LIMIT = 1000  # characters of one line
@@ -95,7 +103,7 @@ def text_of(failure: HardspliceError) -> bytes:
     return "\n".join(parts).encode(errors="replace")
 
 
-def failure_of(text: bytes, status: int = 1) -> HardspliceError:
+def error_of(text: bytes, status: int = 1) -> HardspliceError:
     """The HardspliceError in such a text, which may come from any process."""
     parts = text.decode(errors="replace").split("\n", 3)
     if len(parts) < 3:
@@ -157,7 +165,7 @@ def _escape(char: str) -> str:
     return char.encode("ascii", "backslashreplace").decode("ascii")
 
 
-def tell(lines: Iterable[str], fd: int = 2) -> None:
+def print_lines(lines: Iterable[str], fd: int = 2) -> None:
     """Write lines to standard error, each as it may be displayed. If they can't be written, that is
     not an error, since there is no other place to report it, and is not waited for.
     """

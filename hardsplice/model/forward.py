@@ -59,7 +59,7 @@ class Forward(NamedTuple):
     id: int = 0
 
     @property
-    def place(self) -> str:
+    def bind_address(self) -> str:
         """The address and the interface of its listener; nothing where any will do."""
         where = str(self.address or "")
         return f"{where}%{self.interface}" if self.interface else where
@@ -68,8 +68,8 @@ class Forward(NamedTuple):
     def name(self) -> str:
         """Its listener as messages name it: "port 80", "127.0.0.1 port 80", "::1%eth0 port 80"."""
         if not self.port:
-            return "a free port" + (f" of {self.place}" if self.place else "")
-        return f"{self.place} port {self.port}".strip()
+            return "a free port" + (f" of {self.bind_address}" if self.bind_address else "")
+        return f"{self.bind_address} port {self.port}".strip()
 
     @property
     def where(self) -> str:

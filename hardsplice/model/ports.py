@@ -56,10 +56,10 @@ def parse(
     direction: Direction,
     *,
     ephemeral: tuple[int, int],
-    families: Sequence[int] = (4, 6),
+    versions: Sequence[int] = (4, 6),
 ) -> list[Forward]:
     """As `lay_out`, for SPECs that name their ports: `auto` is a HardspliceError."""
-    layout = lay_out(specs, direction, ephemeral=ephemeral, families=families)
+    layout = lay_out(specs, direction, ephemeral=ephemeral, versions=versions)
     if layout.autos:
         reason = "'auto' can't be asked for here; name the ports"
         raise HardspliceError("parse", direction.option, reason)
@@ -71,14 +71,14 @@ def lay_out(
     direction: Direction,
     *,
     ephemeral: tuple[int, int],
-    families: Sequence[int] = (4, 6),
+    versions: Sequence[int] = (4, 6),
     first: int = 1,
 ) -> Layout:
     """The listeners that all SPECs of a direction's option ask for together, numbered from
     ``first`` on.
 
     `ephemeral` is the first and the last port that the kernel hands out by itself, which are in
-    neither `all` nor what exclusions leave over. `families` are the versions of IP in use: with
+    neither `all` nor what exclusions leave over. `versions` are those of IP in use: with
     one alone, an address of the other is refused, and wildcards and default targets are narrowed
     to it.
 
@@ -96,12 +96,12 @@ def lay_out(
     for text in specs:
         try:
             spec = read(text)
-            _check_families(spec, families)
+            _check_versions(spec, versions)
         except SpecError as refusal:
             raise HardspliceError("parse", f"{option} {quote(text)}", str(refusal)) from None
         parsed.append(spec)
     try:
-        return _lay_together(parsed, direction, ephemeral, families, first)
+        return _lay_together(parsed, direction, ephemeral, versions, first)
     except SpecError as refusal:
         raise HardspliceError("parse", option, str(refusal)) from None
 
@@ -115,19 +115,19 @@ def single(
     source: Source,
     *,
     versions: Sequence[int],
-    families: Sequence[int],
+    in_use: Sequence[int],
     protocol: Protocol = Protocol.TCP,
 ) -> Forward:
     """The listener for a single request at run time; it has no number yet.
 
-    `versions` are those of IP that it is to have, `families` those in use. Raises SpecError.
+    `versions` are those of IP that it is to have, `in_use` those in use. Raises SpecError.
     """
-    _check_addresses((listen.address, target), families)
+    _check_addresses((listen.address, target), in_use)
     if listen.address is not None and listen.address.version not in versions:
         raise SpecError(f"'{listen.address}' is not IPv{versions[0]}")
     listen = _narrow(listen, versions)
-    if target is None and len(families) == 1:
-        target = LOOPBACKS[families[0]]
+    if target is None and len(in_use) == 1:
+        target = LOOPBACKS[in_use[0]]
     return Forward(
         direction,
         listen.address,
@@ -142,14 +142,14 @@ def single(
     )
 
 
-def parse_inherited(specs: Sequence[str], *, families: Sequence[int] = (4, 6)) -> list[Inherited]:
+def parse_inherited(specs: Sequence[str], *, versions: Sequence[int] = (4, 6)) -> list[Inherited]:
     """What SPECs ask for that take passed listeners, all on the host. Raises HardspliceError."""
     option = Direction.INBOUND.option
     read_ones = []
     for text in specs:
         try:
             one = read_inherited(text)
-            _check_addresses((one.target,), families)
+            _check_addresses((one.target,), versions)
         except SpecError as refusal:
             raise HardspliceError("parse", f"{option} {quote(text)}", str(refusal)) from None
         read_ones.append(one)
@@ -164,17 +164,17 @@ def parse_inherited(specs: Sequence[str], *, families: Sequence[int] = (4, 6)) -
     return read_ones
 
 
-def _check_families(spec: Spec, families: Sequence[int]) -> None:
+def _check_versions(spec: Spec, versions: Sequence[int]) -> None:
     addresses = (spec.listen.address, *(entry.target for entry in spec.entries))
-    _check_addresses(addresses, families)
+    _check_addresses(addresses, versions)
 
 
-def _check_addresses(addresses: Iterable[Address | None], families: Sequence[int]) -> None:
+def _check_addresses(addresses: Iterable[Address | None], versions: Sequence[int]) -> None:
     for address in addresses:
-        if address is not None and address.version not in families:
+        if address is not None and address.version not in versions:
             raise SpecError(
-                f"'{address}' is IPv{address.version}, which -{families[0]} rules out; "
-                f"leave out -{families[0]}, or write an IPv{families[0]} address"
+                f"'{address}' is IPv{address.version}, which -{versions[0]} rules out; "
+                f"leave out -{versions[0]}, or write an IPv{versions[0]} address"
             )
 
 
@@ -190,16 +190,16 @@ def _lay_together(
     specs: Sequence[Spec],
     direction: Direction,
     ephemeral: tuple[int, int],
-    families: Sequence[int],
+    versions: Sequence[int],
     first: int,
 ) -> Layout:
     excluded = {port for spec in specs for ports in spec.excluded for port in ports}
     groups: dict[Listen, list[Entry]] = {}
     watched: dict[Listen, list[Entry]] = {}
     for spec in specs:
-        listen = _narrow(spec.listen, families)
+        listen = _narrow(spec.listen, versions)
         group = (watched if spec.auto else groups).setdefault(listen, [])
-        entries = spec.entries or ((ALL,) if _stands_alone(spec, specs, families) else ())
+        entries = spec.entries or ((ALL,) if _stands_alone(spec, specs, versions) else ())
         group += entries
     asked = [entry for group in (*groups.values(), *watched.values()) for entry in group]
     everything = []
@@ -209,7 +209,7 @@ def _lay_together(
             for port in range(1, LAST_PORT + 1)
             if not ephemeral[0] <= port <= ephemeral[1] and port not in excluded
         ]
-    loopback = LOOPBACKS[families[0]] if len(families) == 1 else None
+    loopback = LOOPBACKS[versions[0]] if len(versions) == 1 else None
     free = _take_free(groups, loopback)
     if free and (
         lost := [port for port in range(ephemeral[0], ephemeral[1] + 1) if port in excluded]
@@ -292,22 +292,22 @@ def _runs(targets: Mapping[int, int]) -> tuple[tuple[range, int], ...]:
     return tuple(runs)
 
 
-def _narrow(listen: Listen, families: Sequence[int]) -> Listen:
-    if listen.address is None and len(families) == 1:
-        return Listen(_WILDCARDS[families[0]], listen.interface)
+def _narrow(listen: Listen, versions: Sequence[int]) -> Listen:
+    if listen.address is None and len(versions) == 1:
+        return Listen(_WILDCARDS[versions[0]], listen.interface)
     return listen
 
 
-def _stands_alone(spec: Spec, specs: Iterable[Spec], families: Sequence[int]) -> bool:
+def _stands_alone(spec: Spec, specs: Iterable[Spec], versions: Sequence[int]) -> bool:
     """Whether exclusions mean "all others", or only narrow what other SPECs ask for.
 
     Ports in one SPEC and an exclusion in a second one aren't meant to open all others.
     So without a listening address exclusions are a request of their own only where no SPEC names
     a port, and with one where none does at that address.
     """
-    listen = _narrow(spec.listen, families)
+    listen = _narrow(spec.listen, versions)
     return not any(
-        other.entries and (spec.listen == ANYWHERE or _narrow(other.listen, families) == listen)
+        other.entries and (spec.listen == ANYWHERE or _narrow(other.listen, versions) == listen)
         for other in specs
     )
 

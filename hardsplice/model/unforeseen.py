@@ -61,7 +61,7 @@ def _of_loader(said: str) -> int | None:
     return errno.ENOMEM if "cannot map" in said or "failed to map" in said else None
 
 
-def as_failure(error: BaseException, verb: str, object: str) -> HardspliceError:  # noqa: A002 - as in HardspliceError
+def as_error(error: BaseException, verb: str, object: str) -> HardspliceError:  # noqa: A002 - as in HardspliceError
     """An error as it is told; ``verb`` and ``object`` are what was being done, for those that don't
     say so themselves.
     """

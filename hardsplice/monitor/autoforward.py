@@ -68,10 +68,10 @@ class Watched:
 def wanted(
     listening: Iterable[Listening],
     autos: Sequence[Auto],
-    families: frozenset[int],
+    versions: frozenset[int],
     ours: Iterable[Forward],
 ) -> list[Forward]:
-    """What is to be forwarded while this is listened on there. ``families`` are the versions of IP
+    """What is to be forwarded while this is listened on there. ``versions`` are the versions of IP
     in use; ``ours`` is what hardsplice itself has there.
     """
     own = {
@@ -82,7 +82,7 @@ def wanted(
     targets = {
         (one.protocol, one.port)
         for one in listening
-        if one.reached_by & families and (one.protocol, one.address, one.port) not in own
+        if one.reached_by & versions and (one.protocol, one.address, one.port) not in own
     }
     return [
         forward
@@ -100,7 +100,7 @@ class Follower:
         self,
         direction: Direction,
         ports: Registry,
-        tell: Callable[[HardspliceError], None],
+        report: Callable[[HardspliceError], None],
         on_outcome: Callable[[], None],
     ) -> None:
         """``tell`` is for people: a port that can't be had, once. ``on_outcome`` is called after
@@ -108,7 +108,7 @@ class Follower:
         """
         self.direction = direction
         self.ports = ports
-        self.tell = tell
+        self.report = report
         self.on_outcome = on_outcome
         self.pending = 0  # outcomes that aren't known yet
         self.asked: dict[Forward, Forward | None] = {}  # None while its outcome isn't known
@@ -137,7 +137,7 @@ class Follower:
             one for one in forwards if one not in self.asked and now >= self.failed.get(one, 0.0)
         ]
         for forward in self._free(missing):
-            self._ask(forward, now)
+            self._add(forward, now)
         return before != {*self.asked, *self.failed}
 
     def _free(self, forwards: Sequence[Forward]) -> list[Forward]:
@@ -155,7 +155,7 @@ class Follower:
                 free.append(one)
         return free
 
-    def _ask(self, forward: Forward, now: float) -> None:
+    def _add(self, forward: Forward, now: float) -> None:
         self.asked[forward] = None
         self.pending += 1
 
@@ -183,7 +183,7 @@ class Follower:
             return
         del self.asked[forward]
         if forward not in self.failed:
-            self.tell(outcome)
+            self.report(outcome)
         self.failed[forward] = now + RETRY_SECONDS
 
 
@@ -193,26 +193,28 @@ class Watch:
     def __init__(
         self,
         watched: Mapping[Direction, Watched],
-        families: Sequence[int],
+        versions: Sequence[int],
         ports: Registry,
         loop: Loop,
-        tell: Callable[[HardspliceError], None],
+        report: Callable[[HardspliceError], None],
     ) -> None:
-        """``families`` are the versions of IP in use."""
+        """``versions`` are the versions of IP in use."""
         self.watched = watched
-        self.families = frozenset(families)
+        self.versions = frozenset(versions)
         self.ports = ports
         self.loop = loop
-        self.followers = {one: Follower(one, ports, tell, self._perhaps_settled) for one in watched}
+        self.followers = {
+            one: Follower(one, ports, report, self._perhaps_settled) for one in watched
+        }
         self.on_first: Callable[[], None] | None = None  # to be called still
         # What the last look at each direction was at: the answers, and the registry's changes.
         self.seen: dict[Direction, tuple[dict[Protocol, bytes], int]] = {}
         self.pace = Pace(time.monotonic())
-        self.looks = 0
+        self.scans = 0
 
     def start(self, on_first: Callable[[], None]) -> None:
         """Look from now on; ``on_first`` is called once what is there already is forwarded."""
-        self._look()
+        self._scan()
         self.on_first = on_first
         self._perhaps_settled()
 
@@ -224,17 +226,17 @@ class Watch:
             self.loop.after(0, self.on_first)
             self.on_first = None
 
-    def _look(self) -> None:
+    def _scan(self) -> None:
         if self.ports.is_closed:
             return
         began = time.monotonic()
-        self.looks += 1
+        self.scans += 1
         changed = False
         for direction, watched in self.watched.items():
             with contextlib.suppress(OSError):  # the kernel is short of memory: the next one tells
                 changed |= self._look_at(direction, watched, began)
         now = time.monotonic()
-        self.loop.after(self.pace.pause(now, changed=changed, took=now - began), self._look)
+        self.loop.after(self.pace.pause(now, changed=changed, took=now - began), self._scan)
 
     def _look_at(self, direction: Direction, watched: Watched, now: float) -> bool:
         answers = {one: sockdiag.ask(watched.asker, one) for one in watched.protocols}
@@ -248,4 +250,4 @@ class Watch:
         listening = [
             found for one, answer in answers.items() for found in sockdiag.parse(answer, one)
         ]
-        return follower.follow(wanted(listening, watched.autos, self.families, ours), now)
+        return follower.follow(wanted(listening, watched.autos, self.versions, ours), now)

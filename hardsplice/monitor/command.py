@@ -8,7 +8,7 @@ PID 1 shares its namespaces with COMMAND, which may have taken it over: only wha
 
 from __future__ import annotations
 
-from typing import Protocol
+import typing
 
 from hardsplice.command.container import Container
 from hardsplice.command.terminal import Terminal
@@ -24,7 +24,7 @@ from hardsplice.telemetry.log import Log
 DEAF_SECONDS = 0.5  # for PID 1 to pass on a signal that is expected to end COMMAND
 
 
-class Above(Protocol):
+class Above(typing.Protocol):
     """What is called as messages arrive."""
 
     def command_prepared(self) -> None:
@@ -77,23 +77,23 @@ class Command:
 
     # --- messages to PID 1 ------------------------------------------------------------------------
 
-    def _tell(self, record: Record) -> bool:
+    def _send(self, record: Record) -> bool:
         return self._inside is not None and bool(self._inside.channel.send(record, wait=False))
 
     def prepare(self) -> None:
         """Have PID 1 fork COMMAND, and lock itself down."""
         self._dialogue.state = State.PREPARING
-        self._tell(Record(Kind.PREPARE))
+        self._send(Record(Kind.PREPARE))
 
     def run(self) -> None:
         """Have COMMAND run."""
         self._runs = True
-        self._tell(Record(Kind.RUN))
+        self._send(Record(Kind.RUN))
 
     def pass_on(self, number: int) -> None:
         """Have a signal sent to COMMAND. If that is expected to end it, PID 1 has DEAF_SECONDS."""
-        self._tell(Record(Kind.SIGNAL, detail=number))
-        self._dialogue.asked(Kind.PASSED_ON)
+        self._send(Record(Kind.SIGNAL, detail=number))
+        self._dialogue.expect(Kind.PASSED_ON)
         self._passed_on += 1
         if number in FINAL:
             sent = self._passed_on
@@ -107,8 +107,8 @@ class Command:
 
     def _ask_whether_stopped(self) -> None:
         """The terminal's key stops us, too, and by the time that we go on COMMAND may do so."""
-        if self._tell(Record(Kind.CHECK_STOPPED)):
-            self._dialogue.asked(Kind.CHECKED)
+        if self._send(Record(Kind.CHECK_STOPPED)):
+            self._dialogue.expect(Kind.CHECKED)
 
     # --- messages from PID 1 ----------------------------------------------------------------------
 
@@ -130,7 +130,7 @@ class Command:
 
     def _take(self, inside: Container, record: Record) -> None:
         try:
-            self._dialogue.hear(record)
+            self._dialogue.check(record)
             if record.kind == Kind.FATAL:
                 self._above.fail(inside.last_words(record, runs=self._runs))
         except MalformedError as error:

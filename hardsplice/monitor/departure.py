@@ -20,8 +20,8 @@ PAUSE = 0.3
 
 
 def prepared(served: Served, log: Log, *, ends: bool) -> Served:
-    """What is served, with a table of mounts only where its end ``ends`` hardsplice; it is said where
-    nothing will tell of that.
+    """What is served, with a table of mounts only where its end ``ends`` hardsplice. Where its
+    end will go unnoticed, the log says so.
     """
     if not ends:
         if served.watched is not None:
@@ -66,14 +66,14 @@ class _MountEnd:
         self._watched = watched
         self._gone = gone
         self._missed = False
-        self._alarm = Alarm(loop, self._look)
+        self._alarm = Alarm(loop, self._check)
         loop.add(watched.table, self._changed, select.EPOLLPRI)  # EPOLLIN it always is
         self._changed()  # it may have gone before
 
     def _changed(self) -> None:
         self._alarm.set(PAUSE)
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         if self._watched.is_there():
             self._missed = False
         elif self._missed:

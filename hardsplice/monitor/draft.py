@@ -50,5 +50,5 @@ class Draft(NamedTuple):
             family: self.book.slot(sockaddr)
             for family, sockaddr in listeners.targets(forward, ALL_FAMILIES).items()
         }
-        routes = listeners.Pointers(self.book.area, families).routes(forward, slots)
+        routes = listeners.Routing(self.book.area, families).routes(forward, slots)
         return Listener(bound.fd, *routes, forward.id)

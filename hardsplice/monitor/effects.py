@@ -27,8 +27,8 @@ from hardsplice.net import listeners
 from hardsplice.net.retiring import Retiring, Sink
 from hardsplice.sandbox.address_book import Book
 
-LOOK_SECONDS = 1.0  # between checks of listeners
-LOOKED_AT = 256  # of them at a time
+CHECK_SECONDS = 1.0  # between checks of listeners
+CHECKED_AT_ONCE = 256  # listeners
 
 
 class Effects:
@@ -56,7 +56,7 @@ class Effects:
         self._namespace_cookie = target
         self._foreign: set[int] = set()  # those that the namespace monitor has made at run time
         self._unseen: list[int] = []
-        self._look: Alarm | None = None
+        self._check: Alarm | None = None
         self.on_loss: Callable[[HardspliceError], None] = lambda _: (
             None
         )  # a listener is not as it was
@@ -103,7 +103,7 @@ class Effects:
         """Keep a listener that the namespace monitor has made, until it is ended."""
         self._kept[index] = fd
         self._foreign.add(index)
-        self.look_soon()
+        self.check_soon()
 
     def listener(self, index: int) -> int:
         """A port's listener; KeyError where it was ended."""
@@ -146,27 +146,27 @@ class Effects:
 
     # --- are they as they were? -----------------------------------------------------------------
 
-    def begin(self, loop: Loop, tell: Callable[[HardspliceError], None]) -> None:
+    def begin(self, loop: Loop, report: Callable[[HardspliceError], None]) -> None:
         """From now on listeners are looked at; ``tell`` is for people."""
-        self.retiring.begin(loop, tell)
-        self._look = Alarm(loop, self._look_at_some)
+        self.retiring.begin(loop, report)
+        self._check = Alarm(loop, self._check_some)
 
-    def look_soon(self) -> None:
+    def check_soon(self) -> None:
         """Check all listeners."""
-        if self._look is not None:
-            self._look.set(LOOK_SECONDS)
+        if self._check is not None:
+            self._check.set(CHECK_SECONDS)
 
-    def _look_at_some(self) -> None:
+    def _check_some(self) -> None:
         if not self._unseen:
             self._unseen = list(self._kept)
-        some, self._unseen = self._unseen[:LOOKED_AT], self._unseen[LOOKED_AT:]
+        some, self._unseen = self._unseen[:CHECKED_AT_ONCE], self._unseen[CHECKED_AT_ONCE:]
         for index in some:
             fd = self._kept.get(index)
             if fd is not None and not listeners.is_sound(fd):
                 self._lose(index)
                 return
         if self._unseen or self._foreign:
-            self.look_soon()
+            self.check_soon()
 
     def _lose(self, index: int) -> None:
         if index in self._foreign:

@@ -39,7 +39,7 @@ class EventLog:
         port = self._find(index)
         return port.name if port and port.direction is direction else "a port"
 
-    def tell(self, direction: Direction, record: Record) -> None:
+    def write(self, direction: Direction, record: Record) -> None:
         """A note of a relay's, or of its supervisor's."""
         where = self.where(direction, record.index)
         level, line = in_words(direction, where, record.small, record.detail, record.text)

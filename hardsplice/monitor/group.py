@@ -5,7 +5,7 @@ same listeners.
 When a relay dies, only its own flows are lost, and only it is replaced. A relay that stops
 accepting, or has died, may have been the only one that was woken for a client
 (relay/tcp/accepting.py, *Sharing listeners*): then the others are told to check their listeners, at
-most once in LOOK_SECONDS, so that a relay that was taken over can't keep the others busy with that.
+most once in POLL_SECONDS, so that a relay that was taken over can't keep the others busy with that.
 
 When the relays of a direction drain, they accept no more connections, and each ends once it has no
 flow. A listener that no other process holds is shut down for that, so that clients are refused; one
@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import socket
 import time
+import typing
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
 
 from hardsplice.ipc import descriptors
 from hardsplice.ipc.descriptors import FIRST_LISTENER
@@ -29,14 +29,14 @@ from hardsplice.model.errors import HardspliceError
 from hardsplice.model.forward import Forward
 from hardsplice.monitor.supervisor import STOP_SECONDS, Supervisor
 from hardsplice.monitor.unreachable import Doubt
-from hardsplice.net.listeners import Bound, Pointers
+from hardsplice.net.listeners import Bound, Routing
 from hardsplice.relay import main as relay
 from hardsplice.telemetry.flow_table import End
 
-LOOK_SECONDS = 0.01
+POLL_SECONDS = 0.01
 
 
-class GroupOwner(Protocol):
+class GroupOwner(typing.Protocol):
     """What the relays of a direction report to."""
 
     def relays_ready(self) -> None:
@@ -67,15 +67,15 @@ class RelayGroup:
         self.supervisors = [Supervisor(plan, loop, self) for plan in plans]
         self.listeners = {one.port_id: one for one in plans[0].listeners} if plans else {}
         self.families = plans[0].families if plans else ()
-        self.pointers: Pointers | None = None
+        self.routing: Routing | None = None
         self.places: deque[int] = deque()  # free places for listeners that are added at run time
         if plans and plans[0].is_dynamic:
-            self.pointers = Pointers(plans[0].book, self.families)
+            self.routing = Routing(plans[0].book, self.families)
             taken = {one.fd for one in plans[0].listeners}
             every = range(FIRST_LISTENER, plans[0].first_flow)
             self.places.extend(fd for fd in every if fd not in taken)
         self.awaited = len(self.supervisors)
-        self.will_look = False
+        self.will_poll = False
         self.lent = plans[0].lent if plans else frozenset()
         self.doubt = Doubt()
 
@@ -92,16 +92,20 @@ class RelayGroup:
         for supervisor in self.supervisors:
             supervisor.stop(deadline)
 
-    def lend(self, indices: Iterable[int]) -> None:
-        """The service manager also has those listeners."""
-        self.lent |= frozenset(indices)
+    def lend(self, port_ids: Iterable[int]) -> None:
+        """The service manager also has the listeners of those ports: they are left open when
+        hardsplice drains, and clients wait in them for the next start.
+        """
+        self.lent |= frozenset(port_ids)
 
     def drain(self) -> None:
-        """Stop accepting, and have every relay end once it has no flow left."""
+        """Stop accepting, and have every relay end once it has no flow left. Listeners that nobody
+        else has are shut down, which resets the connections that wait in them.
+        """
         for supervisor in self.supervisors:
             supervisor.drain()
-        for index, listener in self.listeners.items():
-            if index not in self.lent:
+        for port_id, listener in self.listeners.items():
+            if port_id not in self.lent:
                 socketcalls.shutdown(listener.fd, socket.SHUT_RDWR)
         self.relay_drained()
 
@@ -115,10 +119,10 @@ class RelayGroup:
         """Whether there is no relay, nor will be."""
         return all(supervisor.is_drained for supervisor in self.supervisors)
 
-    def ask_alive(self) -> None:
+    def ping(self) -> None:
         """Ping every relay."""
         for supervisor in self.supervisors:
-            supervisor.ask_alive()
+            supervisor.ping()
         if self.is_drained:
             self.owner.relays_alive()
 
@@ -126,11 +130,11 @@ class RelayGroup:
         """Keep one more listener, a copy of ``fd``, and have every relay accept on it; ``slots``
         are those of its targets in the address book. HardspliceError where that can't be.
         """
-        assert self.pointers is not None
+        assert self.routing is not None
         if not self.places:
             reason = "there is no place left for one more listener"
             raise HardspliceError("listen on", f"port {forward.port}", reason)
-        listener = self.pointers.listener(Bound(forward, self.places[0]), slots)
+        listener = self.routing.listener(Bound(forward, self.places[0]), slots)
         descriptors.copy(fd, self.places.popleft())
         self.listeners[forward.id] = listener
         for supervisor in self.supervisors:
@@ -163,11 +167,11 @@ class RelayGroup:
         if not any(supervisor.is_asked for supervisor in self.supervisors):
             self.owner.relays_alive()
 
-    def relay_yields(self) -> None:
+    def relay_paused(self) -> None:
         """Clients may wait that no other relay was woken for."""
-        if len(self.supervisors) > 1 and not self.will_look:
-            self.will_look = True
-            self.loop.after(LOOK_SECONDS, self._look)
+        if len(self.supervisors) > 1 and not self.will_poll:
+            self.will_poll = True
+            self.loop.after(POLL_SECONDS, self._poll)
 
     def note(self, kind: int, detail: int, index: int, text: bytes) -> None:
         """Pass it on."""
@@ -180,7 +184,7 @@ class RelayGroup:
         """Pass it on."""
         self.owner.flow_ended(End.LOOPBACK if self.doubt.explains_end(end, row) else end, row)
 
-    def _look(self) -> None:
-        self.will_look = False
+    def _poll(self) -> None:
+        self.will_poll = False
         for supervisor in self.supervisors:
-            supervisor.look()
+            supervisor.poll()

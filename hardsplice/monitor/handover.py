@@ -80,7 +80,7 @@ class HostSide:
         group: RelayGroup,
         effects: Effects,
         loop: Loop,
-        tell: Callable[[HardspliceError], None],
+        report: Callable[[HardspliceError], None],
     ) -> None:
         """``channel`` leads to the namespace monitor; ``group`` are the outbound relays. ``tell``
         gets messages for the log about errors that no request caused.
@@ -93,30 +93,30 @@ class HostSide:
         self.is_late = False  # the current one has failed for lack of an answer
         self._due = 0.0
         self._clock = Alarm(loop, self._look_at_clock)
-        self._tell = tell
+        self._report = report
         self._is_at_it = False
-        effects.begin(loop, tell)
+        effects.begin(loop, report)
 
     def add(self, forward: Forward, done: Done) -> None:
         """Listen, and have connections served."""
         if forward.direction is Direction.INBOUND:
-            self._ask(ServeRequest(forward, self.effects, done))
+            self._send_request(ServeRequest(forward, self.effects, done))
         else:
-            self._ask(OpenRequest(forward, self.effects, done, self.group))
+            self._send_request(OpenRequest(forward, self.effects, done, self.group))
 
     def remove(
         self, forward: Forward, *, reset_flows: bool, done: Callable[[HardspliceError | None], None]
     ) -> None:
         """Stop listening."""
         if forward.direction is Direction.INBOUND:
-            self._ask(CloseRequest(forward, self.effects, reset_flows, done))
+            self._send_request(CloseRequest(forward, self.effects, reset_flows, done))
         else:
             self.effects.end(forward.id)
             self.group.remove(forward.id, reset_flows=reset_flows)
             self.effects.cross_out(forward.id)
             done(None)
 
-    def _ask(self, request: Request) -> None:
+    def _send_request(self, request: Request) -> None:
         if not request.can_wait and (self.is_late or len(self.waiting) >= WAITING_MAX):
             self._finish(request, request.failed(_SILENT))
             return
@@ -151,7 +151,7 @@ class HostSide:
         if not sent:
             unsent = request.failed(*_SENT[sent])
             if sent is Sent.CROWDED:
-                self._tell(unsent)
+                self._report(unsent)
             return unsent
         self.current = request
         self._due = time.monotonic() + ANSWER_SECONDS
@@ -159,15 +159,15 @@ class HostSide:
         try:
             request.sent()
         except Exception as error:  # noqa: BLE001 - it has its answer yet to come
-            self._tell(request.failed(f"{type(error).__name__}: {error}"))
+            self._report(request.failed(f"{type(error).__name__}: {error}"))
         return None
 
     def _finish(self, request: Request, outcome: HardspliceError | None) -> None:
         """Report the outcome to the caller. An error there must not end the service."""
         try:
-            request.tell(outcome)
+            request.report(outcome)
         except Exception as error:  # noqa: BLE001 - see above
-            self._tell(HardspliceError("tell of", "a port", f"{type(error).__name__}: {error}"))
+            self._report(HardspliceError("tell of", "a port", f"{type(error).__name__}: {error}"))
 
     def _look_at_clock(self) -> None:
         """Whether the answer is overdue."""
@@ -180,7 +180,7 @@ class HostSide:
         self.is_late = True
         late = [one for one in (self.current, *self.waiting) if not one.can_wait]
         self.waiting = deque(one for one in self.waiting if one.can_wait)
-        self._tell(HardspliceError("change", "ports", _SILENT))
+        self._report(HardspliceError("change", "ports", _SILENT))
         for request in late:
             self._finish(request, request.failed(_SILENT))
 
@@ -198,7 +198,7 @@ class HostSide:
 
     def _conclude(self, request: Request, record: Record, *, undo: bool) -> None:
         if record.detail == errno.ETOOMANYREFS:
-            self._tell(request.failed(*_SENT[Sent.CROWDED]))
+            self._report(request.failed(*_SENT[Sent.CROWDED]))
         if undo:
             more = request.undo(record)
             if more is not None:

@@ -66,16 +66,14 @@ class HostMonitor:
         """
         self.host = host
         self.log, self.traffic, self.missing = host.log, host.traffic, [*missing]
-        self.monitor = host.monitor  # the namespace monitor; None once it has ended
+        self.namespace_monitor = child = host.namespace_monitor  # None once it has ended
         self.on_ready = on_ready
         self.loop = Loop()
         self.group = RelayGroup(host.plans, self.loop, self)
         self.event_log = EventLog(host.log, lambda one: self.registry.find(one))  # noqa: PLW0108 - below
         self.handover = (
-            HostSide(
-                host.monitor.channel, self.group, host.effects, self.loop, self.event_log.trouble
-            )
-            if host.effects and host.monitor
+            HostSide(child.channel, self.group, host.effects, self.loop, self.event_log.trouble)
+            if host.effects and child
             else None
         )
         if host.effects:
@@ -107,7 +105,7 @@ class HostMonitor:
         traced = BY_TRACED_RELAYS if host.log.level >= Level.TRACE else frozenset[int]()
         self.noted = BY_RELAYS | BY_SUPERVISORS | traced  # what the namespace monitor may pass on
         self.watchdog = (
-            Watchdog(host.watchdog, host.notifier, self.loop.after, self._ask_alive)
+            Watchdog(host.watchdog, host.notifier, self.loop.after, self._ping)
             if host.watchdog
             else None
         )
@@ -125,14 +123,14 @@ class HostMonitor:
         """Serve until told to end; the exit status. HardspliceError if a part can't go on."""
         host = self.host
         self.loop.add(host.signals, self._on_signal)
-        if host.monitor:
-            self.loop.add(host.monitor.channel.fileno(), self._on_monitor)
-            self.loop.add(host.monitor.pidfd, self._on_monitor_exit)
+        if child := host.namespace_monitor:
+            self.loop.add(child.channel.fileno(), self._on_monitor)
+            self.loop.add(child.pidfd, self._on_monitor_exit)
         if self.command:
             self.command.watch()
         elif host.quit_with_served:
             departure.watch(host.served, self.loop, self._served_gone)
-        self.orphans.look()
+        self.orphans.reap()
         self.readiness.start()
         try:
             status = self.loop.run()
@@ -146,18 +144,18 @@ class HostMonitor:
         """End all child processes, and wait until they have ended: no port is bound after that."""
         if not self.ending.is_draining:
             self.host.notifier.status(str(self.failure or "ending"), "STOPPING=1")
-        monitor = self.monitor
+        child = self.namespace_monitor
         deadline = time.monotonic() + END_SECONDS
-        if monitor:
-            monitor.hang_up()
+        if child:
+            child.hang_up()
         self.group.stop()
-        if monitor:
+        if child:
             left = deadline - time.monotonic()
-            monitor.receive_until_end(left, self._hear_monitor)
-            monitor.channel.drain()
-            monitor.let_go()
-            monitor.end(0)
-            self.monitor = None
+            child.receive_until_end(left, self._receive_record)
+            child.channel.drain()
+            child.let_go()
+            child.end(0)
+            self.namespace_monitor = None
         # Last: the kernel ends connections of what is ended there as if they were complete.
         if self.command:
             self.command.end()
@@ -172,7 +170,8 @@ class HostMonitor:
     def _phases(self) -> Sequence[Phase]:
         """All phases of this start, in their order."""
         host, watch, command = self.host, self.watch, self.command
-        serving = [who for who, part in ((NAMESPACE, host.monitor), (RELAYS, host.plans)) if part]
+        parts = (NAMESPACE, host.namespace_monitor), (RELAYS, host.plans)
+        serving = [who for who, part in parts if part]
         phases = [Phase("both monitors and all relays serve", self.group.start, serving)]
         if watch:
             begin = partial(watch.start, partial(self._arrived, AUTO))
@@ -216,7 +215,7 @@ class HostMonitor:
     def _on_signal(self) -> None:
         number, code = linux.siginfo(os.read(self.host.signals, linux.SIGNALFD_SIGINFO))
         if number == signal.SIGCHLD:
-            self.orphans.look()
+            self.orphans.reap()
         elif self.ending.is_draining:
             if number in (FINAL if self.command else ENDING):
                 self.ending.at_once()
@@ -246,26 +245,28 @@ class HostMonitor:
 
     def _children(self) -> set[int]:
         """Those whose end somebody here waits for."""
-        ours = [self.monitor, *(supervisor.child for supervisor in self.group.supervisors)]
-        return {one.pid for one in ours if one} | set(self.command.pids if self.command else ())
+        relays = [supervisor.child for supervisor in self.group.supervisors]
+        return {one.pid for one in (self.namespace_monitor, *relays) if one} | set(
+            self.command.pids if self.command else ()
+        )
 
     # --- watchdog ---------------------------------------------------------------------------------
 
-    def _ask_alive(self) -> set[str]:
+    def _ping(self) -> set[str]:
         """Ping all of them: which were pinged."""
         asked = set()
         if not self.group.is_drained:
             asked.add(RELAYS)
-            self.group.ask_alive()
-        if self.monitor:
+            self.group.ping()
+        if self.namespace_monitor:
             asked.add(NAMESPACE)
-            if self.monitor.channel.send(Record(Kind.PING), wait=False):
-                self.namespace_dialogue.asked()
+            if self.namespace_monitor.channel.send(Record(Kind.PING), wait=False):
+                self.namespace_dialogue.expect()
         return asked
 
     def _alive(self, who: str) -> None:
         if self.watchdog:
-            self.watchdog.heard(who)
+            self.watchdog.answered(who)
 
     def relays_alive(self) -> None:
         """The outbound relays have answered."""
@@ -284,7 +285,7 @@ class HostMonitor:
             self.loop.stop(status)
             return
         self.registry.close()
-        self.ending.begin(status, self.monitor, self.group, self.host.kept())
+        self.ending.begin(status, self.namespace_monitor, self.group, self.host.kept())
 
     def relays_drained(self) -> None:
         """The outbound relays have no flow left."""
@@ -299,16 +300,16 @@ class HostMonitor:
         self._end(status)
 
     def _on_monitor(self) -> None:
-        assert self.monitor is not None
-        if not self._hear_monitor():
+        assert self.namespace_monitor is not None
+        if not self._receive_record():
             # That it ended comes by the pidfd
-            self.loop.remove(self.monitor.channel.fileno())
+            self.loop.remove(self.namespace_monitor.channel.fileno())
 
-    def _hear_monitor(self) -> bool:
+    def _receive_record(self) -> bool:
         """Take one record of the namespace monitor; False when there will be none any more."""
-        assert self.monitor is not None
+        assert self.namespace_monitor is not None
         try:
-            record = self.monitor.channel.receive(wait=False)
+            record = self.namespace_monitor.channel.receive(wait=False)
         except BlockingIOError:
             return True
         except MalformedError as error:
@@ -327,7 +328,7 @@ class HostMonitor:
         (ipc/dialogue.py).
         """
         try:
-            self.namespace_dialogue.hear(record)
+            self.namespace_dialogue.check(record)
             if record.kind in HANDOVER_ANSWERS:
                 if self.handover is None:
                     raise MalformedError("an answer where nothing is asked")
@@ -352,25 +353,25 @@ class HostMonitor:
                 raise InvalidRowError("nobody asked for the ends of flows")
             self.flows.ended(Direction.INBOUND, record.small, record.text)
         elif record.small in self.noted:
-            self._tell(Direction.INBOUND, record)
+            self._write_note(Direction.INBOUND, record)
         else:
             raise MalformedError(f"note {record.small} is not its to send")
 
     def _on_monitor_exit(self) -> None:
-        monitor = self.monitor
-        assert monitor is not None
+        child = self.namespace_monitor
+        assert child is not None
         try:
-            for record in () if self.failure else monitor.last_words():
+            for record in () if self.failure else child.last_words():
                 self._on_record(record)
                 if self.failure:
                     break
         except MalformedError as error:
             self.distrust("the namespace monitor", error)
-        monitor.channel.drain()
-        self.monitor = None
-        self.loop.remove(monitor.channel.fileno())
-        self.loop.remove(monitor.pidfd)
-        status = monitor.wait()
+        child.channel.drain()
+        self.namespace_monitor = None
+        self.loop.remove(child.channel.fileno())
+        self.loop.remove(child.pidfd)
+        status = child.wait()
         if self.ending.is_draining and status == 0:
             self._alive(NAMESPACE)
             self.ending.drained(NAMESPACE)
@@ -387,9 +388,9 @@ class HostMonitor:
 
     def note(self, kind: int, detail: int, index: int, text: bytes) -> None:
         """An outbound relay, or its supervisor, has something for the log."""
-        self._tell(Direction.OUTBOUND, Record(Kind.NOTE, kind, index, detail, text))
+        self._write_note(Direction.OUTBOUND, Record(Kind.NOTE, kind, index, detail, text))
 
-    def _tell(self, direction: Direction, record: Record) -> None:
-        self.event_log.tell(direction, record)
+    def _write_note(self, direction: Direction, record: Record) -> None:
+        self.event_log.write(direction, record)
         if record.small == Note.RESTARTED and self.host.effects:
-            self.host.effects.look_soon()
+            self.host.effects.check_soon()

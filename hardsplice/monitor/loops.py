@@ -82,7 +82,7 @@ class Loops:
         return ()
 
 
-def failure(way: Sequence[Forward]) -> HardspliceError:
+def loop_error(way: Sequence[Forward]) -> HardspliceError:
     """Why the ports of a loop can't be had."""
     forward, *others = way
     names = [one.where for one in (*others, forward)]
@@ -100,7 +100,7 @@ def check(forward: Forward, ports: Iterable[Forward]) -> None:
     if not any(one.port == forward.target_port for one in others if one.direction is there):
         return  # as a rule: nobody is where it leads to
     if way := Loops([*others, forward]).through(forward):
-        raise failure(way)
+        raise loop_error(way)
 
 
 def refuse(listeners: Sequence[Forward]) -> None:
@@ -108,4 +108,4 @@ def refuse(listeners: Sequence[Forward]) -> None:
     loops = Loops(listeners)
     for forward in listeners:
         if way := loops.through(forward):
-            raise failure(way)
+            raise loop_error(way)

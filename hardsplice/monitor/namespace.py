@@ -30,7 +30,7 @@ from hardsplice.ipc.messages import Kind, MalformedError, Record
 from hardsplice.kernel import prctl
 from hardsplice.model import roles
 from hardsplice.model.direction import Direction
-from hardsplice.model.errors import HardspliceError, failure_of, relay_lost, text_of
+from hardsplice.model.errors import HardspliceError, error_of, relay_lost, text_of
 from hardsplice.model.families import ALL_FAMILIES
 from hardsplice.monitor import shutdown
 from hardsplice.monitor.group import RelayGroup
@@ -120,7 +120,7 @@ class NamespaceMonitor:
     def _serve(self, record: Record) -> bool:
         try:
             if record.kind == Kind.PING:
-                self.group.ask_alive()
+                self.group.ping()
             elif record.kind == Kind.DRAIN_RELAYS:
                 self.group.lend(shutdown.lent(record))
                 if not record.small:
@@ -185,11 +185,11 @@ def _receive(monitor: Child, plan: Namespace, log: Log) -> Started:
         if record is None:
             raise HardspliceError("start", "the namespace monitor", "it ended early")
         if record.kind == Kind.FATAL:
-            raise failure_of(record.text)
+            raise error_of(record.text)
         if record.kind == Kind.BOUND:
             cookie, families = record.text[: COOKIE.size], record.text[COOKIE.size :]
             if record.detail:
-                _tell_of_loopback(plan.served, record.detail, log)
+                _warn_of_loopback(plan.served, record.detail, log)
             return Started(
                 monitor,
                 listening,
@@ -204,7 +204,7 @@ def _receive(monitor: Child, plan: Namespace, log: Log) -> Started:
             listening.append(Bound(chosen(forwards[int(number)], fd), fd))
 
 
-def _tell_of_loopback(served: Served, code: int, log: Log) -> None:
+def _warn_of_loopback(served: Served, code: int, log: Log) -> None:
     """It is down in there, and stays so."""
     text = f"cannot set up the loopback interface of {served.name}: {os.strerror(code)}"
     command = loopback.command_for(served.path)

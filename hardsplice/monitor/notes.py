@@ -19,7 +19,7 @@ BY_RELAYS: frozenset[int] = frozenset(
 # Where the log wants every flow.
 BY_TRACED_RELAYS: frozenset[int] = frozenset({Note.OPENED, Note.ENDED})
 BY_SUPERVISORS: frozenset[int] = frozenset(
-    {Note.RESTARTED, Note.DIED, Note.SOCKETS, Note.CROWDED, Note.LOOPBACK, Note.SHORT}
+    {Note.RESTARTED, Note.DIED, Note.SOCKETS, Note.CROWDED, Note.LOOPBACK, Note.START_DELAYED}
 )
 LACKING_MAX, LACKING_LENGTH = 32, 200  # lines, and characters of a line
 
@@ -48,7 +48,10 @@ _WORDS: dict[int, tuple[Level, str]] = {
         Level.WARNING,
         f"{{direction}}: cannot pass {{text}} on for now: {{reason}}: {CROWDED_HINT}",
     ),
-    Note.SHORT: (Level.WARNING, "{direction}: cannot start the relay again for now: {reason}"),
+    Note.START_DELAYED: (
+        Level.WARNING,
+        "{direction}: cannot start the relay again for now: {reason}",
+    ),
 }
 _UNKNOWN = (Level.WARNING, "{direction}: a note without a meaning")
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from hardsplice.ipc.channel import Channel, Sent
 from hardsplice.ipc.loop import Alarm, Loop
 from hardsplice.ipc.messages import Kind, Note, Record
-from hardsplice.monitor.supply import SHORT_SECONDS, Tell
+from hardsplice.monitor.supply import RETRY_SECONDS, Report
 
 AGAIN_SECONDS = 0.01  # until the queue is sent again
 DEAF_SECONDS = 2.0  # that a relay may leave its channel full
@@ -26,7 +26,7 @@ class Outbox:
         self,
         loop: Loop,
         sent: Callable[[Record], None],
-        note: Tell,
+        note: Report,
         breach: Callable[[str], None],
     ) -> None:
         """``sent`` is called with each record that was sent; ``note`` reports for the log;
@@ -36,7 +36,7 @@ class Outbox:
         self._channel: Channel | None = None
         self._sent, self._note, self._breach = sent, note, breach
         self._deaf_since = 0.0
-        self._again = Alarm(loop, self._send)
+        self._again = Alarm(loop, self._flush)
 
     def begin(self, channel: Channel) -> None:
         """A relay was started, whose channel this is; it knows what was queued before its start."""
@@ -47,7 +47,7 @@ class Outbox:
         """Send nothing any more: the relay has ended, or is about to."""
         self._channel = None
 
-    def tell(self, record: Record) -> None:
+    def send(self, record: Record) -> None:
         """Send a record, or queue it. Without a relay that does nothing: the next one knows it when
         it starts.
         """
@@ -56,7 +56,7 @@ class Outbox:
         self.waiting.append(record)
         if len(self.waiting) == 1:
             self._deaf_since = time.monotonic()
-            self._send()
+            self._flush()
 
     def take_back(self, kind: Kind, index: int) -> bool:
         """Remove a record from the queue; False if it was sent already."""
@@ -66,18 +66,18 @@ class Outbox:
                 return True
         return False
 
-    def _send(self) -> None:
+    def _flush(self) -> None:
         """Send the queue as far as the channel has room, and the rest soon."""
         while self.waiting and self._channel is not None:
             sent = self._channel.send(self.waiting[0], wait=False)
             if sent is Sent.CROWDED:
                 self._deaf_since = time.monotonic()  # not the relay's fault
                 self._note(Note.CROWDED, errno.ETOOMANYREFS, 0, b"listeners")
-                self._again.set(SHORT_SECONDS)
+                self._again.set(RETRY_SECONDS)
                 return
             if not sent:
                 if time.monotonic() - self._deaf_since > DEAF_SECONDS:
-                    self._breach("it does not read what it is told")
+                    self._breach("it does not read what it is sent")
                 else:
                     self._again.set(AGAIN_SECONDS)
                 return

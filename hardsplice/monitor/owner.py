@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import typing
 
 
-class SupervisorOwner(Protocol):
+class SupervisorOwner(typing.Protocol):
     """What a supervisor reports to."""
 
     def relay_ready(self) -> None:
@@ -18,7 +18,7 @@ class SupervisorOwner(Protocol):
     def relay_alive(self) -> None:
         """The relay has answered, or another one has taken its place."""
 
-    def relay_yields(self) -> None:
+    def relay_paused(self) -> None:
         """The relay stops accepting, or is gone: others have to check their listeners."""
 
     def note(self, kind: int, detail: int, index: int, text: bytes) -> None:

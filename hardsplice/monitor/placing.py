@@ -51,7 +51,7 @@ class Placing:
         self._poller.register(fd, select.POLLIN)
         self._loop.add(fd, self._on_question)
 
-    def told(self, place: int, port: int | None) -> None:
+    def record_sent(self, place: int, port: int | None) -> None:
         """The relay was sent a record: a port's listener is added at a place, or removed."""
         self._due.append((place, port))
 

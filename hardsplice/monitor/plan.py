@@ -43,7 +43,7 @@ class Host(NamedTuple):
     versions: Sequence[int]  # of IP, in use
     signals: int  # signalfd
     terminal: Terminal | None  # which controls our session
-    monitor: Child | None  # the namespace monitor
+    namespace_monitor: Child | None  # the namespace monitor
     container: container.Container | None
     plans: Sequence[relay.Plan]  # of the outbound relays
     traffic: Sequence[Traffic]  # each direction's counters and flow tables

@@ -136,7 +136,7 @@ class Request(ABC):
         """It could not be sent: undo what was done here."""
 
     @abstractmethod
-    def tell(self, outcome: HardspliceError | None) -> None:
+    def report(self, outcome: HardspliceError | None) -> None:
         """Report the outcome to the caller."""
 
     @abstractmethod
@@ -156,7 +156,7 @@ class ListenRequest(Request):
         self.effects.end(self.index)
         self.effects.cross_out(self.index)
 
-    def tell(self, outcome: HardspliceError | None) -> None:
+    def report(self, outcome: HardspliceError | None) -> None:
         self.done(outcome or self.forward)
 
     def failed(self, reason: str, hint: str | None = None) -> HardspliceError:
@@ -187,7 +187,7 @@ class ServeRequest(ListenRequest):
         self.give_up()
         if answer.detail == errno.EAFNOSUPPORT:
             return no_family(self.forward, self.forward.direction.connects)
-        return _failure(self.forward, answer.detail)
+        return _listen_error(self.forward, answer.detail)
 
     def undo(self, answer: Record) -> Request | None:
         if self.end(answer) is not None:
@@ -213,7 +213,7 @@ class OpenRequest(ListenRequest):
         self.effects.withdraw_place()
         if not answer.fds:
             self.effects.cross_out(self.index)
-            return _failure(self.forward, answer.detail or errno.EPROTO)
+            return _listen_error(self.forward, answer.detail or errno.EPROTO)
         self._keep(answer)
         try:
             self.group.add(self.forward, answer.fds[0], self.slots)
@@ -269,7 +269,7 @@ class CloseRequest(Request):
         del answer
         return None
 
-    def tell(self, outcome: HardspliceError | None) -> None:
+    def report(self, outcome: HardspliceError | None) -> None:
         self.done(outcome)
 
     def failed(self, reason: str, hint: str | None = None) -> HardspliceError:
@@ -292,7 +292,7 @@ def _ignore(_: HardspliceError | None) -> None:
     """No caller waits for it."""
 
 
-def _failure(forward: Forward, code: int) -> HardspliceError | None:
+def _listen_error(forward: Forward, code: int) -> HardspliceError | None:
     if code == 0:
         return None
     if code not in errno.errorcode:  # a number that isn't an errno is not repeated

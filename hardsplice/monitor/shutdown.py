@@ -9,9 +9,9 @@ its relays have ended.
 
 from __future__ import annotations
 
+import typing
 from array import array
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 from hardsplice.ipc.channel import Channel
 from hardsplice.ipc.loop import Loop
@@ -22,12 +22,12 @@ from hardsplice.telemetry.counters import COUNTERS, DRAINED, STOPPED
 from hardsplice.telemetry.flow_log import Traffic
 from hardsplice.telemetry.log import Level, Log
 
-_INDEX = "I"  # of a port, in an array
+_ID = "I"  # of a port, in an array
 # How long a service manager shall wait for us beyond the time for connections.
 MARGIN_SECONDS = 5
 
 
-class Reachable(Protocol):
+class Reachable(typing.Protocol):
     """A process that is told to drain."""
 
     channel: Channel
@@ -88,22 +88,22 @@ class Ending:
 
 
 def orders(kept: Sequence[int]) -> Iterator[Record]:
-    """The order to drain, with the listeners that are lent; ``small`` says that more of them
-    follow.
+    """The order to drain, with the IDs of ports whose listeners are lent; ``small`` says that more
+    of them follow.
     """
-    many = TEXT_LIMIT // array(_INDEX).itemsize
+    many = TEXT_LIMIT // array(_ID).itemsize
     parts = [kept[first : first + many] for first in range(0, len(kept), many)] or [()]
     for left, part in zip(reversed(range(len(parts))), parts, strict=True):
-        yield Record(Kind.DRAIN_RELAYS, int(left > 0), text=array(_INDEX, part).tobytes())
+        yield Record(Kind.DRAIN_RELAYS, int(left > 0), text=array(_ID, part).tobytes())
 
 
 def lent(record: Record) -> Sequence[int]:
-    """The listeners in such an order, by index; MalformedError if it is invalid."""
-    indices = array(_INDEX)
-    if len(record.text) % indices.itemsize:
-        raise MalformedError(f"{len(record.text)} bytes are no indices")
-    indices.frombytes(record.text)
-    return indices
+    """The IDs of the ports in such an order; MalformedError if it is invalid."""
+    ids = array(_ID)
+    if len(record.text) % ids.itemsize:
+        raise MalformedError(f"{len(record.text)} bytes are no IDs")
+    ids.frombytes(record.text)
+    return ids
 
 
 def account(log: Log, traffic: Sequence[Traffic]) -> None:

@@ -17,26 +17,26 @@ class Store:
     """What the service manager keeps of ports, by their numbers."""
 
     def __init__(
-        self, notifier: Notifier, room: int, kept: dict[int, str], tell: Callable[[str], None]
+        self, notifier: Notifier, room: int, kept: dict[int, str], report: Callable[[str], None]
     ) -> None:
         """It keeps ``room`` listeners, and has those in ``kept``, each with its name."""
         self._notifier = notifier
         self._room = room
         self._kept = kept
-        self._tell = tell
+        self._report = report
 
     def added(self, port: Forward, fd: int) -> None:
         """A port was added, with this listener."""
         if port.source is not Source.CONTROL or not self._room:
             return
         if len(self._kept) >= self._room:
-            self._tell(f"{_what(port)}: raise FileDescriptorStoreMax=")
+            self._report(f"{_what(port)}: raise FileDescriptorStoreMax=")
             return
         name = added_name(port)
         if self._notifier.keep(name, fd):
             self._kept[port.id] = name
         else:
-            self._tell(_what(port))
+            self._report(_what(port))
 
     def ports(self) -> Sequence[int]:
         """The numbers of the ports whose listeners it keeps."""

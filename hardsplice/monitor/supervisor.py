@@ -36,7 +36,7 @@ from hardsplice.monitor.outbox import Outbox
 from hardsplice.monitor.owner import SupervisorOwner
 from hardsplice.monitor.placing import NOT_HERE, Placing
 from hardsplice.monitor.reports import Reports
-from hardsplice.monitor.supply import SHORT_SECONDS, Supply
+from hardsplice.monitor.supply import RETRY_SECONDS, Supply
 from hardsplice.net.listener import Listener
 from hardsplice.net.listeners import UNSOUND, has_ended, is_sound
 from hardsplice.relay import main as relay
@@ -108,13 +108,13 @@ class Supervisor:
         if self.child is not None:
             self.child.hang_up()
             self.child.end(max(0.0, deadline - time.monotonic()))
-            self._hear_out()
+            self._receive_rest()
             self._forget()
 
     def drain(self) -> None:
         """Have the relay stop accepting, and end once it has no flow left."""
         self.is_draining = True
-        self.outbox.tell(Record(Kind.DRAIN))
+        self.outbox.send(Record(Kind.DRAIN))
 
     @property
     def is_drained(self) -> bool:
@@ -126,14 +126,14 @@ class Supervisor:
     def add(self, listener: Listener) -> None:
         """Have the relay, and each that replaces it, accept on one more listener."""
         self.plan = self.plan._replace(listeners=(*self.plan.listeners, listener))
-        self.outbox.tell(orders.add(listener, self.plan.book))
+        self.outbox.send(orders.add(listener, self.plan.book))
 
     def remove(self, listener: Listener, *, reset_flows: bool) -> None:
         """Have relays stop accepting on that listener; the caller may end it after this."""
         left = tuple(one for one in self.plan.listeners if one.port_id != listener.port_id)
         self.plan = self.plan._replace(listeners=left)
         if not self.outbox.take_back(Kind.ADD_LISTENER, listener.port_id):
-            self.outbox.tell(orders.remove(listener, reset_flows=reset_flows))
+            self.outbox.send(orders.remove(listener, reset_flows=reset_flows))
 
     def _has(self, index: int, place: int) -> bool:
         """Whether relays accept on the listener of that port, at that place."""
@@ -145,20 +145,20 @@ class Supervisor:
         """
         if record.kind != Kind.DRAIN:
             is_added = record.kind == Kind.ADD_LISTENER
-            self.placing.told(record.detail, record.index if is_added else None)
+            self.placing.record_sent(record.detail, record.index if is_added else None)
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Have the relay check its listeners for clients that wait."""
         if self.child is not None and not self.is_cut_off:
             self.child.channel.send(Record(Kind.POLL), wait=False)
 
-    def ask_alive(self) -> None:
+    def ping(self) -> None:
         """Ping the relay."""
         self.is_asked = not self.is_drained
         if self.child is None or self.is_cut_off:
             return
         if self.child.channel.send(Record(Kind.PING), wait=False):
-            self.dialogue.asked()
+            self.dialogue.expect()
 
     def hang_up(self) -> None:
         """Tell the relay to end, which it does at end of file on its channel."""
@@ -178,7 +178,7 @@ class Supervisor:
 
     def _on_exit(self) -> None:
         assert self.child is not None
-        self._hear_out()
+        self._receive_rest()
         status = self.child.wait()
         self._forget()
         self._report_left_rows(self._left_rows(), status)
@@ -225,7 +225,7 @@ class Supervisor:
             return
         self._count(status)
         self.succeeds = reason
-        self.owner.relay_yields()
+        self.owner.relay_paused()
         self.loop.after(delay, self.start)
 
     def _is_sound(self, fd: int) -> bool:
@@ -244,8 +244,8 @@ class Supervisor:
         if not self.was_ready:
             self.owner.relay_lost(reason_of(error), next_step(error))
             return
-        self.owner.note(Note.SHORT, error.errno or 0, 0, b"")
-        self.loop.after(SHORT_SECONDS, self.start)
+        self.owner.note(Note.START_DELAYED, error.errno or 0, 0, b"")
+        self.loop.after(RETRY_SECONDS, self.start)
 
     def _count(self, status: int) -> None:
         """The relay is replaced: count that, and whether it had tried something forbidden."""
@@ -256,7 +256,7 @@ class Supervisor:
         elif is_denial(status):
             kept[DENIED_CALLS] += 1
 
-    def _hear_out(self) -> None:
+    def _receive_rest(self) -> None:
         """The relay has ended: its last records may be in the channel, or some to discard."""
         if self.child is None:
             return
@@ -289,7 +289,7 @@ class Supervisor:
         table ends it.
         """
         try:
-            self.dialogue.hear(record)
+            self.dialogue.check(record)
             _REQUESTS[record.kind](self, record)
         except MalformedError as error:
             close_all(record.fds)
@@ -347,7 +347,7 @@ class Supervisor:
         self.reports.note(record, trace=self.plan.trace)
 
     def _paused(self, _: Record) -> None:
-        self.owner.relay_yields()
+        self.owner.relay_paused()
 
     def _flow(self, record: Record) -> None:
         self.reports.flow(record, log_flows=self.plan.log_flows)

@@ -19,22 +19,22 @@ from hardsplice.kernel import socketcalls
 from hardsplice.model.families import FAMILIES
 from hardsplice.relay.tcp.seam import unsent
 
-SHORT_SECONDS = 1.0  # until sockets that could not be created are tried again
+RETRY_SECONDS = 1.0  # until sockets that could not be created are tried again
 FULL_SECONDS = 0.01  # the same where the channel had no room for them, which soon it may have
 
 # Bytes that a relay may leave unread; a record of sockets counts as 768 of them (skb->truesize).
 UNREAD_MAX = 4096
 
-Tell = Callable[[int, int, int, bytes], None]  # as SupervisorOwner.note
+Report = Callable[[int, int, int, bytes], None]  # as SupervisorOwner.note
 
 
 class Supply:
     """What one relay waits for."""
 
-    def __init__(self, loop: Loop, tell: Tell) -> None:
+    def __init__(self, loop: Loop, report: Report) -> None:
         self.owed: dict[int, int] = {}  # sockets, by family
         self._channel: Channel | None = None
-        self._tell = tell
+        self._report = report
         self._again = Alarm(loop, lambda: self._send(tuple(self.owed)))
         self._patience = FULL_SECONDS
 
@@ -61,7 +61,7 @@ class Supply:
                 return
             made = self._open(family, self.owed[family])
             if not made:
-                self._again.set(SHORT_SECONDS)
+                self._again.set(RETRY_SECONDS)
                 continue
             sent = self._channel.send(Record(Kind.SOCKETS, family, fds=tuple(made)), wait=False)
             close_all(made)
@@ -71,13 +71,13 @@ class Supply:
             elif sent is Sent.FULL:
                 self._wait()
             elif sent is Sent.CROWDED:
-                self._tell(Note.CROWDED, errno.ETOOMANYREFS, 0, b"sockets")
-                self._again.set(SHORT_SECONDS)
+                self._report(Note.CROWDED, errno.ETOOMANYREFS, 0, b"sockets")
+                self._again.set(RETRY_SECONDS)
 
     def _wait(self) -> None:
         """The relay does not read: try again, soon at first."""
         self._again.set(self._patience)
-        self._patience = min(2 * self._patience, SHORT_SECONDS)
+        self._patience = min(2 * self._patience, RETRY_SECONDS)
 
     def _open(self, family: int, number: int) -> list[int]:
         """So many sockets, or as many as can be had."""
@@ -86,7 +86,7 @@ class Supply:
             for _ in range(number):  # those made before an error count
                 made.append(open_socket(family))  # noqa: PERF401
         except OSError as error:
-            self._tell(Note.SOCKETS, error.errno or 0, 0, b"")
+            self._report(Note.SOCKETS, error.errno or 0, 0, b"")
         return made
 
 

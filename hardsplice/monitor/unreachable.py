@@ -17,7 +17,7 @@ from hardsplice.net import loopback
 from hardsplice.net.listener import Listener
 from hardsplice.telemetry.flow_table import End, read_record
 
-ASK_SECONDS = 1.0  # an answer holds so long
+CHECK_SECONDS = 1.0  # an answer holds so long
 _NO_WAY = (errno.ENETUNREACH, errno.EADDRNOTAVAIL)
 _UNREACHED = (End.REFUSED, End.LIMIT, End.TIMEOUT)
 _LOOPBACK_IPV6 = bytes(15) + b"\x01"
@@ -28,24 +28,24 @@ class Doubt:
     """Whether it is that, in the network namespace of this process."""
 
     def __init__(self) -> None:
-        self._asked = -ASK_SECONDS
+        self._checked = -CHECK_SECONDS
         self._is_down = False
 
     def explains_note(self, kind: int, detail: int, listener: Listener) -> bool:
         """Whether it explains a relay's note about a port; ``detail`` is an errno."""
         is_unreached = kind == Note.TIMED_OUT or (kind == Note.REFUSED and detail in _NO_WAY)
-        return is_unreached and leads_to_loopback(listener) and self._ask()
+        return is_unreached and leads_to_loopback(listener) and self._check()
 
     def explains_end(self, end: int, row: bytes) -> bool:
         """Whether it explains a flow's end. Raises InvalidRowError."""
         if end not in _UNREACHED:
             return False
-        return read_record(end, row).flow.target[0].is_loopback and self._ask()
+        return read_record(end, row).flow.target[0].is_loopback and self._check()
 
-    def _ask(self) -> bool:
+    def _check(self) -> bool:
         now = time.monotonic()
-        if now - self._asked >= ASK_SECONDS:
-            self._asked, self._is_down = now, loopback.is_down()
+        if now - self._checked >= CHECK_SECONDS:
+            self._checked, self._is_down = now, loopback.is_down()
         return self._is_down
 
 

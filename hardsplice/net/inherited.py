@@ -84,7 +84,7 @@ def _leads_to(forward: Forward) -> str:
     return f"{target}{forward.target_port}"
 
 
-def read_added(name: str, families: Sequence[int]) -> Forward | None:
+def read_added(name: str, versions: Sequence[int]) -> Forward | None:
     """What ``added_name`` gave a name to; None for any other name, and for what can't be had with
     the versions of IP in use.
     """
@@ -104,8 +104,8 @@ def read_added(name: str, families: Sequence[int]) -> Forward | None:
             None if target == "*" else spec.read_target(target.replace("_", ":"), name),
             int(target_port),
             Source.CONTROL,
-            versions=families,
-            families=families,
+            versions=versions,
+            in_use=versions,
             protocol=Protocol(protocol or Protocol.TCP),
         )
     except (spec.SpecError, ValueError, OverflowError):
@@ -179,11 +179,11 @@ class Passed:
             for _, fd in self._kept.pop(key):
                 _end(fd)
 
-    def added(self, families: Sequence[int]) -> list[Forward]:
-        """What was added at run time, of those that nobody has taken; ``families`` are the versions
+    def added(self, versions: Sequence[int]) -> list[Forward]:
+        """What was added at run time, of those that nobody has taken; ``versions`` are the versions
         of IP in use.
         """
-        found = (read_added(name, families) for name, _ in self._all_kept())
+        found = (read_added(name, versions) for name, _ in self._all_kept())
         return [one for one in found if one is not None]
 
     def unclaimed(self) -> list[str]:

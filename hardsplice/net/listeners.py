@@ -71,7 +71,7 @@ def write_bind_address(
 
 
 def open_listener(forward: Forward, families: Sequence[int]) -> int:
-    """Bind to the place that was written down, and listen; the descriptor, or OSError."""
+    """Bind to the address that was written down, and listen; the descriptor, or OSError."""
     if forward.protocol is not Protocol.TCP:
         raise OSError(errno.EPROTONOSUPPORT, os.strerror(errno.EPROTONOSUPPORT))
     address, dual = bound_address(forward, families)
@@ -236,7 +236,7 @@ def targets(forward: Forward, families: Sequence[int]) -> dict[int, bytes]:
     }
 
 
-class Pointers:
+class Routing:
     """Makes the routes of connections, in the namespace of the targets."""
 
     def __init__(self, area: Area, families: Sequence[int]) -> None:
@@ -295,7 +295,7 @@ def _privileged_hint(forward: Forward, *, late: bool) -> str:
     )
 
 
-def no_family(forward: Forward, place: str) -> HardspliceError:
+def no_family(forward: Forward, where: str) -> HardspliceError:
     """The HardspliceError for a target of a family that its namespace doesn't have."""
     version = forward.target.version if forward.target else 4
-    return HardspliceError("connect to", f"{forward.target}", f"there is no IPv{version} {place}")
+    return HardspliceError("connect to", f"{forward.target}", f"there is no IPv{version} {where}")

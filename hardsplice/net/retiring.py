@@ -118,14 +118,14 @@ class Retiring:
         self._sink = sink
         self._late: deque[_Late] = deque()
         self._alarm: Alarm | None = None
-        self._tell: Callable[[HardspliceError], None] = lambda _: None
+        self._report: Callable[[HardspliceError], None] = lambda _: None
         # Called when a process, which must have been taken over, uses a listener while it is ended.
         self.on_misuse: Callable[[str], None] = lambda _: None
 
-    def begin(self, loop: Loop, tell: Callable[[HardspliceError], None]) -> None:
+    def begin(self, loop: Loop, report: Callable[[HardspliceError], None]) -> None:
         """From now on retry what can't be done at once; ``tell`` gets messages for the log."""
         self._alarm = Alarm(loop, self._try_again)
-        self._tell = tell
+        self._report = report
 
     def end(self, fd: int, name: str) -> None:
         """End a listener, of which ``fd`` is ours, and closed once that is done."""
@@ -147,7 +147,7 @@ class Retiring:
             return
         os.close(late.fd)
         if reason:
-            self._tell(HardspliceError("free", late.name, reason, _HINT))
+            self._report(HardspliceError("free", late.name, reason, _HINT))
 
     def _use_up(self, late: _Late) -> str:
         """Nothing once it is used up, or why it isn't yet."""

@@ -25,7 +25,7 @@ from hardsplice.model.direction import Direction
 from hardsplice.model.errors import HardspliceError
 from hardsplice.model.families import IPV4, IPV6
 from hardsplice.model.roles import RELAYS
-from hardsplice.model.unforeseen import as_failure
+from hardsplice.model.unforeseen import as_error
 from hardsplice.net.listener import Listener
 from hardsplice.relay import orders
 from hardsplice.relay.pools import POOL_SIZE as SOCKETS
@@ -58,7 +58,7 @@ class Plan(NamedTuple):
     first_flow: int  # the first descriptor behind the places of listeners
     filter: bytes  # the relay's seccomp program
     is_dynamic: bool  # whether listeners come and go
-    lent: frozenset[int]  # the listeners, by index, that the service manager also has
+    lent: frozenset[int]  # the IDs of ports whose listeners the service manager also has
     book: Area  # where the address book is
     stats: Stats
     idle_seconds: int  # until a flow without bytes is reset; 0: never
@@ -76,7 +76,7 @@ class ToMonitor:
         self.kernel = kernel
         self.last: dict[Note, float] = {}
 
-    def ask_sockets(self, family: int, number: int) -> bool:
+    def request_sockets(self, family: int, number: int) -> bool:
         """Ask for sockets of one family."""
         return bool(self.channel.send(Record(Kind.WANT_SOCKETS, family, detail=number), wait=False))
 
@@ -84,7 +84,7 @@ class ToMonitor:
         """Say that this relay goes on."""
         self.channel.send(Record(Kind.PONG), wait=False)
 
-    def yield_listeners(self) -> None:
+    def report_paused(self) -> None:
         """Say that this relay stops accepting."""
         self.channel.send(Record(Kind.PAUSED), wait=False)
 
@@ -135,12 +135,12 @@ def main(plan: Plan, channel: Channel, monitor: int) -> NoReturn:
     except MalformedError:
         os._exit(1)
     except BaseException as error:  # noqa: BLE001 - a forked process must not return
-        failure = as_failure(error, "run", "a relay")
-        _tell(channel, "\n".join(filter(None, (str(failure), failure.hint))))
+        failure = as_error(error, "run", "a relay")
+        _send_last_words(channel, "\n".join(filter(None, (str(failure), failure.hint))))
         os._exit(1)
 
 
-def _tell(channel: Channel, text: str) -> None:
+def _send_last_words(channel: Channel, text: str) -> None:
     """Send the last message. If the monitor is gone already, that changes nothing."""
     with contextlib.suppress(Exception):
         channel.send(Record(Kind.FATAL, text=text.encode(errors="replace")), wait=False)
@@ -192,7 +192,7 @@ def _live(plan: Plan, channel: Channel, monitor: int) -> int:
     lockdown.run(steps.relay_steps(RULESET_FD if plan.has_ruleset else None))
     descriptors.clear((RULESET_FD,))
     questions = _install_filter(plan, lockdown)
-    tripwire.arm(lambda what: _tell(channel, what))
+    tripwire.arm(lambda what: _send_last_words(channel, what))
     kind = Kind.READY_PLACING if questions else Kind.READY
     channel.send(Record(kind, fds=questions))
     for fd in questions:
@@ -260,8 +260,8 @@ def _remove_listener(engine: Engine, record: Record) -> None:
     engine.remove_listener(record.index, record.detail, reset_flows=bool(record.small))
 
 
-def _look(engine: Engine, _: Record) -> None:
-    engine.look_again()
+def _poll(engine: Engine, _: Record) -> None:
+    engine.poll_listeners()
 
 
 def _drain(engine: Engine, _: Record) -> None:
@@ -277,7 +277,7 @@ _ORDERS: dict[int, Callable[[Engine, Record], None]] = {
     Kind.SOCKETS: _add_sockets,
     Kind.ADD_LISTENER: _add_listener,
     Kind.REMOVE_LISTENER: _remove_listener,
-    Kind.POLL: _look,
+    Kind.POLL: _poll,
     Kind.PING: _ping,
     Kind.DRAIN: _drain,
 }

@@ -21,13 +21,13 @@ POOL_SIZE = 64
 class SocketPool:
     """Sockets of one family, not connected yet."""
 
-    __slots__ = ("asked", "family", "ready", "size")
+    __slots__ = ("family", "ready", "requested", "size")
 
     def __init__(self, family: int, size: int) -> None:
         self.family = family  # index into FAMILIES
         self.size = size
         self.ready: deque[int] = deque()
-        self.asked = 0  # sockets that the monitor owes
+        self.requested = 0  # sockets that the monitor owes
 
     @property
     def is_low(self) -> bool:
@@ -38,4 +38,4 @@ class SocketPool:
         """How many to ask the monitor for now: none until half are used, and none while it owes
         some.
         """
-        return self.size - len(self.ready) if self.is_low and not self.asked else 0
+        return self.size - len(self.ready) if self.is_low and not self.requested else 0

@@ -18,7 +18,7 @@ from hardsplice.ipc import child
 from hardsplice.ipc.channel import Channel
 from hardsplice.ipc.messages import FOLDER_MAKER, Kind, Record
 from hardsplice.kernel import linux
-from hardsplice.model.errors import failure_of, not_done, reason_of
+from hardsplice.model.errors import error_of, not_done, reason_of
 from hardsplice.model.roles import HOST
 from hardsplice.sandbox import refusals, user_namespace
 
@@ -64,7 +64,7 @@ def made_by_child() -> int:
     if record is None:
         raise not_done(LEAVE, "the process that makes it ended early")
     if record.kind == Kind.FATAL:
-        raise failure_of(record.text)
+        raise error_of(record.text)
     (folder,) = record.fds
     return folder
 

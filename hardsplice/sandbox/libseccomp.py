@@ -18,7 +18,7 @@ from functools import cache
 from typing import Any
 
 from hardsplice.model.errors import HardspliceError
-from hardsplice.model.unforeseen import as_failure, next_step
+from hardsplice.model.unforeseen import as_error, next_step
 
 __all__ = ["LibraryBinding", "load"]
 
@@ -54,7 +54,7 @@ def load() -> Any:
         return _pyseccomp() or _own() or _none()
     except (ImportError, OSError) as error:
         if next_step(error) is not None:
-            raise as_failure(error, "load", _LIBRARY) from None
+            raise as_error(error, "load", _LIBRARY) from None
         raise HardspliceError("load", _LIBRARY, str(error), _NO_LIBRARY) from None
 
 

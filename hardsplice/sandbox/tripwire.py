@@ -38,8 +38,8 @@ def is_forbidden(event: str) -> bool:
     return event in FORBIDDEN or event.startswith(FORBIDDEN_KINDS)
 
 
-def arm(tell: Callable[[str], None]) -> None:
-    """From now on a forbidden event ends the process, after ``tell`` was called with it. It can't
+def arm(report: Callable[[str], None]) -> None:
+    """From now on a forbidden event ends the process, after ``report`` was called with it. It can't
     be undone.
     """
 
@@ -52,7 +52,7 @@ def arm(tell: Callable[[str], None]) -> None:
             harmless.add(event)
         else:
             what = arguments[0] if arguments else ""
-            tell(f"sealed: {event} {what!s:.80}")
+            report(f"sealed: {event} {what!s:.80}")
             os._exit(STATUS)
 
     sys.addaudithook(hook)

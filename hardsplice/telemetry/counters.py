@@ -158,7 +158,7 @@ _FIXED_WORDS = _GAUGES + len(GAUGES)
 # counted that have ended: all that is in front of the gauges.
 _GENERATION = len(KEPT)
 _ENDED = _GENERATION + 1
-_LOOKS = 2  # attempts to read a page that is being changed, which takes no time
+_ATTEMPTS = 2  # to read a page that is being changed, which takes no time
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +218,7 @@ class Stats:
         are still there.
         """
         words: list[int] = []
-        for _ in range(_LOOKS):  # the writer may be hostile, so not forever
+        for _ in range(_ATTEMPTS):  # the writer may be hostile, so not forever
             before = self._words[_GENERATION]
             words = self.count[:_GAUGES].tolist()
             if self.flows is not None:

@@ -26,14 +26,14 @@ from ipaddress import IPv4Address, IPv6Address
 from hardsplice.model.protocol import BY_NUMBER, Protocol
 
 ROWS_MAX = 1 << 16  # flows of one relay that are listed; those beyond are counted only
-LOOKS = 8  # attempts to read a table that is being changed
+ATTEMPTS = 8  # to read a table that is being changed
 # Seconds on CLOCK_MONOTONIC that make sense: it begins at 0, and a machine runs for some centuries
 # at the most.
 _LAST_SECOND = 2.0**34
 
-# Bytes to the target and to the client, state, the port's ID, port of the client and of the target, the
-# protocol's number, time of the start in CLOCK_MONOTONIC seconds, addresses of the client and of
-# the target.
+# Bytes to the target and to the client, state, the forward's ID, ports of the client and of the
+# target, the protocol's number, the start's time in CLOCK_MONOTONIC seconds, addresses of the
+# client and of the target.
 _ROW = struct.Struct("=QQIIHHB3xd16s16s")
 _STATE, _STATE_OFFSET = struct.Struct("=I"), 16
 _TARGET_PORT, _TARGET_PORT_OFFSET = struct.Struct("=H"), 26
@@ -164,7 +164,7 @@ class FlowTable:
         """Bytes of all flows that there are, and of those counted in ``others``, each way."""
         words = self._words
         to_target = to_client = 0
-        for _ in range(LOOKS):
+        for _ in range(ATTEMPTS):
             before = words[self._head + self._GENERATION]
             to_target, to_client = others
             rows = self._in_use()

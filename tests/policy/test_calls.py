@@ -250,7 +250,7 @@ PARTS = {
             "is_sound",
             "has_ended",
         ),
-        some("net/listeners", "Pointers.routes", "Pointers.listener", "cannot_listen"),
+        some("net/listeners", "Routing.routes", "Routing.listener", "cannot_listen"),
         some(
             "kernel/socketcalls",
             *("stream_socket", "set_reuse_address", "set_keepalive", "set_nodelay", "_set"),
@@ -294,7 +294,7 @@ PARTS = {
         some(
             "command/init", "reap", "_send_signal", "Charge.reap", "_last_word", "_is_in_our_group"
         ),
-        some("command/init", "ToGroup.hear", "ToGroup.had"),
+        some("command/init", "ToGroup.read", "ToGroup.had"),
         some("ipc/channel", "Channel.send", "Channel.receive"),
         all_but("kernel/scm", "packet_pair"),
     ),

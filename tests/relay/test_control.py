@@ -707,7 +707,7 @@ def test_whatever_is_asked_nothing_is_imported_after_lock_down(
             with contextlib.closing(client):
                 for method, target, body in requests:
                     with contextlib.suppress(RefusedError):
-                        client._ask(method, target, body)
+                        client._request(method, target, body)
             instance.process.terminate()
             assert instance.wait() == 0
             assert "imported after lock-down: nothing\n" in instance.messages()

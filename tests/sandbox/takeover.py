@@ -247,7 +247,7 @@ def take_over() -> None:
     if job.bare:
         steps.Lockdown.run = only_the_filter  # type: ignore[method-assign]
         joining.Tie.renew = lambda self: None  # type: ignore[method-assign]
-        tripwire.arm = lambda tell: None
+        tripwire.arm = lambda report: None
     if job.props:
         descriptors.reserve = reserve_and_gather
         descriptors.keep, descriptors.close_others = keep_more, close_fewer

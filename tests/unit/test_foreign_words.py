@@ -33,7 +33,7 @@ from hardsplice.ctl.client import Client, RefusedError
 from hardsplice.ipc.messages import Kind, Note, Record
 from hardsplice.ipc.sd_notify import Notifier
 from hardsplice.model.direction import Direction
-from hardsplice.model.errors import HardspliceError, failure_of, tell
+from hardsplice.model.errors import HardspliceError, error_of, print_lines
 from hardsplice.monitor import notes
 from hardsplice.telemetry import audit, flow_table
 from hardsplice.telemetry.log import Level, Log
@@ -84,7 +84,7 @@ def spoil(value: Any) -> Any:
 class Stranger(Client):
     """Somebody who answers in hardsplice's stead."""
 
-    def _ask(self, method: str, path: str, body: bytes | None) -> bytes:
+    def _request(self, method: str, path: str, body: bytes | None) -> bytes:
         if method == "DELETE":
             raise RefusedError(EVIL, EVIL)
         if path == "/metrics":
@@ -142,7 +142,7 @@ def refusals(capture: Capture) -> None:
 
 def told(capture: Capture) -> None:
     read, write = os.pipe()
-    tell([EVIL, EVIL], write)
+    print_lines([EVIL, EVIL], write)
     os.close(write)
     with open(read, "rb") as file:
         check(file.read().decode(), 2)
@@ -215,11 +215,11 @@ SINKS: dict[str, list[Callable[[Capture], None]] | str] = {
     "sandbox.address_book.Book.__init__": MACHINE,
     "ctl.commands._audit": [asked("audit")],
     "ctl.commands._complain": [complaints, refusals],
-    "ctl.commands._tell": [asked("status"), asked("flows"), asked("ports"), asked("metrics")],
+    "ctl.commands._print": [asked("status"), asked("flows"), asked("ports"), asked("metrics")],
     "ctl.commands._top": [top_in_json],
     "ctl.top._screen": "constants",
     "ctl.top.run": [asked("top", "--interval", "0.1")],
-    "model.errors.tell": [told],
+    "model.errors.print_lines": [told],
     "model.errors.write_all": "others call it",
     "command.guard.lock_down": MACHINE,
     "command.init._become_command": "PID 1 reads it, and makes a HardspliceError of it",
@@ -234,15 +234,15 @@ SINKS: dict[str, list[Callable[[Capture], None]] | str] = {
     "policy._check_command": OWN_FILES,
     "policy._export": OWN_FILES,
     "policy.main": OWN_FILES,
-    "sandbox.tripwire.arm.hook": "tell is a parameter there, and leads to a channel",
+    "sandbox.tripwire.arm.hook": "report is a parameter there, and leads to a channel",
     "ipc.sd_notify.Notifier.say": [status_of_the_service],
-    "app.free_ports.tell_people": "by errors.tell",
-    "app.free_ports.tell_program": MACHINE,
+    "app.free_ports.print_to_stderr": "by errors.print_lines",
+    "app.free_ports.write_report": MACHINE,
     "app.start._audit": [ready_text("--audit"), ready_text("--audit=json")],
-    "app.start._launch": "by errors.tell",
+    "app.start._launch": "by errors.print_lines",
     "app.start._say": [said_at_the_end],
 }
-_WRITES = ("print", "os.write", "write_all", "tell", "os.writev", "os.pwrite")
+_WRITES = ("print", "os.write", "write_all", "print_lines", "report", "os.writev", "os.pwrite")
 _WRITES_AT_THE_END = (".stdout.write", ".stderr.write", ".buffer.write", ".stdout.writelines")
 
 
@@ -250,7 +250,7 @@ _WRITES_AT_THE_END = (".stdout.write", ".stderr.write", ".buffer.write", ".stdou
 
 
 def _failure(text: bytes) -> str:
-    return "\n".join(failure_of(text).lines())
+    return "\n".join(error_of(text).lines())
 
 
 def _note(text: bytes) -> str:
@@ -280,7 +280,7 @@ SOURCES: dict[str, Callable[[bytes], str] | str] = {
     "ctl.client.Client._json": "Stranger",
     "ctl.client.Client.text": "Stranger",
     "model.errors._escape": "made of ASCII",
-    "model.errors.failure_of": _failure,
+    "model.errors.error_of": _failure,
     "command.init._last_word": "a HardspliceError",
     "monitor.supervisor.Supervisor._fatal": "a HardspliceError",
     "telemetry.log._cut": "shown already",
@@ -290,7 +290,7 @@ SOURCES: dict[str, Callable[[bytes], str] | str] = {
     "monitor.requests.decode": "an interface's name, in a HardspliceError",
     "app.start._audit": "SINKS",
     "command.id_maps._run": "a HardspliceError",
-    "app.start._launch": "by errors.tell",
+    "app.start._launch": "by errors.print_lines",
 }
 _READS = ("os.fsdecode", "json.loads", "fsdecode")
 _READS_AT_THE_END = (".decode",)

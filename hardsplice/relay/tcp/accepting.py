@@ -117,7 +117,7 @@ class Acceptor(Connector):
         self._guarded(flow, self._try_connect)
         used = self.other_descriptors + len(self.flows) + 2 * self.pipes.open
         if used > self.comfortable or self._is_low():
-            self._ask()
+            self._request_sockets()
             self._reconsider_accepting()
         return True
 
@@ -168,7 +168,7 @@ class Acceptor(Connector):
 
     # --- sharing listeners -----------------------------------------------------------------------
 
-    def look_again(self) -> None:
+    def poll_listeners(self) -> None:
         """Another relay has stopped accepting: clients may wait that only it was woken for."""
         if self.accepting:
             for fd in self.listeners:
@@ -186,7 +186,7 @@ class Acceptor(Connector):
             self._forget_listener(listener)
             return
         self.monitor.note(Note.ACCEPT, code)
-        self._fall_short()
+        self._begin_shortage()
         self._reconsider_accepting()
 
     def _is_short_of_descriptors(self, slack: int) -> bool:
@@ -198,7 +198,7 @@ class Acceptor(Connector):
         """
         possible = (
             self.to_drain is None
-            and not self.short_until
+            and not self.shortage_until
             and all(self.pools[family].ready for family in self.families)
         )
         slack = 0 if self.accepting else max(4, self.limits.reserve // 4)
@@ -224,4 +224,4 @@ class Acceptor(Connector):
             else:
                 self.epoll.unregister(fd)
         if self.shared and not possible and self.to_drain is None:
-            self.monitor.yield_listeners()
+            self.monitor.report_paused()

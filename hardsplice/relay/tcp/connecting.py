@@ -38,7 +38,7 @@ from hardsplice.relay.tcp.rules import (
 from hardsplice.telemetry import counters as count
 from hardsplice.telemetry.flow_table import End
 
-SHORT_SECONDS = (
+SHORTAGE_SECONDS = (
     1.0  # until a resource that was exhausted (a descriptor, a pipe, a socket) is requested again
 )
 
@@ -46,16 +46,16 @@ SHORT_SECONDS = (
 class Connector(Mover):
     """The layer that connects."""
 
-    __slots__ = ("eagerness", "short_until", "unplaced")
+    __slots__ = ("eagerness", "shortage_until", "unplaced")
 
     def __init__(self, resources: Resources) -> None:
         super().__init__(resources)
         self.unplaced: deque[Flow] = deque()  # flows that wait for a socket for their next attempt
         self.eagerness = Eagerness()
-        self.short_until = 0.0  # a resource is exhausted: request and accept nothing before then
+        self.shortage_until = 0.0  # a resource is exhausted: request and accept nothing before then
 
-    def _fall_short(self) -> None:
-        self.short_until = self.kernel.now() + SHORT_SECONDS
+    def _begin_shortage(self) -> None:
+        self.shortage_until = self.kernel.now() + SHORTAGE_SECONDS
         self.restless = True
 
     def _try_connect(self, flow: Flow, refusal: int = 0) -> None:
@@ -69,7 +69,7 @@ class Connector(Mover):
                 self.unplaced.append(flow)
                 self.restless = True
                 self._sync(flow)
-                self._ask()
+                self._request_sockets()
                 return
             fd = ready.popleft()
             self.flows[fd] = flow
@@ -152,11 +152,11 @@ class Connector(Mover):
 
     # --- pools -----------------------------------------------------------------------------------
 
-    def _ask(self) -> None:
+    def _request_sockets(self) -> None:
         """Request sockets for each pool that is half used, as far as there are descriptors for
         them.
         """
-        if self.short_until:
+        if self.shortage_until:
             return
         for family in self.families:
             pool = self.pools[family]
@@ -166,5 +166,5 @@ class Connector(Mover):
                 # Otherwise no flow would ever end: the reserve is for this, too.
                 room = max(room, min(1, free))
             number = min(pool.want(), room)
-            if number > 0 and self.monitor.ask_sockets(family, number):
-                pool.asked = number
+            if number > 0 and self.monitor.request_sockets(family, number):
+                pool.requested = number

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from hardsplice.ipc.messages import Note
 from hardsplice.net.listener import Listener
 from hardsplice.relay.tcp.accepting import EVENTS_A_WAIT, JAM_SECONDS, Acceptor
-from hardsplice.relay.tcp.connecting import SHORT_SECONDS
+from hardsplice.relay.tcp.connecting import SHORTAGE_SECONDS
 from hardsplice.relay.tcp.flows import Resources
 from hardsplice.relay.tcp.rules import (
     BLOCKED,
@@ -42,7 +42,7 @@ from hardsplice.telemetry.flow_table import End
 
 # How many flows have to be jammed before they are reset: at least so many, and one in so many.
 JAM_FLOWS, JAM_SHARE = 8, 8
-IDLE_LOOKS = 4  # checks of all flows within the idle timeout
+IDLE_CHECKS = 4  # checks of all flows within the idle timeout
 LAST_SECONDS = 0.1  # for which a relay that is told to end goes on with what is ready
 
 # Neither EPOLLHUP nor EPOLLERR: they come unasked, and so in an event that is older than the wish
@@ -55,13 +55,13 @@ _ACTIONABLE = INPUT | EPOLLHUP | EPOLLERR
 class Engine(Acceptor):
     """The layer that waits. ``turn`` handles one batch of events."""
 
-    __slots__ = ("look_at",)
+    __slots__ = ("idle_check_at",)
 
     def __init__(
         self, resources: Resources, listeners: Sequence[Listener], *, shared: bool = False
     ) -> None:
         super().__init__(resources, listeners, shared=shared)
-        self.look_at = 0.0  # when to check for idle flows next
+        self.idle_check_at = 0.0  # when to check for idle flows next
 
     def run(self, others: Mapping[int, Callable[[], None]]) -> None:
         """Serve until all is drained, once that was asked for, or the process is told to end."""
@@ -117,10 +117,10 @@ class Engine(Acceptor):
             self._feed()
         if not self.accepting or self.unplaced:
             # What freed a resource (a flow that ended, a closed pipe) happened in this turn.
-            self._ask()
+            self._request_sockets()
             self._reconsider_accepting()
         if self.gauges is not None:
-            self._tell(self.gauges)
+            self._write_gauges(self.gauges)
             return
         self.restless = (
             not self.accepting or self._is_timed() or bool(self.starved or self.unplaced)
@@ -130,14 +130,14 @@ class Engine(Acceptor):
         """Put sockets that the monitor sent into their pool."""
         pool = self.pools[family]
         pool.ready.extend(fds)
-        pool.asked = 0
+        pool.requested = 0
         if not fds:  # there was no descriptor left to receive one: asking again at once would spin
-            self._fall_short()
+            self._begin_shortage()
         for _ in range(len(self.unplaced)):
             flow = self.unplaced.popleft()
             if flow.fd[CLIENT] >= 0:
                 self._guarded(flow, self._try_connect)
-        self._ask()
+        self._request_sockets()
         self._reconsider_accepting()
 
     def _stamp(self, ready: Sequence[tuple[int, int]]) -> None:
@@ -165,7 +165,7 @@ class Engine(Acceptor):
             self._reconsider_accepting()
         else:
             number = self.to_drain
-        self.short_until = 0.0
+        self.shortage_until = 0.0
         deadline = self.kernel.now() + LAST_SECONDS
         while self.flows and self.turn({}, 0.0) and self.kernel.now() < deadline:
             pass
@@ -177,7 +177,7 @@ class Engine(Acceptor):
 
     def start(self) -> None:
         """Ask for the first sockets; accepting begins when they are there."""
-        self._ask()
+        self._request_sockets()
         self._reconsider_accepting()
 
     # --- events ----------------------------------------------------------------------------------
@@ -218,7 +218,7 @@ class Engine(Acceptor):
     def _is_timed(self) -> bool:
         """Whether something waits for the clock."""
         return bool(
-            self.connecting or self.grace or self.short_until or self.jam_began
+            self.connecting or self.grace or self.shortage_until or self.jam_began
             or self.limits.idle_seconds
         )  # fmt: skip
 
@@ -231,16 +231,16 @@ class Engine(Acceptor):
         if (
             self.starved
         ):  # other processes may use up the pipes, and no event reports when they stop
-            due.append(now + SHORT_SECONDS)
+            due.append(now + SHORTAGE_SECONDS)
         if self.connecting:
             due.append(next(iter(self.connecting)).deadline)
-        if self.short_until:
-            due.append(self.short_until)
+        if self.shortage_until:
+            due.append(self.shortage_until)
         if self.jam_began:
             due.append(self.jam_began + JAM_SECONDS)
         if self.limits.idle_seconds and self.flows:
-            due.append(self.look_at)
-        due.extend(grace.look for grace in self.grace.values())
+            due.append(self.idle_check_at)
+        due.extend(grace.check_at for grace in self.grace.values())
         return max(0.0, min(due) - now) if due else -1
 
     def _look_at_clock(self) -> None:
@@ -253,15 +253,15 @@ class Engine(Acceptor):
             self.monitor.note(Note.TIMED_OUT, errno.ETIMEDOUT, flow.port_id)
             self._end(flow, abort=SIDES, end=End.TIMEOUT)
         for flow, grace in list(self.grace.items()):
-            if grace.look <= now:
+            if grace.check_at <= now:
                 self._look_at_grace(flow, grace, now)
-        if self.short_until and now >= self.short_until:
-            self.short_until = 0.0
+        if self.shortage_until and now >= self.shortage_until:
+            self.shortage_until = 0.0
             self._reconsider_accepting()
         if self.jam_began and now >= self.jam_began + JAM_SECONDS:
             self._look_at_jam(now)
-        if self.limits.idle_seconds and now >= self.look_at:
-            self.look_at = now + self.limits.idle_seconds / IDLE_LOOKS
+        if self.limits.idle_seconds and now >= self.idle_check_at:
+            self.idle_check_at = now + self.limits.idle_seconds / IDLE_CHECKS
             self._look_at_queues(now)
             silent = self._silent(now - self.limits.idle_seconds)
             self._end_all(silent, count.IDLE, End.IDLE)
@@ -270,7 +270,7 @@ class Engine(Acceptor):
         """A flow isn't idle while a peer takes bytes that the kernel already has from us, although
         nothing happens here: there may be megabytes, and a slow reader takes minutes for them.
         """
-        for flow in self._silent(now - self.limits.idle_seconds / IDLE_LOOKS):
+        for flow in self._silent(now - self.limits.idle_seconds / IDLE_CHECKS):
             unsent = sum(self.kernel.unsent(flow.fd[side]) for side in SIDES)
             if unsent < flow.unsent:
                 flow.seen = now

@@ -10,9 +10,9 @@ a byte now and then must get the reset, too.
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from hardsplice.ipc.messages import Note
 from hardsplice.relay.pools import SocketPool
@@ -33,8 +33,8 @@ from hardsplice.relay.tcp.seam import Kernel
 from hardsplice.telemetry import counters as count
 from hardsplice.telemetry.flow_table import End
 
-GRACE_FIRST = 0.01  # seconds until a reset looks again whether what came before it has been taken
-GRACE_LIMIT = 0.1  # seconds between two looks, at the most
+GRACE_FIRST = 0.01  # seconds until a reset checks again whether what came before it has been taken
+GRACE_LIMIT = 0.1  # seconds between two checks, at the most
 GRACE_PATIENCE = 0.5  # seconds that a reset waits for a peer that takes nothing
 GRACE_WHOLE = 3.0  # seconds that it waits in all
 
@@ -63,23 +63,23 @@ class Limits:
 class Grace:
     """A reset that waits until what came before it has been taken."""
 
-    look: float  # when to look next
-    wait: float  # seconds from the last look to that
-    # Bytes on their way to the other side at the last look: in the pipe, in the kernel's hands.
+    check_at: float  # when to check next
+    wait: float  # seconds from the last check to that
+    # Bytes on their way to the other side at the last check: in the pipe, in the kernel's hands.
     untaken: tuple[int, int]
     end: float  # when it waits no longer, whatever that side takes
 
 
-class Monitor(Protocol):
+class MonitorLink(typing.Protocol):
     """What the engine says to its monitor; it never waits for an answer."""
 
-    def ask_sockets(self, family: int, number: int) -> bool:
+    def request_sockets(self, family: int, number: int) -> bool:
         """Ask for sockets of FAMILIES[family]; False when the channel is full."""
 
     def answer(self) -> None:
         """Say that this relay goes on, as it was asked."""
 
-    def yield_listeners(self) -> None:
+    def report_paused(self) -> None:
         """Report that this relay stops accepting: others that share its listeners have to check
         them.
         """
@@ -96,7 +96,7 @@ class Resources:
     """What a relay works with."""
 
     kernel: Kernel
-    monitor: Monitor
+    monitor: MonitorLink
     limits: Limits
     pipes: PipePool
     pools: tuple[SocketPool, SocketPool]  # of pre-opened sockets, by family
@@ -158,10 +158,10 @@ class Flows:
         used = self.other_descriptors + len(self.flows) + 2 * self.pipes.open
         for family in self.families:
             pool = self.pools[family]
-            used += len(pool.ready) + pool.asked
+            used += len(pool.ready) + pool.requested
         return self.limits.descriptors - used
 
-    def _tell(self, gauges: memoryview) -> None:
+    def _write_gauges(self, gauges: memoryview) -> None:
         """Write down what is in use, for monitors."""
         gauges[0] = self.pipes.open
         gauges[1] = len(self.pipes.spare)

@@ -52,10 +52,10 @@ def parse_policy(text: str, role: str, read: Callable[[str], str]) -> Policy:
     try:
         return _join(own, others)
     except MistakeError as error:
-        raise _failure(role, error) from None
+        raise _policy_error(role, error) from None
 
 
-def _failure(role: str, error: Exception) -> HardspliceError:
+def _policy_error(role: str, error: Exception) -> HardspliceError:
     return HardspliceError("load", f"the policy {role}.toml", str(error))
 
 
@@ -67,7 +67,7 @@ def _parse_file(text: str, role: str) -> Policy:
     try:
         return _policy(tomllib.loads(text), role)
     except (MistakeError, tomllib.TOMLDecodeError) as error:
-        raise _failure(role, error) from None
+        raise _policy_error(role, error) from None
 
 
 def _join(own: Policy, others: Sequence[Policy]) -> Policy:

@@ -71,7 +71,7 @@ def test_nothing_given_runs_the_shell_with_no_ports() -> None:
         inbound_auto=(),
         outbound_auto=(),
         any_port=frozenset(),
-        families=(4, 6),
+        versions=(4, 6),
         workers=1,
         foreground=True,
         verbosity=Verbosity.NORMAL,
@@ -92,10 +92,10 @@ def test_nothing_given_runs_the_shell_with_no_ports() -> None:
 @pytest.mark.parametrize(
     ("argv", "field", "value"),
     [
-        (["-4"], "families", (4,)),
+        (["-4"], "versions", (4,)),
         (["--log-format", "json"], "log_format", "json"),
         (["--log-flows"], "log_flows", True),
-        (["--ipv6-only"], "families", (6,)),
+        (["--ipv6-only"], "versions", (6,)),
         (["--netns", "/proc/1/ns/net"], "netns", "/proc/1/ns/net"),
         (["--netns", "./blue"], "netns", "./blue"),
         (["--netns=blue"], "netns", "/run/netns/blue"),

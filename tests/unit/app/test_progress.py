@@ -11,7 +11,7 @@ from hardsplice.app.options import parse_args
 from hardsplice.app.progress import Progress
 from hardsplice.ipc.channel import Channel
 from hardsplice.ipc.messages import LAUNCHER, Kind
-from hardsplice.model.errors import HardspliceError, failure_of
+from hardsplice.model.errors import HardspliceError, error_of
 from hardsplice.model.roles import HOST
 
 FAILURE = HardspliceError("listen on", "port 80", "no", "try again")
@@ -34,7 +34,7 @@ def test_a_failure_is_told_to_the_process_that_waits(
     record = ours.receive()
     assert record is not None
     assert record.kind == Kind.FATAL
-    assert failure_of(record.text).lines() == FAILURE.lines()
+    assert error_of(record.text).lines() == FAILURE.lines()
     assert capfd.readouterr().err == ""
     theirs.close()
 

@@ -64,9 +64,9 @@ class FakePorts(Registry):
 class FakeWorld:
     """A world of three relays and no flows."""
 
-    def __init__(self, families: Sequence[int] = (4, 6)) -> None:
+    def __init__(self, versions: Sequence[int] = (4, 6)) -> None:
         self.ports = FakePorts()
-        self.families = families
+        self.versions = versions
         self.spelled: dict[int, str] = {}
         self.relays = [
             relay(Direction.INBOUND),

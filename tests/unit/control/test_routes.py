@@ -269,7 +269,7 @@ def test_a_body_that_is_no_spec_is_refused(world: FakeWorld, body: bytes) -> Non
 
 
 def test_a_family_that_is_ruled_out_stays_so() -> None:
-    world = FakeWorld(families=(4,))
+    world = FakeWorld(versions=(4,))
     value(post(world, parentIP=""), 201)
     forward = world.ports.table[1]
     assert (forward.address, forward.target) == (IPv4Address("0.0.0.0"), IPv4Address("127.0.0.1"))

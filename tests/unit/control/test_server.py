@@ -110,7 +110,7 @@ def served(tmp_path: Path) -> Iterator[Served]:
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who was refused has less time to take note of it, and is looked after more often."""
     monkeypatch.setattr(module, "LEAVE_SECONDS", 0.1)
-    monkeypatch.setattr(module, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(module, "CHECK_SECONDS", 0.05)
 
 
 def read_all(client: socket.socket) -> bytes:
@@ -322,7 +322,7 @@ def test_any_bytes_are_answered_or_hung_up_on(served: Served, pieces: list[bytes
 
 def test_a_slow_request_is_hung_up_on(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "REQUEST_SECONDS", 0.05)
-    monkeypatch.setattr(module, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(module, "CHECK_SECONDS", 0.05)
     with served.connect() as client:
         client.sendall(GET[:-1])
         assert read_all(client) == b""
@@ -332,7 +332,7 @@ def test_an_idle_connection_is_hung_up_on_in_the_end(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "IDLE_SECONDS", 0.05)
-    monkeypatch.setattr(module, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(module, "CHECK_SECONDS", 0.05)
     with served.connect() as client:
         client.sendall(GET)
         assert statuses(read_all(client)) == [200]
@@ -342,7 +342,7 @@ def test_a_peer_that_takes_no_answer_is_hung_up_on(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "REQUEST_SECONDS", 0.2)
-    monkeypatch.setattr(module, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(module, "CHECK_SECONDS", 0.05)
     served.large = Response(200, _LONG)
     with served.connect() as client:
         client.sendall(GET)
@@ -505,7 +505,7 @@ def test_who_waits_for_an_answer_of_ours_is_not_sent_away(served: Served) -> Non
 def test_without_a_descriptor_somebody_slow_makes_room(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "SHORT_SECONDS", 1000 * PATIENCE)
+    monkeypatch.setattr(module, "RETRY_SECONDS", 1000 * PATIENCE)
     original, tries = socketcalls.accept4, [0]
 
     def accept4(listener: int) -> int:
@@ -523,7 +523,7 @@ def test_without_a_descriptor_somebody_slow_makes_room(
 def test_without_a_descriptor_it_waits_and_does_not_spin(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "SHORT_SECONDS", 0.05)
+    monkeypatch.setattr(module, "RETRY_SECONDS", 0.05)
     tries: list[int] = []
     original = socketcalls.accept4
 

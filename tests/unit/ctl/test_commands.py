@@ -437,7 +437,7 @@ def test_no_answer_is_more_than_an_error(
     """Nor less than JSON, where that was asked for."""
     monkeypatch.setattr(cli, "INTERVAL_LEAST", 0.001)
     for body in NONSENSE:
-        monkeypatch.setattr(client.Client, "_ask", lambda *_, body=body: body)
+        monkeypatch.setattr(client.Client, "_request", lambda *_, body=body: body)
         status, out, err = run(capsys, *form, *words)
         assert status in (0, 1)
         if status:

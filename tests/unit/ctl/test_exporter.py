@@ -93,7 +93,7 @@ def test_only_metrics_are_asked_for_in_words_of_its_own(
         asked.append(path)
         return "hardsplice_x 1"
 
-    monkeypatch.setattr(exporter, "_ask", answer)
+    monkeypatch.setattr(exporter, "_request", answer)
     monkeypatch.setattr(exporter, "FRESH_SECONDS", 0.0)
     one = Exporter(str(tmp_path / "control"))
     for method, path, status in (

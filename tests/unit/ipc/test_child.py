@@ -17,7 +17,7 @@ from hardsplice.ipc import child, lifeline
 from hardsplice.ipc.channel import Channel
 from hardsplice.ipc.child import Child
 from hardsplice.ipc.messages import Kind, MalformedError, Record
-from hardsplice.model.errors import HardspliceError, failure_of
+from hardsplice.model.errors import HardspliceError, error_of
 from hardsplice.model.roles import HOST, OUTBOUND_RELAY
 from tests.support.descriptors import open_descriptors
 
@@ -158,7 +158,7 @@ def test_what_ends_it_early_is_told(started: Callable[[Life], Child]) -> None:
     one = started(lambda theirs: child.live(fails, theirs, "run", "a relay"))
     record = one.first_word()
     assert record is not None
-    assert str(failure_of(record.text)) == "cannot listen on port 80: it is taken"
+    assert str(error_of(record.text)) == "cannot listen on port 80: it is taken"
     assert os.waitstatus_to_exitcode(one.wait()) == 1
 
 

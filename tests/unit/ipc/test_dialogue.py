@@ -40,7 +40,7 @@ def heard(rules: Rules, *kinds: int, phase: State = State.STARTING) -> State:
     dialogue = Dialogue(rules)
     dialogue.state = phase
     for kind in kinds:
-        dialogue.hear(Record(kind))
+        dialogue.check(Record(kind))
     return dialogue.state
 
 
@@ -87,21 +87,21 @@ def test_init_is_ready_once_it_was_told_to_be_and_command_ends_once() -> None:
 def test_init_says_that_a_signal_was_passed_on_as_often_as_one_was() -> None:
     dialogue = Dialogue(INIT)
     dialogue.state = State.SERVING
-    dialogue.asked(Kind.PASSED_ON)
-    dialogue.hear(Record(Kind.PASSED_ON))
+    dialogue.expect(Kind.PASSED_ON)
+    dialogue.check(Record(Kind.PASSED_ON))
     with pytest.raises(MalformedError, match="nobody asked"):
-        dialogue.hear(Record(Kind.PASSED_ON))
+        dialogue.check(Record(Kind.PASSED_ON))
 
 
 def test_init_says_whether_command_is_stopped_as_often_as_it_was_asked() -> None:
     dialogue = Dialogue(INIT)
     dialogue.state = State.SERVING
-    dialogue.asked(Kind.CHECKED)
+    dialogue.expect(Kind.CHECKED)
     with pytest.raises(MalformedError, match="nobody asked"):
-        dialogue.hear(Record(Kind.PASSED_ON))
-    dialogue.hear(Record(Kind.CHECKED))
+        dialogue.check(Record(Kind.PASSED_ON))
+    dialogue.check(Record(Kind.CHECKED))
     with pytest.raises(MalformedError, match="nobody asked"):
-        dialogue.hear(Record(Kind.CHECKED))
+        dialogue.check(Record(Kind.CHECKED))
 
 
 @children
@@ -110,7 +110,7 @@ def test_what_is_refused_changes_nothing(rules: Rules, kind: int, phase: State) 
     dialogue = Dialogue(rules)
     dialogue.state = phase
     try:
-        dialogue.hear(Record(kind))
+        dialogue.check(Record(kind))
     except MalformedError:
         assert dialogue.state is phase
 
@@ -151,18 +151,18 @@ def test_what_is_said_once_leads_on(rules: Rules) -> None:
 @given(st.lists(st.booleans(), max_size=30))
 def test_there_is_an_answer_for_each_question_and_none_more(rules: Rules, said: list[bool]) -> None:
     dialogue = Dialogue(rules)
-    dialogue.hear(Record(Kind.READY))
+    dialogue.check(Record(Kind.READY))
     owed = 0
     for is_question in said:
         if is_question:
-            dialogue.asked()
+            dialogue.expect()
             owed += 1
         elif owed:
-            dialogue.hear(Record(Kind.PONG))
+            dialogue.check(Record(Kind.PONG))
             owed -= 1
         else:
             with pytest.raises(MalformedError):
-                dialogue.hear(Record(Kind.PONG))
+                dialogue.check(Record(Kind.PONG))
 
 
 # --- what the namespace monitor had to do without ---

@@ -193,19 +193,19 @@ def test_the_watchdog_is_fed_when_all_have_answered(manager: socket.socket) -> N
     watchdog = Watchdog(3.0, notifier(manager), time.after, lambda: asked)
     watchdog.start()
     assert [seconds for seconds, _ in time.due] == [1.5]
-    watchdog.heard("relays")
-    watchdog.heard("relays")
+    watchdog.answered("relays")
+    watchdog.answered("relays")
     assert fed(manager) == 0
-    watchdog.heard("target")
+    watchdog.answered("target")
     assert fed(manager) == 1
-    watchdog.heard("target")
+    watchdog.answered("target")
     assert fed(manager) == 0, "once a round"
     time.pass_by()
-    watchdog.heard("target")
+    watchdog.answered("target")
     time.pass_by()
-    watchdog.heard("relays")
+    watchdog.answered("relays")
     assert fed(manager) == 0, "each round asks everybody"
-    watchdog.heard("target")
+    watchdog.answered("target")
     assert fed(manager) == 1
 
 

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from hardsplice.model.errors import (
     SHOWN_LIMIT,
     HardspliceError,
+    print_lines,
     printable,
     quote,
     reason_of,
-    tell,
     write_all,
 )
 
@@ -141,9 +141,9 @@ def test_a_long_name_does_not_hide_the_reason() -> None:
 def test_nobody_who_does_not_take_a_message_is_an_error() -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    tell(["text"], writer)
+    print_lines(["text"], writer)
     os.close(writer)
-    tell(["text"], writer)
+    print_lines(["text"], writer)
 
 
 def test_what_is_taken_in_pieces_is_written_whole() -> None:

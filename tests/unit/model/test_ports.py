@@ -24,22 +24,22 @@ EPHEMERAL = (10_000, 60_999)  # more of them than is usual, so that `all` is qui
 NOT_EPHEMERAL = 65535 - (EPHEMERAL[1] - EPHEMERAL[0] + 1)
 
 
-def forwards(*specs: str, families: tuple[int, ...] = (4, 6)) -> list[Forward]:
-    return parse(specs, Direction.INBOUND, ephemeral=EPHEMERAL, families=families)
+def forwards(*specs: str, versions: tuple[int, ...] = (4, 6)) -> list[Forward]:
+    return parse(specs, Direction.INBOUND, ephemeral=EPHEMERAL, versions=versions)
 
 
-def short(*specs: str, families: tuple[int, ...] = (4, 6)) -> list[str]:
+def short(*specs: str, versions: tuple[int, ...] = (4, 6)) -> list[str]:
     """Each listener as ADDRESS%IFACE PORT > TARGET PORT, with * where there is none."""
     return [
         f"{f.address or '*'}{'%' + f.interface if f.interface else ''} {f.port} "
         f"> {f.target or '*'} {f.target_port}"
-        for f in forwards(*specs, families=families)
+        for f in forwards(*specs, versions=versions)
     ]
 
 
-def refusal(*specs: str, families: tuple[int, ...] = (4, 6)) -> str:
+def refusal(*specs: str, versions: tuple[int, ...] = (4, 6)) -> str:
     with pytest.raises(HardspliceError) as caught:
-        forwards(*specs, families=families)
+        forwards(*specs, versions=versions)
     assert len(caught.value.lines()) == 1
     return str(caught.value)
 
@@ -321,12 +321,12 @@ def test_none_and_ports_contradict_each_other(specs: tuple[str, ...]) -> None:
 def test_one_family_narrows_wildcards_and_default_targets(
     family: int, spec: str, expected: str
 ) -> None:
-    assert short(spec, families=(family,)) == [expected]
+    assert short(spec, versions=(family,)) == [expected]
 
 
 def test_one_family_folds_what_becomes_the_same_listener() -> None:
-    assert short("80", "0.0.0.0/80:127.0.0.1", families=(4,)) == ["0.0.0.0 80 > 127.0.0.1 80"]
-    assert {f.target for f in forwards("all", families=(6,))} == {IPv6Address("::1")}
+    assert short("80", "0.0.0.0/80:127.0.0.1", versions=(4,)) == ["0.0.0.0 80 > 127.0.0.1 80"]
+    assert {f.target for f in forwards("all", versions=(6,))} == {IPv6Address("::1")}
 
 
 @pytest.mark.parametrize(
@@ -335,7 +335,7 @@ def test_one_family_folds_what_becomes_the_same_listener() -> None:
      (6, "all:10.0.0.5")],
 )  # fmt: skip
 def test_one_family_refuses_an_address_of_the_other(family: int, spec: str) -> None:
-    message = refusal(spec, families=(family,))
+    message = refusal(spec, versions=(family,))
     assert f"which -{family} rules out" in message
     assert f"leave out -{family}, or write an IPv{family} address" in message
 
@@ -369,12 +369,12 @@ def test_every_port_at_once_is_quick() -> None:
 # auto
 
 
-def autos(*specs: str, families: tuple[int, ...] = (4, 6)) -> list[Auto]:
-    return laid_out(*specs, families=families).autos
+def autos(*specs: str, versions: tuple[int, ...] = (4, 6)) -> list[Auto]:
+    return laid_out(*specs, versions=versions).autos
 
 
-def laid_out(*specs: str, families: tuple[int, ...] = (4, 6)) -> Layout:
-    return lay_out(specs, Direction.INBOUND, ephemeral=EPHEMERAL, families=families)
+def laid_out(*specs: str, versions: tuple[int, ...] = (4, 6)) -> Layout:
+    return lay_out(specs, Direction.INBOUND, ephemeral=EPHEMERAL, versions=versions)
 
 
 def pairs(auto: Auto) -> set[tuple[int, int]]:
@@ -439,7 +439,7 @@ def test_ports_and_auto_stand_beside_each_other() -> None:
 
 
 def test_one_family_narrows_auto() -> None:
-    (auto,) = autos("auto", families=(4,))
+    (auto,) = autos("auto", versions=(4,))
     assert (str(auto.address), str(auto.target)) == ("0.0.0.0", "127.0.0.1")
 
 
@@ -589,7 +589,7 @@ def test_free_ports_are_listeners_of_their_own_and_come_last() -> None:
 
 
 def test_a_free_port_has_the_one_family_that_is_in_use() -> None:
-    (one,) = forwards("0:80", families=(4,))
+    (one,) = forwards("0:80", versions=(4,))
     assert (one.address, one.target) == (IPv4Address("0.0.0.0"), IPv4Address("127.0.0.1"))
 
 

@@ -9,11 +9,11 @@ import os
 import pytest
 
 from hardsplice.model.errors import HardspliceError
-from hardsplice.model.unforeseen import as_failure, next_step
+from hardsplice.model.unforeseen import as_error, next_step
 
 
 def told(error: BaseException) -> HardspliceError:
-    return as_failure(error, "start", "hardsplice")
+    return as_error(error, "start", "hardsplice")
 
 
 @pytest.mark.parametrize(

@@ -37,8 +37,8 @@ from tests.unit.monitor.fake_worker import FakeWorker
 BOTH = frozenset((4, 6))
 
 
-def autos(*specs: str, families: tuple[int, ...] = (4, 6)) -> list[Auto]:
-    layout = lay_out(specs, Direction.INBOUND, ephemeral=(32768, 60999), families=families)
+def autos(*specs: str, versions: tuple[int, ...] = (4, 6)) -> list[Auto]:
+    layout = lay_out(specs, Direction.INBOUND, ephemeral=(32768, 60999), versions=versions)
     return layout.autos
 
 
@@ -340,10 +340,10 @@ def test_when_nothing_changes_there_is_one_look_a_second(world: World) -> None:
     made = watch(world, stand)
     made.start(lambda: None)
     world.pass_time(BRISK_FOR + 1)
-    looks, parsed = made.looks, world.parsed
-    assert looks <= BRISK_FOR / BRISK_SECONDS + 3
+    scans, parsed = made.scans, world.parsed
+    assert scans <= BRISK_FOR / BRISK_SECONDS + 3
     world.pass_time(60)
-    assert 59 <= made.looks - looks <= 60
+    assert 59 <= made.scans - scans <= 60
     assert world.parsed == parsed, "an answer that is known is not read again"
 
 

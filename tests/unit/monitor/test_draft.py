@@ -18,7 +18,7 @@ from hardsplice.relay.main import Plan
 from hardsplice.sandbox.address_book import USUAL
 from hardsplice.telemetry.counters import Stats
 
-BOOK = cast(Any, SimpleNamespace(place=USUAL, slot=lambda _sockaddr: 0))
+BOOK = cast(Any, SimpleNamespace(area=USUAL, slot=lambda _sockaddr: 0))
 ANYWHERE = Forward(Direction.INBOUND, None, None, 8080, None, 80, True, id=7)
 IPV6_ONLY = Forward(Direction.INBOUND, None, None, 8081, IPv6Address("::1"), 80, True, id=8)
 

@@ -21,7 +21,7 @@ from hardsplice.model.direction import Direction
 from hardsplice.model.errors import HardspliceError
 from hardsplice.model.families import ALL_FAMILIES
 from hardsplice.model.forward import Forward
-from hardsplice.monitor.effects import LOOK_SECONDS, LOOKED_AT, Effects
+from hardsplice.monitor.effects import CHECK_SECONDS, CHECKED_AT_ONCE, Effects
 from hardsplice.net import listeners
 from hardsplice.net.listeners import namespace_here, targets
 from hardsplice.net.retiring import Sink
@@ -182,7 +182,7 @@ def test_a_listener_of_the_start_is_ended_whoever_has_it(stand: Stand) -> None:
 
 def test_a_listener_is_ended_also_where_there_is_nothing_to_connect_it_to(stand: Stand) -> None:
     said: list[HardspliceError] = []
-    stand.effects.retiring._tell = said.append
+    stand.effects.retiring._report = said.append
     assert stand.effects._written[1].direction is Direction.INBOUND
     stand.effects.end(1)
     code = stand.listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
@@ -220,7 +220,7 @@ def test_what_the_namespace_monitor_made_is_looked_at_again_and_again(looking: L
         stand.effects.keep(9, os.dup(made.fileno()))
         for _ in range(3):
             ((seconds, look),) = timers.due
-            assert seconds == LOOK_SECONDS
+            assert seconds == CHECK_SECONDS
             timers.due.clear()
             look()
         assert said == []
@@ -236,12 +236,12 @@ def test_all_are_looked_at_once_when_a_relay_was_replaced(
 ) -> None:
     stand, timers, said = looking
     listeners.make_sound(stand.listener)
-    stand.effects.look_soon()
-    stand.effects.look_soon()
+    stand.effects.check_soon()
+    stand.effects.check_soon()
     timers.due.pop()[1]()
     assert (timers.due, said) == ([], [])
     spoil(stand.listener)
-    stand.effects.look_soon()
+    stand.effects.check_soon()
     timers.due.pop()[1]()
     what = "a free port of 127.0.0.1 on the host"
     assert said == [f"cannot serve {what}: {listeners.UNSOUND}"]
@@ -250,10 +250,10 @@ def test_all_are_looked_at_once_when_a_relay_was_replaced(
 def test_many_are_looked_at_a_piece_at_a_time(looking: Looking) -> None:
     stand, timers, said = looking
     listeners.make_sound(stand.listener)
-    for index in range(2, 2 + 2 * LOOKED_AT):
+    for index in range(2, 2 + 2 * CHECKED_AT_ONCE):
         stand.effects._kept[index] = os.dup(stand.listener.fileno())
         stand.effects._written[index] = stand.effects._written[1]
-    stand.effects.look_soon()
+    stand.effects.check_soon()
     for _ in range(3):
         timers.due.pop()[1]()
     assert (timers.due, said) == ([], [])

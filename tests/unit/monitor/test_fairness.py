@@ -82,17 +82,17 @@ def monitor() -> HostMonitor:
     """As much of a host monitor as hears the namespace monitor."""
     made = HostMonitor.__new__(HostMonitor)
     channel = Endless(Record(Kind.PONG))
-    made.monitor = cast(Any, SimpleNamespace(channel=channel))
+    made.namespace_monitor = cast(Any, SimpleNamespace(channel=channel))
     made.namespace_dialogue = Dialogue(NAMESPACE_MONITOR)
     made.namespace_dialogue.state = State.SERVING
     made.watchdog = made.handover = made.failure = None
     for _ in range(TOO_MANY):
-        made.namespace_dialogue.asked()
+        made.namespace_dialogue.expect()
     return made
 
 
 def test_the_namespace_monitor_has_one_record_a_turn(monitor: HostMonitor) -> None:
-    channel = cast(Any, monitor.monitor).channel
+    channel = cast(Any, monitor.namespace_monitor).channel
     for turn in range(1, 4):
         monitor._on_monitor()
         assert channel.received == turn
@@ -102,7 +102,7 @@ def test_the_last_words_of_a_relay_have_an_end() -> None:
     """Another process may hold the other end still, and go on."""
     channel = Endless(Record(Kind.PAUSED))
     supervisor = keeper_of(Loop(), channel)
-    supervisor._hear_out()
+    supervisor._receive_rest()
     assert channel.received == LAST_RECORDS
 
 

@@ -18,7 +18,7 @@ from hardsplice.ipc.messages import Note
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import HardspliceError
 from hardsplice.model.forward import Forward
-from hardsplice.monitor.group import LOOK_SECONDS, RelayGroup
+from hardsplice.monitor.group import POLL_SECONDS, RelayGroup
 from hardsplice.monitor.supervisor import Supervisor
 from hardsplice.net.listener import Listener
 from hardsplice.relay.main import PIPES_MIN, SOCKETS_MIN, pool_sizes
@@ -33,10 +33,10 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> list[Supervisor]:
     """The supervisors whose relays were told to look."""
     told: list[Supervisor] = []
 
-    def look(supervisor: Supervisor) -> None:
+    def poll(supervisor: Supervisor) -> None:
         told.append(supervisor)
 
-    monkeypatch.setattr(Supervisor, "look", look)
+    monkeypatch.setattr(Supervisor, "poll", poll)
     return told
 
 
@@ -58,7 +58,7 @@ def test_ready_is_said_once_all_are() -> None:
 
 def test_they_are_alive_once_each_has_said_so() -> None:
     three, above, _ = group(3)
-    three.ask_alive()
+    three.ping()
     for supervisor, said in zip(three.supervisors, ([], [], ["alive"]), strict=True):
         supervisor.is_asked = False
         three.relay_alive()
@@ -69,19 +69,19 @@ def test_when_one_stops_accepting_all_others_look_once(looked: list[Supervisor])
     """However often it says so: otherwise it could keep the others busy."""
     three, _, timers = group(3)
     for _ in range(100):
-        three.relay_yields()
+        three.relay_paused()
     assert looked == []
     ((seconds, look),) = timers.due
-    assert seconds == LOOK_SECONDS
+    assert seconds == POLL_SECONDS
     look()
     assert looked == three.supervisors
-    three.relay_yields()
+    three.relay_paused()
     assert len(timers.due) == 2
 
 
 def test_a_relay_by_itself_has_nobody_to_look_in_its_place(looked: list[Supervisor]) -> None:
     one, _, timers = group(1)
-    one.relay_yields()
+    one.relay_paused()
     assert timers.due == looked == []
 
 
@@ -172,8 +172,8 @@ def test_a_listener_that_can_not_be_served_takes_no_place(
     """One whose target is of a family that the namespace lacks."""
     told = told_of(monkeypatch)
     one, _, _ = group(1, late=len(places))
-    assert one.pointers is not None
-    one.pointers.families = (0,)
+    assert one.routing is not None
+    one.routing.families = (0,)
     far = Forward(Direction.INBOUND, None, None, 80, IPv6Address("::1"), 80, True)
     with pytest.raises(HardspliceError, match="there is no IPv6"):
         one.add(far._replace(id=1), 0, {1: 0})

@@ -28,7 +28,7 @@ def forwards(inbound: str, outbound: str, families: tuple[int, ...] = (4, 6)) ->
     return [
         forward
         for direction, specs in options
-        for forward in parse(specs.split(), direction, ephemeral=EPHEMERAL, families=families)
+        for forward in parse(specs.split(), direction, ephemeral=EPHEMERAL, versions=families)
     ]
 
 

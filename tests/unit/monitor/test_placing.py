@@ -132,7 +132,7 @@ class Stand:
     def tell(self, place: int, port: int | None) -> None:
         if port is not None:
             self.there.add((port, place))
-        self.placing.told(place, port)
+        self.placing.record_sent(place, port)
 
     def serve(self, until: Callable[[], object]) -> None:
         """Run the loop until something is so."""

@@ -33,7 +33,7 @@ from hardsplice.monitor.supervisor import (
     ROWS_A_PASS,
     Supervisor,
 )
-from hardsplice.monitor.supply import SHORT_SECONDS, open_socket
+from hardsplice.monitor.supply import RETRY_SECONDS, open_socket
 from hardsplice.net.listener import Listener
 from hardsplice.net.listeners import UNSOUND, open_listener, write_bind_address
 from hardsplice.relay.main import NOTE_SECONDS, Plan
@@ -225,7 +225,7 @@ def test_a_relay_that_asks_for_anything_else_is_ended(stand: Stand, record: Reco
     assert supervisor.is_cut_off
     assert "protocol" in supervisor.last_words
     relay.send(Record(Kind.NOTE, Note.REFUSED))
-    supervisor._hear_out()
+    supervisor._receive_rest()
     assert above.said == [], "what it says after that is not heard"
     assert os.WTERMSIG(os.waitpid(pid_of(supervisor), 0)[1]) == signal.SIGKILL
 
@@ -291,7 +291,7 @@ def test_descriptors_from_a_relay_are_closed_and_end_it(stand: Stand) -> None:
     relay.send(Record(Kind.READY, fds=(relay.fileno(),) * 3))
     supervisor._on_channel()
     assert supervisor.is_cut_off
-    supervisor._hear_out()
+    supervisor._receive_rest()
     assert open_descriptors() == before
 
 
@@ -304,7 +304,7 @@ def test_descriptors_from_a_relay_are_closed_and_nothing_else(stand: Stand) -> N
             with as_socket(relay) as end:
                 socket.send_fds(end, [packet], [shared.fileno()])
             supervisor._on_channel()
-        supervisor._hear_out()
+        supervisor._receive_rest()
         assert shared.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, len(off)) == off
         assert shared.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
 
@@ -467,7 +467,7 @@ def test_orders_that_can_not_be_served_are_one_timer(
             relay.send(Record(Kind.WANT_SOCKETS, family, detail=32))
             supervisor._on_channel()
         supervisor.supply.forget()  # and another relay takes its place
-    assert [seconds for seconds, _ in timers.due] == [SHORT_SECONDS]
+    assert [seconds for seconds, _ in timers.due] == [RETRY_SECONDS]
     assert {kind for kind, *_ in above.said} == {Note.SOCKETS}
     for family in (0, 1):
         relay.send(Record(Kind.WANT_SOCKETS, family, detail=2))
@@ -487,13 +487,13 @@ def test_a_channel_that_stays_full_is_tried_less_and_less(
     os.write(relay.fileno(), encode(Record(Kind.WANT_SOCKETS, 0, detail=1)))
     supervisor._on_channel()
     waited: list[float] = []
-    while not waited or waited[-1] < SHORT_SECONDS:
+    while not waited or waited[-1] < RETRY_SECONDS:
         seconds, again = timers.due.pop()
         waited.append(seconds)
         again()
         assert len(timers.due) == 1
     assert waited == sorted(set(waited))
-    assert waited[-1] == SHORT_SECONDS
+    assert waited[-1] == RETRY_SECONDS
 
 
 def test_too_many_descriptors_under_way_are_told_of_and_tried_again(
@@ -510,7 +510,7 @@ def test_too_many_descriptors_under_way_are_told_of_and_tried_again(
     monkeypatch.setattr(time, "monotonic", lambda: later)
     for _ in range(2):
         due, timers.due = timers.due, []
-        assert [seconds for seconds, _ in due] == [SHORT_SECONDS] * 2
+        assert [seconds for seconds, _ in due] == [RETRY_SECONDS] * 2
         for _, again in due:
             again()
     assert not supervisor.is_cut_off
@@ -526,7 +526,7 @@ def test_an_answer_is_passed_on_once_for_each_round_of_questions(stand: Stand) -
     """Whoever was slow owes two, and gives them at once."""
     supervisor, above, relay = stand
     for _ in range(2):
-        supervisor.ask_alive()
+        supervisor.ping()
         asked = relay.receive(wait=False)
         assert asked is not None
         assert asked.kind == Kind.PING
@@ -545,7 +545,7 @@ def test_a_relay_that_was_being_replaced_answers_by_being_there(stand: Stand) ->
     supervisor.was_ready = True
     assert supervisor.child is not None
     supervisor.is_cut_off = True
-    supervisor.ask_alive()
+    supervisor.ping()
     supervisor.is_cut_off = False
     anew(supervisor)
     relay.send(Record(Kind.READY))
@@ -702,8 +702,8 @@ def test_without_a_descriptor_to_spare_it_is_the_same(
     supervisor.was_ready = True
     monkeypatch.setattr(Channel, "pair", nothing)
     supervisor.start()
-    assert cast("Timers", supervisor.loop).due[-1] == (SHORT_SECONDS, supervisor.start)
-    assert above.said == [(Note.SHORT, errno.EMFILE, 0, b"")]
+    assert cast("Timers", supervisor.loop).due[-1] == (RETRY_SECONDS, supervisor.start)
+    assert above.said == [(Note.START_DELAYED, errno.EMFILE, 0, b"")]
 
 
 def no_process() -> int:
@@ -728,9 +728,9 @@ def test_without_a_process_to_spare_a_relay_is_started_later_or_not_at_all(
         assert above.said == [os.strerror(errno.EAGAIN)]
         return
     for _ in range(DEATHS_MAX + 1):
-        assert timers.due.pop() == (SHORT_SECONDS, supervisor.start)
+        assert timers.due.pop() == (RETRY_SECONDS, supervisor.start)
         supervisor.start()
-    assert set(above.said) == {(Note.SHORT, errno.EAGAIN, 0, b"")}
+    assert set(above.said) == {(Note.START_DELAYED, errno.EAGAIN, 0, b"")}
 
 
 # --- what a relay is told ---

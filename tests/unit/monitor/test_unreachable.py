@@ -89,7 +89,7 @@ def test_it_is_asked_for_once_a_second(interface: Interface) -> None:
     for _ in range(50):
         assert asking.explains_note(Note.TIMED_OUT, 0, leading_to("::1"))
     assert interface.asked == 1
-    interface.now += unreachable.ASK_SECONDS
+    interface.now += unreachable.CHECK_SECONDS
     interface.is_down = False
     assert not asking.explains_note(Note.TIMED_OUT, 0, leading_to("::1"))
     assert interface.asked == 2

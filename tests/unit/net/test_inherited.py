@@ -148,7 +148,7 @@ def test_one_that_was_added_is_known_by_its_name_alone(
             8000,
             Source.CONTROL,
             versions=(4, 6),
-            families=(4, 6),
+            in_use=(4, 6),
         )
     except SpecError:
         assert read_added(name, (4, 6)) is None, "it could not have been added"

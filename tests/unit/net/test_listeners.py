@@ -22,7 +22,7 @@ from hardsplice.model.forward import Forward, Source
 from hardsplice.model.protocol import Protocol
 from hardsplice.net.listeners import (
     Bound,
-    Pointers,
+    Routing,
     has_ended,
     is_listener,
     is_sound,
@@ -118,7 +118,7 @@ def test_the_loopback_of_the_clients_family_is_tried_first(
 def routes(
     one: Forward, families: tuple[int, ...], slots: dict[int, int] = SLOTS, place: Area = USUAL
 ) -> tuple[tuple[Pointer, ...], tuple[Pointer, ...]]:
-    return Pointers(place, families).routes(one, slots)
+    return Routing(place, families).routes(one, slots)
 
 
 @pytest.mark.parametrize("listen", [None, "127.0.0.1", "::1"])
@@ -149,7 +149,7 @@ def test_where_the_family_does_not_matter_the_plans_are_one_object() -> None:
 
 def test_a_listener_has_its_plans() -> None:
     one = forward(None)
-    made = Pointers(USUAL, BOTH).listener(Bound(one._replace(id=3), 12), SLOTS)
+    made = Routing(USUAL, BOTH).listener(Bound(one._replace(id=3), 12), SLOTS)
     assert (made.fd, made.port_id) == (12, 3)
     assert (made.route_ipv4, made.route_ipv6) == routes(one, BOTH)
 
@@ -159,7 +159,7 @@ def test_a_target_of_a_family_that_is_not_there_is_a_failure(
     target: str, families: tuple[int, ...]
 ) -> None:
     with pytest.raises(HardspliceError, match=r"there is no IPv[46]"):
-        Pointers(USUAL, families).listener(Bound(forward(None, target=target), 12), SLOTS)
+        Routing(USUAL, families).listener(Bound(forward(None, target=target), 12), SLOTS)
 
 
 @pytest.mark.parametrize("listen", [None, "127.0.0.1", "::1"])

@@ -43,12 +43,12 @@ class FakeMonitor:
     asked_alive: int = 0
     yields: int = 0
 
-    def ask_sockets(self, family: int, number: int) -> bool:
+    def request_sockets(self, family: int, number: int) -> bool:
         assert number > 0
         self.asked.append((family, number))
         return True
 
-    def yield_listeners(self) -> None:
+    def report_paused(self) -> None:
         self.yields += 1
 
     def answer(self) -> None:

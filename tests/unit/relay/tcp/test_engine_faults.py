@@ -11,7 +11,7 @@ import errno
 import pytest
 
 from hardsplice.ipc.messages import Note
-from hardsplice.relay.tcp.connecting import SHORT_SECONDS
+from hardsplice.relay.tcp.connecting import SHORTAGE_SECONDS
 from hardsplice.relay.tcp.rules import CLIENT, TARGET
 from tests.unit.relay.fake_kernel import FakeKernel
 from tests.unit.relay.fake_relay import FOUR, ONE, SIX, Relay
@@ -192,9 +192,9 @@ def test_a_system_short_of_files_is_asked_again_after_a_second(code: int) -> Non
     client = relay.kernel.dial(relay.dual)
     relay.settle()
     for _ in range(3):
-        assert relay.epoll.timeout == pytest.approx(SHORT_SECONDS)
+        assert relay.epoll.timeout == pytest.approx(SHORTAGE_SECONDS)
         assert relay.settle() == 1, "until then it sleeps"
-        relay.wait(SHORT_SECONDS)
+        relay.wait(SHORTAGE_SECONDS)
     assert [note[:2] for note in relay.monitor.notes] == [(Note.ACCEPT, code)] * 3
     assert relay.counted("accepted") == 1
     assert relay.epoll.timeout == -1
@@ -323,8 +323,8 @@ def test_an_answer_without_sockets_is_not_asked_again_at_once() -> None:
         relay.engine.add_sockets(family, ())
     relay.settle()
     assert relay.monitor.asked == []
-    assert relay.epoll.timeout == pytest.approx(SHORT_SECONDS)
-    relay.wait(2 * SHORT_SECONDS)
+    assert relay.epoll.timeout == pytest.approx(SHORTAGE_SECONDS)
+    relay.wait(2 * SHORTAGE_SECONDS)
     assert relay.monitor.asked == asked
     relay.serve()
     still_serves(relay)
@@ -381,11 +381,11 @@ def test_without_a_pipe_from_the_system_a_direction_looks_again_each_second() ->
     client.send(b"patience")
     relay.settle()
     assert server.got == b""
-    assert relay.epoll.timeout == pytest.approx(SHORT_SECONDS)
+    assert relay.epoll.timeout == pytest.approx(SHORTAGE_SECONDS)
     assert relay.settle() == 1
-    relay.wait(3 * SHORT_SECONDS)
+    relay.wait(3 * SHORTAGE_SECONDS)
     relay.kernel.pipes_most = 2
-    relay.wait(SHORT_SECONDS)
+    relay.wait(SHORTAGE_SECONDS)
     assert server.got == b"patience"
     assert reader.saw == "open"
     assert relay.epoll.timeout == -1

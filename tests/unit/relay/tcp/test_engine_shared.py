@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 
 from hardsplice.relay.tcp.accepting import EPOLLEXCLUSIVE
-from hardsplice.relay.tcp.connecting import SHORT_SECONDS
+from hardsplice.relay.tcp.connecting import SHORTAGE_SECONDS
 from hardsplice.relay.tcp.rules import EPOLLIN
 from tests.unit.relay.fake_kernel import FakeKernel
 from tests.unit.relay.fake_relay import Relay
@@ -52,21 +52,21 @@ def test_who_stops_accepting_says_so_and_nobody_else_does() -> None:
         relay.settle()
         assert not relay.engine.accepting
         assert relay.monitor.yields == (1 if shared else 0)
-        relay.wait(SHORT_SECONDS)
+        relay.wait(SHORTAGE_SECONDS)
         assert relay.counted("accepted") == 1
 
 
 def test_a_relay_that_is_told_to_look_does_so_if_it_accepts() -> None:
     relay = Relay(shared=True)
     before = relay.epoll.changes
-    relay.engine.look_again()
+    relay.engine.poll_listeners()
     assert relay.epoll.changes - before == 2 * len(relay.engine.listeners)
     assert set(watched(relay).values()) == {EPOLLIN | EPOLLEXCLUSIVE}
     relay.check()
     relay = Relay(FakeKernel(), shared=True, generous=False)
     assert not relay.engine.accepting
     before = relay.epoll.changes
-    relay.engine.look_again()
+    relay.engine.poll_listeners()
     assert relay.epoll.changes == before
 
 

@@ -23,7 +23,7 @@ def test_they_follow_flows_and_pools() -> None:
     pairs = [relay.connect() for _ in range(3)]
     busy = relay.stats.in_use()
     taken = sum(idle[name] - busy[name] for name in ("sockets_ipv4", "sockets_ipv6"))
-    pools = sum(pool.asked for pool in relay.pools)
+    pools = sum(pool.requested for pool in relay.pools)
     assert busy["descriptors"] == idle["descriptors"] + 3 * 2 - taken + pools
     for pair in pairs:
         for peer in pair:
