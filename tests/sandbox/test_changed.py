@@ -176,7 +176,7 @@ def act(self):
     one, two = Channel.pair("hs-host", "hs-namespace")
     for at in BOTH:
         write(view, at)
-        where = ctypes.c_void_p(view.place.values + at)
+        where = ctypes.c_void_p(view.area.values + at)
         for fd in (one.fileno(), two.fileno()):
             done = libc.bind(fd, where, len(address))
             codes.add(0 if done == 0 else ctypes.get_errno())

@@ -48,7 +48,7 @@ def relay(direction: Direction, number: int = 0) -> RelayView:
     )
 
 
-class FakePorts(Registry):
+class FakeRegistry(Registry):
     """The registry as it is, empty at first, with a worker that makes no listeners."""
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ class FakeWorld:
     """A world of three relays and no flows."""
 
     def __init__(self, versions: Sequence[int] = (4, 6)) -> None:
-        self.ports = FakePorts()
+        self.ports = FakeRegistry()
         self.versions = versions
         self.spelled: dict[int, str] = {}
         self.relays = [
