@@ -35,7 +35,7 @@ from tests.sandbox.job import ROLES, Job
 
 SIGSYS, WORKS, REACHES = "SIGSYS", "works", "reaches"
 RELAYS = ("relay-in", "relay-out")
-MONITORS = ("target", "host")
+MONITORS = ("namespace", "host")
 SERVING = (*RELAYS, *MONITORS)
 LOOPBACK = IPv4Address("127.0.0.1")
 

@@ -188,7 +188,7 @@ class Surroundings:
         """
         assert role in ROLES
         board, path = self.program.board()
-        inside = role in ("relay-in", "target")
+        inside = role in ("relay-in", "namespace")
         ports = (
             {"target": 80, "other": 81, "theirs": self.outward}
             if inside

@@ -105,7 +105,7 @@ def install(program: bytes) -> None:
         actions.remember()
         return
     if here.role not in ("init", "guard"):
-        here.role = "host" if os.getpid() == started else "target"
+        here.role = "host" if os.getpid() == started else "namespace"
     if here.role == job.role:
         for index in range(len(job.attempts)):
             pid = linux.fork()
@@ -256,7 +256,7 @@ def take_over() -> None:
     if job.helper:
         scene.helper = ctypes.CDLL(job.helper, use_errno=True)
     before(engine.Engine, "turn", "relay-in", "relay-out")
-    before(NamespaceMonitor, "note", "target")
+    before(NamespaceMonitor, "note", "namespace")
     before(HostMonitor, "_take", "host")
     before(init, "reap", "init")
 

@@ -344,7 +344,9 @@ def test_what_the_namespace_monitor_says(captured: Captured, action: str, more: 
     never stumbles. Where ports may change, answers that nobody waits for are no more believed.
     """
     identity = Identity("root" if os.geteuid() == 0 else "user")
-    with running(captured, identity, "target", action, *more) as product:
+    with running(captured, identity, "namespace", action, *more) as product:
+        # Until then it may hold sockets that it has made for its relay, and is about to send.
+        eventually(lambda: settled(product.instance), "it does not settle", within=3)
         before = monitors(product.instance)[product.instance.pid]
         family = product.instance.processes()
         product.go()

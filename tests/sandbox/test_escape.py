@@ -73,7 +73,7 @@ def test_no_attempt_succeeds(captured: Captured, identity: Identity, role: str) 
     assert found == {row.name: row.expected(role) for row in rows_of(role)}
 
 
-@pytest.mark.parametrize("role", ["relay-in", "target", "host"])
+@pytest.mark.parametrize("role", ["relay-in", "namespace", "host"])
 def test_nor_where_ports_may_change(captured: Captured, identity: Identity, role: str) -> None:
     found = tried(captured, identity, role, bare=False, dynamic=True)
     assert found == {row.name: row.expected(role, dynamic=True) for row in rows_of(role)}
@@ -104,7 +104,7 @@ def allowed_numbers(role: str) -> set[int]:
     """
     allowed = set(NATIVE)
     for name in ("monitor", "relay") if role.startswith("relay") else (role,):
-        policy = {"target": "monitor", "host": "monitor-fixed"}.get(name, name)
+        policy = {"namespace": "monitor", "host": "monitor-fixed"}.get(name, name)
         program = Filter(seccomp.compile_policy(seccomp.load_policy(policy), "x86_64"), "little")
         named = oracle.allowed_by_number(policy, "x86_64")
         allowed &= {

@@ -101,7 +101,7 @@ def use_memory(board: Board, namespace: Namespace) -> None:
 
 
 @pytest.mark.parametrize("allocator", ["pymalloc", "malloc"])
-@pytest.mark.parametrize("role", ["relay-in", "target", "host"])
+@pytest.mark.parametrize("role", ["relay-in", "namespace", "host"])
 def test_memory_and_imports(
     captured: Captured, monkeypatch: pytest.MonkeyPatch, role: str, allocator: str
 ) -> None:
@@ -151,7 +151,7 @@ def test_an_error_in_a_relay(captured: Captured, accident: str) -> None:
 
 
 @pytest.mark.parametrize("accident", _NAMES)
-@pytest.mark.parametrize("role", ["target", "host"])
+@pytest.mark.parametrize("role", ["namespace", "host"])
 def test_an_error_in_a_monitor(captured: Captured, role: str, accident: str) -> None:
     """One line, status 1, and nothing is left."""
     with running(captured, somebody(), role, accident) as product:
