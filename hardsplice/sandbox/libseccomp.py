@@ -139,14 +139,16 @@ class _Filter:
 
 
 def _with_os_errors(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The binding raises RuntimeError("Library error (errno = -22)")."""
+    """The binding raises RuntimeError("Library error (errno = -22)"), and ValueError("Invalid
+    attribute") and the like for EINVAL.
+    """
 
     def call(*arguments: Any) -> Any:
         try:
             return function(*arguments)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             found = re.search(r"errno = -(\d+)", str(error))
-            code = int(found[1]) if found else errno.EINVAL  # pyseccomp's, where there is none
+            code = int(found[1]) if found else errno.EINVAL
             raise OSError(code, os.strerror(code)) from None
 
     return call

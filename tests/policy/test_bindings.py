@@ -8,6 +8,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -174,17 +175,19 @@ def test_numbers_are_those_that_pyseccomp_has(arch: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "code"),
+    ("error", "code"),
     [
-        ("Library error (errno = -22)", errno.EINVAL),
-        ("Library error (errno = -12)", errno.ENOMEM),
-        ("Library error (errno = -125)", errno.ECANCELED),
-        ("Library error", errno.EINVAL),
+        (RuntimeError("Library error (errno = -22)"), errno.EINVAL),
+        (RuntimeError("Library error (errno = -12)"), errno.ENOMEM),
+        (RuntimeError("Library error (errno = -125)"), errno.ECANCELED),
+        (RuntimeError("Library error"), errno.EINVAL),
+        (ValueError("Invalid attribute"), errno.EINVAL),
     ],
+    ids=str,
 )
-def test_its_errors_are_the_system_s(words: str, code: int) -> None:
+def test_its_errors_are_the_system_s(error: Exception, code: int) -> None:
     def refuse(*_: object) -> None:
-        raise RuntimeError(words)
+        raise error
 
     own = binding(SyscallFilter=lambda action: SimpleNamespace(add_arch=refuse))
     with pytest.raises(OSError, match=os.strerror(code)) as caught:
@@ -192,3 +195,21 @@ def test_its_errors_are_the_system_s(words: str, code: int) -> None:
     assert caught.value.errno == code
     with pytest.raises(OSError, match=os.strerror(code)):
         binding(SyscallFilter=refuse).SyscallFilter(0)
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        lambda rules, library: rules.add_rule_exactly(library.ALLOW, -50),
+        lambda rules, library: rules.set_attr(99, 1),
+        lambda rules, library: rules.add_arch(1),
+    ],
+    ids=["add_rule_exactly", "set_attr", "add_arch"],
+)
+def test_what_libseccomp_refuses_is_the_same_error(refused: Callable[[Any, Any], object]) -> None:
+    codes = []
+    for library in (module("pyseccomp"), LibraryBinding(module("seccomp"))):
+        with pytest.raises(OSError, match=r"^\[Errno \d+\]") as caught:
+            refused(library.SyscallFilter(library.KILL_PROCESS), library)
+        codes.append(caught.value.errno)
+    assert codes[0] == codes[1]
