@@ -5,19 +5,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import http.server
 import json
 import os
-import pty
 import socket
-import socketserver
-import subprocess
-import sys
-import termios
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
@@ -33,38 +27,7 @@ from hardsplice.model.errors import HardspliceError
 from hardsplice.model.forward import Forward, Source
 from tests.support.stream import PATIENCE
 from tests.unit.control.fake_world import FakeWorld, flow
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    """The routes, served by somebody else's server: so the client is not held to our own."""
-
-    protocol_version = "HTTP/1.1"
-    world: ClassVar[FakeWorld]
-
-    def do(self) -> None:
-        path, _, query = self.path.partition("?")
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        answers: list[Response] = []
-        dispatch(Request(self.command, path, query, body, True), self.world, answers.append)
-        self.send_response(answers[0].status)
-        self.send_header("Content-Length", str(len(answers[0].body)))
-        self.end_headers()
-        self.wfile.write(answers[0].body)
-
-    do_GET = do_POST = do_DELETE = do  # noqa: N815 - the base class's names
-
-    def address_string(self) -> str:
-        return "somebody"
-
-    def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002
-        pass
-
-
-class Server(socketserver.ThreadingUnixStreamServer):
-    daemon_threads = True
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A client that hung up."""
+from tests.unit.ctl.fake_server import serving
 
 
 @pytest.fixture
@@ -72,18 +35,12 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeWorld
     """A world behind the socket that hardsplicectl looks for."""
     path = str(tmp_path / "control")
     monkeypatch.setenv("HARDSPLICE_CONTROL", path)
-    Handler.world = FakeWorld()
-    with Server(path, Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        yield Handler.world
-        server.shutdown()
-        thread.join(PATIENCE)
+    with serving(path) as world:
+        yield world
 
 
 Said = tuple[int, str, str]
 VERBS = ("understand", "reach")
-COMMAND = [sys.executable, "-m", "hardsplice.ctl"]
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> Said:
@@ -329,25 +286,6 @@ def test_a_frame_has_the_busiest_flow_first_and_fits_the_terminal() -> None:
     assert len(top.frame(before, now, 80, 4)) == 4
 
 
-def test_top_on_a_terminal_ends_by_q_and_leaves_it_as_it_was(world: FakeWorld) -> None:
-    ours, theirs = pty.openpty()
-    settings = termios.tcgetattr(theirs)
-    command = [*COMMAND, "top", "--interval", "0.1"]
-    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs) as process:
-        shown = b""
-        while shown.count(b"\x1b[H") < 3:  # three frames
-            shown += os.read(ours, 65536)
-        os.write(ours, b"q")
-        while not shown.endswith(b"\x1b[?25h\x1b[?1049l"):
-            shown += os.read(ours, 65536)
-        assert process.wait(PATIENCE) == 0
-    assert shown.startswith(b"\x1b[?1049h\x1b[?25l")
-    assert b"hardsplice 1.2.3" in shown
-    assert termios.tcgetattr(theirs) == settings
-    os.close(ours)
-    os.close(theirs)
-
-
 # --- what can go wrong ----------------------------------------------------------------------------
 
 
@@ -401,16 +339,6 @@ def test_somebody_who_never_answers(
         listener.bind(path)
         listener.listen()
         assert "no answer in time" in run(capsys, "--socket", path, "status")[2]
-
-
-def test_a_reader_that_has_seen_enough_is_no_error(world: FakeWorld) -> None:
-    read, write = os.pipe()
-    os.close(read)
-    done = subprocess.run(
-        [*COMMAND, "metrics"], stdout=write, stderr=subprocess.PIPE, check=False, timeout=PATIENCE
-    )
-    os.close(write)
-    assert (done.returncode, done.stderr) == (1, b"")
 
 
 # --- whoever else may answer there ---
@@ -472,36 +400,6 @@ def test_an_endless_answer_is_not_read_to_its_end(
     assert err == (
         f"hardsplicectl: cannot understand control socket {path}: what answers is no hardsplice\n"
     )
-
-
-@pytest.mark.parametrize("words", [["status"], ["--json", "status"], ["top", "--interval", "0.1"]])
-def test_an_answer_for_which_there_is_no_room_is_an_error(
-    world: FakeWorld, words: list[str]
-) -> None:
-    with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            [*COMMAND, *words], stdout=full, stderr=subprocess.PIPE, text=True, check=False
-        )
-    assert done.returncode == 1
-    assert done.stderr == "hardsplicectl: cannot write the answer: No space left on device\n"
-
-
-@pytest.mark.parametrize("words", ["status", "--json status", "ports", "metrics"])
-def test_an_answer_that_the_shell_wants_nothing_of_is_none(world: FakeWorld, words: str) -> None:
-    done = subprocess.run(
-        ["sh", "-c", f'"$@" {words} >&-', "sh", *COMMAND],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert (done.returncode, done.stderr) == (0, "")
-
-
-def test_what_the_locale_has_no_code_for_is_no_error(world: FakeWorld) -> None:
-    world.lacking = ["\u65e5"]
-    done = subprocess.run(
-        [*COMMAND, "status"], capture_output=True, check=False,
-        env={**os.environ, "LC_ALL": "en_US.ISO-8859-1", "PYTHONIOENCODING": "ascii"},
-    )  # fmt: skip
-    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_an_audit_is_of_the_process_that_listens(
