@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The RPM package: built from the sdist by the spec file, with Debian's rpm and, since that has no
+macros of Fedora's, the stand-ins of rpm_macros. What only Fedora's own tools can show isn't shown.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hardsplice import __version__
+from tools import dist
+
+ROOT = Path(__file__).parents[2]
+SPEC = ROOT / "packaging/rpm/hardsplice.spec"
+MACROS = ("--load", str(Path(__file__).with_name("rpm_macros")))
+SDIST = f"hardsplice-{__version__}.tar.gz"
+
+# What rpmlint says in Debian's configuration, and not in Fedora's, or because of the stand-ins.
+NO_FAULTS = {
+    "no-signature": "whoever publishes a package signs it",
+    "no-packager-tag": "the build system sets it",
+    "no-group-tag": "Fedora has no groups",
+    "no-buildroot-tag": "rpm sets it",
+    "invalid-license": "the list is older than SPDX's names in Fedora",
+    "no-dependency-on": "Fedora's generator adds python(abi), from the interpreter's own path",
+    "manpage-not-compressed": "Fedora's brp-compress does it",
+    "no-manual-page-for-binary": "it looks for compressed ones",
+}
+
+
+def run(*command: str | Path) -> str:
+    """What a command of rpm's prints. It finds the system's programs before those of others."""
+    environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": os.environ["HOME"]}
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    return done.stdout
+
+
+def build(top: Path, *options: str) -> tuple[Path, Path]:
+    """Build the package, and the source package."""
+    (top / "SOURCES").mkdir()
+    dist.build(ROOT, top / "dist")
+    shutil.copy(top / "dist" / SDIST, top / "SOURCES")
+    settings = {"_topdir": top, "_tmppath": top, "__python3": sys.executable}
+    words = [w for name, value in settings.items() for w in ("--define", f"{name} {value}")]
+    # The names of Fedora's packages mean nothing to this machine.
+    run("rpmbuild", *MACROS, *words, "--nodeps", *options, "-ba", SPEC)
+    (package,) = (top / "RPMS").rglob("*.rpm")
+    (source,) = (top / "SRPMS").glob("*.rpm")
+    return package, source
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    if shutil.which("rpmbuild") is None:
+        pytest.skip("there is no rpmbuild here")
+    return build(tmp_path_factory.mktemp("rpm"), "--nocheck")
+
+
+def test_the_spec_file_is_understood_and_leaves_no_macro_behind() -> None:
+    if shutil.which("rpmspec") is None:
+        pytest.skip("there is no rpmspec here")
+    text = run("rpmspec", *MACROS, "-P", SPEC)
+    assert f"/hardsplice-{__version__}.tar.gz\n" in text
+    sections = "description prep generate_buildrequires build install check post preun postun files"
+    kept = set(re.findall(r"%\w+", text))
+    assert kept <= {f"%{name}" for name in (*sections.split(), "dir", "doc", "changelog")}, kept
+
+
+def test_rpmlint_finds_no_fault(package: tuple[Path, Path]) -> None:
+    if shutil.which("rpmlint") is None:
+        pytest.skip("there is no rpmlint here")
+    done = subprocess.run(
+        ["rpmlint", *package, SPEC],
+        env={"PATH": "/usr/bin:/bin", "HOME": os.environ["HOME"]},
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    found = re.findall(r"^\S+?: [EW]: ([\w%-]+).*$", done.stdout, re.MULTILINE)
+    assert "packages" in done.stdout
+    assert set(found) <= set(NO_FAULTS), done.stdout
+
+
+def test_it_needs_libseccomps_own_binding_and_nothing_of_pip(package: tuple[Path, Path]) -> None:
+    needs = run("rpm", "-q", "--requires", "-p", package[0]).splitlines()
+    assert "(python3-libseccomp or libseccomp-python)" in needs
+    assert not any("pyseccomp" in need or "prctl" in need for need in needs)
+    metadata = Path("/usr/lib/python3/site-packages") / f"hardsplice-{__version__}.dist-info"
+    assert "Requires-Dist: pyseccomp" not in content(package[0], metadata / "METADATA")
+
+
+def content(package: Path, path: Path) -> str:
+    """A file of the package."""
+    archive = subprocess.run(["rpm2cpio", package], stdout=subprocess.PIPE, check=True).stdout
+    taken = ["cpio", "--extract", "--quiet", "--to-stdout", f".{path}"]
+    return subprocess.run(taken, input=archive, capture_output=True, check=True).stdout.decode()
+
+
+def test_it_has_everything_that_packaging_has(package: tuple[Path, Path]) -> None:
+    listed = run("rpm", "-q", "--list", "-p", package[0]).splitlines()
+    names = {Path(path).name for path in listed}
+    folders = ("man", "systemd", "completions")
+    ours = [path for one in folders for path in (ROOT / "packaging" / one).iterdir()]
+    wanted = {path.name.removesuffix(".bash") for path in ours}
+    assert wanted
+    assert {name for name in wanted if not {name, f"{name}.gz"} & names} == set()
+    assert "/etc/hardsplice" in listed
+    assert any(path.endswith("/hardsplice/py.typed") for path in listed)
+    assert sum("/policies/" in path and path.endswith(".toml") for path in listed) == len(
+        list((ROOT / "policy").glob("*.toml"))
+    )
+
+
+@pytest.mark.parametrize("command", ["hardsplice", "hardsplicectl"])
+def test_its_commands_are_isolated(command: str, package: tuple[Path, Path]) -> None:
+    script = content(package[0], Path("/usr/bin") / command)
+    assert script.splitlines()[0] == "#!/usr/bin/python3 -I"
+
+
+def test_its_units_end_with_it_and_outlive_an_upgrade(package: tuple[Path, Path]) -> None:
+    scripts = run("rpm", "-q", "--scripts", "-p", package[0])
+    _, removed = scripts.split("preuninstall scriptlet")
+    units = "hardsplice@\\*.service hardsplice-service@\\*.service hardsplice-exporter.socket"
+    assert f"disable --now {units}" in removed
+    assert "restart" not in scripts
+
+
+@pytest.mark.packages
+@pytest.mark.timeout(400)
+def test_its_own_check_passes(tmp_path: Path) -> None:
+    """Unit tests and those of policies, against the package as it was installed."""
+    build(tmp_path)
