@@ -77,6 +77,12 @@ need_tools() {
     [[ $profile == test ]] || return 0
     need git has_command git
     need libmagic1 has_file '/usr/lib*/*/libmagic.so.1' '/usr/lib*/libmagic.so.1' # reuse
+    need rpm has_command rpmbuild
+    need cpio has_command cpio
+    need rpmlint has_command rpmlint
+    need selinux-policy-dev has_file /usr/share/selinux/devel/Makefile
+    need mmdebstrap has_command mmdebstrap
+    need setools has_command sesearch
     need iproute2 has_command ip
     need rootlesskit has_command rootlessctl
     need bubblewrap has_command bwrap
