@@ -125,12 +125,42 @@ def test_its_commands_are_isolated(command: str, package: tuple[Path, Path]) -> 
     assert script.splitlines()[0] == "#!/usr/bin/python3 -I"
 
 
-def test_its_units_end_with_it_and_outlive_an_upgrade(package: tuple[Path, Path]) -> None:
-    scripts = run("rpm", "-q", "--scripts", "-p", package[0])
-    _, removed = scripts.split("preuninstall scriptlet")
-    units = "hardsplice@\\*.service hardsplice-service@\\*.service hardsplice-exporter.socket"
-    assert f"disable --now {units}" in removed
-    assert "restart" not in scripts
+SYSTEMCTL = """#!/bin/sh
+echo "$@" >> {log}
+case $* in
+*disable*) shift 4; exec {systemctl} --root={root} disable "$@" ;;
+esac
+"""
+
+
+@pytest.mark.parametrize("remaining", [0, 1])
+def test_its_instances_end_with_it_and_outlive_an_upgrade(
+    remaining: int, package: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Its script, with a systemctl that works on a folder. Rpm tells how many versions remain."""
+    systemctl = shutil.which("systemctl")
+    if systemctl is None:
+        pytest.skip("there is no systemd here")
+    units, root, log = ROOT / "packaging/systemd", tmp_path / "root", tmp_path / "log"
+    shutil.copytree(units, root / "usr/lib/systemd/system")
+    instances = ("hardsplice@blue.service", "hardsplice-service@web.service")
+    run(systemctl, f"--root={root}", "enable", *instances, "hardsplice-exporter.socket")
+    links = root / "etc/systemd/system"
+    assert sum(path.is_symlink() for path in links.rglob("*")) == 3
+
+    (tmp_path / "systemctl").write_text(SYSTEMCTL.format(log=log, systemctl=systemctl, root=root))
+    (tmp_path / "systemctl").chmod(0o755)
+    scripts = run("rpm", "-q", "--queryformat", "%{PREUN}", "-p", package[0])
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    subprocess.run(["sh", "-e", "-c", scripts, "sh", str(remaining)], env=environment, check=True)
+    kept = sum(path.is_symlink() for path in links.rglob("*"))
+    if remaining:
+        assert (kept, log.exists()) == (3, False)
+        return
+    assert kept == 0
+    stopped, disabled = log.read_text().splitlines()
+    assert stopped == "stop hardsplice@*.service hardsplice-service@*.service"
+    assert disabled.startswith("--no-reload disable --now ")
 
 
 @pytest.mark.packages
