@@ -5,6 +5,7 @@
 #
 #   VENV=DIR        where the virtual environment lives (.venv)
 #   PYTHON=PROGRAM  the Python to make it from (the system's own, where it is 3.11 or newer)
+#   SUITE=NAME      for `make deb`: in a clean root of this release of Debian (bookworm, trixie)
 #   ARGS=...        further arguments for pytest: make test ARGS='tests/unit -x'
 
 SHELL := /bin/bash
@@ -17,7 +18,7 @@ export VENV PYTHON
 bin := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-i686 test-arches test-packages lint generate soak bench bench-peers wheel clean ready-run ready-test
+.PHONY: help demo test test-i686 test-arches test-packages lint generate soak bench bench-peers wheel deb clean ready-run ready-test
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -57,6 +58,9 @@ bench-peers: ## install what the benchmark compares with, and say what
 
 wheel: ready-test ## build the wheel, the sdist and the SBOM, in dist/, from what git tracks
 	@$(bin)/python -m tools.dist
+
+deb: ## build Debian's packages, in dist/, from what git tracks
+	@/usr/bin/python3 -m tools.deb $(if $(SUITE),--suite $(SUITE))
 
 clean: ## remove what the targets above made, the virtual environment included
 	rm -rf build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

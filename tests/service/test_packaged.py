@@ -204,7 +204,7 @@ def test_there_may_be_as_many_tasks_as_workers_take(name: str) -> None:
 def test_the_packages_have_every_unit() -> None:
     root = Path(__file__).parents[2] / "packaging"
     units = {path.name for path in PACKAGED.iterdir() if path.is_file()}
-    for listed in ("debian/hardsplice.install", "rpm/hardsplice.spec"):
+    for listed in ("debian/rules", "rpm/hardsplice.spec"):
         assert units == set(
             re.findall(r"packaging/systemd/(\S+\.(?:service|socket)) ", (root / listed).read_text())
         )

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A machine that boots: systemd as root in a container, with the units of the packages installed as
-packages install them, each with its own settings.
+"""A machine that boots: systemd as root in a container. ``Machine`` has the units of the packages
+installed as packages install them, each with its own settings.
 
 nspawn_root.sh makes its root. support/systemd.py runs a systemd without root's rights, where some
 of those settings can't take effect.
@@ -27,6 +27,14 @@ _SCRIPT = Path(__file__).with_name("nspawn_root.sh")
 # One where packages put it, one where pip does.
 _COMMANDS = {"bin/hardsplicectl": "hardsplice.ctl", "local/bin/hardsplice": "hardsplice"}
 _COMMAND = '#!/bin/sh\nPYTHONPATH=/program exec /usr/bin/python3 -m {} "$@"\n'
+_CALLS = "bpf landlock_create_ruleset landlock_add_rule landlock_restrict_self pidfd_getfd"
+# What boots it, but for its root. Its network is its own.
+_BOOT = (
+    "env", "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1", "systemd-nspawn", "--quiet", "--register=no",
+    "--keep-unit", "--link-journal=no", "--console=pipe", "--private-network", "--boot",
+    f"--system-call-filter={_CALLS}",
+)  # fmt: skip
+_TARGET = ("--", "--unit=multi-user.target", "--show-status=0")
 
 
 def reason_to_skip(program: Path) -> str:
@@ -57,23 +65,21 @@ def _hierarchies() -> list[Path]:
     ]
 
 
-class Machine(Units):
-    """One that is up; ``etc`` are files by their paths below /etc."""
+class Container(Units):
+    """One that is up, booted by what ``_command`` says, which may use ``_folder``."""
 
-    def __init__(self, program: Path, etc: Mapping[str, str]) -> None:
+    def __init__(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="hardsplice-tests-"))
         self._messages = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         with contextlib.ExitStack() as undo:
             undo.callback(self._messages.close)
             undo.callback(shutil.rmtree, self._folder)
-            self._folder.chmod(0o755)
-            (self._folder / "root").mkdir()
-            self._install(etc)
+            command = self._command()
             self._cgroups = [one / self._folder.name for one in _hierarchies()]
             for cgroup in self._cgroups:
                 cgroup.mkdir()
                 undo.callback(_remove_cgroup, cgroup)
-            self._process = self._boot(program)
+            self._process = self._boot(command)
             undo.callback(self._end)
             self._undo = undo.pop_all()
         try:
@@ -82,33 +88,16 @@ class Machine(Units):
             self.close()
             raise
 
-    def _install(self, etc: Mapping[str, str]) -> None:
-        """The commands and units, where packages have them."""
-        usr = self._folder / "usr"
-        for name, module in _COMMANDS.items():
-            path = usr / name
-            path.parent.mkdir(parents=True)
-            path.write_text(_COMMAND.format(module))
-            path.chmod(0o755)
-        units = usr / "lib/systemd/system"
-        units.mkdir(parents=True)
-        for unit in PACKAGED.glob("*.*"):
-            shutil.copy(unit, units)
-        (self._folder / "etc").mkdir()
-        for name, text in etc.items():
-            path = self._folder / "etc" / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
-        for path in self._folder.rglob("*"):
-            path.chmod(path.stat().st_mode | (0o755 if path.is_dir() else 0o644))
+    def _command(self) -> list[str]:
+        """The words that boot it, in a mount and a PID namespace of its own."""
+        raise NotImplementedError
 
-    def _boot(self, program: Path) -> subprocess.Popen[bytes]:
+    def _boot(self, command: list[str]) -> subprocess.Popen[bytes]:
         join = 'while [ "$1" != -- ]; do echo $$ >"$1"/cgroup.procs; shift; done; '
         # Whoever is killed, be it these tests, all of it ends.
         words = [
             "setpriv", "--pdeathsig=KILL", "unshare", "--mount", "--propagation=private",
-            "--pid", "--fork", "--mount-proc", "--kill-child=KILL",
-            "bash", str(_SCRIPT), str(self._folder), str(program),
+            "--pid", "--fork", "--mount-proc", "--kill-child=KILL", *command,
         ]  # fmt: skip
         return subprocess.Popen(
             ["sh", "-c", f'{join} shift; exec "$@"', "sh", *map(str, self._cgroups), "--", *words],
@@ -162,6 +151,53 @@ class Machine(Units):
     def close(self) -> None:
         """End it, and all that runs in it."""
         self._undo.close()
+
+
+class Machine(Container):
+    """One of this machine's programs; ``etc`` are files by their paths below /etc."""
+
+    def __init__(self, program: Path, etc: Mapping[str, str]) -> None:
+        self._program = program
+        self._etc = etc
+        super().__init__()
+
+    def _command(self) -> list[str]:
+        self._folder.chmod(0o755)
+        (self._folder / "root").mkdir()
+        self._install(self._etc)
+        begin = ["bash", str(_SCRIPT), str(self._folder), str(self._program)]
+        return [*begin, *_BOOT, f"--directory={self._folder}/root", *_TARGET]
+
+    def _install(self, etc: Mapping[str, str]) -> None:
+        """The commands and units, where packages have them."""
+        usr = self._folder / "usr"
+        for name, module in _COMMANDS.items():
+            path = usr / name
+            path.parent.mkdir(parents=True)
+            path.write_text(_COMMAND.format(module))
+            path.chmod(0o755)
+        units = usr / "lib/systemd/system"
+        units.mkdir(parents=True)
+        for unit in PACKAGED.glob("*.*"):
+            shutil.copy(unit, units)
+        (self._folder / "etc").mkdir()
+        for name, text in etc.items():
+            path = self._folder / "etc" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        for path in self._folder.rglob("*"):
+            path.chmod(path.stat().st_mode | (0o755 if path.is_dir() else 0o644))
+
+
+class Tree(Container):
+    """One whose root is a folder with all that it needs, which keeps what it writes."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        super().__init__()
+
+    def _command(self) -> list[str]:
+        return [*_BOOT, "--resolv-conf=off", f"--directory={self._root}", *_TARGET]
 
 
 def _remove_cgroup(cgroup: Path) -> None:

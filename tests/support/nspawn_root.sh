@@ -2,11 +2,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
 # Boots systemd as a machine does, with root's rights and its own units, in a systemd-nspawn(1)
-# container. tests/support/nspawn.py runs this in a mount namespace of its own.
+# container, by the words that follow FOLDER and PROGRAM. tests/support/nspawn.py runs this in a mount
+# namespace of its own.
 # The container's root is made here: a tmpfs, /usr read-only with what the test adds over it, an /etc
 # of the test's own. Of the machine it can write to nothing; its network is its own.
 set -eu
 folder=$1 program=$2
+shift 2
 die() { echo "nspawn_root.sh: $*" >&2; exit 1; }
 
 [[ $(readlink /proc/self/ns/mnt) != "$(readlink "/proc/$PPID/ns/mnt")" ]] || die "not in a mount namespace of its own"
@@ -27,8 +29,4 @@ printf 'root:x:0:\nnogroup:x:65534:\n' >"$root/etc/group"
 printf 'passwd: files systemd\ngroup: files systemd\n' >"$root/etc/nsswitch.conf"
 cp -r "$folder"/etc/. "$root/etc/"
 
-export SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1
-exec systemd-nspawn --quiet --register=no --keep-unit --link-journal=no --console=pipe \
-    --private-network --directory="$root" --boot \
-    --system-call-filter="bpf landlock_create_ruleset landlock_add_rule landlock_restrict_self pidfd_getfd" \
-    -- --unit=multi-user.target --show-status=0
+exec "$@"

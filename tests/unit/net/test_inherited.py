@@ -103,7 +103,7 @@ FORWARDS = st.builds(
     Forward,
     direction=st.sampled_from(Direction),
     address=ADDRESSES,
-    interface=st.one_of(st.none(), st.text(st.characters(exclude_characters="\0"), min_size=1)),
+    interface=st.one_of(st.none(), st.text(st.characters(min_codepoint=1), min_size=1)),
     port=st.integers(1, 65535),
     target=st.none(),
     target_port=st.just(80),

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Debian's packages in clean roots of its releases: built as Debian builds them, twice the same;
+checked by that release's lintian; installed with apt, used by the system's Python as root and as an
+ordinary user and under a systemd that boots; removed, with nothing left.
+
+`make test-packages`; what runs in there is packaging/debian/tests, which also is what autopkgtest
+runs.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.nspawn import Tree
+from tools import clean_root, deb
+from tools.clean_root import BUILDER, Recipe
+
+ROOT = Path(__file__).parents[2]
+TESTS = ROOT / deb.DEBIAN / "tests"
+SUITES = ("bookworm", "trixie")
+# What a system has, and what the package recommends; and what it depends on.
+BOOTED = (
+    "bash-completion",
+    "dbus",
+    "iproute2",
+    "libnss-systemd",
+    "man-db",
+    "procps",
+    "systemd-sysv",
+)
+NEEDED = ("python3", "python3-prctl", "python3-seccomp")
+# What apt, dpkg and systemd remember, and netbase leaves.
+OTHERS = (
+    "dev", "proc", "run", "sys", "tmp", "srv", "etc/hosts", "etc/ld.so.cache", "var/cache",
+    "var/lib/apt", "var/lib/dpkg", "var/lib/systemd", "var/log",
+)  # fmt: skip
+
+pytestmark = [pytest.mark.packages, pytest.mark.root, pytest.mark.timeout(1200)]
+
+
+@pytest.fixture(scope="module", params=SUITES)
+def suite(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def made(recipe: Recipe, folder: Path) -> Path:
+    try:
+        return clean_root.made(recipe, folder / "root")
+    except clean_root.UnavailableError as reason:
+        pytest.skip(str(reason))
+
+
+def builder(suite: str) -> Recipe:
+    return deb.builder(ROOT, suite, "autopkgtest", "lintian", *BOOTED)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """Of which nothing is kept: roots are large."""
+    yield tmp_path
+    shutil.rmtree(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def built(suite: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """What is built, in a folder."""
+    folder = tmp_path_factory.mktemp(f"built-{suite}")
+    root = made(builder(suite), folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DEB_BUILD_OPTIONS", "nocheck")
+        deb.build_in(root, ROOT, folder / "dist")
+    shutil.rmtree(root)
+    yield folder / "dist"
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def clean(suite: str, built: Path, folder: Path) -> Path:
+    """A clean root with the package in /srv, and what apt needs to install it offline."""
+    root = made(Recipe(suite, "minbase", BOOTED, NEEDED), folder)
+    (package,) = built.glob("*.deb")
+    shutil.copy(package, root / "srv/hardsplice.deb")
+    shutil.copytree(TESTS, root / "srv/tests")
+    return root
+
+
+def succeeds(root: Path, *words: str, user: int = 0) -> str:
+    done = clean_root.run(root, *words, user=user, timeout=300)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def files(root: Path) -> set[str]:
+    """What is in a root, but for OTHERS; folders end in a slash."""
+    found = set()
+    for place, folders, names in os.walk(root):
+        here = os.path.relpath(place, root)
+        for name in (*names, *(f"{name}/" for name in folders)):
+            found.add(os.path.normpath(f"{here}/{name}") + ("/" if name.endswith("/") else ""))
+        folders[:] = [one for one in folders if os.path.normpath(f"{here}/{one}") not in OTHERS]
+    return {path for path in found if path.rstrip("/") not in OTHERS}
+
+
+APT = ("env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "--quiet=2", "--yes")
+INSTALL = (*APT, "--no-install-recommends", "install", "/srv/hardsplice.deb")
+# Whatever came with it goes, too, although others suggest it.
+UNNEEDED = [f"--option=APT::AutoRemove::{one}Important=false" for one in ("Recommends", "Suggests")]
+PURGE = (*APT, *UNNEEDED, "--purge", "--autoremove", "remove", "hardsplice")
+
+
+def test_lintian_has_no_complaint(suite: str, built: Path, folder: Path) -> None:
+    root = made(builder(suite), folder)
+    shutil.copytree(built, root / "srv/dist")
+    (changes,) = (root / "srv/dist").glob("*.changes")
+    words = ("lintian", "--fail-on=warning", "--info", "--pedantic", "--display-info")
+    said = succeeds(root, *words, f"/srv/dist/{changes.name}", user=BUILDER)
+    print(said)
+
+
+def test_the_package_is_the_same_from_a_build_that_runs_its_tests(
+    suite: str, built: Path, folder: Path
+) -> None:
+    root = made(builder(suite), folder)
+    files = deb.build_in(root, ROOT, folder / "dist")
+    kept = (".deb", ".dsc", ".tar.xz", ".tar.gz")
+    compared = [path for path in files if path.name.endswith(kept)]
+    assert len(compared) == len(kept)
+    for path in compared:
+        assert path.read_bytes() == (built / path.name).read_bytes(), path.name
+
+
+def test_it_is_installed_used_and_removed(clean: Path) -> None:
+    before = files(clean)
+    succeeds(clean, *INSTALL)
+    said = succeeds(clean, "/srv/tests/forwarding")
+    assert "bytes went in and out" in said
+    said = succeeds(clean, "/srv/tests/forwarding", user=BUILDER)
+    assert f" uid {BUILDER} " in said
+    assert "bytes went in and out" in said
+    succeeds(clean, *PURGE)
+    assert files(clean) == before
+
+
+def test_its_services_run_and_go_with_it(clean: Path) -> None:
+    system = Tree(clean)
+    try:
+        before = files(clean)
+        status, said = system.run(*INSTALL)
+        assert status == 0, said
+        status, said = system.run("/srv/tests/services")
+        assert status == 0, said
+        assert "the exporter has its metrics" in said
+        system.control("enable", "--now", "hardsplice-exporter.socket")
+        system.run("ip", "netns", "add", "blue")
+        system.write("/etc/hardsplice/blue.conf", "OPTIONS=-t 127.0.0.1/8080:80\n")
+        system.control("start", "hardsplice@blue")
+        assert system.run("pgrep", "hs-host")[0] == 0
+        status, said = system.run(*PURGE)
+        assert status == 0, said
+        assert system.run("pgrep", "hs-")[0] == 1, "something runs on"
+        assert system.run("systemctl", "is-active", "hardsplice-exporter.socket")[0] != 0
+        (clean / "etc/hardsplice/blue.conf").unlink()  # the administrator's
+        (clean / "etc/hardsplice").rmdir()
+        assert files(clean) == before
+    finally:
+        system.close()
+
+
+def test_autopkgtest_runs_its_tests(suite: str, built: Path, folder: Path) -> None:
+    root = made(builder(suite), folder)
+    shutil.copytree(built, root / "srv/dist")
+    (package,) = (path.name for path in built.glob("*.deb"))
+    (source,) = (path.name for path in built.glob("*.dsc"))
+    words = ("--no-built-binaries", "--ignore-restrictions=isolation-machine")
+    given = (f"/srv/dist/{source}", f"/srv/dist/{package}", "--", "null")
+    system = Tree(root)
+    try:
+        status, said = system.run("autopkgtest", *words, *given)
+        assert status == 0, said
+        assert "services             PASS" in said, said
+        print(said)
+    finally:
+        system.close()

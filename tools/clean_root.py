@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Clean installations of Debian's releases, as folders, in which packages are built and tried.
+
+mmdebstrap(1) makes them, once, in $HARDSPLICE_CACHE (~/.cache/hardsplice), so that only the first
+use needs the network. What is used is a copy. Root's rights are needed: a package is installed by
+root, and what is installed has owners.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+_SCRIPT = Path(__file__).with_name("clean_root.sh")
+_PATIENCE = 900  # seconds to make a root in
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_RECIPE = 1  # to be raised when roots are made in another way
+BUILDER = 1000  # the user ID of an ordinary user, "builder", in each
+
+
+class UnavailableError(Exception):
+    """No such root can be had here; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A release of Debian by its name, mmdebstrap's word for the packages that it consists of
+    (``minbase`` or ``buildd``), and others. ``downloaded`` are packages that can be installed
+    without the network, with all that they need.
+    """
+
+    suite: str
+    variant: str
+    installed: tuple[str, ...] = ()
+    downloaded: tuple[str, ...] = ()
+
+    def key(self) -> str:
+        """What tells it from others."""
+        return hashlib.sha256(f"{_RECIPE} {self}".encode()).hexdigest()[:16]
+
+
+def made(recipe: Recipe, to: Path) -> Path:
+    """A copy of its own, at ``to``. Raises UnavailableError."""
+    subprocess.run(["cp", "--archive", "--reflink=auto", _cached(recipe), to], check=True)
+    return to
+
+
+def run(
+    root: Path,
+    *words: str,
+    folder: str = "/",
+    user: int = 0,
+    network: bool = False,
+    environment: Mapping[str, str] | None = None,
+    timeout: float = _PATIENCE,
+) -> subprocess.CompletedProcess[str]:
+    """Run a command in a root to its end, and with it everything that it started; what it says, on
+    both streams, is in ``stdout``.
+    """
+    home = "/home/builder" if user == BUILDER else "/root"
+    settings = {"PATH": _PATH, "HOME": home, "LC_ALL": "C.UTF-8", **(environment or {})}
+    command = ["env", "--ignore-environment", *(f"{k}={v}" for k, v in settings.items()), *words]
+    if user:
+        ids = (f"--reuid={user}", f"--regid={user}", "--clear-groups")
+        command = ["setpriv", *ids, *command]
+    return subprocess.run(
+        entering(root, *command, folder=folder, network=network),
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        errors="replace", check=False, timeout=timeout, start_new_session=True,
+    )  # fmt: skip
+
+
+def entering(root: Path, *words: str, folder: str = "/", network: bool = False) -> list[str]:
+    """The words of a command that runs one in a root, and ends with its parent."""
+    own = ["--mount", "--pid", "--fork", "--kill-child=KILL", "--ipc", "--uts"]
+    if not network:
+        own.append("--net")
+    begin = ["setpriv", "--pdeathsig=KILL", "unshare", *own]
+    return [*begin, "bash", str(_SCRIPT), str(root), folder, *words]
+
+
+def _cached(recipe: Recipe) -> Path:
+    """The folder that is copied, made where there is none yet, by one process at a time."""
+    if os.geteuid() != 0:
+        raise UnavailableError("needs root, to make a clean root")
+    for tool in ("mmdebstrap", "ip", "setpriv", "unshare"):
+        if shutil.which(tool) is None:
+            raise UnavailableError(f"{tool} is not installed")
+    chosen = os.environ.get("HARDSPLICE_CACHE")
+    cache = Path(chosen) if chosen else Path.home() / ".cache" / "hardsplice"
+    cache.mkdir(parents=True, exist_ok=True)
+    name = f"root-{recipe.suite}-{recipe.variant}"
+    with open(cache / f"{name}.lock", "w", encoding="ascii") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        folder = cache / f"{name}-{recipe.key()}"
+        if not folder.is_dir():
+            for old in cache.glob(f"{name}-*"):
+                shutil.rmtree(old)
+            partial = cache / f"{name}-partial"
+            _make(recipe, partial)
+            partial.rename(folder)
+        return folder
+
+
+def _make(recipe: Recipe, folder: Path) -> None:
+    words = [
+        "mmdebstrap", "--quiet", "--mode=root", f"--variant={recipe.variant}",
+        "--aptopt=Acquire::Languages none", "--aptopt=Acquire::Retries 3",
+        f"--include={','.join((*recipe.installed, 'passwd', 'mount'))}",
+        f"--customize-hook=chroot $1 useradd --create-home --uid {BUILDER} builder",
+        recipe.suite, str(folder),
+    ]  # fmt: skip
+    _step(words)
+    if recipe.downloaded:
+        get = ("apt-get", "--quiet=2")
+        for each in (("update",), ("install", "--yes", "--download-only", *recipe.downloaded)):
+            done = run(folder, *get, *each, network=True)
+            if done.returncode != 0:
+                raise UnavailableError(f"apt-get {each[0]} failed: {_last(done.stdout)}")
+
+
+def _step(words: Sequence[str]) -> None:
+    environment = {**os.environ, "PATH": _PATH, "LC_ALL": "C.UTF-8"}
+    done = subprocess.run(
+        words, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, errors="replace", check=False, timeout=_PATIENCE,
+    )  # fmt: skip
+    if done.returncode != 0:
+        raise UnavailableError(f"{words[0]} failed: {_last(done.stdout)}")
+
+
+def _last(said: str) -> str:
+    return (said.strip().splitlines() or ["it says nothing"])[-1]

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Debian's packages, source and binary, in dist/ or the folder that is named.
+
+    python3 -m tools.deb [--suite SUITE] [FOLDER]
+
+They are built of what git tracks, in a folder of their own, as packages of the release that runs
+here, with its Python. With --suite they are built in a clean root of another release (tools/
+clean_root.py; root's rights are needed) by an ordinary user without a network, as Debian does.
+DEB_BUILD_OPTIONS is heeded: nocheck leaves the tests out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tools import clean_root, dist
+
+ROOT = Path(__file__).resolve().parents[1]
+DEBIAN = Path("packaging/debian")
+_TOOLS = ("dpkg-buildpackage", "dpkg-checkbuilddeps")
+_BUILT = "/home/builder/dist"
+
+
+class CannotBuildError(Exception):
+    """Why there are no packages; a line, or two."""
+
+
+def version(root: Path) -> str:
+    """The product's, without Debian's revision."""
+    (found,) = re.findall(r"\Ahardsplice \((.+)-[^-]+\)", (root / DEBIAN / "changelog").read_text())
+    return str(found)
+
+
+def needed(root: Path) -> list[str]:
+    """The packages that a build needs, by their names alone."""
+    control = (root / DEBIAN / "control").read_text()
+    fields = re.findall(r"^Build-Depends[\w-]*:\n((?: .*\n)+)", control, re.MULTILINE)
+    return [line.split()[0].rstrip(",") for field in fields for line in field.splitlines()]
+
+
+def build(root: Path, target: Path) -> list[Path]:
+    """Build with what is installed here. Raises CannotBuildError."""
+    if not all(map(shutil.which, _TOOLS)):
+        raise CannotBuildError("there is no dpkg-buildpackage: install build-essential")
+    asked = subprocess.run(
+        ["dpkg-checkbuilddeps", root / DEBIAN / "control"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if asked.returncode != 0:
+        lacking = asked.stderr.strip().rpartition("dependencies: ")[2]
+        raise CannotBuildError(
+            f"these packages are missing: {lacking}\n"
+            "install them, or as root, with mmdebstrap: make deb SUITE=trixie (or bookworm)"
+        )
+    with tempfile.TemporaryDirectory(prefix="hardsplice-deb-") as folder:
+        released, built = Path(folder, "released"), Path(folder, "built")
+        dist.build(root, released)
+        built.mkdir()
+        name = f"hardsplice-{version(root)}"
+        original = built / f"hardsplice_{version(root)}.orig.tar.gz"
+        shutil.copy(released / f"{name}.tar.gz", original)
+        original.chmod(0o644)  # also where hatchling makes it its owner's alone
+        subprocess.run(["tar", "--extract", "--file", original], cwd=built, check=True)
+        source = built / name
+        shutil.copytree(source / DEBIAN, source / "debian")
+        # The time of what is in the packages is that of their changelog.
+        environment = {k: v for k, v in os.environ.items() if k != "SOURCE_DATE_EPOCH"}
+        command = ["dpkg-buildpackage", "--no-sign"]
+        if subprocess.run(command, cwd=source, env=environment, check=False).returncode != 0:
+            raise CannotBuildError("dpkg-buildpackage failed: see above")
+        target.mkdir(parents=True, exist_ok=True)
+        files = sorted(path for path in built.iterdir() if path.is_file())
+        return [Path(shutil.copy(path, target / path.name)) for path in files]
+
+
+def builder(root: Path, suite: str, *more: str) -> clean_root.Recipe:
+    """The root in which packages are built, with ``more`` packages."""
+    return clean_root.Recipe(suite, "buildd", (*needed(root), *more))
+
+
+def build_in(clean: Path, root: Path, target: Path) -> list[Path]:
+    """Build in a root of its own. Raises CannotBuildError."""
+    home = clean / "home/builder"
+    source = home / "source"
+    for name in dist.tracked(root):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(root / name, source / name, follow_symlinks=False)
+    for path in (source, *source.rglob("*")):
+        os.chown(path, clean_root.BUILDER, clean_root.BUILDER, follow_symlinks=False)
+    settings = {"SOURCE_DATE_EPOCH": str(dist.epoch(root))}
+    if options := os.environ.get("DEB_BUILD_OPTIONS"):
+        settings["DEB_BUILD_OPTIONS"] = options
+    done = clean_root.run(
+        clean, "python3", "-m", "tools.deb", _BUILT,
+        folder="/home/builder/source", user=clean_root.BUILDER, environment=settings,
+    )  # fmt: skip
+    print(done.stdout, end="", file=sys.stderr)
+    if done.returncode != 0:
+        raise CannotBuildError("it does not build: see above")
+    target.mkdir(parents=True, exist_ok=True)
+    files = sorted((clean / _BUILT.removeprefix("/")).iterdir())
+    return [Path(shutil.copy(path, target / path.name)) for path in files]
+
+
+def main() -> int:
+    """Say what was built."""
+    parser = argparse.ArgumentParser(prog="tools.deb", description="Build Debian's packages.")
+    parser.add_argument("--suite", help="in a clean root of this release of Debian")
+    parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "dist")
+    chosen = parser.parse_args()
+    try:
+        if chosen.suite:
+            with tempfile.TemporaryDirectory(prefix="hardsplice-deb-") as folder:
+                clean = clean_root.made(builder(ROOT, chosen.suite), Path(folder, "root"))
+                files = build_in(clean, ROOT, chosen.folder)
+        else:
+            files = build(ROOT, chosen.folder)
+    except (CannotBuildError, clean_root.UnavailableError) as reason:
+        for line in f"cannot build packages: {reason}".splitlines():
+            print(f"deb: {line}", file=sys.stderr)
+        return 1
+    for path in files:
+        print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
