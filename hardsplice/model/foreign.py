@@ -27,7 +27,7 @@ _TAP = frozenset(
     {
         "-a", "--address", "-C", "--config-net", "-D", "--dns", "-g", "--gateway", "-i", "-I",
         "--interface", "-m", "--mtu", "-M", "--mac-addr", "-n", "--netmask", "-o", "--outbound",
-        "-p", "--pcap", "-S", "--search", "--dhcp-dns", "--dns-forward",
+        "-p", "--pcap", "-S", "--search", "--dhcp-dns", "--dhcp-search", "--dns-forward",
         "--dns-host", "--fqdn", "--hostname", "--map-gw",
         "--map-guest-addr", "--map-host-loopback", "--no-copy-addrs", "--no-copy-routes",
         "--no-dhcp", "--no-dhcp-dns", "--no-dhcp-search", "--no-dhcpv6", "--no-icmp",

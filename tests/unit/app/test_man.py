@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The manual against the parser, both ways, and against the tools that typeset it.
+"""The manual against the parser, both ways. test_manuals.py has what holds for every page.
 
 The options are read from the page's source, where mdoc marks each; what a reader sees is read from
 the page as groff renders it.
@@ -7,7 +7,6 @@ the page as groff renders it.
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import shutil
@@ -18,7 +17,7 @@ import pytest
 
 from hardsplice.app.option_table import OPTIONS, SECTIONS
 from hardsplice.app.options import Mode, parse_args
-from hardsplice.model import ports, spec
+from hardsplice.model import foreign, ports, spec
 from hardsplice.model.direction import Direction
 
 PAGE = Path(__file__).parents[3] / "packaging" / "man" / "hardsplice.1"
@@ -97,9 +96,11 @@ def test_the_sections_of_a_manual_are_there_and_in_order() -> None:
         "FILES",
         "EXIT STATUS",
         "EXAMPLES",
+        "DIFFERENCES FROM PASTA",
         "NOTES",
         "SECURITY",
         "SEE ALSO",
+        "AUTHORS",
         "BUGS",
     ]
 
@@ -192,40 +193,40 @@ def test_a_reader_sees_every_option_and_example(rendered: str) -> None:
         assert line in rendered
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        ["groff", "-mdoc", "-ww", "-Tutf8", "-z"],
-        ["groff", "-mdoc", "-ww", "-Tascii", "-z", "-rLL=60n"],
-        # "-l" formats a file by its name; -Z stops before the output device.
-        ["man", "--warnings", "-E", "UTF-8", "-l", "-Tutf8", "-Z"],
-        ["mandoc", "-Tlint", "-Wwarning"],
-    ],
-    ids=["groff", "groff-narrow", "man", "mandoc"],
-)
-def test_typesetters_have_no_complaint(command: list[str]) -> None:
-    if shutil.which(command[0]) is None:
-        pytest.skip(f"{command[0]} is not installed")
-    done = subprocess.run(
-        [*command, str(PAGE)],
-        env={**os.environ, "LC_ALL": "C.UTF-8", "MANROFFSEQ": "", "MANWIDTH": "80"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    complaints = done.stderr + (done.stdout if command[0] == "mandoc" else "")
-    assert (done.returncode, complaints) == (0, "")
+def test_what_differs_from_pasta_is_said_of_options_that_there_are_or_that_are_refused() -> None:
+    """The first are ours, which another test says; these are pasta's, and have an answer."""
+    missing = section("DIFFERENCES FROM PASTA").partition("These are missing")[2]
+    missing = re.sub(r"Fl -no-netns-quit", "", missing.partition("So is\n")[0])
+    words = re.findall(r"(?<=[\s,])--?[A-Za-z][\w-]*(?<!-)(?=[\s,])", missing)
+    words.remove("--dhcp")  # what names begin with
+    assert len(words) > 15
+    assert [word for word in words if not foreign.is_tap(word)] == []
 
 
-def test_a_fault_in_the_page_would_be_a_complaint(tmp_path: Path) -> None:
-    if shutil.which("groff") is None:
-        pytest.skip("groff is not installed")
-    page = tmp_path / "wrong.1"
-    page.write_text(PAGE.read_text(encoding="ascii") + ".NoSuchMacro\n", encoding="ascii")
-    done = subprocess.run(
-        ["groff", "-mdoc", "-ww", "-Tutf8", "-z", str(page)],
-        capture_output=True,
-        text=True,
-        check=False,
+def pastas_options() -> set[str]:
+    if shutil.which("pasta") is None:
+        pytest.skip("pasta is not installed")
+    done = subprocess.run(["pasta", "--help"], capture_output=True, text=True, check=False)
+    said = done.stdout + done.stderr
+    return set(re.findall(r"^ +(-\w), --", said, re.MULTILINE)) | set(
+        re.findall(r"^ +(?:-\w, )?(--[\w-]+)", said, re.MULTILINE)
     )
-    assert "NoSuchMacro" in done.stderr
+
+
+def test_pasta_has_the_options_that_mean_the_same_or_differ() -> None:
+    here = section("DIFFERENCES FROM PASTA").partition("These are missing")[0]
+    newer = {"--host-lo-to-ns-lo"}
+    lines = re.findall(r"\bFl (.*)$", here, re.MULTILINE)
+    named = {f"-{word}" for line in lines for word in re.findall(r"-?[A-Za-z0-9][\w-]*", line)}
+    named.discard("-Fl")
+    assert len(named) > 16
+    assert named - newer <= pastas_options()
+
+
+def test_every_option_of_pastas_is_ours_or_is_refused_as_pastas() -> None:
+    """But what passt alone has, of which pasta's --help lists one, and -e, which the page has."""
+    known = {name for option in OPTIONS for name in option.names}
+    others = {"-F", "--fd", "-e"}
+    rest = pastas_options() - known - others
+    assert len(rest) > 20
+    assert [name for name in rest if not foreign.is_tap(name)] == []

@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""hardsplicectl's manual and completions against its parser, and the manual against typesetters."""
+"""hardsplicectl's manual and completions against its parser."""
 
 from __future__ import annotations
 
 import argparse
 import re
 import shlex
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -62,19 +60,6 @@ def test_the_examples_are_understood() -> None:
     lines = re.findall(r"^\.Dl \$ hardsplicectl (.*)$", SOURCE, re.MULTILINE)
     commands = {parse_args(shlex.split(line)).command for line in lines}
     assert commands >= {"ports", "top", "status"}
-
-
-@pytest.mark.parametrize(
-    "command",
-    [["groff", "-mdoc", "-ww", "-Tutf8", "-z"], ["mandoc", "-Tlint", "-Wwarning"]],
-    ids=["groff", "mandoc"],
-)
-def test_typesetters_have_no_complaint(command: list[str]) -> None:
-    if shutil.which(command[0]) is None:
-        pytest.skip(f"{command[0]} is not installed")
-    done = subprocess.run([*command, str(PAGE)], capture_output=True, text=True, check=False)
-    complaints = done.stderr + (done.stdout if command[0] == "mandoc" else "")
-    assert (done.returncode, complaints) == (0, "")
 
 
 # --- completions ----------------------------------------------------------------------------------
