@@ -44,10 +44,11 @@ def test_this_machines_parser_takes_it() -> None:
 
 @pytest.mark.packages
 @pytest.mark.root
+@pytest.mark.timeout(400)
 def test_trixies_parser_takes_it_as_it_does_the_others(tmp_path: Path) -> None:
     root = tmp_path / "root"
     made = ("mmdebstrap", "--quiet", "--variant=apt", "--include=apparmor", "trixie", str(root))
-    subprocess.run([*made, "http://deb.debian.org/debian"], check=True, timeout=110)
+    subprocess.run([*made, "http://deb.debian.org/debian"], check=True, timeout=300)
     profiles = root / "etc/apparmor.d"
     shutil.copy(PROFILE, profiles)
     inside = ("chroot", str(root), *PARSE)

@@ -74,7 +74,7 @@ def test_each_path_of_namespaces_stands_with_who_needs_it(path: str) -> None:
 
 @pytest.mark.packages
 @pytest.mark.root
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(400)
 def test_linked_with_the_whole_policy_it_may_what_it_needs_and_no_more(
     module: Path, tmp_path: Path
 ) -> None:
@@ -88,7 +88,7 @@ def test_linked_with_the_whole_policy_it_may_what_it_needs_and_no_more(
     (root / "var/lib/selinux/default").mkdir(parents=True, exist_ok=True)
     modules = sorted((root / "usr/share/selinux/default").glob("*.pp.bz2"))
     words = [word for one in (*modules, module) for word in ("--install", str(one))]
-    run("semodule", "-p", root, "-s", "default", "-n", *words, cwd=tmp_path, timeout=200)
+    run("semodule", "-p", root, "-s", "default", "-n", *words, cwd=tmp_path, timeout=300)
     (policy,) = (root / "etc/selinux/default/policy").iterdir()
 
     def rules(*asked: str) -> str:
