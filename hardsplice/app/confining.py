@@ -19,7 +19,7 @@ from hardsplice.sandbox.steps import Lockdown
 def confine_signals(opened: Opened, say: Callable[[str], None]) -> Sequence[str]:
     """Confine the signals of all of hardsplice's processes to these: early, so that one layer holds
     them all; but after COMMAND's are forked, which must not be in it. Returns the layers that are
-    missing, in words; ``say`` gets the steps.
+    lacking, in words; ``say`` gets the steps.
     """
     layers = [steps.no_new_privileges()]
     ruleset = landlock.scope(opened.before.landlock.abi)
@@ -29,7 +29,7 @@ def confine_signals(opened: Opened, say: Callable[[str], None]) -> Sequence[str]
     begun.run(layers)
     if ruleset is not None:
         os.close(ruleset)
-    return tuple(begun.missing)
+    return tuple(begun.lacking)
 
 
 def confinement(opened: Opened, direction: Direction, program: bytes) -> Confinement:

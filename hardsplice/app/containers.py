@@ -14,6 +14,7 @@ from hardsplice.command.container import Container
 from hardsplice.command.recipe import Recipe
 from hardsplice.command.terminal import Terminal
 from hardsplice.ipc.channel import close_all
+from hardsplice.model import roles
 from hardsplice.model.errors import HardspliceError, quote
 from hardsplice.sandbox import refusals, rights, users
 from hardsplice.telemetry.log import Level, Log
@@ -54,8 +55,8 @@ def _recipe(opened: Opened, programs: Programs, caller: Caller) -> Recipe:
         takes_foreground=_takes_foreground(opened.terminal, command),
         aside=numbered.aside,
         file_limits=numbered.limits,
-        init_program=programs.init,
-        guard_program=programs.guard,
+        init_program=programs.of(roles.INIT),
+        guard_program=programs.of(roles.GUARD),
         last_capability=before.last_capability,
         landlock_abi=before.landlock.abi,
         strict=options.sandbox == "strict",

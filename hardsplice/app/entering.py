@@ -19,6 +19,7 @@ from hardsplice.app.progress import Progress
 from hardsplice.command.caller import Caller
 from hardsplice.command.container import Container
 from hardsplice.ipc import descriptors
+from hardsplice.model import roles
 from hardsplice.model.direction import Direction
 from hardsplice.model.forward import Forward
 from hardsplice.monitor import loops, namespace
@@ -35,7 +36,7 @@ class Entered(NamedTuple):
     planner: Planner
     container: Container | None  # COMMAND's, if there is one
     served: Served  # the namespaces that are served
-    missing: Sequence[str]  # layers of the lock-down that are not in force
+    lacking: Sequence[str]  # layers of the lock-down that are not in force
     inside: Started | None  # the namespace monitor; None if no port is or can be forwarded
     listening: Listening  # in the namespace, too
     listeners: Sequence[Bound]  # the outbound relays'; the inbound ones' are not here
@@ -61,9 +62,9 @@ def enter(
         pipe_size,
         opened.numbered.first_flow,
         programs.book,
-        programs.relays,
+        {one: programs.of(role) for one, role in roles.RELAYS.items()},
         has_ruleset=opened.before.landlock.abi > 0,
-        are_kept=opened.manager.keeps > 0,
+        are_stored=opened.manager.keeps > 0,
     )
     gc.collect()
     gc.freeze()
@@ -73,7 +74,7 @@ def enter(
         container = containers.make(opened, programs, caller, progress.log)
         undo.callback(container.end)
         served = container.served
-    missing = confining.confine_signals(opened, progress.say)
+    lacking = confining.confine_signals(opened, progress.say)
     options = opened.options
     inside = None
     if options.inbound or options.outbound or options.dynamic:
@@ -89,7 +90,7 @@ def enter(
     listeners = in_places(listening.opened[Direction.OUTBOUND])
     copies |= _copies(opened, listeners)
     return Entered(
-        planner, container, served, missing, inside, listening, listeners, copies, ports, store
+        planner, container, served, lacking, inside, listening, listeners, copies, ports, store
     )
 
 
@@ -105,7 +106,7 @@ def _plan(opened: Opened, programs: Programs, planner: Planner, served: Served) 
         is_dynamic=bool(options.dynamic),
         relays=planner.draft(Direction.INBOUND, inbound),
         first_flow=opened.numbered.first_flow,
-        confinement=confining.confinement(opened, Direction.INBOUND, programs.namespace),
+        confinement=confining.confinement(opened, Direction.INBOUND, programs.of(roles.NAMESPACE)),
     )
 
 

@@ -5,42 +5,38 @@ fits the options, so that no process needs libseccomp later.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hardsplice.app.options import Options
 from hardsplice.app.plans import area_of_books
-from hardsplice.model import roles
-from hardsplice.model.direction import Direction
+from hardsplice.model.roles import ROLES, Role
 from hardsplice.sandbox import seccomp
 from hardsplice.sandbox.address_book import Area
 
 
 @dataclass(frozen=True, slots=True)
 class Programs:
-    """The program that each process passes to seccomp(2), and the place of the address book."""
+    """The program that each role passes to seccomp(2), by its name, and where the address book
+    lies.
+    """
 
-    host: bytes
-    namespace: bytes
-    relays: dict[Direction, bytes]
-    init: bytes
-    guard: bytes
+    by_role: Mapping[str, bytes]
     book: Area
+
+    def of(self, role: Role) -> bytes:
+        """A role's program."""
+        return self.by_role[role.name]
 
 
 def compile_all(options: Options, first_flow: int) -> Programs:
     """The programs for this machine; ``first_flow`` is the first descriptor behind the places of
     listeners. HardspliceError where libseccomp can't be loaded or lacks something.
     """
-    changes, has_control = bool(options.dynamic), options.control is not None
-    policies: dict[str, str] = {
-        "host": roles.HOST.policy_for(is_dynamic=changes, has_control=has_control),
-        "namespace": roles.NAMESPACE.policy_for(is_dynamic=changes),
-        "init": roles.INIT.policy,
-        "guard": roles.GUARD.policy,
-        **{
-            one: roles.RELAYS[one].policy_for(is_dynamic=one in options.dynamic)
-            for one in Direction
-        },
+    dynamic, has_control = options.dynamic, options.control is not None
+    policies = {
+        role.name: role.policy_for(is_dynamic=role.changes_with(dynamic), has_control=has_control)
+        for role in ROLES.values()
     }
     arch = seccomp.native_arch()
     book = area_of_books(options, first_flow, arch)
@@ -49,12 +45,4 @@ def compile_all(options: Options, first_flow: int) -> Programs:
         policy: seccomp.compile_policy(seccomp.load_policy(policy).settled(words), arch)
         for policy in sorted(set(policies.values()))
     }
-    made = {name: compiled[policy] for name, policy in policies.items()}
-    return Programs(
-        host=made["host"],
-        namespace=made["namespace"],
-        relays={one: made[one] for one in Direction},
-        init=made["init"],
-        guard=made["guard"],
-        book=book,
-    )
+    return Programs({name: compiled[policy] for name, policy in policies.items()}, book)

@@ -34,7 +34,7 @@ ONLY_WRITTEN = "read nothing from where messages go"
 class Isolated(NamedTuple):
     """What the stage leaves: what is not in force."""
 
-    missing: Sequence[str]  # layers that this kernel lacks, here or in all processes
+    lacking: Sequence[str]  # layers that this kernel lacks, here or in all processes
     unsealed: Sequence[str]  # reported only on request: the filter enforces the same
 
 
@@ -52,7 +52,7 @@ def lock(
     kept = _kept(opened, entered, host, has_launcher=progress.launcher is not None)
     descriptors.null_standard_streams((0, 1))
     host.log.settle()
-    own = confinement(opened, Direction.OUTBOUND, programs.host)
+    own = confinement(opened, Direction.OUTBOUND, programs.of(roles.HOST))
     begun = own.begin(progress.say)
     descriptors.keep((descriptors.RULESET_FD, *kept), numbered.first_flow)
     ruleset = own.ruleset(entered.planner.sink.port, scoped=False)
@@ -70,10 +70,10 @@ def lock(
     )
     if ruleset is not None:
         os.close(ruleset)
-    opened.before.parent.ask_again()
+    opened.before.parent.check_again()
     begun.run([steps.filter_step(own.program)])
-    missing = (*entered.missing, *begun.missing)
-    return Isolated(missing, (f"{SEALED}: {unsealed}",) if unsealed else ())
+    lacking = (*entered.lacking, *begun.lacking)
+    return Isolated(lacking, (f"{SEALED}: {unsealed}",) if unsealed else ())
 
 
 def _file_limit(limit: int, *, has_ready_fd: bool) -> int:
@@ -112,5 +112,5 @@ def _kept(opened: Opened, entered: Entered, host: Host, *, has_launcher: bool) -
     keep += [one.fd for one in entered.listeners]
     keep += (*entered.copies.values(), *entered.planner.sink.fds.values())
     keep += [one.fileno() for one in (files.control, files.metrics, host.terminal) if one]
-    keep += [one.asker.fileno() for one in host.watched.values()]
+    keep += [one.diag_socket.fileno() for one in host.watched.values()]
     return keep

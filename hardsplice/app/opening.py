@@ -72,7 +72,7 @@ class Opened(NamedTuple):
     terminal: Terminal | None  # the one that controls our session, if there is one
     served: Served | None  # the namespaces that there are; COMMAND's come later
     files: Files
-    asker: socket.socket | None  # to ask what is listened on here (-T auto)
+    diag_socket: socket.socket | None  # to ask what is listened on here (-T auto)
     families: tuple[int, ...]  # that the host has
     listening: Listening  # on the host
 
@@ -100,12 +100,12 @@ def open_all(options: Options, progress: Progress, undo: contextlib.ExitStack) -
     elif not options.foreground:
         progress.log.to_syslog()
     notifier = Notifier(manager.notify)
-    progress.tell_too(notifier)
+    progress.report_to(notifier)
     files = _make_files(options, undo)
-    asker = sockdiag.open_socket() if options.outbound_auto else None
+    diag_socket = sockdiag.open_socket() if options.outbound_auto else None
     families = listeners.usable_families(options.versions)
     return Opened(
-        manager, notifier, numbered, before, terminal, served, files, asker, families,
+        manager, notifier, numbered, before, terminal, served, files, diag_socket, families,
         _listen(options, families, numbered.passed, progress.log),
     )  # fmt: skip
 

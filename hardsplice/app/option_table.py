@@ -133,7 +133,7 @@ SECTIONS: dict[str, tuple[Option, ...]] = {
             help="accept clients in the namespace there, too",
             needs=(
                 "--control",
-                "there is no control socket to be heard at; add --control, or leave it out",
+                "there is no control socket; add --control, or leave it out",
             ),
         ),
         _file(
@@ -221,7 +221,7 @@ SECTIONS: dict[str, tuple[Option, ...]] = {
             default="text",
             offers=("text", "json"),
         ),
-        _flag("--log-flows", help="log a line for each connection that ends"),
+        _flag("--log-flows", help="log a line for each flow that ends"),
     ),
     "Other": (
         _no_udp("-u", "--udp-ports"),

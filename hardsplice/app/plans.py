@@ -39,12 +39,12 @@ class Planner:
         programs: Mapping[Direction, bytes],
         *,
         has_ruleset: bool,
-        are_kept: bool,
+        are_stored: bool,
     ) -> None:
         """``pipe_size`` is in bytes, ``first_flow`` the first descriptor behind listeners,
         ``area`` where the address books are; ``programs`` are the relays' filters;
         ``has_ruleset`` says that there is one of Landlock. The service manager has listeners, too:
-        those that it passed, and all if they ``are_kept``.
+        those that it passed, and all if they ``are_stored``.
         """
         self.options = options
         self._pipe_size = pipe_size
@@ -52,7 +52,7 @@ class Planner:
         self._programs = programs
         self._has_ruleset = has_ruleset
         self._obstacle = unotify.obstacle() if options.dynamic else None
-        self._are_kept = are_kept
+        self._are_stored = are_stored
         self.sink = open_sink() if options.dynamic else Sink()
         self.books = books(options, first_flow, area, self.sink)
         rows = _flow_rows(options)
@@ -89,7 +89,7 @@ class Planner:
             first_flow=self._first_flow,
             filter=self._programs[direction],
             is_dynamic=direction in options.dynamic,
-            lent=self._lent(opened),
+            stored=self._stored(opened),
             book=self.books[direction].area,
             stats=self.stats[direction][0],
             idle_seconds=options.idle_timeout,
@@ -100,11 +100,11 @@ class Planner:
         )
         return Draft(common, opened, self.books[direction], self.stats[direction])
 
-    def _lent(self, opened: Sequence[Bound]) -> frozenset[int]:
+    def _stored(self, opened: Sequence[Bound]) -> frozenset[int]:
         """The numbers of the listeners that the service manager has, too."""
         forwards = [one.forward for one in opened]
         return frozenset(
-            one.id for one in forwards if self._are_kept or one.origin is Origin.PASSED
+            one.id for one in forwards if self._are_stored or one.origin is Origin.PASSED
         )
 
 

@@ -45,7 +45,7 @@ class Progress:
         self._is_waited_for = launcher is not None and not options.foreground
         self._is_ready = False
 
-    def tell_too(self, notifier: Notifier) -> None:
+    def report_to(self, notifier: Notifier) -> None:
         """Report failures to the service manager, too."""
         self._notifier = notifier
 
@@ -60,19 +60,19 @@ class Progress:
 
     def ready(
         self,
-        missing: Iterable[str],
+        lacking: Iterable[str],
         unsealed: Sequence[str],
         free: Sequence[Forward],
         *,
         has_ready_fd: bool,
     ) -> None:
-        """All is bound and locked down, except for layers that are ``missing``, and for what is
+        """All is bound and locked down, except for layers that are ``lacking``, and for what is
         ``unsealed``, which is reported only on request, since the filter enforces the same.
         HardspliceError if the process that waited has gone.
         """
         # Text from the namespace monitor is not trusted either.
-        lacking = list(dict.fromkeys(map(printable, missing)))
-        for what in lacking:
+        layers = list(dict.fromkeys(map(printable, lacking)))
+        for what in layers:
             self.log.line(Level.WARNING, f"not in force: {what}")
         for what in unsealed:
             self.say(f"not in force: {what}")
@@ -85,9 +85,9 @@ class Progress:
             free_ports.write_report(free, descriptors.READY_FD)
             descriptors.clear((descriptors.READY_FD,))
         if self.launcher:  # it exits now, or prints what --audit shows
-            text = "\n".join([took, *lacking, *unsealed])
-            heard = self.launcher.send(Record(Kind.READY, text=text.encode()))
-            if not heard and self._is_waited_for:
+            text = "\n".join([took, *layers, *unsealed])
+            was_sent = self.launcher.send(Record(Kind.READY, text=text.encode()))
+            if not was_sent and self._is_waited_for:
                 raise HardspliceError(
                     "go", "into the background", "the process that started it is gone"
                 )

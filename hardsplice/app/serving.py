@@ -29,7 +29,10 @@ def host_of(opened: Opened, entered: Entered, log: Log) -> Host:
     options, planner, inside = entered.listening.options, entered.planner, entered.inside
     taken = signals.take(has_command=entered.container is not None)
     descriptors.move(taken, descriptors.SIGNALS_FD)
-    askers = {Direction.OUTBOUND: opened.asker, Direction.INBOUND: inside.asker if inside else None}
+    diag_sockets = {
+        Direction.OUTBOUND: opened.diag_socket,
+        Direction.INBOUND: inside.diag_socket if inside else None,
+    }
     return Host(
         log=log,
         served=departure.placed(entered.served),
@@ -39,9 +42,9 @@ def host_of(opened: Opened, entered: Entered, log: Log) -> Host:
         dynamic=options.dynamic,
         effects=_effects(opened, entered) if options.dynamic else None,
         watched={
-            direction: Watched(options.auto(direction), asker)
-            for direction, asker in askers.items()
-            if asker is not None
+            direction: Watched(options.auto(direction), diag_socket)
+            for direction, diag_socket in diag_sockets.items()
+            if diag_socket is not None
         },
         versions=options.versions,
         check_room=planner.check_room,

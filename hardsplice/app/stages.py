@@ -73,12 +73,12 @@ def run(options: Options, caller: Caller, progress: Progress) -> int:
             if control is not None:
                 control.serve(monitor)
             progress.ready(
-                monitor.missing,
+                monitor.lacking,
                 isolated.unsealed,
                 free,
                 has_ready_fd=opened.numbered.ready is not None,
             )
 
-        status = HostMonitor(host, isolated.missing, ready).run()
+        status = HostMonitor(host, isolated.lacking, ready).run()
         undo.pop_all()
         return status

@@ -190,7 +190,7 @@ class Container:
         if self._has_been_ended:
             return
         self._has_been_ended = True
-        self.channel.drain()
+        self.channel.discard_rest()
         self.channel.close()
         if self._init is not None:
             self._init.has_ended(patience)

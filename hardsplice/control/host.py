@@ -49,7 +49,7 @@ class ServedMonitor(typing.Protocol):
         """Each direction's counters and flow tables."""
 
     @property
-    def missing(self) -> Sequence[str]:
+    def lacking(self) -> Sequence[str]:
         """Layers of the lock-down that are not in force."""
 
 
@@ -106,14 +106,14 @@ class HostWorld:
             served_pid=self.control.served_pid,
             label=self.control.label,
             uptime=time.monotonic() - self.control.began,
-            lacking=tuple(map(printable, monitor.missing)),
+            lacking=tuple(map(printable, monitor.lacking)),
             relays=[
                 _view(one, number, stats)
                 for one in monitor.traffic
                 for number, stats in enumerate(one.stats)
             ],
             connections=len(self.server.connections),
-            refused=self.server.refused,
+            denied_peers=self.server.refused,
         )
 
     def flows(self) -> Iterator[tuple[Direction, FlowRow]]:

@@ -83,7 +83,7 @@ class Continue:
 Event = Request | Refusal | Continue
 
 
-class State(Enum):
+class ParserState(Enum):
     """What comes next in the stream."""
 
     LINE = "a request line"
@@ -104,7 +104,7 @@ class Parser:
     """One connection's requests, in order."""
 
     def __init__(self) -> None:
-        self.state = State.LINE
+        self.state = ParserState.LINE
         self._held = bytearray()
         self._searched = 0  # bytes of _held that are known to hold no line's end
         self._start()
@@ -119,11 +119,11 @@ class Parser:
     @property
     def is_idle(self) -> bool:
         """Whether nothing of a next request has come yet."""
-        return self.state is State.LINE and not self._held
+        return self.state is ParserState.LINE and not self._held
 
     def feed(self, data: bytes) -> None:
         """Take what was received, once ``next`` has no more to give."""
-        if self.state is not State.BROKEN:
+        if self.state is not ParserState.BROKEN:
             self._held += data
 
     def next(self) -> Event | None:
@@ -136,7 +136,7 @@ class Parser:
                 if not done:
                     break
         except _RefusedError as error:
-            self.state = State.BROKEN
+            self.state = ParserState.BROKEN
             self._held.clear()
             return Refusal(*error.args)
         return None
@@ -154,7 +154,7 @@ class Parser:
             raise _refuse(505, "this is HTTP/1.1")
         self._method, self._target = match[1].decode("ascii"), match[2].decode("ascii")
         self._minor = int(match[4])
-        self.state = State.FIELDS
+        self.state = ParserState.FIELDS
         return True, None
 
     def _field(self) -> tuple[bool, Event | None]:
@@ -194,7 +194,7 @@ class Parser:
         expected = fields.get(b"expect", b"").lower()
         if expected not in (b"", b"100-continue"):
             raise _refuse(417, "only 100-continue can be expected")
-        self.state = State.BODY
+        self.state = ParserState.BODY
         return Continue() if expected and self._length and self._minor else None
 
     def _body(self) -> tuple[bool, Event | None]:
@@ -209,7 +209,7 @@ class Parser:
         keep_alive = self._minor > 0 and b"close" not in options
         request = Request(self._method, path, query, body, keep_alive)
         self._start()
-        self.state = State.LINE
+        self.state = ParserState.LINE
         return True, request
 
     def _take_line(self, too_long: int) -> bytes | None:
@@ -231,10 +231,10 @@ class Parser:
         self._searched = 0
 
 
-_STEPS: dict[State, Callable[[Parser], tuple[bool, Event | None]]] = {
-    State.LINE: Parser._line,
-    State.FIELDS: Parser._field,
-    State.BODY: Parser._body,
+_STEPS: dict[ParserState, Callable[[Parser], tuple[bool, Event | None]]] = {
+    ParserState.LINE: Parser._line,
+    ParserState.FIELDS: Parser._field,
+    ParserState.BODY: Parser._body,
 }
 
 

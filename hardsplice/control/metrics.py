@@ -52,7 +52,7 @@ def denied(now: Snapshot) -> dict[str, int]:
     return {
         "call": sum(relay.counters.get("denied_calls", 0) for relay in now.relays),
         "record": sum(relay.counters.get("denied_records", 0) for relay in now.relays),
-        "peer": now.refused,
+        "peer": now.denied_peers,
     }
 
 

@@ -92,35 +92,37 @@ def _sum(tables: Iterable[Mapping[str, int]]) -> dict[str, int]:
     return total
 
 
-Told = tuple[Direction, FlowRow, float]  # and what time it is, in CLOCK_MONOTONIC seconds
-FLOW: tuple[Field[Told], ...] = (
-    Field("direction", "inbound or outbound.", lambda told: told[0]),
-    Field("protocol", "tcp.", lambda told: told[1].protocol),
-    Field("port", "The ID of the port that the client connected to.", lambda told: told[1].port_id),
+ShownFlow = tuple[Direction, FlowRow, float]  # and what time it is, in CLOCK_MONOTONIC seconds
+FLOW: tuple[Field[ShownFlow], ...] = (
+    Field("direction", "inbound or outbound.", lambda shown: shown[0]),
+    Field("protocol", "tcp.", lambda shown: shown[1].protocol),
+    Field(
+        "port", "The ID of the port that the client connected to.", lambda shown: shown[1].port_id
+    ),
     Field(
         "state",
         "connecting, established or half_closed.",
-        lambda told: told[1].state.name.lower(),
+        lambda shown: shown[1].state.name.lower(),
     ),
-    Field("client", "The client's address and port.", lambda told: endpoint_text(told[1].client)),
+    Field("client", "The client's address and port.", lambda shown: endpoint_text(shown[1].client)),
     Field(
         "target",
         "The target's address and port; while connecting, those of the first target.",
-        lambda told: endpoint_text(told[1].target),
+        lambda shown: endpoint_text(shown[1].target),
     ),
     Field(
         "seconds",
         "Seconds since the client was accepted.",
-        lambda told: round(max(0.0, told[2] - told[1].started), 3),
+        lambda shown: round(max(0.0, shown[2] - shown[1].started), 3),
     ),
-    Field("bytesToTarget", "Bytes moved to the target.", lambda told: told[1].bytes_to_target),
-    Field("bytesToClient", "Bytes moved to the client.", lambda told: told[1].bytes_to_client),
+    Field("bytesToTarget", "Bytes moved to the target.", lambda shown: shown[1].bytes_to_target),
+    Field("bytesToClient", "Bytes moved to the client.", lambda shown: shown[1].bytes_to_client),
 )
-FLOWS: tuple[Field[tuple[Sequence[Told], int]], ...] = (
+FLOWS: tuple[Field[tuple[Sequence[ShownFlow], int]], ...] = (
     Field(
         "flows",
         f"An object for each flow, up to {FLOWS_SHOWN} of them.",
-        lambda of: [build(FLOW, told) for told in of[0]],
+        lambda of: [build(FLOW, shown) for shown in of[0]],
     ),
     Field("total", "The number of flows.", lambda of: of[1]),
 )

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 from hardsplice.control.http import Request, Response
 from hardsplice.model.direction import Direction
+from hardsplice.model.errors import HardspliceError
+from hardsplice.model.forward import Forward
 from hardsplice.model.protocol import Protocol
-from hardsplice.monitor.registry import Registry
 from hardsplice.telemetry.counters import Latency
 from hardsplice.telemetry.flow_table import FlowRow
 
@@ -45,7 +46,25 @@ class Snapshot:
     lacking: Sequence[str]  # layers of the sandbox that are not in force, each with the reason
     relays: Sequence[RelayView]
     connections: int  # to the control socket
-    refused: int  # peers of the control socket who were not heard
+    denied_peers: int  # peers of the control socket who were not heard
+
+
+class Ports(typing.Protocol):
+    """The ports that are forwarded; monitor/registry.py has them, and says what each call does."""
+
+    def list(self) -> Sequence[Forward]:
+        """Those that are listened on."""
+
+    def find(self, port_id: int) -> Forward | None:
+        """One by its ID."""
+
+    def add(self, asked: Forward, done: Callable[[Forward | HardspliceError], None]) -> None:
+        """Forward one more; ``done`` gets it with its ID, or why not."""
+
+    def remove(
+        self, port_id: int, *, reset_flows: bool, done: Callable[[HardspliceError | None], None]
+    ) -> None:
+        """Forward it no longer; ``done`` gets why not, or None."""
 
 
 class World(typing.Protocol):
@@ -55,7 +74,7 @@ class World(typing.Protocol):
     spelled: dict[int, str]
 
     @property
-    def ports(self) -> Registry:
+    def ports(self) -> Ports:
         """The ports that are forwarded."""
 
     @property

@@ -112,7 +112,7 @@ COMMANDS = (
         ),
     ),
     Command("status", "show the state"),
-    Command("flows", "show the open connections"),
+    Command("flows", "show the flows"),
     Command("metrics", "show the metrics, in Prometheus' format"),
     Command("audit", "show what each process may do"),
     Command(

@@ -68,8 +68,8 @@ def collect(path: str) -> str:
     texts = {one: _request(one) for one in sockets(path)}
     up = [Sample({"socket": printable(one)}, int(text is not None)) for one, text in texts.items()]
     about = Family("hardsplice_up", "gauge", "Whether hardsplice answers, by its socket.", up)
-    heard = {one: text for one, text in texts.items() if text is not None}
-    return render([about], {}) + merge(heard)
+    answered = {one: text for one, text in texts.items() if text is not None}
+    return render([about], {}) + merge(answered)
 
 
 def sockets(path: str) -> Sequence[str]:

@@ -146,7 +146,7 @@ class Channel:
             # That is reported once, before what it sent: its last records are still to come.
             return _messages.recvmsg(self._fd, flags)
 
-    def drain(self) -> None:
+    def discard_rest(self) -> None:
         """Discard what is still to be received, before closing."""
         with contextlib.suppress(OSError):
             for _ in range(LAST_RECORDS):

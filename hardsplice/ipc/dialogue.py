@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """When a monitor's children may send which message. Each of them may have been taken over.
 
-The rules are tables over the kinds that they may send at all (ipc/messages.py): in each phase,
-those that are due lead to the next phase; any other kind is a violation of the protocol, and the
+The rules are tables over the kinds that they may send at all (ipc/messages.py): in each state,
+those that are due lead to the next state; any other kind is a violation of the protocol, and the
 monitor decides what to do about it. So a message that is due once has an effect once, however often
 it is sent.
 
@@ -25,8 +25,8 @@ from hardsplice.model.errors import HardspliceError, error_of
 from hardsplice.model.unforeseen import LIMIT_HINTS
 
 
-class State(Enum):
-    """The phase of a child."""
+class ChildState(Enum):
+    """The state of a child."""
 
     STARTING = auto()
     PREPARING = auto()  # PID 1: it was told to fork COMMAND
@@ -34,52 +34,52 @@ class State(Enum):
     ENDING = auto()  # it has reported why it ends, or how COMMAND ended
 
 
-Rules = Mapping[State, Mapping[int, State]]
+Rules = Mapping[ChildState, Mapping[int, ChildState]]
 
-_SERVING_RELAY: Mapping[int, State] = {
-    Kind.WANT_SOCKETS: State.SERVING,
-    Kind.PAUSED: State.SERVING,
-    Kind.NOTE: State.SERVING,
-    Kind.FLOW: State.SERVING,
-    Kind.PONG: State.SERVING,
-    Kind.FATAL: State.ENDING,
+_SERVING_RELAY: Mapping[int, ChildState] = {
+    Kind.WANT_SOCKETS: ChildState.SERVING,
+    Kind.ACCEPT_PAUSED: ChildState.SERVING,
+    Kind.NOTE: ChildState.SERVING,
+    Kind.FLOW: ChildState.SERVING,
+    Kind.PONG: ChildState.SERVING,
+    Kind.FATAL: ChildState.ENDING,
 }
 RELAY: Rules = {
-    State.STARTING: {Kind.READY: State.SERVING, Kind.FATAL: State.ENDING},
-    State.SERVING: _SERVING_RELAY,
+    ChildState.STARTING: {Kind.READY: ChildState.SERVING, Kind.FATAL: ChildState.ENDING},
+    ChildState.SERVING: _SERVING_RELAY,
 }
 # Where ports may change.
 DYNAMIC_RELAY: Rules = {
-    State.STARTING: {Kind.READY_PLACING: State.SERVING, Kind.FATAL: State.ENDING},
-    State.SERVING: _SERVING_RELAY,
+    ChildState.STARTING: {Kind.READY_PLACING: ChildState.SERVING, Kind.FATAL: ChildState.ENDING},
+    ChildState.SERVING: _SERVING_RELAY,
 }
 NAMESPACE_MONITOR: Rules = {
-    State.STARTING: {
-        Kind.NOTE: State.STARTING,
-        Kind.FLOW: State.STARTING,
-        Kind.READY: State.SERVING,
-        Kind.FATAL: State.ENDING,
+    ChildState.STARTING: {
+        Kind.NOTE: ChildState.STARTING,
+        Kind.FLOW: ChildState.STARTING,
+        Kind.READY: ChildState.SERVING,
+        Kind.FATAL: ChildState.ENDING,
     },
-    State.SERVING: {
-        Kind.NOTE: State.SERVING,
-        Kind.FLOW: State.SERVING,
-        Kind.PONG: State.SERVING,
+    ChildState.SERVING: {
+        Kind.NOTE: ChildState.SERVING,
+        Kind.FLOW: ChildState.SERVING,
+        Kind.PONG: ChildState.SERVING,
         # handover.HostSide checks that these answer what was asked.
-        Kind.OPENED: State.SERVING,
-        Kind.SERVED: State.SERVING,
-        Kind.CLOSED: State.SERVING,
-        Kind.FATAL: State.ENDING,
+        Kind.OPENED: ChildState.SERVING,
+        Kind.SERVED: ChildState.SERVING,
+        Kind.CLOSED: ChildState.SERVING,
+        Kind.FATAL: ChildState.ENDING,
     },
 }
 INIT: Rules = {
-    State.STARTING: {Kind.FATAL: State.ENDING},
-    State.PREPARING: {Kind.READY: State.SERVING, Kind.FATAL: State.ENDING},
-    State.SERVING: {
-        Kind.PASSED_ON: State.SERVING,
-        Kind.STOPPED: State.SERVING,
-        Kind.CHECKED: State.SERVING,
-        Kind.EXITED: State.ENDING,
-        Kind.FATAL: State.ENDING,  # COMMAND could not be run
+    ChildState.STARTING: {Kind.FATAL: ChildState.ENDING},
+    ChildState.PREPARING: {Kind.READY: ChildState.SERVING, Kind.FATAL: ChildState.ENDING},
+    ChildState.SERVING: {
+        Kind.PASSED_ON: ChildState.SERVING,
+        Kind.STOPPED: ChildState.SERVING,
+        Kind.CHECKED: ChildState.SERVING,
+        Kind.EXITED: ChildState.ENDING,
+        Kind.FATAL: ChildState.ENDING,  # COMMAND could not be run
     },
 }
 
@@ -89,7 +89,7 @@ class Dialogue:
 
     def __init__(self, rules: Rules) -> None:
         self._rules = rules
-        self.state = State.STARTING
+        self.state = ChildState.STARTING
         self._owed: collections.Counter[int] = collections.Counter()
 
     def expect(self, answer: Kind = Kind.PONG) -> None:

@@ -72,7 +72,7 @@ class Kind(IntEnum):
     SOCKETS = 7  # small = family
     NOTE = 8  # something for the log: small = Note, index = port, detail and text by that
     FLOW = 9  # a flow ended; small = how, text = its row
-    PAUSED = 10  # it stops accepting, so that others must accept
+    ACCEPT_PAUSED = 10  # it stops accepting, so that others must accept
     POLL = 11  # clients may wait that only another relay was woken for
     ADD_LISTENER = 12  # index = port, detail = its place, text = its targets (relay/orders.py)
     REMOVE_LISTENER = 13  # index and detail as above; small: and reset its flows
@@ -165,7 +165,7 @@ MESSAGES: Mapping[Kind, Message] = {
     Kind.SOCKETS: Message(_TO_RELAY, "small", (0, FDS_LIMIT)),
     Kind.NOTE: Message((*_TO_MONITOR, _UP), "small index detail text"),
     Kind.FLOW: Message((*_TO_MONITOR, _UP), "small text"),
-    Kind.PAUSED: Message(_TO_MONITOR),
+    Kind.ACCEPT_PAUSED: Message(_TO_MONITOR),
     Kind.POLL: Message(_TO_RELAY),
     Kind.ADD_LISTENER: Message(_TO_RELAY, "index detail text"),
     Kind.REMOVE_LISTENER: Message(_TO_RELAY, "small index detail"),

@@ -175,7 +175,7 @@ class Watchdog:
         after: Callable[[float, Callable[[], None]], None],
         ping: Callable[[], Collection[str]],
     ) -> None:
-        """``period`` is in seconds; ``ask`` pings all of them, and returns which they are."""
+        """``period`` is in seconds; ``ping`` pings all of them, and returns which they are."""
         self._period = period
         self._notifier = notifier
         self._after = after

@@ -66,7 +66,7 @@ def obstacle() -> str | None:
     return None
 
 
-def ask(place: int) -> bool:
+def request_descriptor(place: int) -> bool:
     """Ask the monitor to put the descriptor for ``place`` there, in this process; return whether it
     is a listener.
     """

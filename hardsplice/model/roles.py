@@ -7,6 +7,7 @@ The messages between them are in ipc/messages.py.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 from hardsplice.model.direction import Direction
@@ -24,6 +25,11 @@ class Role(NamedTuple):
     policy: str  # its file's name in policy/, without .toml
     policy_dynamic: str = ""  # the same where ports may change at run time, if that is another one
     policy_control: str = ""  # ... and where it serves a control socket
+    direction: Direction | None = None  # of a relay
+
+    def changes_with(self, dynamic: Collection[Direction]) -> bool:
+        """Whether ports that may change at run time in the ``dynamic`` directions concern it."""
+        return self.direction in dynamic if self.direction else bool(dynamic)
 
     def policy_for(self, *, is_dynamic: bool, has_control: bool = False) -> str:
         """The policy that it runs under."""
@@ -77,9 +83,10 @@ def _relay(direction: Direction, parent: Role) -> Role:
         parent=parent.name,
         may="accepts on its listeners, connects to the targets, moves bytes",
         # One of the latter: the second where ports may change.
-        steps=("relay_steps", "filter_step", "asking_filter_step"),
+        steps=("relay_steps", "filter_step", "notifying_filter_step"),
         policy="relay",
         policy_dynamic="relay-ports",
+        direction=direction,
     )
 
 

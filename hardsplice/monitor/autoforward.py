@@ -28,7 +28,7 @@ from hardsplice.model.forward import Auto, Forward, overlap
 from hardsplice.model.protocol import Protocol
 from hardsplice.monitor.registry import Registry
 from hardsplice.net import sockdiag
-from hardsplice.net.sockdiag import Listening
+from hardsplice.net.sockdiag import FoundListener
 
 BRISK_SECONDS = 0.1
 BRISK_FOR = 5.0
@@ -57,7 +57,7 @@ class Watched:
     """What a direction watches, and what it does about it."""
 
     autos: Sequence[Auto]
-    asker: socket.socket  # of the namespace where the targets are
+    diag_socket: socket.socket  # of the namespace where the targets are
 
     @property
     def protocols(self) -> list[Protocol]:
@@ -66,7 +66,7 @@ class Watched:
 
 
 def wanted(
-    listening: Iterable[Listening],
+    listening: Iterable[FoundListener],
     autos: Sequence[Auto],
     versions: frozenset[int],
     ours: Iterable[Forward],
@@ -103,7 +103,7 @@ class Follower:
         report: Callable[[HardspliceError], None],
         on_outcome: Callable[[], None],
     ) -> None:
-        """``tell`` is for people: a port that can't be had, once. ``on_outcome`` is called after
+        """``report`` is for people: a port that can't be had, once. ``on_outcome`` is called after
         each outcome.
         """
         self.direction = direction
@@ -234,12 +234,12 @@ class Watch:
         changed = False
         for direction, watched in self.watched.items():
             with contextlib.suppress(OSError):  # the kernel is short of memory: the next one tells
-                changed |= self._look_at(direction, watched, began)
+                changed |= self._scan_one(direction, watched, began)
         now = time.monotonic()
         self.loop.after(self.pace.pause(now, changed=changed, took=now - began), self._scan)
 
-    def _look_at(self, direction: Direction, watched: Watched, now: float) -> bool:
-        answers = {one: sockdiag.ask(watched.asker, one) for one in watched.protocols}
+    def _scan_one(self, direction: Direction, watched: Watched, now: float) -> bool:
+        answers = {one: sockdiag.request(watched.diag_socket, one) for one in watched.protocols}
         seen = answers, self.ports.changes
         follower = self.followers[direction]
         if seen == self.seen.get(direction) and not follower.is_waiting:

@@ -13,7 +13,7 @@ import typing
 from hardsplice.command.container import Container
 from hardsplice.command.terminal import Terminal
 from hardsplice.ipc.channel import close_all
-from hardsplice.ipc.dialogue import INIT, Dialogue, State
+from hardsplice.ipc.dialogue import INIT, ChildState, Dialogue
 from hardsplice.ipc.loop import Loop
 from hardsplice.ipc.messages import Kind, MalformedError, Record
 from hardsplice.kernel.signals import FINAL
@@ -21,7 +21,7 @@ from hardsplice.kernel.status import exit_status
 from hardsplice.model.errors import HardspliceError
 from hardsplice.telemetry.log import Log
 
-DEAF_SECONDS = 0.5  # for PID 1 to pass on a signal that is expected to end COMMAND
+PASS_ON_SECONDS = 0.5  # for PID 1 to pass on a signal that is expected to end COMMAND
 
 
 class Above(typing.Protocol):
@@ -53,7 +53,7 @@ class Command:
         self._above = above
         self._dialogue = Dialogue(INIT)
         self._runs = False
-        self._is_deaf = False
+        self._is_unresponsive = False
         self._passed_on = self._answered = 0  # signals to COMMAND, and PID 1's answers
 
     @property
@@ -70,7 +70,7 @@ class Command:
     def end(self) -> None:
         """End all processes in there, and wait until they have ended."""
         inside, self._inside = self._inside, None
-        if inside and self._is_deaf:
+        if inside and self._is_unresponsive:
             inside.end(patience=0)
         elif inside:
             inside.end()
@@ -82,7 +82,7 @@ class Command:
 
     def prepare(self) -> None:
         """Have PID 1 fork COMMAND, and lock itself down."""
-        self._dialogue.state = State.PREPARING
+        self._dialogue.state = ChildState.PREPARING
         self._send(Record(Kind.PREPARE))
 
     def run(self) -> None:
@@ -91,21 +91,21 @@ class Command:
         self._send(Record(Kind.RUN))
 
     def pass_on(self, number: int) -> None:
-        """Have a signal sent to COMMAND. If that is expected to end it, PID 1 has DEAF_SECONDS."""
+        """Have a signal sent to COMMAND. If that is expected to end it, PID 1 has so long."""
         self._send(Record(Kind.SIGNAL, detail=number))
         self._dialogue.expect(Kind.PASSED_ON)
         self._passed_on += 1
         if number in FINAL:
             sent = self._passed_on
-            self._loop.after(DEAF_SECONDS, lambda: self._is_passed_on(sent))
+            self._loop.after(PASS_ON_SECONDS, lambda: self._is_passed_on(sent))
 
     def _is_passed_on(self, sent: int) -> None:
         if self._inside and self._answered < sent:
-            self._is_deaf = True
+            self._is_unresponsive = True
             reason = "PID 1 of its namespaces does not answer"
             self._above.fail(HardspliceError("pass on", "a signal to COMMAND", reason))
 
-    def _ask_whether_stopped(self) -> None:
+    def _check_stopped(self) -> None:
         """The terminal's key stops us, too, and by the time that we go on COMMAND may do so."""
         if self._send(Record(Kind.CHECK_STOPPED)):
             self._dialogue.expect(Kind.CHECKED)
@@ -142,7 +142,7 @@ class Command:
         elif record.kind == Kind.PASSED_ON:
             self._answered += 1
         elif record.kind == Kind.STOPPED:
-            self._ask_whether_stopped()
+            self._check_stopped()
         elif record.kind == Kind.CHECKED:
             if record.small and self._terminal:
                 self._terminal.stop()
@@ -162,6 +162,6 @@ class Command:
             self._above.distrust("PID 1 of COMMAND", error)
         self._loop.remove(inside.pidfd)
         status, how = inside.status()
-        if self._dialogue.state is not State.ENDING:
+        if self._dialogue.state is not ChildState.ENDING:
             self._log.last_words(str(HardspliceError("keep", "COMMAND running", how)))
         self._above.command_ended(status)

@@ -32,28 +32,28 @@ CHECKED_AT_ONCE = 256  # listeners
 
 
 class Effects:
-    """The books of both directions, and listeners by the numbers of their ports."""
+    """The books of both directions, and listeners by the IDs of their ports."""
 
     def __init__(
         self,
         books: Mapping[Direction, Book],
         families: Mapping[Direction, Sequence[int]],
         ports: Sequence[Forward],
-        kept: Mapping[int, int],
-        target: int | None,
+        fds: Mapping[int, int],
+        namespace_cookie: int | None,
         sink: Sink,
     ) -> None:
         """``families`` are those of the namespace that a direction's listeners are made in;
-        ``ports`` are written down already, and their listeners ``kept``. ``target`` is the number
-        of the network namespace that is served (socketcalls.namespace_cookie).
+        ``ports`` are written down already, and ``fds`` are their listeners. ``namespace_cookie`` is
+        that of the network namespace that is served (socketcalls.namespace_cookie).
         """
         # By the book that this process connects by.
         self.retiring = Retiring(books[Direction.OUTBOUND], sink)
         self._books = books
         self._families = families
         self._written = {port.id: port for port in ports}
-        self._kept = dict(kept)
-        self._namespace_cookie = target
+        self._listeners = dict(fds)
+        self._namespace_cookie = namespace_cookie
         self._foreign: set[int] = set()  # those that the namespace monitor has made at run time
         self._unseen: list[int] = []
         self._check: Alarm | None = None
@@ -80,9 +80,9 @@ class Effects:
         self._written[forward.id] = forward
         return slots
 
-    def cross_out(self, index: int) -> None:
+    def cross_out(self, port_id: int) -> None:
         """A port was removed: no process may connect to its targets any more."""
-        forward = self._written.pop(index, None)
+        forward = self._written.pop(port_id, None)
         if forward is not None:
             for sockaddr in listeners.targets(forward, ALL_FAMILIES).values():
                 self._books[forward.direction].remove(sockaddr)
@@ -96,18 +96,18 @@ class Effects:
             fd = listeners.open_listener(forward, self._families[Direction.INBOUND])
         finally:
             pinned.clear_bind_address()
-        self._kept[forward.id] = fd
+        self._listeners[forward.id] = fd
         return fd
 
-    def keep(self, index: int, fd: int) -> None:
+    def keep(self, port_id: int, fd: int) -> None:
         """Keep a listener that the namespace monitor has made, until it is ended."""
-        self._kept[index] = fd
-        self._foreign.add(index)
+        self._listeners[port_id] = fd
+        self._foreign.add(port_id)
         self.check_soon()
 
-    def listener(self, index: int) -> int:
+    def listener(self, port_id: int) -> int:
         """A port's listener; KeyError where it was ended."""
-        return self._kept[index]
+        return self._listeners[port_id]
 
     def is_wanted(self, fd: int, forward: Forward) -> bool:
         """Whether what the namespace monitor sent, which may have been taken over, is the listener
@@ -124,30 +124,30 @@ class Effects:
         written = self._books[Direction.INBOUND].written  # which is what that one sees
         listeners.write_bind_address(forward, self._families[Direction.OUTBOUND], written)
 
-    def withdraw_place(self) -> None:
+    def withdraw_bind_address(self) -> None:
         """The namespace monitor has made the listener, or not: it can make no other one there."""
         pinned.clear_bind_address(self._books[Direction.INBOUND].written)
 
-    def end(self, index: int) -> None:
+    def end(self, port_id: int) -> None:
         """End a listener, in all processes that have it."""
-        fd = self._kept.pop(index, None)
-        self._foreign.discard(index)
+        fd = self._listeners.pop(port_id, None)
+        self._foreign.discard(port_id)
         if fd is None:
             return
-        written = self._written.get(index)
+        written = self._written.get(port_id)
         # An outbound one is made by whoever is in its namespace, who can make more.
         if written and written.direction is Direction.OUTBOUND:
             with contextlib.suppress(OSError):
                 socketcalls.retire(fd)
             os.close(fd)
         else:
-            name = written.name if written else f"port {index}"
+            name = written.name if written else f"port {port_id}"
             self.retiring.end(fd, f"{name} {Direction.INBOUND.listens}")
 
     # --- are they as they were? -----------------------------------------------------------------
 
     def begin(self, loop: Loop, report: Callable[[HardspliceError], None]) -> None:
-        """From now on listeners are looked at; ``tell`` is for people."""
+        """From now on listeners are looked at; ``report`` is for people."""
         self.retiring.begin(loop, report)
         self._check = Alarm(loop, self._check_some)
 
@@ -158,18 +158,18 @@ class Effects:
 
     def _check_some(self) -> None:
         if not self._unseen:
-            self._unseen = list(self._kept)
+            self._unseen = list(self._listeners)
         some, self._unseen = self._unseen[:CHECKED_AT_ONCE], self._unseen[CHECKED_AT_ONCE:]
-        for index in some:
-            fd = self._kept.get(index)
+        for port_id in some:
+            fd = self._listeners.get(port_id)
             if fd is not None and not listeners.is_sound(fd):
-                self._lose(index)
+                self._lose(port_id)
                 return
         if self._unseen or self._foreign:
             self.check_soon()
 
-    def _lose(self, index: int) -> None:
-        if index in self._foreign:
+    def _lose(self, port_id: int) -> None:
+        if port_id in self._foreign:
             self.retiring.on_misuse("it changes a listener that it has handed over")
         else:
-            self.on_loss(HardspliceError("serve", self._written[index].where, listeners.UNSOUND))
+            self.on_loss(HardspliceError("serve", self._written[port_id].where, listeners.UNSOUND))

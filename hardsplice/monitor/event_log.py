@@ -34,9 +34,9 @@ class EventLog:
         """
         self._log.limited(Level.INFO, ("auto", failure.reason), f"auto: {failure}")
 
-    def where(self, direction: Direction, index: int) -> str:
+    def where(self, direction: Direction, port_id: int) -> str:
         """The port with this number as lines name it, where the number is not made up."""
-        port = self._find(index)
+        port = self._find(port_id)
         return port.name if port and port.direction is direction else "a port"
 
     def write(self, direction: Direction, record: Record) -> None:

@@ -48,7 +48,7 @@ class GroupOwner(typing.Protocol):
     def relays_alive(self) -> None:
         """Every relay has answered."""
 
-    def note(self, kind: int, detail: int, index: int, text: bytes) -> None:
+    def note(self, kind: int, detail: int, port_id: int, text: bytes) -> None:
         """A relay, or its supervisor, has something for the log."""
 
     def flow_ended(self, end: int, row: bytes) -> None:
@@ -76,7 +76,7 @@ class RelayGroup:
             self.places.extend(fd for fd in every if fd not in taken)
         self.awaited = len(self.supervisors)
         self.will_poll = False
-        self.lent = plans[0].lent if plans else frozenset()
+        self.stored = plans[0].stored if plans else frozenset()
         self.doubt = Doubt()
 
     def start(self) -> None:
@@ -92,11 +92,11 @@ class RelayGroup:
         for supervisor in self.supervisors:
             supervisor.stop(deadline)
 
-    def lend(self, port_ids: Iterable[int]) -> None:
+    def mark_stored(self, port_ids: Iterable[int]) -> None:
         """The service manager also has the listeners of those ports: they are left open when
         hardsplice drains, and clients wait in them for the next start.
         """
-        self.lent |= frozenset(port_ids)
+        self.stored |= frozenset(port_ids)
 
     def drain(self) -> None:
         """Stop accepting, and have every relay end once it has no flow left. Listeners that nobody
@@ -105,7 +105,7 @@ class RelayGroup:
         for supervisor in self.supervisors:
             supervisor.drain()
         for port_id, listener in self.listeners.items():
-            if port_id not in self.lent:
+            if port_id not in self.stored:
                 socketcalls.shutdown(listener.fd, socket.SHUT_RDWR)
         self.relay_drained()
 
@@ -140,11 +140,11 @@ class RelayGroup:
         for supervisor in self.supervisors:
             supervisor.add(listener)
 
-    def remove(self, index: int, *, reset_flows: bool) -> None:
+    def remove(self, port_id: int, *, reset_flows: bool) -> None:
         """Give up a listener, if it is there, which the host monitor has ended. Its flows go on, or
         are reset.
         """
-        listener = self.listeners.pop(index, None)
+        listener = self.listeners.pop(port_id, None)
         if listener is None:
             return
         for supervisor in self.supervisors:
@@ -164,21 +164,21 @@ class RelayGroup:
 
     def relay_alive(self) -> None:
         """One more has answered."""
-        if not any(supervisor.is_asked for supervisor in self.supervisors):
+        if not any(supervisor.is_pinged for supervisor in self.supervisors):
             self.owner.relays_alive()
 
-    def relay_paused(self) -> None:
+    def accept_paused(self) -> None:
         """Clients may wait that no other relay was woken for."""
         if len(self.supervisors) > 1 and not self.will_poll:
             self.will_poll = True
             self.loop.after(POLL_SECONDS, self._poll)
 
-    def note(self, kind: int, detail: int, index: int, text: bytes) -> None:
+    def note(self, kind: int, detail: int, port_id: int, text: bytes) -> None:
         """Pass it on."""
-        listener = self.listeners.get(index)
+        listener = self.listeners.get(port_id)
         if listener is not None and self.doubt.explains_note(kind, detail, listener):
             kind = Note.LOOPBACK
-        self.owner.note(kind, detail, index, text)
+        self.owner.note(kind, detail, port_id, text)
 
     def flow_ended(self, end: int, row: bytes) -> None:
         """Pass it on."""

@@ -82,7 +82,7 @@ class HostSide:
         loop: Loop,
         report: Callable[[HardspliceError], None],
     ) -> None:
-        """``channel`` leads to the namespace monitor; ``group`` are the outbound relays. ``tell``
+        """``channel`` leads to the namespace monitor; ``group`` are the outbound relays. ``report``
         gets messages for the log about errors that no request caused.
         """
         self.channel = channel
@@ -92,7 +92,7 @@ class HostSide:
         self.current: Request | None = None
         self.is_late = False  # the current one has failed for lack of an answer
         self._due = 0.0
-        self._clock = Alarm(loop, self._look_at_clock)
+        self._clock = Alarm(loop, self._check_late)
         self._report = report
         self._is_at_it = False
         effects.begin(loop, report)
@@ -167,9 +167,13 @@ class HostSide:
         try:
             request.report(outcome)
         except Exception as error:  # noqa: BLE001 - see above
-            self._report(HardspliceError("tell of", "a port", f"{type(error).__name__}: {error}"))
+            self._report(
+                HardspliceError(
+                    "report", "the outcome for a port", f"{type(error).__name__}: {error}"
+                )
+            )
 
-    def _look_at_clock(self) -> None:
+    def _check_late(self) -> None:
         """Whether the answer is overdue."""
         if self.current is None or self.is_late:
             return
@@ -187,7 +191,7 @@ class HostSide:
     def take(self, record: Record) -> None:
         """An answer. MalformedError if no request awaits it; the caller closes its descriptors."""
         request = self.current
-        if request is None or (record.kind, record.index) != (request.answer, request.index):
+        if request is None or (record.kind, record.index) != (request.answer, request.port_id):
             raise MalformedError(f"an answer of kind {record.kind} that nobody waits for")
         was_late, self.is_late = self.is_late, False
         self.current = None

@@ -38,7 +38,7 @@ from hardsplice.monitor.command import Command
 from hardsplice.monitor.event_log import EventLog
 from hardsplice.monitor.group import RelayGroup
 from hardsplice.monitor.handover import HostSide
-from hardsplice.monitor.notes import BY_RELAYS, BY_SUPERVISORS, BY_TRACED_RELAYS, lacking
+from hardsplice.monitor.notes import BY_RELAYS, BY_SUPERVISORS, BY_TRACED_RELAYS, newly_lacking
 from hardsplice.monitor.plan import Host
 from hardsplice.monitor.readiness import Phase, Readiness
 from hardsplice.monitor.registry import Registry
@@ -59,13 +59,13 @@ class HostMonitor:
     """Starts and replaces the outbound relays, watches the namespace, writes the log."""
 
     def __init__(
-        self, host: Host, missing: Sequence[str], on_ready: Callable[[HostMonitor], None]
+        self, host: Host, lacking: Sequence[str], on_ready: Callable[[HostMonitor], None]
     ) -> None:
-        """``missing`` are layers of the lock-down that are not in force; ``on_ready`` is called
+        """``lacking`` are layers of the lock-down that are not in force; ``on_ready`` is called
         once, when all processes serve.
         """
         self.host = host
-        self.log, self.traffic, self.missing = host.log, host.traffic, [*missing]
+        self.log, self.traffic, self.lacking = host.log, host.traffic, [*lacking]
         self.namespace_monitor = child = host.namespace_monitor  # None once it has ended
         self.on_ready = on_ready
         self.loop = Loop()
@@ -152,7 +152,7 @@ class HostMonitor:
         if child:
             left = deadline - time.monotonic()
             child.receive_until_end(left, self._receive_record)
-            child.channel.drain()
+            child.channel.discard_rest()
             child.let_go()
             child.end(0)
             self.namespace_monitor = None
@@ -285,7 +285,7 @@ class HostMonitor:
             self.loop.stop(status)
             return
         self.registry.close()
-        self.ending.begin(status, self.namespace_monitor, self.group, self.host.kept())
+        self.ending.begin(status, self.namespace_monitor, self.group, self.host.stored_ports())
 
     def relays_drained(self) -> None:
         """The outbound relays have no flow left."""
@@ -343,7 +343,7 @@ class HostMonitor:
         if record.kind == Kind.PONG:
             self._alive(NAMESPACE)
         elif record.kind == Kind.READY:
-            self.missing += lacking(record.text, self.missing)
+            self.lacking += newly_lacking(record.text, self.lacking)
             self._arrived(NAMESPACE)
         elif record.kind == Kind.FATAL:
             about = None if self.readiness.awaits(NAMESPACE) else OF_NAMESPACE_MONITOR
@@ -367,7 +367,7 @@ class HostMonitor:
                     break
         except MalformedError as error:
             self.distrust("the namespace monitor", error)
-        child.channel.drain()
+        child.channel.discard_rest()
         self.namespace_monitor = None
         self.loop.remove(child.channel.fileno())
         self.loop.remove(child.pidfd)
@@ -386,9 +386,9 @@ class HostMonitor:
         if self.flows:
             self.flows.ended(Direction.OUTBOUND, end, row)
 
-    def note(self, kind: int, detail: int, index: int, text: bytes) -> None:
+    def note(self, kind: int, detail: int, port_id: int, text: bytes) -> None:
         """An outbound relay, or its supervisor, has something for the log."""
-        self._write_note(Direction.OUTBOUND, Record(Kind.NOTE, kind, index, detail, text))
+        self._write_note(Direction.OUTBOUND, Record(Kind.NOTE, kind, port_id, detail, text))
 
     def _write_note(self, direction: Direction, record: Record) -> None:
         self.event_log.write(direction, record)

@@ -57,14 +57,14 @@ class NamespaceMonitor:
         self,
         parent: Channel,
         plans: Sequence[relay.Plan],
-        missing: Sequence[str],
+        lacking: Sequence[str],
         families: Sequence[int] | None = None,
     ) -> None:
         """``families`` are the namespace's, where ports may change at run time."""
         self.parent = parent
         self.loop = Loop()
         self.group = RelayGroup(plans, self.loop, self)
-        self.missing = missing
+        self.lacking = lacking
         self.requests = (
             None if families is None else NamespaceSide(parent, self.group, families, self.loop)
         )
@@ -81,8 +81,8 @@ class NamespaceMonitor:
         return status
 
     def relays_ready(self) -> None:
-        """The relays serve: say so owner, and what lock-down had to do without."""
-        self.parent.send(Record(Kind.READY, text="\n".join(self.missing).encode()))
+        """Report that the relays serve, and what lock-down had to do without."""
+        self.parent.send(Record(Kind.READY, text="\n".join(self.lacking).encode()))
 
     def relays_alive(self) -> None:
         """This monitor goes on, and so do its relays."""
@@ -94,9 +94,9 @@ class NamespaceMonitor:
         self.parent.send(Record(Kind.FATAL, text=text_of(lost)))
         self.loop.stop(1)
 
-    def note(self, kind: int, detail: int, index: int, text: bytes) -> None:
+    def note(self, kind: int, detail: int, port_id: int, text: bytes) -> None:
         """Pass a note up; the host monitor makes words of it."""
-        self.parent.send(Record(Kind.NOTE, kind, index, detail, text), wait=False)
+        self.parent.send(Record(Kind.NOTE, kind, port_id, detail, text), wait=False)
 
     def flow_ended(self, end: int, row: bytes) -> None:
         """Pass a flow's end up, or count it where the host monitor does not keep up."""
@@ -122,7 +122,7 @@ class NamespaceMonitor:
             if record.kind == Kind.PING:
                 self.group.ping()
             elif record.kind == Kind.DRAIN_RELAYS:
-                self.group.lend(shutdown.lent(record))
+                self.group.mark_stored(shutdown.stored_ports(record))
                 if not record.small:
                     self.group.drain()
             elif self.requests is None:
@@ -142,7 +142,7 @@ class Started(NamedTuple):
     listeners: Sequence[Bound]  # of those forwards that it could have
     families: tuple[int, ...]  # that the namespace has
     namespace: int | None  # its number (socketcalls.namespace_cookie), where the kernel tells
-    asker: socket.socket | None  # to ask what is listened on there, where that is watched
+    diag_socket: socket.socket | None  # to ask what is listened on there, where that is watched
 
 
 def start(plan: Namespace, log: Log, undo: contextlib.ExitStack) -> Started:
@@ -195,7 +195,7 @@ def _receive(monitor: Child, plan: Namespace, log: Log) -> Started:
                 listening,
                 families=tuple(one for one in ALL_FAMILIES if one in families),
                 namespace=COOKIE.unpack(cookie)[0] or None,
-                asker=sockdiag.at(record.fds[0]) if record.fds else None,
+                diag_socket=sockdiag.at(record.fds[0]) if record.fds else None,
             )
         if record.kind != Kind.LISTENERS:
             reason = f"a record of kind {record.kind} is not due"
@@ -239,7 +239,7 @@ def _live(plan: Namespace, channel: Channel, tie: Tie, folder: int | None) -> in
     Tie(tie.parent, LIFELINE_FD).renew()
     begun.run([steps.filter_step(confinement.program)])
     asked = families if plan.is_dynamic else None
-    return NamespaceMonitor(channel, relays, begun.missing, asked).run()
+    return NamespaceMonitor(channel, relays, begun.lacking, asked).run()
 
 
 def _keep_only_ours(plan: Namespace, channel: Channel, line: int, folder: int | None) -> None:
@@ -281,8 +281,8 @@ def _enter(
                 "hand over", "listeners", os.strerror(errno.ETOOMANYREFS), CROWDED_HINT
             )
     with contextlib.ExitStack() as stack:
-        asker = stack.enter_context(sockdiag.open_socket()) if plan.is_watched else None
-        fds = (asker.fileno(),) if asker else ()
+        diag_socket = stack.enter_context(sockdiag.open_socket()) if plan.is_watched else None
+        fds = (diag_socket.fileno(),) if diag_socket else ()
         cookie = COOKIE.pack(listeners.namespace_here() or 0)
         channel.send(Record(Kind.BOUND, detail=down, text=cookie + bytes(families), fds=fds))
     return families

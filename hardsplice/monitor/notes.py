@@ -71,7 +71,7 @@ def in_words(
     )
 
 
-def lacking(text: bytes, known: Sequence[str]) -> list[str]:
+def newly_lacking(text: bytes, known: Sequence[str]) -> list[str]:
     """What the namespace monitor had to do without, one a line, where that is not known already; as
     much of it as somebody would read, since it may have been taken over.
     """

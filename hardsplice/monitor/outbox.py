@@ -16,7 +16,7 @@ from hardsplice.ipc.messages import Kind, Note, Record
 from hardsplice.monitor.supply import RETRY_SECONDS, Report
 
 AGAIN_SECONDS = 0.01  # until the queue is sent again
-DEAF_SECONDS = 2.0  # that a relay may leave its channel full
+FULL_SECONDS = 2.0  # that a relay may leave its channel full
 
 
 class Outbox:
@@ -35,7 +35,7 @@ class Outbox:
         self.waiting: deque[Record] = deque()
         self._channel: Channel | None = None
         self._sent, self._note, self._breach = sent, note, breach
-        self._deaf_since = 0.0
+        self._full_since = 0.0
         self._again = Alarm(loop, self._flush)
 
     def begin(self, channel: Channel) -> None:
@@ -55,7 +55,7 @@ class Outbox:
             return
         self.waiting.append(record)
         if len(self.waiting) == 1:
-            self._deaf_since = time.monotonic()
+            self._full_since = time.monotonic()
             self._flush()
 
     def take_back(self, kind: Kind, index: int) -> bool:
@@ -71,15 +71,15 @@ class Outbox:
         while self.waiting and self._channel is not None:
             sent = self._channel.send(self.waiting[0], wait=False)
             if sent is Sent.CROWDED:
-                self._deaf_since = time.monotonic()  # not the relay's fault
+                self._full_since = time.monotonic()  # not the relay's fault
                 self._note(Note.CROWDED, errno.ETOOMANYREFS, 0, b"listeners")
                 self._again.set(RETRY_SECONDS)
                 return
             if not sent:
-                if time.monotonic() - self._deaf_since > DEAF_SECONDS:
+                if time.monotonic() - self._full_since > FULL_SECONDS:
                     self._breach("it does not read what it is sent")
                 else:
                     self._again.set(AGAIN_SECONDS)
                 return
-            self._deaf_since = time.monotonic()
+            self._full_since = time.monotonic()
             self._sent(self.waiting.popleft())

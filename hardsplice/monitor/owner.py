@@ -18,10 +18,10 @@ class SupervisorOwner(typing.Protocol):
     def relay_alive(self) -> None:
         """The relay has answered, or another one has taken its place."""
 
-    def relay_paused(self) -> None:
+    def accept_paused(self) -> None:
         """The relay stops accepting, or is gone: others have to check their listeners."""
 
-    def note(self, kind: int, detail: int, index: int, text: bytes) -> None:
+    def note(self, kind: int, detail: int, port_id: int, text: bytes) -> None:
         """The relay, or its supervisor, has something for the log."""
 
     def flow_ended(self, end: int, row: bytes) -> None:

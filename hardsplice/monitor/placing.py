@@ -35,7 +35,9 @@ class Placing:
         self._breach = breach
         self._fd = -1
         self._poller = select.poll()
-        self._due: deque[tuple[int, int | None]] = deque()  # place; port, where one was added
+        self._due: deque[tuple[int, int | None]] = (
+            deque()
+        )  # place; the port's ID, where one was added
 
     def begin(self, fd: int) -> None:
         """The relay has sent the descriptor from which its calls are read. OSError if it is another
@@ -51,9 +53,9 @@ class Placing:
         self._poller.register(fd, select.POLLIN)
         self._loop.add(fd, self._on_question)
 
-    def record_sent(self, place: int, port: int | None) -> None:
+    def record_sent(self, place: int, port_id: int | None) -> None:
         """The relay was sent a record: a port's listener is added at a place, or removed."""
-        self._due.append((place, port))
+        self._due.append((place, port_id))
 
     def forget(self) -> None:
         """The relay is gone."""
@@ -82,8 +84,8 @@ class Placing:
             return  # it was interrupted, and calls again
         self._due.popleft()
 
-    def _put(self, identity: int, place: int, port: int | None) -> bool:
-        is_there = port is not None and self._is_there(port, place)
+    def _put(self, identity: int, place: int, port_id: int | None) -> bool:
+        is_there = port_id is not None and self._is_there(port_id, place)
         try:
             unotify.put(self._fd, identity, place if is_there else NULL_FD, place)
         except OSError as error:

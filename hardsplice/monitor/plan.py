@@ -53,7 +53,7 @@ class Host(NamedTuple):
     notifier: Notifier
     watchdog: float | None  # seconds within which the service manager wants to hear of us
 
-    def kept(self) -> Sequence[int]:
+    def stored_ports(self) -> Sequence[int]:
         """The ports that may change whose listeners the service manager has, too."""
         return self.store.ports() if self.store else ()
 

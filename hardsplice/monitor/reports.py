@@ -18,7 +18,7 @@ class Reports:
     """The reports of one relay and of those that take its place."""
 
     def __init__(self, owner: SupervisorOwner) -> None:
-        self._upward = owner
+        self._owner = owner
         self._passed_on: dict[int, float] = {}  # when a note of that kind was passed on last
 
     def note(self, record: Record, *, trace: bool) -> None:
@@ -34,7 +34,7 @@ class Reports:
             self._passed_on[kind] = now
         elif kind not in notes.BY_TRACED_RELAYS or not trace:
             raise MalformedError(f"note {kind} is not a relay's to send")
-        self._upward.note(kind, record.detail, record.index, record.text)
+        self._owner.note(kind, record.detail, record.index, record.text)
 
     def flow(self, record: Record, *, log_flows: bool) -> None:
         """Pass the end of a flow on; MalformedError if it is none, or without ``log_flows``."""
@@ -44,4 +44,4 @@ class Reports:
             raise MalformedError(str(error)) from None
         if not log_flows:
             raise MalformedError("nobody asked for the ends of flows")
-        self._upward.flow_ended(record.small, record.text)
+        self._owner.flow_ended(record.small, record.text)

@@ -111,7 +111,7 @@ class Request(ABC):
     can_wait: ClassVar[bool] = False  # for its answer, without end
 
     @property
-    def index(self) -> int:
+    def port_id(self) -> int:
         """The port's number, which records say."""
         return self.forward.id
 
@@ -153,8 +153,8 @@ class ListenRequest(Request):
     done: Done
 
     def give_up(self) -> None:
-        self.effects.end(self.index)
-        self.effects.cross_out(self.index)
+        self.effects.end(self.port_id)
+        self.effects.cross_out(self.port_id)
 
     def report(self, outcome: HardspliceError | None) -> None:
         self.done(outcome or self.forward)
@@ -179,7 +179,7 @@ class ServeRequest(ListenRequest):
         if not self.forward.port:
             self.forward = chosen(self.forward, listener)
             text = encode(self.forward, slots)
-        return Record(Kind.SERVE, index=self.index, text=text, fds=(listener,))
+        return Record(Kind.SERVE, index=self.port_id, text=text, fds=(listener,))
 
     def end(self, answer: Record) -> HardspliceError | None:
         if answer.detail == 0:
@@ -207,12 +207,12 @@ class OpenRequest(ListenRequest):
         text = encode(self.forward, {})  # the namespace monitor doesn't need targets on the host
         self.slots = self.effects.write_down(self.forward)
         self.effects.offer_bind_address(self.forward)
-        return Record(Kind.OPEN, index=self.index, text=text)
+        return Record(Kind.OPEN, index=self.port_id, text=text)
 
     def end(self, answer: Record) -> HardspliceError | None:
-        self.effects.withdraw_place()
+        self.effects.withdraw_bind_address()
         if not answer.fds:
-            self.effects.cross_out(self.index)
+            self.effects.cross_out(self.port_id)
             return _listen_error(self.forward, answer.detail or errno.EPROTO)
         self._keep(answer)
         try:
@@ -235,10 +235,10 @@ class OpenRequest(ListenRequest):
         if not self.effects.is_wanted(fd, self.forward):
             raise MalformedError("a descriptor that is not the listener")
         self.forward = chosen(self.forward, fd)
-        self.effects.keep(self.index, fd)
+        self.effects.keep(self.port_id, fd)
 
     def give_up(self) -> None:
-        self.effects.withdraw_place()
+        self.effects.withdraw_bind_address()
         ListenRequest.give_up(self)
 
 
@@ -254,15 +254,15 @@ class CloseRequest(Request):
     done: Callable[[HardspliceError | None], None]
 
     def begin(self) -> Record:
-        return Record(Kind.CLOSE, int(self.reset_flows), self.index)
+        return Record(Kind.CLOSE, int(self.reset_flows), self.port_id)
 
     def sent(self) -> None:
-        self.effects.end(self.index)
+        self.effects.end(self.port_id)
 
     def end(self, answer: Record) -> HardspliceError | None:
         del answer
-        self.effects.end(self.index)
-        self.effects.cross_out(self.index)
+        self.effects.end(self.port_id)
+        self.effects.cross_out(self.port_id)
         return None
 
     def undo(self, answer: Record) -> Request | None:
@@ -273,7 +273,7 @@ class CloseRequest(Request):
         self.done(outcome)
 
     def failed(self, reason: str, hint: str | None = None) -> HardspliceError:
-        return HardspliceError("remove", f"port {self.index}", reason, hint)
+        return HardspliceError("remove", f"port {self.port_id}", reason, hint)
 
 
 @dataclass(slots=True)
@@ -281,11 +281,11 @@ class ForgetRequest(CloseRequest):
     """Inbound: end a listener that was served too late, and have it given up."""
 
     def begin(self) -> Record:
-        self.effects.end(self.index)
+        self.effects.end(self.port_id)
         return CloseRequest.begin(self)
 
     def give_up(self) -> None:
-        self.effects.cross_out(self.index)
+        self.effects.cross_out(self.port_id)
 
 
 def _ignore(_: HardspliceError | None) -> None:

@@ -51,10 +51,10 @@ class Ending:
         return self._status is not None
 
     def begin(
-        self, status: int, monitor: Reachable | None, group: RelayGroup, kept: Sequence[int]
+        self, status: int, monitor: Reachable | None, group: RelayGroup, stored: Sequence[int]
     ) -> None:
         """End with ``status``: at once, or when no connection is left. ``monitor`` is the namespace
-        monitor; ``group`` has the relays here; of the ports ``kept`` the service manager also has
+        monitor; ``group`` has the relays here; of the ports ``stored`` the service manager also has
         the listeners, even if it did not at the start.
         """
         if self.is_draining:
@@ -69,10 +69,10 @@ class Ending:
         extended = (self._seconds + MARGIN_SECONDS) * 1_000_000
         self._notifier.status(text, "STOPPING=1", f"EXTEND_TIMEOUT_USEC={extended}")
         self._waiting = {"relays"}
-        if monitor and all(monitor.channel.send(one, wait=False) for one in orders(kept)):
+        if monitor and all(monitor.channel.send(one, wait=False) for one in orders(stored)):
             self._waiting.add("namespace")
         self._loop.after(self._seconds, self.at_once)
-        group.lend(kept)
+        group.mark_stored(stored)
         group.drain()
 
     def drained(self, who: str) -> None:
@@ -87,17 +87,17 @@ class Ending:
         self._loop.stop(self._status)
 
 
-def orders(kept: Sequence[int]) -> Iterator[Record]:
-    """The order to drain, with the IDs of ports whose listeners are lent; ``small`` says that more
-    of them follow.
+def orders(stored: Sequence[int]) -> Iterator[Record]:
+    """The order to drain, with the IDs of ports whose listeners are stored; ``small`` says that
+    more of them follow.
     """
     many = TEXT_LIMIT // array(_ID).itemsize
-    parts = [kept[first : first + many] for first in range(0, len(kept), many)] or [()]
+    parts = [stored[first : first + many] for first in range(0, len(stored), many)] or [()]
     for left, part in zip(reversed(range(len(parts))), parts, strict=True):
         yield Record(Kind.DRAIN_RELAYS, int(left > 0), text=array(_ID, part).tobytes())
 
 
-def lent(record: Record) -> Sequence[int]:
+def stored_ports(record: Record) -> Sequence[int]:
     """The IDs of the ports in such an order; MalformedError if it is invalid."""
     ids = array(_ID)
     if len(record.text) % ids.itemsize:

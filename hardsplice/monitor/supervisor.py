@@ -64,9 +64,9 @@ class Supervisor:
         self.succeeds = ""  # why the relay's predecessor ended
         self.is_cut_off = False
         self.is_in_breach = False  # it violated the protocol
-        self.is_asked = False  # whether the relay owes an answer
+        self.is_pinged = False  # whether the relay owes an answer
         self.is_draining = False
-        self.outbox = Outbox(loop, self._told, owner.note, self._cut_off)
+        self.outbox = Outbox(loop, self._record_sent, owner.note, self._cut_off)
         self.supply = Supply(loop, owner.note)
         self.placing = Placing(loop, self._has, self._cut_off)
         self.reports = Reports(owner)
@@ -139,7 +139,7 @@ class Supervisor:
         """Whether relays accept on the listener of that port, at that place."""
         return any((one.port_id, one.fd) == (index, place) for one in self.plan.listeners)
 
-    def _told(self, record: Record) -> None:
+    def _record_sent(self, record: Record) -> None:
         """A record was sent: if it is about a listener, the relay makes its call
         (monitor/placing.py).
         """
@@ -154,7 +154,7 @@ class Supervisor:
 
     def ping(self) -> None:
         """Ping the relay."""
-        self.is_asked = not self.is_drained
+        self.is_pinged = not self.is_drained
         if self.child is None or self.is_cut_off:
             return
         if self.child.channel.send(Record(Kind.PING), wait=False):
@@ -225,7 +225,7 @@ class Supervisor:
             return
         self._count(status)
         self.succeeds = reason
-        self.owner.relay_paused()
+        self.owner.accept_paused()
         self.loop.after(delay, self.start)
 
     def _is_sound(self, fd: int) -> bool:
@@ -267,7 +267,7 @@ class Supervisor:
                     break
         except MalformedError as error:
             self._cut_off(str(error))
-        self.child.channel.drain()
+        self.child.channel.discard_rest()
 
     def _on_channel(self) -> None:
         assert self.child is not None
@@ -311,8 +311,8 @@ class Supervisor:
         self.child.kill()
 
     def _alive(self) -> None:
-        if self.is_asked:
-            self.is_asked = False
+        if self.is_pinged:
+            self.is_pinged = False
             self.owner.relay_alive()
 
     def _pong(self, _: Record) -> None:
@@ -346,8 +346,8 @@ class Supervisor:
     def _note(self, record: Record) -> None:
         self.reports.note(record, trace=self.plan.trace)
 
-    def _paused(self, _: Record) -> None:
-        self.owner.relay_paused()
+    def _accept_paused(self, _: Record) -> None:
+        self.owner.accept_paused()
 
     def _flow(self, record: Record) -> None:
         self.reports.flow(record, log_flows=self.plan.log_flows)
@@ -369,7 +369,7 @@ _REQUESTS: dict[int, Callable[[Supervisor, Record], None]] = {
     Kind.FATAL: Supervisor._fatal,
     Kind.NOTE: Supervisor._note,
     Kind.WANT_SOCKETS: Supervisor._want_sockets,
-    Kind.PAUSED: Supervisor._paused,
+    Kind.ACCEPT_PAUSED: Supervisor._accept_paused,
     Kind.FLOW: Supervisor._flow,
     Kind.PONG: Supervisor._pong,
 }

@@ -123,7 +123,7 @@ class Retiring:
         self.on_misuse: Callable[[str], None] = lambda _: None
 
     def begin(self, loop: Loop, report: Callable[[HardspliceError], None]) -> None:
-        """From now on retry what can't be done at once; ``tell`` gets messages for the log."""
+        """From now on retry what can't be done at once; ``report`` gets messages for the log."""
         self._alarm = Alarm(loop, self._try_again)
         self._report = report
 

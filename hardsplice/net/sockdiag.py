@@ -49,7 +49,7 @@ _messages = Messages(_RECEIVE, 0)
 
 
 @dataclass(frozen=True, slots=True)
-class Listening:
+class FoundListener:
     """A socket that listens, and by which versions of IP (4, 6) the loopback reaches it."""
 
     address: IPv4Address | IPv6Address
@@ -63,18 +63,18 @@ def open_socket() -> socket.socket:
     can't be asked.
     """
     try:
-        asker = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG)
+        diag_socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG)
         try:
-            ask(asker)
+            request(diag_socket)
         except OSError:
-            asker.close()
+            diag_socket.close()
             raise
     except OSError as error:
         hint = "auto asks the kernel by inet_diag and tcp_diag (CONFIG_INET_DIAG)"
         raise HardspliceError(
             "find out", "which ports are listened on", reason_of(error), hint
         ) from error
-    return asker
+    return diag_socket
 
 
 def at(fd: int) -> socket.socket:
@@ -82,7 +82,7 @@ def at(fd: int) -> socket.socket:
     return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG, fileno=fd)
 
 
-def ask(asker: socket.socket, protocol: Protocol = Protocol.TCP) -> bytes:
+def request(diag_socket: socket.socket, protocol: Protocol = Protocol.TCP) -> bytes:
     """All sockets of a protocol that listen, as the kernel writes them: the same bytes while
     nothing changes.
 
@@ -97,10 +97,10 @@ def ask(asker: socket.socket, protocol: Protocol = Protocol.TCP) -> bytes:
         size = _HEADER.size + len(request)
         header = _HEADER.pack(size, _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST_DUMP, 1, 0)
         flags = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
-        _messages.sendmsg(asker.fileno(), header + request, (), flags)
+        _messages.sendmsg(diag_socket.fileno(), header + request, (), flags)
         done = False
         while not done:
-            part, _, _ = _messages.recvmsg(asker.fileno(), socket.MSG_DONTWAIT)
+            part, _, _ = _messages.recvmsg(diag_socket.fileno(), socket.MSG_DONTWAIT)
             packets += 1
             if packets > _PACKETS_MAX:
                 raise OSError(errno.EMSGSIZE, "an answer without an end")
@@ -124,7 +124,7 @@ def _is_last(part: bytes) -> bool:
     return not part
 
 
-def parse(answer: bytes, protocol: Protocol = Protocol.TCP) -> list[Listening]:
+def parse(answer: bytes, protocol: Protocol = Protocol.TCP) -> list[FoundListener]:
     """The sockets in an answer to a question for those of ``protocol``."""
     found = []
     at = 0
@@ -141,13 +141,13 @@ def _aligned(size: int) -> int:
     return (size + 3) & ~3
 
 
-def _listening(message: bytes, protocol: Protocol) -> Listening:
+def _listening(message: bytes, protocol: Protocol) -> FoundListener:
     family, port, address, interface = _MESSAGE.unpack_from(message)
     near = interface in (0, _LOOPBACK_INDEX)
     number = int.from_bytes(port, "big")
     if family == socket.AF_INET:
         reached = {4} if near and address[:4] in (_ANY_IPV4, _LOOPBACK_IPV4) else set[int]()
-        return Listening(IPv4Address(address[:4]), number, frozenset(reached), protocol)
+        return FoundListener(IPv4Address(address[:4]), number, frozenset(reached), protocol)
     reached = set()
     if near and address in (_ANY_IPV6, _LOOPBACK_IPV6):
         reached.add(6)
@@ -155,7 +155,7 @@ def _listening(message: bytes, protocol: Protocol) -> Listening:
     mapped = address[:12] == _MAPPED and address[12:] in (_ANY_IPV4, _LOOPBACK_IPV4)
     if near and (both or mapped):
         reached.add(4)
-    return Listening(IPv6Address(address), number, frozenset(reached), protocol)
+    return FoundListener(IPv6Address(address), number, frozenset(reached), protocol)
 
 
 def _is_ipv6_only(attributes: bytes) -> bool:

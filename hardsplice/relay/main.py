@@ -58,7 +58,7 @@ class Plan(NamedTuple):
     first_flow: int  # the first descriptor behind the places of listeners
     filter: bytes  # the relay's seccomp program
     is_dynamic: bool  # whether listeners come and go
-    lent: frozenset[int]  # the IDs of ports whose listeners the service manager also has
+    stored: frozenset[int]  # the IDs of ports whose listeners the service manager also has
     book: Area  # where the address book is
     stats: Stats
     idle_seconds: int  # until a flow without bytes is reset; 0: never
@@ -84,9 +84,9 @@ class ToMonitor:
         """Say that this relay goes on."""
         self.channel.send(Record(Kind.PONG), wait=False)
 
-    def report_paused(self) -> None:
+    def report_accept_paused(self) -> None:
         """Say that this relay stops accepting."""
-        self.channel.send(Record(Kind.PAUSED), wait=False)
+        self.channel.send(Record(Kind.ACCEPT_PAUSED), wait=False)
 
     def note(self, kind: Note, detail: int, listener: int = 0, text: str = "") -> None:
         """Report something; each kind at most once in NOTE_SECONDS (counters have them all)."""
@@ -219,7 +219,7 @@ def _install_filter(plan: Plan, lockdown: steps.Lockdown) -> tuple[int, ...]:
         lockdown.run([steps.filter_step(plan.filter)])
         return ()
     questions: list[int] = []
-    lockdown.run([steps.asking_filter_step(plan.filter, questions.append)])
+    lockdown.run([steps.notifying_filter_step(plan.filter, questions.append)])
     return tuple(questions)
 
 

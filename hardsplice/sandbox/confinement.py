@@ -18,7 +18,7 @@ from hardsplice.sandbox.steps import Lockdown
 class Confinement(NamedTuple):
     """A monitor's, and for the most part that of its relays."""
 
-    strict: bool  # no layer may be missing
+    strict: bool  # no layer may be lacking
     landlock: landlock.Support
     connect: frozenset[int] | None  # the ports that may be connected to; None for any
     bind: frozenset[int] | None  # the ports that may be listened on after lock-down; None for any
@@ -32,11 +32,11 @@ class Confinement(NamedTuple):
         that must not be.
         """
         begun = Lockdown(strict=self.strict, say=say)
-        lacks = self.landlock.missing
+        lacks = self.landlock.lacking
         if lacks and begun.strict:
             what, _, why = lacks[0].partition(": ")
             raise not_done(what, why, steps.NOT_STRICT)
-        begun.missing += lacks
+        begun.lacking += lacks
         ruleset = self.ruleset(scoped=True)
         if ruleset is not None:
             descriptors.move(ruleset, descriptors.RULESET_FD)

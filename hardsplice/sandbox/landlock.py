@@ -61,7 +61,7 @@ class Support:
     reason: str = LACKED  # why there is no more
 
     @property
-    def missing(self) -> list[str]:
+    def lacking(self) -> list[str]:
         """What can't be denied, and why, in words."""
         lacks = []
         if self.abi < 1:
@@ -85,14 +85,14 @@ def support() -> Support:
         if tried is not None:
             os.close(tried)
     except OSError as error:
-        reason = lacking(error)
+        reason = why_unavailable(error)
         if reason is None:
             raise
         return Support(0, reason)
     return Support(version)
 
 
-def lacking(error: OSError) -> str | None:
+def why_unavailable(error: OSError) -> str | None:
     """Why Landlock isn't available, by the error of one of its calls; None for any other error."""
     if error.errno == errno.EPERM:
         return FORBIDDEN

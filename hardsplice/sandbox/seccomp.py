@@ -25,7 +25,7 @@ from hardsplice.model.unforeseen import next_step
 from hardsplice.sandbox import libseccomp
 from hardsplice.sandbox.policy import prelude
 from hardsplice.sandbox.policy.format import parse_policy
-from hardsplice.sandbox.policy.model import Alternatives, Comparison, Policy, asked, resolve
+from hardsplice.sandbox.policy.model import Alternatives, Comparison, Policy, notified, resolve
 from hardsplice.sandbox.policy.prelude import ALLOW, KILL_PROCESS
 
 __all__ = [
@@ -86,7 +86,7 @@ def compile_policy(policy: Policy, arch: str) -> bytes:
     What the policy doesn't allow, another architecture's calls and x32 included, kills the process.
     """
     target = ARCHITECTURES[arch]
-    allowed, by_monitor = resolve(policy, arch), asked(policy, arch)
+    allowed, by_monitor = resolve(policy, arch), notified(policy, arch)
     library, hint = libseccomp.load(), None
     try:
         first = prelude.build(allowed, by_monitor, _guarded(library, allowed, target), target)

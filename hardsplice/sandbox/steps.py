@@ -42,7 +42,7 @@ def no_excuse(_: OSError) -> str | None:
     return None
 
 
-def lacking(error: OSError) -> str | None:
+def why_unavailable(error: OSError) -> str | None:
     """The excuse for what an older kernel, or one built without it, may lack. For calls that return
     these errors for no other reason.
     """
@@ -68,7 +68,7 @@ class Lockdown:
     def __init__(self, *, strict: bool, say: Callable[[str], None]) -> None:
         self.strict = strict
         self.say = say
-        self.missing: list[str] = []
+        self.lacking: list[str] = []
 
     def run(self, steps: Iterable[Step]) -> None:
         """Take each step in turn; HardspliceError when one that is required can't be taken."""
@@ -81,7 +81,7 @@ class Lockdown:
                 if why is None or self.strict:
                     hint = one.hint(error) if why is None else NOT_STRICT
                     raise not_done(one.describe, why or reason_of(error), hint) from error
-                self.missing.append(f"{one.describe}: {why}")
+                self.lacking.append(f"{one.describe}: {why}")
 
 
 def read_last_capability() -> int:
@@ -163,7 +163,7 @@ def separating_steps() -> list[Step]:
         Step(
             f"enter {name} namespace of its own",
             partial(linux.unshare, flag),
-            lacking,
+            why_unavailable,
             partial(refusals.limited_by, kind),
         )
         for name, kind, flag in made
@@ -200,7 +200,7 @@ def rights_steps(user: RunAs | None, last_capability: int, ruleset: int | None) 
 
 def restriction(describe: str, ruleset: int) -> Step:
     """Come under a Landlock ruleset."""
-    return Step(describe, lambda: linux.landlock_restrict_self(ruleset), landlock.lacking)
+    return Step(describe, lambda: linux.landlock_restrict_self(ruleset), landlock.why_unavailable)
 
 
 def _limit_files(file_limit: int) -> None:
@@ -223,7 +223,7 @@ def _common_steps() -> list[Step]:
     return [
         no_new_privileges(),
         _undumpable(),
-        Step("refuse memory that is writable and executable", _refuse_exec_gain, lacking),
+        Step("refuse memory that is writable and executable", _refuse_exec_gain, why_unavailable),
     ]
 
 
@@ -271,7 +271,7 @@ def init_steps(
         *_common_steps(),
     ]
     if deny_files is not None:
-        steps.append(Step("deny files and ports by Landlock", deny_files, landlock.lacking))
+        steps.append(Step("deny files and ports by Landlock", deny_files, landlock.why_unavailable))
     return steps
 
 
@@ -280,7 +280,7 @@ def filter_step(program: bytes) -> Step:
     return Step("install the system call filter", lambda: linux.set_seccomp_filter(program))
 
 
-def asking_filter_step(program: bytes, take: Callable[[int], None]) -> Step:
+def notifying_filter_step(program: bytes, take: Callable[[int], None]) -> Step:
     """The same for a filter that passes a call on to the monitor; ``take`` gets the descriptor from
     which that is read.
     """
@@ -301,7 +301,7 @@ class Parent:
         """As it is."""
         return cls(os.getppid(), prctl.get_pdeathsig())
 
-    def ask_again(self) -> None:
+    def check_again(self) -> None:
         """Have that signal at its end; at once where it has ended meanwhile."""
         if self.signal:
             prctl.set_pdeathsig(self.signal)

@@ -128,10 +128,10 @@ DENIED_CALLS = _counter(
     BY_MONITOR,
     "denied_calls",
     None,
-    "Of these, because of a system call or another forbidden action.",
+    "Restarts because of a system call or another forbidden action.",
 )
 DENIED_RECORDS = _counter(
-    BY_MONITOR, "denied_records", None, "Of these, because of a record that it may not send."
+    BY_MONITOR, "denied_records", None, "Restarts because of a record that it may not send."
 )
 COUNTERS = tuple(one.name for one in BY_RELAY)
 KEPT = tuple(one.name for one in BY_MONITOR)
@@ -144,7 +144,7 @@ _LATENCY_SUM = _LATENCY + len(LATENCY_BOUNDS) + 1  # nanoseconds
 
 # What a relay uses at the moment; written at the end of each turn if there is a flow table.
 GAUGES = {
-    "pipes_open": "Pipes in the pool or lent to flows.",
+    "pipes_open": "Pipes in the pool or used by flows.",
     "pipes_free": "Pipes in the pool.",
     "sockets_ipv4": "IPv4 sockets that are ready to be connected.",
     "sockets_ipv6": "IPv6 sockets that are ready to be connected.",

@@ -58,7 +58,7 @@ class FlowLog:
         self._log = log
         self._where = where
         self._traffic = {one.direction: one for one in traffic}
-        self._said = {one.direction: 0 for one in traffic}  # of those that were missed
+        self._reported = {one.direction: 0 for one in traffic}  # of those that were missed
 
     def ended(self, direction: Direction, end: int, row: bytes) -> None:
         """A flow's end, as a relay reports it. Raises InvalidRowError."""
@@ -113,8 +113,8 @@ class FlowLog:
         """Report how many ends came without a record since the last report, and how many of the
         others are left out.
         """
-        unheard = max(0, self._traffic[direction].missed - self._said[direction])
-        missed = unheard + left_out
+        unreported = max(0, self._traffic[direction].missed - self._reported[direction])
+        missed = unreported + left_out
         if not missed:
             return
         text = f"{direction}: {missed} ends of flows are not in the log: too many at once"
@@ -122,4 +122,4 @@ class FlowLog:
             self._log.line(Level.WARNING, text)
         elif not self._log.limited(Level.WARNING, ("missed", direction), text):
             return
-        self._said[direction] += unheard
+        self._reported[direction] += unreported

@@ -254,13 +254,13 @@ def allowed_by_number(role: str, arch: str) -> dict[int, Ways]:
 
 
 @cache
-def asked(role: str, arch: str) -> set[int]:
+def notified(role: str, arch: str) -> set[int]:
     """The numbers of the calls that a monitor serves, instead of the kernel."""
     return {
         numbers(arch)[rule["call"]]
         for source in (role, *_text(role).get("include", []))
         for rule in _rules(source, arch)
-        if rule.get("ask")
+        if rule.get("notify")
     }
 
 

@@ -174,7 +174,7 @@ TERMINAL = some(
 )
 PARTS = {
     "relay": RELAY,
-    "relay-ports": (*RELAY, some("kernel/unotify", "ask")),
+    "relay-ports": (*RELAY, some("kernel/unotify", "request_descriptor")),
     # A relay lives under its monitor's filter until it has its own.
     "monitor": (
         *RELAY,
@@ -256,7 +256,7 @@ PARTS = {
             *("stream_socket", "set_reuse_address", "set_keepalive", "set_nodelay", "_set"),
             *("set_ipv6_only", "bind_to_device", "bind", "listen", "local_port", "option"),
         ),
-        some("sandbox/steps", "asking_filter_step"),
+        some("sandbox/steps", "notifying_filter_step"),
     ),
     "monitor-host": (
         some("relay/main", "_leave_session"),
@@ -279,7 +279,7 @@ PARTS = {
         some("kernel/socketcalls", "retire", "be_impatient", "peer_address", "local_address"),
         some("kernel/socketcalls", "listen", "option", "shutdown", "_set"),
         all_but("monitor/autoforward"),
-        some("net/sockdiag", "ask", "_is_last", "parse", "_listening", "_is_ipv6_only"),
+        some("net/sockdiag", "request", "_is_last", "parse", "_listening", "_is_ipv6_only"),
     ),
     "monitor-control": (
         # All of the room but what is done during set-up.

@@ -25,7 +25,7 @@ from hardsplice.sandbox.policy import prelude
 from hardsplice.sandbox.policy.model import Alternatives
 from hardsplice.sandbox.seccomp import answers, compile_policy, load_policy, right_answers
 from tests.policy import oracle
-from tests.policy.bpf import ALLOW, ASK, KILL_PROCESS, Call, Filter
+from tests.policy.bpf import ALLOW, KILL_PROCESS, NOTIFY, Call, Filter
 
 ROLES, ARCHES = oracle.ROLES, oracle.ARCHES
 X32 = 0x40000000  # __X32_SYSCALL_BIT
@@ -81,7 +81,7 @@ def disagreements(asked: Filter, role: str, arch: str) -> list[tuple[Call, int]]
     found = []
     for call in tries(role, arch):
         allowed = oracle.may(role, arch, call.number, call.arguments)
-        yes = ASK if call.number in oracle.asked(role, arch) else ALLOW
+        yes = NOTIFY if call.number in oracle.notified(role, arch) else ALLOW
         answer = asked.answer(call)
         if answer != (yes if allowed else KILL_PROCESS):
             found.append((call, answer))
@@ -96,7 +96,7 @@ def allowed_calls(role: str, arch: str) -> frozenset[str]:
     return frozenset(
         names.get(call.number, f"number {call.number}")
         for call in tries(role, arch)
-        if asked.answer(call) in (ALLOW, ASK)
+        if asked.answer(call) in (ALLOW, NOTIFY)
     )
 
 
@@ -256,7 +256,7 @@ def test_socketcall_lets_nothing_through(role: str, arch: str) -> None:
 def test_a_filter_answers_yes_or_kills_and_nothing_else(role: str, arch: str) -> None:
     """Where ports change, it may also say that the monitor serves a call."""
     program = compile_policy(load_policy(role), arch)
-    asks = {ASK} if oracle.asked(role, arch) else set()
+    asks = {NOTIFY} if oracle.notified(role, arch) else set()
     assert answers(program, oracle.BYTE_ORDER[arch]) == {ALLOW, KILL_PROCESS} | asks
 
 

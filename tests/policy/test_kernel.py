@@ -166,7 +166,7 @@ FORBIDDEN = {
     "memory moved to a fixed place": "libc.mremap(ctypes.c_void_p(here), 4096, 4096, 3, "
     "ctypes.c_void_p(0x200000))",
     "the book's protection": "libc.mprotect(ctypes.c_void_p(0x200000), 4096, 1)",
-    "a listener that nobody gives": "unotify.ask(11)",
+    "a listener that nobody gives": "unotify.request_descriptor(11)",
     "unshare": "linux.unshare(0)",
     "signal to itself": "os.kill(os.getpid(), 0)",
     "pid": "os.getpid()",

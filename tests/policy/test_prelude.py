@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hardsplice.kernel.syscalls import ARCHITECTURES, DIRECT, Architecture
 from hardsplice.sandbox.policy.model import Alternatives, Comparison, Operator
 from hardsplice.sandbox.policy.prelude import HOT, build, serves
-from tests.policy.bpf import ALLOW, ASK, KILL_PROCESS, Call, Filter
+from tests.policy.bpf import ALLOW, KILL_PROCESS, NOTIFY, Call, Filter
 
 PASSED_ON = 0x7FF00123  # what the rest of the filter would answer
 NUMBERS = {"close": 11, "connect": 12, "munmap": 13, "pidfd_getfd": 14, "splice": 15, "bind": 16}
@@ -46,12 +46,12 @@ def policies(draw: st.DrawFn) -> dict[str, Alternatives]:
 
 
 def with_prelude(
-    allowed: dict[str, Alternatives], target: Architecture, asked: frozenset[str] = frozenset()
+    allowed: dict[str, Alternatives], target: Architecture, notified: frozenset[str] = frozenset()
 ) -> Filter:
     """The prelude, and behind it something that answers PASSED_ON."""
     order = ">" if target.byte_order == "big" else "<"
     rest = struct.pack(f"{order}HBBI", 0x06, 0, 0, PASSED_ON)
-    return Filter(build(allowed, asked, NUMBERS, target) + rest, target.byte_order)
+    return Filter(build(allowed, notified, NUMBERS, target) + rest, target.byte_order)
 
 
 def holds(item: Comparison, arguments: tuple[int, ...], target: Architecture) -> bool:
@@ -69,7 +69,7 @@ def holds(item: Comparison, arguments: tuple[int, ...], target: Architecture) ->
 
 def meant(
     allowed: dict[str, Alternatives],
-    asked: frozenset[str],
+    notified: frozenset[str],
     number: int,
     arguments: tuple[int, ...],
     target: Architecture,
@@ -77,7 +77,7 @@ def meant(
     for call, ways in allowed.items():
         if NUMBERS[call] == number and serves(call, ways, target):
             if any(all(holds(item, arguments, target) for item in way) for way in ways):
-                return ASK if call in asked else ALLOW
+                return NOTIFY if call in notified else ALLOW
             return KILL_PROCESS
     return PASSED_ON
 

@@ -14,7 +14,7 @@ import pytest
 
 from hardsplice.sandbox.seccomp import compile_policy, load_policy
 from tests.policy import oracle
-from tests.policy.bpf import ALLOW, ASK, KILL_PROCESS, Call, Filter
+from tests.policy.bpf import ALLOW, KILL_PROCESS, NOTIFY, Call, Filter
 from tests.policy.test_filters import filter_of
 from tests.policy.whose import CHANGING, HOSTS, MONITORS, RELAYS
 
@@ -359,7 +359,7 @@ def test_a_relay_asks_for_places_of_listeners_and_nothing_else(role: str, arch: 
         if (found := answer(role, arch, "pidfd_getfd", none, place, 0)) != KILL_PROCESS
     }
     expected = (*range(10, FLOWS), *(bits | 10 for bits in high_bits(arch))) if asks else ()
-    assert passed == dict.fromkeys(expected, ASK)
+    assert passed == dict.fromkeys(expected, NOTIFY)
     for pidfd, flags in ((0, 0), (1, 0), (20, 0), (2**31 - 1, 0), (none - 1, 0), (none, 1)):
         assert answer(role, arch, "pidfd_getfd", pidfd, 12, flags) == KILL_PROCESS
 

@@ -137,33 +137,31 @@ def test_addresses_are_those_where_the_code_puts_things(role: str) -> None:
     assert found == {name: expected[name] for name in found}
 
 
-@pytest.mark.parametrize("place", address_book.AREAS)
+@pytest.mark.parametrize("area", address_book.AREAS)
 @pytest.mark.parametrize("role", POLICIES)
-def test_set_up_moves_every_address_with_the_book(role: str, place: address_book.Area) -> None:
-    found = dict(load_policy(role).settled(place.words).addresses)
+def test_set_up_moves_every_address_with_the_book(role: str, area: address_book.Area) -> None:
+    found = dict(load_policy(role).settled(area.words).addresses)
     for mask in ("UNSENT_SLOTS", "TAG"):
         found.pop(mask, None)
-    assert found == {name: place.words[name] for name in found}
+    assert found == {name: area.words[name] for name in found}
 
 
-@pytest.mark.parametrize("place", address_book.AREAS)
+@pytest.mark.parametrize("area", address_book.AREAS)
 def test_a_masked_comparison_finds_the_beginnings_of_slots_and_nothing_else(
-    place: address_book.Area,
+    area: address_book.Area,
 ) -> None:
-    words = place.words
-    assert place.size & (place.size - 1) == 0
-    assert place.address % place.size == 0
-    assert words["BOOK_END"] == place.address + place.size
-    slots = range(place.address, place.address + place.size, 32)
+    words = area.words
+    assert area.size & (area.size - 1) == 0
+    assert area.address % area.size == 0
+    assert words["BOOK_END"] == area.address + area.size
+    slots = range(area.address, area.address + area.size, 32)
     around = (*slots[:3], *slots[-3:], *(one + 1 for one in slots[:64]), slots.start - 32)
     for address in (*around, slots.stop, slots.stop + 32, slots.start + 2**32, 0):
         assert (address & words["BOOK_SLOTS"] == words["BOOK"]) == (address in slots)
 
 
 def test_the_values_lie_where_no_pointer_to_a_slot_can_point() -> None:
-    assert {place.address - place.values for place in address_book.AREAS} == {
-        address_book.VALUES_SIZE
-    }
+    assert {area.address - area.values for area in address_book.AREAS} == {address_book.VALUES_SIZE}
     assert max(pinned.PINNED.values()) < address_book.VALUES_SIZE
 
 

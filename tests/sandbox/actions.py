@@ -150,7 +150,7 @@ FORBIDDEN: dict[str, Callable[[int], None]] = {
 # Records that a relay may send, though not like this: whatever comes of it, all goes on.
 TOLERATED: dict[str, Callable[[int], None]] = {
     "a flood of notes": _flood(_LONG),
-    "a flood of yields": _flood(_record(Kind.PAUSED)),
+    "a flood of yields": _flood(_record(Kind.ACCEPT_PAUSED)),
     "an escape in a note": _one(
         _record(Kind.NOTE, Note.ERROR, -(1 << 31), b"\x1b[2J\n\xff\0", (1 << 32) - 1)
     ),
@@ -193,7 +193,7 @@ ENDLESS: dict[str, Callable[[int], None]] = {
     "orders for ever": _for_ever(_ASK),
     "orders for ever, and takes what it gets": _for_ever(_ASK, reads=True),
     "notes for ever": _for_ever(_LONG),
-    "yields for ever": _for_ever(_record(Kind.PAUSED)),
+    "yields for ever": _for_ever(_record(Kind.ACCEPT_PAUSED)),
     "ends of flows for ever": _for_ever(_record(Kind.FLOW, text=_ROW)),
 }
 

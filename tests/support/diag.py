@@ -18,10 +18,10 @@ _IDENTITY = struct.Struct("=2s2s16s16sIII")  # inet_diag_sockid, its cookie "any
 _RECEIVE_QUEUE = _HEADER.size + 4 + _IDENTITY.size + 4  # offset of inet_diag_msg.idiag_rqueue
 
 
-def unread_by_peer(asker: socket.socket, sock: socket.socket) -> int:
+def unread_by_peer(diag_socket: socket.socket, sock: socket.socket) -> int:
     """Bytes that wait in the receive queue of the socket that `sock` is connected to.
 
-    `asker` is a NETLINK_SOCK_DIAG socket of the namespace in which the two are.
+    `diag_socket` is a NETLINK_SOCK_DIAG socket of the namespace in which the two are.
     """
     family = sock.family
     (theirs, their_port), (ours, our_port) = sock.getpeername()[:2], sock.getsockname()[:2]
@@ -36,14 +36,14 @@ def unread_by_peer(asker: socket.socket, sock: socket.socket) -> int:
     )
     payload = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, 0, 0xFFFFFFFF) + identity
     size = _HEADER.size + len(payload)
-    asker.send(_HEADER.pack(size, SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 0, 0) + payload)
-    answer = asker.recv(4096)
+    diag_socket.send(_HEADER.pack(size, SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 0, 0) + payload)
+    answer = diag_socket.recv(4096)
     if _HEADER.unpack_from(answer)[1] != SOCK_DIAG_BY_FAMILY:
         return 0  # an error: there is no such socket any more
     queued: int = struct.unpack_from("=I", answer, _RECEIVE_QUEUE)[0]
     return queued
 
 
-def asker() -> socket.socket:
+def diag_socket() -> socket.socket:
     """A socket to ask with, in the namespace of the caller."""
     return socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, NETLINK_SOCK_DIAG)

@@ -92,7 +92,7 @@ class Namespace:
         """A TCP socket that belongs to this namespace."""
         return self._made(b"4" if family == socket.AF_INET else b"6")
 
-    def asker(self) -> Socket:
+    def diag_socket(self) -> Socket:
         """A socket to ask about TCP sockets of this namespace with; see diag.py."""
         return self._made(b"d")
 

@@ -59,8 +59,8 @@ class Ends:
     client_side: SocketMaker = _here
     server_side: SocketMaker = _here
     spliced: bool = True
-    client_asker: AskerMaker = diag.asker
-    server_asker: AskerMaker = diag.asker
+    client_asker: AskerMaker = diag.diag_socket
+    server_asker: AskerMaker = diag.diag_socket
 
 
 class Lane:
@@ -142,9 +142,9 @@ class Lane:
         """Whether what `sock` sent remains in the receive queue of the socket that it talks to."""
         is_client = sock.getpeername()[1] == self.ends.entry
         deadline = time.monotonic() + within
-        with (self.ends.client_asker if is_client else self.ends.server_asker)() as asker:
+        with (self.ends.client_asker if is_client else self.ends.server_asker)() as diag_socket:
             while time.monotonic() < deadline:
-                if not diag.unread_by_peer(asker, sock):
+                if not diag.unread_by_peer(diag_socket, sock):
                     return False
         return True
 
@@ -221,13 +221,13 @@ class Service:
     def lane(self, family: socket.AddressFamily, *, inbound: bool) -> Iterator[Lane]:
         instance = self.instance()
         number = next(self._lanes) % LANES
-        inside, asker = self.namespace.socket, self.namespace.asker
+        inside, diag_socket = self.namespace.socket, self.namespace.diag_socket
         if inbound:
             entry, exit_ = self._inward + number, _TARGETS + number
-            ends = Ends(family, entry, exit_, server_side=inside, server_asker=asker)
+            ends = Ends(family, entry, exit_, server_side=inside, server_asker=diag_socket)
         else:
             entry, exit_ = _INSIDE + number, self._outward + number
-            ends = Ends(family, entry, exit_, client_side=inside, client_asker=asker)
+            ends = Ends(family, entry, exit_, client_side=inside, client_asker=diag_socket)
         before = instance.processes()
         with contextlib.closing(Lane(ends, instance.processes)) as lane:
             yield lane

@@ -224,4 +224,4 @@ class Acceptor(Connector):
             else:
                 self.epoll.unregister(fd)
         if self.shared and not possible and self.to_drain is None:
-            self.monitor.report_paused()
+            self.monitor.report_accept_paused()

@@ -106,13 +106,13 @@ class Engine(Acceptor):
             elif fd in others:
                 others[fd]()
         if self.restless:
-            self._look_after()
+            self._end_round()
         return ready
 
-    def _look_after(self) -> None:
+    def _end_round(self) -> None:
         """What is due besides events, at the end of a turn."""
         if self._is_timed():
-            self._look_at_clock()
+            self._check_deadlines()
         if self.starved:
             self._feed()
         if not self.accepting or self.unplaced:
@@ -193,7 +193,7 @@ class Engine(Acceptor):
         if events & EPOLLERR and not flow.failed[side] and self._fail(flow, side):
             return
         if events & EPOLLOUT and state[1 - side] == BLOCKED:
-            self._drain(flow, 1 - side)
+            self._empty_pipe(flow, 1 - side)
             if flow.fd[CLIENT] < 0:
                 return
         if events & _ACTIONABLE:
@@ -243,7 +243,7 @@ class Engine(Acceptor):
         due.extend(grace.check_at for grace in self.grace.values())
         return max(0.0, min(due) - now) if due else -1
 
-    def _look_at_clock(self) -> None:
+    def _check_deadlines(self) -> None:
         now = self.kernel.now()
         while self.connecting:
             flow = next(iter(self.connecting))
@@ -254,19 +254,19 @@ class Engine(Acceptor):
             self._end(flow, abort=SIDES, end=End.TIMEOUT)
         for flow, grace in list(self.grace.items()):
             if grace.check_at <= now:
-                self._look_at_grace(flow, grace, now)
+                self._check_grace(flow, grace, now)
         if self.shortage_until and now >= self.shortage_until:
             self.shortage_until = 0.0
             self._reconsider_accepting()
         if self.jam_began and now >= self.jam_began + JAM_SECONDS:
-            self._look_at_jam(now)
+            self._check_jam(now)
         if self.limits.idle_seconds and now >= self.idle_check_at:
             self.idle_check_at = now + self.limits.idle_seconds / IDLE_CHECKS
-            self._look_at_queues(now)
+            self._check_queues(now)
             silent = self._silent(now - self.limits.idle_seconds)
             self._end_all(silent, count.IDLE, End.IDLE)
 
-    def _look_at_queues(self, now: float) -> None:
+    def _check_queues(self, now: float) -> None:
         """A flow isn't idle while a peer takes bytes that the kernel already has from us, although
         nothing happens here: there may be megabytes, and a slow reader takes minutes for them.
         """
@@ -276,7 +276,7 @@ class Engine(Acceptor):
                 flow.seen = now
             flow.unsent = unsent
 
-    def _look_at_jam(self, now: float) -> None:
+    def _check_jam(self, now: float) -> None:
         """Nothing could be accepted for some time. If half-closed flows in which nothing has
         happened since are a good part of all flows, reset them.
         """

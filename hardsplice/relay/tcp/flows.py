@@ -79,7 +79,7 @@ class MonitorLink(typing.Protocol):
     def answer(self) -> None:
         """Say that this relay goes on, as it was asked."""
 
-    def report_paused(self) -> None:
+    def report_accept_paused(self) -> None:
         """Report that this relay stops accepting: others that share its listeners have to check
         them.
         """
@@ -218,7 +218,7 @@ class Flows:
         """Bytes on their way to side ``well``: in the pipe, and in the kernel's hands."""
         return flow.held[1 - well], self.kernel.unsent(flow.fd[well])
 
-    def _look_at_grace(self, flow: Flow, grace: Grace, now: float) -> None:
+    def _check_grace(self, flow: Flow, grace: Grace, now: float) -> None:
         """Check whether the side that did not fail has taken what was sent to it. Wait on while it
         takes some.
         """

@@ -48,7 +48,6 @@ from hardsplice.relay.tcp.rules import (
     BLOCKED,
     CLIENT,
     CLOSE,
-    DRAIN,
     END,
     FINISHED,
     OPEN,
@@ -58,6 +57,7 @@ from hardsplice.relay.tcp.rules import (
     SIDES,
     STARVE,
     TARGET,
+    UNBLOCK,
     Flow,
     end_of_source,
     marked,
@@ -179,7 +179,7 @@ class Mover(Flows):
         self._bound(flow, direction)
         self._sync(flow)
 
-    def _drain(self, flow: Flow, direction: int) -> None:
+    def _empty_pipe(self, flow: Flow, direction: int) -> None:
         """The sink has room: give it what is held, and after that what the source has now."""
         sink = flow.fd[1 - direction]
         pipe = flow.pipe[direction]
@@ -200,7 +200,7 @@ class Mover(Flows):
                 self.counters[flow.tally + direction] += sent
             flow.pipe[direction] = None
             self._give_back(pipe)
-        step(flow, direction, DRAIN)
+        step(flow, direction, UNBLOCK)
         # Reading on at once spares four epoll changes when the sink blocks again. Whether the
         # source has finished is not known here: a 0 leaves it to the next event.
         self._move(flow, direction, flow.failed[direction])

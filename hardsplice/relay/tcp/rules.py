@@ -71,11 +71,11 @@ CONNECT = 0  # the handshake did not finish at once
 RESUME = 1  # the target is connected, or there is a pipe again
 STARVE = 2  # there is no pipe
 BLOCK = 3  # the sink took less than was read
-DRAIN = 4  # the sink took all that was held
+UNBLOCK = 4  # the sink took all that was held
 END = 5  # end of file, and nothing is held
 ABANDON = 6  # the sink is gone: what is held can't be delivered
-STEPS = (CONNECT, RESUME, STARVE, BLOCK, DRAIN, END, ABANDON)
-STEP_NAMES = ("CONNECT", "RESUME", "STARVE", "BLOCK", "DRAIN", "END", "ABANDON")
+STEPS = (CONNECT, RESUME, STARVE, BLOCK, UNBLOCK, END, ABANDON)
+STEP_NAMES = ("CONNECT", "RESUME", "STARVE", "BLOCK", "UNBLOCK", "END", "ABANDON")
 
 SHUT_SINK = 0  # pass FIN on; the other direction goes on
 CLOSE = 1  # both directions are done: closing says FIN too
@@ -93,7 +93,7 @@ NEXT: dict[tuple[int, int], int] = {
     (OPEN, BLOCK): BLOCKED,
     (OPEN, END): FINISHED,
     (OPEN, ABANDON): FINISHED,
-    (BLOCKED, DRAIN): OPEN,
+    (BLOCKED, UNBLOCK): OPEN,
     (BLOCKED, ABANDON): FINISHED,
     (FINISHED, ABANDON): FINISHED,
 }

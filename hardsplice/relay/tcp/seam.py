@@ -87,6 +87,6 @@ class Kernel:
     close: Callable[[int], None] = staticmethod(os.close)
     open_pipe: Callable[[], tuple[int, int]] = staticmethod(open_pipe)
     resize_pipe: Callable[[int, int], int] = staticmethod(resize_pipe)
-    take_listener: Callable[[int], bool] = staticmethod(unotify.ask)
+    take_listener: Callable[[int], bool] = staticmethod(unotify.request_descriptor)
     now: Callable[[], float] = staticmethod(time.monotonic)
     epoll: Callable[[], select.epoll] = staticmethod(select.epoll)

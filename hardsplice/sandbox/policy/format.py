@@ -143,65 +143,65 @@ def _rules(
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise MistakeError(f"rules are written as [[{title}]]")
     for number, entry in enumerate(entries, 1):
-        place = f"[[{title}]] number {number}"
-        call = _text(entry, "call", place)
-        place += f" ({call})"
+        location = f"[[{title}]] number {number}"
+        call = _text(entry, "call", location)
+        location += f" ({call})"
         if not _CALL.fullmatch(call):
-            raise MistakeError(f"{place}: call: not the name of a system call")
-        known = {"call", "when", "why", "where", "source", "risk", "ask"}
-        _no_others(entry, known | ({"except"} if len(architectures) > 1 else set()), place)
+            raise MistakeError(f"{location}: call: not the name of a system call")
+        known = {"call", "when", "why", "where", "source", "risk", "notify"}
+        _no_others(entry, known | ({"except"} if len(architectures) > 1 else set()), location)
         rule = Rule(
             call=call,
-            when=tuple(_alternative(text, place) for text in _strings(entry, "when", place)),
-            why=_text(entry, "why", place),
-            where=_where(entry, place),
-            source=_text(entry, "source", place) if "source" in entry else None,
-            risk=_text(entry, "risk", place) if "risk" in entry else None,
-            architectures=architectures - _excepted(entry, place),
+            when=tuple(_alternative(text, location) for text in _strings(entry, "when", location)),
+            why=_text(entry, "why", location),
+            where=_where(entry, location),
+            source=_text(entry, "source", location) if "source" in entry else None,
+            risk=_text(entry, "risk", location) if "risk" in entry else None,
+            architectures=architectures - _excepted(entry, location),
             role=role,
-            ask=_is_asked(entry, place),
+            notify=_is_notified(entry, location),
         )
-        _check_rule(rule, words, place)
+        _check_rule(rule, words, location)
         yield rule
 
 
-def _is_asked(entry: Mapping[str, Any], place: str) -> bool:
-    value = entry.get("ask", False)
+def _is_notified(entry: Mapping[str, Any], location: str) -> bool:
+    value = entry.get("notify", False)
     if not isinstance(value, bool):
-        raise MistakeError(f"{place}: ask: neither true nor false")
+        raise MistakeError(f"{location}: notify: neither true nor false")
     return value
 
 
-def _check_rule(rule: Rule, words: Mapping[str, int], place: str) -> None:
+def _check_rule(rule: Rule, words: Mapping[str, int], location: str) -> None:
     """What can be said about a rule without libseccomp."""
     if any(name in OUTSIDE for name in rule.where) != (rule.source is not None):
         raise MistakeError(
-            f"{place}: source: goes with where = {' or '.join(OUTSIDE)}, and only with it"
+            f"{location}: source: goes with where = {' or '.join(OUTSIDE)}, and only with it"
         )
     if rule.call in RISKY and rule.risk is None:
         raise MistakeError(
-            f"{place}: risk: missing; say what a taken-over process could do with {rule.call}"
+            f"{location}: risk: missing; say what a taken-over process could do with {rule.call}"
         )
     for alternative in rule.when:
         for name in (name for item in alternative for name in (*item.mask, *item.value)):
             if not (name.isdigit() or name in CONSTANTS or name in words):
                 raise MistakeError(
-                    f"{place}: when: unknown constant {name} (hardsplice/kernel/syscalls.py)"
+                    f"{location}: when: unknown constant {name} (hardsplice/kernel/syscalls.py)"
                 )
         for arch in sorted(rule.architectures):
             try:
                 comparisons(rule.call, alternative, words, arch)
             except MistakeError as mistake:
-                raise MistakeError(f"{place}: when: {mistake}") from None
+                raise MistakeError(f"{location}: when: {mistake}") from None
 
 
-def _alternative(text: str, place: str) -> tuple[Condition, ...]:
+def _alternative(text: str, location: str) -> tuple[Condition, ...]:
     conditions = []
     for part in re.split(r"\s+and\s+", text.strip()):
         match = _CONDITION.fullmatch(part)
         if match is None:
             raise MistakeError(
-                f"{place}: when: can't read {part!r}; write `parameter == A|B`,"
+                f"{location}: when: can't read {part!r}; write `parameter == A|B`,"
                 " `parameter & MASK == A`, `parameter >= A` or `parameter < A`, joined with `and`"
             )
         names = {
@@ -215,26 +215,26 @@ def _alternative(text: str, place: str) -> tuple[Condition, ...]:
     return tuple(conditions)
 
 
-def _where(entry: Mapping[str, Any], place: str) -> tuple[str, ...]:
-    names = _strings(entry, "where", place)
+def _where(entry: Mapping[str, Any], location: str) -> tuple[str, ...]:
+    names = _strings(entry, "where", location)
     if not names:
-        raise MistakeError(f"{place}: where: missing")
+        raise MistakeError(f"{location}: where: missing")
     for name in names:
         if name not in OUTSIDE and not _FUNCTION.fullmatch(name):
             raise MistakeError(
-                f"{place}: where: {name!r} is neither {' nor '.join(OUTSIDE)}"
+                f"{location}: where: {name!r} is neither {' nor '.join(OUTSIDE)}"
                 " nor the dotted name of a function"
             )
     return names
 
 
-def _excepted(entry: Mapping[str, Any], place: str) -> frozenset[str]:
-    names = _strings(entry, "except", place)
+def _excepted(entry: Mapping[str, Any], location: str) -> frozenset[str]:
+    names = _strings(entry, "except", location)
     for name in names:
         if name not in ARCHITECTURES:
-            raise MistakeError(f"{place}: except: unknown architecture {name!r}")
+            raise MistakeError(f"{location}: except: unknown architecture {name!r}")
     if len(set(names)) in (0, len(ARCHITECTURES)) and "except" in entry:
-        raise MistakeError(f"{place}: except: names none or all of the architectures")
+        raise MistakeError(f"{location}: except: names none or all of the architectures")
     return frozenset(names)
 
 
@@ -292,17 +292,17 @@ def _overlap(rule: Rule, other: Rule) -> bool:
     return bool(rule.architectures & other.architectures)
 
 
-def _no_others(table: Mapping[str, Any], known: set[str], place: str) -> None:
+def _no_others(table: Mapping[str, Any], known: set[str], location: str) -> None:
     for key in table:
         if key not in known:
-            raise MistakeError(f"{place}: unknown key {key!r}")
+            raise MistakeError(f"{location}: unknown key {key!r}")
 
 
-def _text(table: Mapping[str, Any], key: str, place: str) -> str:
+def _text(table: Mapping[str, Any], key: str, location: str) -> str:
     value = table.get(key)
     if not isinstance(value, str) or not value.strip():
         raise MistakeError(
-            f"{place}: {key}: missing" if value is None else f"{place}: {key}: not a text"
+            f"{location}: {key}: missing" if value is None else f"{location}: {key}: not a text"
         )
     return " ".join(value.split())
 
@@ -314,10 +314,10 @@ def _table(table: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return value
 
 
-def _strings(table: Mapping[str, Any], key: str, place: str = "policy") -> tuple[str, ...]:
+def _strings(table: Mapping[str, Any], key: str, location: str = "policy") -> tuple[str, ...]:
     """A list of texts; a single text stands for a list of one."""
     value = table.get(key, [])
     values = [value] if isinstance(value, str) else value
     if not isinstance(values, list) or not all(isinstance(item, str) for item in values):
-        raise MistakeError(f"{place}: {key}: neither a text nor a list of texts")
+        raise MistakeError(f"{location}: {key}: neither a text nor a list of texts")
     return tuple(values)

@@ -15,7 +15,7 @@ from hardsplice.kernel.syscalls import ARCHITECTURES
 from hardsplice.model.errors import HardspliceError
 from hardsplice.model.roles import POLICIES
 from hardsplice.sandbox.policy.format import OUTSIDE
-from hardsplice.sandbox.policy.model import Comparison, Policy, asked, resolve
+from hardsplice.sandbox.policy.model import Comparison, Policy, notified, resolve
 from hardsplice.sandbox.seccomp import compile_policy, load_policy, policy_directory
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def show(policy: Policy, arch: str) -> str:
     """Every rule with its reasons."""
     lines = [*_heading(policy, arch), ""]
     for rule in policy.rules_for(arch):
-        served = ", by the monitor" if rule.ask else ""
+        served = ", by the monitor" if rule.notify else ""
         lines.append(f"{rule.call}: {rule.condition() or 'any arguments'}{served}")
         where = ", ".join(rule.where) + (f" ({rule.source})" if rule.source else "")
         for key, text in (("why", rule.why), ("where", where), ("risk", rule.risk)):
@@ -78,7 +78,7 @@ def oci(policy: Policy, arch: str) -> dict[str, Any]:
     """
     free: list[str] = []
     entries: list[dict[str, Any]] = []
-    by_monitor = asked(policy, arch)
+    by_monitor = notified(policy, arch)
     for call, alternatives in sorted(resolve(policy, arch).items()):
         if call in by_monitor:
             continue

@@ -21,8 +21,8 @@ __all__ = [
     "Operator",
     "Policy",
     "Rule",
-    "asked",
     "comparisons",
+    "notified",
     "resolve",
 ]
 
@@ -61,7 +61,7 @@ class Rule:
     risk: str | None
     architectures: frozenset[str]
     role: str  # the policy that the rule was written in
-    ask: bool = False  # not the kernel serves the call but the monitor (seccomp_unotify(2))
+    notify: bool = False  # not the kernel serves the call but the monitor (seccomp_unotify(2))
 
     def condition(self) -> str:
         """The conditions as text; empty when there are none."""
@@ -131,9 +131,9 @@ def resolve(policy: Policy, arch: str) -> dict[str, Alternatives]:
     return allowed
 
 
-def asked(policy: Policy, arch: str) -> frozenset[str]:
+def notified(policy: Policy, arch: str) -> frozenset[str]:
     """The calls that the monitor serves, instead of the kernel."""
-    return frozenset(rule.call for rule in policy.rules_for(arch) if rule.ask)
+    return frozenset(rule.call for rule in policy.rules_for(arch) if rule.notify)
 
 
 def comparisons(

@@ -22,10 +22,10 @@ from collections.abc import Mapping, Sequence
 from hardsplice.kernel.syscalls import DIRECT, Architecture
 from hardsplice.sandbox.policy.model import Alternatives, Comparison
 
-__all__ = ["ALLOW", "ASK", "KILL_PROCESS", "build", "serves"]
+__all__ = ["ALLOW", "KILL_PROCESS", "NOTIFY", "build", "serves"]
 
 # linux/seccomp.h: SECCOMP_RET_*, what a filter may answer.
-ALLOW, ASK, KILL_PROCESS = 0x7FFF0000, 0x7FC00000, 0x80000000
+ALLOW, NOTIFY, KILL_PROCESS = 0x7FFF0000, 0x7FC00000, 0x80000000
 
 # The order in which a relay makes them most often.
 HOT = ("close", "connect", "shutdown", "recvmsg", "sendmsg", "setsockopt")
@@ -51,13 +51,13 @@ def serves(call: str, alternatives: Alternatives, target: Architecture) -> bool:
 
 def build(
     allowed: Mapping[str, Alternatives],
-    asked: frozenset[str],
+    notified: frozenset[str],
     numbers: Mapping[str, int],
     target: Architecture,
 ) -> bytes:
     """The prelude as classic BPF that falls through to what follows it.
 
-    ``asked`` are the calls that the monitor serves; ``numbers`` has those of all calls that the
+    ``notified`` are the calls that the monitor serves; ``numbers`` has those of all calls that the
     prelude serves.
     """
     served = [call for call in allowed if serves(call, allowed[call], target)]
@@ -69,7 +69,7 @@ def build(
         (_LOAD, 0, 0, _NUMBER),
     ]
     for call in served:
-        answer = ASK if call in asked else ALLOW
+        answer = NOTIFY if call in notified else ALLOW
         program += _block(numbers[call], _ways(allowed[call], target, answer))
     layout = ">HBBI" if target.byte_order == "big" else "<HBBI"
     return b"".join(struct.pack(layout, *one) for one in program)

@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-import grp
 import os
-import pwd
 import subprocess
 import sys
 from pathlib import Path
@@ -30,7 +28,6 @@ from hardsplice.app.usage import page
 from hardsplice.kernel.ephemeral import read_ephemeral_range
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import HardspliceError
-from hardsplice.model.identity import RunAs
 
 ROOT = Path(__file__).parents[3]
 EPHEMERAL = (32768, 60999)
@@ -135,21 +132,6 @@ def test_accepted_options_change_nothing() -> None:
     # As Podman has pasta: no UDP either way, again and again.
     none = ("-t", "none", "-u", "none", "-T", "none", "-U", "none")
     assert parse(*none, "-unone", "--udp-ports=none", "--udp-ns", "none") == parse("-t", "none")
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [
-        ("4096", 4096),
-        ("5000", 5000),
-        ("4k", 4096),
-        ("64K", 65536),
-        ("2m", 2 << 20),
-        ("3G", 3 << 30),
-    ],
-)
-def test_log_size_has_units_of_1024(text: str, size: int) -> None:
-    assert parse("-l", "log", "--log-size", text).log_size == size
 
 
 def test_ports_are_parsed_for_each_direction() -> None:
@@ -417,36 +399,6 @@ def test_any_words_give_options_or_a_failure(argv: list[str]) -> None:
         assert all(line.isprintable() for line in outcome.lines())
     elif isinstance(outcome, SystemExit):
         assert outcome.code == 0
-
-
-# --runas
-
-
-@pytest.mark.parametrize(("processors", "workers"), [(1, 1), (3, 3), (64, 64), (500, 64)])
-def test_workers_auto_is_the_processors_that_may_be_used(
-    monkeypatch: pytest.MonkeyPatch, processors: int, workers: int
-) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(processors)))
-    assert parse("--workers", "auto").workers == workers
-
-
-def test_runas_takes_logins_and_numbers() -> None:
-    user = pwd.getpwuid(0)
-    group = grp.getgrgid(user.pw_gid)
-    primary = RunAs(0, user.pw_gid)
-    assert parse("--runas", user.pw_name).runas == primary
-    assert parse("--runas", "0").runas == primary
-    assert parse("--runas", f"0:{group.gr_name}").runas == RunAs(0, group.gr_gid)
-    assert parse("--runas", f"{user.pw_name}:4242").runas == RunAs(0, 4242)
-    assert parse("--runas", "4242:4343").runas == RunAs(4242, 4343)
-
-
-def test_a_uid_without_an_account_needs_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    def nobody_has_it(uid: int) -> pwd.struct_passwd:
-        raise KeyError(uid)
-
-    monkeypatch.setattr(pwd, "getpwuid", nobody_has_it)
-    assert "write 4242:GID" in refusal("--runas", "4242")
 
 
 # The ephemeral range

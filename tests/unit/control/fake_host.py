@@ -16,11 +16,11 @@ from hardsplice.telemetry.flow_log import Traffic
 from hardsplice.telemetry.log import Level, Log
 
 
-def world_of(traffic: Sequence[Traffic], missing: Sequence[str] = ()) -> HostWorld:
+def world_of(traffic: Sequence[Traffic], lacking: Sequence[str] = ()) -> HostWorld:
     """What the control socket shows of a monitor with these counters, and without these layers."""
     monitor = SimpleNamespace(
         traffic=traffic,
-        missing=list(missing),
+        lacking=list(lacking),
         registry=Registry([], 1, frozenset(), None, lambda _: None, loops.check),
         log=Log(Level.ERROR, "text", ""),
         loop=None,

@@ -87,7 +87,7 @@ class FakeWorld:
             lacking=self.lacking,
             relays=self.relays,
             connections=1,
-            refused=2,
+            denied_peers=2,
         )
 
     def flows(self) -> Iterator[tuple[Direction, FlowRow]]:

@@ -46,10 +46,10 @@ def with_a_port() -> FakeWorld:
 def test_prometheus_reads_every_family_with_its_type_and_help() -> None:
     answer = fetch(with_a_port())
     assert answer.kind.startswith("text/plain; version=0.0.4")
-    versions = list(text_string_to_metric_families(answer.body.decode()))
-    types = {family.name.removeprefix("hardsplice_"): family.type for family in versions}
+    families = list(text_string_to_metric_families(answer.body.decode()))
+    types = {family.name.removeprefix("hardsplice_"): family.type for family in families}
     assert types == {one.name.removesuffix("_total"): one.kind for one in METRICS}
-    assert {family.documentation for family in versions} == {one.help for one in METRICS}
+    assert {family.documentation for family in families} == {one.help for one in METRICS}
 
 
 def test_samples_have_the_labels_that_are_declared() -> None:

@@ -104,26 +104,30 @@ def test_an_end_without_a_word_is_noticed_though_others_hold_the_channel(
 
 def test_its_last_words_are_heard_after_its_end(started: Callable[[Life], Child]) -> None:
     def speaks(theirs: Channel) -> NoReturn:
-        for kind in (Kind.READY, Kind.PAUSED, Kind.FATAL):
+        for kind in (Kind.READY, Kind.ACCEPT_PAUSED, Kind.FATAL):
             theirs.send(Record(kind))
         os._exit(0)
 
     one = started(speaks)
     one.wait()
-    assert [record.kind for record in one.last_words()] == [Kind.READY, Kind.PAUSED, Kind.FATAL]
+    assert [record.kind for record in one.last_words()] == [
+        Kind.READY,
+        Kind.ACCEPT_PAUSED,
+        Kind.FATAL,
+    ]
     assert list(one.last_words()) == []
 
 
 def test_last_words_that_are_not_its_to_say_are_malformed(started: Callable[[Life], Child]) -> None:
     def speaks(theirs: Channel) -> NoReturn:
-        theirs.send(Record(Kind.PAUSED))
+        theirs.send(Record(Kind.ACCEPT_PAUSED))
         theirs.send(Record(Kind.RUN))
         os._exit(0)
 
     one = started(speaks)
     one.wait()
     said = one.last_words()
-    assert next(said).kind == Kind.PAUSED
+    assert next(said).kind == Kind.ACCEPT_PAUSED
     with pytest.raises(MalformedError):
         next(said)
 
@@ -131,7 +135,7 @@ def test_last_words_that_are_not_its_to_say_are_malformed(started: Callable[[Lif
 def test_one_that_is_told_to_leave_is_heard_meanwhile(started: Callable[[Life], Child]) -> None:
     def speaks(theirs: Channel) -> NoReturn:
         theirs.receive()
-        theirs.send(Record(Kind.PAUSED))
+        theirs.send(Record(Kind.ACCEPT_PAUSED))
         os._exit(0)
 
     one = started(speaks)
@@ -143,7 +147,7 @@ def test_one_that_is_told_to_leave_is_heard_meanwhile(started: Callable[[Life], 
 
     one.hang_up()
     one.receive_until_end(10, take)
-    assert heard[0] == Record(Kind.PAUSED)
+    assert heard[0] == Record(Kind.ACCEPT_PAUSED)
     assert one.has_ended()
     silent = started(stays)
     began = time.monotonic()

@@ -14,16 +14,16 @@ from hardsplice.ipc.dialogue import (
     OF_INIT,
     OF_NAMESPACE_MONITOR,
     RELAY,
+    ChildState,
     Dialogue,
     Rules,
-    State,
     last_words,
 )
 from hardsplice.ipc.messages import Kind, MalformedError, Record, on
 from hardsplice.model import roles
 from hardsplice.model.roles import HOST, INBOUND_RELAY, NAMESPACE, OUTBOUND_RELAY, Role
 from hardsplice.model.unforeseen import LIMIT_HINTS
-from hardsplice.monitor.notes import LACKING_LENGTH, LACKING_MAX, lacking
+from hardsplice.monitor.notes import LACKING_LENGTH, LACKING_MAX, newly_lacking
 
 ONCE = (Kind.READY, Kind.READY_PLACING, Kind.EXITED)
 CHILDREN = {
@@ -35,25 +35,25 @@ CHILDREN = {
 children = pytest.mark.parametrize("rules", CHILDREN.values(), ids=CHILDREN.keys())
 
 
-def heard(rules: Rules, *kinds: int, phase: State = State.STARTING) -> State:
+def heard(rules: Rules, *kinds: int, state: ChildState = ChildState.STARTING) -> ChildState:
     """Where a child stands that has said all this."""
     dialogue = Dialogue(rules)
-    dialogue.state = phase
+    dialogue.state = state
     for kind in kinds:
         dialogue.check(Record(kind))
     return dialogue.state
 
 
-def refused(rules: Rules, *kinds: int, phase: State = State.STARTING) -> None:
+def refused(rules: Rules, *kinds: int, state: ChildState = ChildState.STARTING) -> None:
     """All but the last is due."""
-    where = heard(rules, *kinds[:-1], phase=phase)
+    where = heard(rules, *kinds[:-1], state=state)
     with pytest.raises(MalformedError):
-        heard(rules, kinds[-1], phase=where)
+        heard(rules, kinds[-1], state=where)
 
 
 @pytest.mark.parametrize("rules", [RELAY, NAMESPACE_MONITOR], ids=["relay", "namespace monitor"])
 def test_ready_is_said_once_and_last_words_are_the_last(rules: Rules) -> None:
-    assert heard(rules, Kind.READY, Kind.NOTE, Kind.FLOW, Kind.NOTE) is State.SERVING
+    assert heard(rules, Kind.READY, Kind.NOTE, Kind.FLOW, Kind.NOTE) is ChildState.SERVING
     refused(rules, Kind.READY, Kind.READY)
     for kind in Kind:
         refused(rules, Kind.READY, Kind.FATAL, kind)
@@ -66,7 +66,7 @@ def test_a_relay_says_nothing_before_it_is_ready_but_why_it_is_not() -> None:
 
 
 def test_relays_of_a_namespace_monitor_may_be_busy_before_all_of_them_are() -> None:
-    assert heard(NAMESPACE_MONITOR, Kind.NOTE, Kind.FLOW, Kind.READY) is State.SERVING
+    assert heard(NAMESPACE_MONITOR, Kind.NOTE, Kind.FLOW, Kind.READY) is ChildState.SERVING
     for kind in (Kind.PONG, Kind.OPENED, Kind.SERVED, Kind.CLOSED):
         refused(NAMESPACE_MONITOR, kind)
 
@@ -74,19 +74,19 @@ def test_relays_of_a_namespace_monitor_may_be_busy_before_all_of_them_are() -> N
 def test_init_is_ready_once_it_was_told_to_be_and_command_ends_once() -> None:
     refused(INIT, Kind.READY)
     refused(INIT, Kind.EXITED)
-    prepared = State.PREPARING
-    refused(INIT, Kind.EXITED, phase=prepared)
-    refused(INIT, Kind.READY, Kind.READY, phase=prepared)
-    refused(INIT, Kind.READY, Kind.EXITED, Kind.EXITED, phase=prepared)
-    refused(INIT, Kind.READY, Kind.FATAL, Kind.FATAL, phase=prepared)
-    refused(INIT, Kind.READY, Kind.FATAL, Kind.EXITED, phase=prepared)
+    prepared = ChildState.PREPARING
+    refused(INIT, Kind.EXITED, state=prepared)
+    refused(INIT, Kind.READY, Kind.READY, state=prepared)
+    refused(INIT, Kind.READY, Kind.EXITED, Kind.EXITED, state=prepared)
+    refused(INIT, Kind.READY, Kind.FATAL, Kind.FATAL, state=prepared)
+    refused(INIT, Kind.READY, Kind.FATAL, Kind.EXITED, state=prepared)
     for last in ((Kind.FATAL,), (Kind.READY, Kind.EXITED), (Kind.READY, Kind.FATAL)):
-        assert heard(INIT, *last, phase=prepared) is State.ENDING
+        assert heard(INIT, *last, state=prepared) is ChildState.ENDING
 
 
 def test_init_says_that_a_signal_was_passed_on_as_often_as_one_was() -> None:
     dialogue = Dialogue(INIT)
-    dialogue.state = State.SERVING
+    dialogue.state = ChildState.SERVING
     dialogue.expect(Kind.PASSED_ON)
     dialogue.check(Record(Kind.PASSED_ON))
     with pytest.raises(MalformedError, match="nobody asked"):
@@ -95,7 +95,7 @@ def test_init_says_that_a_signal_was_passed_on_as_often_as_one_was() -> None:
 
 def test_init_says_whether_command_is_stopped_as_often_as_it_was_asked() -> None:
     dialogue = Dialogue(INIT)
-    dialogue.state = State.SERVING
+    dialogue.state = ChildState.SERVING
     dialogue.expect(Kind.CHECKED)
     with pytest.raises(MalformedError, match="nobody asked"):
         dialogue.check(Record(Kind.PASSED_ON))
@@ -105,14 +105,14 @@ def test_init_says_whether_command_is_stopped_as_often_as_it_was_asked() -> None
 
 
 @children
-@given(st.integers(0, 255), st.sampled_from(State))
-def test_what_is_refused_changes_nothing(rules: Rules, kind: int, phase: State) -> None:
+@given(st.integers(0, 255), st.sampled_from(ChildState))
+def test_what_is_refused_changes_nothing(rules: Rules, kind: int, state: ChildState) -> None:
     dialogue = Dialogue(rules)
-    dialogue.state = phase
+    dialogue.state = state
     try:
         dialogue.check(Record(kind))
     except MalformedError:
-        assert dialogue.state is phase
+        assert dialogue.state is state
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_what_is_due_is_its_to_send_at_all(rules: Rules, senders: tuple[Role, ..
 
 
 def test_a_relay_whose_ports_change_is_ready_with_what_its_questions_are_read_from() -> None:
-    assert heard(DYNAMIC_RELAY, Kind.READY_PLACING, Kind.NOTE) is State.SERVING
+    assert heard(DYNAMIC_RELAY, Kind.READY_PLACING, Kind.NOTE) is ChildState.SERVING
     refused(DYNAMIC_RELAY, Kind.READY)
     refused(DYNAMIC_RELAY, Kind.READY_PLACING, Kind.READY_PLACING)
     refused(RELAY, Kind.READY_PLACING)
@@ -142,9 +142,9 @@ def test_a_relay_whose_ports_change_is_ready_with_what_its_questions_are_read_fr
 @children
 def test_what_is_said_once_leads_on(rules: Rules) -> None:
     """Otherwise it could be said for ever."""
-    for phase, due in rules.items():
+    for state, due in rules.items():
         for kind, following in due.items():
-            assert kind not in ONCE or following is not phase
+            assert kind not in ONCE or following is not state
 
 
 @pytest.mark.parametrize("rules", [RELAY, NAMESPACE_MONITOR], ids=["relay", "namespace monitor"])
@@ -169,14 +169,14 @@ def test_there_is_an_answer_for_each_question_and_none_more(rules: Rules, said: 
 
 
 def test_what_is_lacking_is_told_once() -> None:
-    assert lacking(b"Landlock\nMDWE\n\nMDWE\nseccomp", ["Landlock"]) == ["MDWE", "seccomp"]
-    assert lacking(b"", []) == []
+    assert newly_lacking(b"Landlock\nMDWE\n\nMDWE\nseccomp", ["Landlock"]) == ["MDWE", "seccomp"]
+    assert newly_lacking(b"", []) == []
 
 
 @given(st.binary(max_size=2048))
 def test_what_is_lacking_has_a_bound(text: bytes) -> None:
     for some in (text, b"\n".join(str(number).encode() for number in range(500)), b"x" * 2048):
-        found = lacking(some, [])
+        found = newly_lacking(some, [])
         assert len(found) <= LACKING_MAX
         assert all(0 < len(line) <= LACKING_LENGTH for line in found)
 

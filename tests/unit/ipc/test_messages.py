@@ -104,8 +104,8 @@ def test_a_relay_speaks_to_its_monitor_and_nobody_else(relay: object) -> None:
     heard_by = {other for other in PARTIES if on(name, other)}
     assert heard_by == {ROLES[name].parent}
     assert set(on(name, ROLES[name].parent)) == {
-        Kind.READY, Kind.READY_PLACING, Kind.FATAL, Kind.WANT_SOCKETS, Kind.PAUSED, Kind.NOTE,
-        Kind.FLOW, Kind.PONG,
+        Kind.READY, Kind.READY_PLACING, Kind.FATAL, Kind.WANT_SOCKETS, Kind.ACCEPT_PAUSED,
+        Kind.NOTE, Kind.FLOW, Kind.PONG,
     }  # fmt: skip
 
 
@@ -132,15 +132,20 @@ def test_both_relays_hear_the_same() -> None:
 
 @pytest.mark.parametrize(
     "record",
-    [Record(Kind.SOCKETS), Record(Kind.PAUSED, 1), Record(Kind.PAUSED, text=b"x"), Record(200)],
+    [
+        Record(Kind.SOCKETS),
+        Record(Kind.ACCEPT_PAUSED, 1),
+        Record(Kind.ACCEPT_PAUSED, text=b"x"),
+        Record(200),
+    ],
 )
 def test_it_is_checked_on_receipt(record: Record) -> None:
     ours, theirs = Channel.pair(HOST.name, OUTBOUND_RELAY.name)
     theirs.send(record)
-    theirs.send(Record(Kind.PAUSED))
+    theirs.send(Record(Kind.ACCEPT_PAUSED))
     with pytest.raises(MalformedError):
         ours.receive()
-    assert ours.receive() == Record(Kind.PAUSED)
+    assert ours.receive() == Record(Kind.ACCEPT_PAUSED)
     ours.close()
     theirs.close()
 
@@ -148,7 +153,7 @@ def test_it_is_checked_on_receipt(record: Record) -> None:
 def test_what_comes_beside_a_record_that_is_refused_is_closed() -> None:
     ours, theirs = Channel.pair(HOST.name, OUTBOUND_RELAY.name)
     read, write = os.pipe2(os.O_NONBLOCK)
-    theirs.send(Record(Kind.PAUSED, fds=(write,)))
+    theirs.send(Record(Kind.ACCEPT_PAUSED, fds=(write,)))
     os.close(write)
     with pytest.raises(MalformedError, match="descriptors beside"):
         ours.receive()

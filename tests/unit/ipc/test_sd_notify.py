@@ -189,23 +189,23 @@ def fed(manager: socket.socket) -> int:
 
 
 def test_the_watchdog_is_fed_when_all_have_answered(manager: socket.socket) -> None:
-    time, asked = Time(), {"relays", "target"}
+    time, asked = Time(), {"relays", "namespace"}
     watchdog = Watchdog(3.0, notifier(manager), time.after, lambda: asked)
     watchdog.start()
     assert [seconds for seconds, _ in time.due] == [1.5]
     watchdog.answered("relays")
     watchdog.answered("relays")
     assert fed(manager) == 0
-    watchdog.answered("target")
+    watchdog.answered("namespace")
     assert fed(manager) == 1
-    watchdog.answered("target")
+    watchdog.answered("namespace")
     assert fed(manager) == 0, "once a round"
     time.pass_by()
-    watchdog.answered("target")
+    watchdog.answered("namespace")
     time.pass_by()
     watchdog.answered("relays")
     assert fed(manager) == 0, "each round asks everybody"
-    watchdog.answered("target")
+    watchdog.answered("namespace")
     assert fed(manager) == 1
 
 

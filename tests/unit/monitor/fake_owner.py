@@ -19,7 +19,7 @@ class Above:
     def relay_alive(self) -> None:
         self.said.append("alive")
 
-    def relay_paused(self) -> None:
+    def accept_paused(self) -> None:
         self.said.append("yields")
 
     def relay_drained(self) -> None:

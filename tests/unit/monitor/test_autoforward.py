@@ -31,7 +31,7 @@ from hardsplice.monitor.autoforward import (
 )
 from hardsplice.monitor.registry import Registry
 from hardsplice.net import sockdiag
-from hardsplice.net.sockdiag import Listening
+from hardsplice.net.sockdiag import FoundListener
 from tests.unit.monitor.fake_worker import FakeWorker
 
 BOTH = frozenset((4, 6))
@@ -42,8 +42,8 @@ def autos(*specs: str, versions: tuple[int, ...] = (4, 6)) -> list[Auto]:
     return layout.autos
 
 
-def listening(port: int, address: str = "127.0.0.1", *reached: int) -> Listening:
-    return Listening(ip_address(address), port, frozenset(reached or (4,)))
+def listening(port: int, address: str = "127.0.0.1", *reached: int) -> FoundListener:
+    return FoundListener(ip_address(address), port, frozenset(reached or (4,)))
 
 
 def forward(port: int, address: str | None = None, target: int = 0) -> Forward:
@@ -67,7 +67,7 @@ def test_several_sockets_of_one_port_are_one() -> None:
 
 
 def test_what_the_loopback_does_not_reach_is_not_wanted() -> None:
-    far = Listening(ip_address("10.0.0.1"), 80, frozenset())
+    far = FoundListener(ip_address("10.0.0.1"), 80, frozenset())
     assert wanted([far], autos("auto"), BOTH, []) == []
 
 
@@ -103,7 +103,7 @@ def test_one_family_only_is_what_counts() -> None:
     ],
 )
 def test_what_we_listen_on_ourselves_does_not_come_back(
-    ours: Forward, theirs: Listening, left: bool
+    ours: Forward, theirs: FoundListener, left: bool
 ) -> None:
     assert wanted([theirs], autos("auto"), BOTH, [ours]) == ([forward(80)] if left else [])
 
@@ -300,13 +300,13 @@ class World:
         self.now = 1000.0
         self.timers: list[tuple[float, Callable[[], None]]] = []
         self.answer = b""
-        self.sockets: dict[bytes, list[Listening]] = {b"": []}
+        self.sockets: dict[bytes, list[FoundListener]] = {b"": []}
         self.parsed = 0
         monkeypatch.setattr(time, "monotonic", lambda: self.now)
-        monkeypatch.setattr(sockdiag, "ask", lambda *_: self.answer)
+        monkeypatch.setattr(sockdiag, "request", lambda *_: self.answer)
         monkeypatch.setattr(sockdiag, "parse", self.parse)
 
-    def parse(self, answer: bytes, _: Protocol) -> list[Listening]:
+    def parse(self, answer: bytes, _: Protocol) -> list[FoundListener]:
         self.parsed += 1
         return self.sockets[answer]
 
@@ -417,7 +417,7 @@ def test_a_kernel_that_does_not_answer_once_changes_nothing(
         raise OSError
 
     with monkeypatch.context() as patched:
-        patched.setattr(sockdiag, "ask", refuse)
+        patched.setattr(sockdiag, "request", refuse)
         world.pass_time(3)
     assert stand.listed() == [80]
     world.answer = b""

@@ -18,7 +18,7 @@ from hardsplice.ipc.messages import Kind, Record
 from hardsplice.kernel.signals import FINAL
 from hardsplice.model.errors import HardspliceError, text_of
 from hardsplice.model.roles import HOST, INIT
-from hardsplice.monitor.command import DEAF_SECONDS, Command
+from hardsplice.monitor.command import PASS_ON_SECONDS, Command
 from tests.support.descriptors import open_descriptors
 
 
@@ -161,7 +161,7 @@ def test_why_it_could_not_be_run_is_told(running: Stand) -> None:
 @pytest.mark.parametrize(
     "record",
     [
-        Record(Kind.PAUSED),
+        Record(Kind.ACCEPT_PAUSED),
         Record(Kind.OPENED),
         Record(Kind.RUN),
         Record(Kind.NAMESPACES),
@@ -185,7 +185,7 @@ def test_a_signal_that_is_passed_on_is_no_error(running: Stand) -> None:
     running.command.pass_on(signal.SIGTERM)
     running.says(Record(Kind.PASSED_ON, detail=signal.SIGTERM))
     ((seconds, look),) = running.loop.timers
-    assert seconds == DEAF_SECONDS
+    assert seconds == PASS_ON_SECONDS
     look()
     assert running.above.said == []
     assert running.heard() == [Kind.SIGNAL]

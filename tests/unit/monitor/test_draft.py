@@ -34,7 +34,7 @@ def draft(*forwards: Forward, workers: int = 1, is_dynamic: bool = False) -> Dra
         first_flow=64,
         filter=b"",
         is_dynamic=is_dynamic,
-        lent=frozenset(),
+        stored=frozenset(),
         book=USUAL,
         stats=stats[0],
         idle_seconds=0,

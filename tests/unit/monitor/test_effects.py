@@ -59,7 +59,7 @@ def here() -> bytes:
 
 
 class Stand:
-    """A effects, its books, and what was written down and kept at the start."""
+    """Effects, its books, and what was written down and kept at the start."""
 
     def __init__(self, first: Forward) -> None:
         sockaddrs = list(targets(first, ALL_FAMILIES).values())
@@ -88,7 +88,7 @@ FIRST = forward()
 def stand() -> Iterator[Stand]:
     made = Stand(FIRST)
     yield made
-    for index in list(made.effects._kept):
+    for index in list(made.effects._listeners):
         made.effects.end(index)
     close_all(one.fd for one in made.effects.retiring._late)
     made.listener.close()
@@ -146,7 +146,7 @@ def test_the_place_of_an_outbound_listener_is_in_the_namespace_monitor_s_book(st
     address = socketcalls.sockaddr(ip_address("127.0.0.1"), 8080)
     assert stand.place(Direction.INBOUND) == address[2:]
     assert stand.place(Direction.OUTBOUND) == NOWHERE
-    stand.effects.withdraw_place()
+    stand.effects.withdraw_bind_address()
     assert stand.place(Direction.INBOUND) == NOWHERE
 
 
@@ -187,7 +187,7 @@ def test_a_listener_is_ended_also_where_there_is_nothing_to_connect_it_to(stand:
     stand.effects.end(1)
     code = stand.listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     assert code == 0
-    assert 1 not in stand.effects._kept
+    assert 1 not in stand.effects._listeners
     assert [failure.verb for failure in said] == ["free"]
 
 
@@ -216,7 +216,7 @@ def test_what_the_namespace_monitor_made_is_looked_at_again_and_again(looking: L
     stand.effects.write_down(numbered(9, forwarded, Direction.OUTBOUND))
     with socket.create_server(("127.0.0.1", 0)) as made:
         listeners.make_sound(made)
-        os.close(stand.effects._kept.pop(1))
+        os.close(stand.effects._listeners.pop(1))
         stand.effects.keep(9, os.dup(made.fileno()))
         for _ in range(3):
             ((seconds, look),) = timers.due
@@ -251,7 +251,7 @@ def test_many_are_looked_at_a_piece_at_a_time(looking: Looking) -> None:
     stand, timers, said = looking
     listeners.make_sound(stand.listener)
     for index in range(2, 2 + 2 * CHECKED_AT_ONCE):
-        stand.effects._kept[index] = os.dup(stand.listener.fileno())
+        stand.effects._listeners[index] = os.dup(stand.listener.fileno())
         stand.effects._written[index] = stand.effects._written[1]
     stand.effects.check_soon()
     for _ in range(3):

@@ -11,7 +11,7 @@ import pytest
 
 from hardsplice.ipc.channel import LAST_RECORDS, Channel
 from hardsplice.ipc.child import Child
-from hardsplice.ipc.dialogue import NAMESPACE_MONITOR, RELAY, Dialogue, State
+from hardsplice.ipc.dialogue import NAMESPACE_MONITOR, RELAY, ChildState, Dialogue
 from hardsplice.ipc.loop import Loop
 from hardsplice.ipc.messages import Kind, Record
 from hardsplice.model.roles import HOST, OUTBOUND_RELAY
@@ -35,7 +35,7 @@ class Endless:
         assert self.received < TOO_MANY, "nobody else has a turn"
         return self.record
 
-    def drain(self) -> None:
+    def discard_rest(self) -> None:
         pass
 
     def fileno(self) -> int:
@@ -48,7 +48,7 @@ def keeper_of(loop: Loop, channel: Endless) -> Supervisor:
     )
     supervisor.child = Child(os.getpid(), cast(Any, channel))
     supervisor.dialogue = Dialogue(RELAY)
-    supervisor.dialogue.state = State.SERVING
+    supervisor.dialogue.state = ChildState.SERVING
     return supervisor
 
 
@@ -56,8 +56,8 @@ def test_two_relays_and_somebody_else_have_as_many_turns_as_each_other() -> None
     loop = Loop()
     pairs = [Channel.pair(HOST.name, OUTBOUND_RELAY.name) for _ in range(3)]
     for _, theirs in pairs:
-        theirs.send(Record(Kind.PAUSED))  # never taken, so that epoll has it ready for ever
-    busy = [Endless(Record(Kind.PAUSED), ours.fileno()) for ours, _ in pairs[:2]]
+        theirs.send(Record(Kind.ACCEPT_PAUSED))  # never taken, so that epoll has it ready for ever
+    busy = [Endless(Record(Kind.ACCEPT_PAUSED), ours.fileno()) for ours, _ in pairs[:2]]
     for channel in busy:
         loop.add(channel.fd, keeper_of(loop, channel)._on_channel)
     turns = 0
@@ -84,7 +84,7 @@ def monitor() -> HostMonitor:
     channel = Endless(Record(Kind.PONG))
     made.namespace_monitor = cast(Any, SimpleNamespace(channel=channel))
     made.namespace_dialogue = Dialogue(NAMESPACE_MONITOR)
-    made.namespace_dialogue.state = State.SERVING
+    made.namespace_dialogue.state = ChildState.SERVING
     made.watchdog = made.handover = made.failure = None
     for _ in range(TOO_MANY):
         made.namespace_dialogue.expect()
@@ -100,7 +100,7 @@ def test_the_namespace_monitor_has_one_record_a_turn(monitor: HostMonitor) -> No
 
 def test_the_last_words_of_a_relay_have_an_end() -> None:
     """Another process may hold the other end still, and go on."""
-    channel = Endless(Record(Kind.PAUSED))
+    channel = Endless(Record(Kind.ACCEPT_PAUSED))
     supervisor = keeper_of(Loop(), channel)
     supervisor._receive_rest()
     assert channel.received == LAST_RECORDS
@@ -109,9 +109,9 @@ def test_the_last_words_of_a_relay_have_an_end() -> None:
 def test_a_channel_that_never_dries_can_be_drained(monkeypatch: pytest.MonkeyPatch) -> None:
     before = len(os.listdir("/proc/self/fd"))
     ours, theirs = Channel.pair(HOST.name, OUTBOUND_RELAY.name)
-    endless = Endless(Record(Kind.PAUSED))
+    endless = Endless(Record(Kind.ACCEPT_PAUSED))
     monkeypatch.setattr(ours, "receive", endless.receive)
-    ours.drain()
+    ours.discard_rest()
     assert endless.received == LAST_RECORDS
     ours.close()
     theirs.close()

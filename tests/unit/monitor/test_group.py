@@ -43,7 +43,7 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> list[Supervisor]:
 def group(number: int, *, late: int = 0) -> tuple[RelayGroup, Above, Timers]:
     above, timers = Above(), Timers()
     plan = SimpleNamespace(
-        listeners=(), families=(0, 1), is_dynamic=late > 0, book=USUAL, lent=frozenset(),
+        listeners=(), families=(0, 1), is_dynamic=late > 0, book=USUAL, stored=frozenset(),
         first_flow=FIRST_LISTENER + late,
     )  # fmt: skip
     return RelayGroup([cast(Any, plan)] * number, cast(Any, timers), above), above, timers
@@ -60,7 +60,7 @@ def test_they_are_alive_once_each_has_said_so() -> None:
     three, above, _ = group(3)
     three.ping()
     for supervisor, said in zip(three.supervisors, ([], [], ["alive"]), strict=True):
-        supervisor.is_asked = False
+        supervisor.is_pinged = False
         three.relay_alive()
         assert above.said == said
 
@@ -69,19 +69,19 @@ def test_when_one_stops_accepting_all_others_look_once(looked: list[Supervisor])
     """However often it says so: otherwise it could keep the others busy."""
     three, _, timers = group(3)
     for _ in range(100):
-        three.relay_paused()
+        three.accept_paused()
     assert looked == []
     ((seconds, look),) = timers.due
     assert seconds == POLL_SECONDS
     look()
     assert looked == three.supervisors
-    three.relay_paused()
+    three.accept_paused()
     assert len(timers.due) == 2
 
 
 def test_a_relay_by_itself_has_nobody_to_look_in_its_place(looked: list[Supervisor]) -> None:
     one, _, timers = group(1)
-    one.relay_paused()
+    one.accept_paused()
     assert timers.due == looked == []
 
 

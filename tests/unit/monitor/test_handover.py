@@ -219,7 +219,7 @@ class Sides:
         nothing else; and there is nowhere to listen next.
         """
         served = {*self.inbound.listeners, *self.outbound.listeners}
-        assert served == set(self.effects._written) == set(self.effects._kept)
+        assert served == set(self.effects._written) == set(self.effects._listeners)
         for direction, group in (
             (Direction.INBOUND, self.inbound),
             (Direction.OUTBOUND, self.outbound),
@@ -235,7 +235,7 @@ class Sides:
         return ctypes.string_at(written.ipv4, len(NOWHERE))
 
     def close(self) -> None:
-        for index in list(self.effects._kept):
+        for index in list(self.effects._listeners):
             self.effects.end(index)
         close_all(one.fd for one in self.effects.retiring._late)
         for group in (self.inbound, self.outbound):
@@ -243,7 +243,7 @@ class Sides:
         for book in self.books.values():
             book.close()
         for end in (self.host_end, self.namespace_end):
-            end.drain()
+            end.discard_rest()
             end.close()
 
 

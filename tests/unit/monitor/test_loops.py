@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Registry that lead to each other: told apart from those that only look so."""
+"""Ports that lead to each other: told apart from those that only look so."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hardsplice.monitor.loops import Loops
 EPHEMERAL = (10_000, 65_535)  # more of them than is usual, so that `all` is quick
 
 
-def forwards(inbound: str, outbound: str, families: tuple[int, ...] = (4, 6)) -> list[Forward]:
+def forwards(inbound: str, outbound: str, versions: tuple[int, ...] = (4, 6)) -> list[Forward]:
     """All listeners of -t and -T with these SPECs, several with spaces between them."""
     options: list[tuple[Direction, str]] = [
         (Direction.INBOUND, inbound),
@@ -28,7 +28,7 @@ def forwards(inbound: str, outbound: str, families: tuple[int, ...] = (4, 6)) ->
     return [
         forward
         for direction, specs in options
-        for forward in parse(specs.split(), direction, ephemeral=EPHEMERAL, versions=families)
+        for forward in parse(specs.split(), direction, ephemeral=EPHEMERAL, versions=versions)
     ]
 
 
@@ -93,10 +93,10 @@ def test_what_only_looks_like_one_is_not(inbound: str, outbound: str) -> None:
     loops.refuse(forwards(inbound, outbound))
 
 
-@pytest.mark.parametrize("families", [(4,), (6,)])
-def test_with_one_family_too(families: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("versions", [(4,), (6,)])
+def test_with_one_family_too(versions: tuple[int, ...]) -> None:
     with pytest.raises(HardspliceError):
-        loops.refuse(forwards("8080", "8080", families))
+        loops.refuse(forwards("8080", "8080", versions))
 
 
 def test_ports_of_two_protocols_do_not_lead_to_each_other() -> None:

@@ -74,7 +74,7 @@ class Relay:
         os.close(questions)
         while order := monitor.recv(16):
             (place,) = struct.unpack("q", order)
-            monitor.send(bytes([unotify.ask(place)]))
+            monitor.send(bytes([unotify.request_descriptor(place)]))
         os._exit(0)
 
     def ask(self, place: int) -> None:

@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 
 from hardsplice.monitor.readiness import Phase, Readiness
 
-NAMES = ("target", "relays", "auto", "command")
+NAMES = ("namespace", "relays", "auto", "command")
 
 
 def test_a_phase_begins_when_everybody_is_there() -> None:
     begun: list[str] = []
     phases = [
-        Phase("serve", lambda: begun.append("serve"), ["target", "relays"]),
+        Phase("serve", lambda: begun.append("serve"), ["namespace", "relays"]),
         Phase("prepare", lambda: begun.append("prepare"), ["command"]),
         Phase("say", lambda: begun.append("say")),
         Phase("run", lambda: begun.append("run")),
@@ -23,15 +23,15 @@ def test_a_phase_begins_when_everybody_is_there() -> None:
     assert begun == []
     readiness.start()
     assert begun == ["serve"]
-    assert readiness.awaits("target")
+    assert readiness.awaits("namespace")
     assert not readiness.awaits("command")
     readiness.arrived("relays")
     assert begun == ["serve"]
-    readiness.arrived("target")
+    readiness.arrived("namespace")
     assert begun == ["serve", "prepare"]
-    assert not readiness.awaits("target")
+    assert not readiness.awaits("namespace")
     assert not readiness.is_complete
-    readiness.arrived("target")  # again: nobody waits for it
+    readiness.arrived("namespace")  # again: nobody waits for it
     assert begun == ["serve", "prepare"]
     readiness.arrived("command")
     assert begun == ["serve", "prepare", "say", "run"]

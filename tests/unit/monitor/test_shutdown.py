@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from hardsplice.ipc.messages import Kind, MalformedError, Record, decode, encode
-from hardsplice.monitor.shutdown import lent, orders
+from hardsplice.monitor.shutdown import orders, stored_ports
 
 
 @pytest.mark.parametrize("number", [0, 1, 512, 513, 2000])
@@ -15,10 +15,10 @@ def test_however_many_listeners_are_kept_the_namespace_monitor_is_told_all(numbe
     kept = list(range(7, 7 + number))
     told = [decode(encode(record)) for record in orders(kept)]
     assert {record.kind for record in told} == {Kind.DRAIN_RELAYS}
-    assert [index for record in told for index in lent(record)] == kept
+    assert [number for record in told for number in stored_ports(record)] == kept
     assert [bool(record.small) for record in told] == [True] * (len(told) - 1) + [False]
 
 
 def test_what_is_no_list_of_listeners_is_malformed() -> None:
     with pytest.raises(MalformedError):
-        lent(Record(Kind.DRAIN_RELAYS, text=b"12345"))
+        stored_ports(Record(Kind.DRAIN_RELAYS, text=b"12345"))

@@ -28,7 +28,7 @@ from hardsplice.model.protocol import Protocol
 from hardsplice.model.roles import HOST, OUTBOUND_RELAY
 from hardsplice.monitor.backoff import DEATHS_MAX, DELAYS, WINDOW, Backoff, is_denial
 from hardsplice.monitor.notes import BY_RELAYS, BY_SUPERVISORS, BY_TRACED_RELAYS
-from hardsplice.monitor.outbox import AGAIN_SECONDS, DEAF_SECONDS
+from hardsplice.monitor.outbox import AGAIN_SECONDS, FULL_SECONDS
 from hardsplice.monitor.supervisor import (
     ROWS_A_PASS,
     Supervisor,
@@ -157,7 +157,7 @@ def stand() -> Iterator[Stand]:
         first_flow=64,
         filter=b"",
         is_dynamic=False,
-        lent=frozenset(),
+        stored=frozenset(),
         idle_seconds=0,
         book=USUAL,
         stats=Stats(8),
@@ -300,7 +300,7 @@ def test_descriptors_from_a_relay_are_closed_and_nothing_else(stand: Stand) -> N
     supervisor, _, relay = stand
     off = struct.pack("ii", 0, 0)
     with socket.create_server(("127.0.0.1", 0)) as shared:
-        for packet in (encode(Record(Kind.PAUSED)), b"nonsense"):
+        for packet in (encode(Record(Kind.ACCEPT_PAUSED)), b"nonsense"):
             with as_socket(relay) as end:
                 socket.send_fds(end, [packet], [shared.fileno()])
             supervisor._on_channel()
@@ -337,7 +337,7 @@ def test_that_it_is_ready_is_told_of_the_first_relay_only(stand: Stand) -> None:
     [
         Record(Kind.NOTE, Note.REFUSED),
         Record(Kind.WANT_SOCKETS, 0, detail=1),
-        Record(Kind.PAUSED),
+        Record(Kind.ACCEPT_PAUSED),
         Record(Kind.PONG),
         Record(Kind.FLOW, End.FIN, text=bytes(RECORD_SIZE)),
     ],
@@ -357,16 +357,16 @@ def test_after_its_last_words_a_relay_has_nothing_to_say(stand: Stand) -> None:
     supervisor._on_channel()
     # It ends by itself, and how it does is of interest.
     assert (supervisor.is_cut_off, supervisor.last_words) == (False, "so long")
-    relay.send(Record(Kind.PAUSED))
+    relay.send(Record(Kind.ACCEPT_PAUSED))
     supervisor._on_channel()
     assert (supervisor.is_cut_off, above.said) == (True, [])
 
 
 def test_a_breach_among_the_last_words_of_a_relay_that_is_told_to_leave(stand: Stand) -> None:
     supervisor, above, relay = stand
-    relay.send(Record(Kind.PAUSED))
+    relay.send(Record(Kind.ACCEPT_PAUSED))
     relay.send(Record(Kind.RUN))
-    relay.send(Record(Kind.PAUSED))
+    relay.send(Record(Kind.ACCEPT_PAUSED))
     os.kill(pid_of(supervisor), signal.SIGKILL)
     supervisor.stop(time.monotonic() + 10)
     assert above.said == ["yields"]
@@ -375,7 +375,7 @@ def test_a_breach_among_the_last_words_of_a_relay_that_is_told_to_leave(stand: S
 def test_notes_are_passed_on(stand: Stand) -> None:
     supervisor, above, relay = stand
     relay.send(Record(Kind.NOTE, Note.REFUSED, 5, 111, b"text"))
-    relay.send(Record(Kind.PAUSED))
+    relay.send(Record(Kind.ACCEPT_PAUSED))
     for _ in range(2):
         supervisor._on_channel()
     assert above.said == [(Note.REFUSED, 111, 5, b"text"), "yields"]
@@ -506,7 +506,7 @@ def test_too_many_descriptors_under_way_are_told_of_and_tried_again(
     os.write(relay.fileno(), encode(Record(Kind.WANT_SOCKETS, 0, detail=1)))
     supervisor._on_channel()
     supervisor.add(listener(1))
-    later = time.monotonic() + 2 * DEAF_SECONDS
+    later = time.monotonic() + 2 * FULL_SECONDS
     monkeypatch.setattr(time, "monotonic", lambda: later)
     for _ in range(2):
         due, timers.due = timers.due, []
@@ -841,7 +841,7 @@ def test_a_relay_that_does_not_read_is_ended(stand: Stand, monkeypatch: pytest.M
     timers = cast(Timers, supervisor.loop)
     while not supervisor.outbox.waiting:
         supervisor.add(listener(len(supervisor.plan.listeners)))
-    later = time.monotonic() + DEAF_SECONDS + 1
+    later = time.monotonic() + FULL_SECONDS + 1
     monkeypatch.setattr(time, "monotonic", lambda: later)
     timers.due.pop()[1]()
     assert supervisor.is_cut_off

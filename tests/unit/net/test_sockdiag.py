@@ -17,17 +17,17 @@ from hardsplice.kernel import scm
 from hardsplice.model.errors import HardspliceError
 from hardsplice.model.protocol import Protocol
 from hardsplice.net import sockdiag
-from hardsplice.net.sockdiag import Listening
+from hardsplice.net.sockdiag import FoundListener
 
 
 @pytest.fixture
-def asker() -> Iterator[socket.socket]:
+def diag_socket() -> Iterator[socket.socket]:
     with sockdiag.open_socket() as made:
         yield made
 
 
-def seen(asker: socket.socket, port: int) -> list[Listening]:
-    return [one for one in sockdiag.parse(sockdiag.ask(asker)) if one.port == port]
+def seen(diag_socket: socket.socket, port: int) -> list[FoundListener]:
+    return [one for one in sockdiag.parse(sockdiag.request(diag_socket)) if one.port == port]
 
 
 def bound(address: str, *, only: bool | None = None, device: str | None = None) -> socket.socket:
@@ -55,23 +55,23 @@ def bound(address: str, *, only: bool | None = None, device: str | None = None) 
     ],
 )
 def test_who_listens_and_how_it_is_reached(
-    asker: socket.socket, address: str, only: bool | None, reached: set[int]
+    diag_socket: socket.socket, address: str, only: bool | None, reached: set[int]
 ) -> None:
     with bound(address, only=only) as server:
         port = server.getsockname()[1]
-        assert seen(asker, port) == [], "it is bound only"
+        assert seen(diag_socket, port) == [], "it is bound only"
         server.listen()
-        (one,) = seen(asker, port)
+        (one,) = seen(diag_socket, port)
         assert str(one.address) == str(one.address.__class__(address))
         assert one.reached_by == reached
-    assert seen(asker, port) == []
+    assert seen(diag_socket, port) == []
 
 
 @pytest.mark.parametrize("device", ["lo", None])
-def test_the_loopback_interface_is_near(asker: socket.socket, device: str | None) -> None:
+def test_the_loopback_interface_is_near(diag_socket: socket.socket, device: str | None) -> None:
     with bound("0.0.0.0", device=device) as server:
         server.listen()
-        (one,) = seen(asker, server.getsockname()[1])
+        (one,) = seen(diag_socket, server.getsockname()[1])
         assert one.reached_by == {4}
 
 
@@ -87,26 +87,26 @@ def test_another_interface_is_not() -> None:
     assert near.reached_by == {4}
 
 
-def test_connections_are_not_listeners(asker: socket.socket) -> None:
+def test_connections_are_not_listeners(diag_socket: socket.socket) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = server.getsockname()
         with socket.create_connection(address), server.accept()[0]:
-            assert len(seen(asker, address[1])) == 1
+            assert len(seen(diag_socket, address[1])) == 1
 
 
-def test_the_answer_is_the_same_while_nothing_changes(asker: socket.socket) -> None:
+def test_the_answer_is_the_same_while_nothing_changes(diag_socket: socket.socket) -> None:
     """By which a look in vain is known without being read."""
     with socket.create_server(("127.0.0.1", 0)):
-        answers = {sockdiag.ask(asker) for _ in range(20)}
+        answers = {sockdiag.request(diag_socket) for _ in range(20)}
     assert len(answers) <= 3, "others of this machine may listen and cease to"
-    assert sockdiag.ask(asker) not in answers
+    assert sockdiag.request(diag_socket) not in answers
 
 
-def test_many_listeners_are_all_there(asker: socket.socket) -> None:
+def test_many_listeners_are_all_there(diag_socket: socket.socket) -> None:
     """More than one packet's worth."""
     servers = [socket.create_server(("127.0.0.1", 0)) for _ in range(300)]
     ports = {server.getsockname()[1] for server in servers}
-    found = {one.port for one in sockdiag.parse(sockdiag.ask(asker))}
+    found = {one.port for one in sockdiag.parse(sockdiag.request(diag_socket))}
     for server in servers:
         server.close()
     assert ports <= found
@@ -124,10 +124,10 @@ def test_any_bytes_give_sockets_or_none(answer: bytes) -> None:
 def test_a_kernel_that_does_not_tell_is_named_with_what_it_lacks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def refuse(asker: socket.socket) -> bytes:
+    def refuse(diag_socket: socket.socket) -> bytes:
         raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
 
-    monkeypatch.setattr(sockdiag, "ask", refuse)
+    monkeypatch.setattr(sockdiag, "request", refuse)
     with pytest.raises(HardspliceError, match="which ports are listened on") as caught:
         sockdiag.open_socket()
     assert "CONFIG_INET_DIAG" in (caught.value.hint or "")
@@ -161,13 +161,13 @@ def test_what_others_send_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
         def sender(self) -> bytes:
             return struct.pack("=HHII", socket.AF_NETLINK, 0, self.port, 0)
 
-    with sockdiag.open_socket() as asker:
+    with sockdiag.open_socket() as diag_socket:
         some = Messages(theirs, (done, 0), (message(1), 0), theirs, (done, 0))
         monkeypatch.setattr(sockdiag, "_messages", some)
-        assert len(sockdiag.parse(sockdiag.ask(asker))) == 1
+        assert len(sockdiag.parse(sockdiag.request(diag_socket))) == 1
         monkeypatch.setattr(sockdiag, "_messages", Messages())
         with pytest.raises(OSError, match="without an end"):
-            sockdiag.ask(asker)
+            sockdiag.request(diag_socket)
 
 
 def test_the_sender_of_a_message_is_told() -> None:
@@ -195,14 +195,14 @@ def test_a_message_that_is_too_long_is_refused() -> None:
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
-def test_one_number_is_told_of_for_each_protocol(asker: socket.socket, address: str) -> None:
+def test_one_number_is_told_of_for_each_protocol(diag_socket: socket.socket, address: str) -> None:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with bound(address) as tcp, socket.socket(family, socket.SOCK_DGRAM) as udp:
         tcp.listen()
         port = tcp.getsockname()[1]
         udp.bind((address, port))
         try:
-            answers = {one: sockdiag.ask(asker, one) for one in Protocol}
+            answers = {one: sockdiag.request(diag_socket, one) for one in Protocol}
         except OSError as error:
             pytest.skip(f"the kernel can't be asked for UDP: {error}")
         for protocol, answer in answers.items():
@@ -210,5 +210,5 @@ def test_one_number_is_told_of_for_each_protocol(asker: socket.socket, address: 
             assert found.protocol is protocol
             assert found.reached_by == {6 if family == socket.AF_INET6 else 4}
         udp.close()
-        left = sockdiag.parse(sockdiag.ask(asker, Protocol.UDP), Protocol.UDP)
+        left = sockdiag.parse(sockdiag.request(diag_socket, Protocol.UDP), Protocol.UDP)
         assert port not in {one.port for one in left}

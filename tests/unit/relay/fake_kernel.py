@@ -456,7 +456,7 @@ class FakeKernel(Kernel):
         return pipe.capacity * PAGE
 
     def take_listener(self, place: int) -> bool:
-        """unotify.ask(): the monitor puts there what it has for that place, or /dev/null."""
+        """unotify.request_descriptor(): the monitor puts there what it has for it, or /dev/null."""
         self.calls.append("take_listener")
         assert isinstance(self.table.get(place), Listening | Null), f"{place} is no place for one"
         for epoll in self.table.values():

@@ -48,7 +48,7 @@ class FakeMonitor:
         self.asked.append((family, number))
         return True
 
-    def report_paused(self) -> None:
+    def report_accept_paused(self) -> None:
         self.yields += 1
 
     def answer(self) -> None:

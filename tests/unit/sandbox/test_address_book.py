@@ -168,10 +168,10 @@ def test_a_full_book_takes_no_more_until_one_is_given_up() -> None:
     book.close()
 
 
-@pytest.mark.parametrize("place", [USUAL, LARGE])
-def test_there_is_room_for_as_many_as_the_place_has_and_no_more(place: object) -> None:
-    assert place in (USUAL, LARGE)
-    where = USUAL if place is USUAL else LARGE
+@pytest.mark.parametrize("area", [USUAL, LARGE])
+def test_there_is_room_for_as_many_as_the_place_has_and_no_more(area: object) -> None:
+    assert area in (USUAL, LARGE)
+    where = USUAL if area is USUAL else LARGE
     room = where.size // SLOT
     book = Book(
         where, [target(number % 60_000) for number in range(10)], room - 10, is_written=False
@@ -183,11 +183,11 @@ def test_there_is_room_for_as_many_as_the_place_has_and_no_more(place: object) -
 
 
 @pytest.mark.parametrize(
-    ("targets", "place"),
+    ("targets", "area"),
     [(0, USUAL), (65536, USUAL), (65537, LARGE), (2 * 65535, LARGE), (4 * 65535, LARGE)],
 )
-def test_the_place_is_large_enough(targets: int, place: object) -> None:
-    assert area_for(targets, "x86_64") == place
+def test_the_place_is_large_enough(targets: int, area: object) -> None:
+    assert area_for(targets, "x86_64") == area
 
 
 # Where programs begin that aren't position independent, and how much later their heap may: the
@@ -207,14 +207,14 @@ ROOM = 256 << 20  # bytes, for the program and a heap that grows
 @pytest.mark.parametrize("targets", [1, 2 * 65535])
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_neither_a_program_nor_its_heap_is_in_its_place(arch: str, targets: int) -> None:
-    place = area_for(targets, arch)
+    area = area_for(targets, arch)
     program, later = PROGRAMS[arch]
-    is_in_front = place.address + place.size <= program
-    assert is_in_front or program + later + ROOM <= place.values
+    is_in_front = area.address + area.size <= program
+    assert is_in_front or program + later + ROOM <= area.values
     if ARCHITECTURES[arch].bits == 32:
-        assert place.address + place.size <= 1 << 30, "it may be mapped from there on"
-        assert place in (USUAL, LARGE_32)
-    assert place.values % 0x10000 == 0, "where pages of any size may begin"
+        assert area.address + area.size <= 1 << 30, "it may be mapped from there on"
+        assert area in (USUAL, LARGE_32)
+    assert area.values % 0x10000 == 0, "where pages of any size may begin"
 
 
 @settings(max_examples=60)

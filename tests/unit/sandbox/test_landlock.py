@@ -109,8 +109,8 @@ def test_why_there_is_none_is_told_by_the_error(
     monkeypatch.setattr(linux, call, fail)
     found = landlock.support()
     assert found == landlock.Support(0, reason)
-    assert len(found.missing) == 3
-    assert all(line.endswith(f": {reason}") for line in found.missing)
+    assert len(found.lacking) == 3
+    assert all(line.endswith(f": {reason}") for line in found.lacking)
 
 
 def test_any_other_error_is_none_of_the_kernels_age(monkeypatch: pytest.MonkeyPatch) -> None:
