@@ -47,7 +47,19 @@ class Recipe:
 
 def made(recipe: Recipe, to: Path) -> Path:
     """A copy of its own, at ``to``. Raises UnavailableError."""
-    subprocess.run(["cp", "--archive", "--reflink=auto", _cached(recipe), to], check=True)
+    if os.geteuid() != 0:
+        raise UnavailableError("needs root, to make a clean root")
+    for tool in ("mmdebstrap", "ip", "setpriv", "unshare"):
+        if shutil.which(tool) is None:
+            raise UnavailableError(f"{tool} is not installed")
+    chosen = os.environ.get("HARDSPLICE_CACHE")
+    cache = Path(chosen) if chosen else Path.home() / ".cache" / "hardsplice"
+    cache.mkdir(parents=True, exist_ok=True)
+    name = f"root-{recipe.suite}-{recipe.variant}"
+    with open(cache / f"{name}.lock", "w", encoding="ascii") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        kept = _kept(recipe, cache, name)
+        subprocess.run(["cp", "--archive", "--reflink=auto", kept, to], check=True)
     return to
 
 
@@ -85,27 +97,16 @@ def entering(root: Path, *words: str, folder: str = "/", network: bool = False) 
     return [*begin, "bash", str(_SCRIPT), str(root), folder, *words]
 
 
-def _cached(recipe: Recipe) -> Path:
-    """The folder that is copied, made where there is none yet, by one process at a time."""
-    if os.geteuid() != 0:
-        raise UnavailableError("needs root, to make a clean root")
-    for tool in ("mmdebstrap", "ip", "setpriv", "unshare"):
-        if shutil.which(tool) is None:
-            raise UnavailableError(f"{tool} is not installed")
-    chosen = os.environ.get("HARDSPLICE_CACHE")
-    cache = Path(chosen) if chosen else Path.home() / ".cache" / "hardsplice"
-    cache.mkdir(parents=True, exist_ok=True)
-    name = f"root-{recipe.suite}-{recipe.variant}"
-    with open(cache / f"{name}.lock", "w", encoding="ascii") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        folder = cache / f"{name}-{recipe.key()}"
-        if not folder.is_dir():
-            for old in cache.glob(f"{name}-*"):
-                shutil.rmtree(old)
-            partial = cache / f"{name}-partial"
-            _make(recipe, partial)
-            partial.rename(folder)
-        return folder
+def _kept(recipe: Recipe, cache: Path, name: str) -> Path:
+    """The folder that is copied, made where there is none yet."""
+    folder = cache / f"{name}-{recipe.key()}"
+    if not folder.is_dir():
+        for old in cache.glob(f"{name}-*"):
+            shutil.rmtree(old)
+        partial = cache / f"{name}-partial"
+        _make(recipe, partial)
+        partial.rename(folder)
+    return folder
 
 
 def _make(recipe: Recipe, folder: Path) -> None:
