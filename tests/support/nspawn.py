@@ -124,12 +124,12 @@ class Container(Units):
             return False
         return self.run("systemctl", "is-active", "multi-user.target")[1] == "active"
 
-    def run(self, *words: str, given: str = "") -> tuple[int, str]:
-        """A command in there: its status, and what it says."""
+    def run(self, *words: str, given: str = "", within: float = PATIENCE) -> tuple[int, str]:
+        """A command in there, which ends within as many seconds: its status, and what it says."""
         done = subprocess.run(
             ["nsenter", "--target", str(self.pid), "--mount", "--uts", "--ipc", "--net", "--pid",
              "--cgroup", "--", "env", "-i", "PATH=/usr/local/bin:/usr/sbin:/usr/bin", *words],
-            input=given, capture_output=True, text=True, timeout=PATIENCE, check=False, cwd="/",
+            input=given, capture_output=True, text=True, timeout=within, check=False, cwd="/",
             start_new_session=True,
         )  # fmt: skip
         return done.returncode, (done.stdout + done.stderr).strip()
