@@ -18,7 +18,7 @@ export VENV PYTHON
 bin := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-i686 test-arches test-packages lint generate soak bench bench-peers wheel deb clean ready-run ready-test
+.PHONY: help demo test test-i686 test-arches test-packages lint generate soak bench bench-peers wheel zipapp deb clean ready-run ready-test
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -58,6 +58,9 @@ bench-peers: ## install what the benchmark compares with, and say what
 
 wheel: ready-test ## build the wheel, the sdist and the SBOM, in dist/, from what git tracks
 	@$(bin)/python -m tools.dist
+
+zipapp: ready-test ## build dist/hardsplice.pyz, one file that runs where Python and libseccomp are
+	@$(bin)/python -m tools.zipapp
 
 deb: ## build Debian's packages, in dist/, from what git tracks
 	@/usr/bin/python3 -m tools.deb $(if $(SUITE),--suite $(SUITE))

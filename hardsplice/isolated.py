@@ -13,8 +13,9 @@ Without site there are no folders of packages either. Where they are goes along 
 which is on nobody's command line but our own. They come after Python's own modules, and hardsplice
 itself is taken from where it was found, whatever else is in that folder.
 
-This file is both the module and the script that the isolated interpreter runs. It may import
-nothing but what an interpreter has loaded by then.
+This file is both the module and the script that the isolated interpreter runs; of an archive
+(packaging/zipapp) that is the archive's own script. It may import nothing but what an interpreter
+has loaded by then.
 """
 
 from __future__ import annotations
@@ -38,8 +39,10 @@ def begin(module: str) -> None:
     if (sys.flags.isolated and sys.flags.no_site) or not sys.executable:
         return
     restore_environment()
-    folders = f"{_FOLDERS}={os.pathsep.join(_package_folders())}"
-    script = os.path.abspath(__file__)
+    archive = getattr(globals()["__loader__"], "archive", None)  # a zipimporter has it
+    script = os.path.realpath(archive) if archive else os.path.abspath(__file__)
+    # An archive has all that it needs, and nothing installed has a say in it.
+    folders = f"{_FOLDERS}={'' if archive else os.pathsep.join(_package_folders())}"
     cached = ["-B"] if sys.flags.dont_write_bytecode else []
     command = [sys.executable, *_OPTIONS, *cached, "-X", folders, script, module, *sys.argv[1:]]
     try:
@@ -104,16 +107,21 @@ def _package_folders() -> list[str]:
     ]
 
 
-def _run() -> None:
+def has_begun() -> bool:
+    """Whether this is the interpreter that `begin` started."""
+    return _FOLDERS in sys._xoptions
+
+
+def run() -> None:
     """What the isolated interpreter does: find hardsplice and its packages, and call ``main``."""
     end_by_interrupt()
     home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     sys.path.insert(0, home)
     from hardsplice import __path__ as _  # noqa: F401 - its modules are found from here on
 
-    del sys.path[0]
+    sys.path[:] = [folder for folder in sys.path if folder != home]  # an archive is there already
     folders = [home, *str(sys._xoptions[_FOLDERS]).split(os.pathsep)]
-    sys.path += [folder for folder in dict.fromkeys(folders) if folder not in sys.path]
+    sys.path += [each for each in dict.fromkeys(folders) if each and each not in sys.path]
     from importlib import import_module
 
     name = sys.argv.pop(1)
@@ -146,4 +154,4 @@ def _not_loaded(error: Exception) -> str:
 
 
 if __name__ == "__main__":
-    _run()
+    run()

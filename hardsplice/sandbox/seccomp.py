@@ -43,10 +43,13 @@ _BINARY_TREE = 2  # SCMP_FLTATR_CTL_OPTIMIZE: logarithmic instead of linear, lib
 
 
 def policy_directory() -> Path:
-    """Where the policies are: inside an installed package, beside it in a checkout."""
+    """Where the policies are: inside an installed package or an archive, beside the package in a
+    checkout.
+    """
     package = Path(__file__).resolve().parents[1]
     installed = package / "policies"
-    return installed if installed.is_dir() else package.parent / "policy"
+    is_installed = installed.is_dir() or not package.is_dir()
+    return installed if is_installed else package.parent / "policy"
 
 
 def load_policy(role: str) -> Policy:
@@ -55,11 +58,16 @@ def load_policy(role: str) -> Policy:
 
 
 def _read(role: str) -> str:
+    """The text of a policy, by the loader of this module: that can read from an archive too.
+    importlib.resources would import random, whose fork hook makes a call that no policy allows.
+    """
     path = policy_directory() / f"{role}.toml"
+    loader: Any = globals()["__loader__"]
     try:
-        return path.read_text(encoding="utf-8")
+        text: str = loader.get_data(str(path)).decode()
     except OSError as error:
         raise HardspliceError("read", f"the policy {path}", reason_of(error)) from None
+    return text
 
 
 # --- compiling ------------------------------------------------------------------------------------

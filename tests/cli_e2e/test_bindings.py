@@ -6,22 +6,16 @@ the same.
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
-import socket
 from collections.abc import Iterator
 
 import pytest
 
-from tests.support import procfs
 from tests.support.bindings import COMBINATIONS, Combination, Combined, Distributed, lacking
 from tests.support.netns import Identity, Namespace
-from tests.support.product import Instance, Program, free_ports, run
-from tests.support.stream import PATIENCE, Stream, eventually, expect, send
+from tests.support.product import Program, free_ports, run
+from tests.support.serving import served
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")
-# What a process has given up, in /proc/PID/status.
-_GIVEN_UP = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp", "Groups")
 
 
 @pytest.fixture(scope="module", params=COMBINATIONS, ids=str)
@@ -36,58 +30,6 @@ def combined(request: pytest.FixtureRequest) -> Iterator[Program]:
 def usual() -> Iterator[Program]:
     with contextlib.closing(Combined(COMBINATIONS[0])) as program:
         yield program
-
-
-def given_up(instance: Instance) -> list[tuple[str, list[str]]]:
-    """By each process, in the order of their names."""
-    found = [procfs.status(pid) for pid in instance.processes()]
-    return sorted((one["Name"], [one[field] for field in _GIVEN_UP]) for one in found)
-
-
-def passes(namespace: Namespace, port: int) -> None:
-    """A client of the host reaches a server in the namespace."""
-    stream = Stream()
-    with namespace.socket(socket.AF_INET) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(("127.0.0.1", 80))
-        listener.listen()
-        listener.settimeout(PATIENCE)
-        with (
-            socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as client,
-            listener.accept()[0] as server,
-        ):
-            server.settimeout(PATIENCE)
-            send(client, stream, 100_000)
-            expect(server, stream, 100_000)
-
-
-def served(
-    program: Program, identity: Identity, namespace: Namespace
-) -> list[tuple[str, list[str]]]:
-    """Serve a connection in the strict sandbox, before and after a relay is started anew under its
-    monitor's filter; what the processes have given up.
-    """
-    port = free_ports()
-    ports = ["-t", f"127.0.0.1/{port}:80", "-T", f"81:{port}"]
-    instance = Instance(
-        program, identity, ["-f", "--debug", "--sandbox=strict", *ports, str(namespace.pid)]
-    )
-    try:
-        instance.wait_ready()
-        passes(namespace, port)
-        before = instance.relays()
-        for relay in before:
-            os.kill(relay, signal.SIGKILL)
-        eventually(
-            lambda: len(instance.relays()) == 2 and not set(before) & set(instance.relays()),
-            "the relays are started again",
-        )
-        passes(namespace, port)
-        found = given_up(instance)
-        instance.stop()
-    finally:
-        instance.discard()
-    return found
 
 
 def test_it_serves_and_gives_up_the_same(

@@ -267,15 +267,17 @@ def test_nor_does_it_forget_who_may_ask_it(program: Program, user: Identity) -> 
 # --- what forbids it ---
 
 FILTERED = """
-import errno, os, pyseccomp, sys
-forbid = pyseccomp.SyscallFilter(pyseccomp.ALLOW)
+import errno, os, sys
+from hardsplice.sandbox import libseccomp
+seccomp = libseccomp.load()
+forbid = seccomp.SyscallFilter(seccomp.ALLOW)
 for call in sys.argv[1].split(","):
     if call == "unshare":  # as systemd's RestrictNamespaces= and container engines have it
         flags = 0x10000000
-        has = pyseccomp.Arg(0, pyseccomp.MASKED_EQ, flags, flags)
-        forbid.add_rule(pyseccomp.ERRNO(errno.EPERM), call, has)
+        has = seccomp.Arg(0, seccomp.MASKED_EQ, flags, flags)
+        forbid.add_rule(seccomp.ERRNO(errno.EPERM), call, has)
     else:
-        forbid.add_rule(pyseccomp.ERRNO(errno.EPERM), call)
+        forbid.add_rule(seccomp.ERRNO(errno.EPERM), call)
 forbid.load()
 os.execvp(sys.argv[2], sys.argv[2:])
 """
@@ -285,7 +287,7 @@ os.execvp(sys.argv[2], sys.argv[2:])
 def test_a_filter_of_a_container_is_named(call: str, program: Program, identity: Identity) -> None:
     argv, _ = program.argv(identity)
     if "-m" not in argv:
-        pytest.skip("an installed hardsplice: which Python has pyseccomp is not known")
+        pytest.skip("an installed hardsplice: its Python is not known")
     starter = (argv[-3], "-c", FILTERED, call)
     done = run(program, identity, "-t", f"127.0.0.1/{free_ports()}:80", "true", starter=starter)
     assert done.returncode == 1
@@ -315,11 +317,13 @@ shift
 exec "$@"
 """
 RESTRICTED = """
-import errno, os, pyseccomp, sys
+import errno, os, sys
+from hardsplice.sandbox import libseccomp
+seccomp = libseccomp.load()
 call, place, value, code = sys.argv[1:5]
-forbid = pyseccomp.SyscallFilter(pyseccomp.ALLOW)
-equal = pyseccomp.Arg(int(place), pyseccomp.EQ, int(value, 16))
-forbid.add_rule(pyseccomp.ERRNO(getattr(errno, code)), call, equal)
+forbid = seccomp.SyscallFilter(seccomp.ALLOW)
+equal = seccomp.Arg(int(place), seccomp.EQ, int(value, 16))
+forbid.add_rule(seccomp.ERRNO(getattr(errno, code)), call, equal)
 forbid.load()
 os.execvp(sys.argv[5], sys.argv[5:])
 """
@@ -347,7 +351,7 @@ def test_ubuntus_restriction_of_user_namespaces_is_named_with_the_next_step(
 ) -> None:
     argv, _ = program.argv(user)
     if "-m" not in argv:
-        pytest.skip("an installed hardsplice: which Python has pyseccomp is not known")
+        pytest.skip("an installed hardsplice: its Python is not known")
     before = ("unshare", "--mount", "sh", "-ec", SWITCHED, "sh", str(tmp_path))
     within = (argv[-3], "-c", RESTRICTED, *denied)
     with Namespace(user) as namespace:

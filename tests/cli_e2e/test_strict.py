@@ -18,12 +18,14 @@ pytestmark = pytest.mark.usefixtures("nothing_left_behind")
 
 # Answers one system call (with one argument, where a value is given) with an errno.
 OLD_KERNEL = """
-import os, sys, pyseccomp
+import os, sys
+from hardsplice.sandbox import libseccomp
+seccomp = libseccomp.load()
 call, code, argument, value, *command = sys.argv[1:]
 call = int(call) if call.isdigit() else call
-conditions = [pyseccomp.Arg(int(argument), pyseccomp.EQ, int(value))] if value else []
-old = pyseccomp.SyscallFilter(pyseccomp.ALLOW)
-old.add_rule(pyseccomp.ERRNO(int(code)), call, *conditions)
+conditions = [seccomp.Arg(int(argument), seccomp.EQ, int(value))] if value else []
+old = seccomp.SyscallFilter(seccomp.ALLOW)
+old.add_rule(seccomp.ERRNO(int(code)), call, *conditions)
 old.load()
 os.execvp(command[0], command)
 """
@@ -81,7 +83,7 @@ def run_on(
 ) -> subprocess.CompletedProcess[str]:
     argv, _ = program.argv(identity)
     if "-m" not in argv:
-        pytest.skip("an installed hardsplice: which Python has pyseccomp is not known")
+        pytest.skip("an installed hardsplice: its Python is not known")
     starter = (argv[-3], "-c", OLD_KERNEL, *map(str, kernel))
     return run(program, identity, *arguments, starter=starter)
 

@@ -12,9 +12,10 @@ import errno
 import os
 import random
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 from functools import cache
+from typing import Any
 
 import pytest
 
@@ -176,9 +177,22 @@ def test_libseccomp_would_open_a_second_door_for_socket_calls(
     }
     monkeypatch.setattr(prelude, "DIRECT", {})
     monkeypatch.setattr(seccomp, "_check_number", lambda *_: None)
-    monkeypatch.setattr(library.SyscallFilter, "add_rule_exactly", library.SyscallFilter.add_rule)
-    bare = Filter(seccomp._compile(library, whole, target), order)
+    changed = Changed(library, lambda rules: rules.add_rule)
+    bare = Filter(seccomp._compile(changed, whole, target), order)
     assert ALLOW in answers_socketcall(bare, arch)
+
+
+class Changed:
+    """A binding of libseccomp, or a filter of one, that adds a rule in another way."""
+
+    def __init__(self, of: Any, way: Callable[[Any], Callable[..., None]]) -> None:
+        self._of, self._way = of, way
+
+    def __getattr__(self, name: str) -> Any:
+        return self._way(self._of) if name == "add_rule_exactly" else getattr(self._of, name)
+
+    def SyscallFilter(self, action: int) -> Changed:  # noqa: N802 - the binding's name
+        return Changed(self._of.SyscallFilter(action), self._way)
 
 
 def answers_socketcall(asked: Filter, arch: str) -> set[int]:
@@ -278,8 +292,8 @@ def test_too_little_memory_for_a_rule_is_a_limit_and_has_its_next_step(
     def add_rule(*_: object) -> None:
         raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
-    library = libseccomp.load()
-    monkeypatch.setattr(library.SyscallFilter, "add_rule_exactly", add_rule)
+    changed = Changed(libseccomp.load(), lambda _: add_rule)
+    monkeypatch.setattr(libseccomp, "load", lambda: changed)
     monkeypatch.setattr(seccomp, "next_step", lambda error: error and "more memory")
     with pytest.raises(HardspliceError) as caught:
         compile_policy(load_policy("monitor"), "x86_64")

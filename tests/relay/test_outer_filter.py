@@ -23,10 +23,11 @@ from tests.support.stream import eventually
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")
 
 LAUNCHER = """import sys
-import pyseccomp
-rules = pyseccomp.SyscallFilter(pyseccomp.ALLOW)
-rules.set_attr(pyseccomp.Attr.CTL_NNP, True)
-rules.add_rule(pyseccomp.ERRNO({code}), "pidfd_getfd")
+from hardsplice.sandbox import libseccomp
+seccomp = libseccomp.load()
+rules = seccomp.SyscallFilter(seccomp.ALLOW)
+rules.set_attr(seccomp.Attr.CTL_NNP, True)
+rules.add_rule(seccomp.ERRNO({code}), "pidfd_getfd")
 rules.load()
 from hardsplice.kernel import unotify
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ assert sys.version_info >= (3, 11)
 print("%d.%d" % sys.version_info[:2])
 """
 _NAME = re.compile(r"python3(\.(1[1-9]|[2-9]\d))?")
-_NEEDED = "import pyseccomp"
+_NEEDED = "from hardsplice.sandbox import libseccomp; libseccomp.load()"
 
 
 def candidates() -> list[str]:
@@ -42,8 +42,8 @@ def candidates() -> list[str]:
 
 @cache
 def found(source: str) -> Mapping[str, str]:
-    """One of each version, by version; ``source`` is a folder with pyseccomp for those that lack
-    it.
+    """One of each version, by version, that finds what hardsplice needs in the folder ``source``,
+    or has it.
     """
     return _by_version(_NEEDED + _PROBE, source)
 
