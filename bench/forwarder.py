@@ -35,11 +35,12 @@ class Forwarder:
         self.port = free_ports()
         self.ready_seconds = 0.0
         self.process: subprocess.Popen[bytes] | None = None
-        here = self.port if isinstance(peer, Direct) else 0
+        is_direct = isinstance(peer, Direct)
+        here = self.port if is_direct else free_ports() if peer.serves_here else 0
         self.bed = Bed(kit, f"{peer.label}-{owner.name}-{next(_numbers)}", owner, here=here)
         self._messages = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         try:
-            if not here:
+            if not is_direct:
                 self._start()
             self._await()
             if not echoes(self.port):
@@ -108,7 +109,7 @@ class Forwarder:
 
     def _is_server(self, pid: int) -> bool:
         with contextlib.suppress(ProcessLookupError):
-            return procfs.command(pid).startswith(str(self.kit.program))
+            return procfs.command(pid).startswith(self.kit.server_begins)
         return False
 
     def processes(self) -> list[int]:

@@ -103,6 +103,11 @@ class Kit:
         path.chmod(0o666)
         return path
 
+    @property
+    def server_begins(self) -> str:
+        """How the command line of a server begins."""
+        return str(self.program)
+
     def server(self, shared: Path, port: int = SERVER_PORT, *options: str) -> list[str]:
         """The command that serves on a port of the namespace it is started in."""
         return [

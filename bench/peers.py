@@ -11,6 +11,7 @@ only as long as its losers agree with it.
 from __future__ import annotations
 
 import functools
+import json
 import os
 import re
 import resource
@@ -73,6 +74,7 @@ class Peer(ABC):
     wants_root = False
     wants_listener = False  # a socket listening on the port, whose number replaces LISTENER
     brings_own_bed = False  # makes its own namespace and runs the server in it
+    serves_here = False  # enters no namespace: the server is in that of the clients
 
     def __init__(self, label: str = "", program: str = "") -> None:
         """`label` tells two of a kind apart; `program` is another path than the usual one."""
@@ -359,6 +361,53 @@ class Rootlesskit(Peer):
         return Command(words, environment, before=_showing(ranges, *files))
 
 
+class Rootlessport(Peer):
+    """Podman's, which has RootlessKit's builtin port driver in it. Podman tells it on standard
+    input what to do, and by a descriptor when to end."""
+
+    name = "rootlessport"
+    program = "/usr/lib/podman/rootlessport"
+
+    def command(self, place: Place) -> Command:
+        settings = {
+            "Mappings": [{
+                "host_ip": "127.0.0.1", "host_port": place.port, "container_port": place.bed.port,
+                "range": 1, "protocol": "tcp",
+            }],
+            "NetNSPath": str(place.bed.path or f"/proc/{place.bed.pid}/ns/net"),
+            "ExitFD": 3, "ReadyFD": 4, "TmpDir": str(place.file("rootlessport").parent),
+        }  # fmt: skip
+        script = 'exec 3<&0 4>/dev/null; exec "$1" <<<"$2"'
+        words = ["bash", "-c", script, "bash", self.path, json.dumps(settings)]
+        if not place.owner.is_root:
+            enter = ["nsenter", "-t", str(place.bed.pid), "-U", "--preserve-credentials"]
+            words = [*enter, *words]
+        return Command(words)
+
+    def version(self) -> str:
+        return _output(["podman", "--version"]).strip() or "?"
+
+
+class DockerProxy(Peer):
+    """Docker's userland proxy. It enters no namespace but connects to the container's address, over
+    a bridge; here to a server on the loopback, which is the shorter way."""
+
+    name = "docker-proxy"
+    program = "docker-proxy"
+    serves_here = True
+
+    def command(self, place: Place) -> Command:
+        # It reports on descriptor 3.
+        words = [
+            self.path, "-proto", "tcp", "-host-ip", "127.0.0.1", "-host-port", str(place.port),
+            "-container-ip", "127.0.0.1", "-container-port", str(place.bed.port),
+        ]  # fmt: skip
+        return Command(["bash", "-c", 'exec 3>/dev/null; exec "$@"', "bash", *words])
+
+    def version(self) -> str:
+        return _output(["dpkg-query", "-W", "-f", "docker.io ${Version}", "docker.io"]) or "?"
+
+
 def _has_subordinate_ids() -> bool:
     user = os.environ.get("USER", "")
     try:
@@ -370,8 +419,11 @@ def _has_subordinate_ids() -> bool:
 
 KINDS: dict[str, type[Peer]] = {
     kind.name: kind
-    for kind in (Direct, Hardsplice, Pasta, Haproxy, SocketProxyd, Socat, Rootlesskit)
-}
+    for kind in (
+        Direct, Hardsplice, Pasta, Haproxy, SocketProxyd, Socat, Rootlesskit, Rootlessport,
+        DockerProxy,
+    )
+}  # fmt: skip
 
 
 def environment_for(command: Command) -> dict[str, str]:

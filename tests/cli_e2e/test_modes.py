@@ -137,14 +137,14 @@ def test_options_that_pasta_users_pass(
 def test_debug_prints_the_stages_and_the_time(
     namespace: Namespace, identity: Identity, launch: Launch
 ) -> None:
-    """The stages are those that the README names, and begin one after the other."""
+    """The stages are those that DESIGN.md names, and begin one after the other."""
     instance = launch(
         identity, "-f", "-d", "-t", f"127.0.0.1/{free_ports()}:80", str(namespace.pid)
     ).wait_ready()
     instance.stop()
     told = re.findall(r"\[ *([\d.]+) ms\] stage (\w+)$", instance.messages(), re.MULTILINE)
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (named,) = re.findall(r"^    (parse(?: → \w+)+)$", readme, re.MULTILINE)
+    design = (ROOT / "DESIGN.md").read_text(encoding="utf-8")
+    (named,) = re.findall(r"^    (parse(?: → \w+)+)$", design, re.MULTILINE)
     assert [stage for _, stage in told] == named.split(" → "), instance.messages()
     times = [float(time) for time, _ in told]
     assert times == sorted(times)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""README.md's commands for Podman, Docker, bubblewrap and systemd work as they stand there: they
-are taken from the page and run, where those programs are installed.
+"""README.md's examples work as they stand there: their commands are taken from the page and run,
+where the programs that they use are installed.
 
 They run in a network namespace of the tests' own, so that no port of the machine's is in the way,
 and in a mount namespace in which those programs keep nothing of theirs anywhere else: neither
@@ -70,13 +70,24 @@ done
 """
 
 
-def commands(heading: str) -> str:
+def block(heading: str) -> list[str]:
     """The first block of commands below a heading."""
     found = re.search(rf"^### {heading}\n.*?^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
     assert found is not None, heading
-    lines = found[1].splitlines()
-    assert len(lines) == 3, "three lines"
-    return "\n".join(line for line in lines if not line.startswith("curl "))
+    return found[1].splitlines()
+
+
+def commands(heading: str) -> str:
+    """What is to be run before anything is fetched; a program in the background is waited for, as
+    who types the next line waits.
+    """
+    lines = [line for line in block(heading) if not line.startswith("curl ")]
+    return "\n".join(f"{line}\nsleep 1" if line.endswith("&") else line for line in lines)
+
+
+def url(heading: str) -> str:
+    """What is fetched."""
+    return block(heading)[-1].removeprefix("curl ")
 
 
 def need(*names: str) -> None:
@@ -95,10 +106,13 @@ class Place:
         words = words[len(identity.wrap([])) :]
         bin_folder = folder / "bin"
         bin_folder.mkdir()
-        script = bin_folder / "hardsplice"
         path = environment.get("PYTHONPATH", "")
-        script.write_text(f'#!/bin/sh\nPYTHONPATH={path} exec {" ".join(words)} "$@"\n')
-        script.chmod(0o755)
+        self.interpreter = ["env", f"PYTHONPATH={path}", words[0]]
+        for name, module in (("hardsplice", ""), ("hardsplicectl", ".ctl")):
+            script = bin_folder / name
+            line = re.sub(r"-m hardsplice$", f"-m hardsplice{module}", " ".join(words))
+            script.write_text(f'#!/bin/sh\nPYTHONPATH={path} exec {line} "$@"\n')
+            script.chmod(0o755)
         (folder / "xdg").mkdir(mode=0o700)
         self.environment = {
             "PATH": f"{bin_folder}:/usr/sbin:/usr/bin:/sbin:/bin:{os.environ['PATH']}",
@@ -150,7 +164,43 @@ def place(program: Program, identity: Identity) -> Iterator[Place]:
 
 def works(said: str, what: str) -> None:
     assert re.search(rf"^found: {what}", said, re.MULTILINE), said
-    assert said.rstrip().endswith("gone"), said
+    assert re.search(r"^gone$", said, re.MULTILINE), said
+
+
+def test_there_are_five_examples() -> None:
+    part = README.partition("## Five examples\n")[2].partition("\n## ")[0]
+    assert re.findall(r"^### (.*)$", part, re.MULTILINE) == [
+        "One port of a program",
+        "One port of the host",
+        "Podman",
+        "A named network namespace",
+        "Ports at run time",
+    ]
+
+
+@pytest.mark.parametrize("heading", ["One port of a program", "Ports at run time"])
+def test_a_program(place: Place, heading: str) -> None:
+    need("curl")
+    place.own()
+    said = place.run(_RUN, commands(heading), url(heading), "kill $(jobs -p)")
+    works(said, "<!DOCTYPE HTML")
+
+
+def test_a_port_of_the_host(place: Place) -> None:
+    need("curl")
+    place.own()
+    said = place.run(f'cd "$1"\n{commands("One port of the host")}\nkill $(jobs -p)')
+    assert "bin/" in said, said
+
+
+def test_a_named_network_namespace(place: Place) -> None:
+    need("curl", "ip")
+    if not place.identity.is_root:
+        pytest.skip("as root, says the page")
+    heading = "A named network namespace"
+    end = "kill $(jobs -p); ip netns delete blue"
+    said = place.run(_RUN, commands(heading), url(heading), end, before="mount -t tmpfs tmpfs /run")
+    works(said, "<!DOCTYPE HTML")
 
 
 def test_podman(place: Place) -> None:

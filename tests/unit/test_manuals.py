@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What holds for every page of the manual: its last sections, the tools that typeset it, and the
-packages that bring it. tests/service/test_examples.py runs its examples.
+packages that bring it. tests/service/test_manual_commands.py runs its examples.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""README.md's drawings say what the code does."""
+"""What README.md and DESIGN.md draw is what the code does."""
 
 import re
 from pathlib import Path
@@ -9,10 +9,11 @@ from hardsplice.relay.tcp import rules
 from tests.unit.test_rooms import PACKAGE, ROOMS
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+DESIGN = (Path(__file__).parents[2] / "DESIGN.md").read_text(encoding="utf-8")
 
 
 def test_the_diagram_of_a_direction_is_the_transition_table() -> None:
-    assert f"```mermaid\n{rules.diagram()}\n```" in README
+    assert f"```mermaid\n{rules.diagram()}\n```" in DESIGN
 
 
 def test_the_map_of_the_house_names_its_rooms_from_the_top_and_modules_that_there_are() -> None:
@@ -29,5 +30,5 @@ def test_the_first_limit_is_what_servers_see_of_clients() -> None:
 
 
 def test_the_stages_are_those_of_the_start() -> None:
-    (named,) = re.findall(r"^    (parse(?: → \w+)+)$", README, re.MULTILINE)
+    (named,) = re.findall(r"^    (parse(?: → \w+)+)$", DESIGN, re.MULTILINE)
     assert re.findall(r"^    (\w+)  ", stages.__doc__ or "", re.MULTILINE) == named.split(" → ")

@@ -224,7 +224,7 @@ def side_failed(flow: Flow, side: int) -> bool:
 
 
 def diagram() -> str:
-    """The transition table as a Mermaid diagram: README.md shows it, a test keeps it current."""
+    """The transition table as a Mermaid diagram: DESIGN.md shows it, a test keeps it current."""
     lines = ["stateDiagram-v2", "    [*] --> PAUSED"]
     for (state, what), after in NEXT.items():
         lines.append(f"    {STATE_NAMES[state]} --> {STATE_NAMES[after]}: {STEP_NAMES[what]}")
