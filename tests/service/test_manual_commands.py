@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,11 +41,19 @@ EXAMPLES = {
     "hardsplice -T 5432 -- ./report": Example(
         "test -s got",
         before="python3 -m http.server 5432 &\nsleep 1\ntouch got; chmod a+w got\n"
-        "printf '#!/bin/sh\\ncurl -s 127.0.0.1:5432 >got' >report; chmod a+x report",
+        "program report 'curl -s 127.0.0.1:5432 >got'",
+    ),
+    "hardsplice -t 0:80 -- ./server": Example(
+        r"curl -fs 127.0.0.1:$(sed -n 's/.*listening on port \([0-9]*\) .*/\1/p' said)",
+        before="program server 'exec python3 -m http.server 80'",
+    ),
+    "hardsplice -t 127.0.0.1/auto -- ./dev-server": Example(
+        "curl -fs 127.0.0.1:8083",
+        before="program dev-server 'exec python3 -m http.server 8083'",
     ),
     "hardsplice -t 127.0.0.1/2222:22 1234": Example("curl -fs 127.0.0.1:2222", before="serve 22"),
     "hardsplice -f --runas nobody -t 80,443 --netns blue": Example(
-        "curl -fs 127.0.0.1:80; curl -s 127.0.0.1:443; [ $? = 56 ]",
+        "curl -fs 127.0.0.1:80 && { curl -s 127.0.0.1:443; [ $? = 56 ]; }",
         before=BLUE, program="ip", end=REMOVE_BLUE,
     ),
     "hardsplice -f -t inherit:web.socket:80 --netns blue": Example(
@@ -52,12 +61,15 @@ EXAMPLES = {
         before=BLUE, program="systemd-socket-activate", end=REMOVE_BLUE,
     ),
     "hardsplice --sandbox=strict -t 8000-8009,~8005 1234": Example(
-        "curl -fs 127.0.0.1:8000; curl -s 127.0.0.1:8005; [ $? = 7 ]", before="serve 8000"
+        "curl -fs 127.0.0.1:8000 && { curl -s 127.0.0.1:8005; [ $? = 7 ]; }", before="serve 8000"
     ),
 }  # fmt: skip
-# 1234 is a process in namespaces of its own, with a server.
 SCRIPT = """
 cd "$1"
+program() {
+    printf '#!/bin/sh\\n%s\\n' "$2" >"$1"
+    chmod a+x "$1"
+}
 serve() {
     unshare $unshare python3 -m http.server $1 &
     server=$!
@@ -99,7 +111,7 @@ def test_an_example_of_hardsplice(place: Place, prompt: str, command: str) -> No
     line = (ACTIVATE if "inherit" in command else "") + command.replace("1234", "$server")
     script = "\n".join(
         (script_for(place), example.before, f"{line} &",
-         f"until_it_holds '{example.check}'", example.end, END)
+         f"until_it_holds {shlex.quote(example.check)}", example.end, END)
     )  # fmt: skip
     said = place.run(script, before="mount -t tmpfs tmpfs /run" if prompt == "#" else "")
     assert re.search("^holds$", said, re.MULTILINE), said

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What CONTRIBUTING.md and the tests' README name is there; and so is what tests name in programs
-of their own, which no import fails for.
+"""What CONTRIBUTING.md and the tests' README name is there; so are the targets of make that any
+page names, and what tests name in programs of their own, which no import fails for.
 """
 
 from __future__ import annotations
@@ -36,6 +36,20 @@ def test_what_contributing_names_is_there(path: str) -> None:
 @pytest.mark.parametrize("path", sorted(named(INDEX)))
 def test_what_the_index_names_is_there(path: str) -> None:
     assert (TESTS / path).exists() or (ROOT / path).exists()
+
+
+PAGES = sorted(
+    path for path in (*ROOT.glob("*.md"), *ROOT.glob("*/README.md")) if path.name != "CHANGELOG.md"
+)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_target_of_make_that_a_page_names_is_there(page: Path) -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z][a-z0-9-]*):", makefile, re.MULTILINE))
+    text = page.read_text(encoding="utf-8")
+    named = re.findall(r"^(?: {4})?make ([a-z][\w-]*)|`make ([a-z][\w-]*)", text, re.MULTILINE)
+    assert {one or other for one, other in named} <= targets
 
 
 def test_the_index_has_each_folder() -> None:
