@@ -53,6 +53,7 @@ class Proc:
 @pytest.fixture
 def proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Proc:
     monkeypatch.setattr(audit, "PROC", tmp_path)
+    monkeypatch.setattr(os, "getpid", lambda: 99)  # and none of those that are added
     made = Proc(tmp_path)
     made.add(1, 0, b"systemd")
     made.add(HOST, 1, b"hs-host")
