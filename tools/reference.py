@@ -5,6 +5,7 @@ tables by which they are made.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -34,8 +35,14 @@ def escape(text: str) -> str:
 def _list(items: Iterable[tuple[str, str]]) -> list[str]:
     lines = [".Bl -tag -width Ds"]
     for head, text in items:
-        lines += [f".It {head}", *escape(text).replace("; ", ";\n").split("\n")]
+        sentences = escape(text).replace("; ", ";\n").split("\n")
+        lines += [f".It {head}", *(line for one in sentences for line in _wrapped(one))]
     return [*lines, ".El"]
+
+
+def _wrapped(text: str) -> list[str]:
+    """Lines of at most 80 bytes, as mandoc's -Tlint asks for."""
+    return textwrap.wrap(text, 80, break_long_words=False, break_on_hyphens=False)
 
 
 def metrics() -> list[str]:

@@ -30,6 +30,12 @@ def complaints(command: list[str], page: Path) -> str:
         check=False,
     )
     said = done.stderr + (done.stdout if command[0] == "mandoc" else "")
+    # What mandoc finds beside the page: that its index of pages lacks some that are named.
+    said = re.sub(
+        r"^mandoc: .*(?:mandoc\.db|referenced manual not found).*\n", "", said, flags=re.MULTILINE
+    )
+    if command[0] == "mandoc":
+        return said  # its status counts those, too
     return said or (f"status {done.returncode}" if done.returncode else "")
 
 
@@ -41,7 +47,7 @@ def complaints(command: list[str], page: Path) -> str:
         ["groff", "-mdoc", "-ww", "-Tascii", "-z", "-rLL=60n"],
         # "-l" formats a file by its name; -Z stops before the output device.
         ["man", "--warnings", "-E", "UTF-8", "-l", "-Tutf8", "-Z"],
-        ["mandoc", "-Tlint", "-Wwarning"],
+        ["mandoc", "-Tlint"],
     ],
     ids=["groff", "groff-narrow", "man", "mandoc"],
 )
@@ -55,7 +61,7 @@ def test_a_fault_in_a_page_would_be_a_complaint(tool: str, tmp_path: Path) -> No
     page.write_text(PAGES[0].read_text(encoding="ascii") + ".NoSuchMacro\n", encoding="ascii")
     command = {
         "groff": ["groff", "-mdoc", "-ww", "-Tutf8", "-z"],
-        "mandoc": ["mandoc", "-Tlint", "-Wwarning"],
+        "mandoc": ["mandoc", "-Tlint"],
     }
     assert "NoSuchMacro" in complaints(command[tool], page)
 
