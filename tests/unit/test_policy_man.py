@@ -67,6 +67,15 @@ def test_keys_that_policies_use_are_those_of_the_page() -> None:
     assert written() == (documented("FILE FORMAT"), documented("RULES"))
 
 
+def test_the_readme_beside_the_policies_has_the_same_keys() -> None:
+    text = (ROOT / "policy" / "README.md").read_text(encoding="utf-8")
+    rule, rest = text.partition("\n## A rule\n")[2].split("\n## The rest of a file\n")
+    bullets = re.compile(r"^- `(?:\[?)(\w+)", re.MULTILINE)
+    assert set(bullets.findall(rule)) | {"call", "source"} == documented("RULES")
+    top = documented("FILE FORMAT") - {"rule"}
+    assert set(re.findall(r"`\[?(\w+)\]?`", rest)) & top == top
+
+
 @pytest.mark.parametrize("where", ["top", "rule"])
 def test_no_other_key_is_understood(where: str) -> None:
     parse(SMALLEST.format(top="", rule=""))
