@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import platform
 import shutil
 import socket
 import struct
@@ -27,6 +26,7 @@ from bench.peers import KINDS
 from bench.usage import counted_calls
 from tests.support import procfs
 from tests.support.netns import ordinary_user
+from tests.support.release import is_debian_12
 from tests.support.stream import PATIENCE
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")
@@ -246,16 +246,10 @@ def test_a_row_of_numbers_is_what_the_benchmark_found(row: str) -> None:
     assert ROWS[row] == cells(row)
 
 
-def is_other_release() -> bool:
-    """Whether forwarders that are installed may be of other versions than the page's."""
-    release = platform.freedesktop_os_release()
-    return (release["ID"], release.get("VERSION_ID")) != ("debian", "12")
-
-
 @pytest.mark.root
 @pytest.mark.parametrize("column", COLUMNS)
 def test_a_column_is_what_the_forwarder_does(kit: Kit, column: str) -> None:
-    if column != "hardsplice" and is_other_release():
+    if column != "hardsplice" and not is_debian_12():
         pytest.skip("the page is about the forwarders of Debian 12")
     peer, user = KINDS[COLUMNS[column]](), ordinary_user()
     if reason := peer.obstacle(user):

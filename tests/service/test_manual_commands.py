@@ -40,7 +40,8 @@ EXAMPLES = {
     "hardsplice -t 8080:80 -- python3 -m http.server 80": Example("curl -fs 127.0.0.1:8080"),
     "hardsplice -T 5432 -- ./report": Example(
         "test -s got",
-        before="python3 -m http.server 5432 &\nsleep 1\ntouch got; chmod a+w got\n"
+        before="python3 -m http.server 5432 &\n"
+        "until curl -s 127.0.0.1:5432 >/dev/null; do sleep 0.05; done\ntouch got; chmod a+w got\n"
         "program report 'curl -s 127.0.0.1:5432 >got'",
     ),
     "hardsplice -t 0:80 -- ./server": Example(
@@ -73,7 +74,7 @@ program() {
 serve() {
     unshare $unshare python3 -m http.server $1 &
     server=$!
-    sleep 1
+    until grep -q ^python3 /proc/$server/cmdline; do sleep 0.05; done
 }
 until_it_holds() {
     for i in $(seq 100); do
