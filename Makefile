@@ -18,7 +18,7 @@ export VENV PYTHON
 bin := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-i686 test-arches test-packages lint generate soak bench bench-peers wheel zipapp deb clean ready-run ready-test
+.PHONY: help demo test test-i686 test-arches test-packages test-pythons lint generate soak bench bench-peers wheel zipapp deb clean ready-run ready-test
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -39,6 +39,9 @@ test-arches: ready-test ## on other architectures' kernels, under qemu
 
 test-packages: ready-test ## packages, in clean trees of distributions (root, network)
 	@$(bin)/python -m pytest -m packages tests/packaging $(ARGS)
+
+test-pythons: ## under the Pythons of Debian's releases, as root and as a user (root, network)
+	@/usr/bin/python3 -m tools.pythons $(foreach suite,$(SUITE),--suite $(suite)) -- $(ARGS)
 
 lint: ready-test ## ruff and mypy
 	@$(bin)/ruff check --quiet

@@ -75,17 +75,25 @@ def run(
     """Run a command in a root to its end, and with it everything that it started; what it says, on
     both streams, is in ``stdout``.
     """
-    home = "/home/builder" if user == BUILDER else "/root"
-    settings = {"PATH": _PATH, "HOME": home, "LC_ALL": "C.UTF-8", **(environment or {})}
-    command = ["env", "--ignore-environment", *(f"{k}={v}" for k, v in settings.items()), *words]
-    if user:
-        ids = (f"--reuid={user}", f"--regid={user}", "--clear-groups")
-        command = ["setpriv", *ids, *command]
     return subprocess.run(
-        entering(root, *command, folder=folder, network=network),
+        entering(
+            root, *command(*words, user=user, environment=environment),
+            folder=folder, network=network,
+        ),
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         errors="replace", check=False, timeout=timeout, start_new_session=True,
     )  # fmt: skip
+
+
+def command(*words: str, user: int = 0, environment: Mapping[str, str] | None = None) -> list[str]:
+    """The words that run a command as a user in a root, with no more of an environment."""
+    home = "/home/builder" if user == BUILDER else "/root"
+    settings = {"PATH": _PATH, "HOME": home, "LC_ALL": "C.UTF-8", **(environment or {})}
+    made = ["env", "--ignore-environment", *(f"{k}={v}" for k, v in settings.items()), *words]
+    if user:
+        ids = (f"--reuid={user}", f"--regid={user}", "--clear-groups")
+        made = ["setpriv", *ids, *made]
+    return made
 
 
 def entering(root: Path, *words: str, folder: str = "/", network: bool = False) -> list[str]:
@@ -113,6 +121,8 @@ def _make(recipe: Recipe, folder: Path) -> None:
     words = [
         "mmdebstrap", "--quiet", "--mode=root", f"--variant={recipe.variant}",
         "--aptopt=Acquire::Languages none", "--aptopt=Acquire::Retries 3",
+        # A mirror of sid may be behind. That what it has is Debian's is checked all the same.
+        "--aptopt=Acquire::Check-Valid-Until false",
         f"--include={','.join((*recipe.installed, 'passwd', 'mount'))}",
         f"--customize-hook=chroot $1 useradd --create-home --uid {BUILDER} builder",
         recipe.suite, str(folder),

@@ -229,7 +229,11 @@ def test_one_that_is_hidden_is_hidden(
         f"22 28 0:20 / /sys rw - sysfs sysfs rw\n{line} rw,hidepid=1\n{line} {options}\n"
     )
     monkeypatch.setattr(os, "geteuid", lambda: user)
-    hidden = reason(os.getppid())
+    with subprocess.Popen(["sleep", "60"]) as process:
+        try:
+            hidden = reason(process.pid)
+        finally:
+            process.kill()
     assert hidden == (
         f"{proc.root} does not show it to this user{said}" + "; root may look" * (user != 0)
     )
