@@ -48,10 +48,11 @@ def errno_of(error: BaseException | None) -> int | None:
 
 
 def _is_lost(error: BaseException | None) -> bool:
-    """Whether the interpreter lost an exception on its way (_Py_CheckFunctionResult,
-    Objects/call.c, and its like), as it may where there is no memory for one.
+    """Whether the interpreter lost an exception on its way, or overlooked one for a while
+    (_Py_CheckFunctionResult, Objects/call.c, and its like), as it may where there is no memory.
     """
-    return isinstance(error, SystemError) and "without" in str(error)
+    words = ("without", "with an exception set")
+    return isinstance(error, SystemError) and any(word in str(error) for word in words)
 
 
 def _of_loader(said: str) -> int | None:

@@ -303,8 +303,9 @@ def test_signals_reach_the_command(identity: Identity, launch: Launch, number: i
     """The command handles it, and hardsplice ends only with the command."""
     instance = launch(
         identity, "--", "/usr/bin/python3", "-c",
-        f"import signal, sys; signal.signal({int(number)}, lambda *_: sys.exit(42));"
-        "print('set', flush=True); signal.pause()",
+        f"import signal, sys, time; signal.signal({int(number)}, lambda *_: sys.exit(42))\n"
+        "print('set', flush=True)\n"
+        "while True: time.sleep(0.01)",  # pause(2) would sleep on if the signal came just before
         stdout=subprocess.PIPE,
     ).wait_ready()  # fmt: skip
     assert instance.process.stdout is not None
@@ -320,7 +321,7 @@ got = []
 signal.signal(signal.SIGTERM, lambda number, _: got.append(number))
 if sys.argv[1] == "leaves": os.setpgid(0, 0)
 print("set", flush=True)
-while not got: signal.pause()
+while not got: time.sleep(0.01)  # pause(2) would sleep on if the signal came just before
 until = time.monotonic() + 0.3
 while time.monotonic() < until: time.sleep(0.01)
 sys.exit(40 + len(got))
@@ -373,7 +374,7 @@ def test_the_terminal_is_the_commands(identity: Identity, program: Program) -> N
         "got = []\n"
         "signal.signal(signal.SIGINT, lambda number, _: got.append(number))\n"
         "print(os.isatty(0), os.isatty(1), flush=True)\n"
-        "while not got: signal.pause()\n"
+        "while not got: time.sleep(0.01)\n"
         "until = time.monotonic() + 0.3\n"
         "while time.monotonic() < until: time.sleep(0.01)\n"
         "sys.exit(40 + len(got))\n"
