@@ -18,7 +18,7 @@ export VENV PYTHON
 bin := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-i686 test-arches test-packages test-pythons lint generate soak bench bench-peers wheel zipapp deb clean ready-run ready-test
+.PHONY: help demo test test-i686 test-arches test-packages test-pythons lint generate soak bench bench-peers wheel zipapp deb clean ready-run ready-build ready-test
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -59,10 +59,10 @@ bench: ready-test ## hardsplice and its peers side by side (ARGS=--quick, ARGS=-
 bench-peers: ## install what the benchmark compares with, and say what
 	@bench/install-peers.sh
 
-wheel: ready-test ## build the wheel, the sdist and the SBOM, in dist/, from what git tracks
+wheel: ready-build ## build the wheel, the sdist and the SBOM, in dist/, from what git tracks
 	@$(bin)/python -m tools.dist
 
-zipapp: ready-test ## build dist/hardsplice.pyz, one file that runs where Python and libseccomp are
+zipapp: ready-build ## build dist/hardsplice.pyz, one file that runs where Python and libseccomp are
 	@$(bin)/python -m tools.zipapp
 
 deb: ## build Debian's packages, in dist/, from what git tracks
@@ -73,5 +73,5 @@ clean: ## remove what the targets above made, the virtual environment included
 	find . -name __pycache__ -type d -not -path '*/.git/*' -prune -exec rm -rf {} +
 	@tools/bootstrap.sh clean
 
-ready-run ready-test:
+ready-run ready-build ready-test:
 	@tools/bootstrap.sh $(@:ready-%=%)

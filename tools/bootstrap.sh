@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
-# Make this machine ready for `make demo` (bootstrap.sh run) or `make test` (bootstrap.sh test),
-# or take the virtual environment away again (bootstrap.sh clean).
+# Make this machine ready for `make demo` (bootstrap.sh run), for building what is released
+# (bootstrap.sh build) or for `make test` (bootstrap.sh test), or take the virtual environment away again (bootstrap.sh clean).
 #
 # System packages are looked for as the commands and files that are needed, and only what is
 # missing is installed, with apt-get, by root or through sudo. What pip installs depends on a few
@@ -72,10 +72,11 @@ install_missing() {
 # What runs need: cheap enough to be looked at on every call.
 need_tools() {
     need libseccomp2 has_file '/usr/lib*/*/libseccomp.so.2' '/usr/lib*/libseccomp.so.2'
+    [[ $profile == run ]] || need git has_command git
+    [[ $profile != build ]] || return 0
     need util-linux has_command setpriv
     need util-linux has_command nsenter
     [[ $profile == test ]] || return 0
-    need git has_command git
     need libmagic1 has_file '/usr/lib*/*/libmagic.so.1' '/usr/lib*/libmagic.so.1' # reuse
     need rpm has_command rpmbuild
     need cpio has_command cpio
@@ -90,7 +91,6 @@ need_tools() {
     need uidmap has_command newuidmap
     need procps has_command ps
     need strace has_command strace
-    need bubblewrap has_command bwrap
     need groff-base has_command groff
     need mandoc has_command mandoc
     need man-db has_command man
@@ -183,9 +183,14 @@ wanted_key() {
     printf '%s %s' "$(venv_key)" "$(cat pyproject.toml tools/bootstrap.sh | sha256sum)"
 }
 
+# What tests need has all that the other profiles do.
 is_current() {
-    [[ -x $venv/bin/python && -f $venv/.ready-$profile ]] &&
-        [[ $(<"$venv/.ready-$profile") == "$(wanted_key)" ]]
+    local made
+    [[ -x $venv/bin/python ]] || return 1
+    for made in "$profile" test; do
+        [[ ! -f $venv/.ready-$made || $(<"$venv/.ready-$made") != "$(wanted_key)" ]] || return 0
+    done
+    return 1
 }
 
 remove_venv() {
@@ -203,8 +208,11 @@ make_venv() {
     fi
     local what=. lacks
     [[ $profile != test ]] || what='.[dev]'
+    [[ $profile != build ]] || what='.[build]'
     mapfile -t lacks < <(prctl_lacks)
-    if ((${#lacks[@]})); then
+    if [[ $profile == build ]]; then
+        : # which runs nothing
+    elif ((${#lacks[@]})); then
         say "going on without python-prctl, whose calls hardsplice then makes itself:" \
             "to compile it takes ${lacks[*]}"
     elif [[ $profile == test ]]; then
@@ -220,7 +228,7 @@ make_venv() {
 }
 
 case $profile in
-run | test)
+run | build | test)
     need_tools
     if ! is_current; then
         need_build_tools
@@ -237,6 +245,6 @@ clean)
     remove_venv
     ;;
 *)
-    fail "usage: bootstrap.sh run|test|clean"
+    fail "usage: bootstrap.sh run|build|test|clean"
     ;;
 esac

@@ -72,6 +72,8 @@ def build(root: Path, target: Path) -> list[Path]:
         command = [sys.executable, "-c", _BUILD, str(made)]
         subprocess.run(command, cwd=source, env=environment, check=True)
         (made / sbom.name(source)).write_text(sbom.text(source, seconds), encoding="utf-8")
+        for path in made.iterdir():
+            path.chmod(0o644)  # whatever the umask is: they are there to be published
         return [Path(shutil.copy(path, target / path.name)) for path in sorted(made.iterdir())]
 
 

@@ -141,9 +141,8 @@ def _unknown(typed: str, value: str) -> HardspliceError:
     """An option that there is not, and what to write where it is another program's."""
     if foreign.is_publish(typed, value):
         return HardspliceError("use", f"{typed} {quote(value)}", _ports(value))
-    if foreign.is_tap(typed):
-        reason = "it is about pasta's tap interface, and there is none here; leave it out"
-        return HardspliceError("use", typed, reason)
+    if reason := foreign.why_not(typed):
+        return HardspliceError("use", typed, f"{reason}; leave it out")
     return wrong(f"option {typed} not recognized")
 
 

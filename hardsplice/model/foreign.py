@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["NOT_TCP", "is_other_protocol", "is_publish", "is_tap", "meant"]
+__all__ = ["NOT_TCP", "is_other_protocol", "is_publish", "meant", "why_not"]
 
 NOT_TCP = "hardsplice forwards TCP alone"
 
@@ -22,6 +22,13 @@ _PAIR = re.compile(
 _END = re.compile(rf"(?P<listen>{_HOST})?:(?P<ports>{_PORTS})")
 _PORT_FIRST = re.compile(r"[0-9:*\[]|localhost:")
 _PUBLISH = ("-p", "--publish", "--port", "--ports")
+# pasta's, each with the reason why it isn't here.
+_NOT_HERE = {
+    **dict.fromkeys(("-e", "--stderr"), "in the foreground messages go to standard error anyway"),
+    **dict.fromkeys(("--no-tcp", "--no-splice"), "nothing but TCP is forwarded, by splice(2)"),
+    "--no-udp": NOT_TCP,
+}
+_NO_TAP = "it is about pasta's tap interface, and there is none here"
 # pasta's, which are about its tap interface.
 _TAP = frozenset(
     {
@@ -31,8 +38,8 @@ _TAP = frozenset(
         "--dns-host", "--fqdn", "--hostname", "--map-gw",
         "--map-guest-addr", "--map-host-loopback", "--no-copy-addrs", "--no-copy-routes",
         "--no-dhcp", "--no-dhcp-dns", "--no-dhcp-search", "--no-dhcpv6", "--no-icmp",
-        "--no-map-gw", "--no-ndp", "--no-ra", "--no-splice", "--no-tcp", "--no-udp",
-        "--ns-ifname", "--ns-mac-addr", "--outbound-if4", "--outbound-if6", "--stderr",
+        "--no-map-gw", "--no-ndp", "--no-ra",
+        "--ns-ifname", "--ns-mac-addr", "--outbound-if4", "--outbound-if6",
     }
 )  # fmt: skip
 
@@ -89,6 +96,6 @@ def is_publish(name: str, value: str) -> bool:
     return name in _PUBLISH and (name != "-p" or not value or bool(_PORT_FIRST.match(value)))
 
 
-def is_tap(name: str) -> bool:
-    """Whether an option is pasta's, and about its tap interface."""
-    return name in _TAP
+def why_not(name: str) -> str | None:
+    """Why an option of pasta's isn't here; None if pasta has none of that name."""
+    return _NO_TAP if name in _TAP else _NOT_HERE.get(name)

@@ -50,17 +50,23 @@ def load() -> Any:
     """The binding, with pyseccomp's interface; HardspliceError where there is none, or none that
     works. Its ``__name__`` says which it is.
     """
-    try:
-        return _pyseccomp() or _own() or _none()
-    except (ImportError, OSError) as error:
-        if next_step(error) is not None:
-            raise as_error(error, "load", _LIBRARY) from None
-        raise HardspliceError("load", _LIBRARY, str(error), _NO_LIBRARY) from None
-
-
-def _none() -> Any:
+    failed = None
+    for find in (_pyseccomp, _own):
+        try:
+            if found := find():
+                return found
+        except (ImportError, OSError) as error:
+            failed = failed or _error(error)
     reason = "neither of these bindings of libseccomp is installed"
-    raise HardspliceError("import", "pyseccomp or seccomp", reason, _NO_BINDING)
+    raise failed or HardspliceError("import", "pyseccomp or seccomp", reason, _NO_BINDING)
+
+
+def _error(error: ImportError | OSError) -> HardspliceError:
+    if next_step(error) is not None:
+        return as_error(error, "load", _LIBRARY)
+    if _LIBRARY in str(error):
+        return HardspliceError("load", _LIBRARY, str(error), _NO_LIBRARY)
+    return HardspliceError("import", "a binding of libseccomp", str(error), _NO_BINDING)
 
 
 def _pyseccomp() -> Any:
@@ -91,7 +97,8 @@ def _pyseccomp() -> Any:
 
 
 def _own() -> Any:
-    """libseccomp's own binding; None where it isn't installed, or something else of that name is.
+    """libseccomp's own binding; None where it isn't installed. ImportError where
+    something else has its name.
 
     It is linked with libseccomp, which the dynamic loader finds.
     """
@@ -99,7 +106,9 @@ def _own() -> Any:
         import seccomp
     except ModuleNotFoundError:
         return None
-    return LibraryBinding(seccomp) if hasattr(seccomp, "SyscallFilter") else None
+    if not hasattr(seccomp, "SyscallFilter"):
+        raise ImportError("the module seccomp that is installed is not libseccomp's")
+    return LibraryBinding(seccomp)
 
 
 class LibraryBinding:

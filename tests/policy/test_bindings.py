@@ -101,7 +101,18 @@ def test_something_else_that_is_called_seccomp_is_no_binding(tmp_path: Path) -> 
     fill(tmp_path, Combination("none", "hardsplice itself"))
     (tmp_path / "seccomp.py").write_text("'''Of somebody else.'''\n")
     done = python(tmp_path, "from hardsplice.sandbox import libseccomp\nlibseccomp.load()\n")
-    assert "neither of these bindings of libseccomp is installed" in done.stderr
+    assert "the module seccomp that is installed is not libseccomp's" in done.stderr
+
+
+def test_a_broken_pyseccomp_does_not_hide_a_working_binding(tmp_path: Path) -> None:
+    fill(tmp_path, Combination("seccomp", "hardsplice itself"))
+    (tmp_path / "pyseccomp.py").write_text("raise ImportError('it is broken')\n")
+    load = "from hardsplice.sandbox import libseccomp\nprint(libseccomp.load().SyscallFilter)\n"
+    assert "SyscallFilter" in python(tmp_path, load).stdout
+    (tmp_path / "seccomp.py").write_text("raise ImportError('so is this')\n")
+    for other in tmp_path.glob("seccomp.*.so"):
+        other.unlink()
+    assert "cannot import a binding of libseccomp: it is broken" in python(tmp_path, load).stderr
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def commands(heading: str) -> str:
 
 def url(heading: str) -> str:
     """What is fetched."""
-    return block(heading)[-1].removeprefix("curl ")
+    return block(heading)[-1].split()[-1]
 
 
 def need(*names: str) -> None:

@@ -198,11 +198,11 @@ def test_a_reader_sees_every_option_and_example(rendered: str) -> None:
 def test_what_differs_from_pasta_is_said_of_options_that_there_are_or_that_are_refused() -> None:
     """The first are ours, which another test says; these are pasta's, and have an answer."""
     missing = section("DIFFERENCES FROM PASTA").partition("These are missing")[2]
-    missing = re.sub(r"Fl -no-netns-quit", "", missing.partition("So is\n")[0])
+    missing = re.sub(r"Fl -no-netns-quit", "", missing.partition("So are\n")[0])
     words = re.findall(r"(?<=[\s,])--?[A-Za-z][\w-]*(?<!-)(?=[\s,])", missing)
     words.remove("--dhcp")  # what names begin with
     assert len(words) > 15
-    assert [word for word in words if not foreign.is_tap(word)] == []
+    assert [word for word in words if foreign.why_not(word) is None] == []
 
 
 def pastas_options() -> set[str]:
@@ -228,9 +228,9 @@ def test_pasta_has_the_options_that_mean_the_same_or_differ() -> None:
 
 
 def test_every_option_of_pastas_is_ours_or_is_refused_as_pastas() -> None:
-    """But what passt alone has, of which pasta's --help lists one, and -e, which the page has."""
+    """But what passt alone has, of which pasta's --help lists one."""
     known = {name for option in OPTIONS for name in option.names}
-    others = {"-F", "--fd", "-e"}
+    others = {"-F", "--fd"}
     rest = pastas_options() - known - others
     assert len(rest) > 20
-    assert [name for name in rest if not foreign.is_tap(name)] == []
+    assert [name for name in rest if foreign.why_not(name) is None] == []
