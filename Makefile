@@ -5,7 +5,9 @@
 #
 #   VENV=DIR        where the virtual environment lives (.venv)
 #   PYTHON=PROGRAM  the Python to make it from (the system's own, where it is 3.11 or newer)
-#   SUITE=NAME      for `make deb`: in a clean root of this release of Debian (bookworm, trixie)
+#   SUITE=NAME      for `make deb`: in a clean root of this release of Debian (bookworm, trixie);
+#                   for `make test-pythons`: this one alone (trixie, sid)
+#   AS=USER         for `make test-pythons`: as root or as user alone
 #   ARGS=...        further arguments for pytest: make test ARGS='tests/unit -x'
 
 SHELL := /bin/bash
@@ -40,8 +42,9 @@ test-arches: ready-test ## on other architectures' kernels, under qemu
 test-packages: ready-test ## packages, in clean trees of distributions (root, network)
 	@$(bin)/python -m pytest -m packages tests/packaging $(ARGS)
 
-test-pythons: ## under the Pythons of Debian's releases, as root and as a user (root, network)
-	@/usr/bin/python3 -m tools.pythons $(foreach suite,$(SUITE),--suite $(suite)) -- $(ARGS)
+test-pythons: ready-test ## under the Pythons of Debian's releases, as root and as a user (root, network)
+	@/usr/bin/python3 -m tools.pythons $(foreach suite,$(SUITE),--suite $(suite)) \
+		$(foreach user,$(AS),--as $(user)) -- $(ARGS)
 
 lint: ready-test ## ruff and mypy
 	@$(bin)/ruff check --quiet

@@ -115,6 +115,7 @@ def has_begun() -> bool:
 def run() -> None:
     """What the isolated interpreter does: find hardsplice and its packages, and call ``main``."""
     end_by_interrupt()
+    sys.unraisablehook = _say_nothing
     home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     sys.path.insert(0, home)
     from hardsplice import __path__ as _  # noqa: F401 - its modules are found from here on
@@ -131,6 +132,12 @@ def run() -> None:
     except Exception as error:  # noqa: BLE001 - no traceback
         status = _not_loaded(error)
     sys.exit(status)
+
+
+def _say_nothing(_: object) -> None:
+    """An error that nobody can be given, as from a destructor where memory is short: Python would
+    show it with its source, and open that.
+    """
 
 
 def _not_loaded(error: Exception) -> str:

@@ -72,9 +72,14 @@ def test_too_few_descriptors(
 def test_too_little_memory(program: Program, identity: Identity, limit: str) -> None:
     """Down from where it runs, as far as hardsplice itself was loaded."""
     ports = ("-q", "-t", f"127.0.0.1/{free_ports()}:80")
+
+    def tried(kibibytes: int) -> subprocess.CompletedProcess[str]:
+        return run_within(program, identity, limit, kibibytes << 10, *ports, "true")
+
     refused = 0
-    for mebibytes in range(48, 0, -1):
-        ran = run_within(program, identity, limit, mebibytes << 20, *ports, "true")
+    least = next(size for size in range(48, 0, -1) if tried((size - 1) << 10).returncode != 0)
+    for kibibytes in range(least << 10, 0, -128):
+        ran = tried(kibibytes)
         if ran.returncode == 0:
             continue
         if ran.returncode < 0 or "see ulimit -v" in ran.stderr or refused > 4:
