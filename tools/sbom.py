@@ -18,7 +18,7 @@ from typing import Any
 
 # Serial numbers are made of the contents, in this namespace (RFC 9562, version 5).
 _NAMES = uuid.uuid5(uuid.NAMESPACE_URL, "https://hardsplice.example/sbom")
-_DEVELOPERS_ONLY = {"dev"}
+_DEVELOPERS_ONLY = {"build", "dev"}
 
 
 @dataclass(frozen=True)
