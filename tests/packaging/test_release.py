@@ -160,7 +160,11 @@ def test_the_sbom_has_what_cyclonedx_requires(bom: dict[str, Any]) -> None:
 
 
 def test_the_sbom_names_every_dependency_and_what_these_need(bom: dict[str, Any]) -> None:
-    extras = {k: v for k, v in project()["optional-dependencies"].items() if k not in sbom._DEVELOPERS_ONLY}
+    extras = {
+        k: v
+        for k, v in project()["optional-dependencies"].items()
+        if k not in sbom._DEVELOPERS_ONLY
+    }
     lines = [*project()["dependencies"], *(line for extra in extras.values() for line in extra)]
     wanted = {re.split(r"[^\w.-]", line)[0] for line in lines}
     named = {one["name"] for one in bom["components"]}
