@@ -1,25 +1,28 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Clean installations of Debian's releases, as folders, in which packages are built and tried.
 
-mmdebstrap(1) makes them, once, in $HARDSPLICE_CACHE (~/.cache/hardsplice), so that only the first
-use needs the network. What is used is a copy. Root's rights are needed: a package is installed by
-root, and what is installed has owners.
+mmdebstrap(1) makes them in $HARDSPLICE_CACHE (~/.cache/hardsplice), anew after 14 days, so that
+only the first use needs the network. What is used is a copy. Root's rights are needed: a package
+is installed by root, and what is installed has owners.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 _SCRIPT = Path(__file__).with_name("clean_root.sh")
 _PATIENCE = 900  # seconds to make a root in
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_AGE = 14 * 86400  # seconds after which what was made isn't today's release any more
 _RECIPE = 1  # to be raised when roots are made in another way
 BUILDER = 1000  # the user ID of an ordinary user, "builder", in each
 
@@ -40,9 +43,10 @@ class Recipe:
     installed: tuple[str, ...] = ()
     downloaded: tuple[str, ...] = ()
 
-    def key(self) -> str:
-        """What tells it from others."""
-        return hashlib.sha256(f"{_RECIPE} {self}".encode()).hexdigest()[:16]
+    def name(self) -> str:
+        """What tells it from others, as the name of a folder."""
+        key = hashlib.sha256(f"{_RECIPE} {self}".encode()).hexdigest()[:16]
+        return f"root-{self.suite}-{self.variant}-{key}"
 
 
 def made(recipe: Recipe, to: Path) -> Path:
@@ -55,12 +59,27 @@ def made(recipe: Recipe, to: Path) -> Path:
     chosen = os.environ.get("HARDSPLICE_CACHE")
     cache = Path(chosen) if chosen else Path.home() / ".cache" / "hardsplice"
     cache.mkdir(parents=True, exist_ok=True)
-    name = f"root-{recipe.suite}-{recipe.variant}"
-    with open(cache / f"{name}.lock", "w", encoding="ascii") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        kept = _kept(recipe, cache, name)
-        subprocess.run(["cp", "--archive", "--reflink=auto", kept, to], check=True)
+    _remove_old(cache)
+    with _locked(cache / recipe.name()):
+        subprocess.run(["cp", "--archive", "--reflink=auto", kept(recipe, cache), to], check=True)
     return to
+
+
+def kept(recipe: Recipe, cache: Path) -> Path:
+    """The folder that is copied, made where there is none, or an old one. Those of other recipes
+    are left alone. Raises UnavailableError.
+    """
+    folder = cache / recipe.name()
+    if _is_old(folder):
+        shutil.rmtree(folder)
+    if not folder.is_dir():
+        partial = folder.with_suffix(".partial")
+        if partial.is_dir():
+            shutil.rmtree(partial)
+        _make(recipe, partial)
+        os.utime(partial)
+        partial.rename(folder)
+    return folder
 
 
 def run(
@@ -105,16 +124,26 @@ def entering(root: Path, *words: str, folder: str = "/", network: bool = False) 
     return [*begin, "bash", str(_SCRIPT), str(root), folder, *words]
 
 
-def _kept(recipe: Recipe, cache: Path, name: str) -> Path:
-    """The folder that is copied, made where there is none yet."""
-    folder = cache / f"{name}-{recipe.key()}"
-    if not folder.is_dir():
-        for old in cache.glob(f"{name}-*"):
-            shutil.rmtree(old)
-        partial = cache / f"{name}-partial"
-        _make(recipe, partial)
-        partial.rename(folder)
-    return folder
+@contextlib.contextmanager
+def _locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
+    """While nobody else makes, copies or removes the folder. BlockingIOError if somebody does, and
+    this isn't to wait for it.
+    """
+    with open(folder.with_suffix(".lock"), "w", encoding="ascii") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
+def _is_old(folder: Path) -> bool:
+    return folder.is_dir() and time.time() - folder.stat().st_mtime > _AGE
+
+
+def _remove_old(cache: Path) -> None:
+    """Those of recipes that have changed since are never asked for again."""
+    for folder in cache.glob("root-*"):
+        if _is_old(folder):
+            with contextlib.suppress(BlockingIOError), _locked(folder, wait=False):
+                shutil.rmtree(folder)
 
 
 def _make(recipe: Recipe, folder: Path) -> None:

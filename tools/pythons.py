@@ -7,8 +7,8 @@ Each run is pytest's, in a clean root (tools/clean_root.py; root's rights and, t
 network are needed), with a copy of what git tracks, and nothing that isn't a package of the
 release: its Python, its bindings of libseccomp and prctl(2). WORDs are pytest's; without any, the
 folders of tests that need nothing else are run. Root's run has the tests of an ordinary user too;
-in `user` one is who runs the tests. What is in a root is that of the day on which it was made: to
-have a newer sid, remove root-sid-apt-* from ~/.cache/hardsplice.
+in `user` one is who runs the tests. What is in a root is that of the day on which it was made,
+at most 14 days ago: to have a newer sid, remove root-sid-apt-* from ~/.cache/hardsplice.
 """
 
 from __future__ import annotations
@@ -44,7 +44,6 @@ def run(suite: str, users: list[str], words: list[str]) -> bool:
     clean_root.UnavailableError.
     """
     with tempfile.TemporaryDirectory(prefix="hardsplice-pythons-") as folder:
-        # The variant is one that no other tree is made of.
         root = clean_root.made(Recipe(suite, "apt", PACKAGES), Path(folder, "root"))
         for name in dist.tracked(ROOT):
             copy = root / _SOURCE.lstrip("/") / name
