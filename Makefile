@@ -68,8 +68,8 @@ wheel: ready-build ## build the wheel, the sdist and the SBOM, in dist/, from wh
 zipapp: ready-build ## build dist/hardsplice.pyz, one file that runs where Python and libseccomp are
 	@$(bin)/python -m tools.zipapp
 
-deb: ## build Debian's packages, in dist/, from what git tracks
-	@/usr/bin/python3 -m tools.deb $(if $(SUITE),--suite $(SUITE))
+deb: $(if $(SUITE),ready-test) ## build Debian's packages, in dist/, from what git tracks
+	@$(if $(SUITE),$(bin),/usr/bin)/python3 -m tools.deb $(if $(SUITE),--suite $(SUITE))
 
 clean: ## remove what the targets above made, the virtual environment included
 	rm -rf build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Debian's packages, source and binary, in dist/ or the folder that is named.
 
-    python3 -m tools.deb [--suite SUITE] [FOLDER]
+    python3 -m tools.deb [--suite SUITE | --sdist FILE] [FOLDER]
 
-They are built of what git tracks, in a folder of their own, as packages of the release that runs
-here, with its Python. With --suite they are built in a clean root of another release (tools/
-clean_root.py; root's rights are needed) by an ordinary user without a network, as Debian does.
+They are built of the sdist, which is made of what git tracks (tools/dist.py) if none is named, as
+packages of the release that runs here, with its Python. With --suite they are built in a clean root
+of another release (tools/clean_root.py; root's rights are needed) by an ordinary user without a
+network, as Debian does. The sdist is made before that: hatchling's versions write its metadata in
+different ways, and Debian's source package has the tarball that is released.
 DEB_BUILD_OPTIONS is heeded: nocheck leaves the tests out.
 """
 
@@ -45,7 +47,7 @@ def needed(root: Path) -> list[str]:
     return [line.split()[0].rstrip(",") for field in fields for line in field.splitlines()]
 
 
-def build(root: Path, target: Path) -> list[Path]:
+def build(root: Path, target: Path, sdist: Path | None = None) -> list[Path]:
     """Build with what is installed here. Raises CannotBuildError."""
     if not all(map(shutil.which, _TOOLS)):
         raise CannotBuildError("there is no dpkg-buildpackage: install build-essential")
@@ -60,15 +62,13 @@ def build(root: Path, target: Path) -> list[Path]:
             "install them, or as root, with mmdebstrap: make deb SUITE=trixie (or bookworm)"
         )
     with tempfile.TemporaryDirectory(prefix="hardsplice-deb-") as folder:
-        released, built = Path(folder, "released"), Path(folder, "built")
-        dist.build(root, released)
+        built = Path(folder, "built")
         built.mkdir()
-        name = f"hardsplice-{version(root)}"
         original = built / f"hardsplice_{version(root)}.orig.tar.gz"
-        shutil.copy(released / f"{name}.tar.gz", original)
+        shutil.copy(sdist or released(root, Path(folder, "released")), original)
         original.chmod(0o644)  # also where hatchling makes it its owner's alone
         subprocess.run(["tar", "--extract", "--file", original], cwd=built, check=True)
-        source = built / name
+        source = built / f"hardsplice-{version(root)}"
         shutil.copytree(source / DEBIAN, source / "debian")
         # The time of what is in the packages is that of their changelog.
         environment = {k: v for k, v in os.environ.items() if k != "SOURCE_DATE_EPOCH"}
@@ -80,6 +80,12 @@ def build(root: Path, target: Path) -> list[Path]:
         return [Path(shutil.copy(path, target / path.name)) for path in files]
 
 
+def released(root: Path, folder: Path) -> Path:
+    """The sdist, made in ``folder``."""
+    dist.build(root, folder)
+    return folder / f"hardsplice-{version(root)}.tar.gz"
+
+
 def builder(root: Path, suite: str, *more: str) -> clean_root.Recipe:
     """The root in which packages are built, with ``more`` packages."""
     return clean_root.Recipe(suite, "buildd", (*needed(root), *more))
@@ -87,23 +93,22 @@ def builder(root: Path, suite: str, *more: str) -> clean_root.Recipe:
 
 def build_in(clean: Path, root: Path, target: Path) -> list[Path]:
     """Build in a root of its own. Raises CannotBuildError."""
-    home = clean / "home/builder"
-    source = home / "source"
-    for name in dist.tracked(root):
-        (source / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(root / name, source / name, follow_symlinks=False)
-    for path in (source, *source.rglob("*")):
-        os.chown(path, clean_root.BUILDER, clean_root.BUILDER, follow_symlinks=False)
-    settings = {"SOURCE_DATE_EPOCH": str(dist.epoch(root))}
-    if options := os.environ.get("DEB_BUILD_OPTIONS"):
-        settings["DEB_BUILD_OPTIONS"] = options
-    done = clean_root.run(
-        clean, "python3", "-m", "tools.deb", _BUILT,
-        folder="/home/builder/source", user=clean_root.BUILDER, environment=settings,
-    )  # fmt: skip
-    print(done.stdout, end="", file=sys.stderr)
-    if done.returncode != 0:
-        raise CannotBuildError("it does not build: see above")
+    with tempfile.TemporaryDirectory(prefix="hardsplice-deb-") as folder:
+        sdist = Path(shutil.copy(released(root, Path(folder)), clean / "srv"))
+    sdist.chmod(0o644)
+    options = os.environ.get("DEB_BUILD_OPTIONS")
+    settings = {"DEB_BUILD_OPTIONS": options} if options else {}
+    sources = f"/home/builder/hardsplice-{version(root)}"
+    for place, *words in (
+        ("/home/builder", "tar", "--extract", "--file", f"/srv/{sdist.name}"),
+        (sources, "python3", "-m", "tools.deb", "--sdist", f"/srv/{sdist.name}", _BUILT),
+    ):
+        done = clean_root.run(
+            clean, *words, folder=place, user=clean_root.BUILDER, environment=settings
+        )
+        print(done.stdout, end="", file=sys.stderr)
+        if done.returncode != 0:
+            raise CannotBuildError("it does not build: see above")
     target.mkdir(parents=True, exist_ok=True)
     files = sorted((clean / _BUILT.removeprefix("/")).iterdir())
     return [Path(shutil.copy(path, target / path.name)) for path in files]
@@ -112,7 +117,9 @@ def build_in(clean: Path, root: Path, target: Path) -> list[Path]:
 def main() -> int:
     """Say what was built."""
     parser = argparse.ArgumentParser(prog="tools.deb", description="Build Debian's packages.")
-    parser.add_argument("--suite", help="in a clean root of this release of Debian")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--suite", help="in a clean root of this release of Debian")
+    how.add_argument("--sdist", type=Path, help="of this file", metavar="FILE")
     parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "dist")
     chosen = parser.parse_args()
     try:
@@ -121,7 +128,7 @@ def main() -> int:
                 clean = clean_root.made(builder(ROOT, chosen.suite), Path(folder, "root"))
                 files = build_in(clean, ROOT, chosen.folder)
         else:
-            files = build(ROOT, chosen.folder)
+            files = build(ROOT, chosen.folder, chosen.sdist)
     except (CannotBuildError, clean_root.UnavailableError) as reason:
         for line in f"cannot build packages: {reason}".splitlines():
             print(f"deb: {line}", file=sys.stderr)
