@@ -105,6 +105,8 @@ def test_linked_with_the_whole_policy_it_may_what_it_needs_and_no_more(
         "hardsplice_runtime_t",
         "hardsplice_tmpfs_t",
     }
+    runtime = run("seinfo", "--attribute=pidfile", "--expand", policy, cwd=tmp_path)
+    assert "hardsplice_runtime_t" in runtime.split()
     entered = run("sesearch", "-T", "-s", "init_t", "-t", "hardsplice_exec_t", policy, cwd=tmp_path)
     assert "process hardsplice_t;" in entered
     labels = (root / "etc/selinux/default/contexts/files/file_contexts").read_text()
