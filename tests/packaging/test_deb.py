@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.nspawn import Tree
-from tools import clean_root, deb
+from tools import clean_root, deb, dist
 from tools.clean_root import BUILDER, Recipe
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +34,7 @@ BOOTED = (
     "procps",
     "systemd-sysv",
 )
-NEEDED = ("python3", "python3-prctl", "python3-seccomp")
+NEEDED = ("python3", "python3-seccomp")
 # What apt, dpkg and systemd remember, and netbase leaves.
 OTHERS = (
     "dev", "proc", "run", "sys", "tmp", "srv", "etc/hosts", "etc/ld.so.cache", "var/cache",
@@ -111,6 +111,9 @@ APT = ("env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "--quiet=2", "--yes")
 INSTALL = (*APT, "--no-install-recommends", "install", "/srv/hardsplice.deb")
 # Whatever came with it goes, too, although others suggest it.
 UNNEEDED = [f"--option=APT::AutoRemove::{one}Important=false" for one in ("Recommends", "Suggests")]
+METRICS = "http://127.0.0.1:9820/metrics"
+SCRAPE = ("python3", "-c", f"from urllib.request import *; print(urlopen('{METRICS}').status)")
+INSTANCES = ("hardsplice@blue.service", "hardsplice-service@web.service")
 PURGE = (*APT, *UNNEEDED, "--purge", "--autoremove", "remove", "hardsplice")
 
 
@@ -135,9 +138,21 @@ def test_the_package_is_the_same_from_a_build_that_runs_its_tests(
         assert path.read_bytes() == (built / path.name).read_bytes(), path.name
 
 
+def test_its_source_is_the_released_one(built: Path, folder: Path) -> None:
+    (released,) = (path for path in dist.build(ROOT, folder) if path.name.endswith(".tar.gz"))
+    (original,) = built.glob("*.orig.tar.gz")
+    assert original.read_bytes() == released.read_bytes()
+
+
+NEEDS = "import importlib.metadata as m; print(*m.requires('hardsplice'), sep='\\n')"
+
+
 def test_it_is_installed_used_and_removed(clean: Path) -> None:
     before = files(clean)
     succeeds(clean, *INSTALL)
+    needs = succeeds(clean, "python3", "-c", NEEDS).splitlines()
+    assert all(" extra == " in one for one in needs), needs  # Debian has no such distributions
+    succeeds(clean, "systemctl", "enable", *INSTANCES)
     said = succeeds(clean, "/srv/tests/forwarding")
     assert "bytes went in and out" in said
     said = succeeds(clean, "/srv/tests/forwarding", user=BUILDER)
@@ -159,8 +174,15 @@ def test_its_services_run_and_go_with_it(clean: Path) -> None:
         system.control("enable", "--now", "hardsplice-exporter.socket")
         system.run("ip", "netns", "add", "blue")
         system.write("/etc/hardsplice/blue.conf", "OPTIONS=-t 127.0.0.1/8080:80\n")
+        system.control("enable", *INSTANCES)
         system.control("start", "hardsplice@blue")
-        assert system.run("pgrep", "hs-host")[0] == 0
+        assert system.run(*SCRAPE) == (0, "200")
+        status, before_upgrade = system.run("pgrep", "hs-host")
+        assert status == 0
+        status, said = system.run(*INSTALL, "--reinstall", within=300)
+        assert status == 0, said
+        assert system.run("pgrep", "hs-host") == (0, before_upgrade)
+        assert system.run(*SCRAPE) == (0, "200"), "the exporter didn't outlive an upgrade"
         status, said = system.run(*PURGE, within=300)
         assert status == 0, said
         assert system.run("pgrep", "hs-")[0] == 1, "something runs on"

@@ -81,7 +81,11 @@ def test_the_spec_file_is_understood_and_leaves_no_macro_behind() -> None:
     assert f"/hardsplice-{__version__}.tar.gz\n" in text
     sections = "package description prep generate_buildrequires build install check changelog files"
     scripts = "pre post preun postun posttrans"
-    words = (*sections.split(), *scripts.split(), *["dir", "doc", "ghost", "license", "verify"])
+    words = (
+        *sections.split(),
+        *scripts.split(),
+        *["config", "dir", "doc", "ghost", "license", "verify"],
+    )
     kept = set(re.findall(r"%\w+", text))
     assert kept <= {f"%{name}" for name in words}, kept
 
@@ -122,7 +126,7 @@ def test_it_has_everything_that_packaging_has(package: Built) -> None:
     wanted = {path.name.removesuffix(".bash") for path in ours}
     assert wanted
     assert {name for name in wanted if not {name, f"{name}.gz"} & names} == set()
-    assert "/etc/hardsplice" in listed
+    assert {"/etc/hardsplice", "/etc/hardsplice/README"} <= set(listed)
     assert any(path.endswith("/hardsplice/py.typed") for path in listed)
     assert sum("/policies/" in path and path.endswith(".toml") for path in listed) == len(
         list((ROOT / "policy").glob("*.toml"))
