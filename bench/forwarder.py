@@ -13,7 +13,7 @@ import tempfile
 import time
 
 from bench.load import Bed, Kit, LoadError, echoes, namespace_reached
-from bench.peers import BACKLOG, Direct, Peer, Place, environment_for, start_words
+from bench.peer import BACKLOG, Direct, Peer, Place, environment_for, start_words
 from tests.support import procfs
 from tests.support.netns import Identity
 from tests.support.product import free_ports

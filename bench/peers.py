@@ -10,129 +10,30 @@ only as long as its losers agree with it.
 
 from __future__ import annotations
 
-import functools
 import json
 import os
-import re
-import resource
 import shutil
 import stat
 import subprocess
-from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.load import Bed, Kit, on
-from tests.support.netns import Identity, clean_environment, ordinary_user
+from bench.peer import (
+    BACKLOG,
+    LISTENER,
+    MOST_CONNECTIONS,
+    THIS_USER,
+    Command,
+    Direct,
+    Peer,
+    Place,
+    most_files,
+    output,
+    search_path,
+)
+from tests.support.netns import Identity, ordinary_user
 from tests.support.product import Program
 
-LISTENER = "{listener}"
-BACKLOG = 4096
-MOST_CONNECTIONS = 20_000
-ENOUGH_FILES = 65_536
 TUN = Path("/dev/net/tun")
-THIS_USER = Identity("root" if os.geteuid() == 0 else "user")
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a forwarder is to be put: its port here, and the bed that it leads to."""
-
-    kit: Kit
-    bed: Bed
-    port: int
-
-    @property
-    def owner(self) -> Identity:
-        """Who runs it, and owns the bed."""
-        return self.bed.owner
-
-    def file(self, name: str) -> Path:
-        """A file's path in a folder where the owner may write."""
-        folder = self.kit.folder / f"{self.bed.name}.d"
-        if not folder.exists():
-            folder.mkdir(mode=0o755)
-            if self.owner.uid is not None:
-                os.chown(folder, self.owner.uid, self.owner.uid)
-        return folder / name
-
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    """How to start a forwarder: words for its user, and `before` them, words for who measures."""
-
-    words: list[str]
-    environment: dict[str, str] = field(default_factory=dict)
-    before: list[str] = field(default_factory=list)
-
-
-class Peer(ABC):
-    """One kind of forwarder."""
-
-    name: str
-    program: str
-    wants_root = False
-    wants_listener = False  # a socket listening on the port, whose number replaces LISTENER
-    brings_own_bed = False  # makes its own namespace and runs the server in it
-    serves_here = False  # enters no namespace: the server is in that of the clients
-
-    def __init__(self, label: str = "", program: str = "") -> None:
-        """`label` tells two of a kind apart; `program` is another path than the usual one."""
-        self.label = f"{self.name}.{label}" if label else self.name
-        self.path = shutil.which(program or self.program, path=_search_path()) or ""
-
-    def owner(self, wanted: Identity) -> Identity:
-        """Who it runs as, where `wanted` is who it should."""
-        return THIS_USER if self.wants_root else wanted
-
-    def obstacle(self, wanted: Identity) -> str:
-        """Why this can't be measured here; empty if it can."""
-        if not self.path:
-            return f"{self.program} is not installed"
-        if self.wants_root and os.geteuid() != 0:
-            return "it needs root"
-        return self._obstacle(self.owner(wanted))
-
-    def _obstacle(self, owner: Identity) -> str:
-        del owner
-        return ""
-
-    @abstractmethod
-    def command(self, place: Place) -> Command:
-        """How to start it there."""
-
-    def close(self) -> None:  # noqa: B027 - most have nothing
-        """Remove what was made in order to run it."""
-
-    def version(self) -> str:
-        """The program's own word."""
-        said = _output([self.path, "--version"])
-        return next((line.strip() for line in said.splitlines() if re.search(r"\d", line)), "?")
-
-
-def _search_path() -> str:
-    return os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin:/usr/lib/systemd:/lib/systemd"
-
-
-def _output(words: list[str]) -> str:
-    try:
-        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout + done.stderr
-
-
-class Direct(Peer):
-    """No forwarder: the client reaches a server in its own namespace. What loopback TCP can do."""
-
-    name = "direct"
-    program = "true"
-
-    def command(self, place: Place) -> Command:
-        raise NotImplementedError("there is nothing to start")
-
-    def version(self) -> str:
-        return os.uname().release
 
 
 class Hardsplice(Peer):
@@ -221,7 +122,7 @@ class Pasta(Peer):
         return f"{owner.name} may not open {TUN}"
 
     def _splices_only(self) -> bool:
-        return "--splice-only" in _output([self.path, "--help"])
+        return "--splice-only" in output([self.path, "--help"])
 
     def command(self, place: Place) -> Command:
         spec = f"127.0.0.1/{place.port}:{place.bed.port}"
@@ -235,11 +136,11 @@ class Pasta(Peer):
         return Command([*words, *_target(place)], before=before)
 
     def version(self) -> str:
-        said = _output([self.path, "--version"]).split("\n")[0]
+        said = output([self.path, "--version"]).split("\n")[0]
         if "unknown" not in said:
             return said
         # Debian's says nothing of itself.
-        return _output(["dpkg-query", "-W", "-f", "passt ${Version}", "passt"]).strip() or said
+        return output(["dpkg-query", "-W", "-f", "passt ${Version}", "passt"]).strip() or said
 
 
 class Haproxy(Peer):
@@ -272,7 +173,7 @@ listen bench
         return Command([self.path, "-db", "-q", "-f", str(settings)])
 
     def version(self) -> str:
-        return _output([self.path, "-v"]).partition(" - ")[0].strip() or "?"
+        return output([self.path, "-v"]).partition(" - ")[0].strip() or "?"
 
 
 class SocketProxyd(Peer):
@@ -317,7 +218,7 @@ class Socat(Peer):
         return Command(["bash", "-c", both, "both", str(len(inner)), *inner, *outer])
 
     def version(self) -> str:
-        return " ".join(_output([self.path, "-V"]).split("\n")[1:2]) or "?"
+        return " ".join(output([self.path, "-V"]).split("\n")[1:2]) or "?"
 
 
 class Rootlesskit(Peer):
@@ -337,7 +238,7 @@ class Rootlesskit(Peer):
 
     def _obstacle(self, owner: Identity) -> str:
         for needed in ("slirp4netns", "newuidmap"):
-            if not shutil.which(needed, path=_search_path()):
+            if not shutil.which(needed, path=search_path()):
                 return f"{needed} is not installed"
         if not _may_open_tun(owner):
             return f"{owner.name} may not open {TUN}"
@@ -385,7 +286,7 @@ class Rootlessport(Peer):
         return Command(words)
 
     def version(self) -> str:
-        return _output(["podman", "--version"]).strip() or "?"
+        return output(["podman", "--version"]).strip() or "?"
 
 
 class DockerProxy(Peer):
@@ -405,7 +306,7 @@ class DockerProxy(Peer):
         return Command(["bash", "-c", 'exec 3>/dev/null; exec "$@"', "bash", *words])
 
     def version(self) -> str:
-        return _output(["dpkg-query", "-W", "-f", "docker.io ${Version}", "docker.io"]) or "?"
+        return output(["dpkg-query", "-W", "-f", "docker.io ${Version}", "docker.io"]) or "?"
 
 
 def _has_subordinate_ids() -> bool:
@@ -424,26 +325,3 @@ KINDS: dict[str, type[Peer]] = {
         DockerProxy,
     )
 }  # fmt: skip
-
-
-def environment_for(command: Command) -> dict[str, str]:
-    """The environment to start it in."""
-    return clean_environment({"LC_ALL": "C.UTF-8", **command.environment})
-
-
-def start_words(place: Place, command: Command, listener: int | None) -> list[str]:
-    """All words: processors, open files and user first, then the command's own."""
-    words = [str(listener) if word == LISTENER else word for word in command.words]
-    files = ["prlimit", f"--nofile={most_files()}"]
-    before = [*on(place.kit.pinning.forwarder), *files, *command.before]
-    return [*before, *place.owner.wrap(words)]
-
-
-@functools.cache
-def most_files() -> int:
-    """How many files a forwarder may open: ENOUGH_FILES, or what this machine lets us allow."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    raised = ["prlimit", f"--nofile={ENOUGH_FILES}", "true"]
-    if subprocess.run(raised, capture_output=True, check=False).returncode == 0:
-        return ENOUGH_FILES
-    return min(hard, ENOUGH_FILES)

@@ -24,7 +24,8 @@ import pytest
 
 from bench.forwarder import Forwarder
 from bench.load import Kit, LoadError, Pinning
-from bench.peers import KINDS, THIS_USER, Peer
+from bench.peer import THIS_USER, Peer
+from bench.peers import KINDS
 from bench.report import goal_lines, goals, summarise, table
 from bench.rows import ROWS, Numbers, Row, Timing
 from bench.usage import TraceError

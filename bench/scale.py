@@ -20,7 +20,8 @@ from typing import Any
 
 from bench.forwarder import Forwarder
 from bench.load import Kit, LoadError, Pinning
-from bench.peers import Command, Hardsplice, Place
+from bench.peer import Command, Place
+from bench.peers import Hardsplice
 from bench.rows import ROWS, Load, Timing
 from bench.usage import holding
 from tests.support.netns import Identity, can_make, ordinary_user

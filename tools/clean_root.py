@@ -56,13 +56,19 @@ def made(recipe: Recipe, to: Path) -> Path:
     for tool in ("mmdebstrap", "ip", "setpriv", "unshare"):
         if shutil.which(tool) is None:
             raise UnavailableError(f"{tool} is not installed")
-    chosen = os.environ.get("HARDSPLICE_CACHE")
-    cache = Path(chosen) if chosen else Path.home() / ".cache" / "hardsplice"
-    cache.mkdir(parents=True, exist_ok=True)
+    cache = cache_folder()
     _remove_old(cache)
     with _locked(cache / recipe.name()):
         subprocess.run(["cp", "--archive", "--reflink=auto", kept(recipe, cache), to], check=True)
     return to
+
+
+def cache_folder() -> Path:
+    """Where what is downloaded, and made of that, is kept."""
+    chosen = os.environ.get("HARDSPLICE_CACHE")
+    folder = Path(chosen) if chosen else Path.home() / ".cache" / "hardsplice"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def kept(recipe: Recipe, cache: Path) -> Path:

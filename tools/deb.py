@@ -23,6 +23,7 @@ import tempfile
 from pathlib import Path
 
 from tools import clean_root, dist
+from tools.version import current
 
 ROOT = Path(__file__).resolve().parents[1]
 DEBIAN = Path("packaging/debian")
@@ -32,12 +33,6 @@ _BUILT = "/home/builder/dist"
 
 class CannotBuildError(Exception):
     """Why there are no packages; a line, or two."""
-
-
-def version(root: Path) -> str:
-    """The product's, without Debian's revision."""
-    (found,) = re.findall(r"\Ahardsplice \((.+)-[^-]+\)", (root / DEBIAN / "changelog").read_text())
-    return str(found)
 
 
 def needed(root: Path) -> list[str]:
@@ -64,11 +59,11 @@ def build(root: Path, target: Path, sdist: Path | None = None) -> list[Path]:
     with tempfile.TemporaryDirectory(prefix="hardsplice-deb-") as folder:
         built = Path(folder, "built")
         built.mkdir()
-        original = built / f"hardsplice_{version(root)}.orig.tar.gz"
+        original = built / f"hardsplice_{current(root)}.orig.tar.gz"
         shutil.copy(sdist or released(root, Path(folder, "released")), original)
         original.chmod(0o644)  # also where hatchling makes it its owner's alone
         subprocess.run(["tar", "--extract", "--file", original], cwd=built, check=True)
-        source = built / f"hardsplice-{version(root)}"
+        source = built / f"hardsplice-{current(root)}"
         shutil.copytree(source / DEBIAN, source / "debian")
         # The time of what is in the packages is that of their changelog.
         environment = {k: v for k, v in os.environ.items() if k != "SOURCE_DATE_EPOCH"}
@@ -83,7 +78,7 @@ def build(root: Path, target: Path, sdist: Path | None = None) -> list[Path]:
 def released(root: Path, folder: Path) -> Path:
     """The sdist, made in ``folder``."""
     dist.build(root, folder)
-    return folder / f"hardsplice-{version(root)}.tar.gz"
+    return folder / f"hardsplice-{current(root)}.tar.gz"
 
 
 def builder(root: Path, suite: str, *more: str) -> clean_root.Recipe:
@@ -98,7 +93,7 @@ def build_in(clean: Path, root: Path, target: Path) -> list[Path]:
     sdist.chmod(0o644)
     options = os.environ.get("DEB_BUILD_OPTIONS")
     settings = {"DEB_BUILD_OPTIONS": options} if options else {}
-    sources = f"/home/builder/hardsplice-{version(root)}"
+    sources = f"/home/builder/hardsplice-{current(root)}"
     for place, *words in (
         ("/home/builder", "tar", "--extract", "--file", f"/srv/{sdist.name}"),
         (sources, "python3", "-m", "tools.deb", "--sdist", f"/srv/{sdist.name}", _BUILT),

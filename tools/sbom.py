@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tools.version import current
+
 # Serial numbers are made of the contents, in this namespace (RFC 9562, version 5).
 _NAMES = uuid.uuid5(uuid.NAMESPACE_URL, "https://hardsplice.example/sbom")
 _DEVELOPERS_ONLY = {"build", "dev"}
@@ -95,22 +97,13 @@ def _component(need: _Need) -> dict[str, Any]:
     return component
 
 
-def version(root: Path) -> str:
-    """The version of the sources in ``root``."""
-    match = re.search(
-        r'^__version__ = "(.+)"$', _read(root, "hardsplice/__init__.py"), re.MULTILINE
-    )
-    assert match is not None
-    return match[1]
-
-
 def _read(root: Path, path: str) -> str:
     return (root / path).read_text(encoding="utf-8")
 
 
 def name(root: Path) -> str:
     """The file's name."""
-    return f"hardsplice-{version(root)}.cdx.json"
+    return f"hardsplice-{current(root)}.cdx.json"
 
 
 def text(root: Path, seconds: int) -> str:
@@ -118,7 +111,7 @@ def text(root: Path, seconds: int) -> str:
     is not known here.
     """
     project = tomllib.loads(_read(root, "pyproject.toml"))["project"]
-    whole = f"pkg:pypi/{project['name']}@{version(root)}"
+    whole = f"pkg:pypi/{project['name']}@{current(root)}"
     needs = _needs(project)
     direct = sorted(_reference(one) for one in needs if needs[one].is_direct)
     links = {"Homepage": "website", "Documentation": "documentation", "Changelog": "release-notes"}
@@ -136,7 +129,7 @@ def text(root: Path, seconds: int) -> str:
                 "type": "application",
                 "bom-ref": whole,
                 "name": project["name"],
-                "version": version(root),
+                "version": current(root),
                 "description": project["description"],
                 "licenses": _licenses(project["license"]),
                 "purl": whole,

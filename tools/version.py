@@ -58,6 +58,13 @@ def changes(text: str, version: str, time: dt.datetime) -> str:
     return _one(r"^## \[Unreleased\]$", heading, text)
 
 
+def current(root: Path) -> str:
+    """The version of the sources in ``root``."""
+    text = (root / "hardsplice/__init__.py").read_text(encoding="utf-8")
+    (found,) = re.findall('^__version__ = "(.+)"$', text, re.MULTILINE)
+    return str(found)
+
+
 PLACES: dict[str, Callable[[str, str, dt.datetime], str]] = {
     "hardsplice/__init__.py": module,
     SPEC: spec,

@@ -46,7 +46,7 @@ class Snapshot:
     lacking: Sequence[str]  # layers of the sandbox that are not in force, each with the reason
     relays: Sequence[RelayView]
     connections: int  # to the control socket
-    denied_peers: int  # peers of the control socket who were not heard
+    denied_peers: int  # peers of the control socket that were turned away
 
 
 class Ports(typing.Protocol):

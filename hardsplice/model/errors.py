@@ -22,16 +22,8 @@ from collections.abc import Iterable
 from hardsplice.model.direction import Direction
 
 __all__ = [
-    "HardspliceError",
-    "error_of",
-    "not_done",
-    "print_lines",
-    "printable",
-    "quote",
-    "reason_of",
-    "relay_lost",
-    "text_of",
-    "write_all",
+    "HardspliceError", "error_of", "not_done", "print_lines", "printable", "quote", "reason_of",
+    "relay_lost", "text_of", "write_all",
 ]  # fmt: skip
 
 SHOWN_LIMIT = 1000  # characters of one line

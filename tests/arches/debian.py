@@ -29,6 +29,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from tests.arches.guest import MODULES
+from tools.clean_root import cache_folder
+
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _MIRROR = "http://deb.debian.org/debian/"
 _TOOLS = ("apt-get", "apt-cache", "dpkg-deb", "tar")
@@ -36,8 +39,6 @@ _PATIENCE = 600  # seconds for one step that uses the network
 _RECIPE = 3  # to be raised when what is unpacked, or how, changes
 # Since Debian 12 these are links into usr; older packages have files in them.
 _MERGED = ("bin", "lib", "lib64", "sbin")
-# What `-t auto` asks the kernel by; in the order in which they are loaded
-MODULES = ("inet_diag", "tcp_diag")
 _PYTHON = ("python3", "python3-prctl", "libseccomp2", "libc-bin")
 
 
@@ -54,14 +55,6 @@ class Release:
 
     def __str__(self) -> str:
         return f"{self.suite}-{self.architecture}"
-
-
-def cache_folder() -> Path:
-    """Where downloads and trees are kept."""
-    chosen = os.environ.get("HARDSPLICE_CACHE")
-    folder = Path(chosen) if chosen else Path.home() / ".cache" / "hardsplice"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def python_tree(release: Release) -> Path:

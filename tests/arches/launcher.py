@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from tests.arches import debian, folder
+from tools.clean_root import cache_folder
 
 # The commands, and where each begins. Each is a folder with a __main__.py, which is a program to
 # Python.
@@ -35,7 +36,7 @@ exec {tree}/lib/ld-linux.so.2 --library-path {tree}/lib/i386-linux-gnu \\
 def make(release: debian.Release) -> Path:
     """The launcher's path; beside it lies that of hardsplicectl. Raises debian.Unavailable."""
     tree = debian.python_tree(release)
-    place = debian.cache_folder() / f"hardsplice-{release}"
+    place = cache_folder() / f"hardsplice-{release}"
     shutil.rmtree(place, ignore_errors=True)
     sources = folder.stage(place / "sources")
     for name, module in _COMMANDS.items():

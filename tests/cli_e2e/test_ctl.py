@@ -24,10 +24,7 @@ COMMAND = [sys.executable, "-m", "hardsplice.ctl"]
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeWorld]:
-    """A world behind the socket that hardsplicectl looks for."""
-    path = str(tmp_path / "control")
-    monkeypatch.setenv("HARDSPLICE_CONTROL", path)
-    with serving(path) as world:
+    with serving(tmp_path, monkeypatch) as world:
         yield world
 
 

@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from tools import clean_root
+from tools.clean_root import Recipe
+
 ROOT = Path(__file__).parents[2]
 PROFILE = ROOT / "packaging/apparmor/hardsplice"
 # As /etc/apparmor.d/rootlesskit and /etc/apparmor.d/mmdebstrap have it, in AppArmor 4
@@ -46,9 +49,7 @@ def test_this_machines_parser_takes_it() -> None:
 @pytest.mark.root
 @pytest.mark.timeout(400)
 def test_trixies_parser_takes_it_as_it_does_the_others(tmp_path: Path) -> None:
-    root = tmp_path / "root"
-    made = ("mmdebstrap", "--quiet", "--variant=apt", "--include=apparmor", "trixie", str(root))
-    subprocess.run([*made, "http://deb.debian.org/debian"], check=True, timeout=300)
+    root = clean_root.made(Recipe("trixie", "apt", ("apparmor",)), tmp_path / "root")
     profiles = root / "etc/apparmor.d"
     shutil.copy(PROFILE, profiles)
     inside = ("chroot", str(root), *PARSE)

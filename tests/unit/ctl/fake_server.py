@@ -8,7 +8,10 @@ import http.server
 import socketserver
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import ClassVar
+
+import pytest
 
 from hardsplice.control.http import Request, Response
 from hardsplice.control.routes import dispatch
@@ -49,8 +52,10 @@ class Server(socketserver.ThreadingUnixStreamServer):
 
 
 @contextlib.contextmanager
-def serving(path: str) -> Iterator[FakeWorld]:
-    """Serve a world at ``path``."""
+def serving(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[FakeWorld]:
+    """A world behind the socket, in ``folder``, that hardsplicectl looks for."""
+    path = str(folder / "control")
+    patch.setenv("HARDSPLICE_CONTROL", path)
     Handler.world = FakeWorld()
     with Server(path, Handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))

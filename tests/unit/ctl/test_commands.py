@@ -32,10 +32,7 @@ from tests.unit.ctl.fake_server import serving
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeWorld]:
-    """A world behind the socket that hardsplicectl looks for."""
-    path = str(tmp_path / "control")
-    monkeypatch.setenv("HARDSPLICE_CONTROL", path)
-    with serving(path) as world:
+    with serving(tmp_path, monkeypatch) as world:
         yield world
 
 
