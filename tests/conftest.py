@@ -53,7 +53,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Fast tests first: whoever broke something simple should learn it in seconds."""
-    order = ("unit", "policy", "packaging", "cli_e2e", "relay")
+    order = ("unit", "integration", "policy", "packaging", "cli_e2e", "relay")
 
     def rank(item: pytest.Item) -> tuple[int, bool]:
         folder = next((i for i, name in enumerate(order) if name in item.path.parts), 3)

@@ -25,7 +25,14 @@ from tools.clean_root import BUILDER, Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 SUITES = ("trixie", "sid")  # Python 3.13 with glibc 2.41, and 3.14 with 2.43 as this is written
-FOLDERS = ("tests/unit", "tests/policy", "tests/cli_e2e", "tests/relay", "tests/sandbox")
+FOLDERS = (
+    "tests/unit",
+    "tests/integration",
+    "tests/policy",
+    "tests/cli_e2e",
+    "tests/relay",
+    "tests/sandbox",
+)
 PACKAGES = (
     "bash-completion", "curl", "gcc", "git", "groff-base", "iproute2", "libc6-dev", "libcap2-bin",
     "man-db", "procps", "python3", "python3-hypothesis", "python3-prctl",

@@ -1,67 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The manual against the parser, both ways. test_manuals.py has what holds for every page.
+"""The manual against the parser, both ways. What holds for every page: integration/test_manuals.py.
 
-The options are read from the page's source, where mdoc marks each; what a reader sees is read from
-the page as groff renders it.
+The options are read from the page's source, where mdoc marks each.
 """
 
 from __future__ import annotations
 
 import re
 import shlex
-import shutil
-import subprocess
-from pathlib import Path
-
-import pytest
 
 from hardsplice.app.option_table import OPTIONS, SECTIONS
 from hardsplice.app.options import Mode, parse_args
 from hardsplice.model import foreign, ports, spec
 from hardsplice.model.direction import Direction
-from tests.support.release import is_debian_12
+from tests.unit.app.manual import SOURCE, documented, section, spec_examples
 
-PAGE = Path(__file__).parents[3] / "packaging" / "man" / "hardsplice.1"
 EPHEMERAL = (32768, 60999)
-
-
-def plain(text: str) -> str:
-    """Source of the page without its escapes."""
-    return text.replace("\\-", "-").replace("\\(ti", "~").replace("\\(aq", "'")
-
-
-SOURCE = plain(PAGE.read_text(encoding="ascii"))
-
-
-def section(title: str) -> str:
-    found = re.search(rf"^\.Sh {title}\n(.*?)(?=^\.Sh |\Z)", SOURCE, re.MULTILINE | re.DOTALL)
-    assert found is not None, f"no section {title}"
-    return found[1]
-
-
-def documented() -> dict[tuple[str, ...], str | None]:
-    """Each option that has a paragraph: its names, and its value as written."""
-    found = {}
-    for head in re.findall(r"^\.It Fl (.*)$", section("OPTIONS"), re.MULTILINE):
-        flags, _, value = head.partition(" Ar ")
-        names = tuple("-" + name for name in flags.replace(" Fl ", " ").split(" , "))
-        # "USER Ns Op : Ns Ar GROUP" is how mdoc writes USER[:GROUP].
-        value = re.sub(r" Ns Op (.*)", r"[\1]", value).replace(" Ns Ar ", "")
-        found[names] = value.replace(" Ns | Ns Ar ", "|").replace(" Ns |", "|") or None
-    return found
-
-
-@pytest.fixture(scope="module")
-def rendered() -> str:
-    if shutil.which("groff") is None:
-        pytest.skip("groff is not installed")
-    done = subprocess.run(
-        ["groff", "-mdoc", "-Tascii", "-P-cbou", "-rLL=120n", str(PAGE)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return done.stdout
 
 
 def test_the_manual_and_the_parser_have_the_same_options_with_the_same_values() -> None:
@@ -133,11 +87,6 @@ def test_the_grammar_is_that_of_the_module() -> None:
     assert grammar(SOURCE) == grammar(spec.__doc__ or "")
 
 
-def spec_examples() -> list[tuple[str, str]]:
-    examples = section("PORT SPECIFICATIONS").partition("Examples:")[2]
-    return re.findall(r"^\.It Li (\S+)\n(.*)$", examples, re.MULTILINE)
-
-
 def test_the_spec_examples_mean_what_they_say() -> None:
     counts = {"These twelve ports.": 12, "Nine ports.": 9}
     everything = 65535 - (EPHEMERAL[1] - EPHEMERAL[0] + 1)
@@ -185,16 +134,6 @@ def test_the_command_examples_are_understood() -> None:
     assert set(modes) == set(Mode)
 
 
-def test_a_reader_sees_every_option_and_example(rendered: str) -> None:
-    for names, value in documented().items():
-        head = ", ".join(names) + (f" {value}" if value else "")
-        assert re.search(rf"^ +{re.escape(head)}(  |$)", rendered, re.MULTILINE), head
-    for text, _ in spec_examples():
-        assert text in rendered
-    for line in re.findall(r"^\.Dl (.*)$", SOURCE, re.MULTILINE):
-        assert line in rendered
-
-
 def test_what_differs_from_pasta_is_said_of_options_that_there_are_or_that_are_refused() -> None:
     """The first are ours, which another test says; these are pasta's, and have an answer."""
     missing = section("DIFFERENCES FROM PASTA").partition("These are missing")[2]
@@ -203,34 +142,3 @@ def test_what_differs_from_pasta_is_said_of_options_that_there_are_or_that_are_r
     words.remove("--dhcp")  # what names begin with
     assert len(words) > 15
     assert [word for word in words if foreign.why_not(word) is None] == []
-
-
-def pastas_options() -> set[str]:
-    if shutil.which("pasta") is None:
-        pytest.skip("pasta is not installed")
-    if not is_debian_12():
-        pytest.skip("the page is about pasta of Debian 12")
-    done = subprocess.run(["pasta", "--help"], capture_output=True, text=True, check=False)
-    said = done.stdout + done.stderr
-    return set(re.findall(r"^ +(-\w), --", said, re.MULTILINE)) | set(
-        re.findall(r"^ +(?:-\w, )?(--[\w-]+)", said, re.MULTILINE)
-    )
-
-
-def test_pasta_has_the_options_that_mean_the_same_or_differ() -> None:
-    here = section("DIFFERENCES FROM PASTA").partition("These are missing")[0]
-    newer = {"--host-lo-to-ns-lo"}
-    lines = re.findall(r"\bFl (.*)$", here, re.MULTILINE)
-    named = {f"-{word}" for line in lines for word in re.findall(r"-?[A-Za-z0-9][\w-]*", line)}
-    named.discard("-Fl")
-    assert len(named) > 16
-    assert named - newer <= pastas_options()
-
-
-def test_every_option_of_pastas_is_ours_or_is_refused_as_pastas() -> None:
-    """But what passt alone has, of which pasta's --help lists one."""
-    known = {name for option in OPTIONS for name in option.names}
-    others = {"-F", "--fd"}
-    rest = pastas_options() - known - others
-    assert len(rest) > 20
-    assert [name for name in rest if foreign.why_not(name) is None] == []

@@ -4,9 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -29,7 +26,6 @@ from hardsplice.kernel.ephemeral import read_ephemeral_range
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import HardspliceError
 
-ROOT = Path(__file__).parents[3]
 EPHEMERAL = (32768, 60999)
 
 
@@ -458,56 +454,6 @@ def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
         parse("--version")
     assert done.value.code == 0
     assert capsys.readouterr().out == f"hardsplice {__version__}\n"
-
-
-def test_importing_the_command_line_is_light() -> None:
-    """Start-up time: none of the packages that only later stages need, and no heavy ones."""
-    code = "import sys, hardsplice.app.options; print(*sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-S", "-c", code],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    loaded = set(done.stdout.split())
-    heavy = {
-        "argparse",
-        "ctypes",
-        "getopt",
-        "gettext",
-        "socket",
-        "subprocess",
-        "tomllib",
-        "logging",
-        "pyseccomp",
-        "prctl",
-        "shutil",
-    }
-    assert not loaded & heavy
-    assert {name for name in loaded if name.startswith("hardsplice")} == {
-        "hardsplice",
-        "hardsplice.app",
-        "hardsplice.app.option_table",
-        "hardsplice.app.options",
-        "hardsplice.cli",
-        "hardsplice.kernel",
-        "hardsplice.model",
-        "hardsplice.model.identity",
-        "hardsplice.cli.parsing",
-        "hardsplice.kernel.ephemeral",
-        "hardsplice.model.direction",
-        "hardsplice.model.errors",
-        "hardsplice.model.foreign",
-        "hardsplice.model.forward",
-        "hardsplice.model.protocol",
-        "hardsplice.app.modes",
-        "hardsplice.cli.output",
-        "hardsplice.model.ports",
-        "hardsplice.model.spec",
-        "hardsplice.cli.values",
-    }
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,9 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
-import signal
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,8 +30,6 @@ from hardsplice.ctl.exporter import (
 )
 from hardsplice.ipc.loop import Loop
 from hardsplice.model.errors import HardspliceError
-from tests.support.product import free_ports
-from tests.support.stream import PATIENCE, eventually
 from tests.unit.control.fake_world import FakeWorld
 
 Serve = Callable[[Path], FakeWorld]
@@ -212,31 +206,3 @@ def test_it_must_be_told_where(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LISTEN_FDS", raising=False)
     with pytest.raises(HardspliceError, match="nobody says where"):
         exporter.run("control", None)
-
-
-def is_reached(port: int) -> bool:
-    with socket.socket() as client:
-        return client.connect_ex(("127.0.0.1", port)) == 0
-
-
-def test_as_its_own_process_it_serves_until_it_is_ended(tmp_path: Path, serve: Serve) -> None:
-    serve(tmp_path / "control")
-    port = free_ports()
-    words = ["--socket", str(tmp_path / "control"), "exporter", "--listen", f"127.0.0.1:{port}"]
-    process = subprocess.Popen([sys.executable, "-m", "hardsplice.ctl", *words])
-    try:
-        eventually(lambda: is_reached(port), "it does not listen")
-        for method, path, status in (
-            ("GET", "/metrics", 200), ("HEAD", "/metrics", 200), ("GET", "/v1/ports", 404),
-            ("POST", "/metrics", 405),
-        ):  # fmt: skip
-            client = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
-            client.request(method, path, b"{}" if method == "POST" else None)
-            answer = client.getresponse()
-            text = answer.read()
-            assert answer.status == status
-            assert (b"hardsplice_accepted_total{" in text) == ((method, status) == ("GET", 200))
-            client.close()
-    finally:
-        process.terminate()
-        assert process.wait(PATIENCE) == -signal.SIGTERM

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hardsplice.ctl.cli import build_parser, parse_args
-from tests.unit.bash_completion import FOLDER, offered
+from tests.integration.bash_completion import FOLDER
 
 PACKAGING = Path(__file__).parents[3] / "packaging"
 PAGE = PACKAGING / "man" / "hardsplicectl.1"
@@ -60,27 +60,6 @@ def test_the_examples_are_understood() -> None:
     lines = re.findall(r"^\.Dl \$ hardsplicectl (.*)$", SOURCE, re.MULTILINE)
     commands = {parse_args(shlex.split(line)).command for line in lines}
     assert commands >= {"ports", "top", "status"}
-
-
-# --- completions ----------------------------------------------------------------------------------
-
-
-def complete(*words: str) -> set[str]:
-    return set(offered("hardsplicectl", *words))
-
-
-def options_of(parser: argparse.ArgumentParser) -> set[str]:
-    return {name for action in parser._actions for name in action.option_strings} - {"-h"}
-
-
-def test_bash_offers_the_commands_and_the_options_of_each() -> None:
-    assert complete("") == set(COMMANDS) | options_of(build_parser())
-    for name, parser in COMMANDS.items():
-        found = complete("--json", name, "")
-        assert found == options_of(parser) | (set(ACTIONS) if name == "ports" else set())
-    for name, parser in ACTIONS.items():
-        assert complete("--socket", "x", "ports", name, "") == options_of(parser)
-    assert complete("top", "--interval", "") == set()
 
 
 @pytest.mark.parametrize("name", ["_hardsplicectl", "hardsplicectl.fish"])

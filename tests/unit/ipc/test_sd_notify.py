@@ -215,15 +215,3 @@ def test_where_nothing_depends_on_others_the_loop_is_what_counts(manager: socket
     assert fed(manager) == 1
     time.pass_by()
     assert fed(manager) == 1
-
-
-def test_a_manager_that_does_not_read_holds_nobody_up(manager: socket.socket) -> None:
-    """In a process of its own, since the notifier takes a fixed number."""
-    pid = os.fork()
-    if pid == 0:
-        told = notifier(manager)
-        told.settle()
-        for _ in range(10_000):
-            told.say("WATCHDOG=1")
-        os._exit(0)
-    assert os.waitpid(pid, 0)[1] == 0

@@ -12,11 +12,9 @@ import select
 import signal
 import socket
 import struct
-import subprocess
 import sys
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -24,7 +22,6 @@ from hypothesis import strategies as st
 
 from hardsplice.kernel import linux, socketcalls
 from hardsplice.relay.tcp.seam import Kernel
-from tests.sandbox import interpreters
 from tests.support.descriptors import open_descriptors
 from tests.support.stream import eventually
 
@@ -253,20 +250,6 @@ def test_one_byte_is_sent_as_urgent_data(ends: Ends) -> None:
     assert not socketcalls.sockatmark(theirs.fileno())
 
 
-def test_sending_to_nobody_is_an_answer_and_no_signal() -> None:
-    """MSG_NOSIGNAL: SIGPIPE, which Python ignores and a relay may not, would end the process."""
-    program = (
-        "import os, signal, socket; from hardsplice.kernel import socketcalls\n"
-        "signal.signal(signal.SIGPIPE, signal.SIG_DFL)\n"
-        "ours, theirs = socket.socketpair()\n"
-        "theirs.close()\n"
-        "os._exit(-socketcalls.send_byte(ours.fileno(), b'x', 0))\n"
-    )
-    root = Path(linux.__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", program], cwd=root, timeout=60, check=False)
-    assert done.returncode == errno.EPIPE
-
-
 def test_what_the_peer_has_not_taken_is_counted(ends: Ends) -> None:
     ours, theirs = ends
     kernel = Kernel()
@@ -339,52 +322,3 @@ def test_the_kernel_knows_the_namespace_requests() -> None:
     net = os.open("/proc/self/ns/net", os.O_RDONLY)
     assert fcntl.ioctl(net, linux.NS_GET_NSTYPE) == linux.CLONE_NEWNET
     os.close(net)
-
-
-def test_a_fork_is_a_fork() -> None:
-    read, write = os.pipe()
-    pid = linux.fork()
-    if pid == 0:
-        os.write(write, str(os.getpid()).encode())
-        os._exit(7)
-    os.close(write)
-    assert os.read(read, 100) == str(pid).encode()
-    os.close(read)
-    assert os.WEXITSTATUS(os.waitpid(pid, 0)[1]) == 7
-
-
-HOOKED = """
-import concurrent.futures.thread, logging, os, random, threading
-
-bad = lambda: os._exit(9)
-os.register_at_fork(before=bad, after_in_parent=bad, after_in_child=bad)
-from hardsplice.kernel import linux
-os.register_at_fork(before=bad, after_in_parent=bad, after_in_child=bad)
-assert len(linux._fork_hooks) == 3
-import gc; gc.freeze()
-
-def fork(depth):
-    pid = linux.fork()
-    if pid == 0:
-        thread = threading.Thread(target=lambda: random.random())
-        thread.start(); thread.join()
-        logging.getLogger().debug("on")
-        os._exit(fork(depth - 1) if depth else 7)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-print(fork(2))
-"""
-
-
-@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13", "3.14", "3.15"])
-def test_a_fork_runs_nobodys_hooks(version: str) -> None:
-    """And leaves an interpreter that goes on."""
-    python = interpreters.any_found().get(version)
-    if python is None:
-        pytest.skip(f"no Python {version} here; {interpreters.VARIABLE} can name one")
-    environment = {"PYTHONPATH": str(Path(__file__).parents[3]), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(
-        [python, "-W", "error", "-c", HOOKED], env=environment, capture_output=True, text=True,
-        timeout=60, check=False,
-    )  # fmt: skip
-    assert (done.returncode, done.stdout, done.stderr) == (0, "7\n", "")

@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import math
-import os
 import struct
-import time
 from ipaddress import IPv4Address, IPv6Address
 
 import pytest
@@ -96,24 +94,6 @@ def test_what_a_dead_relay_left_is_closed_and_the_rows_are_free_again() -> None:
     assert stats.snapshot()["bytes_to_target"] == 3 * table.capacity
     assert list(table) == []
     assert list(table.close_all(stats.count, 2.0)) == []
-
-
-def test_a_process_forked_later_reads_what_another_one_writes() -> None:
-    stats, table = made()
-    ready, told = os.pipe()
-    with stats.shared():
-        pid = os.fork()
-    if pid == 0:
-        at = table.positions()[0]
-        table.open(at, 1, TCP, CLIENT, TARGET, time.monotonic())
-        stats.count[at] = 9
-        os.write(told, b"\n")
-        os._exit(0)
-    assert os.read(ready, 1) == b"\n"
-    os.waitpid(pid, 0)
-    os.close(ready)
-    os.close(told)
-    assert [row.bytes_to_target for row in table] == [9], "although the writer is gone"
 
 
 def test_without_a_table_there_is_no_memory_for_it() -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from hardsplice.app import option_table
-from tests.unit.bash_completion import FOLDER, offered
+from tests.integration.bash_completion import FOLDER, offered
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
