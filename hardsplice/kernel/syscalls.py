@@ -67,14 +67,14 @@ _DIRECT_OF_TWO: Final = {
     "sendmsg": 370, "recvfrom": 371, "recvmsg": 372, "shutdown": 373,
 }  # fmt: skip
 DIRECT: Final = {
-    "i686": _DIRECT_OF_TWO,
+    "i686": {**_DIRECT_OF_TWO, "recvmmsg": 337, "sendmmsg": 345},
     "ppc64le": {
         "socket": 326, "bind": 327, "connect": 328, "listen": 329, "accept": 330,
         "getsockname": 331, "getpeername": 332, "socketpair": 333, "send": 334, "sendto": 335,
         "recv": 336, "recvfrom": 337, "shutdown": 338, "setsockopt": 339, "getsockopt": 340,
-        "sendmsg": 341, "recvmsg": 342, "accept4": 344,
+        "sendmsg": 341, "recvmsg": 342, "recvmmsg": 343, "accept4": 344, "sendmmsg": 349,
     },
-    "s390x": _DIRECT_OF_TWO,
+    "s390x": {**_DIRECT_OF_TWO, "recvmmsg": 357, "sendmmsg": 358},
 }  # fmt: skip
 
 # The names of parameters, in order, as the manual pages give them. Only calls with a parameter that
@@ -122,10 +122,13 @@ PARAMETERS: Final = {
     "read": ("fd", "buf", "count"),
     "recv": ("fd", "buf", "size", "flags"),
     "recvfrom": ("fd", "buf", "size", "flags", "addr", "addrlen"),
+    "recvmmsg": ("fd", "msgvec", "vlen", "flags", "timeout"),
+    "recvmmsg_time64": ("fd", "msgvec", "vlen", "flags", "timeout"),
     "recvmsg": ("fd", "msg", "flags"),
     "rt_sigprocmask": ("how", "set", "oldset", "sigsetsize"),
     "seccomp": ("operation", "flags", "args"),
     "send": ("fd", "buf", "size", "flags"),
+    "sendmmsg": ("fd", "msgvec", "vlen", "flags"),
     "sendmsg": ("fd", "msg", "flags"),
     "sendto": ("fd", "buf", "size", "flags", "addr", "addrlen"),
     "setsockopt": ("fd", "level", "optname", "optval", "optlen"),
@@ -140,6 +143,7 @@ PARAMETERS: Final = {
     "wait4": ("pid", "status", "options", "rusage"),
     "waitid": ("idtype", "id", "info", "options", "rusage"),
     "write": ("fd", "buf", "count"),
+    "writev": ("fd", "iov", "iovcnt"),
 }
 
 # Parameters of which the kernel takes the low 32 bits and no more.
@@ -156,8 +160,9 @@ RISKY: Final = frozenset(
     bind bpf capset clone clone3 connect execve execveat fork io_uring_enter io_uring_register
     io_uring_setup ioctl kill listen memfd_create mmap mmap2 mount mprotect open openat openat2
     pidfd_getfd pidfd_send_signal prctl prlimit64 process_vm_readv process_vm_writev ptrace read
-    recv recvfrom recvmsg rt_sigqueueinfo rt_sigreturn seccomp send sendmsg sendto setns setsockopt
-    sigreturn socket socketpair tgkill tkill unshare userfaultfd vfork write
+    recv recvfrom recvmmsg recvmmsg_time64 recvmsg rt_sigqueueinfo rt_sigreturn seccomp send
+    sendmmsg sendmsg sendto setns setsockopt sigreturn socket socketpair tgkill tkill unshare
+    userfaultfd vfork write writev
     """.split()  # noqa: SIM905 - a table of words, not code
 )
 
@@ -168,11 +173,13 @@ _SAME_EVERYWHERE: Final = {
     "AF_INET": 2,
     "AF_INET6": 10,
     "SOCK_STREAM": 1,
+    "SOCK_DGRAM": 2,
     "SOCK_SEQPACKET": 5,
     "SOCK_NONBLOCK": 0o4000,
     "SOCK_CLOEXEC": 0o2000000,
     "SOL_SOCKET": 1,
     "SO_REUSEADDR": 2,
+    "SO_TYPE": 3,
     "SO_ERROR": 4,
     "SO_KEEPALIVE": 9,
     "SO_OOBINLINE": 10,
@@ -182,6 +189,7 @@ _SAME_EVERYWHERE: Final = {
     "SO_ACCEPTCONN": 30,
     "SO_PROTOCOL": 38,
     "SO_DOMAIN": 39,
+    "SO_RXQ_OVFL": 40,
     "SHUT_WR": 1,
     "SHUT_RDWR": 2,
     "MSG_OOB": 0x1,
@@ -189,16 +197,21 @@ _SAME_EVERYWHERE: Final = {
     "MSG_DONTWAIT": 0x40,
     "MSG_NOSIGNAL": 0x4000,
     "MSG_CMSG_CLOEXEC": 0x40000000,
-    # linux/in.h, linux/in6.h, linux/tcp.h
+    # linux/in.h, linux/in6.h, linux/tcp.h, linux/udp.h
     "IPPROTO_IP": 0,
     "IPPROTO_TCP": 6,
+    "IPPROTO_UDP": 17,
     "IPPROTO_IPV6": 41,
+    "IP_PKTINFO": 8,
     "IP_MINTTL": 21,
     "IPV6_V6ONLY": 26,
+    "IPV6_RECVPKTINFO": 49,
     "IPV6_MINHOPCOUNT": 73,
     "TCP_NODELAY": 1,
     "TCP_SYNCNT": 7,
     "TCP_NOTSENT_LOWAT": 25,
+    "UDP_SEGMENT": 103,
+    "UDP_GRO": 104,
     # linux/fcntl.h, asm/fcntl.h, linux/pipe_fs_i.h, linux/splice.h
     "O_NONBLOCK": 0o4000,
     "O_CLOEXEC": 0o2000000,

@@ -83,10 +83,13 @@ _POSITION = {
     "read": {"fd": 0, "count": 2},
     "recv": {"fd": 0, "size": 2, "flags": 3},
     "recvfrom": {"fd": 0, "size": 2, "flags": 3, "addr": 4},
+    "recvmmsg": {"fd": 0, "flags": 3, "timeout": 4},
+    "recvmmsg_time64": {"fd": 0, "flags": 3, "timeout": 4},
     "recvmsg": {"fd": 0, "flags": 2},
     "rt_sigprocmask": {"how": 0},
     "seccomp": {"operation": 0, "flags": 1},
     "send": {"fd": 0, "size": 2, "flags": 3},
+    "sendmmsg": {"fd": 0, "flags": 3},
     "sendmsg": {"fd": 0, "flags": 2},
     "sendto": {"fd": 0, "size": 2, "flags": 3, "addr": 4},
     "setsockopt": {"fd": 0, "level": 1, "optname": 2, "optval": 3},
@@ -97,6 +100,7 @@ _POSITION = {
     "wait4": {"pid": 0, "options": 2},
     "waitid": {"idtype": 0, "options": 3},
     "write": {"fd": 0, "count": 2},
+    "writev": {"fd": 0},
 }
 _POSITION_ELSEWHERE = {("s390x", "clone"): {"flags": 1}}
 
@@ -113,6 +117,10 @@ _LITERAL = {
     "SECCOMP_IOCTL_NOTIF_RECV": 3 << 30 | 80 << 16 | ord("!") << 8 | 0,
     "SECCOMP_IOCTL_NOTIF_SEND": 3 << 30 | 24 << 16 | ord("!") << 8 | 1,
     "IP_MINTTL": 21,
+    "IP_PKTINFO": 8,
+    "SO_RXQ_OVFL": 40,
+    "UDP_SEGMENT": 103,
+    "UDP_GRO": 104,
     "IPV6_MINHOPCOUNT": 73,
     "MADV_DONTNEED": 4,
     "MADV_DONTFORK": 10,
@@ -227,7 +235,7 @@ def _text(role: str) -> dict[str, Any]:
 
 
 def _rules(role: str, arch: str) -> Iterator[dict[str, Any]]:
-    for rule in _text(role)["rule"]:
+    for rule in _text(role).get("rule", []):
         if arch not in rule.get("except", []):
             yield rule
     yield from _text(role).get(arch, {}).get("rule", [])

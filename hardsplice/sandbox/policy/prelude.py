@@ -27,8 +27,11 @@ __all__ = ["ALLOW", "KILL_PROCESS", "NOTIFY", "build", "serves"]
 # linux/seccomp.h: SECCOMP_RET_*, what a filter may answer.
 ALLOW, NOTIFY, KILL_PROCESS = 0x7FFF0000, 0x7FC00000, 0x80000000
 
-# The order in which a relay makes them most often.
-HOT = ("close", "connect", "shutdown", "recvmsg", "sendmsg", "setsockopt")
+# The order in which a relay makes them most often; the last three are a datagram relay's.
+HOT = (
+    *("close", "connect", "shutdown", "recvmsg", "sendmsg", "setsockopt"),
+    *("recvmmsg", "sendmmsg", "writev"),
+)
 
 # linux/bpf_common.h: load a word of seccomp_data, mask it, compare it, answer.
 _LOAD, _AND, _EQUAL, _GREATER, _AT_LEAST, _RETURN = 0x20, 0x54, 0x15, 0x25, 0x35, 0x06
