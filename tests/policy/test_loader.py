@@ -91,11 +91,17 @@ def test_a_call_allowed_in_any_way_has_no_alternatives_left() -> None:
     assert resolve(parse(text + mine, runtime=included), "x86_64") == {"close": ((),)}
 
 
+def test_a_policy_may_be_nothing_but_others_together() -> None:
+    text = HEAD.replace("capabilities", 'include = ["runtime"]\ncapabilities')
+    included = HEAD.replace("relay", "runtime") + rule(call='"close"', when='"fd == CHANNEL"')
+    assert [one.call for one in parse(text, runtime=included).rules_for("s390x")] == ["close"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         pytest.param("role = ", "Invalid value", id="not TOML"),
-        pytest.param(HEAD, "there is no [[rule]]", id="no rule"),
+        pytest.param(HEAD, "there is neither a [[rule]] nor an include", id="no rule"),
         pytest.param(
             HEAD.replace('"relay"', '"init"') + RULE, "role: should be 'relay'", id="role"
         ),

@@ -135,6 +135,25 @@ def test_an_int_is_compared_by_its_low_half(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_call_with_more_ways_than_a_comparison_can_skip(name: str) -> None:
+    """A jump of a comparison is a byte (struct sock_filter)."""
+    target = ARCHITECTURES[name]
+    ways = tuple((Comparison(0, None, number), Comparison(1, None, 7)) for number in range(200))
+    program = with_prelude({"close": ways, "connect": ((Comparison(0, None, 3),),)}, target)
+    assert len(program) > 256 + len(ways)
+    for number, arguments, answer in (
+        (11, (0, 7), ALLOW),
+        (11, (199, 7), ALLOW),
+        (11, (199, 8), KILL_PROCESS),
+        (11, (200, 7), KILL_PROCESS),
+        (12, (3, 0), ALLOW),
+        (12, (0, 7), KILL_PROCESS),
+        (99, (0, 7), PASSED_ON),
+    ):
+        assert program.answer(Call(number, target.audit, (*arguments, 0, 0, 0, 0))) == answer
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_another_architecture_s_calls_are_killed_first(name: str) -> None:
     target = ARCHITECTURES[name]
     program = with_prelude({"close": ((Comparison(0, None, 0, ">="),),)}, target)

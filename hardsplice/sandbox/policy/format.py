@@ -117,8 +117,8 @@ def _policy(table: dict[str, Any], role: str) -> Policy:
         if "note" in section:
             notes[arch] = _text(section, "note", f"[{arch}]")
         rules += _rules(section, f"{arch}.rule", frozenset({arch}), role, words)
-    if not rules:
-        raise MistakeError("there is no [[rule]]")
+    if not rules and not table.get("include"):
+        raise MistakeError("there is neither a [[rule]] nor an include")
     _no_duplicates(rules)
     return Policy(
         role=role,

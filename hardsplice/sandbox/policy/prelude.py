@@ -35,6 +35,8 @@ HOT = (
 
 # linux/bpf_common.h: load a word of seccomp_data, mask it, compare it, answer.
 _LOAD, _AND, _EQUAL, _GREATER, _AT_LEAST, _RETURN = 0x20, 0x54, 0x15, 0x25, 0x35, 0x06
+_JUMP = 0x05
+_FARTHEST = 255  # instructions that a comparison can skip
 _NUMBER, _ARCH, _ARGUMENTS = 0, 4, 16  # offsets in seccomp_data
 _WORD = 0xFFFFFFFF
 
@@ -80,6 +82,8 @@ def build(
 
 def _block(number: int, body: Sequence[_Instruction]) -> list[_Instruction]:
     """What is done about one number; the accumulator holds it before and, if not taken, after."""
+    if len(body) > _FARTHEST:
+        return [(_EQUAL, 1, 0, number), (_JUMP, 0, 0, len(body)), *body]
     return [(_EQUAL, 0, len(body), number), *body]
 
 
