@@ -88,6 +88,10 @@ class Namespace:
     def user_path(self) -> str:
         return f"/proc/{self.pid}/ns/user"
 
+    def datagram_socket(self, family: socket.AddressFamily) -> Socket:
+        """A UDP socket that belongs to this namespace."""
+        return self._made(b"u" if family == socket.AF_INET else b"v")
+
     def socket(self, family: socket.AddressFamily) -> Socket:
         """A TCP socket that belongs to this namespace."""
         return self._made(b"4" if family == socket.AF_INET else b"6")
@@ -103,11 +107,17 @@ class Namespace:
 
     def add_address(self, address: str) -> None:
         """Give its loopback interface one more IPv4 address."""
+        self._ip("address", "replace", f"{address}/32", "dev", "lo")
+
+    def set_mtu(self, mtu: int) -> None:
+        """Have its loopback interface carry packets of so many bytes at most (65,536)."""
+        self._ip("link", "set", "lo", "mtu", str(mtu))
+
+    def _ip(self, *words: str) -> None:
         enter = ["nsenter", f"--target={self.pid}", "--net"]
         if self._new_user:
             enter += ["--user", "--preserve-credentials"]
-        command = ["ip", "address", "replace", f"{address}/32", "dev", "lo"]
-        subprocess.run(self._owner.wrap([*enter, *command]), check=True, timeout=PATIENCE)
+        subprocess.run(self._owner.wrap([*enter, "ip", *words]), check=True, timeout=PATIENCE)
 
     def kill(self) -> None:
         """End the namespace's only process."""
