@@ -29,11 +29,12 @@ class Programs:
         return self.by_role[role.name]
 
 
-def compile_all(options: Options, first_flow: int) -> Programs:
+def compile_all(options: Options, first_flow: int, *, has_control: bool) -> Programs:
     """The programs for this machine; ``first_flow`` is the first descriptor behind the places of
-    listeners. HardspliceError where libseccomp can't be loaded or lacks something.
+    listeners; ``has_control`` says that clients' requests are served. HardspliceError where
+    libseccomp can't be loaded or lacks something.
     """
-    dynamic, has_control = options.dynamic, options.control is not None
+    dynamic = options.dynamic
     policies = {
         role.name: role.policy_for(is_dynamic=role.changes_with(dynamic), has_control=has_control)
         for role in ROLES.values()

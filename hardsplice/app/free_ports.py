@@ -35,12 +35,16 @@ def _sentences(free: Sequence[Forward]) -> list[str]:
     ]
 
 
-def write_report(free: Sequence[Forward], fd: int) -> None:
-    """Write to --ready-fd: "inbound 40123 80" for each that was chosen, one a line, and an empty
-    line at last. Its reader may be anybody, and isn't waited for.
+def lines_of(free: Sequence[Forward]) -> bytes:
+    """What is written to --ready-fd: "inbound 40123 80" for each that was chosen, one a line, and
+    an empty line at last.
     """
     lines = [f"{one.direction} {one.port} {one.target_port}\n" for one in free]
-    text = "".join([*lines, "\n"]).encode()
+    return "".join([*lines, "\n"]).encode()
+
+
+def write_report(text: bytes, fd: int) -> None:
+    """Write it there. Its reader may be anybody, and isn't waited for."""
     with contextlib.suppress(OSError):
         for start in range(0, len(text), select.PIPE_BUF):
             if not _has_room(fd):

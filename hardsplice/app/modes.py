@@ -16,11 +16,13 @@ _LAST_PID = 2**22  # PID_MAX_LIMIT, include/linux/threads.h
 
 
 class Mode(enum.Enum):
-    """The three synopses, by the namespaces that are served."""
+    """The namespaces that are served: those of the three synopses, and one of front-ends."""
 
     COMMAND = "new ones, in which COMMAND runs"
     PID = "those of a running process"
     NETNS = "those at a path"
+    # Of no synopsis: a front-end's, whose caller can reach the targets from here.
+    OWN = "our own"
 
 
 def detect_mode(positional: Sequence[str], netns: str | None) -> Mode:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from hardsplice.app import restart
+from hardsplice.app.frontend import Service
 from hardsplice.app.listening import Listening, in_places
 from hardsplice.app.options import Mode, Options
 from hardsplice.app.pidfile import PidFile
@@ -42,6 +43,7 @@ class Numbered(NamedTuple):
     limits: tuple[int, int]  # RLIMIT_NOFILE, soft and hard, as we were given it
     passed: Passed  # listeners of the service manager's
     ready: int | None  # --ready-fd
+    exit: int | None  # --exit-fd
     aside: Mapping[int, int]  # COMMAND's: the number that each is to have, and has
 
 
@@ -60,6 +62,7 @@ class Files(NamedTuple):
     pid: PidFile | None
     control: SocketFile | None
     metrics: SocketFile | None
+    service: Service | None  # a front-end's
 
 
 class Opened(NamedTuple):
@@ -81,11 +84,20 @@ class Opened(NamedTuple):
         """The options, with all that this stage has found out of what they leave open."""
         return self.listening.options
 
+    @property
+    def has_control(self) -> bool:
+        """Whether clients' requests are served."""
+        return self.files.control is not None or self.files.service is not None
+
 
 def open_all(options: Options, progress: Progress, undo: contextlib.ExitStack) -> Opened:
     """Open it all; ``undo`` gets what removes files. HardspliceError where that can't be done."""
     # What the service manager says is for the process that it started.
-    manager = sd_notify.manager_of(os.environ, os.getppid() if progress.launcher else os.getpid())
+    manager = (
+        progress.frontend.manager()
+        if progress.frontend
+        else sd_notify.manager_of(os.environ, os.getppid() if progress.launcher else os.getpid())
+    )
     sd_notify.forget(os.environ)
     user = users.own_user(options.runas)
     if options.runas is not None:
@@ -101,7 +113,7 @@ def open_all(options: Options, progress: Progress, undo: contextlib.ExitStack) -
         progress.log.to_syslog()
     notifier = Notifier(manager.notify)
     progress.report_to(notifier)
-    files = _make_files(options, undo)
+    files = _make_files(options, progress, undo)
     diag_socket = sockdiag.open_socket() if options.outbound_auto else None
     families = listeners.usable_families(options.versions)
     return Opened(
@@ -119,11 +131,16 @@ def _number_descriptors(options: Options, manager: Manager, progress: Progress) 
     ready = None
     if options.ready_fd is not None:
         ready = descriptors.take_ready(options.ready_fd, first)
+    ended = None
+    if options.exit_fd is not None:
+        ended = descriptors.take_exit(options.exit_fd, first)
+    if progress.failures:
+        progress.failures.take(first)
     aside = descriptors.set_aside(first)  # what is left is the caller's, for COMMAND
     if progress.launcher:
         progress.launcher.move_to(descriptors.CHANNEL_FD)
     descriptors.reserve(first, (descriptors.CHANNEL_FD,) if progress.launcher else ())
-    return Numbered(first, limits, passed, ready, aside)
+    return Numbered(first, limits, passed, ready, ended, aside)
 
 
 def _served(options: Options, log: Log) -> Served | None:
@@ -133,12 +150,14 @@ def _served(options: Options, log: Log) -> Served | None:
     if options.mode is Mode.PID:
         assert options.pid is not None
         return namespaces.open_process(options.pid, netns_only=options.netns_only)
+    if options.mode is Mode.OWN:
+        return namespaces.open_own()
     assert options.netns is not None
     served = namespaces.open_path(options.netns, options.userns, netns_only=options.netns_only)
     return departure.prepared(served, log, ends=options.netns_quit)
 
 
-def _make_files(options: Options, undo: contextlib.ExitStack) -> Files:
+def _make_files(options: Options, progress: Progress, undo: contextlib.ExitStack) -> Files:
     pid_file = control = metrics = None
     if options.pid_file is not None:
         pid_file = PidFile(options.pid_file)
@@ -151,7 +170,9 @@ def _make_files(options: Options, undo: contextlib.ExitStack) -> Files:
         if options.metrics is not None:
             metrics = SocketFile(options.metrics, mode=0o666)
             undo.callback(metrics.remove)
-    return Files(pid_file, control, metrics)
+    make_service = progress.frontend.make_service if progress.frontend else None
+    service = make_service(undo) if make_service else None
+    return Files(pid_file, control, metrics, service)
 
 
 def _listen(options: Options, families: tuple[int, ...], passed: Passed, log: Log) -> Listening:

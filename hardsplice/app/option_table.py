@@ -145,7 +145,14 @@ SECTIONS: dict[str, tuple[Option, ...]] = {
             "--ready-fd",
             value="N",
             help="write to descriptor N when ready",
-            parse=values.descriptor,
+            parse=partial(values.descriptor, "--ready-fd"),
+            offers="descriptor",
+        ),
+        _value(
+            "--exit-fd",
+            value="N",
+            help="end when descriptor N is at its end of file",
+            parse=partial(values.descriptor, "--exit-fd"),
             offers="descriptor",
         ),
         _value(

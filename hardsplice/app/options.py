@@ -101,6 +101,8 @@ class Options:
     idle_timeout: int
     #: The descriptor to write to when ready.
     ready_fd: int | None
+    #: The descriptor whose end of file is our end.
+    exit_fd: int | None
     #: In which form to show every process and its sandbox once all is ready, if at all.
     audit: values.Audit | None
 

@@ -37,6 +37,7 @@ def host_of(opened: Opened, entered: Entered, log: Log) -> Host:
         log=log,
         served=departure.placed(entered.served),
         quit_with_served=options.netns_quit,
+        exit=opened.numbered.exit,
         ports=entered.ports,
         first_free=options.next_number,
         dynamic=options.dynamic,

@@ -46,7 +46,9 @@ def run(options: Options, caller: Caller, progress: Progress) -> int:
         opened = opening.open_all(options, progress, files)
 
         progress.stage("compile")
-        programs = filters.compile_all(opened.options, opened.numbered.first_flow)
+        programs = filters.compile_all(
+            opened.options, opened.numbered.first_flow, has_control=opened.has_control
+        )
         progress.say(f"libseccomp by {libseccomp.load().__name__}, prctl by {prctl.PROVIDER}")
 
         progress.stage("probe")
@@ -72,6 +74,8 @@ def run(options: Options, caller: Caller, progress: Progress) -> int:
         def ready(monitor: HostMonitor) -> None:
             if control is not None:
                 control.serve(monitor)
+            if opened.files.service is not None:
+                opened.files.service.serve(monitor)
             progress.ready(
                 monitor.lacking,
                 isolated.unsealed,

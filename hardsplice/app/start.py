@@ -20,6 +20,7 @@ from hardsplice.model.unforeseen import as_error
 from hardsplice.net import procfs
 
 if TYPE_CHECKING:
+    from hardsplice.app.frontend import Frontend
     from hardsplice.command.caller import Caller
     from hardsplice.ipc.channel import Channel
     from hardsplice.ipc.messages import Record
@@ -34,20 +35,45 @@ def main(argv: Sequence[str]) -> int:
     began = time.monotonic()
     given = caller.take()
     try:
-        _refuse_jit(getattr(sys, "_jit", None))
         options = parse_args(argv)
-        procfs.refuse_without_proc()
-        if options.mode is not Mode.NETNS:
-            procfs.refuse_others_proc()
+        _check(options)
         if options.mode is Mode.COMMAND and not options.command:
             modes.refuse_no_command(has_terminal=os.isatty(0))
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # which is COMMAND's to inherit
             signal.signal(signal.SIGINT, signal.SIG_DFL)
         if options.foreground:
             _serve(options, _start_auditor(options) if options.audit else None, began, given)
-        return _launch(options, began, given)
+        _launch(options, began, given)
     except Exception as error:  # noqa: BLE001 - the last resort: no traceback
         return _say(as_error(error, "start", "hardsplice"))
+    return 0
+
+
+def serve(options: Options, frontend: Frontend, began: float) -> NoReturn:
+    """Run what a front-end asks for, in this process, until its end; the front-end's form of errors
+    and of being ready holds. The start ``began`` then, in CLOCK_MONOTONIC seconds. HardspliceError
+    where this machine can't run it at all.
+    """
+    given = caller.take()
+    _check(options)
+    _serve(options, None, began, given, frontend)
+
+
+def launch(options: Options, began: float) -> None:
+    """Run it in a process of its own, in the background; return once all of it is bound and locked
+    down. HardspliceError where that failed: then nothing is left.
+    """
+    given = caller.take()
+    _check(options)
+    _launch(options, began, given)
+
+
+def _check(options: Options) -> None:
+    """HardspliceError where nothing can be served here."""
+    _refuse_jit(getattr(sys, "_jit", None))
+    procfs.refuse_without_proc()
+    if options.mode is not Mode.NETNS:
+        procfs.refuse_others_proc()
 
 
 def _refuse_jit(jit: Any) -> None:
@@ -106,14 +132,20 @@ def _audit(options: Options, server: int, record: Record) -> None:
         _say(HardspliceError("write", "the audit", reason_of(error)))
 
 
-def _serve(options: Options, launcher: Channel | None, began: float, given: Caller) -> NoReturn:
+def _serve(
+    options: Options,
+    launcher: Channel | None,
+    began: float,
+    given: Caller,
+    frontend: Frontend | None = None,
+) -> NoReturn:
     """Set up and serve in this process. After lock-down the interpreter's own way out is closed, so
     leave by os._exit.
     """
     from hardsplice.app import stages
     from hardsplice.app.progress import Progress
 
-    progress = Progress(options, launcher, began)
+    progress = Progress(options, launcher, began, frontend)
     status = 1
     try:
         status = stages.run(options, given, progress)
@@ -130,10 +162,10 @@ def _on_signal(number: int, _frame: object) -> NoReturn:
     raise _SignalError(number)
 
 
-def _launch(options: Options, began: float, given: Caller) -> int:
-    """Start a process in the background; wait until it is ready, or has failed, and say which.
+def _launch(options: Options, began: float, given: Caller) -> None:
+    """Start a process in the background; wait until it is ready. HardspliceError if it has failed.
 
-    Whatever happens to it, or to us meanwhile: it is there if this returns 0, and gone if not.
+    Whatever happens to it, or to us meanwhile: it is there if this returns, and gone if not.
     """
     from hardsplice.ipc import child
     from hardsplice.ipc.messages import LAUNCHER, Kind, MalformedError
@@ -169,7 +201,7 @@ def _launch(options: Options, began: float, given: Caller) -> int:
                 print_lines([f"hardsplice: {said}"])
             if options.audit:
                 _audit(options, server.pid, record)
-            return 0
+            return
         server.end(ENDING_SECONDS)
     except _SignalError as ended:
         for number in ENDING:
@@ -180,9 +212,8 @@ def _launch(options: Options, began: float, given: Caller) -> int:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
     failure = HardspliceError("start", "hardsplice", "its process ended early")
-    status = _say(error_of(record.text) if record else failure)
     _clean_up(options, server.pid, had_pid_file=had_pid_file)
-    return status
+    raise error_of(record.text) if record else failure
 
 
 def _clean_up(options: Options, pid: int, *, had_pid_file: bool) -> None:

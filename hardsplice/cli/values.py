@@ -91,12 +91,12 @@ def number(text: str, least: int, most: int) -> int | None:
     return int(text) if least <= int(text) <= most else None
 
 
-def descriptor(text: str) -> int:
-    """The value of --ready-fd."""
+def descriptor(option: str, text: str) -> int:
+    """The value of an option that is a file descriptor."""
     value = number(text, 0, _LAST_FD)
     if value is None:
         reason = "it is not a file descriptor; write its number"
-        raise HardspliceError("parse", f"--ready-fd {quote(text)}", reason)
+        raise HardspliceError("parse", f"{option} {quote(text)}", reason)
     return value
 
 

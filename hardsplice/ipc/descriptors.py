@@ -26,7 +26,8 @@ LOG_FD = 2  # the host monitor's messages; /dev/null elsewhere
 # A process's channel to its monitor; the host monitor's to the launcher, if there is one
 CHANNEL_FD = 3
 READY_FD = 4  # the host monitor's --ready-fd
-NOTIFY_FD = 5  # the host monitor's socket to the service manager
+# The host monitor's socket to the service manager; or where a front-end's failures are written
+NOTIFY_FD = 5
 RULESET_FD = 6  # the Landlock ruleset, kept by monitors for the relays that they start
 SIGNALS_FD = 7  # the host monitor's signalfd, and that of PID 1 of COMMAND
 WATCH_FD = 8  # the host monitor's table of mounts, which it watches
@@ -59,6 +60,19 @@ def take_ready(fd: int, first: int) -> int:
     moved = above(fd, first, f"--ready-fd {fd}")
     if fcntl.fcntl(moved, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
         raise HardspliceError("write", f"--ready-fd {fd}", "it is open for reading only")
+    if fd > LOG_FD:
+        os.close(fd)
+    return moved
+
+
+def take_exit(fd: int, first: int) -> int:
+    """Move the --exit-fd to a number from ``first`` on, likewise."""
+    moved = above(fd, first, f"--exit-fd {fd}")
+    mode = os.fstat(moved).st_mode
+    if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
+        raise HardspliceError("watch", f"--exit-fd {fd}", "it is neither a pipe nor a socket")
+    if fcntl.fcntl(moved, fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY:
+        raise HardspliceError("watch", f"--exit-fd {fd}", "it is open for writing only")
     if fd > LOG_FD:
         os.close(fd)
     return moved

@@ -129,7 +129,9 @@ class HostMonitor:
         if self.command:
             self.command.watch()
         elif host.quit_with_served:
-            departure.watch(host.served, self.loop, self._served_gone)
+            departure.watch(host.served, self.loop, partial(self._gone, host.served.name))
+        if host.exit is not None:
+            self.loop.add(host.exit, partial(self._gone, "the other end of --exit-fd"), 0)
         self.orphans.reap()
         self.readiness.start()
         try:
@@ -274,13 +276,15 @@ class HostMonitor:
 
     # --- what others report -----------------------------------------------------------------------
 
-    def _served_gone(self) -> None:
-        self.log.line(Level.DEBUG, f"ending: {self.host.served.name} is gone")
+    def _gone(self, what: str) -> None:
+        self.log.line(Level.DEBUG, f"ending: {what} is gone")
         self._end(0)
 
     def _end(self, status: int) -> None:
         """End with that status, after the time that --drain gives to flows."""
         departure.forget(self.host.served, self.loop)
+        if self.host.exit is not None:
+            self.loop.remove(self.host.exit)
         if not self.readiness.is_complete:
             self.loop.stop(status)
             return

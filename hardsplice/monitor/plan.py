@@ -32,6 +32,7 @@ class Host(NamedTuple):
     log: Log
     served: Served  # the namespaces that are served
     quit_with_served: bool
+    exit: int | None  # --exit-fd: its end of file is our end
     ports: Sequence[Forward]  # those that are listened on
     first_free: int  # from this number on, none is a port's
     dynamic: frozenset[Direction]  # those whose ports may change at run time

@@ -58,9 +58,11 @@ def join(served: Served, folder: int | None, lockdown: Lockdown, tie: Tie, abi: 
     tie.renew()
     lockdown.run(steps.first_steps(0))
     if folder is None:
-        if rights.may_make_namespaces():
-            lockdown.run(steps.leaving_steps(new_user_namespace=False))
-        namespaces.join_network(served)
+        may = rights.may_make_namespaces()
+        if may or served.is_own:
+            lockdown.run(steps.leaving_steps(new_user_namespace=not may))
+        if not served.is_own:
+            namespaces.join_network(served)
         return
     os.fchdir(folder)
     ruleset = landlock.no_files(abi)

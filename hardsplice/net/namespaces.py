@@ -51,6 +51,7 @@ class Served:
     user: int | None
     process: int | None = None
     watched: mounts.Watch | None = None
+    is_own: bool = False  # this process is in it already
 
 
 def _open_namespace(path: str, kind: int, name: str, pid: int | None = None) -> int:
@@ -173,6 +174,12 @@ def open_path(path: str, userns: str | None, *, netns_only: bool) -> Served:
             user = _named_owner(userns, name)
         opened.pop_all()
     return Served(name, path, net, user, process=process, watched=watched)
+
+
+def open_own() -> Served:
+    """The network namespace that this process is in, to be served itself: it joins none."""
+    name, path = "our own network namespace", "/proc/self/ns/net"
+    return Served(name, path, _open_namespace(path, linux.CLONE_NEWNET, name), None, is_own=True)
 
 
 def _real(path: str) -> str:

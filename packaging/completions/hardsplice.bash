@@ -34,7 +34,7 @@ _hardsplice() {
     local flags=46fqdh valued=tTPluU all='
         -t --tcp-ports -T --tcp-ns -4 --ipv4-only -6 --ipv6-only
         --netns --userns --netns-only --map-auto --no-netns-quit
-        -f --foreground -P --pid --control --control-from-namespace --metrics --ready-fd --runas --workers --drain --idle-timeout
+        -f --foreground -P --pid --control --control-from-namespace --metrics --ready-fd --exit-fd --runas --workers --drain --idle-timeout
         --sandbox --audit --audit-json
         -q --quiet -d --debug --trace -l --log-file --log-size --log-format --log-flows
         -u --udp-ports -U --udp-ns --splice-only --host-lo-to-ns-lo -h --help --version
@@ -56,8 +56,9 @@ _hardsplice() {
                 ;;
             # From here on made by tools/generate.py: bash, with values
             --tcp-ports | --tcp-ns | --netns | --userns | --pid | --control | \
-            --metrics | --ready-fd | --runas | --workers | --drain | --idle-timeout | \
-            --sandbox | --log-file | --log-size | --log-format | --udp-ports | --udp-ns)
+            --metrics | --ready-fd | --exit-fd | --runas | --workers | --drain | \
+            --idle-timeout | --sandbox | --log-file | --log-size | --log-format | --udp-ports | \
+            --udp-ns)
                 pending=$word
                 ;;
             # As far as here.
@@ -93,7 +94,7 @@ _hardsplice() {
         --log-file)
             _hardsplice_file
             ;;
-        --ready-fd)
+        --ready-fd | --exit-fd)
             :
             ;;
         --runas)

@@ -11,7 +11,7 @@ function __hardsplice_command
     # From here on made by tools/generate.py: fish, as argparse has them
     set -a options t/tcp-ports=+ T/tcp-ns=+ 4/ipv4-only 6/ipv6-only
     set -a options netns= userns= netns-only map-auto no-netns-quit
-    set -a options f/foreground P/pid= control= control-from-namespace metrics= ready-fd= runas= workers= drain= idle-timeout=
+    set -a options f/foreground P/pid= control= control-from-namespace metrics= ready-fd= exit-fd= runas= workers= drain= idle-timeout=
     set -a options sandbox= audit audit-json
     set -a options q/quiet d/debug trace l/log-file= log-size= log-format= log-flows
     set -a options u/udp-ports=+ U/udp-ns=+ splice-only host-lo-to-ns-lo h/help version
@@ -58,6 +58,7 @@ $option -l control -r -F -d 'serve hardsplicectl and other clients at PATH'
 $option -l control-from-namespace -d 'accept clients in the namespace there, too'
 $option -l metrics -r -F -d 'serve only /metrics at PATH, to every user'
 $option -l ready-fd -x -d 'write to descriptor N when ready'
+$option -l exit-fd -x -d 'end when descriptor N is at its end of file'
 $option -l runas -x -a '(__fish_complete_users)' -d 'if started as root: change to this user'
 $option -l workers -x -a 'auto 1 2 4 8' -d 'relays per direction (default 1; auto: one a CPU)'
 $option -l drain -x -a '10 60 600' -d 'at the end, let connections finish first'

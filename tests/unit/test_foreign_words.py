@@ -243,6 +243,7 @@ SINKS: dict[str, list[Callable[[Capture], None]] | str] = {
     "ipc.sd_notify.Notifier.say": [status_of_the_service],
     "app.free_ports.print_to_stderr": "by errors.print_lines",
     "app.free_ports.write_report": MACHINE,
+    "app.frontend.Failures.tell": "a HardspliceError's own line",
     "app.start._audit": [ready_text("--audit"), ready_text("--audit=json")],
     "app.start._launch": "by errors.print_lines",
     "app.start._say": [said_at_the_end],

@@ -78,6 +78,7 @@ def test_nothing_given_runs_the_shell_with_no_ports() -> None:
         drain=0,
         idle_timeout=0,
         ready_fd=None,
+        exit_fd=None,
         audit=None,
     )
 
@@ -116,6 +117,7 @@ def test_nothing_given_runs_the_shell_with_no_ports() -> None:
         (["--sandbox=strict"], "sandbox", "strict"),
         (["--sandbox", "best-effort"], "sandbox", "best-effort"),
         (["--ready-fd", "3"], "ready_fd", 3),
+        (["--exit-fd", "4"], "exit_fd", 4),
         (["--splice-only", "--host-lo-to-ns-lo"], "sandbox", "best-effort"),
     ],
 )
@@ -353,6 +355,7 @@ def test_contradictions_are_refused_with_a_next_step(
         (["-l", ""], ["use --log-file with nothing", "write one after it"]),
         (["--ready-fd", "-1"], ["parse --ready-fd '-1'", "write its number"]),
         (["--ready-fd", "x"], ["parse --ready-fd 'x'", "write its number"]),
+        (["--exit-fd", "x"], ["parse --exit-fd 'x'", "write its number"]),
         *(
             ([f"--workers={wrong}"], ["parse --workers", "1 to 64, or auto"])
             for wrong in ("", "0", "65", "-1", "two")
