@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The system calls with which relays receive and send datagrams, many at once, and the sockets for
+them. What the calls get pointers to is in kernel/mmsghdr.py.
+
+As in kernel/socketcalls.py hot calls return a result or the negated errno; the others raise
+OSError. recvmmsg and sendmmsg are made by number: on i386 and s390x the C library may go through
+socketcall(2), where time has 32 bits it tries two calls, and musl makes other calls of them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import socket
+import sys
+from ctypes import byref, c_int, c_long, c_size_t, c_void_p
+
+from hardsplice.kernel import pinned
+from hardsplice.kernel.linux import MACHINE, fail, libc
+from hardsplice.kernel.mmsghdr import (
+    IP_PKTINFO,
+    IPV6_RECVPKTINFO,
+    SO_RXQ_OVFL,
+    SOL_UDP,
+    UDP_GRO,
+    UDP_SEGMENT,
+    Inbox,
+    Outbox,
+    Parts,
+)
+from hardsplice.kernel.socketcalls import way
+
+_errno = ctypes.get_errno
+_syscall = libc.syscall
+_IS_64_BIT = sys.maxsize > 2**32
+# From each architecture's asm/unistd.h; in 32 bits recvmmsg_time64, the same everywhere.
+_RECVMMSG = c_long(
+    {"x86_64": 299, "ppc64le": 343, "s390x": 357}.get(MACHINE, 243) if _IS_64_BIT else 417
+)
+_SENDMMSG = c_long(
+    {"x86_64": 307, "ppc64le": 349, "s390x": 358}.get(MACHINE, 269)
+    if _IS_64_BIT
+    else {"x86_64": 345, "i386": 345, "i586": 345, "i686": 345}.get(MACHINE, 374)
+)
+
+# --- hot calls: a result or the negated errno -----------------------------------------------------
+
+_RECEIVE_FLAGS = int(socket.MSG_DONTWAIT)
+_SEND_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+_writev = libc.writev
+_setsockopt = way("setsockopt")
+_segment = c_int()
+_segment_ref = byref(_segment)
+
+
+def receive(fd: int, inbox: Inbox, first: int, most: int) -> int:
+    """Receive up to ``most`` datagrams into the slots from ``first`` on: how many, or the negated
+    errno.
+    """
+    number: int = _syscall(_RECVMMSG, fd, inbox.references[first], most, _RECEIVE_FLAGS, None)
+    return number if number >= 0 else -_errno()
+
+
+def send_all(fd: int, outbox: Outbox, first: int, number: int) -> int:
+    """Send so many messages: how many were sent, or the negated errno of the first."""
+    sent: int = _syscall(_SENDMMSG, fd, outbox.references[first], number, _SEND_FLAGS)
+    return sent if sent >= 0 else -_errno()
+
+
+if MACHINE == "s390x" or (not _IS_64_BIT and MACHINE in ("x86_64", "i386", "i586", "i686")):
+    _sendto = way("sendto")
+
+    def send(fd: int, where: c_void_p, size: int) -> int:
+        """Send one datagram from a connected socket: its size, or the negated errno."""
+        sent: int = _sendto(fd, where, c_size_t(size), _SEND_FLAGS, None, 0)
+        return sent if sent >= 0 else -_errno()
+else:
+    _send = libc["send"]  # not libc.send, whose arguments socketcalls.py has declared
+
+    def send(fd: int, where: c_void_p, size: int) -> int:
+        """Send one datagram from a connected socket: its size, or the negated errno."""
+        sent: int = _send(fd, where, size, _SEND_FLAGS)
+        return sent if sent >= 0 else -_errno()
+
+
+def write(fd: int, parts: Parts, first: int, number: int) -> int:
+    """Send so many entries as datagrams of the size that ``segment`` has set: how many bytes, or
+    the negated errno.
+    """
+    sent: int = _writev(fd, parts.references[first], number)
+    return sent if sent >= 0 else -_errno()
+
+
+def segment(fd: int, size: int) -> int:
+    """Set the size of the datagrams into which a connected socket cuts what it is given; 0 for no
+    cutting (UDP_SEGMENT). 0, or the negated errno.
+    """
+    _segment.value = size
+    return 0 if _setsockopt(fd, SOL_UDP, UDP_SEGMENT, _segment_ref, 4) == 0 else -_errno()
+
+
+# --- calls that raise OSError: making sockets -----------------------------------------------------
+
+_socket = way("socket")
+_SOCKET_TYPE = int(socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+
+
+def plain_socket(family: int) -> int:
+    """A bare UDP socket, non-blocking and close-on-exec."""
+    fd: int = _socket(int(family), _SOCKET_TYPE, 0)
+    if fd < 0:
+        fail()
+    return fd
+
+
+def datagram_socket(family: int) -> int:
+    """The same, for a pool: it counts what it drops, and takes datagrams joined."""
+    fd = plain_socket(family)
+    try:
+        set_overflow(fd)
+        set_gro(fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _set(fd: int, level: int, name: int) -> None:
+    if _setsockopt(fd, level, name, pinned.values.one, 4) != 0:
+        fail()
+
+
+def set_overflow(fd: int) -> None:
+    """Report with each datagram how many the socket has dropped (SO_RXQ_OVFL)."""
+    _set(fd, socket.SOL_SOCKET, SO_RXQ_OVFL)
+
+
+def set_gro(fd: int) -> None:
+    """Take datagrams joined that came joined (UDP_GRO), where the kernel can (Linux 5.0)."""
+    try:
+        _set(fd, SOL_UDP, UDP_GRO)
+    except OSError as error:
+        if error.errno != errno.ENOPROTOOPT:
+            raise
+
+
+def set_pktinfo(fd: int, family: int) -> None:
+    """Report with each datagram which address it was sent to (IP_PKTINFO, IPV6_RECVPKTINFO)."""
+    if family == socket.AF_INET:
+        _set(fd, socket.IPPROTO_IP, IP_PKTINFO)
+    else:
+        _set(fd, socket.IPPROTO_IPV6, IPV6_RECVPKTINFO)

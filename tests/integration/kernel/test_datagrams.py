@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The calls for datagrams and the memory that they use, on loopback: what comes out of the kernel
+is what is read out of the structures, and what is put into them is what the kernel sends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from hardsplice.kernel import datagrams
+from hardsplice.kernel.mmsghdr import (
+    LARGEST,
+    ROOM,
+    SLOTS,
+    Buffers,
+    Inbox,
+    Outbox,
+    Parts,
+    reply_from_anywhere,
+    reply_to,
+)
+from hardsplice.kernel.pinned import IPV4_SIZE, IPV6_SIZE
+
+EVERY_ADDRESS = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
+NAME_SIZES = {socket.AF_INET: IPV4_SIZE, socket.AF_INET6: IPV6_SIZE}
+
+
+class Server:
+    """A listener as monitors make it, and memory to receive and answer."""
+
+    def __init__(self, family: socket.AddressFamily) -> None:
+        self.fd = datagrams.datagram_socket(family)
+        datagrams.set_pktinfo(self.fd, family)
+        self.socket = socket.socket(fileno=self.fd)
+        if family == socket.AF_INET6:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        self.socket.bind((EVERY_ADDRESS[family], 0))
+        self.port = self.socket.getsockname()[1]
+        self.buffers = Buffers()
+        self.inbox = Inbox(self.buffers, NAME_SIZES[family])
+        self.parts = Parts(self.buffers)
+        self.outbox = Outbox(self.parts, NAME_SIZES[family])
+
+    def receive(self) -> list[bytes]:
+        number = datagrams.receive(self.fd, self.inbox, 0, SLOTS)
+        assert number > 0, os.strerror(-number)
+        sizes = self.inbox.sizes(0, number)
+        assert sizes == [self.inbox.size(slot) for slot in range(number)]
+        memory = self.buffers.memory
+        return [memory[at * ROOM : at * ROOM + size] for at, size in enumerate(sizes)]
+
+    def key(self, slot: int = 0) -> bytes:
+        used = self.inbox.control_size(slot)
+        if used == self.inbox.plain:
+            assert self.inbox.key(slot) == self.inbox.key_behind(slot, used)
+        return self.inbox.key_behind(slot, used)
+
+
+@pytest.fixture(params=[socket.AF_INET, socket.AF_INET6], ids=["IPv4", "dual stack"])
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    made = Server(request.param)
+    with contextlib.closing(made.socket):
+        yield made
+
+
+@contextlib.contextmanager
+def client(address: tuple[str, int]) -> Iterator[socket.socket]:
+    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as made:
+        made.settimeout(5)
+        made.connect(address)
+        yield made
+
+
+@pytest.mark.parametrize("asked", ["127.0.0.1", "127.0.0.2"])
+def test_an_answer_comes_from_the_address_that_was_asked(server: Server, asked: str) -> None:
+    with client((asked, server.port)) as peer:  # connected: it hears nobody else
+        peer.send(b"ping")
+        assert server.receive() == [b"ping"]
+        server.parts.resize(0, [4])
+        server.outbox.put(0, reply_to(server.key()), 0, 1, 0)
+        assert datagrams.send_all(server.fd, server.outbox, 0, 1) == 1
+        assert peer.recv(100) == b"ping"
+
+
+def test_an_answer_by_ipv6_comes_from_the_address_that_was_asked() -> None:
+    server = Server(socket.AF_INET6)
+    with contextlib.closing(server.socket), client(("::1", server.port)) as peer:
+        peer.send(b"ping")
+        assert server.receive() == [b"ping"]
+        server.parts.resize(0, [4])
+        for reply in (reply_to(server.key()), reply_from_anywhere(reply_to(server.key()))):
+            server.outbox.put(0, reply, 0, 1, 0)
+            assert datagrams.send_all(server.fd, server.outbox, 0, 1) == 1
+            assert peer.recv(100) == b"ping"
+
+
+def test_an_answer_from_anywhere_is_one_too(server: Server) -> None:
+    with client(("127.0.0.1", server.port)) as peer:
+        peer.send(b"ping")
+        server.receive()
+        server.parts.resize(0, [4])
+        server.outbox.put(0, reply_from_anywhere(reply_to(server.key())), 0, 1, 0)
+        assert datagrams.send_all(server.fd, server.outbox, 0, 1) == 1
+        assert peer.recv(100) == b"ping"
+
+
+def test_a_key_stands_for_one_client_and_the_address_that_it_asked(server: Server) -> None:
+    keys = []
+    for asked in ("127.0.0.1", "127.0.0.2"):
+        with client((asked, server.port)) as first, client((asked, server.port)) as second:
+            for peer in (first, second, first):
+                peer.send(b"")
+            assert server.receive() == [b"", b"", b""]
+            assert server.inbox.control_sizes(0, 3) == 3 * [server.inbox.plain]
+            assert server.key(0) == server.key(2)
+            keys += [server.key(0), server.key(1)]
+            server.inbox.renew(0, 3)
+    assert len(set(keys)) == 4
+
+
+def test_datagrams_keep_their_sizes_from_none_to_the_largest(server: Server) -> None:
+    sent = [b"", b"x", bytes(1400), bytes(LARGEST)]
+    with client(("127.0.0.1", server.port)) as peer:
+        for payload in sent:
+            peer.send(payload)
+        assert server.receive() == sent
+
+
+def test_what_is_sent_joined_comes_joined_and_goes_back_joined(server: Server) -> None:
+    with client(("127.0.0.1", server.port)) as peer:
+        assert datagrams.segment(peer.fileno(), 100) == 0
+        peer.send(bytes(range(250)) + b"x" * 80)
+        (payload,) = server.receive()
+        assert len(payload) == 330
+        control = server.inbox.control(0, server.inbox.control_size(0))
+        assert (control.segment, control.drops) == (100, None)
+        assert datagrams.segment(peer.fileno(), 0) == 0
+        server.parts.resize(0, [330])
+        server.outbox.put(0, reply_to(server.key()), 0, 1, control.segment)
+        assert datagrams.send_all(server.fd, server.outbox, 0, 1) == 1
+        assert [len(peer.recv(1000)) for _ in range(4)] == [100, 100, 100, 30]
+        server.inbox.renew(0, 1)
+        peer.send(b"one more")
+        assert server.receive() == [b"one more"]
+        assert server.inbox.control_size(0) == server.inbox.plain
+
+
+def test_several_of_one_size_are_one_message_and_the_last_may_be_shorter(server: Server) -> None:
+    with client(("127.0.0.1", server.port)) as peer:
+        for payload in (b"aaaa", b"bbbb", b"cc"):
+            peer.send(payload)
+        assert server.receive() == [b"aaaa", b"bbbb", b"cc"]
+        server.parts.resize(0, [4, 4, 2])
+        server.outbox.put(0, reply_to(server.key()), 0, 3, 4)
+        server.outbox.put(1, reply_to(server.key()), 1, 1, 0)
+        assert datagrams.send_all(server.fd, server.outbox, 0, 2) == 2
+        assert [peer.recv(100) for _ in range(4)] == [b"aaaa", b"bbbb", b"cc", b"bbbb"]
+
+
+def test_a_connected_socket_sends_one_or_several_to_its_target() -> None:
+    buffers = Buffers()
+    parts = Parts(buffers)
+    buffers.memory[:4], buffers.memory[ROOM : ROOM + 4] = b"aaaa", b"bbbb"
+    buffers.memory[2 * ROOM : 2 * ROOM + 2] = b"cc"
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as target:
+        target.settimeout(5)
+        target.bind(("127.0.0.1", 0))
+        with socket.socket(fileno=datagrams.datagram_socket(socket.AF_INET)) as flow:
+            flow.connect(target.getsockname())
+            assert datagrams.send(flow.fileno(), buffers.pointers[1], 4) == 4
+            assert datagrams.send(flow.fileno(), buffers.pointers[0], 0) == 0
+            parts.resize(0, [4, 4, 2])
+            assert datagrams.segment(flow.fileno(), 4) == 0
+            assert datagrams.write(flow.fileno(), parts, 0, 3) == 10
+            parts.place([2, 0], [2, 2])
+            assert datagrams.segment(flow.fileno(), 2) == 0
+            assert datagrams.write(flow.fileno(), parts, 0, 2) == 4
+            got = [target.recv(100) for _ in range(7)]
+            assert got == [b"bbbb", b"", b"aaaa", b"bbbb", b"cc", b"cc", b"aa"]
+
+
+def test_a_target_that_is_not_there_is_an_error_of_a_later_call() -> None:
+    buffers = Buffers()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as closed:
+        closed.bind(("127.0.0.1", 0))
+        address = closed.getsockname()
+    with socket.socket(fileno=datagrams.datagram_socket(socket.AF_INET)) as flow:
+        flow.connect(address)
+        inbox = Inbox(buffers, 0)
+        assert datagrams.receive(flow.fileno(), inbox, 0, SLOTS) == -errno.EAGAIN
+        assert datagrams.send(flow.fileno(), buffers.pointers[0], 3) == 3
+        assert datagrams.receive(flow.fileno(), inbox, 0, SLOTS) == -errno.ECONNREFUSED
+        assert datagrams.receive(flow.fileno(), inbox, 0, SLOTS) == -errno.EAGAIN
+
+
+def test_what_a_full_queue_drops_is_reported_with_what_comes_later(server: Server) -> None:
+    server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+    with client(("127.0.0.1", server.port)) as peer:
+        for _ in range(20):
+            peer.send(bytes(1000))
+        key, got = b"", 0
+        while (number := datagrams.receive(server.fd, server.inbox, 0, SLOTS)) > 0:
+            key, got = server.key(0), got + number
+            server.inbox.renew(0, number)
+        peer.send(b"later")
+        server.receive()
+        control = server.inbox.control(0, server.inbox.control_size(0))
+        assert control.drops == 20 - got > 0
+        assert server.key(0) == key
+
+
+def test_a_datagram_larger_than_any_is_an_error() -> None:
+    buffers = Buffers()
+    with socket.socket(fileno=datagrams.datagram_socket(socket.AF_INET)) as flow:
+        flow.connect(("127.0.0.1", 9))
+        code = datagrams.send(flow.fileno(), buffers.pointers[0], LARGEST + 1)
+        assert code == -errno.EMSGSIZE
+
+
+def test_a_family_that_is_none_is_an_error() -> None:
+    with pytest.raises(OSError, match=os.strerror(errno.EAFNOSUPPORT)):
+        datagrams.plain_socket(45)
