@@ -115,6 +115,23 @@ def _is_ours(pid: int) -> bool:
     return False
 
 
+def holder(path: str) -> int | None:
+    """A pidfd of the instance that has the PID file at ``path``; None where none has."""
+    with contextlib.suppress(OSError):
+        fd = open_regular(path, os.O_RDONLY, 0)
+        try:
+            pid = _read(fd)
+            process = os.pidfd_open(pid) if pid else None
+            # Only now that it can't become another one's: whose number is it?
+            if process is not None and (_kept(fd) or not _is_ours(pid)):
+                os.close(process)
+                process = None
+            return process
+        finally:
+            os.close(fd)
+    return None
+
+
 def remove_left(path: str, pid: int) -> None:
     """Remove the PID file of the process ``pid``, which ended and could not: one with its number in
     it, or with nothing yet, that nobody has locked.

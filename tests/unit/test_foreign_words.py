@@ -30,6 +30,7 @@ from hardsplice.control.routes import dispatch
 from hardsplice.control.world import refusal
 from hardsplice.ctl import commands
 from hardsplice.ctl.client import Client, RefusedError
+from hardsplice.frontends import cni, oci_hook
 from hardsplice.ipc.messages import Kind, Note, Record
 from hardsplice.ipc.sd_notify import Notifier
 from hardsplice.model.direction import Direction
@@ -207,6 +208,21 @@ def tree_in_json(capture: Capture) -> None:
     check_json(json.dumps(found))
 
 
+def said_by_the_hook(capture: Capture) -> None:
+    state = oci_hook.State("web", "creating", 1, {f"org.hardsplice.{EVIL}": "80"})
+    with pytest.raises(HardspliceError) as caught:
+        oci_hook.arguments(state)
+    oci_hook._say(str(caught.value))
+
+
+def said_by_the_plugin(capture: Capture) -> None:
+    """An engine shows its message."""
+    failure = cni._as_cni(HardspliceError("open", EVIL, EVIL, EVIL))
+    cni._say(failure.answer(EVIL))
+    said = check_json(capture.readouterr().out)
+    check(f"{said['msg']}\n{said['details']}\n", 2)
+
+
 OWN_FILES = "what it prints are hardsplice's own files"
 MACHINE = "a machine reads it"
 #: Each function that writes, by what it is tried with; a reason where people never see it.
@@ -241,6 +257,11 @@ SINKS: dict[str, list[Callable[[Capture], None]] | str] = {
     "policy.main": OWN_FILES,
     "sandbox.tripwire.arm.hook": "report is a parameter there, and leads to a channel",
     "ipc.sd_notify.Notifier.say": [status_of_the_service],
+    "frontends.cni._say": [said_by_the_plugin],
+    "frontends.cni.main": "constants",
+    "frontends.instances.Instance.write_note": MACHINE,
+    "frontends.oci_hook._answer_options": "constants",
+    "frontends.oci_hook._say": [said_by_the_hook],
     "app.free_ports.print_to_stderr": "by errors.print_lines",
     "app.free_ports.write_report": MACHINE,
     "app.frontend.Failures.tell": "a HardspliceError's own line",
@@ -285,6 +306,9 @@ SOURCES: dict[str, Callable[[bytes], str] | str] = {
     "control.portapi.read_spec": "test_control_routes.py: answers are JSON",
     "ctl.client.Client._json": "Stranger",
     "ctl.client.Client.text": "Stranger",
+    "frontends.cni_call.read_configuration": "answers are JSON",
+    "frontends.cni_call.version_of": "answers are JSON",
+    "frontends.oci_hook.read_state": "a HardspliceError",
     "model.errors._escape": "made of ASCII",
     "model.errors.error_of": _failure,
     "command.init._last_word": "a HardspliceError",

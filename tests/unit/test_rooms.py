@@ -18,13 +18,13 @@ import hardsplice
 PACKAGE = Path(hardsplice.__file__).parent
 # From the top.
 ROOMS = (
-    "app", "ctl", "cli", "control", "monitor", "relay", "command", "telemetry", "net", "sandbox",
-    "ipc", "model", "kernel",
+    "frontends", "app", "ctl", "cli", "control", "monitor", "relay", "command", "telemetry", "net",
+    "sandbox", "ipc", "model", "kernel",
 )  # fmt: skip
 # Modules outside of the rooms: where an interpreter starts.
 DOORS = ("__init__", "__main__", "isolated", "policy")
 # Who, apart from doors, may import one: the package's own name and version anybody.
-KNOWN_DOORS = {("isolated", "ctl.__main__")}
+KNOWN_DOORS = {("isolated", "ctl.__main__"), ("isolated", "frontends.programs")}
 LINES = 400
 
 MODULES = {
