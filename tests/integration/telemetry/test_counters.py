@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which process has which counters in its memory."""
+"""Which process has which counters in its memory, and how long a hostile table can take."""
 
 from __future__ import annotations
 
@@ -9,29 +9,17 @@ import os
 import resource
 import signal
 from collections.abc import Callable
-from typing import Any
-
-import pytest
 
 from hardsplice.telemetry.counters import (
     RESTARTS,
     Stats,
     shared_with_monitor,
 )
+from hardsplice.telemetry.flow_table import ROWS_MAX
+from tests.support.tables import full_of_noise
 
 NOTHING = contextlib.nullcontext()
 ROWS = 4
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quiet() -> Any:
-    """Lines of the log go nowhere: there are thousands."""
-    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    yield
-    os.dup2(saved, 2)
-    os.close(saved)
-    os.close(nowhere)
 
 
 # --- whose memory it is ---
@@ -91,3 +79,17 @@ def test_a_monitor_has_what_its_relays_have_and_a_page_with_the_host_monitor() -
     assert [(stats.count[0], stats.kept[RESTARTS]) for stats in kept] == [(7, 7)] * 2
     assert kept[0].count[1] == 8
     assert kept[0].snapshot()["restarts"] == 7
+
+
+# --- what a hostile relay leaves there ---
+
+
+def test_a_table_of_the_largest_size_costs_no_more_than_its_rows() -> None:
+    """Whatever the relay says of how many are used, and however long it says that it is writing."""
+    stats = full_of_noise(ROWS_MAX)
+    flows = stats.flows
+    assert flows is not None
+    assert sum(flows.states().values()) == ROWS_MAX
+    closed = sum(1 for _ in flows.close_all(stats.count, 2.0))
+    assert closed == ROWS_MAX
+    assert list(flows.close_all(stats.count, 2.0)) == []
