@@ -62,7 +62,7 @@ def enter(
         pipe_size,
         opened.numbered.first_flow,
         programs.book,
-        {one: programs.of(role) for one, role in roles.RELAYS.items()},
+        {one: programs.of(roles.RELAYS[one]) for one in opened.options.groups},
         has_ruleset=opened.before.landlock.abi > 0,
         are_stored=opened.manager.keeps > 0,
     )
@@ -102,9 +102,11 @@ def _plan(opened: Opened, programs: Programs, planner: Planner, served: Served) 
         forwards=options.outbound,
         passed=opened.numbered.passed,
         versions=options.versions,
-        is_watched=bool(options.inbound_auto),
+        watched=frozenset(one.protocol for one in options.inbound_auto),
         is_dynamic=bool(options.dynamic),
-        relays=planner.draft(Direction.INBOUND, inbound),
+        bound=inbound,
+        book=planner.books[Direction.INBOUND],
+        relays=planner.drafts(Direction.INBOUND, inbound),
         first_flow=opened.numbered.first_flow,
         confinement=confining.confinement(opened, Direction.INBOUND, programs.of(roles.NAMESPACE)),
     )

@@ -34,10 +34,11 @@ def compile_all(options: Options, first_flow: int, *, has_control: bool) -> Prog
     listeners; ``has_control`` says that clients' requests are served. HardspliceError where
     libseccomp can't be loaded or lacks something.
     """
-    dynamic = options.dynamic
+    dynamic, groups = options.dynamic, options.groups
     policies = {
         role.name: role.policy_for(is_dynamic=role.changes_with(dynamic), has_control=has_control)
         for role in ROLES.values()
+        if role.group is None or role.group in groups
     }
     arch = seccomp.native_arch()
     book = area_of_books(options, first_flow, arch)

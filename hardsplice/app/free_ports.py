@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from hardsplice.model.errors import print_lines
 from hardsplice.model.forward import Forward
+from hardsplice.model.protocol import Protocol
 from hardsplice.telemetry.log import Level, Log
 
 
@@ -36,10 +37,14 @@ def _sentences(free: Sequence[Forward]) -> list[str]:
 
 
 def lines_of(free: Sequence[Forward]) -> bytes:
-    """What is written to --ready-fd: "inbound 40123 80" for each that was chosen, one a line, and
-    an empty line at last.
+    """What is written to --ready-fd: "inbound 40123 80" for each that was chosen, one a line, with
+    " udp" at its end for one of UDP; and an empty line at last.
     """
-    lines = [f"{one.direction} {one.port} {one.target_port}\n" for one in free]
+    lines = [
+        f"{one.direction} {one.port} {one.target_port}"
+        f"{'' if one.protocol is Protocol.TCP else f' {one.protocol}'}\n"
+        for one in free
+    ]
     return "".join([*lines, "\n"]).encode()
 
 

@@ -114,12 +114,18 @@ def open_all(options: Options, progress: Progress, undo: contextlib.ExitStack) -
     notifier = Notifier(manager.notify)
     progress.report_to(notifier)
     files = _make_files(options, progress, undo)
-    diag_socket = sockdiag.open_socket() if options.outbound_auto else None
+    diag_socket = _diag_socket(options)
     families = listeners.usable_families(options.versions)
     return Opened(
         manager, notifier, numbered, before, terminal, served, files, diag_socket, families,
         _listen(options, families, numbered.passed, progress.log),
     )  # fmt: skip
+
+
+def _diag_socket(options: Options) -> socket.socket | None:
+    """What tells what is listened on here, where that is watched."""
+    watched = {one.protocol for one in options.outbound_auto}
+    return sockdiag.open_socket(watched) if watched else None
 
 
 def _number_descriptors(options: Options, manager: Manager, progress: Progress) -> Numbered:
@@ -193,6 +199,6 @@ def _listen(options: Options, families: tuple[int, ...], passed: Passed, log: Lo
     opened += [*inherited, *listeners.open_listeners(here, families, kept)]
     placed = in_places(opened)
     for name in passed.unclaimed():
-        text = f"listener {quote(name)} was passed, but no -t inherit takes it"
+        text = f"listener {quote(name)} was passed, but no -t inherit and no -u inherit takes it"
         log.line(Level.WARNING, text)
     return Listening(options, {Direction.INBOUND: placed})

@@ -51,17 +51,10 @@ def _specs(*names: str, field: str, help: str) -> Option:  # noqa: A002
     return Option(names, help, "SPEC", field, default=(), repeats=True, offers=_PORTS)
 
 
-def _no_udp(*names: str) -> Option:
-    """pasta's, for UDP ports."""
-    check = values.no_udp(names[0])
-    help_ = "accepted if none; UDP isn't forwarded"
-    return Option(names, help_, "SPEC", parse=check, repeats=True, offers=("none",))
-
-
-def _seconds(name: str, help: str) -> Option:  # noqa: A002
-    """An option for a time; 0 without it."""
+def _seconds(name: str, help: str, default: int = 0) -> Option:  # noqa: A002
+    """An option for a time."""
     check = partial(values.seconds, name)
-    return _value(name, value="SECONDS", help=help, parse=check, default=0, offers=_SECONDS)
+    return _value(name, value="SECONDS", help=help, parse=check, default=default, offers=_SECONDS)
 
 
 def _help() -> str:
@@ -72,9 +65,11 @@ def _help() -> str:
 
 # The sections of --help and of the manual, in their order.
 SECTIONS: dict[str, tuple[Option, ...]] = {
-    "Ports (SPEC is explained below; both options can be repeated)": (
+    "Ports (SPEC is explained below; its options can be repeated)": (
         _specs("-t", "--tcp-ports", field="inbound", help="forward host ports to the namespace"),
         _specs("-T", "--tcp-ns", field="outbound", help="forward namespace ports to the host"),
+        _specs("-u", "--udp-ports", field="udp_inbound", help="the same as -t, of UDP"),
+        _specs("-U", "--udp-ns", field="udp_outbound", help="the same as -T, of UDP"),
         _flag(
             "-4",
             "--ipv4-only",
@@ -172,6 +167,16 @@ SECTIONS: dict[str, tuple[Option, ...]] = {
         ),
         _seconds("--drain", help="at the end, let connections finish first"),
         _seconds("--idle-timeout", help="reset connections in which nothing moves"),
+        _seconds("--udp-timeout", "end UDP flows without an answer (default 30)", 30),
+        _seconds("--udp-stream-timeout", "end idle UDP flows with one (default 120)", 120),
+        _value(
+            "--udp-flows",
+            value="N",
+            help="UDP flows of a relay at the most (default 4096)",
+            parse=partial(values.flows, "--udp-flows"),
+            default=4096,
+            offers=("1024", "4096", "16384"),
+        ),
     ),
     "Security": (
         _value(
@@ -231,8 +236,6 @@ SECTIONS: dict[str, tuple[Option, ...]] = {
         _flag("--log-flows", help="log a line for each flow that ends"),
     ),
     "Other": (
-        _no_udp("-u", "--udp-ports"),
-        _no_udp("-U", "--udp-ns"),
         _flag("--splice-only", field="", help="accepted; always the case"),
         _flag("--host-lo-to-ns-lo", field="", help="accepted; always the case"),
         _flag("-h", "--help", field="", answer=_help, help="show this help"),

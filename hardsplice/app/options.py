@@ -16,9 +16,12 @@ from hardsplice.app.option_table import OPTIONS
 from hardsplice.cli import parsing
 from hardsplice.kernel.ephemeral import read_ephemeral_range
 from hardsplice.model import ports
-from hardsplice.model.direction import Direction
+from hardsplice.model.direction import Direction, GroupKey
 from hardsplice.model.errors import HardspliceError, quote
 from hardsplice.model.forward import Auto, Forward
+from hardsplice.model.lifetimes import Lifetimes
+from hardsplice.model.protocol import Protocol
+from hardsplice.model.roles import RELAYS
 from hardsplice.model.spec import Inherited, is_inherited
 
 if TYPE_CHECKING:
@@ -35,8 +38,6 @@ __all__ = [
     "detect_mode",
     "parse_args",
 ]
-
-_BOTH = frozenset(Direction)
 
 
 class Verbosity(enum.IntEnum):
@@ -62,17 +63,17 @@ class Options:
     #: Whether COMMAND has its user's subordinate ids.
     map_auto: bool
     netns_quit: bool
-    #: Listeners on the host, for servers in the namespace (-t).
+    #: Listeners on the host, for servers in the namespace (-t, -u).
     inbound: tuple[Forward, ...]
-    #: Listeners in the namespace, for servers on the host (-T).
+    #: Listeners in the namespace, for servers on the host (-T, -U).
     outbound: tuple[Forward, ...]
-    #: Listeners on the host that the service manager passes (-t inherit).
+    #: Listeners on the host that the service manager passes (-t inherit, -u inherit).
     inherited: tuple[Inherited, ...]
-    #: What is forwarded while it is listened on (-t auto, -T auto).
+    #: What is forwarded while it is listened on (-t auto, -T auto, -u auto, -U auto).
     inbound_auto: tuple[Auto, ...]
     outbound_auto: tuple[Auto, ...]
-    #: The directions in which any port may be asked for at run time.
-    any_port: frozenset[Direction]
+    #: The directions and protocols in which any port may be asked for at run time.
+    any_port: frozenset[GroupKey]
     #: The versions of IP in use: (4, 6), (4,) or (6,).
     versions: tuple[int, ...]
     #: Relays a direction.
@@ -99,6 +100,8 @@ class Options:
     drain: int
     #: Seconds after which a connection in which nothing moves is reset; 0: never.
     idle_timeout: int
+    #: How long flows of datagrams live, and how many there may be.
+    datagrams: Lifetimes
     #: The descriptor to write to when ready.
     ready_fd: int | None
     #: The descriptor whose end of file is our end.
@@ -107,7 +110,7 @@ class Options:
     audit: values.Audit | None
 
     def forwards(self, direction: Direction) -> tuple[Forward, ...]:
-        """The listeners of a direction."""
+        """The listeners of a direction, of both protocols."""
         return self.inbound if direction is Direction.INBOUND else self.outbound
 
     @property
@@ -127,20 +130,29 @@ class Options:
         )  # fmt: skip
 
     def auto(self, direction: Direction) -> tuple[Auto, ...]:
-        """What a direction forwards while it is listened on."""
+        """What a direction forwards while it is listened on, of both protocols."""
         return self.inbound_auto if direction is Direction.INBOUND else self.outbound_auto
 
     @property
-    def dynamic(self) -> frozenset[Direction]:
-        """The directions whose ports may change at run time."""
-        return self.any_port.union(one for one in Direction if self.auto(one))
+    def dynamic(self) -> frozenset[GroupKey]:
+        """The directions and protocols whose ports may change at run time."""
+        return self.any_port.union(
+            (one.direction, one.protocol) for one in (*self.inbound_auto, *self.outbound_auto)
+        )
+
+    @property
+    def groups(self) -> frozenset[GroupKey]:
+        """The directions and protocols of which there are ports, or may be at run time."""
+        forwards = ((one.direction, one.protocol) for one in (*self.inbound, *self.outbound))
+        inherited = ((Direction.INBOUND, one.protocol) for one in self.inherited)
+        return self.dynamic.union(forwards, inherited)
 
 
 # The fields of Options that are worked out of what is given; the others are as an option sets them.
 _WORKED_OUT = frozenset(
     {
         "mode", "command", "pid", "inbound", "outbound", "inherited", "inbound_auto",
-        "outbound_auto", "any_port", "versions", "foreground", "verbosity",
+        "outbound_auto", "any_port", "versions", "foreground", "verbosity", "datagrams",
     }
 )  # fmt: skip
 _AS_GIVEN = frozenset(Options.__dataclass_fields__) - _WORKED_OUT
@@ -167,24 +179,7 @@ def parse_args(
     parsing.refuse_contradictions(found)
     parsing.refuse_others_synopsis(found, mode)
     versions = (4,) if given.ipv4_only else (6,) if given.ipv6_only else (4, 6)
-    ranges = None
-    if given.inbound or given.outbound:
-        ranges = (ephemeral or read_ephemeral_range)()
-
-    def laid_out(specs: Sequence[str], direction: Direction, first: int = 1) -> ports.Layout:
-        if ranges is None:
-            return ports.Layout([], [])
-        if "none" not in specs:  # which says itself that it stands alone
-            specs = [text for text in specs if not is_inherited(text)]
-        return ports.lay_out(specs, direction, ephemeral=ranges, versions=versions, first=first)
-
-    inbound = laid_out(given.inbound, Direction.INBOUND)
-    outbound = laid_out(given.outbound, Direction.OUTBOUND, 1 + len(inbound.forwards))
-    inherited = [text for text in given.inbound if is_inherited(text)]
-    for text in filter(is_inherited, given.outbound):
-        raise HardspliceError(
-            "use", f"-T {quote(text)}", "listeners are passed on the host; write -t"
-        )
+    asked = _Asked(given, versions, ephemeral or read_ephemeral_range)
 
     # What else an option sets is a field of the same name.
     rest = {name: value for name, value in vars(given).items() if name in _AS_GIVEN}
@@ -192,17 +187,72 @@ def parse_args(
         mode=mode,
         command=tuple(positional) if mode is Mode.COMMAND else (),
         pid=pid_of(positional[0]) if mode is Mode.PID else None,
-        inbound=tuple(inbound.forwards),
-        outbound=tuple(outbound.forwards),
-        inherited=tuple(ports.parse_inherited(inherited, versions=versions)),
-        inbound_auto=tuple(inbound.autos),
-        outbound_auto=tuple(outbound.autos),
-        any_port=_BOTH if given.control is not None else frozenset(),
+        inbound=asked.forwards(Direction.INBOUND),
+        outbound=asked.forwards(Direction.OUTBOUND),
+        inherited=asked.inherited(),
+        inbound_auto=asked.autos(Direction.INBOUND),
+        outbound_auto=asked.autos(Direction.OUTBOUND),
+        any_port=frozenset(RELAYS if given.control is not None else ()),
         versions=versions,
         foreground=given.foreground or mode is Mode.COMMAND,
         verbosity=_verbosity(given),
+        datagrams=Lifetimes(given.udp_timeout, given.udp_stream_timeout, given.udp_flows),
         **rest,
     )
+
+
+class _Asked:
+    """What the options for ports ask for together. Raises HardspliceError."""
+
+    def __init__(
+        self,
+        given: SimpleNamespace,
+        versions: tuple[int, ...],
+        ephemeral: Callable[[], tuple[int, int]],
+    ) -> None:
+        self._versions = versions
+        # TCP's first: they have the numbers that they would have alone.
+        self._specs: dict[GroupKey, Sequence[str]] = {
+            (Direction.INBOUND, Protocol.TCP): given.inbound,
+            (Direction.OUTBOUND, Protocol.TCP): given.outbound,
+            (Direction.INBOUND, Protocol.UDP): given.udp_inbound,
+            (Direction.OUTBOUND, Protocol.UDP): given.udp_outbound,
+        }
+        self._layouts: dict[GroupKey, ports.Layout] = {}
+        ranges = ephemeral() if any(self._specs.values()) else (0, 0)
+        first = 1
+        for (direction, protocol), specs in self._specs.items():
+            if "none" not in specs:  # which says itself that it stands alone
+                specs = [text for text in specs if not is_inherited(text)]  # noqa: PLW2901
+            layout = ports.lay_out(
+                specs, direction, ephemeral=ranges, versions=versions, first=first,
+                protocol=protocol,
+            )  # fmt: skip
+            self._layouts[direction, protocol] = layout
+            first += len(layout.forwards)
+
+    def forwards(self, direction: Direction) -> tuple[Forward, ...]:
+        return tuple(
+            one for key, layout in self._layouts.items() if key[0] is direction
+            for one in layout.forwards
+        )  # fmt: skip
+
+    def autos(self, direction: Direction) -> tuple[Auto, ...]:
+        return tuple(
+            one for key, layout in self._layouts.items() if key[0] is direction
+            for one in layout.autos
+        )  # fmt: skip
+
+    def inherited(self) -> tuple[Inherited, ...]:
+        found: list[Inherited] = []
+        for (direction, protocol), specs in self._specs.items():
+            passed = [text for text in specs if is_inherited(text)]
+            if passed and direction is Direction.OUTBOUND:
+                option, right = (one.option(protocol) for one in (direction, direction.opposite))
+                reason = f"listeners are passed on the host; write {right}"
+                raise HardspliceError("use", f"{option} {quote(passed[0])}", reason)
+            found += ports.parse_inherited(passed, protocol, versions=self._versions)
+        return tuple(found)
 
 
 def _verbosity(given: SimpleNamespace) -> Verbosity:

@@ -11,10 +11,12 @@ from collections.abc import Mapping, Sequence
 from hardsplice.app.options import Options, Verbosity
 from hardsplice.ipc.descriptors import FIRST_LISTENER
 from hardsplice.kernel import unotify
-from hardsplice.model.direction import Direction
+from hardsplice.model.direction import Direction, GroupKey
 from hardsplice.model.errors import HardspliceError
 from hardsplice.model.families import ALL_FAMILIES
 from hardsplice.model.forward import Origin
+from hardsplice.model.protocol import Protocol
+from hardsplice.model.roles import RELAYS
 from hardsplice.monitor.draft import Draft
 from hardsplice.net import listeners
 from hardsplice.net.listeners import Bound
@@ -36,7 +38,7 @@ class Planner:
         pipe_size: int,
         first_flow: int,
         area: Area,
-        programs: Mapping[Direction, bytes],
+        programs: Mapping[GroupKey, bytes],
         *,
         has_ruleset: bool,
         are_stored: bool,
@@ -56,8 +58,10 @@ class Planner:
         self.sink = open_sink() if options.dynamic else Sink()
         self.books = books(options, first_flow, area, self.sink)
         rows = _flow_rows(options)
-        self.stats = {
-            direction: tuple(Stats(rows) for _ in range(options.workers)) for direction in Direction
+        self.stats: dict[GroupKey, tuple[Stats, ...]] = {
+            one: tuple(Stats(rows) for _ in range(options.workers))
+            for one in RELAYS
+            if one in options.groups
         }
 
     def check_room(self, listening: int) -> None:
@@ -75,30 +79,37 @@ class Planner:
             hint = "the number of descriptors decides: raise it with ulimit -n, and restart"
             raise HardspliceError("listen on", "one more port", reason, hint)
 
-    def draft(self, direction: Direction, opened: Sequence[Bound]) -> Draft:
-        """The configuration of a direction's relays, which accept at what was ``opened``, up to
-        what depends on the namespace in which they connect.
+    def drafts(self, direction: Direction, opened: Sequence[Bound]) -> list[Draft]:
+        """The configuration of a direction's relays, which serve what was ``opened``, up to what
+        depends on the namespace in which they connect: of each protocol that it may have.
         """
+        return [self._draft(one, opened) for one in self.stats if one[0] is direction]
+
+    def _draft(self, group: GroupKey, opened: Sequence[Bound]) -> Draft:
         options = self.options
+        direction, protocol = group
+        bound = [one for one in opened if one.forward.protocol is protocol]
         common = relay.Plan(
             direction=direction,
+            protocol=protocol,
+            datagrams=options.datagrams if protocol is Protocol.UDP else None,
             workers=options.workers,
             listeners=(),
             families=(),
             pipe_size=self._pipe_size,
             first_flow=self._first_flow,
-            filter=self._programs[direction],
-            is_dynamic=direction in options.dynamic,
-            stored=self._stored(opened),
+            filter=self._programs[group],
+            is_dynamic=group in options.dynamic,
+            stored=self._stored(bound),
             book=self.books[direction].area,
-            stats=self.stats[direction][0],
+            stats=self.stats[group][0],
             idle_seconds=options.idle_timeout,
             trace=options.verbosity >= Verbosity.TRACE,
             log_flows=options.log_flows,
             has_ruleset=self._has_ruleset,
             strict=options.sandbox == "strict",
         )
-        return Draft(common, opened, self.books[direction], self.stats[direction])
+        return Draft(common, bound, self.books[direction], self.stats[group])
 
     def _stored(self, opened: Sequence[Bound]) -> frozenset[int]:
         """The numbers of the listeners that the service manager has, too."""
@@ -113,6 +124,7 @@ def books(options: Options, first_flow: int, area: Area, sink: Sink) -> dict[Dir
     in the host monitor's own the sink.
     """
     is_dynamic = bool(options.dynamic)
+    changing = {direction for direction, _ in options.dynamic}
     targets = {
         direction: [
             sockaddr
@@ -125,7 +137,7 @@ def books(options: Options, first_flow: int, area: Area, sink: Sink) -> dict[Dir
     return {
         direction: Book(
             area, targets[direction],
-            (late if direction in options.dynamic else 0) + (1 if sink.fds else 0),
+            (late if direction in changing else 0) + (1 if sink.fds else 0),
             is_written=is_dynamic,
         )
         for direction in Direction

@@ -53,8 +53,14 @@ def host_of(opened: Opened, entered: Entered, log: Log) -> Host:
         terminal=opened.terminal,
         namespace_monitor=inside.child if inside else None,
         container=entered.container,
-        plans=planner.draft(Direction.OUTBOUND, entered.listeners).plans(opened.families),
-        traffic=[Traffic(one, planner.stats[one]) for one in Direction],
+        plans=[
+            one.plans(opened.families)
+            for one in planner.drafts(Direction.OUTBOUND, entered.listeners)
+        ],
+        traffic=[
+            Traffic(direction, stats, protocol)
+            for (direction, protocol), stats in planner.stats.items()
+        ],
         log_flows=options.log_flows,
         drain=options.drain,
         store=entered.store if opened.files.control else None,

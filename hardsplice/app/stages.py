@@ -28,7 +28,11 @@ from hardsplice.app.options import Options
 from hardsplice.app.progress import Progress
 from hardsplice.command.caller import Caller
 from hardsplice.kernel import prctl
+from hardsplice.model.errors import HardspliceError
+from hardsplice.model.protocol import Protocol
+from hardsplice.model.roles import RELAYS
 from hardsplice.monitor.host import HostMonitor
+from hardsplice.net import listeners
 from hardsplice.relay.tcp.pipes import probe_size
 from hardsplice.relay.tcp.seam import Kernel
 from hardsplice.sandbox import libseccomp
@@ -42,6 +46,11 @@ def run(options: Options, caller: Caller, progress: Progress) -> int:
         files = undo.enter_context(contextlib.ExitStack())
         progress.stage("parse", at=progress.began)
 
+        for direction, protocol in options.groups - set(RELAYS):
+            option = direction.option(protocol)
+            raise HardspliceError("use", option, f"there is no relay of {protocol.upper()}")
+        if any(protocol is Protocol.UDP for _, protocol in options.groups):
+            listeners.prepare()
         progress.stage("open")
         opened = opening.open_all(options, progress, files)
 

@@ -16,8 +16,9 @@ usage: hardsplice [OPTION]... [COMMAND [ARG]...]
        hardsplice [OPTION]... --netns PATH|NAME [--userns PATH]"""
 
 _DESCRIPTION = """\
-Forward TCP ports between a network namespace and the host. The namespace is a
-new one, in which COMMAND (by default the shell) runs, or an existing one."""
+Forward TCP and UDP ports between a network namespace and the host. The
+namespace is a new one, in which COMMAND (by default the shell) runs, or an
+existing one."""
 
 _EPILOG = """\
 SPEC is none (the default), all, auto (what the other side listens on), or ports

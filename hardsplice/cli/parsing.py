@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hardsplice.cli import output
 from hardsplice.model import foreign
+from hardsplice.model.direction import Direction
 from hardsplice.model.errors import HardspliceError, quote
+from hardsplice.model.protocol import Protocol
 from hardsplice.model.spec import in_our_words
 
 if TYPE_CHECKING:
@@ -148,9 +150,13 @@ def _unknown(typed: str, value: str) -> HardspliceError:
 
 def _ports(text: str) -> str:
     """What to do about ports that another program would forward."""
-    if foreign.is_other_protocol(text):
-        return f"{foreign.NOT_TCP}; leave it out"
-    return f"ports are asked for by -t; write -t {in_our_words(text) or 'SPEC'}"
+    named = foreign.protocols(text)
+    protocol = Protocol.UDP if named == {Protocol.UDP} else Protocol.TCP
+    if reason := foreign.of_another_protocol(text, protocol):
+        return reason
+    option = Direction.INBOUND.option(protocol)
+    spec = in_our_words(text, protocol) or "SPEC"
+    return f"ports are asked for by {option}; write {option} {spec}"
 
 
 # --- what they mean -------------------------------------------------------------------------------

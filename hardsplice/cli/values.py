@@ -23,9 +23,9 @@ __all__ = [
     "RunAs",
     "Sandbox",
     "descriptor",
+    "flows",
     "log_format",
     "netns",
-    "no_udp",
     "number",
     "path",
     "runas",
@@ -44,6 +44,7 @@ _LAST_ID = 2**32 - 2  # the last one, (uid_t)-1, means "leave as it is" to setre
 _LAST_FD = 2**31 - 1
 WORKERS_MAX = 64
 SECONDS_MAX = 86400
+FLOWS_MAX = 1 << 20
 _LOG_SIZE_MIN = 4096
 _LOG_SIZE_LIMIT = 2**63  # off_t
 _SIZE_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
@@ -68,20 +69,6 @@ def netns(text: str) -> str:
         reason = "that is neither a path nor a name; write one, as ip-netns(8) lists them"
         raise HardspliceError("parse", f"--netns {quote(text)}", reason)
     return text if "/" in text else f"/run/netns/{text}"
-
-
-def no_udp(option: str) -> Callable[[str], str]:
-    """What checks the value of pasta's option for UDP ports: there may be one, as long as it asks
-    for nothing.
-    """
-
-    def check(text: str) -> str:
-        if text != "none":
-            reason = "hardsplice forwards TCP alone; leave it out, or write none"
-            raise HardspliceError("use", f"{option} {quote(text)}", reason)
-        return text
-
-    return check
 
 
 def number(text: str, least: int, most: int) -> int | None:
@@ -116,6 +103,15 @@ def seconds(option: str, text: str) -> int:
     value = number(text, 1, SECONDS_MAX)
     if value is None:
         reason = f"it is not a time; write seconds, 1 to {SECONDS_MAX}"
+        raise HardspliceError("parse", f"{option} {quote(text)}", reason)
+    return value
+
+
+def flows(option: str, text: str) -> int:
+    """The value of an option that is a number of flows."""
+    value = number(text, 1, FLOWS_MAX)
+    if value is None:
+        reason = f"it is not a number of flows; write 1 to {FLOWS_MAX}"
         raise HardspliceError("parse", f"{option} {quote(text)}", reason)
     return value
 

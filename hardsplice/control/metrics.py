@@ -22,8 +22,8 @@ LABEL = "namespace"  # that every metric has: whose it is, as short as the optio
 Samples = Sequence[Sample]
 EACH_RELAY = {
     "direction": "inbound or outbound",
-    "protocol": "tcp",
-    "relay": "its number among those of the direction, from 0",
+    "protocol": "tcp or udp",
+    "relay": "its number among those of the direction and the protocol, from 0",
 }
 
 
@@ -135,7 +135,11 @@ def _counted() -> Iterator[Metric]:
 
 
 def _words(counters: Sequence[Counter]) -> Callable[[RelayView], Samples]:
-    return lambda relay: [Sample(one.labels, relay.counters[one.name]) for one in counters]
+    return lambda relay: [
+        Sample(one.labels, relay.counters[one.name])
+        for one in counters
+        if one.protocol in (None, relay.protocol)
+    ]
 
 
 def _either(words: Sequence[str]) -> str:

@@ -30,6 +30,9 @@ PROTOCOLS = {
     "tcp": (Protocol.TCP, (4, 6)),
     "tcp4": (Protocol.TCP, (4,)),
     "tcp6": (Protocol.TCP, (6,)),
+    "udp": (Protocol.UDP, (4, 6)),
+    "udp4": (Protocol.UDP, (4,)),
+    "udp6": (Protocol.UDP, (6,)),
 }
 _ID_DIGITS = 9
 

@@ -95,7 +95,7 @@ def _sum(tables: Iterable[Mapping[str, int]]) -> dict[str, int]:
 ShownFlow = tuple[Direction, FlowRow, float]  # and what time it is, in CLOCK_MONOTONIC seconds
 FLOW: tuple[Field[ShownFlow], ...] = (
     Field("direction", "inbound or outbound.", lambda shown: shown[0]),
-    Field("protocol", "tcp.", lambda shown: shown[1].protocol),
+    Field("protocol", "tcp or udp.", lambda shown: shown[1].protocol),
     Field(
         "port", "The ID of the port that the client connected to.", lambda shown: shown[1].port_id
     ),

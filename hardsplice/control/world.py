@@ -26,7 +26,7 @@ class RelayView:
 
     direction: Direction
     protocol: Protocol
-    number: int  # among those of its direction
+    number: int  # among those of its direction and protocol
     counters: Mapping[str, int]  # telemetry/counters.py, COUNTERS
     gauges: Mapping[str, int]  # telemetry/counters.py, GAUGES
     states: Mapping[str, int]  # flows by the names of flow_table.State
@@ -70,7 +70,7 @@ class Ports(typing.Protocol):
 class World(typing.Protocol):
     """The host monitor."""
 
-    #: How a port's protocol was spelled, by its id, where that was not simply tcp.
+    #: How a port's protocol was spelled, by its id, where that was not simply tcp or udp.
     spelled: dict[int, str]
 
     @property

@@ -17,6 +17,7 @@ from hardsplice.cli.values import number
 from hardsplice.ctl.client import default_path
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import HardspliceError, quote
+from hardsplice.model.protocol import Protocol
 
 INTERVAL_LEAST, INTERVAL_MOST = 0.1, 3600.0  # seconds
 _LAST_ID = 10**9 - 1
@@ -86,15 +87,21 @@ COMMANDS = (
                 "add the ports of a SPEC, see hardsplice(1)",
                 options=tuple(
                     Option(
-                        (direction.option,),
+                        (direction.option(protocol),),
                         text,
-                        field="direction",
-                        default=Direction.INBOUND,
-                        const=direction,
+                        field="group",
+                        default=(Direction.INBOUND, Protocol.TCP),
+                        const=(direction, protocol),
                     )
-                    for direction, text in (
-                        (Direction.INBOUND, "forward host ports to the namespace (the default)"),
-                        (Direction.OUTBOUND, "forward namespace ports to the host"),
+                    for direction, protocol, text in (
+                        (
+                            Direction.INBOUND,
+                            Protocol.TCP,
+                            "forward host ports to the namespace (the default)",
+                        ),
+                        (Direction.OUTBOUND, Protocol.TCP, "forward namespace ports to the host"),
+                        (Direction.INBOUND, Protocol.UDP, "the same as -t, of UDP"),
+                        (Direction.OUTBOUND, Protocol.UDP, "the same as -T, of UDP"),
                     )
                 ),
                 words=(Word("SPEC", "spec"),),

@@ -18,7 +18,7 @@ from hardsplice.ctl import cli, exporter, show, top
 from hardsplice.ctl.client import Client, RefusedError
 from hardsplice.kernel.ephemeral import read_ephemeral_range
 from hardsplice.model import ports
-from hardsplice.model.direction import Direction
+from hardsplice.model.direction import GroupKey
 from hardsplice.model.errors import HardspliceError, printable
 from hardsplice.model.forward import Forward
 from hardsplice.telemetry import audit
@@ -72,7 +72,7 @@ def _print(
 
 def _ports(client: Client, given: argparse.Namespace) -> None:
     if given.action == "add":
-        added = _add(client, given.direction, given.spec)
+        added = _add(client, given.group, given.spec)
         _print(client, given, added, lambda: show.ports(added))
     elif given.action == "remove":
         removed: list[int] = []
@@ -89,10 +89,11 @@ def _ports(client: Client, given: argparse.Namespace) -> None:
         _print(client, given, listed, lambda: show.ports(listed))
 
 
-def _add(client: Client, direction: Direction, spec: str) -> list[dict[str, object]]:
+def _add(client: Client, group: GroupKey, spec: str) -> list[dict[str, object]]:
     """Add all ports of a SPEC, or none of them; those that `all` brings may be in use."""
-    option = direction.option
-    wanted = ports.parse([spec], direction, ephemeral=read_ephemeral_range())
+    direction, protocol = group
+    option = direction.option(protocol)
+    wanted = ports.parse([spec], direction, ephemeral=read_ephemeral_range(), protocol=protocol)
     if not wanted:
         raise HardspliceError("add", f"{option} {spec}", "it names no port")
     added: list[dict[str, object]] = []

@@ -21,7 +21,9 @@ from collections.abc import Collection, Mapping
 from enum import Enum, auto
 
 from hardsplice.ipc.messages import ANSWERS, Kind, MalformedError, Record
-from hardsplice.model.errors import HardspliceError, error_of
+from hardsplice.model.direction import Direction
+from hardsplice.model.errors import HardspliceError, error_of, relay_running
+from hardsplice.model.protocol import Protocol
 from hardsplice.model.unforeseen import LIMIT_HINTS
 
 
@@ -113,7 +115,10 @@ class Dialogue:
 
 # What a child that serves may be unable to do, as verb and object: its own task, and nothing else.
 OF_NAMESPACE_MONITOR = frozenset(
-    {("keep", "the inbound relay running"), ("run", "the namespace monitor")}
+    {
+        *(("keep", relay_running(Direction.INBOUND, protocol)) for protocol in Protocol),
+        ("run", "the namespace monitor"),
+    }
 )
 OF_INIT = frozenset({("run", "COMMAND"), ("create", "namespaces")})
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from enum import IntEnum, unique
 from typing import NamedTuple
 
-from hardsplice.model.roles import GUARD, HOST, INBOUND_RELAY, INIT, NAMESPACE, OUTBOUND_RELAY
+from hardsplice.model.roles import GUARD, HOST, INIT, NAMESPACE, RELAYS
 
 _HEADER = struct.Struct("=BBHiI")
 HEADER_SIZE = _HEADER.size  # bytes
@@ -133,8 +133,8 @@ MAPPER = "mapper"  # of ids, outside of a user namespace (sandbox/user_namespace
 Way = tuple[str, str]
 """Sender and receiver."""
 
-_TO_MONITOR: tuple[Way, ...] = ((INBOUND_RELAY.name, _NAMESPACE), (OUTBOUND_RELAY.name, _HOST))
-_TO_RELAY: tuple[Way, ...] = ((_NAMESPACE, INBOUND_RELAY.name), (_HOST, OUTBOUND_RELAY.name))
+_TO_MONITOR: tuple[Way, ...] = tuple((role.name, role.parent) for role in RELAYS.values())
+_TO_RELAY: tuple[Way, ...] = tuple((role.parent, role.name) for role in RELAYS.values())
 _DOWN, _UP = (_HOST, _NAMESPACE), (_NAMESPACE, _HOST)
 _TO_INIT, _OF_INIT = (_HOST, _INIT), (_INIT, _HOST)
 _OF_GUARD = (_GUARD, _HOST)

@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The two directions in which ports are forwarded, and what is where in each. Pure."""
+"""The two directions in which ports are forwarded, and what is where in each. Pure.
+
+The relays of one direction and protocol are a group: they have the same listeners.
+"""
 
 from __future__ import annotations
 
 from enum import StrEnum
+
+from hardsplice.model.protocol import Protocol
 
 
 class Direction(StrEnum):
@@ -14,10 +19,10 @@ class Direction(StrEnum):
     INBOUND = "inbound"  # from the host to a server in the namespace
     OUTBOUND = "outbound"  # from the namespace to a server on the host
 
-    @property
-    def option(self) -> str:
-        """The option that asks for its ports."""
-        return "-t" if self is Direction.INBOUND else "-T"
+    def option(self, protocol: Protocol) -> str:
+        """The option that asks for its ports of a protocol."""
+        letter = "t" if protocol is Protocol.TCP else "u"
+        return f"-{letter if self is Direction.INBOUND else letter.upper()}"
 
     @property
     def listens(self) -> str:
@@ -34,7 +39,6 @@ class Direction(StrEnum):
         """The other direction."""
         return Direction.OUTBOUND if self is Direction.INBOUND else Direction.INBOUND
 
-    @property
-    def process(self) -> str:
-        """The name of its relays' processes."""
-        return "hs-relay-in" if self is Direction.INBOUND else "hs-relay-out"
+
+GroupKey = tuple[Direction, Protocol]
+"""What the relays of one group carry."""

@@ -20,10 +20,11 @@ import unicodedata
 from collections.abc import Iterable
 
 from hardsplice.model.direction import Direction
+from hardsplice.model.protocol import Protocol
 
 __all__ = [
     "HardspliceError", "error_of", "not_done", "print_lines", "printable", "quote", "reason_of",
-    "relay_lost", "text_of", "write_all",
+    "relay_lost", "relay_running", "text_of", "write_all",
 ]  # fmt: skip
 
 SHOWN_LIMIT = 1000  # characters of one line
@@ -74,9 +75,16 @@ class HardspliceError(Exception):
         return tuple(f"{program}: {text}" for text in texts)
 
 
-def relay_lost(direction: Direction, reason: str, hint: str | None) -> HardspliceError:
+def relay_lost(
+    direction: Direction, protocol: Protocol, reason: str, hint: str | None
+) -> HardspliceError:
     """The HardspliceError with which a monitor ends when a relay can't be kept running."""
-    return HardspliceError("keep", f"the {direction} relay running", reason, hint)
+    return HardspliceError("keep", relay_running(direction, protocol), reason, hint)
+
+
+def relay_running(direction: Direction, protocol: Protocol) -> str:
+    """What a monitor that can't keep a relay running can't do, without its verb."""
+    return f"the {direction} {'' if protocol is Protocol.TCP else 'UDP '}relay running"
 
 
 def not_done(what: str, reason: str, hint: str | None = None) -> HardspliceError:

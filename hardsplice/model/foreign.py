@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["NOT_TCP", "is_other_protocol", "is_publish", "meant", "why_not"]
+from hardsplice.model.direction import Direction
+from hardsplice.model.protocol import Protocol
 
-NOT_TCP = "hardsplice forwards TCP alone"
+__all__ = ["is_publish", "meant", "of_another_protocol", "protocols", "why_not"]
+
+NEITHER = "hardsplice forwards TCP and UDP alone; leave out what is neither"
 
 _PROTOCOL = re.compile(r"(.+)/(tcp|udp|sctp)", re.IGNORECASE)
 _PORTS = r"[0-9]+(?:-[0-9]+)?"
@@ -25,8 +28,9 @@ _PUBLISH = ("-p", "--publish", "--port", "--ports")
 # pasta's, each with the reason why it isn't here.
 _NOT_HERE = {
     **dict.fromkeys(("-e", "--stderr"), "in the foreground messages go to standard error anyway"),
-    **dict.fromkeys(("--no-tcp", "--no-splice"), "nothing but TCP is forwarded, by splice(2)"),
-    "--no-udp": NOT_TCP,
+    "--no-splice": "TCP is forwarded by splice(2) alone",
+    "--no-tcp": "TCP is forwarded where -t or -T asks for it, and nowhere else",
+    "--no-udp": "UDP is forwarded where -u or -U asks for it, and nowhere else",
 }
 _NO_TAP = "it is about pasta's tap interface, and there is none here"
 # pasta's, which are about its tap interface.
@@ -44,10 +48,23 @@ _TAP = frozenset(
 )  # fmt: skip
 
 
-def is_other_protocol(text: str) -> bool:
-    """Whether a word asks for something other than TCP, as Docker has it."""
-    protocols = (_PROTOCOL.fullmatch(part) for part in text.split(","))
-    return any(found is not None and found[2].lower() != "tcp" for found in protocols)
+def protocols(text: str) -> set[str]:
+    """The protocols that a word asks for, as Docker has it: by name, in lower case."""
+    found = (_PROTOCOL.fullmatch(part) for part in text.split(","))
+    return {one[2].lower() for one in found if one is not None}
+
+
+def of_another_protocol(text: str, protocol: Protocol) -> str | None:
+    """Why a word can't be the SPEC of an option for ``protocol``, where it names another one."""
+    others = protocols(text) - {protocol}
+    if not others:
+        return None
+    if others - {*Protocol}:
+        return NEITHER
+    (other,) = map(Protocol, others)
+    options = " and ".join(one.option(other) for one in Direction)
+    way = f"{other.upper()} ports are asked for by {options}"
+    return f"{way}; leave out what is not {protocol.upper()}"
 
 
 def meant(text: str) -> tuple[str, ...]:

@@ -66,10 +66,14 @@ class Forward(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Its listener as messages name it: "port 80", "127.0.0.1 port 80", "::1%eth0 port 80"."""
+        """Its listener as messages name it: "port 80", "127.0.0.1 port 80", "::1%eth0 port 80",
+        "UDP port 53".
+        """
+        kind = "" if self.protocol is Protocol.TCP else f"{self.protocol.upper()} "
         if not self.port:
-            return "a free port" + (f" of {self.bind_address}" if self.bind_address else "")
-        return f"{self.bind_address} port {self.port}".strip()
+            where = f" of {self.bind_address}" if self.bind_address else ""
+            return f"a free {kind}port{where}"
+        return f"{self.bind_address} {kind}port {self.port}".strip()
 
     @property
     def where(self) -> str:

@@ -16,7 +16,7 @@ from ipaddress import IPv4Address, IPv6Address
 from itertools import combinations
 from typing import TYPE_CHECKING, NamedTuple
 
-from hardsplice.model.direction import Direction
+from hardsplice.model.direction import Direction, GroupKey
 from hardsplice.model.errors import HardspliceError, quote
 from hardsplice.model.forward import LOOPBACKS, Auto, Forward, Origin, Source, meet
 from hardsplice.model.protocol import Protocol
@@ -57,12 +57,13 @@ def parse(
     *,
     ephemeral: tuple[int, int],
     versions: Sequence[int] = (4, 6),
+    protocol: Protocol = Protocol.TCP,
 ) -> list[Forward]:
     """As `lay_out`, for SPECs that name their ports: `auto` is a HardspliceError."""
-    layout = lay_out(specs, direction, ephemeral=ephemeral, versions=versions)
+    layout = lay_out(specs, direction, ephemeral=ephemeral, versions=versions, protocol=protocol)
     if layout.autos:
         reason = "'auto' can't be asked for here; name the ports"
-        raise HardspliceError("parse", direction.option, reason)
+        raise HardspliceError("parse", direction.option(protocol), reason)
     return layout.forwards
 
 
@@ -73,9 +74,10 @@ def lay_out(
     ephemeral: tuple[int, int],
     versions: Sequence[int] = (4, 6),
     first: int = 1,
+    protocol: Protocol = Protocol.TCP,
 ) -> Layout:
-    """The listeners that all SPECs of a direction's option ask for together, numbered from
-    ``first`` on.
+    """The listeners that all SPECs of the option of a direction and a protocol ask for together,
+    numbered from ``first`` on.
 
     `ephemeral` is the first and the last port that the kernel hands out by itself, which are in
     neither `all` nor what exclusions leave over. `versions` are those of IP in use: with
@@ -85,7 +87,7 @@ def lay_out(
     The order is that of the listening addresses' first mention, then by port. Raises
     HardspliceError.
     """
-    option = direction.option
+    option = direction.option(protocol)
     if "none" in specs:
         other = next((spec for spec in specs if spec != "none"), None)
         if other is not None:
@@ -95,13 +97,13 @@ def lay_out(
     parsed = []
     for text in specs:
         try:
-            spec = read(text)
+            spec = read(text, protocol)
             _check_versions(spec, versions)
         except SpecError as refusal:
             raise HardspliceError("parse", f"{option} {quote(text)}", str(refusal)) from None
         parsed.append(spec)
     try:
-        return _lay_together(parsed, direction, ephemeral, versions, first)
+        return _lay_together(parsed, (direction, protocol), ephemeral, versions, first)
     except SpecError as refusal:
         raise HardspliceError("parse", option, str(refusal)) from None
 
@@ -142,13 +144,17 @@ def single(
     )
 
 
-def parse_inherited(specs: Sequence[str], *, versions: Sequence[int] = (4, 6)) -> list[Inherited]:
-    """What SPECs ask for that take passed listeners, all on the host. Raises HardspliceError."""
-    option = Direction.INBOUND.option
+def parse_inherited(
+    specs: Sequence[str], protocol: Protocol = Protocol.TCP, *, versions: Sequence[int] = (4, 6)
+) -> list[Inherited]:
+    """What SPECs of a protocol's option ask for that take passed listeners, all on the host. Raises
+    HardspliceError.
+    """
+    option = Direction.INBOUND.option(protocol)
     read_ones = []
     for text in specs:
         try:
-            one = read_inherited(text)
+            one = read_inherited(text, protocol)
             _check_addresses((one.target,), versions)
         except SpecError as refusal:
             raise HardspliceError("parse", f"{option} {quote(text)}", str(refusal)) from None
@@ -188,11 +194,12 @@ class _Leads(NamedTuple):
 
 def _lay_together(
     specs: Sequence[Spec],
-    direction: Direction,
+    group_key: GroupKey,
     ephemeral: tuple[int, int],
     versions: Sequence[int],
     first: int,
 ) -> Layout:
+    direction, protocol = group_key
     excluded = {port for spec in specs for ports in spec.excluded for port in ports}
     groups: dict[Listen, list[Entry]] = {}
     watched: dict[Listen, list[Entry]] = {}
@@ -228,7 +235,7 @@ def _lay_together(
     forwards = [
         Forward(
             direction, listen.address, listen.interface, port, leads.target, leads.port,
-            leads.required, id=next(numbers),
+            leads.required, protocol, id=next(numbers),
         )
         for listen, table in tables.items()
         for port, leads in sorted(table.items())
@@ -237,14 +244,14 @@ def _lay_together(
     forwards += [
         Forward(
             direction, listen.address, listen.interface, 0, leads.target, leads.port,
-            leads.required, origin=Origin.FREE, id=next(numbers),
+            leads.required, protocol, origin=Origin.FREE, id=next(numbers),
         )
         for listen, leads in free
     ]  # fmt: skip
     return Layout(
         forwards,
         [
-            _watch(direction, listen, group, excluded, everything, loopback)
+            _watch(group_key, listen, group, excluded, everything, loopback)
             for listen, group in watched.items()
         ],
     )
@@ -264,7 +271,7 @@ def _take_free(
 
 
 def _watch(
-    direction: Direction,
+    group_key: GroupKey,
     listen: Listen,
     group: Sequence[Entry],
     excluded: set[int],
@@ -277,7 +284,8 @@ def _watch(
         targets = dict(zip(everything, everything, strict=True))
     for port, leads in _named(listen, group, excluded, loopback).items():
         targets[port] = leads.port
-    return Auto(direction, listen.address, listen.interface, loopback, _runs(targets))
+    direction, protocol = group_key
+    return Auto(direction, listen.address, listen.interface, loopback, _runs(targets), protocol)
 
 
 def _runs(targets: Mapping[int, int]) -> tuple[tuple[range, int], ...]:

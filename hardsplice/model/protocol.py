@@ -10,9 +10,7 @@ class Protocol(StrEnum):
     """What a port is a port of: one number is two ports, 53/tcp and 53/udp. A member is the word
     that the log, JSON and metrics have for it.
 
-    Everything that names a port says which it is. TCP alone is forwarded: no option, nobody at the
-    control socket and no listener that is passed can ask for UDP, and no relay serves it. So UDP is
-    for what tells ports apart, and for the tests of that.
+    Everything that names a port says which it is. Each has relays of its own.
     """
 
     TCP = "tcp"

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import NamedTuple
 
-from hardsplice.model.direction import Direction
+from hardsplice.model.direction import Direction, GroupKey
+from hardsplice.model.protocol import Protocol
 
 
 class Role(NamedTuple):
@@ -25,11 +26,13 @@ class Role(NamedTuple):
     policy: str  # its file's name in policy/, without .toml
     policy_dynamic: str = ""  # the same where ports may change at run time, if that is another one
     policy_control: str = ""  # ... and where it serves a control socket
-    direction: Direction | None = None  # of a relay
+    group: GroupKey | None = None  # of a relay
 
-    def changes_with(self, dynamic: Collection[Direction]) -> bool:
-        """Whether ports that may change at run time in the ``dynamic`` directions concern it."""
-        return self.direction in dynamic if self.direction else bool(dynamic)
+    def changes_with(self, dynamic: Collection[GroupKey]) -> bool:
+        """Whether it concerns this one that the ports of the ``dynamic`` groups may change at run
+        time.
+        """
+        return self.group in dynamic if self.group else bool(dynamic)
 
     def policy_for(self, *, is_dynamic: bool, has_control: bool = False) -> str:
         """The policy that it runs under."""
@@ -77,23 +80,23 @@ INIT = Role(
 )
 
 
-def _relay(direction: Direction, parent: Role) -> Role:
+def _relay(name: str, direction: Direction, parent: Role) -> Role:
     return Role(
-        direction.process,
+        name,
         parent=parent.name,
         may="accepts on its listeners, connects to the targets, moves bytes",
         # One of the latter: the second where ports may change.
         steps=("relay_steps", "filter_step", "notifying_filter_step"),
         policy="relay",
         policy_dynamic="relay-ports",
-        direction=direction,
+        group=(direction, Protocol.TCP),
     )
 
 
-INBOUND_RELAY = _relay(Direction.INBOUND, NAMESPACE)
-OUTBOUND_RELAY = _relay(Direction.OUTBOUND, HOST)
-RELAYS = {Direction.INBOUND: INBOUND_RELAY, Direction.OUTBOUND: OUTBOUND_RELAY}
+INBOUND_RELAY = _relay("hs-relay-in", Direction.INBOUND, NAMESPACE)
+OUTBOUND_RELAY = _relay("hs-relay-out", Direction.OUTBOUND, HOST)
+RELAYS = {role.group: role for role in (INBOUND_RELAY, OUTBOUND_RELAY) if role.group}
 
-_ALL = (INBOUND_RELAY, OUTBOUND_RELAY, NAMESPACE, HOST, INIT, GUARD)
+_ALL = (*RELAYS.values(), NAMESPACE, HOST, INIT, GUARD)
 ROLES = {role.name: role for role in _ALL}
 POLICIES = tuple(dict.fromkeys(policy for role in ROLES.values() for policy in role.policies))

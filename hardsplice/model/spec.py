@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The grammar of a SPEC, the value of -t and -T: reads one of them by itself.
+"""The grammar of a SPEC, the value of -t, -T, -u and -U: reads one of them by itself.
 
     spec    := "none" | [listen "/"] ports | listen "/"
     listen  := ADDR | ADDR "%" IFACE | "%" IFACE            (IPv6 may stand in brackets)
@@ -32,6 +32,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from hardsplice.model import foreign
 from hardsplice.model.errors import quote
+from hardsplice.model.protocol import Protocol
 
 __all__ = [
     "ALL",
@@ -101,9 +102,10 @@ class Spec:
 class Inherited:
     """A SPEC of its own kind: listeners that the service manager passes."""
 
-    names: tuple[str, ...]  # none: all that no other SPEC names
+    names: tuple[str, ...]  # none: all of the protocol that no other SPEC names
     target: Address | None
     port: int
+    protocol: Protocol = Protocol.TCP
 
 
 class SpecError(Exception):
@@ -115,24 +117,24 @@ FREE = range(1)  # the ports of an entry that asks for one that is free
 ALL = Entry(None, None, 0)  # every port to its own number
 
 
-def read(text: str) -> Spec:
-    """The meaning of one SPEC other than `none`. Raises SpecError."""
+def read(text: str, protocol: Protocol = Protocol.TCP) -> Spec:
+    """The meaning of one SPEC other than `none`, of an option for a protocol. Raises SpecError."""
     try:
         return _read(text)
     except SpecError as refusal:
-        if foreign.is_other_protocol(text):
-            raise SpecError(f"{foreign.NOT_TCP}; leave out what is not TCP") from None
-        better = in_our_words(text)
+        if reason := foreign.of_another_protocol(text, protocol):
+            raise SpecError(reason) from None
+        better = in_our_words(text, protocol)
         if better is None:
             raise refusal from None
         raise SpecError(f"that is how others spell it; write {better}") from None
 
 
-def in_our_words(text: str) -> str | None:
+def in_our_words(text: str, protocol: Protocol = Protocol.TCP) -> str | None:
     """The SPEC that says what ``text`` says here, or to other programs; None where it says nothing
-    to anybody, or is not about TCP.
+    to anybody, or is not about that protocol.
     """
-    if foreign.is_other_protocol(text):
+    if foreign.of_another_protocol(text, protocol):
         return None
     for one in (text, *foreign.meant(text)):
         with contextlib.suppress(SpecError):
@@ -175,8 +177,10 @@ def is_inherited(text: str) -> bool:
     return text.partition(":")[0] == "inherit"
 
 
-def read_inherited(text: str) -> Inherited:
-    """The meaning of a SPEC that begins with `inherit`. Raises SpecError."""
+def read_inherited(text: str, protocol: Protocol = Protocol.TCP) -> Inherited:
+    """The meaning of a SPEC that begins with `inherit`, of an option for that protocol. Raises
+    SpecError.
+    """
     if any(char.isspace() for char in text):
         raise SpecError("there is a space in it; write inherit:NAME:PORT")
     head, slash, numbers = text.rpartition("/")
@@ -194,7 +198,7 @@ def read_inherited(text: str) -> Inherited:
     if not all(given):
         raise SpecError("there is an empty name; write inherit:NAME:PORT, or inherit:PORT for all")
     target = None if host is None else read_target(host, text)
-    return Inherited(tuple(given), target, _read_port(numbers, numbers))
+    return Inherited(tuple(given), target, _read_port(numbers, numbers), protocol)
 
 
 def _check_targets(entries: Iterable[Entry]) -> None:
@@ -231,7 +235,7 @@ def read_listen(text: str) -> Listen:
         return Listen(None, interface)
     address = _read_address(host)
     if address == _BROADCAST:
-        raise SpecError(f"{quote(host)} is the broadcast address, which TCP has no use for")
+        raise SpecError(f"{quote(host)} is the broadcast address, which is not forwarded")
     if address.version == 6 and address.is_link_local and interface is None:
         raise SpecError(
             f"{quote(host)} is link-local and needs its interface; write {host}%INTERFACE"
@@ -276,7 +280,7 @@ def _read_address(text: str) -> Address:
             f"{quote(text)} is an IPv4 address in IPv6 clothes; write {address.ipv4_mapped}"
         )
     if address.is_multicast:
-        raise SpecError(f"{quote(text)} is a multicast address, which TCP has no use for")
+        raise SpecError(f"{quote(text)} is a multicast address, which is not forwarded")
     return address
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The configuration of one direction's relays, up to what only shows in the namespace in which they
+"""The configuration of one group of relays, up to what only shows in the namespace in which they
 connect: which families it has.
 """
 
@@ -10,12 +10,25 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from hardsplice.model.families import ALL_FAMILIES
+from hardsplice.model.protocol import Protocol
 from hardsplice.net import listeners
 from hardsplice.net.listener import Listener
 from hardsplice.net.listeners import Bound
 from hardsplice.relay import main as relay
 from hardsplice.sandbox.address_book import Book
 from hardsplice.telemetry.counters import Stats
+
+
+def has_part(plan: relay.Plan, number: int, port_id: int) -> bool:
+    """Whether the relay with this number, from 0, among those of ``plan`` serves a port. TCP's all
+    serve every port. Of UDP each port is one relay's, since a client's datagrams must not be split
+    among several.
+    """
+    return plan.protocol is Protocol.TCP or port_id % plan.workers == number
+
+
+def _part(plan: relay.Plan, number: int) -> tuple[Listener, ...]:
+    return tuple(one for one in plan.listeners if has_part(plan, number, one.port_id))
 
 
 class Draft(NamedTuple):
@@ -41,7 +54,10 @@ class Draft(NamedTuple):
         if common.is_dynamic:
             used.update(families)
         plan = common._replace(listeners=made, families=tuple(sorted(used)))
-        return tuple(plan._replace(stats=stats) for stats in self.stats)
+        return tuple(
+            plan._replace(stats=stats, listeners=_part(plan, number))
+            for number, stats in enumerate(self.stats)
+        )
 
     def _listener(self, bound: Bound, families: Sequence[int]) -> Listener:
         """One of the first listeners, with its routes."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from collections.abc import Callable, Mapping, Sequence
 
 from hardsplice.ipc.loop import Alarm, Loop
@@ -23,6 +24,7 @@ from hardsplice.model.direction import Direction
 from hardsplice.model.errors import HardspliceError
 from hardsplice.model.families import ALL_FAMILIES
 from hardsplice.model.forward import Forward
+from hardsplice.model.protocol import Protocol
 from hardsplice.net import listeners
 from hardsplice.net.retiring import Retiring, Sink
 from hardsplice.sandbox.address_book import Book
@@ -114,7 +116,9 @@ class Effects:
         that it was asked for, as we would have made it. Before Linux 5.14 the namespace can't be
         asked for.
         """
-        if not listeners.is_listener(fd, forward) or not listeners.is_sound(fd):
+        if not listeners.is_listener(fd, forward):
+            return False
+        if not listeners.is_sound(fd, forward.protocol):
             return False
         found = socketcalls.namespace_cookie(fd)
         return found is None or found == self._namespace_cookie
@@ -135,6 +139,11 @@ class Effects:
         if fd is None:
             return
         written = self._written.get(port_id)
+        if written and written.protocol is Protocol.UDP:
+            # Whoever has a copy of it still can't send from it.
+            socketcalls.shutdown(fd, socket.SHUT_RDWR)
+            os.close(fd)
+            return
         # An outbound one is made by whoever is in its namespace, who can make more.
         if written and written.direction is Direction.OUTBOUND:
             with contextlib.suppress(OSError):
@@ -162,7 +171,7 @@ class Effects:
         some, self._unseen = self._unseen[:CHECKED_AT_ONCE], self._unseen[CHECKED_AT_ONCE:]
         for port_id in some:
             fd = self._listeners.get(port_id)
-            if fd is not None and not listeners.is_sound(fd):
+            if fd is not None and not listeners.is_sound(fd, self._written[port_id].protocol):
                 self._lose(port_id)
                 return
         if self._unseen or self._foreign:

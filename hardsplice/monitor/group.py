@@ -1,33 +1,36 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The relays of one direction: each with its supervisor, its pools and its counters, all with the
-same listeners.
+"""The relays of one direction and protocol: each with its supervisor, its pools and its counters.
+Those of TCP all have the same listeners. Of UDP each listener belongs to one relay, since the
+datagrams of a client must not be split among several; and a relay without a listener isn't started
+before it gets one.
 
 When a relay dies, only its own flows are lost, and only it is replaced. A relay that stops
 accepting, or has died, may have been the only one that was woken for a client
 (relay/tcp/accepting.py, *Sharing listeners*): then the others are told to check their listeners, at
 most once in POLL_SECONDS, so that a relay that was taken over can't keep the others busy with that.
 
-When the relays of a direction drain, they accept no more connections, and each ends once it has no
+When the relays drain, they accept no more connections, and each ends once it has no
 flow. A listener that no other process holds is shut down for that, so that clients are refused; one
-that the service manager holds stays open, and clients wait for the next start.
+that the service manager holds stays open, and clients wait for the next start. One of UDP stays
+open, too, since answers leave by it.
 """
 
 from __future__ import annotations
 
 import socket
-import time
 import typing
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 
 from hardsplice.ipc import descriptors
-from hardsplice.ipc.descriptors import FIRST_LISTENER
 from hardsplice.ipc.loop import Loop
 from hardsplice.ipc.messages import Note
 from hardsplice.kernel import socketcalls
 from hardsplice.model.errors import HardspliceError
 from hardsplice.model.forward import Forward
-from hardsplice.monitor.supervisor import STOP_SECONDS, Supervisor
+from hardsplice.model.protocol import Protocol
+from hardsplice.monitor.draft import has_part
+from hardsplice.monitor.supervisor import Supervisor
 from hardsplice.monitor.unreachable import Doubt
 from hardsplice.net.listeners import Bound, Routing
 from hardsplice.relay import main as relay
@@ -37,12 +40,12 @@ POLL_SECONDS = 0.01
 
 
 class GroupOwner(typing.Protocol):
-    """What the relays of a direction report to."""
+    """What the relays of a group report to."""
 
     def relays_ready(self) -> None:
         """Every relay is locked down and serves, for the first time."""
 
-    def relay_lost(self, reason: str, hint: str | None = None) -> None:
+    def relay_lost(self, protocol: Protocol, reason: str, hint: str | None = None) -> None:
         """One of the relays can't be kept running."""
 
     def relays_alive(self) -> None:
@@ -59,38 +62,32 @@ class GroupOwner(typing.Protocol):
 
 
 class RelayGroup:
-    """The relays of one direction."""
+    """The relays of one direction and protocol."""
 
-    def __init__(self, plans: Sequence[relay.Plan], loop: Loop, owner: GroupOwner) -> None:
+    def __init__(
+        self, plans: Sequence[relay.Plan], places: deque[int], loop: Loop, owner: GroupOwner
+    ) -> None:
+        """``places`` are those that are free for listeners which come at run time; other groups of
+        this monitor take theirs from the same ones.
+        """
+        self.protocol = plans[0].protocol
         self.loop = loop
         self.owner = owner
         self.supervisors = [Supervisor(plan, loop, self) for plan in plans]
-        self.listeners = {one.port_id: one for one in plans[0].listeners} if plans else {}
-        self.families = plans[0].families if plans else ()
-        self.routing: Routing | None = None
-        self.places: deque[int] = deque()  # free places for listeners that are added at run time
-        if plans and plans[0].is_dynamic:
-            self.routing = Routing(plans[0].book, self.families)
-            taken = {one.fd for one in plans[0].listeners}
-            every = range(FIRST_LISTENER, plans[0].first_flow)
-            self.places.extend(fd for fd in every if fd not in taken)
-        self.awaited = len(self.supervisors)
+        self.listeners = {one.port_id: one for plan in plans for one in plan.listeners}
+        self.families = plans[0].families
+        self.routing = Routing(plans[0].book, self.families) if plans[0].is_dynamic else None
+        self.places = places
+        self.awaited = sum(not one.is_idle for one in self.supervisors)
         self.will_poll = False
-        self.stored = plans[0].stored if plans else frozenset()
+        self.stored = plans[0].stored
         self.doubt = Doubt()
 
     def start(self) -> None:
-        """Fork all relays."""
+        """Fork all relays that have something to do."""
         for supervisor in self.supervisors:
-            supervisor.start()
-
-    def stop(self) -> None:
-        """End all relays, and wait until they have ended."""
-        for supervisor in self.supervisors:
-            supervisor.hang_up()
-        deadline = time.monotonic() + STOP_SECONDS
-        for supervisor in self.supervisors:
-            supervisor.stop(deadline)
+            if not supervisor.is_idle:
+                supervisor.start()
 
     def mark_stored(self, port_ids: Iterable[int]) -> None:
         """The service manager also has the listeners of those ports: they are left open when
@@ -99,13 +96,13 @@ class RelayGroup:
         self.stored |= frozenset(port_ids)
 
     def drain(self) -> None:
-        """Stop accepting, and have every relay end once it has no flow left. Listeners that nobody
-        else has are shut down, which resets the connections that wait in them.
+        """Stop accepting, and have every relay end once it has no flow left. TCP listeners that
+        nobody else has are shut down, which resets the connections that wait in them.
         """
         for supervisor in self.supervisors:
             supervisor.drain()
         for port_id, listener in self.listeners.items():
-            if port_id not in self.stored:
+            if port_id not in self.stored and self.protocol is Protocol.TCP:
                 socketcalls.shutdown(listener.fd, socket.SHUT_RDWR)
         self.relay_drained()
 
@@ -116,19 +113,12 @@ class RelayGroup:
 
     @property
     def is_drained(self) -> bool:
-        """Whether there is no relay, nor will be."""
+        """Whether there is no relay, and none will be started again."""
         return all(supervisor.is_drained for supervisor in self.supervisors)
 
-    def ping(self) -> None:
-        """Ping every relay."""
-        for supervisor in self.supervisors:
-            supervisor.ping()
-        if self.is_drained:
-            self.owner.relays_alive()
-
     def add(self, forward: Forward, fd: int, slots: Mapping[int, int]) -> None:
-        """Keep one more listener, a copy of ``fd``, and have every relay accept on it; ``slots``
-        are those of its targets in the address book. HardspliceError where that can't be.
+        """Keep one more listener, a copy of ``fd``, and have relays serve it; ``slots`` are those
+        of its targets in the address book. HardspliceError where that can't be.
         """
         assert self.routing is not None
         if not self.places:
@@ -137,8 +127,9 @@ class RelayGroup:
         listener = self.routing.listener(Bound(forward, self.places[0]), slots)
         descriptors.copy(fd, self.places.popleft())
         self.listeners[forward.id] = listener
-        for supervisor in self.supervisors:
-            supervisor.add(listener)
+        for number, supervisor in enumerate(self.supervisors):
+            if has_part(supervisor.plan, number, forward.id):
+                supervisor.add(listener)
 
     def remove(self, port_id: int, *, reset_flows: bool) -> None:
         """Give up a listener, if it is there, which the host monitor has ended. Its flows go on, or
@@ -147,8 +138,9 @@ class RelayGroup:
         listener = self.listeners.pop(port_id, None)
         if listener is None:
             return
-        for supervisor in self.supervisors:
-            supervisor.remove(listener, reset_flows=reset_flows)
+        for number, supervisor in enumerate(self.supervisors):
+            if has_part(supervisor.plan, number, port_id):
+                supervisor.remove(listener, reset_flows=reset_flows)
         descriptors.clear((listener.fd,))
         self.places.append(listener.fd)
 
@@ -160,7 +152,7 @@ class RelayGroup:
 
     def relay_lost(self, reason: str, hint: str | None = None) -> None:
         """Fewer relays than requested is an error."""
-        self.owner.relay_lost(reason, hint)
+        self.owner.relay_lost(self.protocol, reason, hint)
 
     def relay_alive(self) -> None:
         """One more has answered."""
@@ -169,7 +161,8 @@ class RelayGroup:
 
     def accept_paused(self) -> None:
         """Clients may wait that no other relay was woken for."""
-        if len(self.supervisors) > 1 and not self.will_poll:
+        shares = len(self.supervisors) > 1 and self.protocol is Protocol.TCP
+        if shares and not self.will_poll:
             self.will_poll = True
             self.loop.after(POLL_SECONDS, self._poll)
 

@@ -46,7 +46,7 @@ from hardsplice.model.direction import Direction
 from hardsplice.model.errors import HardspliceError
 from hardsplice.model.forward import Forward
 from hardsplice.monitor.effects import Effects
-from hardsplice.monitor.group import RelayGroup
+from hardsplice.monitor.groups import RelayGroups
 from hardsplice.monitor.requests import (
     CloseRequest,
     Done,
@@ -77,16 +77,16 @@ class HostSide:
     def __init__(
         self,
         channel: Channel,
-        group: RelayGroup,
+        groups: RelayGroups,
         effects: Effects,
         loop: Loop,
         report: Callable[[HardspliceError], None],
     ) -> None:
-        """``channel`` leads to the namespace monitor; ``group`` are the outbound relays. ``report``
-        gets messages for the log about errors that no request caused.
+        """``channel`` leads to the namespace monitor; ``groups`` are the outbound relays.
+        ``report`` gets messages for the log about errors that no request caused.
         """
         self.channel = channel
-        self.group = group
+        self.groups = groups
         self.effects = effects
         self.waiting: deque[Request] = deque()
         self.current: Request | None = None
@@ -102,7 +102,7 @@ class HostSide:
         if forward.direction is Direction.INBOUND:
             self._send_request(ServeRequest(forward, self.effects, done))
         else:
-            self._send_request(OpenRequest(forward, self.effects, done, self.group))
+            self._send_request(OpenRequest(forward, self.effects, done, self.groups))
 
     def remove(
         self, forward: Forward, *, reset_flows: bool, done: Callable[[HardspliceError | None], None]
@@ -112,7 +112,7 @@ class HostSide:
             self._send_request(CloseRequest(forward, self.effects, reset_flows, done))
         else:
             self.effects.end(forward.id)
-            self.group.remove(forward.id, reset_flows=reset_flows)
+            self.groups.remove(forward.id, reset_flows=reset_flows)
             self.effects.cross_out(forward.id)
             done(None)
 
@@ -224,12 +224,12 @@ class NamespaceSide:
     """Serves the host monitor's requests."""
 
     def __init__(
-        self, parent: Channel, group: RelayGroup, families: Sequence[int], loop: Loop
+        self, parent: Channel, groups: RelayGroups, families: Sequence[int], loop: Loop
     ) -> None:
-        """``families`` are the namespace's; ``group`` are the inbound relays."""
+        """``families`` are the namespace's; ``groups`` are the inbound relays."""
         self.parent = parent
         self.loop = loop
-        self.group = group
+        self.groups = groups
         self.families = families
 
     def take(self, record: Record) -> None:
@@ -259,11 +259,11 @@ class NamespaceSide:
     def _serve(self, record: Record) -> None:
         forward, slots = decode(record, Direction.INBOUND)
         (fd,) = record.fds
-        if record.index in self.group.listeners or not is_listener(fd, forward):
+        if self.groups.has(record.index) or not is_listener(fd, forward):
             raise MalformedError("a descriptor that is not a new listener")
         code = 0
         try:
-            self.group.add(forward, fd, slots)
+            self.groups.add(forward, fd, slots)
         except HardspliceError:
             code = errno.EAFNOSUPPORT
         except Exception:  # noqa: BLE001 - it ends this request, whatever it is
@@ -272,7 +272,7 @@ class NamespaceSide:
         self._answer(Kind.SERVED, record, code)
 
     def _close(self, record: Record) -> None:
-        self.group.remove(record.index, reset_flows=bool(record.small))
+        self.groups.remove(record.index, reset_flows=bool(record.small))
         self._answer(Kind.CLOSED, record)
 
     def _answer(self, kind: Kind, record: Record, code: int = 0) -> None:

@@ -32,11 +32,12 @@ from hardsplice.kernel.signals import ENDING, FINAL, HARMLESS, is_to_be_passed_o
 from hardsplice.kernel.status import describe_status
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import HardspliceError, relay_lost
+from hardsplice.model.protocol import Protocol
 from hardsplice.monitor import departure, loops
 from hardsplice.monitor.autoforward import Watch
 from hardsplice.monitor.command import Command
 from hardsplice.monitor.event_log import EventLog
-from hardsplice.monitor.group import RelayGroup
+from hardsplice.monitor.groups import RelayGroups
 from hardsplice.monitor.handover import HostSide
 from hardsplice.monitor.notes import BY_RELAYS, BY_SUPERVISORS, BY_TRACED_RELAYS, newly_lacking
 from hardsplice.monitor.plan import Host
@@ -69,10 +70,10 @@ class HostMonitor:
         self.namespace_monitor = child = host.namespace_monitor  # None once it has ended
         self.on_ready = on_ready
         self.loop = Loop()
-        self.group = RelayGroup(host.plans, self.loop, self)
+        self.groups = RelayGroups(host.plans, self.loop, self)
         self.event_log = EventLog(host.log, lambda one: self.registry.find(one))  # noqa: PLW0108 - below
         self.handover = (
-            HostSide(child.channel, self.group, host.effects, self.loop, self.event_log.trouble)
+            HostSide(child.channel, self.groups, host.effects, self.loop, self.event_log.trouble)
             if host.effects and child
             else None
         )
@@ -150,7 +151,7 @@ class HostMonitor:
         deadline = time.monotonic() + END_SECONDS
         if child:
             child.hang_up()
-        self.group.stop()
+        self.groups.stop()
         if child:
             left = deadline - time.monotonic()
             child.receive_until_end(left, self._receive_record)
@@ -172,9 +173,8 @@ class HostMonitor:
     def _phases(self) -> Sequence[Phase]:
         """All phases of this start, in their order."""
         host, watch, command = self.host, self.watch, self.command
-        parts = (NAMESPACE, host.namespace_monitor), (RELAYS, host.plans)
-        serving = [who for who, part in parts if part]
-        phases = [Phase("both monitors and all relays serve", self.group.start, serving)]
+        serving = [NAMESPACE, RELAYS] if host.namespace_monitor else [RELAYS]
+        phases = [Phase("both monitors and all relays serve", self.groups.start, serving)]
         if watch:
             begin = partial(watch.start, partial(self._arrived, AUTO))
             phases.append(Phase("what is listened on already is forwarded", begin, [AUTO]))
@@ -202,9 +202,9 @@ class HostMonitor:
         """The outbound relays serve."""
         self._arrived(RELAYS)
 
-    def relay_lost(self, reason: str, hint: str | None = None) -> None:
+    def relay_lost(self, protocol: Protocol, reason: str, hint: str | None = None) -> None:
         """An outbound relay can't be kept running: end hardsplice."""
-        self.fail(relay_lost(Direction.OUTBOUND, reason, hint))
+        self.fail(relay_lost(Direction.OUTBOUND, protocol, reason, hint))
 
     def fail(self, failure: HardspliceError) -> None:
         """End, for this reason, unless there was one before."""
@@ -247,7 +247,7 @@ class HostMonitor:
 
     def _children(self) -> set[int]:
         """Those whose end somebody here waits for."""
-        relays = [supervisor.child for supervisor in self.group.supervisors]
+        relays = [supervisor.child for supervisor in self.groups.supervisors]
         return {one.pid for one in (self.namespace_monitor, *relays) if one} | set(
             self.command.pids if self.command else ()
         )
@@ -257,9 +257,9 @@ class HostMonitor:
     def _ping(self) -> set[str]:
         """Ping all of them: which were pinged."""
         asked = set()
-        if not self.group.is_drained:
+        if not self.groups.is_drained:
             asked.add(RELAYS)
-            self.group.ping()
+            self.groups.ping()
         if self.namespace_monitor:
             asked.add(NAMESPACE)
             if self.namespace_monitor.channel.send(Record(Kind.PING), wait=False):
@@ -289,7 +289,7 @@ class HostMonitor:
             self.loop.stop(status)
             return
         self.registry.close()
-        self.ending.begin(status, self.namespace_monitor, self.group, self.host.stored_ports())
+        self.ending.begin(status, self.namespace_monitor, self.groups, self.host.stored_ports())
 
     def relays_drained(self) -> None:
         """The outbound relays have no flow left."""

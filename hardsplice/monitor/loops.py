@@ -86,7 +86,7 @@ def loop_error(way: Sequence[Forward]) -> HardspliceError:
     """Why the ports of a loop can't be had."""
     forward, *others = way
     names = [one.where for one in (*others, forward)]
-    without = f"{forward.direction.option} ~{forward.port}"
+    without = f"{forward.direction.option(forward.protocol)} ~{forward.port}"
     hint = f"leave out one of them, as with {without}, or have one lead elsewhere"
     reason = f"that is a loop, by way of {', then '.join(names)}"
     return HardspliceError("forward", forward.where, reason, hint)

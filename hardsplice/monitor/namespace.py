@@ -32,8 +32,9 @@ from hardsplice.model import roles
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import HardspliceError, error_of, relay_lost, text_of
 from hardsplice.model.families import ALL_FAMILIES
+from hardsplice.model.protocol import Protocol
 from hardsplice.monitor import shutdown
-from hardsplice.monitor.group import RelayGroup
+from hardsplice.monitor.groups import RelayGroups
 from hardsplice.monitor.handover import NamespaceSide
 from hardsplice.monitor.plan import Namespace
 from hardsplice.net import joining, listeners, loopback, sockdiag
@@ -56,28 +57,25 @@ class NamespaceMonitor:
     def __init__(
         self,
         parent: Channel,
-        plans: Sequence[relay.Plan],
+        plans: Sequence[Sequence[relay.Plan]],
         lacking: Sequence[str],
         families: Sequence[int] | None = None,
     ) -> None:
         """``families`` are the namespace's, where ports may change at run time."""
         self.parent = parent
         self.loop = Loop()
-        self.group = RelayGroup(plans, self.loop, self)
+        self.groups = RelayGroups(plans, self.loop, self)
         self.lacking = lacking
         self.requests = (
-            None if families is None else NamespaceSide(parent, self.group, families, self.loop)
+            None if families is None else NamespaceSide(parent, self.groups, families, self.loop)
         )
 
     def run(self) -> int:
         """Serve until the host monitor hangs up; the exit status."""
         self.loop.add(self.parent.fileno(), self._on_parent)
-        if self.group.supervisors:
-            self.group.start()
-        else:
-            self.relays_ready()
+        self.groups.start()
         status = self.loop.run()
-        self.group.stop()
+        self.groups.stop()
         return status
 
     def relays_ready(self) -> None:
@@ -88,9 +86,9 @@ class NamespaceMonitor:
         """This monitor goes on, and so do its relays."""
         self.parent.send(Record(Kind.PONG), wait=False)
 
-    def relay_lost(self, reason: str, hint: str | None = None) -> None:
+    def relay_lost(self, protocol: Protocol, reason: str, hint: str | None = None) -> None:
         """Without its relays this monitor is of no use."""
-        lost = relay_lost(Direction.INBOUND, reason, hint)
+        lost = relay_lost(Direction.INBOUND, protocol, reason, hint)
         self.parent.send(Record(Kind.FATAL, text=text_of(lost)))
         self.loop.stop(1)
 
@@ -101,7 +99,7 @@ class NamespaceMonitor:
     def flow_ended(self, end: int, row: bytes) -> None:
         """Pass a flow's end up, or count it where the host monitor does not keep up."""
         if not self.parent.send(Record(Kind.FLOW, end, text=row), wait=False):
-            self.group.supervisors[0].plan.stats.kept[UNPASSED] += 1
+            self.groups.supervisors[0].plan.stats.kept[UNPASSED] += 1
 
     def relays_drained(self) -> None:
         """Nobody is connected any more, and nobody comes."""
@@ -120,11 +118,11 @@ class NamespaceMonitor:
     def _serve(self, record: Record) -> bool:
         try:
             if record.kind == Kind.PING:
-                self.group.ping()
+                self.groups.ping()
             elif record.kind == Kind.DRAIN_RELAYS:
-                self.group.mark_stored(shutdown.stored_ports(record))
+                self.groups.mark_stored(shutdown.stored_ports(record))
                 if not record.small:
-                    self.group.drain()
+                    self.groups.drain()
             elif self.requests is None:
                 raise MalformedError("nothing is to be asked for")
             else:
@@ -162,7 +160,7 @@ def start(plan: Namespace, log: Log, undo: contextlib.ExitStack) -> Started:
 
     def fork() -> int:
         # Left in the new process, too, which passes none of it on to its relays.
-        with shared_with_monitor(plan.relays.stats):
+        with shared_with_monitor(stats for one in plan.relays for stats in one.stats):
             return os.fork()
 
     pid, channel = child.fork(roles.HOST.name, roles.NAMESPACE.name, life, fork)
@@ -228,8 +226,8 @@ def _live(plan: Namespace, channel: Channel, tie: Tie, folder: int | None) -> in
     begun = confinement.begin(lambda _: None)
     _keep_only_ours(plan, channel, tie.line, folder)
     families = _enter(plan, channel, begun, Tie(tie.parent, LIFELINE_FD), folder)
-    plan.relays.book.pin(is_writer=False)
-    relays = plan.relays.plans(families)
+    plan.book.pin(is_writer=False)
+    relays = [one.plans(families) for one in plan.relays]
     places = range(FIRST_LISTENER, plan.first_flow)
     descriptors.keep((CHANNEL_FD, RULESET_FD, LIFELINE_FD, *places), plan.first_flow)
     ruleset = RULESET_FD if confinement.landlock.abi else None
@@ -246,7 +244,7 @@ def _keep_only_ours(plan: Namespace, channel: Channel, line: int, folder: int | 
     """Close all but what joining and binding takes, and what is served: root in the namespace could
     get at the rest. The address book's file is among that; what is mapped stays.
     """
-    plan.relays.book.open()
+    plan.book.open()
     channel.move_to(CHANNEL_FD)
     descriptors.move(line, LIFELINE_FD)
     descriptors.null_standard_streams((0, 1, LOG_FD))
@@ -254,7 +252,7 @@ def _keep_only_ours(plan: Namespace, channel: Channel, line: int, folder: int | 
     if folder is not None:
         assert plan.served.user is not None
         wanted += [plan.served.user, folder]
-    wanted += [one.fd for one in plan.relays.bound]
+    wanted += [one.fd for one in plan.bound]
     wanted += plan.passed.kept_for(Direction.OUTBOUND)
     descriptors.keep(wanted, plan.first_flow)
 
@@ -281,7 +279,9 @@ def _enter(
                 "hand over", "listeners", os.strerror(errno.ETOOMANYREFS), CROWDED_HINT
             )
     with contextlib.ExitStack() as stack:
-        diag_socket = stack.enter_context(sockdiag.open_socket()) if plan.is_watched else None
+        diag_socket = sockdiag.open_socket(plan.watched) if plan.watched else None
+        if diag_socket:
+            stack.enter_context(diag_socket)
         fds = (diag_socket.fileno(),) if diag_socket else ()
         cookie = COOKIE.pack(listeners.namespace_here() or 0)
         channel.send(Record(Kind.BOUND, detail=down, text=cookie + bytes(families), fds=fds))

@@ -12,15 +12,18 @@ from hardsplice.command import container
 from hardsplice.command.terminal import Terminal
 from hardsplice.ipc.child import Child
 from hardsplice.ipc.sd_notify import Notifier
-from hardsplice.model.direction import Direction
+from hardsplice.model.direction import Direction, GroupKey
 from hardsplice.model.forward import Forward
+from hardsplice.model.protocol import Protocol
 from hardsplice.monitor.autoforward import Watched
 from hardsplice.monitor.draft import Draft
 from hardsplice.monitor.effects import Effects
 from hardsplice.monitor.stored import Store
 from hardsplice.net.inherited import Passed
+from hardsplice.net.listeners import Bound
 from hardsplice.net.namespaces import Served
 from hardsplice.relay import main as relay
+from hardsplice.sandbox.address_book import Book
 from hardsplice.sandbox.confinement import Confinement
 from hardsplice.telemetry.flow_log import Traffic
 from hardsplice.telemetry.log import Log
@@ -35,7 +38,7 @@ class Host(NamedTuple):
     exit: int | None  # --exit-fd: its end of file is our end
     ports: Sequence[Forward]  # those that are listened on
     first_free: int  # from this number on, none is a port's
-    dynamic: frozenset[Direction]  # those whose ports may change at run time
+    dynamic: frozenset[GroupKey]  # those whose ports may change at run time
     effects: Effects | None  # where ports may change
     check_room: Callable[
         [int], None
@@ -46,8 +49,8 @@ class Host(NamedTuple):
     terminal: Terminal | None  # which controls our session
     namespace_monitor: Child | None  # the namespace monitor
     container: container.Container | None
-    plans: Sequence[relay.Plan]  # of the outbound relays
-    traffic: Sequence[Traffic]  # each direction's counters and flow tables
+    plans: Sequence[Sequence[relay.Plan]]  # of the outbound relays, each protocol's
+    traffic: Sequence[Traffic]  # each group's counters and flow tables
     log_flows: bool  # whether the end of each flow is written to the log
     drain: int  # seconds that flows have to come to their own end
     store: Store | None  # what the service manager keeps of ports that may be added
@@ -66,8 +69,10 @@ class Namespace(NamedTuple):
     forwards: tuple[Forward, ...]  # whose listeners it makes there
     passed: Passed  # the listeners of some, kept by the service manager
     versions: Sequence[int]  # of IP, in use
-    is_watched: bool  # the host monitor looks at what is listened on there (-t auto)
+    watched: frozenset[Protocol]  # whose listeners there the host monitor looks at (-t auto)
     is_dynamic: bool  # ports may change at run time
-    relays: Draft  # which accept at the host's listeners
+    bound: Sequence[Bound]  # the host's listeners
+    book: Book  # of the addresses that relays connect to
+    relays: Sequence[Draft]  # which serve the host's listeners, each protocol's
     first_flow: int  # the first descriptor behind the places of listeners
     confinement: Confinement

@@ -13,7 +13,7 @@ from __future__ import annotations
 import typing
 from collections.abc import Callable, Iterable, Sequence
 
-from hardsplice.model.direction import Direction
+from hardsplice.model.direction import Direction, GroupKey
 from hardsplice.model.errors import HardspliceError
 from hardsplice.model.forward import Forward
 from hardsplice.model.protocol import Protocol
@@ -56,22 +56,23 @@ class Registry:
         self,
         ports: Sequence[Forward],
         first_free: int,
-        directions: frozenset[Direction],
+        dynamic: frozenset[GroupKey],
         worker: Worker | None,
         check_room: Callable[[int], None],
         check_loop: Callable[[Forward, Iterable[Forward]], None],
     ) -> None:
         """``ports`` are there already; numbers from ``first_free`` on are unused. Only
-        ``directions`` can change, which takes a ``worker``. ``check_room`` raises HardspliceError
-        where a relay with so many listeners would have too few descriptors, ``check_loop`` where
-        one more port would lead back to itself by way of those that there are (loops.check).
+        ``dynamic`` groups can change, which takes a ``worker``. ``check_room`` raises a
+        HardspliceError where a relay with so many listeners would have too few descriptors,
+        ``check_loop`` where one more port would lead back to itself by way of those that there are
+        (loops.check).
         """
         self._ports = {port.id: port for port in ports}
         self._keys = {_key(port): port.id for port in ports}
         self._held = dict(self._ports)
         self.changes = 0  # how often a port has been taken, got, or let go
         self._next = first_free
-        self._directions = directions
+        self._dynamic = dynamic
         self._worker = worker
         self._check_room, self._check_loop = check_room, check_loop
         self.is_closed = False  # no more changes are taken
@@ -133,13 +134,20 @@ class Registry:
         direction = asked.direction
         if self.is_closed:
             raise HardspliceError("listen on", asked.where, "hardsplice is about to end")
-        if direction not in self._directions:
-            reason = f"{direction} ports were not to change when hardsplice was started"
+        if reason := self._fixed(asked):
             raise HardspliceError("listen on", asked.where, reason)
         if key in self._keys:
             raise ConflictError(asked, self._keys[key])
         self._check_room(self._listening[direction] + 1)
         self._check_loop(asked, self._held.values())
+
+    def _fixed(self, port: Forward) -> str:
+        """Why there can't be more or fewer ports of its kind; nothing where there can."""
+        if (port.direction, port.protocol) in self._dynamic:
+            return ""
+        return (
+            f"{port.direction} {port.protocol} ports were not to change when hardsplice was started"
+        )
 
     def remove(
         self, port_id: int, *, reset_flows: bool, done: Callable[[HardspliceError | None], None]
@@ -154,8 +162,7 @@ class Registry:
         if self.is_closed:
             done(HardspliceError("remove", f"port {port_id}", "hardsplice is about to end"))
             return
-        if port.direction not in self._directions:
-            reason = f"{port.direction} ports were not to change when hardsplice was started"
+        if reason := self._fixed(port):
             done(HardspliceError("remove", f"port {port_id}", reason))
             return
         assert self._worker is not None

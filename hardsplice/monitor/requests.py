@@ -22,7 +22,7 @@ from hardsplice.model.forward import Forward
 from hardsplice.model.protocol import BY_NUMBER
 from hardsplice.model.spec import Address, is_interface_name
 from hardsplice.monitor.effects import Effects
-from hardsplice.monitor.group import RelayGroup
+from hardsplice.monitor.groups import RelayGroups
 from hardsplice.net.listeners import cannot_listen, chosen, no_family
 from hardsplice.sandbox.address_book import LARGE, SLOT
 
@@ -200,7 +200,7 @@ class OpenRequest(ListenRequest):
     """Outbound: have it bound there, and get the listener."""
 
     answer: ClassVar[Kind] = Kind.OPENED
-    group: RelayGroup
+    groups: RelayGroups
     slots: dict[int, int] = field(default_factory=dict)
 
     def begin(self) -> Record:
@@ -216,7 +216,7 @@ class OpenRequest(ListenRequest):
             return _listen_error(self.forward, answer.detail or errno.EPROTO)
         self._keep(answer)
         try:
-            self.group.add(self.forward, answer.fds[0], self.slots)
+            self.groups.add(self.forward, answer.fds[0], self.slots)
         except BaseException as error:
             self.give_up()
             if isinstance(error, HardspliceError):

@@ -17,7 +17,7 @@ from hardsplice.ipc.channel import Channel
 from hardsplice.ipc.loop import Loop
 from hardsplice.ipc.messages import TEXT_LIMIT, Kind, MalformedError, Record
 from hardsplice.ipc.sd_notify import Notifier
-from hardsplice.monitor.group import RelayGroup
+from hardsplice.monitor.groups import RelayGroups
 from hardsplice.telemetry.counters import COUNTERS, DRAINED, STOPPED
 from hardsplice.telemetry.flow_log import Traffic
 from hardsplice.telemetry.log import Level, Log
@@ -51,11 +51,11 @@ class Ending:
         return self._status is not None
 
     def begin(
-        self, status: int, monitor: Reachable | None, group: RelayGroup, stored: Sequence[int]
+        self, status: int, monitor: Reachable | None, groups: RelayGroups, stored: Sequence[int]
     ) -> None:
         """End with ``status``: at once, or when no connection is left. ``monitor`` is the namespace
-        monitor; ``group`` has the relays here; of the ports ``stored`` the service manager also has
-        the listeners, even if it did not at the start.
+        monitor; ``groups`` have the relays here; of the ports ``stored`` the service manager also
+        has the listeners, even if it did not at the start.
         """
         if self.is_draining:
             return
@@ -72,8 +72,8 @@ class Ending:
         if monitor and all(monitor.channel.send(one, wait=False) for one in orders(stored)):
             self._waiting.add("namespace")
         self._loop.after(self._seconds, self.at_once)
-        group.mark_stored(stored)
-        group.drain()
+        groups.mark_stored(stored)
+        groups.drain()
 
     def drained(self, who: str) -> None:
         """No connection is left there."""

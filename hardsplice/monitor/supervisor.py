@@ -17,7 +17,7 @@ import errno
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from hardsplice.ipc import child
 from hardsplice.ipc.channel import close_all
@@ -29,6 +29,7 @@ from hardsplice.kernel import linux
 from hardsplice.kernel.status import describe_status
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import reason_of
+from hardsplice.model.protocol import Protocol
 from hardsplice.model.roles import RELAYS
 from hardsplice.model.unforeseen import next_step
 from hardsplice.monitor.backoff import DEATHS_MAX, WINDOW, Backoff, is_denial
@@ -49,6 +50,15 @@ ROWS_A_PASS = 256  # of a relay's flow table that are closed before others have 
 STOP_SECONDS = 0.5  # for a child to end by itself once its channel is closed
 
 
+def stop_all(supervisors: Sequence[Supervisor]) -> None:
+    """End all these relays, and wait until they have ended."""
+    for supervisor in supervisors:
+        supervisor.hang_up()
+    deadline = time.monotonic() + STOP_SECONDS
+    for supervisor in supervisors:
+        supervisor.stop(deadline)
+
+
 class Supervisor:
     """One relay and its channel."""
 
@@ -59,6 +69,8 @@ class Supervisor:
         self.backoff = Backoff()
         self.child: Child | None = None
         self.was_ready = False
+        # Nothing to do yet, so that no relay is started.
+        self.is_idle = plan.protocol is Protocol.UDP and not plan.listeners
         self.dialogue = self._dialogue()
         self.last_words = ""
         self.succeeds = ""  # why the relay's predecessor ended
@@ -67,7 +79,7 @@ class Supervisor:
         self.is_pinged = False  # whether the relay owes an answer
         self.is_draining = False
         self.outbox = Outbox(loop, self._record_sent, owner.note, self._cut_off)
-        self.supply = Supply(loop, owner.note)
+        self.supply = Supply(loop, plan.protocol, owner.note)
         self.placing = Placing(loop, self._has, self._cut_off)
         self.reports = Reports(owner)
 
@@ -78,7 +90,7 @@ class Supervisor:
         """Fork a relay."""
         if self.is_draining:
             return
-        monitor, role = os.getpid(), RELAYS[self.plan.direction]
+        monitor, role = os.getpid(), RELAYS[self.plan.direction, self.plan.protocol]
         try:
             pid, channel = child.fork(
                 role.parent,
@@ -118,14 +130,19 @@ class Supervisor:
 
     @property
     def is_drained(self) -> bool:
-        """Whether there is no relay, nor will be."""
-        return self.is_draining and self.child is None
+        """Whether there is no relay, and none will be started again."""
+        return self.child is None and (self.is_draining or self.is_idle)
 
     # --- what the relay is sent ------------------------------------------------------------------
 
     def add(self, listener: Listener) -> None:
-        """Have the relay, and each that replaces it, accept on one more listener."""
+        """Have the relay, and each that replaces it, serve one more listener."""
         self.plan = self.plan._replace(listeners=(*self.plan.listeners, listener))
+        if self.is_idle:
+            self.is_idle = False
+            self.was_ready = True  # what it can't do from now on is no error of the start
+            self.start()
+            return
         self.outbox.send(orders.add(listener, self.plan.book))
 
     def remove(self, listener: Listener, *, reset_flows: bool) -> None:
@@ -208,7 +225,7 @@ class Supervisor:
         reason, _, hint = (self.last_words or describe_status(status)).partition("\n")
         if self.is_draining:
             if status:
-                self.owner.note(Note.DIED, 0, 0, reason.encode(errors="replace"))
+                self.owner.note(Note.DIED, 0, 0, self._by_name(reason))
             self._alive()
             self.owner.relay_drained()
             return
@@ -228,6 +245,11 @@ class Supervisor:
         self.owner.accept_paused()
         self.loop.after(delay, self.start)
 
+    def _by_name(self, reason: str) -> bytes:
+        """Why the relay ended, for a note; of TCP's it goes without saying that it is one."""
+        name = "" if self.plan.protocol is Protocol.TCP else "of UDP, "
+        return f"{name}{reason}".encode(errors="replace")
+
     def _is_sound(self, fd: int) -> bool:
         """Whether relays can go on with a listener. If ports may change, a listener of the host
         that has ended was removed, and the order about that comes next; otherwise the host monitor,
@@ -235,7 +257,8 @@ class Supervisor:
         (monitor/effects.py).
         """
         is_the_hosts = self.plan.is_dynamic and self.plan.direction is Direction.INBOUND
-        return is_sound(fd) or (is_the_hosts and has_ended(fd))
+        protocol = self.plan.protocol
+        return is_sound(fd, protocol) or (is_the_hosts and has_ended(fd, protocol))
 
     def _start_later(self, error: OSError) -> None:
         """There are too many processes now, or too little memory. Others of the same user may use
@@ -323,7 +346,7 @@ class Supervisor:
             return
         self._alive()  # a relay that was being replaced can't have got the ping
         if self.succeeds:
-            self.owner.note(Note.RESTARTED, 0, 0, self.succeeds.encode(errors="replace"))
+            self.owner.note(Note.RESTARTED, 0, 0, self._by_name(self.succeeds))
             self.succeeds = ""
         if not self.was_ready:
             self.was_ready = True

@@ -17,6 +17,7 @@ from hardsplice.ipc.loop import Alarm, Loop
 from hardsplice.ipc.messages import Kind, Note, Record
 from hardsplice.kernel import socketcalls
 from hardsplice.model.families import FAMILIES
+from hardsplice.model.protocol import Protocol
 from hardsplice.relay.tcp.seam import unsent
 
 RETRY_SECONDS = 1.0  # until sockets that could not be created are tried again
@@ -31,7 +32,9 @@ Report = Callable[[int, int, int, bytes], None]  # as SupervisorOwner.note
 class Supply:
     """What one relay waits for."""
 
-    def __init__(self, loop: Loop, report: Report) -> None:
+    def __init__(self, loop: Loop, protocol: Protocol, report: Report) -> None:
+        """``protocol`` is that of the sockets."""
+        self._protocol = protocol
         self.owed: dict[int, int] = {}  # sockets, by family
         self._channel: Channel | None = None
         self._report = report
@@ -84,14 +87,18 @@ class Supply:
         made: list[int] = []
         try:
             for _ in range(number):  # those made before an error count
-                made.append(open_socket(family))  # noqa: PERF401
+                made.append(open_socket(family, self._protocol))  # noqa: PERF401
         except OSError as error:
             self._report(Note.SOCKETS, error.errno or 0, 0, b"")
         return made
 
 
-def open_socket(family: int) -> int:
-    """A socket for a pool: not blocking, with TCP_NODELAY set, since it has no listener to inherit
-    that from; ``family`` is an index into FAMILIES.
+def open_socket(family: int, protocol: Protocol = Protocol.TCP) -> int:
+    """A socket for a pool, not blocking; ``family`` is an index into FAMILIES. One of TCP has
+    TCP_NODELAY set, since it has no listener to inherit that from.
     """
+    if protocol is Protocol.UDP:
+        from hardsplice.kernel.datagrams import datagram_socket  # which set-up has imported
+
+        return datagram_socket(FAMILIES[family])
     return socketcalls.pool_socket(int(FAMILIES[family]))

@@ -6,8 +6,8 @@ under names that say which forward they belong to; if that forward is still requ
 is used instead of binding a new one, so that a client that connected meanwhile waits in its backlog
 and isn't refused.
 
-Every passed descriptor is checked: it has to be a TCP socket that listens, in the expected
-namespace.
+Every passed descriptor is checked: it has to be a TCP socket that listens, or a UDP socket that is
+bound and has no peer, in the expected namespace.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ class Passed:
         taken: list[Bound] = []
         for one in sorted(asked, key=lambda one: not one.names):
             for name in one.names or (None,):
-                found = [item for item in self._left if name in (None, item[0])]
+                found = [item for item in self._left if _is_asked_for(item, name, one.protocol)]
                 if not found:
                     raise self._none_passed(name)
                 for item in found:
@@ -209,6 +209,15 @@ class Passed:
         return max(0, len(current) - room), unsent
 
 
+def _is_asked_for(item: tuple[str, int], name: str | None, protocol: Protocol) -> bool:
+    """Whether a SPEC takes this one: by its name, or all that are of its protocol."""
+    if name is not None:
+        return item[0] == name
+    number = socketcalls.option(item[1], socket.SOL_SOCKET, socket.SO_PROTOCOL)
+    others = {one.number for one in Protocol} - {protocol.number}
+    return number not in others  # what is none of ours is refused later, with the reason
+
+
 def _end(fd: int) -> None:
     """End a listener, the service manager's copy included."""
     with contextlib.suppress(OSError), socket.socket(fileno=fd) as one:
@@ -252,7 +261,7 @@ def _forward_of(name: str, fd: int, asked: Inherited) -> Forward:
     except OSError as error:
         raise _refusal(name, f"it is no socket: {reason_of(error)}") from None
     try:
-        _check(name, listener)
+        _check(name, listener, asked.protocol)
         make_sound(listener)
         host, port = listener.getsockname()[:2]
         return Forward(
@@ -263,18 +272,24 @@ def _forward_of(name: str, fd: int, asked: Inherited) -> Forward:
             target=asked.target,
             target_port=asked.port,
             required=True,
+            protocol=asked.protocol,
             origin=Origin.PASSED,
         )
     finally:
         listener.detach()
 
 
-def _check(name: str, listener: socket.socket) -> None:
+def _check(name: str, listener: socket.socket, protocol: Protocol) -> None:
     # Neither MPTCP, say, whose connections Landlock does not confine.
-    if listener.family not in FAMILIES or listener.proto != Protocol.TCP.number:
-        raise _refusal(name, "it is no TCP socket")
-    if listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) != 1:
-        raise _refusal(name, "it does not listen")
+    if listener.family not in FAMILIES or listener.proto != protocol.number:
+        raise _refusal(name, f"it is no {protocol.upper()} socket")
+    if protocol is Protocol.TCP:
+        if listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) != 1:
+            raise _refusal(name, "it does not listen")
+    elif not listener.getsockname()[1]:
+        raise _refusal(name, "it is not bound")
+    elif socketcalls.peer_address(listener.fileno()):
+        raise _refusal(name, "it is connected")
     if not _is_here(listener):
         raise _refusal(name, "it belongs to another network namespace than the host's")
 

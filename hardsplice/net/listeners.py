@@ -8,6 +8,9 @@ kernel's autotuning off.
 The address and the options of a listener are written to pinned memory first and used from there
 (kernel/pinned.py): after lock-down only the host monitor can write them, and filters ensure that
 nothing else is used.
+
+What is different in UDP is in net/datagram_listener.py, which is imported only where there are UDP
+ports, or may be (``prepare``).
 """
 
 from __future__ import annotations
@@ -32,6 +35,10 @@ from hardsplice.sandbox.address_book import Area, Pointer
 
 BACKLOG = 65535  # the kernel cuts this to net.core.somaxconn
 LOOPBACK = {IPV4: LOOPBACKS[4], IPV6: LOOPBACKS[6]}
+
+
+def prepare() -> None:
+    """Import what UDP's listeners take: nothing can be imported after lock-down."""
 
 
 def usable_families(versions: Sequence[int]) -> tuple[int, ...]:
@@ -72,9 +79,11 @@ def write_bind_address(
 
 def open_listener(forward: Forward, families: Sequence[int]) -> int:
     """Bind to the address that was written down, and listen; the descriptor, or OSError."""
-    if forward.protocol is not Protocol.TCP:
-        raise OSError(errno.EPROTONOSUPPORT, os.strerror(errno.EPROTONOSUPPORT))
     address, dual = bound_address(forward, families)
+    if forward.protocol is Protocol.UDP:
+        from hardsplice.net import datagram_listener
+
+        return datagram_listener.open_listener(address, dual=dual, interface=forward.interface)
     is_ipv6 = address.version == 6
     fd = socketcalls.stream_socket(FAMILIES[IPV6 if is_ipv6 else IPV4])
     try:
@@ -109,15 +118,15 @@ def chosen(forward: Forward, fd: int) -> Forward:
 
 
 def is_listener(fd: int, forward: Forward) -> bool:
-    """Whether ``fd`` is a socket of its protocol that listens on a forward's port (0: any), as a
-    process claims that may be hostile.
+    """Whether ``fd`` is a socket of its protocol that takes clients on a forward's port (0: any),
+    as a process claims that may be hostile.
     """
     port = forward.port
     domain = socketcalls.option(fd, socket.SOL_SOCKET, socket.SO_DOMAIN)
     return (
         domain in FAMILIES
         and socketcalls.option(fd, socket.SOL_SOCKET, socket.SO_PROTOCOL) == forward.protocol.number
-        and socketcalls.option(fd, socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
+        and _is_open(fd, forward.protocol)
         and socketcalls.local_port(fd) in ((port,) if port else range(1, LAST_PORT + 1))
     )
 
@@ -141,14 +150,28 @@ def namespace_here() -> int | None:
         return socketcalls.namespace_cookie(ours.fileno())
 
 
-def is_sound(fd: int) -> bool:
-    """Whether a listener still listens, and has the options that it was made with."""
+def is_sound(fd: int, protocol: Protocol) -> bool:
+    """Whether a listener still takes clients, and has the options that it was made with."""
+    if protocol is Protocol.UDP:
+        from hardsplice.net import datagram_listener
+
+        return datagram_listener.is_sound(fd)
     return all(socketcalls.option(fd, level, name) == value for level, name, value in _SOUND)
 
 
-def has_ended(fd: int) -> bool:
-    """Whether it listens no longer."""
-    return socketcalls.option(fd, socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 0
+def has_ended(fd: int, protocol: Protocol) -> bool:
+    """Whether it listens no longer: of UDP that can't be seen."""
+    is_tcp = protocol is Protocol.TCP
+    return is_tcp and socketcalls.option(fd, socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 0
+
+
+def _is_open(fd: int, protocol: Protocol) -> bool:
+    """Whether everybody can be its client."""
+    if protocol is Protocol.UDP:
+        from hardsplice.net import datagram_listener
+
+        return datagram_listener.has_no_peer(fd)
+    return socketcalls.option(fd, socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
 
 
 # The TTL or hop limit that packets to an ended listener must have (socketcalls.retire).
@@ -163,6 +186,11 @@ _HOPS = {
 
 def make_sound(listener: socket.socket) -> None:
     """Give a listener that another process created, or kept, the options that ours have."""
+    if listener.type == socket.SOCK_DGRAM:
+        from hardsplice.net import datagram_listener
+
+        datagram_listener.make_sound(listener)
+        return
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes(8))
@@ -210,7 +238,8 @@ def cannot_listen(forward: Forward, error: OSError, *, late: bool = False) -> Ha
     if error.errno == errno.EACCES:
         hint = _privileged_hint(forward, late=late)
     elif error.errno == errno.EADDRINUSE:
-        hint = f"find who listens there with: ss -ltnp 'sport = :{forward.port}'"
+        kind = "t" if forward.protocol is Protocol.TCP else "u"
+        hint = f"find who listens there with: ss -l{kind}np 'sport = :{forward.port}'"
     elif error.errno == errno.EADDRNOTAVAIL:
         hint = f"no interface {forward.direction.listens} has that address: see ip address"
     elif error.errno in (errno.EMFILE, errno.ENFILE):

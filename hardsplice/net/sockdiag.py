@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which TCP ports a network namespace listens on, from the kernel: sock_diag(7) over netlink.
+"""Which ports a network namespace listens on, from the kernel: sock_diag(7) over netlink.
 
 A netlink socket always reports on the namespace that it was created in, so it is created there
 before lock-down and may be used elsewhere. /proc/net/tcp has the same information, but it also
@@ -13,6 +13,7 @@ import errno
 import os
 import socket
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
@@ -58,19 +59,20 @@ class FoundListener:
     protocol: Protocol = Protocol.TCP
 
 
-def open_socket() -> socket.socket:
+def open_socket(protocols: Iterable[Protocol] = (Protocol.TCP,)) -> socket.socket:
     """A socket to ask about this process's network namespace; HardspliceError where the kernel
-    can't be asked.
+    can't be asked about one of the ``protocols``.
     """
     try:
         diag_socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG)
         try:
-            request(diag_socket)
+            for protocol in protocols:
+                request(diag_socket, protocol)
         except OSError:
             diag_socket.close()
             raise
     except OSError as error:
-        hint = "auto asks the kernel by inet_diag and tcp_diag (CONFIG_INET_DIAG)"
+        hint = "auto asks the kernel by inet_diag, tcp_diag and udp_diag (CONFIG_INET_DIAG)"
         raise HardspliceError(
             "find out", "which ports are listened on", reason_of(error), hint
         ) from error

@@ -24,6 +24,8 @@ from hardsplice.kernel import prctl
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import HardspliceError
 from hardsplice.model.families import IPV4, IPV6
+from hardsplice.model.lifetimes import Lifetimes
+from hardsplice.model.protocol import Protocol
 from hardsplice.model.roles import RELAYS
 from hardsplice.model.unforeseen import as_error
 from hardsplice.net.listener import Listener
@@ -51,6 +53,8 @@ class Plan(NamedTuple):
     """The configuration of a relay, which it inherits from its monitor."""
 
     direction: Direction
+    protocol: Protocol
+    datagrams: Lifetimes | None  # of flows; None where the protocol is TCP
     workers: int  # relays that share the listeners, this one included
     listeners: tuple[Listener, ...]
     families: tuple[int, ...]  # of the targets, as indexes into families.FAMILIES
@@ -153,7 +157,7 @@ def _live(plan: Plan, channel: Channel, monitor: int) -> int:
     places = range(FIRST_LISTENER, plan.first_flow)
     # No filter lets anything else get the number of the namespace monitor's lifeline.
     descriptors.keep((CHANNEL_FD, RULESET_FD, LIFELINE_FD, *places), plan.first_flow)
-    prctl.set_name(RELAYS[plan.direction].name)
+    prctl.set_name(RELAYS[plan.direction, plan.protocol].name)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     # A service manager may send it to every process. It is for the host monitor, which ends us.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -27,6 +27,7 @@ import mmap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from hardsplice.model.protocol import Protocol
 from hardsplice.telemetry.flow_table import WORD_MASK, WORDS_A_ROW, FlowTable
 
 
@@ -38,6 +39,7 @@ class Counter:
     help: str
     metric: str | None  # without hardsplice_; None where another metric has it (control/metrics.py)
     labels: Mapping[str, str]  # besides the relay's, where a metric is made of several counters
+    protocol: Protocol | None = None  # that of the relays which count it; None: all of them
 
 
 BY_RELAY: list[Counter] = []  # each at the index of its word in the relay's memory
@@ -48,6 +50,12 @@ def _counter(table: list[Counter], name: str, metric: str | None, help_: str, **
     """Declare a counter, here and nowhere else; its index."""
     table.append(Counter(name, help_, metric, labels))
     return len(table) - 1
+
+
+def _of_datagrams(name: str, metric: str, help_: str, **labels: str) -> int:
+    """The same of one that only relays of datagrams count."""
+    BY_RELAY.append(Counter(name, help_, metric, labels, Protocol.UDP))
+    return len(BY_RELAY) - 1
 
 
 _MOVED = "Bytes moved, by destination, including those of open flows."
@@ -111,6 +119,31 @@ JAMMED = _counter(
     "jammed",
     "jammed_flows_total",
     "Half-closed flows that were reset for lack of descriptors.",
+)
+_PASSED_ON = "Datagrams passed on, by destination."
+DATAGRAMS = _of_datagrams("datagrams_to_target", "datagrams_total", _PASSED_ON, to="target")
+_of_datagrams("datagrams_to_client", "datagrams_total", _PASSED_ON, to="client")  # at DATAGRAMS + 1
+_DROPPED = (
+    "Datagrams dropped: by the kernel since a socket's queue was full, since a receiver took no"
+    " more, or for lack of room for a new flow."
+)
+DROPPED_QUEUE = _of_datagrams("dropped_queue", "datagrams_dropped_total", _DROPPED, reason="queue")
+DROPPED_SEND = _of_datagrams("dropped_send", "datagrams_dropped_total", _DROPPED, reason="send")
+DROPPED_LIMIT = _of_datagrams("dropped_limit", "datagrams_dropped_total", _DROPPED, reason="limit")
+EVICTED = _of_datagrams(
+    "evicted",
+    "evicted_flows_total",
+    "Unanswered flows that ended early to make room for new ones.",
+)
+EXPIRED = _of_datagrams(
+    "expired",
+    "expired_flows_total",
+    "Answered flows that ended since nothing had come for the time of --udp-stream-timeout.",
+)
+UNANSWERED = _of_datagrams(
+    "unanswered",
+    "unanswered_flows_total",
+    "Flows that ended without an answer in the time of --udp-timeout.",
 )
 UNPASSED = _counter(
     BY_MONITOR,

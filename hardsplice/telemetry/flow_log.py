@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from hardsplice.model.direction import Direction
+from hardsplice.model.direction import Direction, GroupKey
 from hardsplice.model.protocol import Protocol
 from hardsplice.telemetry.counters import Stats
 from hardsplice.telemetry.flow_table import End, Ended, endpoint_text, read_record
@@ -31,6 +31,9 @@ _WORDS = {
     End.IDLE: "reset when nothing had moved for too long",
     End.JAMMED: "reset when descriptors had run out",
     End.LOOPBACK: "refused: the loopback interface is down",
+    End.EXPIRED: "expired",
+    End.UNANSWERED: "expired without an answer",
+    End.EVICTED: "ended without an answer, to make room for others",
 }
 
 
@@ -57,20 +60,21 @@ class FlowLog:
         """``where`` names a port by its number."""
         self._log = log
         self._where = where
-        self._traffic = {one.direction: one for one in traffic}
-        self._reported = {one.direction: 0 for one in traffic}  # of those that were missed
+        self._traffic = {(one.direction, one.protocol): one for one in traffic}
+        self._reported = dict.fromkeys(self._traffic, 0)  # of those that were missed
 
     def ended(self, direction: Direction, end: int, row: bytes) -> None:
         """A flow's end, as a relay reports it. Raises InvalidRowError."""
-        self._write(direction, read_record(end, row))
-        self._say_missed(direction)
+        ended = read_record(end, row)
+        self._write(direction, ended)
+        self._say_missed((direction, ended.flow.protocol))
 
     def finish(self) -> None:
         """The relays have ended, and so have the flows that are still in their tables. What can't
         be written within FINISH_SECONDS is counted, so that the end isn't held up.
         """
         deadline = time.monotonic() + FINISH_SECONDS
-        for direction, traffic in self._traffic.items():
+        for key, traffic in self._traffic.items():
             left_out = 0
             for stats in traffic.stats:
                 if stats.flows is None:
@@ -80,8 +84,8 @@ class FlowLog:
                         left_out += sum(stats.flows.states().values()) + (row is not None)
                         break
                     if row is not None:
-                        self._write(direction, read_record(End.STOPPED, row))
-            self._say_missed(direction, left_out, at_last=True)
+                        self._write(key[0], read_record(End.STOPPED, row))
+            self._say_missed(key, left_out, at_last=True)
 
     def _write(self, direction: Direction, ended: Ended) -> None:
         flow = ended.flow
@@ -107,19 +111,20 @@ class FlowLog:
         }
         self._log.write(Level.INFO, text, fields)
 
-    def _say_missed(
-        self, direction: Direction, left_out: int = 0, *, at_last: bool = False
-    ) -> None:
+    def _say_missed(self, key: GroupKey, left_out: int = 0, *, at_last: bool = False) -> None:
         """Report how many ends came without a record since the last report, and how many of the
         others are left out.
         """
-        unreported = max(0, self._traffic[direction].missed - self._reported[direction])
+        if key not in self._traffic:  # a relay that was taken over says so
+            return
+        direction, _ = key
+        unreported = max(0, self._traffic[key].missed - self._reported[key])
         missed = unreported + left_out
         if not missed:
             return
         text = f"{direction}: {missed} ends of flows are not in the log: too many at once"
         if at_last:
             self._log.line(Level.WARNING, text)
-        elif not self._log.limited(Level.WARNING, ("missed", direction), text):
+        elif not self._log.limited(Level.WARNING, ("missed", key), text):
             return
-        self._reported[direction] += unreported
+        self._reported[key] += unreported

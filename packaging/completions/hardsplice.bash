@@ -31,13 +31,13 @@ _hardsplice() {
     local cur=${COMP_WORDS[COMP_CWORD]} word pending='' i
     COMPREPLY=()
     # From here on made by tools/generate.py: bash, options
-    local flags=46fqdh valued=tTPluU all='
-        -t --tcp-ports -T --tcp-ns -4 --ipv4-only -6 --ipv6-only
+    local flags=46fqdh valued=tTuUPl all='
+        -t --tcp-ports -T --tcp-ns -u --udp-ports -U --udp-ns -4 --ipv4-only -6 --ipv6-only
         --netns --userns --netns-only --map-auto --no-netns-quit
-        -f --foreground -P --pid --control --control-from-namespace --metrics --ready-fd --exit-fd --runas --workers --drain --idle-timeout
+        -f --foreground -P --pid --control --control-from-namespace --metrics --ready-fd --exit-fd --runas --workers --drain --idle-timeout --udp-timeout --udp-stream-timeout --udp-flows
         --sandbox --audit --audit-json
         -q --quiet -d --debug --trace -l --log-file --log-size --log-format --log-flows
-        -u --udp-ports -U --udp-ns --splice-only --host-lo-to-ns-lo -h --help --version
+        --splice-only --host-lo-to-ns-lo -h --help --version
     '
     # As far as here.
 
@@ -55,10 +55,10 @@ _hardsplice() {
                 break
                 ;;
             # From here on made by tools/generate.py: bash, with values
-            --tcp-ports | --tcp-ns | --netns | --userns | --pid | --control | \
-            --metrics | --ready-fd | --exit-fd | --runas | --workers | --drain | \
-            --idle-timeout | --sandbox | --log-file | --log-size | --log-format | --udp-ports | \
-            --udp-ns)
+            --tcp-ports | --tcp-ns | --udp-ports | --udp-ns | --netns | --userns | \
+            --pid | --control | --metrics | --ready-fd | --exit-fd | --runas | \
+            --workers | --drain | --idle-timeout | --udp-timeout | --udp-stream-timeout | --udp-flows | \
+            --sandbox | --log-file | --log-size | --log-format)
                 pending=$word
                 ;;
             # As far as here.
@@ -84,7 +84,8 @@ _hardsplice() {
 
     case $pending in
         # From here on made by tools/generate.py: bash, values
-        -t | --tcp-ports | -T | --tcp-ns)
+        -t | --tcp-ports | -T | --tcp-ns | -u | --udp-ports | \
+        -U | --udp-ns)
             _hardsplice_words 'none all auto'
             ;;
         --netns)
@@ -103,8 +104,11 @@ _hardsplice() {
         --workers)
             _hardsplice_words 'auto 1 2 4 8'
             ;;
-        --drain | --idle-timeout)
+        --drain | --idle-timeout | --udp-timeout | --udp-stream-timeout)
             _hardsplice_words '10 60 600'
+            ;;
+        --udp-flows)
+            _hardsplice_words '1024 4096 16384'
             ;;
         --sandbox)
             _hardsplice_words 'best-effort strict'
@@ -114,9 +118,6 @@ _hardsplice() {
             ;;
         --log-format)
             _hardsplice_words 'text json'
-            ;;
-        -u | --udp-ports | -U | --udp-ns)
-            _hardsplice_words none
             ;;
         # As far as here.
         *)

@@ -9,12 +9,12 @@ function __hardsplice_command
     set -e tokens[1]
     set -l options
     # From here on made by tools/generate.py: fish, as argparse has them
-    set -a options t/tcp-ports=+ T/tcp-ns=+ 4/ipv4-only 6/ipv6-only
+    set -a options t/tcp-ports=+ T/tcp-ns=+ u/udp-ports=+ U/udp-ns=+ 4/ipv4-only 6/ipv6-only
     set -a options netns= userns= netns-only map-auto no-netns-quit
-    set -a options f/foreground P/pid= control= control-from-namespace metrics= ready-fd= exit-fd= runas= workers= drain= idle-timeout=
+    set -a options f/foreground P/pid= control= control-from-namespace metrics= ready-fd= exit-fd= runas= workers= drain= idle-timeout= udp-timeout= udp-stream-timeout= udp-flows=
     set -a options sandbox= audit audit-json
     set -a options q/quiet d/debug trace l/log-file= log-size= log-format= log-flows
-    set -a options u/udp-ports=+ U/udp-ns=+ splice-only host-lo-to-ns-lo h/help version
+    set -a options splice-only host-lo-to-ns-lo h/help version
     # As far as here.
     argparse --stop-nonopt $options -- $tokens 2>/dev/null
     and test -n "$argv"
@@ -45,6 +45,8 @@ set -l option complete -c hardsplice -n __hardsplice_options
 # From here on made by tools/generate.py: fish
 $option -s t -l tcp-ports -x -a 'none all auto' -d 'forward host ports to the namespace'
 $option -s T -l tcp-ns -x -a 'none all auto' -d 'forward namespace ports to the host'
+$option -s u -l udp-ports -x -a 'none all auto' -d 'the same as -t, of UDP'
+$option -s U -l udp-ns -x -a 'none all auto' -d 'the same as -T, of UDP'
 $option -s 4 -l ipv4-only -d 'use IPv4 only'
 $option -s 6 -l ipv6-only -d 'use IPv6 only'
 $option -l netns -x -a '(__hardsplice_netns)' -d 'serve it; NAME means /run/netns/NAME'
@@ -63,6 +65,9 @@ $option -l runas -x -a '(__fish_complete_users)' -d 'if started as root: change 
 $option -l workers -x -a 'auto 1 2 4 8' -d 'relays per direction (default 1; auto: one a CPU)'
 $option -l drain -x -a '10 60 600' -d 'at the end, let connections finish first'
 $option -l idle-timeout -x -a '10 60 600' -d 'reset connections in which nothing moves'
+$option -l udp-timeout -x -a '10 60 600' -d 'end UDP flows without an answer (default 30)'
+$option -l udp-stream-timeout -x -a '10 60 600' -d 'end idle UDP flows with one (default 120)'
+$option -l udp-flows -x -a '1024 4096 16384' -d 'UDP flows of a relay at the most (default 4096)'
 $option -l sandbox -x -a 'best-effort strict' -d 'best-effort (default), or strict: every layer'
 $option -l audit -d 'when ready, show what each process may do'
 $option -l audit-json -d 'the same as JSON (or --audit=json)'
@@ -73,8 +78,6 @@ $option -s l -l log-file -r -F -d 'write messages to PATH'
 $option -l log-size -x -d 'largest size of the log file (default 1M)'
 $option -l log-format -x -a 'text json' -d 'text (default) or json'
 $option -l log-flows -d 'log a line for each flow that ends'
-$option -s u -l udp-ports -x -a 'none' -d 'accepted if none; UDP isn\'t forwarded'
-$option -s U -l udp-ns -x -a 'none' -d 'accepted if none; UDP isn\'t forwarded'
 $option -l splice-only -d 'accepted; always the case'
 $option -l host-lo-to-ns-lo -d 'accepted; always the case'
 $option -s h -l help -d 'show this help'

@@ -29,7 +29,7 @@ _hardsplicectl() {
         # From here on made by tools/generate.py: ctl bash, words
         '') offered='ports status flows metrics audit top exporter --version --socket --json --help' ;;
         ' ports') offered='list add remove --socket --json --help' ;;
-        ' ports add') offered='-t -T --socket --json --help' ;;
+        ' ports add') offered='-t -T -u -U --socket --json --help' ;;
         ' ports remove'*) offered='--reset --socket --json --help' ;;
         ' top') offered='--interval --socket --json --help' ;;
         ' exporter') offered='--listen --socket --json --help' ;;

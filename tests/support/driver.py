@@ -99,6 +99,7 @@ def launch() -> int:
     from hardsplice.model import ports
     from hardsplice.model.direction import Direction
     from hardsplice.model.forward import Forward, Source
+    from hardsplice.model.roles import RELAYS
     from hardsplice.monitor.host import HostMonitor
 
     started = os.getpid()
@@ -106,7 +107,7 @@ def launch() -> int:
     reserve, keep = descriptors.reserve, descriptors.keep
 
     def with_ports(argv: Any) -> Any:
-        return dataclasses.replace(parse_args(argv), any_port=frozenset(Direction))
+        return dataclasses.replace(parse_args(argv), any_port=frozenset(RELAYS))
 
     def behind_the_fixed(first: int, ours: Sequence[int]) -> None:
         Here.channel = descriptors.above(0, first, "the tests' channel")

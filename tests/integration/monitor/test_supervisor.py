@@ -76,6 +76,8 @@ def stand() -> Iterator[Stand]:
     above = Above()
     plan = Plan(
         direction=Direction.INBOUND,
+        protocol=Protocol.TCP,
+        datagrams=None,
         workers=1,
         listeners=(),
         families=FAMILIES,
@@ -179,8 +181,8 @@ def test_what_to_do_about_a_relay_that_does_not_start_is_a_line_of_its_own(
 ) -> None:
     """One that has served is not asked for advice: it may have been taken over."""
     supervisor, above, relay = stand
-    lost: list[tuple[str, str | None]] = []
-    above.relay_lost = lambda reason, hint=None: lost.append((reason, hint))  # type: ignore[method-assign]
+    lost: list[tuple[str | None, ...]] = []
+    above.relay_lost = lambda *words: lost.append(words)  # type: ignore[method-assign]
     supervisor.was_ready = was_ready
     relay.send(Record(Kind.FATAL, text=b"why\nwhat to do"))
     supervisor._on_channel()
@@ -376,7 +378,7 @@ def test_a_relay_that_reads_late_gets_what_it_ordered(stand: Stand) -> None:
     assert not supervisor.supply.owed
 
 
-def no_socket(_: int) -> int:
+def no_socket(*_: object) -> int:
     raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 

@@ -10,6 +10,7 @@ import pytest
 from hardsplice.app.allowed_ports import MANY_PORTS, connected_to, listened_on
 from hardsplice.app.options import Options, parse_args
 from hardsplice.model.direction import Direction
+from hardsplice.model.protocol import Protocol
 
 
 def parse(*argv: str) -> Options:
@@ -39,7 +40,9 @@ def test_what_the_options_limit(
 
 
 def test_where_any_port_may_be_asked_for_nothing_is_limited() -> None:
-    options = dataclasses.replace(parse("-t", "auto,80"), any_port=frozenset((Direction.INBOUND,)))
+    options = dataclasses.replace(
+        parse("-t", "auto,80"), any_port=frozenset(((Direction.INBOUND, Protocol.TCP),))
+    )
     assert connected_to(options, Direction.INBOUND) is None
     assert listened_on(options, Direction.INBOUND) is None
     assert connected_to(options, Direction.OUTBOUND) == frozenset()

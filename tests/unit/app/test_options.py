@@ -25,6 +25,7 @@ from hardsplice.app.usage import page
 from hardsplice.kernel.ephemeral import read_ephemeral_range
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import HardspliceError
+from hardsplice.model.lifetimes import Lifetimes
 
 EPHEMERAL = (32768, 60999)
 
@@ -77,6 +78,7 @@ def test_nothing_given_runs_the_shell_with_no_ports() -> None:
         sandbox="best-effort",
         drain=0,
         idle_timeout=0,
+        datagrams=Lifetimes(30, 120, 4096),
         ready_fd=None,
         exit_fd=None,
         audit=None,
@@ -140,12 +142,34 @@ def test_ports_are_parsed_for_each_direction() -> None:
     assert {21, 32767, 61000} <= {f.port for f in given_ports.outbound}
 
 
+def test_udp_ports_are_asked_for_as_tcp_ports_are() -> None:
+    given_ports = parse("-t", "80", "-u", "5353:53", "-U53", "-u", "0:123", "--udp-timeout=5")
+    shown = [(f.id, f.protocol, f.port, f.target_port) for f in given_ports.inbound]
+    assert shown == [(1, "tcp", 80, 80), (2, "udp", 5353, 53), (3, "udp", 0, 123)]
+    assert [(f.id, f.protocol, f.port) for f in given_ports.outbound] == [(4, "udp", 53)]
+    assert given_ports.groups == {("inbound", "tcp"), ("inbound", "udp"), ("outbound", "udp")}
+    assert given_ports.datagrams == Lifetimes(5, 120, 4096)
+
+
+def test_one_number_is_two_ports_of_two_protocols() -> None:
+    given_ports = parse("-t", "53", "-u", "53")
+    assert [f.name for f in given_ports.inbound] == ["port 53", "UDP port 53"]
+
+
+def test_passed_listeners_of_both_protocols_can_be_asked_for() -> None:
+    asked = parse("-t", "inherit:80", "-u", "inherit:53", "-u", "inherit:dns:54").inherited
+    assert [(one.names, one.port, one.protocol) for one in asked] == [
+        ((), 80, "tcp"), ((), 53, "udp"), (("dns",), 54, "udp")
+    ]  # fmt: skip
+
+
 def test_ports_change_at_run_time_only_where_that_is_asked_for() -> None:
     assert parse("-t", "80", "-T", "all").dynamic == frozenset()
-    assert parse("-t", "auto").dynamic == {"inbound"}
-    assert parse("-T", "auto,~22", "-t", "80").dynamic == {"outbound"}
+    assert parse("-t", "auto").dynamic == {("inbound", "tcp")}
+    assert parse("-T", "auto,~22", "-t", "80").dynamic == {("outbound", "tcp")}
+    assert parse("-u", "auto", "-t", "80", "-U", "53").dynamic == {("inbound", "udp")}
     both = parse("-T", "auto,80-89", "-t", "auto")
-    assert both.dynamic == {"inbound", "outbound"}
+    assert both.dynamic == {("inbound", "tcp"), ("outbound", "tcp")}
     assert both.outbound == both.inbound == ()
     assert both.auto(Direction.OUTBOUND)[0].target_ports() == set(range(80, 90))
     assert len(both.auto(Direction.INBOUND)) == 1
@@ -167,7 +191,8 @@ def test_options_are_frozen() -> None:
 
 def test_what_an_option_sets_is_a_field_or_is_worked_out() -> None:
     fields = {field.name for field in dataclasses.fields(Options)}
-    inputs = {"ipv4_only", "ipv6_only", "quiet", "debug", "trace"}
+    inputs = {"ipv4_only", "ipv6_only", "quiet", "debug", "trace", "udp_inbound", "udp_outbound"}
+    inputs |= {"udp_timeout", "udp_stream_timeout", "udp_flows"}
     assert {option.field for option in OPTIONS} - {""} - fields == inputs
     assert fields - {option.field for option in OPTIONS} <= options_module._WORKED_OUT
 
@@ -319,8 +344,8 @@ def test_contradictions_are_refused_with_a_next_step(
         (["-n"], ["use -n: it is about pasta's tap interface", "leave it out"]),
         (["-e"], ["use -e: in the foreground messages go to standard error", "leave it out"]),
         (["--stderr"], ["use --stderr: in the foreground messages go to standard error"]),
-        (["--no-splice"], ["use --no-splice: nothing but TCP is forwarded, by splice(2)"]),
-        (["--no-udp"], ["use --no-udp: hardsplice forwards TCP alone", "leave it out"]),
+        (["--no-splice"], ["use --no-splice: TCP is forwarded by splice(2) alone"]),
+        (["--no-udp"], ["use --no-udp: UDP is forwarded where -u or -U asks", "leave it out"]),
         (["-fn", "x"], ["use -n: it is about pasta's tap interface", "leave it out"]),
         (["--config-net"], ["use --config-net: it is about pasta's tap", "leave it out"]),
         (["-t"], ["use --tcp-ports without a value", "write SPEC after --tcp-ports"]),
@@ -330,16 +355,18 @@ def test_contradictions_are_refused_with_a_next_step(
         (["-P", "--netns=x", "-t80"], ["use -P without a value: '--netns=x' is an option"]),
         (["--netns", "--", "true"], ["use --netns without a value: '--' is an option"]),
         (["--net", "x"], ["option --net could be --netns or --netns-only"]),
-        (["-u", "53"], ["use -u '53': hardsplice forwards TCP alone", "or write none"]),
-        (["-Uauto"], ["use -U 'auto': hardsplice forwards TCP alone", "or write none"]),
-        (["--udp-ports=all"], ["use -u 'all': hardsplice forwards TCP alone"]),
+        (["-u", "53/tcp"], ["parse -u '53/tcp': TCP ports are asked for by -t and -T"]),
+        (["-Uinherit:53"], ["use -U 'inherit:53': listeners are passed on the host; write -u"]),
+        (["-u", "none", "-u", "53"], ["combine -u none with -u '53'"]),
+        (["--udp-timeout", "0"], ["parse --udp-timeout '0': it is not a time"]),
+        (["--udp-flows=no"], ["parse --udp-flows 'no': it is not a number of flows"]),
         (["-p", "8080:80"], ["use -p '8080:80'", "write -t 8080:80"]),
         (["-fp8080:80/tcp"], ["use -p '8080:80/tcp'", "write -t 8080:80"]),
         (
             ["--publish=127.0.0.1:8080:80"],
             ["--publish '127.0.0.1:8080:80'", "-t 127.0.0.1/8080:80"],
         ),
-        (["--publish", "53:53/udp"], ["use --publish '53:53/udp'", "forwards TCP alone"]),
+        (["--publish", "53:53/udp"], ["use --publish '53:53/udp'", "by -u; write -u 53:53"]),
         (["-p"], ["use -p ''", "write -t SPEC"]),
         (["-p", "trace.pcap"], ["use -p: it is about pasta's tap interface"]),
         (["--control-from-namespace"], ["without --control", "add --control, or leave it out"]),
@@ -434,7 +461,7 @@ def test_help_names_every_option_on_narrow_lines(capsys: pytest.CaptureFixture[s
     lines = shown.splitlines()
     assert shown.startswith("usage: hardsplice ")
     assert max(map(len, lines)) <= 80
-    assert len(lines) <= 68
+    assert len(lines) <= 72
     for option in OPTIONS:
         left = "  " + ", ".join(option.names)
         assert sum(line.startswith((f"{left} ", f"{left}\n")) for line in lines) == 1

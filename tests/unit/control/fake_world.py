@@ -5,6 +5,7 @@ test wants told.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from ipaddress import IPv4Address, IPv6Address
 
@@ -35,11 +36,11 @@ def flow(client: int, *, state: State = State.ESTABLISHED) -> FlowRow:
     )
 
 
-def relay(direction: Direction, number: int = 0) -> RelayView:
+def relay(direction: Direction, number: int = 0, protocol: Protocol = Protocol.TCP) -> RelayView:
     """A relay whose counters are all different."""
     return RelayView(
         direction=direction,
-        protocol=Protocol.TCP,
+        protocol=protocol,
         number=number,
         counters={name: 100 + at for at, name in enumerate((*COUNTERS, *KEPT))},
         gauges={**dict.fromkeys(GAUGES, 7), "pipes_open": 5, "pipes_free": 3},
@@ -53,7 +54,8 @@ class FakeRegistry(Registry):
 
     def __init__(self) -> None:
         self.worker = FakeWorker()
-        super().__init__([], 1, frozenset(Direction), self.worker, lambda _: None, loops.check)
+        groups = frozenset(itertools.product(Direction, Protocol))
+        super().__init__([], 1, groups, self.worker, lambda _: None, loops.check)
 
     @property
     def table(self) -> dict[int, Forward]:
@@ -62,7 +64,7 @@ class FakeRegistry(Registry):
 
 
 class FakeWorld:
-    """A world of three relays and no flows."""
+    """A world of three relays of TCP, and no flows."""
 
     def __init__(self, versions: Sequence[int] = (4, 6)) -> None:
         self.ports = FakeRegistry()

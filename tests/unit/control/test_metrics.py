@@ -12,8 +12,10 @@ from hardsplice.control.metrics import LABEL, METRICS, PREFIX
 from hardsplice.control.routes import dispatch
 from hardsplice.model.direction import Direction
 from hardsplice.model.forward import Forward
-from hardsplice.telemetry.counters import COUNTERS, KEPT, LATENCY_BOUNDS
+from hardsplice.model.protocol import Protocol
+from hardsplice.telemetry.counters import BY_RELAY, COUNTERS, KEPT, LATENCY_BOUNDS
 from tests.unit.control.fake_world import FakeWorld
+from tests.unit.control.fake_world import relay as a_relay
 
 NAMES = (*COUNTERS, *KEPT)
 
@@ -35,9 +37,16 @@ def fetch(world: FakeWorld) -> Response:
     return answers[0]
 
 
+def with_udp() -> FakeWorld:
+    """With a relay of UDP, its last."""
+    world = FakeWorld()
+    world.relays.append(a_relay(Direction.INBOUND, protocol=Protocol.UDP))
+    return world
+
+
 def with_a_port() -> FakeWorld:
     """A world of which every family has a sample."""
-    world = FakeWorld()
+    world = with_udp()
     forward = Forward(Direction.INBOUND, None, None, 80, None, 80, True)
     world.ports.add(forward, lambda _: None)
     return world
@@ -69,12 +78,14 @@ def test_the_names_of_counters_end_in_total_and_each_metric_is_declared_once() -
 
 
 def test_everything_that_is_counted_is_in_a_metric() -> None:
-    world = FakeWorld()
+    world = with_udp()
     before = read(fetch(world).body.decode())
+    of_datagrams = {one.name for one in BY_RELAY if one.protocol is Protocol.UDP}
     for name in NAMES:
-        inbound = world.relays[0]
+        at = 3 if name in of_datagrams else 0
+        inbound = world.relays[at]
         more = {**inbound.counters, name: inbound.counters[name] + 1}
-        world.relays[0] = dataclasses.replace(inbound, counters=more)
+        world.relays[at] = dataclasses.replace(inbound, counters=more)
         after = read(fetch(world).body.decode())
         assert sum(after.values()) == sum(before.values()) + 1, name
         before = after
@@ -105,6 +116,14 @@ def test_every_relay_has_its_own_samples_with_the_right_values() -> None:
         assert of("connect_seconds_bucket", relay, le="+Inf") == len(LATENCY_BOUNDS)
         assert of("connect_seconds_bucket", relay, le="0.0001") == 0
     assert found["hardsplice_denied_total", (("namespace", "7"), ("what", "peer"))] == 2
+
+
+def test_what_only_relays_of_datagrams_count_is_theirs_alone() -> None:
+    found = read(fetch(with_udp()).body.decode())
+    protocols = {
+        dict(labels)["protocol"] for name, labels in found if name == "hardsplice_datagrams_total"
+    }
+    assert protocols == {"udp"}
 
 
 def test_every_sample_says_whose_namespace_it_is() -> None:

@@ -67,7 +67,7 @@ def test_info_is_rootlesskits(world: FakeWorld) -> None:
     info = value(ask(world, "GET", "/v1/info"))
     assert info["apiVersion"] == "1.1.0"
     assert (info["version"], info["childPID"]) == ("1.2.3", 7)
-    assert info["portDriver"]["protos"] == ["tcp", "tcp4", "tcp6"]
+    assert info["portDriver"]["protos"] == ["tcp", "tcp4", "tcp6", "udp", "udp4", "udp6"]
 
 
 def test_a_port_is_added_listed_and_removed(world: FakeWorld) -> None:
@@ -225,7 +225,7 @@ def test_what_can_not_be_removed_is_said_and_is_still_listed(world: FakeWorld) -
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"proto": "udp"}, "proto is one of tcp, tcp4, tcp6"),
+        ({"proto": "sctp"}, "proto is one of tcp, tcp4, tcp6, udp, udp4, udp6"),
         ({"proto": ...}, "proto is one of"),
         ({"proto": ["tcp"]}, "proto is one of"),
         ({"parentPort": ...}, "parentPort is not a port's number"),

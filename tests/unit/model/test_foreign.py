@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hardsplice.model import ports, spec
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import HardspliceError
-from hardsplice.model.foreign import NOT_TCP
+from hardsplice.model.foreign import NEITHER
 from hardsplice.model.spec import SpecError
 
 
@@ -50,9 +50,14 @@ def test_other_spellings_get_the_one_that_is_right_here(theirs: str, ours: str) 
     assert ports.parse([ours], Direction.INBOUND, ephemeral=(32768, 60999))
 
 
-@pytest.mark.parametrize("text", ["53/udp", "53:53/udp", "127.0.0.1:53:53/UDP", "80/tcp,9/sctp"])
-def test_what_is_not_tcp_is_said_to_be_none_of_ours(text: str) -> None:
-    assert NOT_TCP in refusal(text)
+@pytest.mark.parametrize("text", ["53/udp", "53:53/udp", "127.0.0.1:53:53/UDP", "80/tcp,53/udp"])
+def test_what_is_udp_is_said_to_be_another_option_s(text: str) -> None:
+    assert "UDP ports are asked for by -u and -U" in refusal(text)
+
+
+@pytest.mark.parametrize("text", ["9/sctp", "80/tcp,9/sctp"])
+def test_what_is_neither_tcp_nor_udp_is_said_to_be_none_of_ours(text: str) -> None:
+    assert NEITHER in refusal(text)
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,9 @@ class Above:
 
     relays_ready, relays_alive, relays_drained = relay_ready, relay_alive, relay_drained
 
-    def relay_lost(self, reason: str, hint: str | None = None) -> None:
-        self.said.append(reason)
+    def relay_lost(self, *words: str | None) -> None:
+        """A supervisor says the reason and the next step, a group the protocol before them."""
+        self.said.append(words[-2] if len(words) > 2 else words[0])
 
     def note(self, kind: int, detail: int, index: int, text: bytes) -> None:
         self.said.append((kind, detail, index, text))

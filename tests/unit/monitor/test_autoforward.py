@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -146,9 +147,9 @@ class Stand:
 
     def __init__(self, *there: Forward) -> None:
         self.worker = Worker()
-        directions: frozenset[Direction] = frozenset((Direction.INBOUND, Direction.OUTBOUND))
+        dynamic = frozenset(itertools.product(Direction, Protocol))
         self.registry = Registry(
-            list(there), 100, directions, self.worker, lambda _: None, loops.check
+            list(there), 100, dynamic, self.worker, lambda _: None, loops.check
         )
         self.said: list[str] = []
         self.outcomes = 0

@@ -12,6 +12,7 @@ import pytest
 from hardsplice.model.direction import Direction
 from hardsplice.model.families import ALL_FAMILIES, IPV4, IPV6
 from hardsplice.model.forward import Forward
+from hardsplice.model.protocol import Protocol
 from hardsplice.monitor.draft import Draft
 from hardsplice.net.listeners import Bound
 from hardsplice.relay.main import Plan
@@ -27,6 +28,8 @@ def draft(*forwards: Forward, workers: int = 1, is_dynamic: bool = False) -> Dra
     stats = [Stats(0) for _ in range(workers)]
     common = Plan(
         direction=Direction.INBOUND,
+        protocol=Protocol.TCP,
+        datagrams=None,
         workers=workers,
         listeners=(),
         families=(),

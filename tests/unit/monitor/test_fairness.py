@@ -14,6 +14,7 @@ from hardsplice.ipc.child import Child
 from hardsplice.ipc.dialogue import NAMESPACE_MONITOR, RELAY, ChildState, Dialogue
 from hardsplice.ipc.loop import Loop
 from hardsplice.ipc.messages import Kind, Record
+from hardsplice.model.protocol import Protocol
 from hardsplice.model.roles import HOST, OUTBOUND_RELAY
 from hardsplice.monitor.host import HostMonitor
 from hardsplice.monitor.supervisor import Supervisor
@@ -44,7 +45,9 @@ class Endless:
 
 def keeper_of(loop: Loop, channel: Endless) -> Supervisor:
     supervisor = Supervisor(
-        cast(Any, SimpleNamespace(families=(0,), is_dynamic=False)), loop, Above()
+        cast(Any, SimpleNamespace(families=(0,), is_dynamic=False, protocol=Protocol.TCP)),
+        loop,
+        Above(),
     )
     supervisor.child = Child(os.getpid(), cast(Any, channel))
     supervisor.dialogue = Dialogue(RELAY)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+from collections import deque
 from collections.abc import Iterator
 from ipaddress import IPv6Address
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from hardsplice.ipc.messages import Note
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import HardspliceError
 from hardsplice.model.forward import Forward
+from hardsplice.model.protocol import Protocol
 from hardsplice.monitor.group import POLL_SECONDS, RelayGroup
 from hardsplice.monitor.supervisor import Supervisor
 from hardsplice.net.listener import Listener
@@ -44,9 +46,14 @@ def group(number: int, *, late: int = 0) -> tuple[RelayGroup, Above, Timers]:
     above, timers = Above(), Timers()
     plan = SimpleNamespace(
         listeners=(), families=(0, 1), is_dynamic=late > 0, book=USUAL, stored=frozenset(),
-        first_flow=FIRST_LISTENER + late,
+        protocol=Protocol.TCP,
     )  # fmt: skip
-    return RelayGroup([cast(Any, plan)] * number, cast(Any, timers), above), above, timers
+    places = deque(range(FIRST_LISTENER, FIRST_LISTENER + late))
+    return (
+        RelayGroup([cast(Any, plan)] * number, places, cast(Any, timers), cast(Any, above)),
+        above,
+        timers,
+    )
 
 
 def test_ready_is_said_once_all_are() -> None:
@@ -58,7 +65,8 @@ def test_ready_is_said_once_all_are() -> None:
 
 def test_they_are_alive_once_each_has_said_so() -> None:
     three, above, _ = group(3)
-    three.ping()
+    for supervisor in three.supervisors:
+        supervisor.ping()
     for supervisor, said in zip(three.supervisors, ([], [], ["alive"]), strict=True):
         supervisor.is_pinged = False
         three.relay_alive()

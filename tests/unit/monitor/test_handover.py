@@ -141,6 +141,9 @@ class RelayGroup:
         self.listeners[forward.id] = os.dup(fd)
         self.slots[forward.id] = slots
 
+    def has(self, index: int) -> bool:
+        return index in self.listeners
+
     def remove(self, index: int, *, reset_flows: bool) -> None:
         self.removed.append((index, reset_flows))
         if index in self.listeners:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -67,7 +68,12 @@ class Stand:
         self.room = 100
         first_free = 1 + max((port.id for port in ports or []), default=0)
         self.ports = Registry(
-            ports or [], first_free, directions, self.worker, self.check_room, loops.check
+            ports or [],
+            first_free,
+            frozenset(itertools.product(directions, Protocol)),
+            self.worker,
+            self.check_room,
+            loops.check,
         )
         self.told: list[object] = []
 

@@ -15,6 +15,7 @@ import pytest
 
 from hardsplice.ipc.channel import close_all
 from hardsplice.kernel import pinned, socketcalls
+from hardsplice.kernel.mmsghdr import IP_PKTINFO
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import HardspliceError
 from hardsplice.model.families import IPV4, IPV6
@@ -23,6 +24,8 @@ from hardsplice.model.protocol import Protocol
 from hardsplice.net.listeners import (
     Bound,
     Routing,
+    cannot_listen,
+    chosen,
     has_ended,
     is_listener,
     is_sound,
@@ -262,7 +265,7 @@ SPOILT = {
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1", None])
 def test_a_listener_as_it_was_made_is_sound(address: str | None) -> None:
     with opened(forward(address)) as listener:
-        assert is_sound(listener.fileno())
+        assert is_sound(listener.fileno(), Protocol.TCP)
 
 
 @pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT)
@@ -271,22 +274,22 @@ def test_whatever_a_relay_could_want_to_do_to_a_listener_is_noticed(
 ) -> None:
     with opened(forward()) as listener:
         spoil(listener)
-        assert not is_sound(listener.fileno())
+        assert not is_sound(listener.fileno(), Protocol.TCP)
 
 
 def test_what_was_never_a_listener_is_not_sound() -> None:
     with open(os.devnull) as null, socket.socket() as idle:
-        assert not is_sound(null.fileno())
+        assert not is_sound(null.fileno(), Protocol.TCP)
         assert not is_listener(idle.fileno(), forward())
-    assert not is_sound(-1)
+    assert not is_sound(-1, Protocol.TCP)
 
 
 def test_a_listener_that_was_ended_is_none() -> None:
     with opened(forward()) as listener:
-        assert not has_ended(listener.fileno())
+        assert not has_ended(listener.fileno(), Protocol.TCP)
         socketcalls.retire(listener.fileno())
-        assert has_ended(listener.fileno())
-        assert not is_sound(listener.fileno())
+        assert has_ended(listener.fileno(), Protocol.TCP)
+        assert not is_sound(listener.fileno(), Protocol.TCP)
         assert not is_listener(listener.fileno(), forward())
 
 
@@ -297,7 +300,7 @@ def test_what_somebody_else_kept_is_made_sound(spoil: str) -> None:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 1)
         listener.setblocking(True)
         make_sound(listener)
-        assert is_sound(listener.fileno())
+        assert is_sound(listener.fileno(), Protocol.TCP)
         assert listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == 0
         assert not os.get_blocking(listener.fileno())
 
@@ -313,11 +316,37 @@ def test_a_listener_is_known_by_its_port() -> None:
         assert not is_listener(-1, asked)
 
 
-def test_no_listener_is_opened_for_what_is_not_tcp() -> None:
-    before = open_descriptors()
-    with pytest.raises(OSError, match=os.strerror(errno.EPROTONOSUPPORT)):
-        open_listener(forward()._replace(protocol=Protocol.UDP), (IPV4, IPV6))
-    assert open_descriptors() == before
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1", None])
+def test_of_udp_a_listener_is_bound_and_has_no_peer(address: str | None) -> None:
+    asked = forward(address)._replace(protocol=Protocol.UDP)
+    with opened(asked) as listener:
+        assert listener.type == socket.SOCK_DGRAM
+        fd = listener.fileno()
+        assert is_listener(fd, chosen(asked, fd))
+        assert not is_listener(fd, asked._replace(protocol=Protocol.TCP))
+        assert is_sound(fd, Protocol.UDP)
+        listener.connect(listener.getsockname())
+        assert not is_listener(fd, chosen(asked, fd))
+        assert not is_sound(fd, Protocol.UDP)
+
+
+def test_of_udp_an_option_that_was_changed_is_noticed() -> None:
+    with opened(forward("127.0.0.1")._replace(protocol=Protocol.UDP)) as listener:
+        listener.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 0)
+        assert not is_sound(listener.fileno(), Protocol.UDP)
+        make_sound(listener)
+        assert is_sound(listener.fileno(), Protocol.UDP)
+
+
+def test_of_udp_and_tcp_both_have_one_number() -> None:
+    with opened(forward("127.0.0.1")) as one:
+        port = one.getsockname()[1]
+        with opened(forward("127.0.0.1")._replace(protocol=Protocol.UDP, port=port)) as other:
+            assert other.getsockname() == one.getsockname()
+            failure = cannot_listen(
+                forward()._replace(protocol=Protocol.UDP, port=port), OSError(errno.EADDRINUSE, "")
+            )
+            assert "ss -lunp" in (failure.hint or "")
 
 
 # --- errors ---

@@ -124,7 +124,7 @@ def test_any_bytes_give_sockets_or_none(answer: bytes) -> None:
 def test_a_kernel_that_does_not_tell_is_named_with_what_it_lacks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def refuse(diag_socket: socket.socket) -> bytes:
+    def refuse(diag_socket: socket.socket, protocol: Protocol) -> bytes:
         raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
 
     monkeypatch.setattr(sockdiag, "request", refuse)

@@ -85,7 +85,7 @@ def read_everything(stats: Stats) -> None:
 def read_the_log(stats: Stats, capfd: pytest.CaptureFixture[str] | None = None) -> None:
     """The end of everything."""
     log = FlowLog(Log(Level.ERROR), [Traffic(Direction.INBOUND, [stats])], lambda *_: "a port")
-    log._say_missed(Direction.INBOUND)
+    log._say_missed((Direction.INBOUND, Protocol.TCP))
     log.finish()
     if capfd:
         assert all(len(line) < 1000 for line in capfd.readouterr().err.splitlines())
@@ -181,7 +181,7 @@ def test_a_relay_that_counts_wildly_is_no_reason_to_stop_telling(
     flows = FlowLog(log, [Traffic(Direction.INBOUND, [stats])], lambda *_: "a port")
     for count in (LARGEST, 0, LARGEST, 5):
         stats.count[UNLOGGED] = count
-        flows._say_missed(Direction.INBOUND, at_last=True)
+        flows._say_missed((Direction.INBOUND, Protocol.TCP), at_last=True)
     assert len(said) == 1
 
 

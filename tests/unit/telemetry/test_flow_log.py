@@ -108,7 +108,7 @@ def test_ends_that_were_missed_are_counted_once_each(capfd: pytest.CaptureFixtur
     stats.kept[UNPASSED] = 4
     flows.ended(Direction.INBOUND, End.FIN, row)
     assert "not in the log" not in capfd.readouterr().err, "at most once a second"
-    log.limiter._last["missed", "inbound"] -= 2 * LINES_A_SECOND
+    log.limiter._last["missed", (Direction.INBOUND, Protocol.TCP)] -= 2 * LINES_A_SECOND
     stats.count[UNLOGGED] = 5
     flows.ended(Direction.INBOUND, End.FIN, row)
     said = capfd.readouterr().err
