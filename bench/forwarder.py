@@ -12,11 +12,11 @@ import subprocess
 import tempfile
 import time
 
-from bench.load import Bed, Kit, LoadError, echoes, namespace_reached
+from bench.load import SERVER_PORT, Bed, Kit, LoadError, echoes, namespace_reached
 from bench.peer import BACKLOG, Direct, Peer, Place, environment_for, start_words
 from tests.support import procfs
+from tests.support.datagrams import free_ports
 from tests.support.netns import Identity
-from tests.support.product import free_ports
 
 START_SECONDS = 20.0
 
@@ -26,7 +26,7 @@ _numbers = itertools.count()
 class Forwarder:
     """A forwarder and the bed that it leads to; use it as a context."""
 
-    def __init__(self, kit: Kit, peer: Peer, wanted: Identity) -> None:
+    def __init__(self, kit: Kit, peer: Peer, wanted: Identity, protocol: str = "tcp") -> None:
         """Start it, as the wanted user if it can be, and wait until it answers with the bytes of
         the right namespace."""
         owner = peer.owner(wanted)
@@ -37,13 +37,16 @@ class Forwarder:
         self.process: subprocess.Popen[bytes] | None = None
         is_direct = isinstance(peer, Direct)
         here = self.port if is_direct else free_ports() if peer.serves_here else 0
-        self.bed = Bed(kit, f"{peer.label}-{owner.name}-{next(_numbers)}", owner, here=here)
+        name = f"{peer.label}-{owner.name}-{next(_numbers)}"
+        # pasta as of 2023 loses answers to datagrams where the two ports differ.
+        port = self.port if protocol == "udp" else SERVER_PORT
+        self.bed = Bed(kit, name, owner, here=here, port=port, protocol=protocol)
         self._messages = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         try:
             if not is_direct:
                 self._start()
             self._await()
-            if not echoes(self.port):
+            if not echoes(self.port, protocol):
                 raise LoadError(f"{peer.label} changes bytes")
         except OSError as error:
             self.close()
@@ -86,7 +89,7 @@ class Forwarder:
             if self.process.poll() is not None:
                 raise LoadError(f"{self.peer.label} ended: {self.messages()}")
             try:
-                reached = namespace_reached(self.port)
+                reached = namespace_reached(self.port, self.bed.protocol)
             except OSError as error:
                 reason = str(error)
                 time.sleep(0.001)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Building load.c and talking to what it makes: servers in namespaces, and clients that measure.
+"""Building load.c and datagrams.c, and talking to what they make: servers in namespaces, and
+clients that measure.
 
-A `Kit` is what one run of the benchmark (or of a test) needs: the compiled program in a folder that
-every user may read, and which processors each side runs on. A `Bed` is a server in a network
+A `Kit` is what one run of the benchmark (or of a test) needs: the compiled programs in a folder
+that every user may read, and which processors each side runs on. A `Bed` is a server in a network
 namespace of its own, which a forwarder is then asked to reach.
 """
 
@@ -23,7 +24,8 @@ from typing import Any
 
 from tests.support.netns import Identity
 
-SOURCE = Path(__file__).with_name("load.c")
+SOURCES = {"tcp": "load.c", "udp": "datagrams.c"}
+"""Of the program that is both ends of a protocol's load, by the protocol's name."""
 PATIENCE = 60.0
 """Seconds until a client that prints nothing is given up; it gives up by itself before that."""
 SERVER_PORT = 80
@@ -73,28 +75,33 @@ def on(cpus: tuple[int, ...]) -> list[str]:
 
 
 class Kit:
-    """The compiled program and a folder that everybody may read, for as long as it is open."""
+    """The compiled programs and a folder that everybody may read, for as long as it is open."""
 
     def __init__(self, pinning: Pinning | None = None) -> None:
         self.pinning = pinning or Pinning()
         self.folder = Path(tempfile.mkdtemp(prefix="hardsplice-bench-"))
         self.folder.chmod(0o755)
-        self.program = self.folder / "load"
+        self.programs = {protocol: self.folder / protocol for protocol in SOURCES}
         try:
-            self._compile()
+            for protocol in SOURCES:
+                self._compile(protocol)
         except BaseException:
             self.close()
             raise
 
-    def _compile(self) -> None:
+    def _compile(self, protocol: str) -> None:
+        source, program = Path(__file__).with_name(SOURCES[protocol]), self.programs[protocol]
         compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc")
         if compiler is None:
-            raise LoadError("cannot compile load.c: no C compiler (apt-get install gcc libc6-dev)")
-        command = [compiler, "-O2", "-std=gnu11", "-Wall", "-o", str(self.program), str(SOURCE)]
+            raise LoadError(
+                f"cannot compile {source.name}: no C compiler (apt-get install gcc libc6-dev)"
+            )
+        flags = ["-O2", "-std=gnu11", "-Wall", "-pthread"]
+        command = [compiler, *flags, "-o", str(program), str(source)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            raise LoadError(f"cannot compile load.c: {done.stderr.strip()}")
-        self.program.chmod(0o755)
+            raise LoadError(f"cannot compile {source.name}: {done.stderr.strip()}")
+        program.chmod(0o755)
 
     def shared(self, name: str) -> Path:
         """A file through which a server and its clients see each other's counts."""
@@ -104,27 +111,33 @@ class Kit:
         return path
 
     @property
-    def server_begins(self) -> str:
-        """How the command line of a server begins."""
-        return str(self.program)
+    def server_begins(self) -> tuple[str, ...]:
+        """How the command line of a server may begin."""
+        return tuple(map(str, self.programs.values()))
 
-    def server(self, shared: Path, port: int = SERVER_PORT, *options: str) -> list[str]:
+    def server(
+        self, shared: Path, port: int = SERVER_PORT, *options: str, protocol: str = "tcp"
+    ) -> list[str]:
         """The command that serves on a port of the namespace it is started in."""
         return [
             *on(self.pinning.server),
-            str(self.program), "server", *options, str(port), str(shared),
+            str(self.programs[protocol]), "server", *options, str(port), str(shared),
         ]  # fmt: skip
 
-    def client(self, mode: str, port: int, shared: Path, *options: str) -> list[str]:
+    def client(
+        self, mode: str, port: int, shared: Path, *options: str, protocol: str = "tcp"
+    ) -> list[str]:
         """The command that makes load on a port of this namespace."""
         return [
             *on(self.pinning.client),
-            str(self.program), mode, *options, str(port), str(shared),
+            str(self.programs[protocol]), mode, *options, str(port), str(shared),
         ]  # fmt: skip
 
-    def measure(self, mode: str, port: int, shared: Path, *options: str) -> dict[str, Any]:
+    def measure(
+        self, mode: str, port: int, shared: Path, *options: str, protocol: str = "tcp"
+    ) -> dict[str, Any]:
         """Run a client to its end and return what it printed."""
-        command = self.client(mode, port, shared, *options)
+        command = self.client(mode, port, shared, *options, protocol=protocol)
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, check=False, timeout=PATIENCE,
@@ -173,17 +186,29 @@ class Bed:
     makes it, it has a name below /run/netns too, for those who can join no other way.
     """
 
-    def __init__(self, kit: Kit, name: str, owner: Identity, *, here: int = 0) -> None:
-        """`here` is the port to serve on in this namespace; 0 makes a new one."""
+    def __init__(
+        self,
+        kit: Kit,
+        name: str,
+        owner: Identity,
+        *,
+        here: int = 0,
+        port: int = SERVER_PORT,
+        protocol: str = "tcp",
+    ) -> None:
+        """`here` is the port to serve on in this namespace; 0 makes a new one, with `port`."""
         self.kit = kit
+        self.protocol = protocol
         self.owner = owner
         self.shared = kit.shared(f"{name}.shared")
         self.name = f"hardsplice-bench-{os.getpid()}-{name}"
-        self.port = here or SERVER_PORT
+        self.port = here or port
         unshare = [] if here else ["unshare", "-n" if owner.is_root else "-Urn", "--"]
         options = [] if here else ["--lo"]
         self.server = subprocess.Popen(
-            owner.wrap([*unshare, *kit.server(self.shared, self.port, *options)]),
+            owner.wrap(
+                [*unshare, *kit.server(self.shared, self.port, *options, protocol=protocol)]
+            ),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd="/",
@@ -230,11 +255,23 @@ class Bed:
         self.server.wait()
 
 
-def namespace_reached(port: int, timeout: float = 5.0) -> int:
+def _datagrams(port: int, timeout: float) -> socket.socket:
+    """A client of datagrams."""
+    client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    client.settimeout(timeout)
+    client.connect(("127.0.0.1", port))
+    return client
+
+
+def namespace_reached(port: int, protocol: str = "tcp", timeout: float = 5.0) -> int:
     """The inode number of the network namespace in which the server behind this port lives.
 
-    Raises OSError where there is no answer.
+    Raises OSError where there is no answer, or, for a datagram, none soon.
     """
+    if protocol == "udp":
+        with _datagrams(port, 0.1) as client:
+            client.send(b"W")
+            return int(_INODE.unpack(client.recv(_INODE.size))[0])
     with socket.create_connection(("127.0.0.1", port), timeout) as client:
         client.sendall(_HEADER.pack(b"W", 0, 0, 0, 0))
         answer = client.recv(_INODE.size, socket.MSG_WAITALL)
@@ -243,8 +280,16 @@ def namespace_reached(port: int, timeout: float = 5.0) -> int:
     return int(_INODE.unpack(answer)[0])
 
 
-def echoes(port: int, timeout: float = 5.0) -> bool:
+def echoes(port: int, protocol: str = "tcp", timeout: float = 5.0) -> bool:
     """Whether bytes sent to this port come back as they were: 1 MiB, 4 KiB at a time."""
+    if protocol == "udp":
+        with _datagrams(port, timeout) as client:
+            for _ in range(256):
+                sent = b"X" + os.urandom(4095)
+                client.send(sent)
+                if client.recv(1 << 16) != sent:
+                    return False
+        return True
     with socket.create_connection(("127.0.0.1", port), timeout) as client:
         client.sendall(_HEADER.pack(b"E", 0, 0, 0, 0))
         for _ in range(256):

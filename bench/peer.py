@@ -38,6 +38,11 @@ class Place:
         """Who runs it, and owns the bed."""
         return self.bed.owner
 
+    @property
+    def protocol(self) -> str:
+        """Whose port it is: "tcp" or "udp"."""
+        return self.bed.protocol
+
     def file(self, name: str) -> Path:
         """A file's path in a folder where the owner may write."""
         folder = self.kit.folder / f"{self.bed.name}.d"
@@ -62,6 +67,7 @@ class Peer(ABC):
 
     name: str
     program: str
+    protocols: tuple[str, ...] = ("tcp",)
     wants_root = False
     wants_listener = False  # a socket listening on the port, whose number replaces LISTENER
     brings_own_bed = False  # makes its own namespace and runs the server in it
@@ -118,6 +124,7 @@ class Direct(Peer):
 
     name = "direct"
     program = "true"
+    protocols = ("tcp", "udp")
 
     def command(self, place: Place) -> Command:
         raise NotImplementedError("there is nothing to start")

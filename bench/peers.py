@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import stat
 import subprocess
 from pathlib import Path
@@ -41,6 +42,7 @@ class Hardsplice(Peer):
 
     name = "hardsplice"
     program = "python3"
+    protocols = ("tcp", "udp")
 
     def __init__(self, label: str = "", program: str = "") -> None:
         """`program` is an installed hardsplice to measure instead of the checkout."""
@@ -57,7 +59,8 @@ class Hardsplice(Peer):
         user = ordinary_user().uid if place.owner.is_root else None
         runas = ["--runas", f"{user}:{user}"] if user else []
         spec = f"127.0.0.1/{place.port}:{place.bed.port}"
-        return Command([*words, "-f", "-q", "-t", spec, *runas, *_target(place)], environment)
+        option = "-u" if place.protocol == "udp" else "-t"
+        return Command([*words, "-f", "-q", option, spec, *runas, *_target(place)], environment)
 
     def _compile(self, words: list[str], source: str) -> None:
         """An installed package has its bytecode; so has what is measured, though its user may not
@@ -111,10 +114,11 @@ def _target(place: Place) -> list[str]:
 
 class Pasta(Peer):
     """passt's namespace half. TCP from loopback to loopback takes its spliced path, without the tap
-    device, though it has one; UDP and the other direction are off."""
+    device, though it has one, and so does UDP; the rest is off."""
 
     name = "pasta"
     program = "pasta"
+    protocols = ("tcp", "udp")
 
     def _obstacle(self, owner: Identity) -> str:
         if self._splices_only() or _may_open_tun(owner) or os.geteuid() == 0:
@@ -126,7 +130,9 @@ class Pasta(Peer):
 
     def command(self, place: Place) -> Command:
         spec = f"127.0.0.1/{place.port}:{place.bed.port}"
-        words = [self.path, "-f", "-q", "-t", spec, "-T", "none", "-u", "none", "-U", "none"]
+        option, other = ("-u", "-t") if place.protocol == "udp" else ("-t", "-u")
+        off = [other, "none", "-T", "none", "-U", "none"]
+        words = [self.path, "-f", "-q", option, spec, *off]
         if place.owner.is_root:
             words += ["--runas", "0:0"]  # as its default, nobody, it could not join
         if self._splices_only():
@@ -195,10 +201,11 @@ class SocketProxyd(Peer):
 class Socat(Peer):
     """Two of them: one listens here, the other connects inside, a UNIX socket joins them. A process
     for each connection in each. The usual EXEC:"nsenter ... socat" would start two programs more
-    for each connection, and be slower."""
+    for each connection, and be slower. Datagrams stay apart, as that is a SOCK_SEQPACKET then."""
 
     name = "socat"
     program = "socat"
+    protocols = ("tcp", "udp")
 
     def command(self, place: Place) -> Command:
         middle = place.file("socat.sock")
@@ -206,15 +213,16 @@ class Socat(Peer):
         both = 'inner=("${@:1:$1+1}"); "${inner[@]:1}" & shift $(($1 + 1)); exec "$@"'
         socat = [self.path, "-b", "65536"]
         listen = f"fork,backlog={BACKLOG}"
-        inner = [
-            *place.bed.nsenter, *socat,
-            f"UNIX-LISTEN:{middle},{listen}", f"TCP4:127.0.0.1:{place.bed.port},nodelay",
-        ]  # fmt: skip
-        outer = [
-            *socat,
-            f"TCP4-LISTEN:{place.port},bind=127.0.0.1,reuseaddr,nodelay,{listen}",
-            f"UNIX-CONNECT:{middle}",
-        ]
+        if place.protocol == "udp":
+            kind = f",type={int(socket.SOCK_SEQPACKET)}"
+            here = f"UDP4-LISTEN:{place.port},bind=127.0.0.1,fork"
+            there = f"UDP4:127.0.0.1:{place.bed.port}"
+        else:
+            kind = ""
+            here = f"TCP4-LISTEN:{place.port},bind=127.0.0.1,reuseaddr,nodelay,{listen}"
+            there = f"TCP4:127.0.0.1:{place.bed.port},nodelay"
+        inner = [*place.bed.nsenter, *socat, f"UNIX-LISTEN:{middle},{listen}{kind}", there]
+        outer = [*socat, here, f"UNIX-CONNECT:{middle}{kind}"]
         return Command(["bash", "-c", both, "both", str(len(inner)), *inner, *outer])
 
     def version(self) -> str:
@@ -230,6 +238,7 @@ class Rootlesskit(Peer):
 
     name = "rootlesskit"
     program = "rootlesskit"
+    protocols = ("tcp", "udp")
     brings_own_bed = True
 
     def owner(self, wanted: Identity) -> Identity:
@@ -250,8 +259,9 @@ class Rootlesskit(Peer):
         state = place.file("rootlesskit")
         words = [
             self.path, "--state-dir", str(state), "--net=slirp4netns", "--port-driver=builtin",
-            "--disable-host-loopback", "--publish", f"127.0.0.1:{place.port}:{place.bed.port}/tcp",
-            *place.kit.server(place.bed.shared, place.bed.port),
+            "--disable-host-loopback", "--publish",
+            f"127.0.0.1:{place.port}:{place.bed.port}/{place.protocol}",
+            *place.kit.server(place.bed.shared, place.bed.port, protocol=place.protocol),
         ]  # fmt: skip
         environment = {"XDG_RUNTIME_DIR": str(state.parent), "HOME": str(state.parent)}
         if not place.owner.is_root:
@@ -268,12 +278,13 @@ class Rootlessport(Peer):
 
     name = "rootlessport"
     program = "/usr/lib/podman/rootlessport"
+    protocols = ("tcp", "udp")
 
     def command(self, place: Place) -> Command:
         settings = {
             "Mappings": [{
                 "host_ip": "127.0.0.1", "host_port": place.port, "container_port": place.bed.port,
-                "range": 1, "protocol": "tcp",
+                "range": 1, "protocol": place.protocol,
             }],
             "NetNSPath": str(place.bed.path or f"/proc/{place.bed.pid}/ns/net"),
             "ExitFD": 3, "ReadyFD": 4, "TmpDir": str(place.file("rootlessport").parent),
@@ -295,12 +306,14 @@ class DockerProxy(Peer):
 
     name = "docker-proxy"
     program = "docker-proxy"
+    protocols = ("tcp", "udp")
     serves_here = True
 
     def command(self, place: Place) -> Command:
         # It reports on descriptor 3.
         words = [
-            self.path, "-proto", "tcp", "-host-ip", "127.0.0.1", "-host-port", str(place.port),
+            self.path, "-proto", place.protocol,
+            "-host-ip", "127.0.0.1", "-host-port", str(place.port),
             "-container-ip", "127.0.0.1", "-container-port", str(place.bed.port),
         ]  # fmt: skip
         return Command(["bash", "-c", 'exec 3>/dev/null; exec "$@"', "bash", *words])

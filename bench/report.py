@@ -129,6 +129,24 @@ GOALS: tuple[tuple[str, str, str | None, str, float], ...] = (
         for size in ("1b", "4k")
         for number in (1, 32)
     ),
+    *(
+        goal
+        for work in (
+            "rounds-1",
+            "rounds-32",
+            "stream-1-up",
+            "stream-1-down",
+            "stream-8-up",
+            "stream-8-down",
+            "gso-1-up",
+            "gso-1-down",
+        )
+        for goal in (
+            (f"udp-{work}", "rate", "rootlesskit", ">=", 1.0),
+            (f"udp-{work}", "rate", "docker-proxy", ">=", 1.0),
+            (f"udp-{work}", "rate", "pasta", ">=", 0.9),
+        )
+    ),
     ("connect-1", "rate", "best", ">=", 1.0),
     ("connect-32", "rate", "best", ">=", 1.0),
     ("connect-32", "rate", "pasta", ">=", 1.3),

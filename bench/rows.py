@@ -43,6 +43,7 @@ class Row(ABC):
     name: str
     title: str
     ordinary_only: bool = False  # leave out who can't run as an ordinary user
+    protocol: str = "tcp"
     once: bool = False  # what doesn't depend on the machine's mood needs no rounds
 
     @abstractmethod
@@ -81,6 +82,8 @@ class Load(Row):
             "busy": used / wall,
             "load_busy": (answer["client_cpu"] + cpu_seconds(servers) - theirs) / wall,
         }
+        if "lost" in answer:
+            numbers["lost"] = answer["lost"] / answer["operations"]
         if answer["p50_us"]:
             numbers |= {"p50_us": answer["p50_us"], "p99_us": answer["p99_us"]}
         return numbers
@@ -102,7 +105,9 @@ class Load(Row):
 
     def _run(self, forwarder: Forwarder, options: list[str]) -> dict[str, Any]:
         kit, shared = forwarder.kit, forwarder.bed.shared
-        return kit.measure(self.mode, forwarder.port, shared, *self.options, *options)
+        return kit.measure(
+            self.mode, forwarder.port, shared, *self.options, *options, protocol=self.protocol
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,11 +191,43 @@ def _visits(at_once: int) -> Load:
     )
 
 
+def _datagram_rounds(at_once: int) -> Load:
+    return Load(
+        f"udp-rounds-{at_once}",
+        f"request and answer of 64 bytes by datagrams, {at_once} flow{'s' if at_once > 1 else ''}",
+        protocol="udp",
+        mode="rounds",
+        options=("--size", "64", "--flows", str(at_once)),
+        per="round trip",
+        traced=2000,
+        settled=200,
+    )
+
+
+def _datagram_stream(flows: int, direction: str, segments: int = 1) -> Load:
+    kind = f"gso-{flows}" if segments > 1 else f"stream-{flows}"
+    calls = f", {segments} a call" if segments > 1 else ""
+    way = "to the server" if direction == "up" else "to the client"
+    down = ("--down",) if direction == "down" else ()
+    return Load(
+        f"udp-{kind}-{direction}",
+        f"datagrams of 1,400 bytes, {flows} flow{'s' if flows > 1 else ''}{calls}, {way}",
+        protocol="udp",
+        mode="stream",
+        options=("--size", "1400", "--flows", str(flows), "--segments", str(segments), *down),
+        per="datagram",
+        traced=20_000,
+    )
+
+
 ROWS: tuple[Row, ...] = (
     *(_bulk(number, way) for number in (1, 8, 64) for way in ("up", "down")),
     *(_bulk(200, way, ordinary_only=True) for way in ("up", "down")),
     *(_ping_pong(*size, number) for size in ((1, "1b"), (4096, "4k")) for number in (1, 32)),
     *(_visits(number) for number in (1, 32)),
+    *(_datagram_rounds(number) for number in (1, 32)),
+    *(_datagram_stream(number, way) for number in (1, 8) for way in ("up", "down")),
+    *(_datagram_stream(1, way, segments=45) for way in ("up", "down")),
     *(
         Idle(f"idle-{number}", f"{number:,} idle connections", once=True, connections=number)
         for number in (1000, 5000)

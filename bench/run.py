@@ -151,7 +151,7 @@ class Run:
                     continue
                 progress(f"{label}: round {number}/{number_of_rounds}, {peer.label}")
                 try:
-                    with Forwarder(self.kit, peer, self._identity(row)) as forwarder:
+                    with Forwarder(self.kit, peer, self._identity(row), row.protocol) as forwarder:
                         numbers = row.measure(forwarder, self.timing)
                 except (LoadError, OSError) as error:
                     failed[peer.label] = str(error)
@@ -168,6 +168,8 @@ class Run:
     def _takes_part(self, peer: Peer, row: Row) -> bool:
         if peer.label == "direct" and not hasattr(row, "mode"):
             return False  # there is nothing that could start, or hold anything
+        if row.protocol not in peer.protocols:
+            return False
         return not (row.ordinary_only and peer.owner(self.ordinary).is_root)
 
     def _identity(self, row: Row) -> Identity:
@@ -180,7 +182,7 @@ class Run:
                 continue
             progress(f"{label}: system calls, {peer.label}")
             try:
-                with Forwarder(self.kit, peer, self._identity(row)) as forwarder:
+                with Forwarder(self.kit, peer, self._identity(row), row.protocol) as forwarder:
                     calls = row.calls(forwarder)
             except (LoadError, TraceError, OSError) as error:
                 result["failed"][peer.label] = f"system calls: {error}"

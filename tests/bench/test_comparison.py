@@ -65,15 +65,18 @@ HEAD, ROWS = table()
 class Witnesses(Kit):
     """The benchmark's kit with another server: one that says what has reached it (witness.py)."""
 
-    def _compile(self) -> None:
-        shutil.copy(Path(__file__).with_name("witness.py"), self.program)
+    def _compile(self, protocol: str) -> None:
+        shutil.copy(Path(__file__).with_name("witness.py"), self.programs[protocol])
 
     @property
-    def server_begins(self) -> str:
-        return f"/usr/bin/python3 -I {self.program}"
+    def server_begins(self) -> tuple[str, ...]:
+        return (f"/usr/bin/python3 -I {self.programs['tcp']}",)
 
-    def server(self, shared: Path, port: int = 80, *options: str) -> list[str]:
-        return [*self.server_begins.split(), *options, str(port), str(shared)]
+    def server(
+        self, shared: Path, port: int = 80, *options: str, protocol: str = "tcp"
+    ) -> list[str]:
+        del protocol  # connections only
+        return [*self.server_begins[0].split(), *options, str(port), str(shared)]
 
 
 @pytest.fixture(scope="module")
