@@ -326,7 +326,8 @@ def reap(channel: Channel, pid: int) -> int:
         ready = dict(poller.poll())
         if SIGNALS_FD in ready:
             to_group.read()
-            if command.reap() and not has_ended:
+            command.reap()
+            if command.is_stopped():
                 channel.send(Record(Kind.STOPPED), wait=False)
             if command.status is not None and not has_ended:
                 has_ended = True
@@ -344,8 +345,7 @@ def reap(channel: Channel, pid: int) -> int:
                     _send_signal(pid, record.detail)
                 channel.send(Record(Kind.PASSED_ON, detail=record.detail))
             elif record.kind == Kind.CHECK_STOPPED:
-                command.reap()
-                channel.send(Record(Kind.CHECKED, int(command.is_stopped)))
+                channel.send(Record(Kind.CHECKED, int(command.is_stopped())))
 
 
 def _send_signal(pid: int, number: int) -> None:
@@ -358,23 +358,26 @@ class Charge:
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
-        self.is_stopped = False
         self.status: int | None = None  # how it ended
 
-    def reap(self) -> bool:
-        """Reap all that have ended; whether COMMAND was stopped meanwhile."""
-        was_stopped = False
+    def reap(self) -> None:
+        """Reap all that have ended."""
         with contextlib.suppress(ChildProcessError):
             while True:
-                pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
+                pid, status = os.waitpid(-1, os.WNOHANG)
                 if pid == 0:
                     break
                 if pid == self._pid:
-                    self.is_stopped = os.WIFSTOPPED(status)
-                    was_stopped |= self.is_stopped
-                    if os.WIFEXITED(status) or os.WIFSIGNALED(status):
-                        self.status = status
-        return was_stopped
+                    self.status = status
+
+    def is_stopped(self) -> bool:
+        """Whether COMMAND is stopped now. The kernel is asked each time, and keeps the answer for
+        the next (WNOWAIT): what it said before can't be relied on, since once a signal ends COMMAND
+        it doesn't say any more that COMMAND went on before (wait_task_continued, kernel/exit.c).
+        """
+        if self.status is not None:
+            return False
+        return os.waitid(os.P_PID, self._pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def _last_word(status: int) -> Record:

@@ -251,6 +251,7 @@ _SAME_EVERYWHERE: Final = {
     "SIG_UNBLOCK": 1,
     "SIG_SETMASK": 2,
     "WNOHANG": 1,
+    "WSTOPPED": 2,
     "WEXITED": 4,
     "WNOWAIT": 0x01000000,
     "PRIO_PGRP": 1,

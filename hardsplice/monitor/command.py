@@ -8,6 +8,7 @@ PID 1 shares its namespaces with COMMAND, which may have taken it over: only wha
 
 from __future__ import annotations
 
+import signal
 import typing
 
 from hardsplice.command.container import Container
@@ -55,6 +56,8 @@ class Command:
         self._runs = False
         self._is_unresponsive = False
         self._passed_on = self._answered = 0  # signals to COMMAND, and PID 1's answers
+        self._checks = 0  # questions whether it is stopped that PID 1 has not answered
+        self._outdated = 0  # how many of them were asked before a SIGCONT
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -95,6 +98,9 @@ class Command:
         self._send(Record(Kind.SIGNAL, detail=number))
         self._dialogue.expect(Kind.PASSED_ON)
         self._passed_on += 1
+        if number == signal.SIGCONT and self._checks > self._outdated:
+            self._outdated = self._checks
+            self._check_stopped()
         if number in FINAL:
             sent = self._passed_on
             self._loop.after(PASS_ON_SECONDS, lambda: self._is_passed_on(sent))
@@ -109,6 +115,15 @@ class Command:
         """The terminal's key stops us, too, and by the time that we go on COMMAND may do so."""
         if self._send(Record(Kind.CHECK_STOPPED)):
             self._dialogue.expect(Kind.CHECKED)
+            self._checks += 1
+
+    def _checked(self, *, is_stopped: bool) -> None:
+        """What was true before we passed SIGCONT on isn't any more: that was asked again."""
+        self._checks -= 1
+        if self._outdated:
+            self._outdated -= 1
+        elif is_stopped and self._terminal:
+            self._terminal.stop()
 
     # --- messages from PID 1 ----------------------------------------------------------------------
 
@@ -144,8 +159,7 @@ class Command:
         elif record.kind == Kind.STOPPED:
             self._check_stopped()
         elif record.kind == Kind.CHECKED:
-            if record.small and self._terminal:
-                self._terminal.stop()
+            self._checked(is_stopped=bool(record.small))
         elif record.kind == Kind.EXITED:
             self._above.command_ended(exit_status(record.detail))
 

@@ -23,7 +23,6 @@ SYSTEM_CALLS = {
     "os.WEXITSTATUS": "",
     "os.WIFEXITED": "",
     "os.WIFSIGNALED": "",
-    "os.WIFSTOPPED": "",
     "os.WTERMSIG": "",
     "os._exit": "exit_group",
     "os.close": "close",
@@ -292,7 +291,13 @@ PARTS = {
     ),
     "init": (
         some(
-            "command/init", "reap", "_send_signal", "Charge.reap", "_last_word", "_is_in_our_group"
+            "command/init",
+            "reap",
+            "_send_signal",
+            "Charge.reap",
+            "Charge.is_stopped",
+            "_last_word",
+            "_is_in_our_group",
         ),
         some("command/init", "ToGroup.read", "ToGroup.had"),
         some("ipc/channel", "Channel.send", "Channel.receive"),

@@ -327,7 +327,14 @@ CLAIMS = (
     ),
     Claim("kill", "to its own process group", "pid", {0}, but=frozenset({"init"})),
     Claim("getpriority", "whether a process group of that", "which", number("PRIO_PGRP")),
-    Claim("waitid", "which child has ended", "options", number("WNOHANG|WEXITED|WNOWAIT")),
+    Claim(
+        "waitid", "which child has ended", "options", number("WNOHANG|WEXITED|WNOWAIT"),
+        but=frozenset({"init"}),
+    ),
+    Claim(
+        "waitid", "or is stopped", "options",
+        number("WNOHANG|WEXITED|WNOWAIT", "WNOHANG|WSTOPPED|WNOWAIT"),
+    ),
     Claim("fcntl", "fcntl sizes pipes", "op", number("F_SETPIPE_SZ", "F_GETPIPE_SZ")),
 )  # fmt: skip
 

@@ -1,13 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What COMMAND's process has open while it waits to be started."""
+"""What COMMAND's process has open while it waits to be started, and whether it is stopped."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
+
+from hardsplice.command.init import Charge
+from tests.support.stream import eventually
 
 ROOT = Path(__file__).parents[3]
 # In a process of its own, whose descriptors are known: /dev/null at 3 is what the caller gave.
@@ -53,3 +61,55 @@ def test_it_holds_what_the_caller_gave_and_a_way_to_say_why_it_does_not_run() ->
     for fd in "012":
         del held[fd]
     assert sorted(what.partition(":")[0] for what in held.values()) == ["/dev/null", "pipe"]
+
+
+@pytest.fixture
+def child() -> Iterator[int]:
+    pid = os.posix_spawnp("sleep", ["sleep", "1000"], os.environ)
+    yield pid
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, 0)
+
+
+def test_whether_command_is_stopped_is_what_it_is_now(child: int) -> None:
+    """Every time, whatever was asked and reaped between."""
+    command = Charge(child)
+    assert not command.is_stopped()
+    for _ in range(2):
+        os.kill(child, signal.SIGSTOP)
+        eventually(command.is_stopped, "it doesn't stop")
+        command.reap()
+        assert command.is_stopped()
+        os.kill(child, signal.SIGCONT)
+        assert not command.is_stopped()
+        command.reap()
+        assert not command.is_stopped()
+    os.kill(child, signal.SIGSTOP)
+    eventually(command.is_stopped, "it doesn't stop")
+    os.kill(child, signal.SIGKILL)
+    assert not command.is_stopped()
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    command.reap()
+    assert command.status == signal.SIGKILL
+    assert not command.is_stopped()
+
+
+def test_one_that_went_on_and_is_ending_is_not_stopped(
+    child: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a signal ends it, until it is a zombie, wait(2) has nothing to say of it: not that it
+    went on, and not yet that it has ended.
+    """
+    command = Charge(child)
+    os.kill(child, signal.SIGSTOP)
+    os.waitid(os.P_PID, child, os.WSTOPPED | os.WNOWAIT)
+    command.reap()
+    for number in (signal.SIGCONT, signal.SIGINT):
+        os.kill(child, number)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "waitpid", lambda pid, options: (0, 0))
+        command.reap()
+        assert command.status is None
+        assert not command.is_stopped()

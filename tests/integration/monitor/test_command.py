@@ -217,6 +217,20 @@ def test_it_is_asked_whether_command_is_stopped_still(running: Stand, is_stopped
     assert running.above.said == []
 
 
+def test_an_answer_from_before_sigcont_is_asked_for_again(running: Stand) -> None:
+    """PID 1 has answered the first question before it passes SIGCONT on to COMMAND."""
+    running.says(Record(Kind.STOPPED))
+    running.command.pass_on(signal.SIGCONT)
+    assert running.heard() == [Kind.CHECK_STOPPED, Kind.SIGNAL, Kind.CHECK_STOPPED]
+    running.says(Record(Kind.CHECKED, 1), Record(Kind.PASSED_ON))
+    assert running.stopped == []
+    running.says(Record(Kind.CHECKED, 1))
+    assert running.stopped == [True], "COMMAND has stopped once more"
+    running.command.pass_on(signal.SIGCONT)
+    assert running.heard() == [Kind.SIGNAL], "no question is open"
+    assert running.above.said == []
+
+
 def test_the_end_of_pid_1_without_a_word_is_said(running: Stand) -> None:
     running.loop.callbacks[running.inside.pidfd]()
     assert running.above.said == [137]
