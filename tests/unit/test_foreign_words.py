@@ -28,7 +28,7 @@ from hardsplice.app.options import parse_args
 from hardsplice.control.http import Parser, Refusal, Request, Response
 from hardsplice.control.routes import dispatch
 from hardsplice.control.world import refusal
-from hardsplice.ctl import commands
+from hardsplice.ctl import commands, top
 from hardsplice.ctl.client import Client, RefusedError
 from hardsplice.frontends import cni, oci_hook
 from hardsplice.ipc.messages import Kind, Note, Record
@@ -38,6 +38,7 @@ from hardsplice.model.errors import HardspliceError, error_of, print_lines
 from hardsplice.monitor import notes
 from hardsplice.telemetry import audit, flow_table
 from hardsplice.telemetry.log import Level, Log
+from tests.support.clock import FakeClock
 from tests.unit.control.fake_world import FakeWorld, flow
 
 PACKAGE = Path(hardsplice.__file__).parent
@@ -106,6 +107,7 @@ class Stranger(Client):
 
 @pytest.fixture(autouse=True)
 def stranger(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(top, "time", FakeClock())
     monkeypatch.setattr(commands, "Client", Stranger)
 
 
@@ -124,7 +126,7 @@ def asked(*words: str) -> Callable[[Capture], None]:
 
 
 def top_in_json(capture: Capture) -> None:
-    check_json(ask(capture, "--json", "top", "--interval", "0.1"))
+    check_json(ask(capture, "--json", "top"))
 
 
 def complaints(capture: Capture) -> None:
@@ -239,7 +241,7 @@ SINKS: dict[str, list[Callable[[Capture], None]] | str] = {
     ],
     "ctl.commands._top": [top_in_json],
     "ctl.top._screen": "constants",
-    "ctl.top.run": [asked("top", "--interval", "0.1")],
+    "ctl.top.run": [asked("top")],
     "model.errors.print_lines": [told],
     "model.errors.write_all": "others call it",
     "command.guard.lock_down": MACHINE,

@@ -11,11 +11,9 @@ import functools
 import http.client
 import json
 import os
-import resource
 import select
 import socket
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,93 +22,35 @@ from hypothesis import strategies as st
 
 from hardsplice.control import server as module
 from hardsplice.control.http import BODY_LIMIT, LINE_LIMIT, Request, Response
-from hardsplice.control.server import CONNECTIONS, Admission, Respond, Server
-from hardsplice.control.socketfile import SocketFile
-from hardsplice.ipc.loop import Loop
+from hardsplice.control.server import CONNECTIONS, Admission, Respond
+from hardsplice.ipc import loop
 from hardsplice.kernel import socketcalls
-from tests.support.stream import eventually
-from tests.unit.control.fake_world import FakeWorld
+from tests.support.clock import FakeClock
+from tests.unit.control.served import ANSWER, PATIENCE, Served
 
-PATIENCE = 5.0  # seconds
 GET = b"GET /v1/audit HTTP/1.1\r\nHost: a\r\n\r\n"
-ANSWER = b'{"pid": 42, "lacking": []}'
 SPEC = json.dumps({"proto": "tcp", "parentPort": 8080, "childPort": 80}).encode()
 POST = b"POST /v1/ports HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(SPEC) + SPEC
 
 
-class Served:
-    """A server on a loop in a thread of its own."""
-
-    def __init__(self, path: Path, admission: Admission | None = None) -> None:
-        self.path = str(path)
-        self.file = SocketFile(self.path)
-        self.world = FakeWorld()
-        self.large: Response | None = None  # what is answered instead
-        self.loop = Loop()
-        own = socketcalls.namespace_cookie(self.file.fileno())
-        admission = admission or Admission(frozenset({os.geteuid()}), own)
-        self.server = Server(self.file.fileno(), admission, self.loop, self._handle)
-        self.server.start()
-        self._orders: list[Callable[[], None]] = []
-        self._told, self._tell = os.pipe()
-        self.loop.add(self._told, self._obey)
-        self._thread = threading.Thread(target=self.loop.run, daemon=True)
-        self._thread.start()
-
-    def _handle(self, request: Request, respond: Respond) -> None:
-        if self.large is not None:
-            respond(self.large)
-        else:
-            self.world.handle(request, respond)
-
-    def _obey(self) -> None:
-        os.read(self._told, 1)
-        self._orders.pop(0)()
-
-    def run(self, order: Callable[[], None]) -> None:
-        """Have the loop's own thread do something."""
-        self._orders.append(order)
-        os.write(self._tell, b"!")
-
-    def connect(self) -> socket.socket:
-        client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        client.connect(self.path)  # a socket with a timeout would not wait for room in the backlog
-        client.settimeout(PATIENCE)
-        return client
-
-    def ask(self, method: str = "GET", path: str = "/v1/audit", body: bytes | None = None) -> bytes:
-        """What a client that keeps to the rules is answered: it must always work."""
-        connection = http.client.HTTPConnection("a")
-        connection.sock = self.connect()
-        with contextlib.closing(connection):
-            connection.request(method, path, body)
-            return connection.getresponse().read()
-
-    def close(self) -> None:
-        self.run(lambda: self.loop.stop(0))
-        self._thread.join(PATIENCE)
-        assert not self._thread.is_alive()
-        for fd in (self._told, self._tell, *self.server.connections):
-            os.close(fd)
-        self.file.listener.close()
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
+    """Nobody is late before a test says so."""
+    clock = FakeClock()
+    for name in (module, loop):
+        monkeypatch.setattr(name, "time", clock)
+    return clock
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> Iterator[Served]:
-    made = Served(tmp_path / "control")
+def served(tmp_path: Path, clock: FakeClock) -> Iterator[Served]:
+    made = Served(tmp_path / "control", clock=clock)
     try:
         yield made
         made.large = None
         assert made.ask() == ANSWER  # whatever happened, it serves
     finally:
         made.close()
-
-
-@pytest.fixture
-def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who was refused has less time to take note of it, and is looked after more often."""
-    monkeypatch.setattr(module, "LEAVE_SECONDS", 0.1)
-    monkeypatch.setattr(module, "CHECK_SECONDS", 0.05)
 
 
 def read_all(client: socket.socket) -> bytes:
@@ -138,6 +78,22 @@ def receive(client: socket.socket, number: int) -> list[int]:
 def send_all(client: socket.socket, data: bytes) -> None:
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         client.sendall(data)
+
+
+def send_what_is_taken(client: socket.socket, data: bytes) -> bool:
+    """Send as much as there is room for; whether that was all."""
+    client.setblocking(False)
+    sent = 0
+    with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
+        while sent < len(data):
+            sent += client.send(data[sent : sent + (1 << 16)])
+    client.settimeout(PATIENCE)
+    return sent == len(data)
+
+
+def is_leaving(served: Served) -> bool:
+    """Whether the only client was refused, and has a moment to take note of it."""
+    return all(one.leaving and not one.unwritten for one in served.server.connections.values())
 
 
 # --- requests -------------------------------------------------------------------------------------
@@ -186,7 +142,7 @@ def test_an_answer_that_comes_later(served: Served) -> None:
     served.world.ports.worker.later = []
     with served.connect() as client:
         client.sendall(POST)
-        eventually(lambda: served.world.ports.worker.later, "nobody asked")
+        served.until(lambda: served.world.ports.worker.later, "nobody asked")
         client.sendall(GET)
         assert served.ask() == ANSWER
         assert not select.select([client], (), (), 0)[0]
@@ -198,8 +154,8 @@ def test_an_answer_that_comes_when_nobody_waits_any_more(served: Served) -> None
     served.world.ports.worker.later = []
     with served.connect() as client:
         client.sendall(POST)
-        eventually(lambda: served.world.ports.worker.later, "nobody asked")
-    eventually(lambda: not served.server.connections, "it is still there")
+        served.until(lambda: served.world.ports.worker.later, "nobody asked")
+    served.until(lambda: not served.server.connections, "it is still there")
     served.run(served.world.ports.worker.later[0])
     served.world.ports.worker.later = None
     assert json.loads(served.ask("GET", "/v1/ports"))  # it was done all the same
@@ -230,20 +186,21 @@ def test_the_largest_body_is_taken(served: Served) -> None:
 # --- who ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("hurried")
 @pytest.mark.parametrize(
     ("users", "namespace"), [(frozenset({1 << 30}), None), (frozenset({os.geteuid()}), 1)]
 )
 def test_a_peer_that_is_not_admitted_is_told_so(
-    tmp_path: Path, users: frozenset[int], namespace: int | None
+    tmp_path: Path, clock: FakeClock, users: frozenset[int], namespace: int | None
 ) -> None:
-    served = Served(tmp_path / "control", Admission(users, namespace))
+    served = Served(tmp_path / "control", Admission(users, namespace), clock)
     with contextlib.closing(served), served.connect() as client:
         data = read_all(client)
         assert statuses(data) == [403]
         assert b"connect as that user" in data or b"network namespace" in data
         assert served.server.refused == 1
-        eventually(lambda: not served.server.connections, "it is still there")
+        assert served.server.connections, "the answer would be lost"
+        served.forward(module.LEAVE_SECONDS)
+        assert not served.server.connections
 
 
 def test_admission() -> None:
@@ -284,7 +241,6 @@ def test_peers_are_known_by_id_and_namespace() -> None:
 _LONG = b"x" * (1 << 20)
 
 
-@pytest.mark.usefixtures("hurried")
 @pytest.mark.parametrize(
     ("sent", "status"),
     [
@@ -304,9 +260,11 @@ def test_what_is_no_request_is_an_error_and_a_close(
     served: Served, sent: bytes, status: int
 ) -> None:
     with served.connect() as client:
-        send_all(client, sent)
+        if not send_what_is_taken(client, sent):
+            served.until(lambda: is_leaving(served), "it was not heard")
+            served.forward(module.LEAVE_SECONDS)
         assert statuses(read_all(client)) == [status]
-    eventually(lambda: not served.server.connections, "it is still there")
+    served.until(lambda: not served.server.connections, "it is still there")
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -320,35 +278,42 @@ def test_any_bytes_are_answered_or_hung_up_on(served: Served, pieces: list[bytes
         assert set(statuses(read_all(client))) <= {200, 400, 404, 405, 411, 413, 414, 431, 501, 505}
 
 
-def test_a_slow_request_is_hung_up_on(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "REQUEST_SECONDS", 0.05)
-    monkeypatch.setattr(module, "CHECK_SECONDS", 0.05)
+def test_a_slow_request_is_hung_up_on(served: Served) -> None:
     with served.connect() as client:
         client.sendall(GET[:-1])
+        served.until(lambda: served.server.connections, "it was not heard")
+        served.forward(module.REQUEST_SECONDS - 1)
+        assert served.server.connections
+        served.forward(1)
         assert read_all(client) == b""
 
 
-def test_an_idle_connection_is_hung_up_on_in_the_end(
-    served: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "IDLE_SECONDS", 0.05)
-    monkeypatch.setattr(module, "CHECK_SECONDS", 0.05)
+def test_an_idle_connection_is_hung_up_on_in_the_end(served: Served) -> None:
     with served.connect() as client:
         client.sendall(GET)
-        assert statuses(read_all(client)) == [200]
+        assert receive(client, 1) == [200]
+        served.forward(module.IDLE_SECONDS - 1)
+        assert served.server.connections
+        served.forward(1)
+        assert read_all(client) == b""
 
 
-def test_a_peer_that_takes_no_answer_is_hung_up_on(
-    served: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "REQUEST_SECONDS", 0.2)
-    monkeypatch.setattr(module, "CHECK_SECONDS", 0.05)
+def test_a_peer_that_takes_no_answer_is_hung_up_on(served: Served) -> None:
     served.large = Response(200, _LONG)
     with served.connect() as client:
         client.sendall(GET)
-        eventually(lambda: served.server.connections, "it was not heard")
-        eventually(lambda: not served.server.connections, "it is still there", within=5)
+        served.until(lambda: is_written_to(served), "it was not heard")
+        served.forward(module.REQUEST_SECONDS - 1)
+        assert served.server.connections
+        served.forward(1)
+        assert not served.server.connections
         assert 0 < len(read_all(client)) < len(_LONG)
+
+
+def is_written_to(served: Served, number: int = 1) -> bool:
+    """Whether so many have an answer to take."""
+    found = served.server.connections.values()
+    return sum(bool(one.unwritten) for one in found) == number
 
 
 def test_a_large_answer_is_written_as_it_is_taken(served: Served) -> None:
@@ -369,11 +334,14 @@ def test_what_a_peer_sends_while_it_takes_nothing_is_not_read(served: Served) ->
     served.large = Response(200, _LONG)
     with served.connect() as client:
         client.sendall(GET)
-        client.settimeout(0.1)
+        served.until(lambda: is_written_to(served), "it was not heard")
+        client.setblocking(False)
         sent = 0
-        with contextlib.suppress(TimeoutError):
-            while sent < 100 * len(_LONG):
-                sent += client.send(GET * 1000)
+        for _ in range(10):
+            with contextlib.suppress(BlockingIOError):
+                while sent < 100 * len(_LONG):
+                    sent += client.send(GET * 1000)
+            served.run(lambda: None)
         assert sent < 10 * len(_LONG)
         (connection,) = served.server.connections.values()
         assert len(connection.parser._held) <= module.CHUNK
@@ -383,17 +351,8 @@ def test_what_a_peer_sends_while_it_takes_nothing_is_not_read(served: Served) ->
 # --- many peers -----------------------------------------------------------------------------------
 
 
-def test_ten_thousand_connections_leave_nothing(served: Served) -> None:
-    for _ in range(100):
-        served.connect().close()
-    before = len(os.listdir("/proc/self/fd"))
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for _ in range(10_000):
-        served.connect().close()
-    assert served.ask() == ANSWER
-    eventually(lambda: not served.server.connections, "connections are left")
-    assert len(os.listdir("/proc/self/fd")) <= before
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 2048  # KiB
+def test_connections_leave_nothing(served: Served) -> None:
+    served.connect_and_leave(4 * CONNECTIONS)
 
 
 def test_those_who_sit_idle_make_room(served: Served) -> None:
@@ -426,10 +385,11 @@ def begun(served: Served, stack: contextlib.ExitStack, number: int) -> list[sock
         awaited = min(count, CONNECTIONS)
 
         def heard(awaited: int = awaited) -> bool:
-            found = list(served.server.connections.values())
+            found = served.server.connections.values()
             return len(found) == awaited and not any(one.is_idle for one in found)
 
-        eventually(heard, "not all have been heard")
+        served.until(heard, "not all have been heard")
+        served.forward(0.01)
     return clients
 
 
@@ -463,17 +423,11 @@ def test_of_those_who_are_late_the_one_that_began_first_goes_first(served: Serve
 
 
 def test_nobody_waits_for_those_who_take_no_answer(served: Served) -> None:
-    served.large = Response(200, b"x" * (4 << 20))
+    served.large = Response(200, _LONG)
     with contextlib.ExitStack() as stack:
         for _ in range(2 * CONNECTIONS):
             stack.enter_context(served.connect()).sendall(GET)
-        eventually(
-            lambda: (
-                sum(bool(one.unwritten) for one in list(served.server.connections.values()))
-                == CONNECTIONS
-            ),
-            "not all have an answer to take",
-        )
+        served.until(lambda: is_written_to(served, CONNECTIONS), "not all have an answer to take")
         served.large = None
         assert served.ask() == ANSWER
 
@@ -491,11 +445,11 @@ def test_who_waits_for_an_answer_of_ours_is_not_sent_away(served: Served) -> Non
         busy = [stack.enter_context(served.connect()) for _ in range(CONNECTIONS)]
         for one in busy:
             one.sendall(GET)
-        eventually(lambda: len(later) == CONNECTIONS, "not all have been heard")
+        served.until(lambda: len(later) == CONNECTIONS, "not all have been heard")
         served.server.handle = own
         late = stack.enter_context(served.connect())
         late.sendall(GET)
-        eventually(lambda: not served.server.listening, "it still listens")
+        served.until(lambda: not served.server.listening, "it still listens")
         for respond in later:
             served.run(functools.partial(respond, Response(200, ANSWER)))
         for one in (*busy, late):
@@ -505,7 +459,6 @@ def test_who_waits_for_an_answer_of_ours_is_not_sent_away(served: Served) -> Non
 def test_without_a_descriptor_somebody_slow_makes_room(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "RETRY_SECONDS", 1000 * PATIENCE)
     original, tries = socketcalls.accept4, [0]
 
     def accept4(listener: int) -> int:
@@ -523,7 +476,6 @@ def test_without_a_descriptor_somebody_slow_makes_room(
 def test_without_a_descriptor_it_waits_and_does_not_spin(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "RETRY_SECONDS", 0.05)
     tries: list[int] = []
     original = socketcalls.accept4
 
@@ -532,8 +484,15 @@ def test_without_a_descriptor_it_waits_and_does_not_spin(
         return -errno.EMFILE if len(tries) < 3 else original(listener)
 
     monkeypatch.setattr(socketcalls, "accept4", accept4)
-    assert served.ask() == ANSWER
-    assert len(tries) < 10
+    with served.connect() as client:
+        client.sendall(GET)
+        served.until(lambda: tries, "nobody tried")
+        for count in (1, 2):
+            for _ in range(5):
+                served.run(lambda: None)
+            assert len(tries) == count
+            served.forward(module.RETRY_SECONDS)
+        assert receive(client, 1) == [200]
 
 
 def test_an_error_of_ours_ends_one_connection_only(served: Served) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from hardsplice.control.http import Request, Response
 from hardsplice.control.routes import dispatch
-from hardsplice.ctl import cli, client, commands, show, top
+from hardsplice.ctl import client, commands, show, top
 from hardsplice.ctl.cli import parse_args
 from hardsplice.ctl.client import default_path
 from hardsplice.ctl.commands import description, main
@@ -25,6 +25,7 @@ from hardsplice.model import ports
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import HardspliceError
 from hardsplice.model.forward import Forward, Source
+from tests.support.clock import FakeClock
 from tests.support.stream import PATIENCE
 from tests.unit.control.fake_world import FakeWorld, flow
 from tests.unit.ctl.fake_server import serving
@@ -330,7 +331,7 @@ def test_somebody_else_there(
 def test_somebody_who_never_answers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(commands, "Client", functools.partial(client.Client, seconds=0.1))
+    monkeypatch.setattr(commands, "Client", functools.partial(client.Client, seconds=0.01))
     path = str(tmp_path / "control")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
@@ -352,7 +353,7 @@ NONSENSE = (
 @pytest.mark.parametrize("form", [[], ["--json"]])
 @pytest.mark.parametrize(
     "words",
-    [["status"], ["flows"], ["ports"], ["metrics"], ["audit"], ["top", "--interval", "0.01"]],
+    [["status"], ["flows"], ["ports"], ["metrics"], ["audit"], ["top"]],
     ids=" ".join,
 )
 def test_no_answer_is_more_than_an_error(
@@ -360,14 +361,13 @@ def test_no_answer_is_more_than_an_error(
     words: list[str], form: list[str],
 ) -> None:  # fmt: skip
     """Nor less than JSON, where that was asked for."""
-    monkeypatch.setattr(cli, "INTERVAL_LEAST", 0.001)
+    monkeypatch.setattr(top, "time", FakeClock())
     for body in NONSENSE:
         monkeypatch.setattr(client.Client, "_request", lambda *_, body=body: body)
         status, out, err = run(capsys, *form, *words)
         assert status in (0, 1)
         if status:
             assert err.startswith("hardsplicectl: cannot ")
-            assert "--interval" not in err
             assert len(err.splitlines()) == 1
         elif form:
             json.loads(out, parse_constant=pytest.fail)

@@ -161,7 +161,7 @@ def test_one_that_hangs_does_not_hide_the_others(
 
     def client(path: str, seconds: float) -> Client:
         assert seconds == ANSWER_SECONDS
-        return Client(path, 0.1 if path == deaf_path else seconds)
+        return Client(path, 0.01 if path == deaf_path else seconds)
 
     monkeypatch.setattr(exporter, "Client", client)
     with socket.socket(socket.AF_UNIX) as deaf:

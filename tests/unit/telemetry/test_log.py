@@ -253,7 +253,7 @@ def test_last_words_reach_a_reader_who_is_late() -> None:
     full_pipe = fill_pipe()
     log = Log(Level.INFO)
     log.settle()
-    reading = threading.Timer(0.2, os.read, (full_pipe, 1 << 20))
+    reading = threading.Timer(0.05, os.read, (full_pipe, 1 << 20))
     reading.start()
     log.last_words("that is all")
     reading.join()
