@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.test_rooms import MODULES, ROOMS
+from tests.support.sources import MODULES
+from tests.unit.test_rooms import ROOMS
 
 ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests"

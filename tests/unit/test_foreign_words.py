@@ -17,12 +17,10 @@ import socket
 import unicodedata
 from collections.abc import Callable, Iterator
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-import hardsplice
 from hardsplice.app import start
 from hardsplice.app.options import parse_args
 from hardsplice.control.http import Parser, Refusal, Request, Response
@@ -39,9 +37,9 @@ from hardsplice.monitor import notes
 from hardsplice.telemetry import audit, flow_table
 from hardsplice.telemetry.log import Level, Log
 from tests.support.clock import FakeClock
+from tests.support.sources import MODULES, parsed
 from tests.unit.control.fake_world import FakeWorld, flow
 
-PACKAGE = Path(hardsplice.__file__).parent
 # Colours, lines of each kind, C1, an override of direction, what is not seen, a flood of marks,
 # letters from right to left, and what is no UTF-8.
 EVIL = (
@@ -336,17 +334,25 @@ def calls(node: ast.AST, where: str) -> Iterator[tuple[str, str]]:
             yield from calls(child, f"{where}.{child.name}")
         else:
             if isinstance(child, ast.Call):
-                yield where, ast.unparse(child.func)
+                yield where, name_of(child.func)
             yield from calls(child, where)
+
+
+def name_of(node: ast.expr) -> str:
+    """What is called: names with points in between, behind whatever they begin with."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        return f"{name_of(node.value)}.{node.attr}"
+    return ""
 
 
 @cache
 def all_calls() -> list[tuple[str, str]]:
     """Those of the whole package."""
     found: list[tuple[str, str]] = []
-    for path in PACKAGE.rglob("*.py"):
-        module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
-        found += calls(ast.parse(path.read_text(encoding="utf-8")), module)
+    for module, path in MODULES.items():
+        found += calls(parsed(path), module)
     return found
 
 

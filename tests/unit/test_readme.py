@@ -6,7 +6,8 @@ from pathlib import Path
 
 from hardsplice.app import stages
 from hardsplice.relay.tcp import rules
-from tests.unit.test_rooms import PACKAGE, ROOMS
+from tests.support.sources import PACKAGE
+from tests.unit.test_rooms import ROOMS
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 DESIGN = (Path(__file__).parents[2] / "DESIGN.md").read_text(encoding="utf-8")

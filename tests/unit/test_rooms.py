@@ -9,13 +9,11 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
-from pathlib import Path
 
 import pytest
 
-import hardsplice
+from tests.support.sources import MODULES, parsed
 
-PACKAGE = Path(hardsplice.__file__).parent
 # From the top.
 ROOMS = (
     "frontends", "app", "ctl", "cli", "control", "monitor", "relay", "command", "telemetry", "net",
@@ -27,16 +25,11 @@ DOORS = ("__init__", "__main__", "isolated", "policy")
 KNOWN_DOORS = {("isolated", "ctl.__main__"), ("isolated", "frontends.programs")}
 LINES = 400
 
-MODULES = {
-    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
-    for path in PACKAGE.rglob("*.py")
-}
-
 
 def imports(name: str, source: str | None = None) -> Iterator[str]:
     """The modules that one imports anywhere, for types too; "" is the package itself."""
-    source = MODULES[name].read_text(encoding="utf-8") if source is None else source
-    for node in ast.walk(ast.parse(source)):
+    tree = parsed(MODULES[name]) if source is None else ast.parse(source)
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 if alias.name.partition(".")[0] == "hardsplice":

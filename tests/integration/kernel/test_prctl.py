@@ -13,10 +13,9 @@ from typing import Any
 
 import pytest
 
-import hardsplice
 from hardsplice.kernel import prctl, prctl_fallback
+from tests.support.sources import MODULES, PACKAGE, parsed
 
-PACKAGE = Path(hardsplice.__file__).parent
 PROVIDED = sorted(set(prctl.__all__) - {"PROVIDER"})
 
 
@@ -49,8 +48,8 @@ def test_one_module_decides() -> None:
     """No other one imports python-prctl."""
     found = {
         str(path.relative_to(PACKAGE))
-        for path in PACKAGE.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for path in MODULES.values()
+        for node in ast.walk(parsed(path))
         if (isinstance(node, ast.Import) and any(one.name == "prctl" for one in node.names))
         or (isinstance(node, ast.ImportFrom) and node.module in ("prctl", "_prctl"))
     }

@@ -5,11 +5,9 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-import hardsplice
 from hardsplice.model.roles import (
     GUARD,
     HOST,
@@ -22,8 +20,8 @@ from hardsplice.model.roles import (
     Role,
 )
 from hardsplice.sandbox.seccomp import policy_directory
+from tests.support.sources import PACKAGE, parsed
 
-PACKAGE = Path(hardsplice.__file__).parent
 COMM_LENGTH = 15  # bytes of a process's name (TASK_COMM_LEN, linux/sched.h)
 ALL = pytest.mark.parametrize("role", ROLES.values(), ids=ROLES.keys())
 # Where each role's lock-down is written down.
@@ -42,9 +40,10 @@ def steps_in(places: tuple[str, ...]) -> Iterator[str]:
     for place in places:
         path = PACKAGE / place
         for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            for node in ast.walk(parsed(file)):
                 if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-                    is_of_steps = ast.unparse(node.func.value) == "steps"
+                    of = node.func.value
+                    is_of_steps = isinstance(of, ast.Name) and of.id == "steps"
                     if is_of_steps and node.func.attr.endswith(("_steps", "_step")):
                         yield node.func.attr
 
