@@ -16,6 +16,7 @@ import pytest
 from hypothesis import settings
 
 from tests.support import procfs
+from tests.support.descriptors import open_descriptors
 from tests.support.netns import Identity, Namespace, can_make, ordinary_user
 from tests.support.paths import Direct, Path, Service, Spliced
 from tests.support.product import Instance, Program
@@ -168,6 +169,14 @@ def nothing_left_behind() -> Iterator[None]:
         return "left behind: " + ", ".join(f"{pid} ({_command(pid)})" for pid in left())
 
     eventually(lambda: not left(), told, within=3)
+
+
+@pytest.fixture
+def nothing_left_open() -> Iterator[None]:
+    """Fail a test after which other descriptors are open than before."""
+    before = open_descriptors()
+    yield
+    assert open_descriptors() == before
 
 
 def _command(pid: int) -> str:

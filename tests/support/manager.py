@@ -14,7 +14,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.support.stream import PATIENCE, Violation
@@ -22,6 +22,15 @@ from tests.support.stream import PATIENCE, Violation
 FIRST = 3  # SD_LISTEN_FDS_START
 # What a shell does that is to say its own PID, which the program after it has too.
 _START = 'export LISTEN_PID=$$ WATCHDOG_PID=$$; [ "$LISTEN_FDS" ] || unset LISTEN_PID; exec "$@"'
+
+
+@contextlib.contextmanager
+def notify_socket(folder: Path) -> Iterator[socket.socket]:
+    """A service manager's socket that is read by hand."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
+        end.bind(str(folder / "notify"))
+        end.setblocking(False)
+        yield end
 
 
 class Manager:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Tables of flows that a hostile relay has filled."""
+"""Tables of flows: empty ones, and those that a hostile relay has filled."""
 
 from __future__ import annotations
 
@@ -13,13 +13,18 @@ from hardsplice.telemetry.flow_table import FlowTable, State
 LARGEST = 2**64 - 1
 
 
+def empty(rows: int = 4) -> tuple[Stats, FlowTable]:
+    """A relay's counters, and the table of so many rows that is behind them."""
+    stats = Stats(rows)
+    assert stats.flows is not None
+    return stats, stats.flows
+
+
 def full_of_noise(rows: int) -> Stats:
     """A table with so many rows, all in use, of which more are said to be used than there are, and
     which is being written for ever.
     """
-    stats = Stats(rows)
-    flows = stats.flows
-    assert flows is not None
+    stats, flows = empty(rows)
     data = bytearray(random.Random(7).randbytes(8 * len(stats.count)))
     for at in flows.positions():  # those that can't be told from flows cost most
         row = State.ESTABLISHED, Protocol.TCP.number, 1.0

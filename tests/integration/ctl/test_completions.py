@@ -7,17 +7,7 @@ import argparse
 
 from hardsplice.ctl.cli import build_parser
 from tests.integration.bash_completion import offered
-
-
-def subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            return dict(action.choices)
-    return {}
-
-
-COMMANDS = subparsers(build_parser())
-ACTIONS = subparsers(COMMANDS["ports"])
+from tests.unit.ctl.parsers import ACTIONS, COMMANDS
 
 
 def complete(*words: str) -> set[str]:

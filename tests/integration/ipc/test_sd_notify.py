@@ -11,26 +11,20 @@ from pathlib import Path
 import pytest
 
 from hardsplice.ipc.sd_notify import Notifier
+from tests.support.manager import notify_socket
 
 
 @pytest.fixture
 def manager(tmp_path: Path) -> Iterator[socket.socket]:
-    """The service manager's socket."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
-        end.bind(str(tmp_path / "notify"))
-        end.setblocking(False)
+    with notify_socket(tmp_path) as end:
         yield end
-
-
-def notifier(manager: socket.socket) -> Notifier:
-    return Notifier(manager.getsockname())
 
 
 def test_a_manager_that_does_not_read_holds_nobody_up(manager: socket.socket) -> None:
     """In a process of its own, since the notifier takes a fixed number."""
     pid = os.fork()
     if pid == 0:
-        told = notifier(manager)
+        told = Notifier(manager.getsockname())
         told.settle()
         for _ in range(10_000):
             told.say("WATCHDOG=1")

@@ -7,21 +7,14 @@ import errno
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from hardsplice.kernel import linux
 from tests.sandbox import interpreters
-from tests.support.descriptors import open_descriptors
 
-
-@pytest.fixture(autouse=True)
-def nothing_left_open() -> Iterator[None]:
-    before = open_descriptors()
-    yield
-    assert open_descriptors() == before
+pytestmark = pytest.mark.usefixtures("nothing_left_open")
 
 
 def test_sending_to_nobody_is_an_answer_and_no_signal() -> None:

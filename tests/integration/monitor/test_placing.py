@@ -26,18 +26,12 @@ from hardsplice.sandbox.policy.prelude import build
 from hardsplice.sandbox.seccomp import native_arch
 from tests.policy import oracle
 from tests.support import procfs
-from tests.support.descriptors import open_descriptors
 from tests.support.stream import eventually
+
+pytestmark = pytest.mark.usefixtures("nothing_left_open")
 
 PLACE, OTHER = 200, 201  # numbers in the relay
 ALLOW = 0x7FFF0000
-
-
-@pytest.fixture(autouse=True)
-def nothing_left_open() -> Iterator[None]:
-    before = open_descriptors()
-    yield
-    assert open_descriptors() == before
 
 
 def program() -> bytes:

@@ -18,16 +18,10 @@ from hardsplice.model.errors import HardspliceError
 from hardsplice.net import namespaces
 from hardsplice.net.namespaces import Served, open_path, open_process
 from hardsplice.sandbox.user_namespace import owns_all_ids, write_id_maps
-from tests.support.descriptors import open_descriptors
 from tests.support.netns import Identity, Namespace
 from tests.support.stream import PATIENCE
 
-
-@pytest.fixture(autouse=True)
-def nothing_left_open() -> Iterator[None]:
-    before = open_descriptors()
-    yield
-    assert open_descriptors() == before
+pytestmark = pytest.mark.usefixtures("nothing_left_open")
 
 
 # --- ID maps ---

@@ -9,7 +9,6 @@ import faulthandler
 import os
 import signal
 import sys
-from collections.abc import Iterator
 
 import pytest
 
@@ -18,14 +17,8 @@ from hardsplice.sandbox.address_book import (
     Book,
 )
 from tests.support import fresh
-from tests.support.descriptors import open_descriptors
 
-
-@pytest.fixture(autouse=True)
-def nothing_left_open() -> Iterator[None]:
-    before = open_descriptors()
-    yield
-    assert open_descriptors() == before
+pytestmark = pytest.mark.usefixtures("nothing_left_open")
 
 
 written = pytest.mark.parametrize("is_written", [True, False])

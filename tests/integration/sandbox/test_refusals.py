@@ -6,15 +6,6 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import pytest
-
-from hardsplice.sandbox import refusals
-
-
-@pytest.fixture(autouse=True)
-def asked_anew() -> None:
-    refusals.is_filtered.cache_clear()
-
 
 def test_mounts_of_another_user_namespace_are_not_ours() -> None:
     """As in one that was just created. There the kernel refuses pivot_root itself."""

@@ -9,24 +9,15 @@ from ipaddress import IPv4Address, IPv6Address
 
 from hardsplice.kernel import socketcalls
 from hardsplice.model.protocol import Protocol
-from hardsplice.telemetry.counters import Stats
-from hardsplice.telemetry.flow_table import (
-    FlowTable,
-)
+from tests.support.tables import empty
 
 TCP = Protocol.TCP.number
 CLIENT = socketcalls.endpoint(socketcalls.sockaddr(IPv4Address("192.0.2.1"), 40000))
 TARGET = socketcalls.endpoint(socketcalls.sockaddr(IPv6Address("2001:db8::1"), 443))
 
 
-def made(rows: int = 4) -> tuple[Stats, FlowTable]:
-    stats = Stats(rows)
-    assert stats.flows is not None
-    return stats, stats.flows
-
-
 def test_a_process_forked_later_reads_what_another_one_writes() -> None:
-    stats, table = made()
+    stats, table = empty()
     ready, told = os.pipe()
     with stats.shared():
         pid = os.fork()

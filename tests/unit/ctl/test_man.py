@@ -12,17 +12,11 @@ import pytest
 
 from hardsplice.ctl.cli import build_parser, parse_args
 from tests.integration.bash_completion import FOLDER
+from tests.unit.ctl.parsers import ACTIONS, COMMANDS, subparsers
 
 PACKAGING = Path(__file__).parents[3] / "packaging"
 PAGE = PACKAGING / "man" / "hardsplicectl.1"
 SOURCE = PAGE.read_text(encoding="ascii").replace("\\-", "-")
-
-
-def subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            return dict(action.choices)
-    return {}
 
 
 def every_parser() -> list[argparse.ArgumentParser]:
@@ -33,8 +27,6 @@ def every_parser() -> list[argparse.ArgumentParser]:
 
 
 OPTIONS = {name for parser in every_parser() for a in parser._actions for name in a.option_strings}
-COMMANDS = subparsers(build_parser())
-ACTIONS = subparsers(COMMANDS["ports"])
 
 
 def section(title: str) -> str:

@@ -17,6 +17,7 @@ from hardsplice.ipc.sd_notify import VARIABLES, Manager, Notifier, Watchdog, for
 from hardsplice.kernel.scm import Messages
 from hardsplice.model.errors import HardspliceError
 from hardsplice.net.inherited import Passed
+from tests.support.manager import notify_socket
 
 NOTHING = Manager(None, None, 0, ())
 
@@ -86,19 +87,12 @@ def test_what_is_for_us_alone_is_taken_out() -> None:
 
 @pytest.fixture
 def manager(tmp_path: Path) -> Iterator[socket.socket]:
-    """The service manager's socket."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
-        end.bind(str(tmp_path / "notify"))
-        end.setblocking(False)
+    with notify_socket(tmp_path) as end:
         yield end
 
 
-def notifier(manager: socket.socket) -> Notifier:
-    return Notifier(manager.getsockname())
-
-
 def test_assignments_are_lines_of_one_message(manager: socket.socket) -> None:
-    told = notifier(manager)
+    told = Notifier(manager.getsockname())
     told.say("READY=1", "STATUS=x")
     told.status("two\nlines\x1b", "STOPPING=1")
     assert manager.recv(1000) == b"READY=1\nSTATUS=x"
@@ -106,7 +100,7 @@ def test_assignments_are_lines_of_one_message(manager: socket.socket) -> None:
 
 
 def test_a_reload_says_since_when(manager: socket.socket) -> None:
-    notifier(manager).reloading()
+    Notifier(manager.getsockname()).reloading()
     reloading, when = manager.recv(1000).decode().split("\n")
     assert reloading == "RELOADING=1"
     assert when.startswith("MONOTONIC_USEC=")
@@ -114,7 +108,7 @@ def test_a_reload_says_since_when(manager: socket.socket) -> None:
 
 
 def test_descriptors_go_with_their_names(manager: socket.socket) -> None:
-    told = notifier(manager)
+    told = Notifier(manager.getsockname())
     with socket.create_server(("127.0.0.1", 0)) as listener:
         told.keep("a name", listener.fileno())
         text, (fd,), _, _ = socket.recv_fds(manager, 1000, 2)
@@ -129,7 +123,7 @@ def test_descriptors_that_can_not_be_sent_are_kept_by_nobody_and_that_is_said(
     manager: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Too many of this user are under way: no reason not to start."""
-    told = notifier(manager)
+    told = Notifier(manager.getsockname())
 
     def crowded(*_: object) -> int:
         raise OSError(errno.ETOOMANYREFS, os.strerror(errno.ETOOMANYREFS))
@@ -146,7 +140,7 @@ def test_a_manager_that_is_not_there_is_an_error_at_start_only(
 ) -> None:
     with pytest.raises(HardspliceError, match="cannot reach the service manager at "):
         Notifier(str(tmp_path / "nobody"))
-    told = notifier(manager)
+    told = Notifier(manager.getsockname())
     manager.close()
     told.say("READY=1")
 
@@ -190,7 +184,7 @@ def fed(manager: socket.socket) -> int:
 
 def test_the_watchdog_is_fed_when_all_have_answered(manager: socket.socket) -> None:
     time, asked = Time(), {"relays", "namespace"}
-    watchdog = Watchdog(3.0, notifier(manager), time.after, lambda: asked)
+    watchdog = Watchdog(3.0, Notifier(manager.getsockname()), time.after, lambda: asked)
     watchdog.start()
     assert [seconds for seconds, _ in time.due] == [1.5]
     watchdog.answered("relays")
@@ -211,7 +205,7 @@ def test_the_watchdog_is_fed_when_all_have_answered(manager: socket.socket) -> N
 
 def test_where_nothing_depends_on_others_the_loop_is_what_counts(manager: socket.socket) -> None:
     time = Time()
-    Watchdog(1.0, notifier(manager), time.after, set).start()
+    Watchdog(1.0, Notifier(manager.getsockname()), time.after, set).start()
     assert fed(manager) == 1
     time.pass_by()
     assert fed(manager) == 1

@@ -22,21 +22,15 @@ from hypothesis import strategies as st
 
 from hardsplice.kernel import linux, socketcalls
 from hardsplice.relay.tcp.seam import Kernel
-from tests.support.descriptors import open_descriptors
 from tests.support.stream import eventually
+
+pytestmark = pytest.mark.usefixtures("nothing_left_open")
 
 _IP_FREEBIND, _IPV6_FREEBIND = 15, 78  # linux/in.h, linux/in6.h: bind to addresses nobody has
 _IN_TIME = 5.0  # seconds
 _TCPI_NOTSENT_BYTES = 144  # where it is in struct tcp_info (linux/tcp.h)
 
 Ends = tuple[socket.socket, socket.socket]
-
-
-@pytest.fixture(autouse=True)
-def nothing_left_open() -> Iterator[None]:
-    before = open_descriptors()
-    yield
-    assert open_descriptors() == before
 
 
 def listener(family: int = socket.AF_INET, *, dual: bool = False) -> socket.socket:

@@ -9,26 +9,19 @@ import ctypes
 import os
 import socket
 import struct
-from collections.abc import Iterator
 from ipaddress import ip_address
 
 import pytest
 
 from hardsplice.kernel import pinned, socketcalls
-from tests.support.descriptors import open_descriptors
+
+pytestmark = pytest.mark.usefixtures("nothing_left_open")
 
 IN_TIME = 5.0  # for what must happen, in seconds
 IN_VAIN = 0.05  # for what must not: over loopback what happens happens at once
 _libc = ctypes.CDLL(None, use_errno=True)
 # struct sockaddr with AF_UNSPEC: disconnects (connect(2))
 _NOBODY = bytes(16)
-
-
-@pytest.fixture(autouse=True)
-def nothing_left_open() -> Iterator[None]:
-    before = open_descriptors()
-    yield
-    assert open_descriptors() == before
 
 
 KINDS = ("IPv4", "IPv6", "dual-stack")

@@ -22,16 +22,11 @@ from hardsplice.ipc.messages import FDS_LIMIT
 from hardsplice.kernel.scm import Messages
 from tests.support.descriptors import open_descriptors
 
+pytestmark = pytest.mark.usefixtures("nothing_left_open")
+
 Pair = tuple[socket.socket, socket.socket]
 NOW = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
 TYPES = (socket.SOCK_SEQPACKET, socket.SOCK_DGRAM, socket.SOCK_STREAM)
-
-
-@pytest.fixture(autouse=True)
-def nothing_left_open() -> Iterator[None]:
-    before = open_descriptors()
-    yield
-    assert open_descriptors() == before
 
 
 @pytest.fixture(params=TYPES, ids=lambda kind: kind.name)

@@ -26,17 +26,11 @@ from hardsplice.net import listeners
 from hardsplice.net.listeners import namespace_here, targets
 from hardsplice.net.retiring import Sink
 from hardsplice.sandbox.address_book import USUAL, Book
-from tests.support.descriptors import open_descriptors
 from tests.unit.monitor.fake_owner import Timers
 
+pytestmark = pytest.mark.usefixtures("nothing_left_open")
+
 directions = pytest.mark.parametrize("direction", Direction)
-
-
-@pytest.fixture(autouse=True)
-def nothing_left_open() -> Iterator[None]:
-    before = open_descriptors()
-    yield
-    assert open_descriptors() == before
 
 
 def forward(target: str | None = None, target_port: int = 80, port: int = 0) -> Forward:

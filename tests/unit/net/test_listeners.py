@@ -7,7 +7,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
@@ -39,6 +39,8 @@ from hardsplice.net.listeners import (
 from hardsplice.sandbox.address_book import LARGE, USUAL, Area, Pointer
 from tests.support.descriptors import open_descriptors
 
+pytestmark = pytest.mark.usefixtures("nothing_left_open")
+
 BOTH = (IPV4, IPV6)
 SLOTS = {IPV4: 5, IPV6: 9}  # of targets
 IN_4 = Pointer(USUAL, 5, IPV4, socketcalls.sockaddr(IPv4Address("127.0.0.1"), 80))
@@ -63,13 +65,6 @@ def forward(
         80,
         required,
     )
-
-
-@pytest.fixture(autouse=True)
-def nothing_left_open() -> Iterator[None]:
-    before = open_descriptors()
-    yield
-    assert open_descriptors() == before
 
 
 @pytest.fixture

@@ -35,12 +35,7 @@ from hardsplice.sandbox.address_book import (
 )
 from tests.support.descriptors import open_descriptors
 
-
-@pytest.fixture(autouse=True)
-def nothing_left_open() -> Iterator[None]:
-    before = open_descriptors()
-    yield
-    assert open_descriptors() == before
+pytestmark = pytest.mark.usefixtures("nothing_left_open")
 
 
 def target(number: int) -> bytes:

@@ -24,6 +24,7 @@ from hardsplice.telemetry.flow_table import (
     State,
     read_record,
 )
+from tests.support.tables import empty
 
 TCP = Protocol.TCP.number
 CLIENT = socketcalls.endpoint(socketcalls.sockaddr(IPv4Address("192.0.2.1"), 40000))
@@ -31,14 +32,8 @@ TARGET = socketcalls.endpoint(socketcalls.sockaddr(IPv6Address("2001:db8::1"), 4
 OTHER = socketcalls.endpoint(socketcalls.sockaddr(IPv4Address("127.0.0.1"), 80))
 
 
-def made(rows: int = 4) -> tuple[Stats, FlowTable]:
-    stats = Stats(rows)
-    assert stats.flows is not None
-    return stats, stats.flows
-
-
 def test_a_row_says_what_was_written() -> None:
-    stats, table = made()
+    stats, table = empty()
     at = table.positions()[1]
     table.open(at, 7, TCP, CLIENT, OTHER, 12.5)
     assert [row.state for row in table] == [State.CONNECTING]
@@ -60,7 +55,7 @@ def test_a_row_says_what_was_written() -> None:
 
 
 def test_an_end_carries_the_row_and_the_time() -> None:
-    stats, table = made()
+    stats, table = empty()
     at = table.positions()[0]
     table.open(at, 7, TCP, CLIENT, TARGET, 10.0)
     stats.count[at] = 5
@@ -70,7 +65,7 @@ def test_an_end_carries_the_row_and_the_time() -> None:
 
 
 def test_bytes_are_counted_once_wherever_they_stand() -> None:
-    stats, table = made()
+    stats, table = empty()
     first, second = table.positions()[:2]
     for at in (first, second):
         table.open(at, 0, TCP, CLIENT, TARGET, 0.0)
@@ -85,7 +80,7 @@ def test_bytes_are_counted_once_wherever_they_stand() -> None:
 
 
 def test_what_a_dead_relay_left_is_closed_and_the_rows_are_free_again() -> None:
-    stats, table = made()
+    stats, table = empty()
     for at in table.positions():
         table.open(at, 0, TCP, CLIENT, TARGET, 0.0)
         stats.count[at] = 3
@@ -109,7 +104,7 @@ def test_without_a_table_there_is_no_memory_for_it() -> None:
 @example(b"\xff" * 8 * (2 + 3 * WORDS_A_ROW))
 @example((struct.pack("=QQ", 1, 3) + struct.pack("=QQII", 2**64 - 1, 1, 2, 2)).ljust(232, b"\xff"))
 def test_whatever_stands_in_the_memory_monitors_can_live_with_it(noise: bytes) -> None:
-    stats, table = made(3)
+    stats, table = empty(3)
     first = len(stats.count) - len(noise) // 8
     stats.count[first:] = memoryview(noise).cast("Q")
     stats.count[0] = 2**64 - 1
@@ -137,7 +132,7 @@ def test_a_record_that_makes_no_sense_is_refused(end: int, text: bytes) -> None:
 
 
 def test_each_part_of_a_record_is_looked_at() -> None:
-    stats, table = made()
+    stats, table = empty()
     at = table.positions()[0]
     table.open(at, 0, TCP, CLIENT, TARGET, 0.0)
     good = table.close(at, stats.count, 1.0)
@@ -192,7 +187,7 @@ def test_flows_are_counted_by_state() -> None:
 
 @pytest.mark.parametrize("protocol", Protocol)
 def test_a_row_says_its_protocol_and_so_does_its_end(protocol: Protocol) -> None:
-    stats, table = made()
+    stats, table = empty()
     at = table.positions()[0]
     table.open(at, 1, protocol.number, CLIENT, TARGET, 1.0)
     assert [row.protocol for row in table] == [protocol]
@@ -201,7 +196,7 @@ def test_a_row_says_its_protocol_and_so_does_its_end(protocol: Protocol) -> None
 
 
 def test_a_row_of_no_known_protocol_is_passed_over() -> None:
-    stats, table = made()
+    stats, table = empty()
     at = table.positions()[0]
     table.open(at, 1, 1, CLIENT, TARGET, 1.0)
     assert list(table) == []
