@@ -377,7 +377,11 @@ class Charge:
         """
         if self.status is not None:
             return False
-        return os.waitid(os.P_PID, self._pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
+        try:
+            found = os.waitid(os.P_PID, self._pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:  # it has ended, and is yet to be reaped
+            return False
+        return found is not None
 
 
 def _last_word(status: int) -> Record:

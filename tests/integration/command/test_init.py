@@ -91,6 +91,7 @@ def test_whether_command_is_stopped_is_what_it_is_now(child: int) -> None:
     os.kill(child, signal.SIGKILL)
     assert not command.is_stopped()
     os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    assert not command.is_stopped(), "a zombie"
     command.reap()
     assert command.status == signal.SIGKILL
     assert not command.is_stopped()
