@@ -61,15 +61,16 @@ def test_the_index_has_each_folder() -> None:
     }
 
 
-def test_unit_tests_mirror_the_rooms() -> None:
+@pytest.mark.parametrize(("layer", "share"), [("unit", 0.7), ("integration", 0.6)])
+def test_a_layer_mirrors_the_rooms(layer: str, share: float) -> None:
     """A folder is a room, or part of one, and most tests have the name of a module."""
-    unit = TESTS / "unit"
+    top = TESTS / layer
     parts = {name for name in MODULES if name in ROOMS or MODULES[name].stem == "__init__"}
-    folders = {path.parent.relative_to(unit) for path in unit.rglob("test_*.py")} - {Path()}
+    tests = [path.relative_to(top) for path in top.rglob("test_*.py")]
+    folders = {path.parent for path in tests} - {Path()}
     assert {".".join(folder.parts) for folder in folders} <= parts
-    tests = [path.relative_to(unit) for path in unit.rglob("test_*.py")]
     modules = [".".join((*path.parent.parts, path.stem.removeprefix("test_"))) for path in tests]
-    assert sum(name in MODULES for name in modules) > 0.7 * len(modules)
+    assert sum(name in MODULES for name in modules) > share * len(modules)
 
 
 def test_what_programs_in_tests_import_is_there() -> None:

@@ -37,7 +37,6 @@ from hardsplice.net.listeners import (
     write_bind_address,
 )
 from hardsplice.sandbox.address_book import LARGE, USUAL, Area, Pointer
-from tests.support.descriptors import open_descriptors
 
 pytestmark = pytest.mark.usefixtures("nothing_left_open")
 
