@@ -39,6 +39,7 @@ LOOPBACK = {IPV4: LOOPBACKS[4], IPV6: LOOPBACKS[6]}
 
 def prepare() -> None:
     """Import what UDP's listeners take: nothing can be imported after lock-down."""
+    from hardsplice.net import datagram_listener  # noqa: F401
 
 
 def usable_families(versions: Sequence[int]) -> tuple[int, ...]:
