@@ -3,7 +3,7 @@
 #
 # Surroundings in which Podman can be used as any user, and which leave nothing behind: a mount and a
 # PID namespace with accounts, /run, cgroups and storage of their own. `podman.sh FOLDER UID WORDS...`
-# runs a command in there; it ends, and everything that it started with it, when its parent does.
+# runs a command in there, with the programs in $HELPERS before Podman's own; it ends, and everything that it started with it, when its parent does.
 set -eu
 folder=$1 uid=$2
 shift 2
@@ -24,6 +24,10 @@ driver = "vfs"
 graphroot = "$folder/home/storage"
 runroot = "/run/user/$uid/storage"
 END
+if [ -c /dev/net/tun ]; then # for slirp4netns, which rootless networks have
+    mknod -m 666 "$folder/tun" c 10 200
+    mount --bind "$folder/tun" /dev/net/tun
+fi
 if [ "$uid" = 0 ]; then
     runtime=runc # crun raises a limit for root, which root may not do everywhere
 else
@@ -38,6 +42,7 @@ default_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]
 cgroup_manager = "cgroupfs"
 events_logger = "file"
 runtime = "$runtime"
+helper_binaries_dir = [${HELPERS:+"\"$HELPERS\", "}"/usr/libexec/podman", "/usr/lib/podman"]
 END
 export CONTAINERS_CONF="$folder/containers.conf"
 export HOME="$folder/home" XDG_RUNTIME_DIR="/run/user/$uid" CONTAINERS_STORAGE_CONF="$folder/storage.conf"
