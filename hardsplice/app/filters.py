@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from hardsplice.app.options import Options
+from hardsplice.app.options import Mode, Options
 from hardsplice.app.plans import area_of_books
-from hardsplice.model.roles import ROLES, Role
+from hardsplice.model.roles import GUARD, INIT, ROLES, Role
 from hardsplice.sandbox import seccomp
 from hardsplice.sandbox.address_book import Area
 
@@ -25,8 +25,15 @@ class Programs:
     book: Area
 
     def of(self, role: Role) -> bytes:
-        """A role's program."""
-        return self.by_role[role.name]
+        """A role's program; nothing for one that no process can have."""
+        return self.by_role.get(role.name, b"")
+
+
+def _is_there(role: Role, options: Options) -> bool:
+    """Whether there is, or can come to be, a process of that role."""
+    if role in (INIT, GUARD):
+        return options.mode is Mode.COMMAND
+    return role.group is None or role.group in options.groups
 
 
 def compile_all(options: Options, first_flow: int, *, has_control: bool) -> Programs:
@@ -34,11 +41,11 @@ def compile_all(options: Options, first_flow: int, *, has_control: bool) -> Prog
     listeners; ``has_control`` says that clients' requests are served. HardspliceError where
     libseccomp can't be loaded or lacks something.
     """
-    dynamic, groups = options.dynamic, options.groups
+    dynamic = options.dynamic
     policies = {
         role.name: role.policy_for(is_dynamic=role.changes_with(dynamic), has_control=has_control)
         for role in ROLES.values()
-        if role.group is None or role.group in groups
+        if _is_there(role, options)
     }
     arch = seccomp.native_arch()
     book = area_of_books(options, first_flow, arch)

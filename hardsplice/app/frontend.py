@@ -41,6 +41,8 @@ class Frontend(NamedTuple):
     failures: int  # the descriptor to which a failure of the start is written
     form: Callable[[HardspliceError], bytes]  # what is written there
     ready: bytes  # what is written to options.ready_fd
+    #: How many more listeners there may come to be than options name, where ports may change.
+    late: int = 0
     #: Listeners that the caller passes, by names (for options.inherited), at their descriptors.
     passed: tuple[tuple[str, int], ...] = ()
     #: Makes what is served besides, in the stage *open*; the stack gets what undoes it. Raises

@@ -132,7 +132,8 @@ def _number_descriptors(options: Options, manager: Manager, progress: Progress) 
     """Give each number below the first flow's its meaning: what is opened gets one above."""
     listening = max(len(options.inbound), len(options.outbound)) + len(manager.passed)
     limits = descriptors.raise_limit()
-    first = descriptors.first_flow(listening, limits[1], is_dynamic=bool(options.dynamic))
+    late = progress.frontend.late if progress.frontend else descriptors.late(limits[1])
+    first = descriptors.first_flow(listening + (late if options.dynamic else 0))
     passed = Passed(manager.passed, first)
     ready = None
     if options.ready_fd is not None:

@@ -22,3 +22,19 @@ def cni() -> int:
     from hardsplice.frontends import cni as program
 
     return program.main()
+
+
+def rootlessport() -> int:
+    """Run rootlessport; the exit status."""
+    isolated.begin("hardsplice.frontends.rootlessport")
+    from hardsplice.frontends import rootlessport as program
+
+    return program.main()
+
+
+def docker_proxy() -> int:
+    """Run docker-proxy; the exit status."""
+    isolated.begin("hardsplice.frontends.docker_proxy")
+    from hardsplice.frontends import docker_proxy as program
+
+    return program.main()

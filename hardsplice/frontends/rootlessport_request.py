@@ -3,26 +3,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import IPv4Address
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
-from hardsplice.app import start
-from hardsplice.app.frontend import Frontend, Service
 from hardsplice.app.options import Options, parse_args
-from hardsplice.frontends import mapping, reload
+from hardsplice.frontends import mapping
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import HardspliceError, reason_of
 from hardsplice.model.forward import Forward
 from hardsplice.model.spec import LAST_PORT, Address
 
 SIZE_MAX = 16 << 20  # bytes of a request: each port may be an object of its own
-READY = b"1"
 
 
 class Request(NamedTuple):
@@ -33,26 +28,6 @@ class Request(NamedTuple):
     ready_fd: int
     exit_fd: int
     socket: str | None  # where the container's new address is told, if that is to be
-
-
-def serve(argv: Sequence[str], form: Callable[[HardspliceError], bytes], began: float) -> NoReturn:
-    """Read the request and serve it, in this process; ``form`` is that of errors. HardspliceError
-    where it can't be had or is wrong.
-    """
-    if argv:
-        reason = "it takes a request on standard input, and no arguments"
-        raise HardspliceError("use", "arguments of rootlessport", reason)
-    request = parse(read(0))
-    make_service = None
-    if request.socket is not None:
-        path = request.socket
-
-        def make_service(undo: contextlib.ExitStack) -> Service:
-            return reload.Reload(path, undo)
-
-    failures = fcntl.fcntl(1, fcntl.F_DUPFD_CLOEXEC, 3)
-    frontend = Frontend(failures, form, READY, make_service=make_service)
-    start.serve(options_of(request), frontend, began)
 
 
 def read(fd: int) -> bytes:

@@ -45,12 +45,16 @@ def raise_limit() -> tuple[int, int]:
     return soft, hard
 
 
-def first_flow(listeners: int, limit: int, *, is_dynamic: bool) -> int:
-    """The first number behind the places of so many listeners, and of those that may come at run
-    time where ports can change. ``limit`` is RLIMIT_NOFILE.
+def late(limit: int) -> int:
+    """How many listeners there are places for that may come at run time; ``limit`` is
+    RLIMIT_NOFILE.
     """
-    late = min(LATE_MAX, limit // LATE_SHARE) if is_dynamic else 0
-    return FIRST_LISTENER + listeners + late
+    return min(LATE_MAX, limit // LATE_SHARE)
+
+
+def first_flow(listeners: int) -> int:
+    """The first number behind the places of so many listeners."""
+    return FIRST_LISTENER + listeners
 
 
 def take_ready(fd: int, first: int) -> int:

@@ -335,7 +335,7 @@ def test_the_list_of_descriptors(product: Running) -> None:
         "hs-host": {READY_FD: "/dev/null", SIGNALS_FD: "anon_inode:[signalfd]"},
         "hs-namespace": {CHANNEL_FD: "socket:", LOG_FD: "/dev/null", LIFELINE_FD: "pipe:"},
     }
-    first = first_flow(2, 0, is_dynamic=False)
+    first = first_flow(2)
 
     def extra(name: str, pid: int) -> dict[int, str]:
         held = procfs.descriptors(pid)

@@ -19,6 +19,7 @@ from hardsplice.ipc.descriptors import (
     LATE_MAX,
     LATE_SHARE,
     first_flow,
+    late,
 )
 from tests.support import fresh
 
@@ -51,13 +52,12 @@ def run(program: str, *, passed: tuple[int, ...] = ()) -> list[Any]:
 # --- where flows begin ----------------------------------------------------------------------------
 
 
-@given(st.integers(0, 70_000), st.integers(3, 1 << 20), st.booleans())
+@given(st.integers(0, 70_000), st.integers(3, 1 << 20))
 def test_flows_begin_behind_all_listeners_and_those_that_may_come(
-    listeners: int, limit: int, dynamic: bool
+    listeners: int, limit: int
 ) -> None:
-    first = first_flow(listeners, limit, is_dynamic=dynamic)
-    late = first - FIRST_LISTENER - listeners
-    assert late == (min(LATE_MAX, limit // LATE_SHARE) if dynamic else 0)
+    first = first_flow(listeners + late(limit))
+    assert first - FIRST_LISTENER - listeners == min(LATE_MAX, limit // LATE_SHARE)
 
 
 # --- taking numbers -------------------------------------------------------------------------------
