@@ -93,7 +93,7 @@ def options_of(request: Request) -> Options:
     )
     if request.is_passed:
         assert forward.target is not None
-        inherited = Inherited((PASSED,), forward.target, forward.target_port)
+        inherited = Inherited((PASSED,), forward.target, forward.target_port, forward.protocol)
         return replace(options, inherited=(inherited,))
     return replace(options, inbound=tuple(mapping.numbered([forward])))
 

@@ -10,9 +10,11 @@ from hardsplice.model.direction import Direction
 from hardsplice.model.errors import HardspliceError, quote
 from hardsplice.model.forward import Forward
 from hardsplice.model.protocol import Protocol
+from hardsplice.model.roles import RELAYS
 from hardsplice.model.spec import LAST_PORT, Address
 
-KNOWN = {one.value for one in Protocol}
+# Those that a relay forwards.
+KNOWN = [one for one in Protocol if (Direction.INBOUND, one) in RELAYS]
 
 
 def address(text: str, what: str) -> Address:
@@ -31,7 +33,7 @@ def address(text: str, what: str) -> Address:
 def protocol(text: str) -> Protocol:
     """A protocol by the word that engines have for it; HardspliceError where it isn't served."""
     if text not in KNOWN:
-        reason = f"only {' and '.join(KNOWN)} are forwarded"
+        reason = f"what is forwarded is {' and '.join(KNOWN)}"
         raise HardspliceError("forward", f"a port of protocol {quote(text)}", reason)
     return Protocol(text)
 

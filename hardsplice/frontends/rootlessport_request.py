@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 from hardsplice.app.options import Options, parse_args
 from hardsplice.frontends import mapping
-from hardsplice.model.direction import Direction
 from hardsplice.model.errors import HardspliceError, reason_of
 from hardsplice.model.forward import Forward
 from hardsplice.model.spec import LAST_PORT, Address
@@ -46,10 +45,11 @@ def read(fd: int) -> bytes:
 def options_of(request: Request) -> Options:
     """The same as hardsplice's options."""
     options = parse_args(["--netns", request.netns, "--no-netns-quit"])
+    groups = frozenset((one.direction, one.protocol) for one in request.forwards)
     return replace(
         options,
         inbound=request.forwards,
-        any_port=frozenset({Direction.INBOUND} if request.socket is not None else ()),
+        any_port=frozenset() if request.socket is None else groups,
         ready_fd=request.ready_fd,
         exit_fd=request.exit_fd,
     )

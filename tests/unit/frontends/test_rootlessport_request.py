@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from hardsplice.app.options import Mode
+from hardsplice.frontends import mapping
 from hardsplice.frontends import rootlessport_request as request
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import HardspliceError
@@ -48,7 +49,7 @@ def test_a_request_becomes_options(given: dict[str, Any]) -> None:
     (port,) = options.inbound
     assert (port.direction, port.address, port.port, port.id) == (Direction.INBOUND, None, 8080, 1)
     assert (port.target, port.target_port) == (ip_address("10.89.0.2"), 80)
-    assert options.dynamic == {Direction.INBOUND}, "the address may change"
+    assert options.dynamic == {(Direction.INBOUND, Protocol.TCP)}, "the address may change"
     assert not options.netns_quit
 
 
@@ -60,7 +61,10 @@ def test_without_a_socket_no_port_may_change(given: dict[str, Any]) -> None:
     assert str(options.inbound[0].target) == "127.0.0.1"
 
 
-def test_a_range_counts_ports_and_protocols_are_listed(given: dict[str, Any]) -> None:
+def test_a_range_counts_ports_and_protocols_are_listed(
+    given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mapping, "KNOWN", {*Protocol})
     several = {**MAPPING, "host_ip": "::1", "range": 3, "protocol": "tcp,udp"}
     ports = parse({**given, "Mappings": [several, {**MAPPING, "range": 0}]}).forwards
     assert [(one.protocol, one.port, one.target_port) for one in ports] == [
