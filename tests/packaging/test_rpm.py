@@ -121,12 +121,13 @@ def content(package: Path, path: Path) -> str:
 def test_it_has_everything_that_packaging_has(package: Built) -> None:
     listed = run("rpm", "-q", "--list", "-p", package[0]).splitlines()
     names = {Path(path).name for path in listed}
-    folders = ("man", "systemd", "completions")
+    folders = ("man", "oci", "systemd", "completions")
     ours = [path for one in folders for path in (ROOT / "packaging" / one).iterdir()]
     wanted = {path.name.removesuffix(".bash") for path in ours}
     assert wanted
     assert {name for name in wanted if not {name, f"{name}.gz"} & names} == set()
     assert {"/etc/hardsplice", "/etc/hardsplice/README"} <= set(listed)
+    assert {"/usr/libexec/hardsplice/oci-hook", "/usr/libexec/cni/hardsplice"} <= set(listed)
     assert any(path.endswith("/hardsplice/py.typed") for path in listed)
     assert sum("/policies/" in path and path.endswith(".toml") for path in listed) == len(
         list((ROOT / "policy").glob("*.toml"))

@@ -173,7 +173,7 @@ def test_the_installed_hardsplicectl_says_its_version_too(installed: Path, tmp_p
     assert said == f"hardsplicectl {__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["hardsplice", "hardsplicectl"])
+@pytest.mark.parametrize("command", ["hardsplice", "hardsplicectl", "hardsplice-oci-hook"])
 def test_an_installed_command_runs_isolated(installed: Path, tmp_path: Path, command: str) -> None:
     """Whatever the environment says to Python; the script itself is the installer's."""
     for name in ("argparse", "json", "hardsplice"):
@@ -190,8 +190,13 @@ def test_an_installed_command_runs_isolated(installed: Path, tmp_path: Path, com
 
 def test_the_scripts_of_distributions_run_isolated_from_the_first_line_on() -> None:
     line = re.compile(r"\s*sed -i '1s\|\.\*\|#!\S+python3}? -I\|' .*/hardsplice .*/hardsplicectl")
+    of_engines = re.compile(
+        r"\s*sed -i '1s\|\.\*\|#!\S+python3}? -I\|' \S+/hardsplice/\* \S+/cni/\*"
+    )
     for path in ("debian/rules", "rpm/hardsplice.spec"):
-        assert any(map(line.fullmatch, (ROOT / "packaging" / path).read_text().splitlines())), path
+        lines = (ROOT / "packaging" / path).read_text().splitlines()
+        assert any(map(line.fullmatch, lines)), path
+        assert any(map(of_engines.fullmatch, lines)), path
 
 
 def test_the_installed_package_is_the_one_that_runs(installed: Path, tmp_path: Path) -> None:
