@@ -26,7 +26,7 @@ from tests.support.stream import PATIENCE, eventually
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")
 
 # What Docker's own proxy does for a port, where it is not installed.
-_PROXY = """#!/usr/bin/python3 -I
+PROXY = """#!/usr/bin/python3 -I
 import os, socket, sys
 words = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 listener = socket.create_server((words["-host-ip"], int(words["-host-port"])))
@@ -134,7 +134,7 @@ def test_rootless_dockers_own_proxy_works_with_it(site: Site, user_directory: Pa
     folder.mkdir()
     proxy = folder / "docker-proxy"
     if shutil.which("docker-proxy") is None:
-        proxy.write_text(_PROXY)
+        proxy.write_text(PROXY)
         proxy.chmod(0o755)
     os.symlink(site.path, user_directory / "api.sock")
     port = free_ports()
