@@ -15,6 +15,7 @@ import mmap
 import socket
 import struct
 from array import array
+from collections.abc import Sequence
 from ctypes import byref, c_char, c_int, c_size_t, c_uint, c_void_p
 from typing import Any, NamedTuple
 
@@ -111,12 +112,16 @@ class Buffers:
     """Slots for payload, and a struct iovec for each. What is never used takes no memory."""
 
     def __init__(self) -> None:
-        self.memory = mmap.mmap(-1, SLOTS * ROOM)
+        self.memory = mmap.mmap(-1, SLOTS * ROOM, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._first = c_char.from_buffer(self.memory)
         address = ctypes.addressof(self._first)
         self.addresses = [address + slot * ROOM for slot in range(SLOTS)]
         self.pointers = [c_void_p(one) for one in self.addresses]
         self.whole = _parts(self.addresses, ROOM)
+
+    def pointer(self, slot: int, offset: int) -> c_void_p:
+        """Where a piece of a slot is, as ctypes passes it on."""
+        return c_void_p(self.addresses[slot] + offset) if offset else self.pointers[slot]
 
 
 def _parts(addresses: list[int], size: int) -> _Memory:
@@ -137,10 +142,11 @@ class Parts:
         self.buffers = buffers
         self._memory = _parts(buffers.addresses, 0)
         self.words = self._memory.view.cast("L")
+        self._slots = memoryview(array("L", buffers.addresses))
         self.references = [self._memory.reference(at * _IOVEC) for at in range(SLOTS)]
         self.addresses = [self._memory.address + at * _IOVEC for at in range(SLOTS)]
 
-    def resize(self, first: int, sizes: list[int]) -> None:
+    def resize(self, first: int, sizes: Sequence[int]) -> None:
         """How long the entries from ``first`` on are."""
         at = 2 * first + 1
         if len(sizes) == 1:
@@ -148,12 +154,21 @@ class Parts:
         else:
             self.words[at : at + 2 * len(sizes) : 2] = memoryview(array("L", sizes))
 
-    def place(self, slots: list[int], sizes: list[int]) -> None:
+    def point(self, entry: int, slot: int, offset: int, size: int) -> None:
+        """Make an entry a piece of a slot."""
+        self.words[2 * entry] = self.buffers.addresses[slot] + offset
+        self.words[2 * entry + 1] = size
+
+    def place(self, slots: Sequence[int], sizes: Sequence[int]) -> None:
         """Make the first entries pieces of these slots."""
         words, addresses = self.words, self.buffers.addresses
         for at, slot in enumerate(slots):
             words[2 * at] = addresses[slot]
             words[2 * at + 1] = sizes[at]
+
+    def restore(self, number: int) -> None:
+        """Let the first entries begin as their slots again."""
+        self.words[: 2 * number : 2] = self._slots[:number]
 
 
 class Control(NamedTuple):

@@ -87,6 +87,17 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}{where}: {error}"
 
 
+def kind_and_place(error: BaseException) -> str:
+    """Type and place of an error, from what is loaded: traceback would open source files."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return type(error).__name__
+    code = trace.tb_frame.f_code
+    return f"{type(error).__name__} in {code.co_name}, line {trace.tb_lineno}"
+
+
 def _where(error: BaseException) -> str:
     """The place in the source: traceback would read files, which may be gone by now."""
     trace = error.__traceback__

@@ -18,7 +18,7 @@ import errno
 from collections import deque
 
 from hardsplice.ipc.messages import Note
-from hardsplice.relay.tcp.flow_writer import end_of_attempt, telling
+from hardsplice.relay.targets import end_of_attempt, telling
 from hardsplice.relay.tcp.flows import Resources
 from hardsplice.relay.tcp.heuristics import Eagerness
 from hardsplice.relay.tcp.moving import Mover

@@ -41,6 +41,7 @@ from collections.abc import Callable
 
 from hardsplice.ipc.messages import Note
 from hardsplice.kernel.pinned import UNSENT_SIZES
+from hardsplice.model.unforeseen import kind_and_place
 from hardsplice.relay.tcp.flows import Flows, Resources
 from hardsplice.relay.tcp.pipes import Pipe
 from hardsplice.relay.tcp.rules import (
@@ -355,15 +356,4 @@ class Mover(Flows):
         self._replace_warm()  # its content is unknown now
         self._end(flow, abort=SIDES, end=End.ERROR)
         code = getattr(error, "errno", None) or 0
-        self.monitor.note(Note.ERROR, code, flow.port_id, _where(error))
-
-
-def _where(error: Exception) -> str:
-    """Type and place of an error, from what is loaded: traceback would open source files."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None:
-        return type(error).__name__
-    code = trace.tb_frame.f_code
-    return f"{type(error).__name__} in {code.co_name}, line {trace.tb_lineno}"
+        self.monitor.note(Note.ERROR, code, flow.port_id, kind_and_place(error))

@@ -8,7 +8,6 @@ costs no call.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import mmap
 import os
@@ -19,6 +18,7 @@ import time
 from collections.abc import Callable
 
 from hardsplice.kernel import socketcalls, unotify
+from hardsplice.relay.targets import connect
 from hardsplice.sandbox.address_book import Pointer
 
 SPLICE_FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
@@ -39,16 +39,6 @@ def resize_pipe(fd: int, size: int) -> int:
         return fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, size)
     except OSError:
         return fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ)
-
-
-def connect(fd: int, target: Pointer) -> int:
-    """Start a connection to a target of the address book: 0 when it is established, -EINPROGRESS
-    while it is under way, or the negated errno; -ECONNREFUSED when the host monitor has given the
-    target up meanwhile.
-    """
-    if not target.holds():
-        return -errno.ECONNREFUSED
-    return socketcalls.connect(fd, target.where, target.length)
 
 
 def unsent(fd: int) -> int:

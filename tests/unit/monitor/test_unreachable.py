@@ -14,7 +14,7 @@ from hardsplice.monitor import unreachable
 from hardsplice.monitor.unreachable import Doubt, leads_to_loopback
 from hardsplice.net import loopback
 from hardsplice.net.listener import Listener
-from hardsplice.relay.tcp.flow_writer import telling
+from hardsplice.relay.targets import telling
 from hardsplice.sandbox.address_book import USUAL, Pointer
 from hardsplice.telemetry.flow_table import RECORD_SIZE, End, InvalidRowError
 

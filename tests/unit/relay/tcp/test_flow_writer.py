@@ -7,7 +7,7 @@ import errno
 
 import pytest
 
-from hardsplice.relay.tcp.flow_writer import end_of_attempt
+from hardsplice.relay.targets import end_of_attempt
 from hardsplice.telemetry.flow_table import End, State
 from tests.unit.relay.fake_kernel import CLIENT
 from tests.unit.relay.fake_relay import FOUR, ONE, SIX, Relay

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""New flows: a socket from the pool, connected to the target, and the next target if it refuses.
+
+*The other loopback.* Where a target may be at either loopback address, the first datagram shows at
+which: on loopback the refusal (ICMP) is there when send returns, and the datagram still in hand.
+What worked is tried first from then on.
+
+*An empty pool.* Listeners aren't watched until the monitor has sent sockets, and what has been
+received already is kept meanwhile. If the monitor can't send any, datagrams of new clients are
+dropped for a second, and those of flows go on.
+
+*Room.* At a bound the flow goes that was used the longest time ago of those whose target has never
+answered, so that a flood of single datagrams from made-up addresses can't end one that was.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import deque
+from typing import NamedTuple
+
+from hardsplice.ipc.messages import Note
+from hardsplice.kernel.mmsghdr import ROOM
+from hardsplice.net.listener import Route
+from hardsplice.relay.targets import end_of_attempt, telling
+from hardsplice.relay.udp.rules import EPOLLIN, OF_ANOTHER, OF_TARGET, count_of, is_ipv4
+from hardsplice.relay.udp.sending import Resources, Sender
+from hardsplice.relay.udp.table import TICK, Flow, ListenerState
+from hardsplice.telemetry import counters as count
+from hardsplice.telemetry.flow_table import End
+
+NO_SOCKET, NO_ROOM = -1, -2  # in the place of an errno
+SHORTAGE_SECONDS = 1.0  # until sockets are requested again that the monitor couldn't send
+
+
+class Held(NamedTuple):
+    """What was received from a new client while there was no socket for it."""
+
+    state: ListenerState
+    key: bytes
+    payload: bytes
+    segment: int
+
+
+class Opener(Sender):
+    """The layer that begins flows."""
+
+    __slots__ = ("held", "shortage_until", "to_drain", "watching")
+
+    def __init__(self, resources: Resources) -> None:
+        super().__init__(resources)
+        self.held: deque[Held] = deque()
+        self.watching = False  # the listeners
+        self.shortage_until = 0.0  # the monitor has no sockets: request none before then
+        self.to_drain: int | None = None  # the number of flows when draining began
+
+    def _open(self, state: ListenerState, key: bytes, slot: int, size: int, segment: int) -> None:
+        """Begin a flow with its first datagram, which is in a slot; or keep that, or drop it."""
+        number = count_of(size, segment)
+        if self.to_drain is not None or not self._has_room(state):
+            self.counters[count.DROPPED_LIMIT] += number
+            return
+        route = state.listener.route_ipv6
+        if route is not state.listener.route_ipv4 and is_ipv4(key):
+            route = state.listener.route_ipv4
+        if state.drops is None:
+            state.drops = 0
+        flow = Flow(state, key, route[0], self.moment)
+        code = self._try_targets(flow, route, slot, size, segment)
+        if code == 0:
+            return
+        if code == NO_SOCKET:
+            self._hold(Held(state, key, self._payload(slot, size), segment))
+            return
+        self.counters[count.ACCEPTED] += 1
+        self.counters[count.REFUSED] += 1
+        self.counters[count.DROPPED_SEND] += number
+        self.monitor.note(Note.REFUSED, code, state.port_id)
+        if self.flow_writer is not None:
+            self.flow_writer.opened(flow)
+            self.flow_writer.closed(flow, end_of_attempt(code))
+
+    def _try_targets(self, flow: Flow, route: Route, slot: int, size: int, segment: int) -> int:
+        """Connect to one candidate after the other until one takes the datagram: 0, or the errno;
+        NO_SOCKET when there is none.
+        """
+        preferred = flow.state.preferred.get(route, 0)
+        refusal = 0
+        for attempt in range(len(route)):
+            at = (preferred + attempt) % len(route)
+            flow.target = target = route[at]
+            ready = self.pools[target.family].ready
+            if not ready:
+                return NO_SOCKET
+            fd = ready.popleft()
+            code = -self.kernel.connect(fd, target)
+            if code == 0 and attempt + 1 < len(route):
+                code = self._probe(fd, slot, size, segment)
+                if code in (0, NO_ROOM):
+                    self._begin(flow, fd)
+                    if code == NO_ROOM:
+                        self.counters[count.DROPPED_SEND] += count_of(size, segment)
+                    else:
+                        self._count(flow, count_of(size, segment), size)
+                        flow.state.preferred[route] = at
+                    return 0
+            elif code == 0:
+                self._begin(flow, fd)
+                flow.state.preferred[route] = at
+                self._deliver(flow, (slot,), (size,), (segment,))
+                return 0
+            self.kernel.close(fd)
+            refusal = telling(refusal, code)
+        return refusal
+
+    def _probe(self, fd: int, slot: int, size: int, segment: int) -> int:
+        """Send the first datagram where another candidate is left: 0 when it was taken, or the
+        errno; NO_ROOM when that says nothing of the target.
+        """
+        for offset in range(0, size, segment) if segment else (0,):
+            length = min(segment, size - offset) if segment else size
+            sent = self.kernel.send(fd, self.buffers.pointer(slot, offset), length)
+            if sent < 0:
+                return -sent if -sent in OF_TARGET | OF_ANOTHER else NO_ROOM
+            code = self.kernel.option(fd, socket.SOL_SOCKET, socket.SO_ERROR)
+            if code:
+                return abs(code)
+        return 0
+
+    def _begin(self, flow: Flow, fd: int) -> None:
+        """The flow has its socket."""
+        flow.fd = fd
+        self.counters[count.ACCEPTED] += 1
+        self.flows.add(flow)
+        self.epoll.register(fd, EPOLLIN)
+        self.due = min(self.due, self.moment + self.flows.lifetimes.unanswered + TICK)
+        if self.flow_writer is not None:
+            self.flow_writer.opened(flow)
+        if self.trace:
+            self.monitor.trace(Note.OPENED, flow.state.port_id)
+
+    def _has_room(self, state: ListenerState) -> bool:
+        """Whether one more flow may begin; another one may end for that."""
+        is_full, oldest = self.flows.in_the_way(state, len(self.listeners))
+        if is_full and oldest is not None:
+            self.counters[count.EVICTED] += 1
+            self._end(oldest, End.EVICTED)
+        return not is_full or oldest is not None
+
+    # --- without a socket -------------------------------------------------------------------------
+
+    def _payload(self, slot: int, size: int) -> bytes:
+        return self.buffers.memory[slot * ROOM : slot * ROOM + size]
+
+    def _hold(self, held: Held) -> None:
+        if self.shortage_until:
+            self.counters[count.DROPPED_LIMIT] += count_of(len(held.payload), held.segment)
+        else:
+            self.held.append(held)
+
+    def _open_held(self) -> None:
+        """There are sockets again, or there won't be any: go on with what was kept."""
+        for _ in range(len(self.held)):
+            state, key, payload, segment = self.held.popleft()
+            if self.listeners.get(state.fd) is not state:
+                continue  # it was removed meanwhile
+            self.buffers.memory[: len(payload)] = payload
+            flow = state.flows.get(key)
+            if flow is None:
+                self._open(state, key, 0, len(payload), segment)
+            else:
+                self._deliver(flow, (0,), (len(payload),), (segment,))
+
+    def _begin_shortage(self) -> None:
+        self.shortage_until = self.moment + SHORTAGE_SECONDS
+        self.due = min(self.due, self.shortage_until)
+
+    def _request_sockets(self) -> None:
+        """Request sockets for each pool that is half used."""
+        if self.shortage_until:
+            return
+        for family in self.families:
+            pool = self.pools[family]
+            number = pool.want()
+            if number > 0 and self.monitor.request_sockets(family, number):
+                pool.requested = number
+
+    def _reconsider_watching(self) -> None:
+        """Watch the listeners while there are sockets for new clients, or there won't be any."""
+        possible = not self.held and (
+            bool(self.shortage_until or self.to_drain is not None)
+            or all(self.pools[family].ready for family in self.families)
+        )
+        if possible == self.watching:
+            return
+        self.watching = possible
+        if not possible:
+            self.counters[count.PAUSED] += 1
+        for fd, state in self.listeners.items():
+            if state.is_shut:
+                continue
+            if possible:
+                self.epoll.register(fd, EPOLLIN)
+            else:
+                self.epoll.unregister(fd)

@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a datagram relay works with, and datagrams' way to the targets.
+
+The lowest of the four layers that make up the engine: sending, opening, answering, engine. Each
+knows the ones below it.
+
+*Two calls that can't name an address.* A flow's socket is connected, and send(3) and writev(2) go
+to its peer. One datagram goes by send, several of one size by one writev that the kernel cuts
+(UDP_SEGMENT). That size is an option of the socket: it is set when it has to be another one, and a
+single datagram that isn't larger goes out as it is meanwhile.
+
+*Nothing is lost or sent twice when the kernel can't cut.* It then sends none of them, and they go
+out one by one.
+"""
+
+from __future__ import annotations
+
+import errno
+import typing
+from collections.abc import Sequence
+from ctypes import c_void_p
+from dataclasses import dataclass
+
+from hardsplice.ipc.messages import Note
+from hardsplice.kernel.mmsghdr import Buffers, Inbox, Outbox, Parts
+from hardsplice.kernel.pinned import IPV4_SIZE, IPV6_SIZE
+from hardsplice.model.lifetimes import Lifetimes
+from hardsplice.model.unforeseen import kind_and_place
+from hardsplice.relay.pools import SocketPool
+from hardsplice.relay.udp.flow_writer import FlowWriter
+from hardsplice.relay.udp.rules import CANNOT_JOIN, OF_ANOTHER, count_of, joinable_after, runs
+from hardsplice.relay.udp.seam import Kernel
+from hardsplice.relay.udp.table import NEVER, Flow, Flows, ListenerState
+from hardsplice.telemetry import counters as count
+from hardsplice.telemetry.flow_table import End
+
+
+class MonitorLink(typing.Protocol):
+    """What the engine says to its monitor; it never waits for an answer."""
+
+    def request_sockets(self, family: int, number: int) -> bool:
+        """Ask for sockets of FAMILIES[family]; False when the channel is full."""
+
+    def answer(self) -> None:
+        """Say that this relay goes on, as it was asked."""
+
+    def trace(self, kind: Note, listener: int, detail: int = 0) -> None:
+        """Report each flow, if an option asks for it."""
+
+    def note(self, kind: Note, detail: int, listener: int = 0, text: str = "") -> None:
+        """Report something worth a line in the log; ``detail`` is an errno or a number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What a datagram relay works with."""
+
+    kernel: Kernel
+    monitor: MonitorLink
+    lifetimes: Lifetimes
+    descriptors: int  # RLIMIT_NOFILE
+    other_descriptors: int  # those with fixed numbers, places of listeners, epoll
+    pools: tuple[SocketPool, SocketPool]  # of pre-opened sockets, by family
+    families: tuple[int, ...]  # those that targets have
+    counters: memoryview
+    trace: bool = False  # report every flow to the monitor
+    flow_writer: FlowWriter | None = None  # if single flows are to be shown
+    gauges: memoryview | None = None  # where to write what is in use (counters.GAUGES)
+
+
+class Sender:
+    """The layer that sends to targets."""
+
+    __slots__ = (
+        "buffers",
+        "counters",
+        "descriptors",
+        "due",
+        "epoll",
+        "families",
+        "flow_writer",
+        "flows",
+        "from_targets",
+        "gauges",
+        "inboxes",
+        "kernel",
+        "listeners",
+        "moment",
+        "monitor",
+        "other_descriptors",
+        "outboxes",
+        "parts",
+        "pools",
+        "trace",
+    )
+
+    def __init__(self, resources: Resources) -> None:
+        self.kernel = resources.kernel
+        self.monitor = resources.monitor
+        self.pools = resources.pools
+        self.families = resources.families
+        self.counters = resources.counters
+        self.trace = resources.trace
+        self.flow_writer = resources.flow_writer
+        self.descriptors, self.other_descriptors = (
+            resources.descriptors,
+            resources.other_descriptors,
+        )
+        self.gauges = resources.gauges
+        if self.gauges is not None:
+            self.gauges[5] = self.descriptors
+        pooled = sum(self.pools[family].size for family in self.families)
+        free = self.descriptors - self.other_descriptors - pooled
+        self.flows = Flows(resources.lifetimes, max(1, free))
+        self.listeners: dict[int, ListenerState] = {}
+        self.epoll = self.kernel.epoll()
+        self.moment = self.kernel.now()  # when this turn began (CLOCK_MONOTONIC seconds)
+        self.due = NEVER  # when something is to be done that no event tells of
+        self.buffers = Buffers()
+        self.parts = Parts(self.buffers)
+        self.from_targets = Inbox(self.buffers, 0)
+        self.inboxes = {size: Inbox(self.buffers, size) for size in (IPV4_SIZE, IPV6_SIZE)}
+        self.outboxes = {size: Outbox(self.parts, size) for size in (IPV4_SIZE, IPV6_SIZE)}
+
+    # --- to the target ----------------------------------------------------------------------------
+
+    def _deliver(
+        self, flow: Flow, slots: Sequence[int], sizes: Sequence[int], segments: Sequence[int]
+    ) -> None:
+        """Send one flow's datagrams, in order. It may end by that."""
+        for first, number, segment in runs(sizes, segments, flow.joinable):
+            if flow.fd < 0:  # refused: these are lost as well
+                pieces = zip(sizes[first:], segments[first:], strict=True)
+                self.counters[count.DROPPED_SEND] += sum(count_of(*piece) for piece in pieces)
+                return
+            if not segment:
+                self._send(flow, self.buffers.pointers[slots[first]], sizes[first])
+                continue
+            some, lengths = slots[first : first + number], sizes[first : first + number]
+            code = self._send_joined(flow, some, lengths, segment)
+            if code:
+                flow.joinable = min(flow.joinable, joinable_after(code, segment))
+                for slot, size in zip(some, lengths, strict=True):
+                    self._send_singly(flow, slot, size, segment)
+
+    def _send(self, flow: Flow, where: c_void_p, size: int) -> None:
+        """Send one datagram."""
+        if flow.segment and size > flow.segment:
+            self._set_segment(flow, 0)
+        sent = self.kernel.send(flow.fd, where, size)
+        if sent < 0 and flow.segment and -sent in CANNOT_JOIN:
+            self._set_segment(flow, 0)
+            sent = self.kernel.send(flow.fd, where, size)
+        if sent < 0 and -sent in OF_ANOTHER:
+            sent = self.kernel.send(flow.fd, where, size)
+        if sent < 0:
+            self._not_sent(flow, -sent, 1)
+            return
+        self._count(flow, 1, size)
+
+    def _send_joined(
+        self, flow: Flow, slots: Sequence[int], sizes: Sequence[int], segment: int
+    ) -> int:
+        """Send several datagrams of one size with one call. 0, or the errno where they have to go
+        out singly.
+        """
+        if flow.segment != segment:
+            code = self._set_segment(flow, segment)
+            if code:
+                return code
+        first = slots[0]
+        if slots[-1] - first == len(slots) - 1:
+            self.parts.resize(first, sizes)
+        else:
+            self.parts.place(slots, sizes)
+            first = 0
+        sent = self.kernel.write(flow.fd, self.parts, first, len(slots))
+        if sent < 0 and -sent in OF_ANOTHER:
+            sent = self.kernel.write(flow.fd, self.parts, first, len(slots))
+        if first != slots[0]:
+            self.parts.restore(len(slots))
+        total = sum(sizes)
+        number = count_of(total, segment)
+        if sent >= 0:
+            self._count(flow, number, total)
+        elif -sent in CANNOT_JOIN:
+            return -sent
+        else:
+            self._not_sent(flow, -sent, number)
+        return 0
+
+    def _send_singly(self, flow: Flow, slot: int, size: int, segment: int) -> None:
+        """Send what lies in a slot as the single datagrams that it consists of."""
+        for offset in range(0, size, segment):
+            if flow.fd < 0:
+                self.counters[count.DROPPED_SEND] += 1
+                continue
+            self._send(flow, self.buffers.pointer(slot, offset), min(segment, size - offset))
+
+    def _set_segment(self, flow: Flow, size: int) -> int:
+        """Set into what size the kernel cuts. 0, or the errno."""
+        code = self.kernel.segment(flow.fd, size)
+        if code == 0:
+            flow.segment = size
+        return -code
+
+    def _count(self, flow: Flow, number: int, size: int) -> None:
+        counters = self.counters
+        counters[count.DATAGRAMS] += number
+        counters[flow.tally] += size
+        if self.moment >= flow.touch_at:
+            self.flows.touch(flow, self.moment)
+
+    def _not_sent(self, flow: Flow, code: int, number: int) -> None:
+        """The kernel didn't take so many datagrams, or says that the target refused others."""
+        self.counters[count.DROPPED_SEND] += number
+        if code == errno.ECONNREFUSED:
+            self._refused(flow, code)
+
+    # --- ends -------------------------------------------------------------------------------------
+
+    def _refused(self, flow: Flow, code: int) -> None:
+        self.counters[count.REFUSED] += 1
+        self.monitor.note(Note.REFUSED, code, flow.state.port_id)
+        self._end(flow, End.REFUSED)
+
+    def _end(self, flow: Flow, end: End) -> None:
+        """A flow is over. Its socket is closed and not used again: a late answer would go to
+        somebody else.
+        """
+        self.flows.remove(flow)
+        fd, flow.fd = flow.fd, -1
+        self.kernel.close(fd)
+        if self.flow_writer is not None:
+            self.flow_writer.closed(flow, end)
+        if self.trace:
+            self.monitor.trace(Note.ENDED, flow.state.port_id, 0)
+
+    def _break(self, flow: Flow, error: Exception) -> None:
+        """An error that no rule foresees: end this flow, report it, go on with the others."""
+        self.counters[count.ERRORS] += 1
+        self.monitor.note(
+            Note.ERROR,
+            getattr(error, "errno", None) or 0,
+            flow.state.port_id,
+            kind_and_place(error),
+        )
+        if flow.fd >= 0:
+            self._end(flow, End.ERROR)

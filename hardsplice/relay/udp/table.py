@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The flows of a datagram relay, and when they are over. Without I/O.
+
+A flow is one client's address at one of our addresses of one listener: the answer has to come from
+the address that was asked. Flows have no end of their own; so they are kept in the order of their
+last use, those that were answered apart from those that weren't. That order is brought up to date
+at most once in TICK for each flow, not for each datagram; so a flow lives up to TICK longer.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+
+from hardsplice.kernel.mmsghdr import LARGEST, Inbox, Outbox, reply_to
+from hardsplice.model.lifetimes import Lifetimes
+from hardsplice.net.listener import Listener
+from hardsplice.relay.udp.rules import flows_a_listener
+from hardsplice.sandbox.address_book import Pointer
+from hardsplice.telemetry import counters as count
+
+TICK = 0.25  # seconds
+NEVER = float("inf")
+
+
+class ListenerState:
+    """A listener and what belongs to it."""
+
+    __slots__ = ("drops", "fd", "flows", "inbox", "is_shut", "listener", "outbox", "port_id",
+                 "preferred", "unanswered")  # fmt: skip
+
+    def __init__(self, listener: Listener, inbox: Inbox, outbox: Outbox) -> None:
+        self.listener = listener
+        self.fd = listener.fd
+        self.port_id = listener.port_id
+        self.inbox, self.outbox = inbox, outbox  # of its family
+        self.flows: dict[bytes, Flow] = {}
+        self.unanswered: OrderedDict[Flow, None] = OrderedDict()
+        self.preferred: dict[tuple[Pointer, ...], int] = {}  # by route: which target worked last
+        self.is_shut = False  # nothing is received from it any more
+        self.drops: int | None = None  # datagrams that the kernel has dropped in all
+
+
+class Flow:
+    """A client's address at a listener, and the socket that is connected to its target."""
+
+    __slots__ = ("answered", "drops", "fd", "joinable", "joinable_back", "key", "reply", "segment",
+                 "state", "tally", "target", "touch_at", "used")  # fmt: skip
+
+    def __init__(self, state: ListenerState, key: bytes, target: Pointer, now: float) -> None:
+        self.state = state
+        self.key = key
+        self.reply = reply_to(key)
+        self.target = target
+        self.fd = -1
+        self.answered = False
+        self.used, self.touch_at = now, now + TICK
+        self.tally = count.BYTES  # in which words its bytes are counted
+        self.segment = 0  # what UDP_SEGMENT is set to
+        self.joinable = self.joinable_back = LARGEST  # bytes of datagrams that may be joined
+        self.drops = 0  # datagrams that its socket's queue has dropped
+
+
+class Flows:
+    """All flows, by descriptor and by key."""
+
+    __slots__ = ("answered", "by_fd", "lifetimes", "most", "unanswered")
+
+    def __init__(self, lifetimes: Lifetimes, most: int) -> None:
+        """``most`` is how many flows there are descriptors for."""
+        self.lifetimes = lifetimes
+        self.most = min(lifetimes.flows, most)
+        self.by_fd: dict[int, Flow] = {}
+        # In the order of their last use
+        self.unanswered: OrderedDict[Flow, None] = OrderedDict()
+        self.answered: OrderedDict[Flow, None] = OrderedDict()
+
+    def add(self, flow: Flow) -> None:
+        """A flow has begun, with its socket."""
+        self.by_fd[flow.fd] = flow
+        flow.state.flows[flow.key] = flow
+        self.unanswered[flow] = flow.state.unanswered[flow] = None
+
+    def remove(self, flow: Flow) -> None:
+        """A flow is over."""
+        del self.by_fd[flow.fd]
+        del flow.state.flows[flow.key]
+        if flow.answered:
+            del self.answered[flow]
+        else:
+            del self.unanswered[flow], flow.state.unanswered[flow]
+
+    def mark_answered(self, flow: Flow, now: float) -> None:
+        """The target has sent its first datagram."""
+        del self.unanswered[flow], flow.state.unanswered[flow]
+        flow.answered = True
+        flow.used, flow.touch_at = now, now + TICK
+        self.answered[flow] = None
+
+    def touch(self, flow: Flow, now: float) -> None:
+        """A datagram was passed on, either way; to be called once ``touch_at`` is reached."""
+        flow.used, flow.touch_at = now, now + TICK
+        if flow.answered:
+            self.answered.move_to_end(flow)
+        else:
+            self.unanswered.move_to_end(flow)
+            flow.state.unanswered.move_to_end(flow)
+
+    def in_the_way(self, state: ListenerState, listeners: int) -> tuple[bool, Flow | None]:
+        """Whether a new flow of a listener, of so many, takes the place of another one; and which
+        that is: the unanswered one that was used the longest time ago. None: there is none, so
+        there is no room.
+        """
+        if len(state.flows) >= flows_a_listener(self.most, listeners):
+            return True, next(iter(state.unanswered), None)
+        if len(self.by_fd) >= self.most:
+            return True, next(iter(self.unanswered), None)
+        return False, None
+
+    def due(self) -> float:
+        """When the next flow may be over; NEVER where there is none."""
+        due = NEVER
+        for flow in self._oldest():
+            due = min(due, self._end_of(flow))
+        return due
+
+    def expired(self, now: float) -> Flow | None:
+        """A flow that is over now."""
+        return next((flow for flow in self._oldest() if self._end_of(flow) <= now), None)
+
+    def _oldest(self) -> Iterator[Flow]:
+        for queue in (self.unanswered, self.answered):
+            if queue:
+                yield next(iter(queue))
+
+    def _end_of(self, flow: Flow) -> float:
+        lifetimes = self.lifetimes
+        return flow.used + (lifetimes.answered if flow.answered else lifetimes.unanswered) + TICK

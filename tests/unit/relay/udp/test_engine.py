@@ -1,0 +1,464 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The datagram relay's engine, rule by rule, on a kernel to play with."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from ipaddress import ip_address
+
+import pytest
+
+from hardsplice.ipc.messages import Note
+from hardsplice.kernel import socketcalls
+from hardsplice.net.listener import Listener
+from hardsplice.relay.udp.table import TICK
+from hardsplice.telemetry.flow_table import End, State
+from tests.unit.relay.udp.fake_relay import FOUR, OTHER, SINGLE, SIX, Relay
+from tests.unit.relay.udp.fake_udp import Datagram, Sock, client_ipv4, client_mapped, payloads
+
+ONE, TWO, THREE = client_ipv4(1), client_ipv4(2), client_ipv4(3)
+
+
+def test_a_request_reaches_the_target_and_the_answer_its_client() -> None:
+    relay = Relay()
+    relay.ask(ONE, b"question")
+    assert relay.target().target == FOUR
+    assert relay.target().got == [b"question"]
+    relay.kernel.answer(relay.target(), b"answer")
+    relay.run()
+    assert relay.kernel.answers == [Datagram(ONE, "127.0.0.1", b"answer")]
+    assert relay.datagrams() == (1, 1)
+    assert (relay.counted("bytes_to_target"), relay.counted("bytes_to_client")) == (8, 6)
+    assert (relay.counted("accepted"), relay.counted("connected")) == (1, 1)
+
+
+def test_an_answer_leaves_from_the_address_that_was_asked_each_of_which_is_a_flow() -> None:
+    relay = Relay()
+    for asked in ("127.0.0.1", "127.0.0.2"):
+        relay.ask(ONE, b"question", asked=asked)
+        relay.kernel.answer(relay.target(), b"answer")
+    relay.run()
+    assert relay.kernel.answers == [
+        Datagram(ONE, asked, b"answer") for asked in ("127.0.0.1", "127.0.0.2")
+    ]
+    assert len(relay.engine.flows.by_fd) == 2
+
+
+def test_a_dual_stack_listener_answers_both_kinds_of_clients() -> None:
+    relay = Relay()
+    six = socketcalls.sockaddr(ip_address("2001:db8::7"), 1000)
+    for client, asked in ((client_mapped(1), "192.0.2.1"), (six, "2001:db8::1")):
+        relay.kernel.ask(relay.second, client, b"question", asked)
+        relay.run()
+        assert relay.target().target == OTHER
+        relay.kernel.answer(relay.target(), b"answer")
+        relay.run()
+        assert relay.kernel.answers[-1] == Datagram(client, asked, b"answer")
+
+
+def test_a_client_in_a_known_flow_costs_one_call_to_receive_and_one_to_send() -> None:
+    relay = Relay()
+    relay.ask(ONE, b"first")
+    relay.kernel.calls.clear()
+    relay.ask(ONE, b"second")
+    relay.kernel.answer(relay.target(), b"answer")
+    relay.run()
+    assert relay.kernel.calls == ["receive", "send", "receive", "send_all"]
+
+
+def test_a_stream_of_equal_datagrams_goes_out_by_one_call_and_comes_back_by_one() -> None:
+    relay = Relay()
+    relay.ask(ONE, b"first")
+    stream = [bytes([number]) * 100 for number in range(30)] + [b"short"]
+    relay.kernel.calls.clear()
+    relay.ask(ONE, *stream)
+    assert relay.target().got == [b"first", *stream]
+    assert relay.kernel.calls == ["receive", "segment", "write"]
+    relay.kernel.calls.clear()
+    for payload in stream:
+        relay.kernel.answer(relay.target(), payload)
+    relay.run()
+    assert payloads(relay.kernel.answers) == stream
+    assert relay.kernel.calls == ["receive", "send_all"]
+    relay.kernel.calls.clear()
+    relay.ask(ONE, *stream)
+    assert relay.kernel.calls == ["receive", "write"]
+    assert relay.datagrams() == (1 + 2 * len(stream), len(stream))
+
+
+def test_what_came_joined_goes_on_joined() -> None:
+    relay = Relay()
+    relay.ask(ONE, b"first")
+    relay.kernel.ask(relay.first, ONE, b"aaaabbbbcc", segment=4)
+    relay.run()
+    assert relay.target().got == [b"first", b"aaaa", b"bbbb", b"cc"]
+    relay.kernel.answer(relay.target(), b"ddddeeeef", segment=4)
+    relay.run()
+    assert payloads(relay.kernel.answers) == [b"dddd", b"eeee", b"f"]
+    assert relay.datagrams() == (4, 3)
+
+
+def test_what_came_joined_as_a_client_s_first_is_as_good() -> None:
+    relay = Relay()
+    relay.kernel.ask(relay.first, ONE, b"aaaabbbbcc", segment=4)
+    relay.kernel.ask(relay.second, client_mapped(1), b"aaaabbbbcc", segment=4)
+    relay.run()
+    assert [sock.got for sock in relay.kernel.sockets] == 2 * [[b"aaaa", b"bbbb", b"cc"]]
+
+
+def test_sizes_that_alternate_keep_their_order_and_their_sizes() -> None:
+    relay = Relay()
+    sent = [b"", b"aa", b"bb", b"cccc", b"", b"d", b"eeee", b"ffff", b"ggggg", bytes(65507), b"h"]
+    for _ in range(2):
+        relay.ask(ONE, *sent)
+        for payload in sent:
+            relay.kernel.answer(relay.target(), payload)
+        relay.run()
+    assert relay.target().got == 2 * sent
+    assert payloads(relay.kernel.answers) == 2 * sent
+
+
+def test_clients_that_come_mixed_are_told_apart() -> None:
+    relay = Relay()
+    for number in range(20):
+        for client in (ONE, TWO, THREE):
+            relay.kernel.ask(relay.first, client, b"%d of %d" % (number % 10, client[3]))
+    relay.run()
+    assert len(relay.kernel.sockets) == 3
+    for client, sock in zip((ONE, TWO, THREE), relay.kernel.sockets, strict=True):
+        assert sock.got == [b"%d of %d" % (number % 10, client[3]) for number in range(20)]
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EINVAL, errno.EMSGSIZE, errno.EOPNOTSUPP])
+def test_where_joining_is_impossible_each_goes_singly_and_none_twice(code: int) -> None:
+    relay = Relay()
+    relay.ask(ONE, b"first")
+    relay.kernel.inject("write", code)
+    stream = 3 * [b"aaaa"] + [b"bb"]
+    relay.ask(ONE, *stream)
+    relay.ask(ONE, *stream)
+    assert relay.target().got == [b"first", *stream, *stream]
+    assert relay.kernel.calls.count("write") == 1
+    relay.kernel.inject("send_all", code)
+    for _ in range(2):
+        for payload in stream:
+            relay.kernel.answer(relay.target(), payload)
+        relay.run()
+    assert payloads(relay.kernel.answers) == 2 * stream
+
+
+def test_datagrams_larger_than_a_packet_go_singly_and_smaller_ones_joined() -> None:
+    relay = Relay()
+    relay.kernel.largest_joined = 50
+    relay.ask(ONE, b"first")
+    large, small = 3 * [bytes(60)], 3 * [bytes(40)]
+    relay.ask(ONE, *large, *small)
+    relay.kernel.calls.clear()
+    relay.ask(ONE, *large, *small)
+    assert relay.kernel.calls.count("send") == 3
+    assert relay.kernel.calls.count("write") == 1
+    for payload in large + small:
+        relay.kernel.answer(relay.target(), payload)
+    relay.kernel.answer(relay.target(), bytes(180), segment=60)
+    relay.run()
+    assert relay.target().got == [b"first", *large, *small, *large, *small]
+    assert payloads(relay.kernel.answers) == [*large, *small, *large]
+
+
+def test_the_other_loopback_gets_the_datagram_that_the_first_refuses_and_then_is_first() -> None:
+    relay = Relay()
+    relay.kernel.refusing.add(FOUR)
+    relay.ask(ONE, b"question", b"another")
+    assert relay.target().target == SIX
+    assert relay.target().got == [b"question", b"another"]
+    relay.ask(TWO, b"question")
+    assert [sock.target for sock in relay.kernel.sockets] == [FOUR, SIX, SIX]
+    assert relay.counted("refused") == 0
+    assert relay.datagrams() == (3, 0)
+
+
+def test_a_target_that_refuses_at_both_loopbacks_is_counted_once_and_noted() -> None:
+    relay = Relay()
+    relay.kernel.refusing |= {FOUR, SIX}
+    relay.ask(ONE, b"question")
+    relay.run()
+    assert relay.counted("refused") == 1
+    assert relay.monitor.notes == [(Note.REFUSED, errno.ECONNREFUSED, 7)]
+    assert not relay.engine.flows.by_fd
+
+
+def test_a_refusal_ends_the_flow_once_the_answers_before_it_are_passed_on() -> None:
+    relay = Relay()
+    relay.kernel.late = True
+    relay.kernel.ask(relay.second, client_mapped(1), b"question")
+    relay.run()
+    relay.kernel.refusing.add(OTHER)
+    relay.kernel.ask(relay.second, client_mapped(1), b"another")
+    relay.run()
+    relay.kernel.answer(relay.target(), b"answer")
+    relay.kernel.deliver_refusals()
+    relay.run()
+    assert payloads(relay.kernel.answers) == [b"answer"]
+    assert relay.target().closed
+    assert (relay.counted("refused"), relay.counted("connected")) == (1, 1)
+    relay.kernel.refusing.clear()
+    relay.kernel.ask(relay.second, client_mapped(1), b"again")
+    relay.run()
+    assert relay.target().got == [b"again"]
+
+
+def test_other_errors_of_a_flow_s_socket_are_read_once_and_do_not_end_it() -> None:
+    relay = Relay()
+    relay.ask(ONE, b"question")
+    relay.target().error = errno.EHOSTUNREACH
+    relay.run()
+    relay.target().error = errno.ENETUNREACH
+    relay.ask(ONE, b"another")
+    assert relay.target().got == [b"question", b"another"]
+    assert len(relay.engine.flows.by_fd) == 1
+
+
+def test_a_receiver_that_takes_no_more_costs_datagrams_which_are_counted() -> None:
+    relay = Relay()
+    relay.ask(ONE, b"first")
+    relay.kernel.inject("send", errno.ENOBUFS)
+    relay.kernel.inject("write", errno.EAGAIN)
+    relay.ask(ONE, b"a", b"bb", b"bb")
+    assert relay.counted("dropped_send") == 3
+    relay.kernel.inject("send_all", errno.EAGAIN)
+    relay.kernel.answer(relay.target(), b"lost")
+    relay.kernel.answer(relay.target(), b"kept, as it is larger")
+    relay.run()
+    assert payloads(relay.kernel.answers) == [b"kept, as it is larger"]
+    assert relay.counted("dropped_send") == 4
+
+
+def test_an_address_that_can_not_be_answered_from_is_answered_from_another_one() -> None:
+    relay = Relay()
+    relay.kernel.no_source.add("192.0.2.255")
+    relay.kernel.ask(relay.second, client_mapped(1), b"question", "192.0.2.255")
+    relay.run()
+    relay.kernel.answer(relay.target(), b"answer")
+    relay.run()
+    assert relay.kernel.answers == [Datagram(client_mapped(1), "0.0.0.0", b"answer")]
+
+
+def test_a_flow_lives_as_long_as_it_is_used_and_longer_once_it_was_answered() -> None:
+    relay = Relay()
+    relay.ask(ONE, b"question")
+    relay.ask(TWO, b"question")
+    relay.kernel.answer(relay.target(), b"answer")
+    relay.run()
+    relay.wait(29.9)
+    assert len(relay.engine.flows.by_fd) == 2
+    relay.wait(0.2 + TICK)
+    assert relay.counted("unanswered") == 1
+    assert [flow.key[:16] for flow in relay.engine.flows.by_fd.values()] == [TWO]
+    relay.wait(85)
+    relay.ask(TWO, b"question")
+    relay.wait(119.9)
+    assert relay.counted("expired") == 0
+    relay.wait(0.2 + TICK)
+    assert relay.counted("expired") == 1
+    assert not relay.engine.flows.by_fd
+
+
+def test_epoll_sleeps_until_the_first_flow_may_be_over_and_for_ever_without_any() -> None:
+    relay = Relay()
+    relay.engine.turn({})
+    assert relay.kernel.epoll_.timeout is None
+    relay.ask(ONE, b"question")
+    relay.engine.turn({})
+    assert relay.kernel.epoll_.timeout == pytest.approx(30 + TICK)
+    relay.wait(31)
+    relay.engine.turn({})
+    assert relay.kernel.epoll_.timeout is None
+
+
+def test_a_flood_evicts_what_was_never_answered_and_nothing_else() -> None:
+    relay = Relay(flows=8)
+    relay.engine.remove_listener(8, relay.second, reset_flows=True)
+    relay.ask(ONE, b"question")
+    relay.kernel.answer(relay.target(), b"answer")
+    relay.run()
+    answered = relay.target()
+    for number in range(10, 50):
+        relay.ask(client_ipv4(number), b"made up")
+    assert not answered.closed
+    assert relay.counted("evicted") == 40 - 7
+    relay.ask(ONE, b"another")
+    assert answered.got == [b"question", b"another"]
+
+
+def test_the_unanswered_flow_that_was_used_last_stays_longest() -> None:
+    relay = Relay(flows=2)
+    relay.engine.remove_listener(8, relay.second, reset_flows=True)
+    for client in (ONE, TWO):
+        relay.ask(client, b"question")
+        relay.wait(1)
+    relay.ask(ONE, b"another")
+    relay.ask(THREE, b"question")
+    assert {flow.key[:16] for flow in relay.engine.flows.by_fd.values()} == {ONE, THREE}
+
+
+def test_where_every_flow_is_answered_a_new_client_waits_in_vain() -> None:
+    relay = Relay(flows=2)
+    relay.engine.remove_listener(8, relay.second, reset_flows=True)
+    for client in (ONE, TWO):
+        relay.ask(client, b"question")
+        relay.kernel.answer(relay.target(), b"answer")
+        relay.run()
+    relay.ask(THREE, b"question")
+    assert relay.counted("dropped_limit") == 1
+    assert relay.counted("evicted") == 0
+
+
+def test_one_listener_leaves_a_quarter_of_all_flows_to_the_others() -> None:
+    relay = Relay(flows=8)
+    for number in range(8):
+        relay.ask(client_ipv4(number), b"question")
+        relay.kernel.answer(relay.target(), b"answer")
+        relay.run()
+    assert len(relay.engine.flows.by_fd) == 6
+    for number in range(2):
+        relay.kernel.ask(relay.second, client_mapped(number), b"question")
+        relay.run()
+    assert len(relay.engine.flows.by_fd) == 8
+    assert relay.counted("evicted") == 0
+
+
+def test_without_a_socket_clients_wait_and_keep_their_order() -> None:
+    relay = Relay(pool=2)
+    relay.generous = False
+    for number in range(4):
+        for payload in (b"1", b"22", b"22", b"3"):
+            relay.kernel.ask(relay.first, client_ipv4(number), payload)
+    relay.turn()
+    assert not relay.engine.watching
+    relay.generous = True
+    while relay.monitor.asked or relay.kernel.epoll_.ready():
+        relay.supply()
+        relay.turn()
+    assert [sock.got for sock in relay.kernel.sockets] == 4 * [[b"1", b"22", b"22", b"3"]]
+    relay.check()
+
+
+def test_where_the_monitor_has_no_socket_new_clients_are_dropped_and_flows_go_on() -> None:
+    relay = Relay(pool=2)
+    relay.generous = False
+    for number in range(4):
+        relay.kernel.ask(relay.first, client_ipv4(number), b"question")
+    relay.turn()
+    for family, _ in relay.monitor.asked:
+        relay.engine.add_sockets(family, [])
+    relay.monitor.asked.clear()
+    assert relay.counted("dropped_limit") == 2
+    relay.ask(client_ipv4(0), b"another")
+    relay.ask(client_ipv4(5), b"new")
+    assert relay.kernel.sockets[0].got == [b"question", b"another"]
+    assert relay.counted("dropped_limit") == 3
+    assert not relay.monitor.asked
+    relay.wait(1.1)
+    assert relay.monitor.asked
+    relay.generous = True
+    relay.supply()
+    relay.ask(client_ipv4(5), b"new")
+    assert relay.target().got == [b"new"]
+
+
+def test_what_queues_dropped_is_counted_but_not_what_an_earlier_relay_has() -> None:
+    relay = Relay()
+    relay.kernel.ask(relay.first, ONE, b"question", drops=5)
+    relay.run()
+    assert relay.counted("dropped_queue") == 0
+    relay.kernel.ask(relay.first, ONE, b"question", drops=7)
+    relay.run()
+    assert relay.counted("dropped_queue") == 2
+    relay.kernel.ask(relay.second, client_mapped(1), b"question")
+    relay.run()
+    relay.kernel.ask(relay.second, client_mapped(1), b"question", drops=3)
+    relay.run()
+    assert relay.counted("dropped_queue") == 5
+    relay.target().drops = 4
+    relay.kernel.answer(relay.target(), b"answer")
+    relay.run()
+    assert relay.counted("dropped_queue") == 9
+    assert payloads(relay.kernel.answers) == [b"answer"]
+
+
+def test_a_listener_that_goes_takes_its_flows_with_it_and_one_that_comes_is_served() -> None:
+    relay = Relay()
+    relay.ask(ONE, b"question")
+    relay.engine.remove_listener(7, relay.first, reset_flows=False)
+    assert relay.target().closed
+    assert not relay.engine.flows.by_fd
+    relay.kernel.given[5] = Sock(socket.AF_INET, listens=True)
+    relay.engine.add_listener(Listener(5, SINGLE, SINGLE, 9))
+    relay.kernel.ask(5, ONE, b"question")
+    relay.run()
+    assert relay.target().got == [b"question"]
+    relay.engine.add_listener(Listener(6, SINGLE, SINGLE, 10))  # removed meanwhile
+    assert 6 not in relay.engine.listeners
+    relay.engine.remove_listener(3, 5, reset_flows=True)  # another forward's record, which is late
+    assert 5 in relay.engine.listeners
+
+
+def test_draining_lets_flows_go_on_and_begins_none() -> None:
+    relay = Relay()
+    relay.ask(ONE, b"question")
+    relay.engine.drain()
+    relay.ask(ONE, b"another")
+    relay.ask(TWO, b"question")
+    assert relay.target().got == [b"question", b"another"]
+    assert relay.counted("dropped_limit") == 1
+    relay.kernel.clock += 31
+    relay.engine.run({})
+    relay.engine.finish()
+    assert (relay.counted("drained"), relay.counted("stopped")) == (1, 0)
+
+
+def test_at_the_end_what_is_ready_is_passed_on() -> None:
+    relay = Relay()
+    relay.ask(ONE, b"question")
+    relay.kernel.answer(relay.target(), b"answer")
+    relay.engine.finish()
+    assert payloads(relay.kernel.answers) == [b"answer"]
+    assert relay.counted("stopped") == 1
+
+
+def test_rows_show_flows_and_how_they_ended() -> None:
+    relay = Relay(rows=4)
+    relay.ask(ONE, b"question")
+    relay.ask(TWO, b"question")
+    relay.kernel.answer(relay.target(), b"answer")
+    relay.run()
+    assert relay.stats.flows is not None
+    rows = {row.client[1]: row for row in relay.stats.flows}
+    assert rows[1001].state is State.CONNECTING
+    assert rows[1002].state is State.ESTABLISHED
+    assert (rows[1002].bytes_to_target, rows[1002].bytes_to_client) == (8, 6)
+    assert rows[1002].protocol.number == 17
+    relay.wait(31)
+    relay.wait(121)
+    assert [(one.end, one.flow.client[1]) for one in relay.ends] == [
+        (End.UNANSWERED, 1001),
+        (End.EXPIRED, 1002),
+    ]
+    assert (relay.counted("bytes_to_target"), relay.counted("bytes_to_client")) == (16, 6)
+    assert relay.stats.in_use()["sockets_ipv4"] == len(relay.engine.pools[0].ready)
+
+
+def test_an_error_that_no_rule_foresees_ends_that_flow_only() -> None:
+    relay = Relay()
+    relay.ask(ONE, b"question")
+    relay.ask(TWO, b"question")
+    relay.monitor.note = lambda *_: None  # type: ignore[method-assign]
+    relay.engine.flows.by_fd[next(iter(relay.engine.flows.by_fd))].reply = b"too short"
+    relay.kernel.answer(relay.kernel.sockets[0], b"answer")
+    relay.kernel.answer(relay.kernel.sockets[1], b"answer")
+    while relay.kernel.epoll_.ready():
+        relay.turn()
+    assert relay.counted("errors") == 1
+    assert [sock.closed for sock in relay.kernel.sockets] == [True, False]
+    assert payloads(relay.kernel.answers) == [b"answer"]
