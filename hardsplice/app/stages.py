@@ -33,6 +33,7 @@ from hardsplice.model.protocol import Protocol
 from hardsplice.model.roles import RELAYS
 from hardsplice.monitor.host import HostMonitor
 from hardsplice.net import listeners
+from hardsplice.relay import main as relay
 from hardsplice.relay.tcp.pipes import probe_size
 from hardsplice.relay.tcp.seam import Kernel
 from hardsplice.sandbox import libseccomp
@@ -51,6 +52,7 @@ def run(options: Options, caller: Caller, progress: Progress) -> int:
             raise HardspliceError("use", option, f"there is no relay of {protocol.upper()}")
         if any(protocol is Protocol.UDP for _, protocol in options.groups):
             listeners.prepare()
+            relay.prepare(Protocol.UDP)
         progress.stage("open")
         opened = opening.open_all(options, progress, files)
 

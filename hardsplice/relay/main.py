@@ -13,7 +13,9 @@ import contextlib
 import os
 import resource
 import signal
-from collections.abc import Callable
+import time
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, NoReturn
 
 from hardsplice.ipc import descriptors
@@ -32,7 +34,7 @@ from hardsplice.net.listener import Listener
 from hardsplice.relay import orders
 from hardsplice.relay.pools import POOL_SIZE as SOCKETS
 from hardsplice.relay.pools import SocketPool
-from hardsplice.relay.tcp.engine import Engine
+from hardsplice.relay.tcp.engine import Engine as TcpEngine
 from hardsplice.relay.tcp.flow_writer import flow_writer_of
 from hardsplice.relay.tcp.flows import Limits, Resources
 from hardsplice.relay.tcp.pipes import POOL_SIZE as PIPES
@@ -72,12 +74,58 @@ class Plan(NamedTuple):
     strict: bool
 
 
+class Epoll(typing.Protocol):
+    """What a relay's life needs of the engine's epoll."""
+
+    def register(self, fd: int, eventmask: int, /) -> None:
+        """Watch a descriptor."""
+
+    def unregister(self, fd: int, /) -> None:
+        """Watch it no more."""
+
+
+class Engine(typing.Protocol):
+    """What serves the flows of one protocol: relay/tcp/engine.py, relay/udp/engine.py."""
+
+    families: tuple[int, ...]
+
+    @property
+    def epoll(self) -> Epoll:
+        """What it waits with."""
+
+    def start(self) -> None:
+        """Begin to serve clients, as soon as there are sockets."""
+
+    def run(self, others: Mapping[int, Callable[[], None]]) -> None:
+        """Serve until all is drained; ``others`` maps descriptors to what is called when one is
+        ready.
+        """
+
+    def finish(self) -> None:
+        """The process is about to end."""
+
+    def add_sockets(self, family: int, fds: Sequence[int]) -> None:
+        """Take sockets of FAMILIES[family], or know that there are none."""
+
+    def add_listener(self, listener: Listener) -> None:
+        """Serve one more."""
+
+    def remove_listener(self, port_id: int, place: int, *, reset_flows: bool) -> None:
+        """Serve one no more; its flows end where ``reset_flows`` says so, or where they have to."""
+
+    def poll_listeners(self) -> None:
+        """Look after clients for whom only another relay was woken."""
+
+    def drain(self) -> None:
+        """Take no more clients."""
+
+
 class ToMonitor:
     """The engine's way to its monitor: records on the channel, never waiting."""
 
-    def __init__(self, channel: Channel, kernel: Kernel) -> None:
+    def __init__(self, channel: Channel, now: Callable[[], float]) -> None:
         self.channel = channel
-        self.kernel = kernel
+        self.now = now
         self.last: dict[Note, float] = {}
 
     def request_sockets(self, family: int, number: int) -> bool:
@@ -94,7 +142,7 @@ class ToMonitor:
 
     def note(self, kind: Note, detail: int, listener: int = 0, text: str = "") -> None:
         """Report something; each kind at most once in NOTE_SECONDS (counters have them all)."""
-        now = self.kernel.now()
+        now = self.now()
         if now - self.last.get(kind, -NOTE_SECONDS) < NOTE_SECONDS:
             return
         self.last[kind] = now
@@ -128,6 +176,66 @@ def pool_sizes(descriptors: int, other: int, workers: int) -> tuple[int, int]:
     share = max(2, free // 12)
     sockets = max(SOCKETS // workers, SOCKETS_MIN)
     return min(sockets, share), min(max(PIPES // workers, PIPES_MIN), share)
+
+
+def _tcp_engine(plan: Plan, to_monitor: ToMonitor, limit: int) -> Engine:
+    kernel = Kernel()
+    other = fixed_use(plan.first_flow)
+    sockets, spare = pool_sizes(limit, other, plan.workers)
+    pipes = PipePool(kernel, plan.pipe_size, spare)
+    pipes.fill()
+    report = to_monitor.flow_ended if plan.log_flows else None
+    resources = Resources(
+        kernel=kernel,
+        monitor=to_monitor,
+        limits=Limits(limit, idle_seconds=plan.idle_seconds),
+        pipes=pipes,
+        pools=(SocketPool(IPV4, sockets), SocketPool(IPV6, sockets)),
+        families=plan.families,
+        counters=plan.stats.count,
+        other_descriptors=other,
+        trace=plan.trace,
+        gauges=plan.stats.gauges() if plan.stats.flows is not None else None,
+        flow_writer=flow_writer_of(plan.stats, kernel.now, report),
+    )
+    return TcpEngine(resources, plan.listeners, shared=plan.workers > 1)
+
+
+def _udp_engine() -> Callable[[Plan, ToMonitor, int], Engine]:
+    from hardsplice.relay.udp import engine, flow_writer, seam, sending
+
+    def build(plan: Plan, to_monitor: ToMonitor, limit: int) -> Engine:
+        kernel = seam.Kernel()
+        other = fixed_use(plan.first_flow)
+        sockets, _ = pool_sizes(limit, other, plan.workers)
+        report = to_monitor.flow_ended if plan.log_flows else None
+        assert plan.datagrams is not None
+        resources = sending.Resources(
+            kernel=kernel,
+            monitor=to_monitor,
+            lifetimes=plan.datagrams,
+            descriptors=limit,
+            other_descriptors=other,
+            pools=(SocketPool(IPV4, sockets), SocketPool(IPV6, sockets)),
+            families=plan.families,
+            counters=plan.stats.count,
+            trace=plan.trace,
+            gauges=plan.stats.gauges() if plan.stats.flows is not None else None,
+            flow_writer=flow_writer.flow_writer_of(plan.stats, kernel.now, report),
+        )
+        return engine.Engine(resources, plan.listeners)
+
+    return build
+
+
+# What makes the engine of a protocol: that of UDP only once it is needed.
+_engines: dict[Protocol, Callable[[Plan, ToMonitor, int], Engine]] = {Protocol.TCP: _tcp_engine}
+
+
+def prepare(protocol: Protocol) -> None:
+    """Import what relays of a protocol need, as long as that can be done: before any lock-down."""
+    if protocol is Protocol.UDP and protocol not in _engines:
+        _engines[protocol] = _udp_engine()
 
 
 def main(plan: Plan, channel: Channel, monitor: int) -> NoReturn:
@@ -165,32 +273,13 @@ def _live(plan: Plan, channel: Channel, monitor: int) -> int:
     if plan.direction is Direction.OUTBOUND:
         _leave_session()
 
-    kernel = Kernel()
-    other = fixed_use(plan.first_flow)
+    to_monitor = ToMonitor(channel, time.monotonic)
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    sockets, spare = pool_sizes(limit, other, plan.workers)
-    pipes = PipePool(kernel, plan.pipe_size, spare)
-    pipes.fill()
-    to_monitor = ToMonitor(channel, kernel)
-    report = to_monitor.flow_ended if plan.log_flows else None
-    resources = Resources(
-        kernel=kernel,
-        monitor=to_monitor,
-        limits=Limits(limit, idle_seconds=plan.idle_seconds),
-        pipes=pipes,
-        pools=(SocketPool(IPV4, sockets), SocketPool(IPV6, sockets)),
-        families=plan.families,
-        counters=plan.stats.count,
-        other_descriptors=other,
-        trace=plan.trace,
-        gauges=plan.stats.gauges() if plan.stats.flows is not None else None,
-        flow_writer=flow_writer_of(plan.stats, kernel.now, report),
-    )
-    engine = Engine(resources, plan.listeners, shared=plan.workers > 1)
+    engine = _engines[plan.protocol](plan, to_monitor, limit)
     engine.epoll.register(CHANNEL_FD, 1)
 
     def on_channel() -> None:
-        _serve_channel(channel, engine)
+        _serve_channel(channel, engine, to_monitor)
 
     lockdown = steps.Lockdown(strict=plan.strict, say=_say_nothing)
     lockdown.run(steps.relay_steps(RULESET_FD if plan.has_ruleset else None))
@@ -235,7 +324,7 @@ class _HungUpError(Exception):
     """The monitor closed the channel, which tells the relay to end."""
 
 
-def _serve_channel(channel: Channel, engine: Engine) -> None:
+def _serve_channel(channel: Channel, engine: Engine, to_monitor: ToMonitor) -> None:
     """Take one order. Raises _HungUpError, and MalformedError."""
     try:
         record = channel.receive(wait=False)
@@ -243,6 +332,9 @@ def _serve_channel(channel: Channel, engine: Engine) -> None:
         return
     if record is None:
         raise _HungUpError
+    if record.kind == Kind.PING:
+        to_monitor.answer()
+        return
     try:
         _ORDERS[record.kind](engine, record)
     except MalformedError:
@@ -272,16 +364,11 @@ def _drain(engine: Engine, _: Record) -> None:
     engine.drain()
 
 
-def _ping(engine: Engine, _: Record) -> None:
-    engine.monitor.answer()
-
-
 # What is done about each kind that a monitor may send its relay (ipc/messages.py).
 _ORDERS: dict[int, Callable[[Engine, Record], None]] = {
     Kind.SOCKETS: _add_sockets,
     Kind.ADD_LISTENER: _add_listener,
     Kind.REMOVE_LISTENER: _remove_listener,
     Kind.POLL: _poll,
-    Kind.PING: _ping,
     Kind.DRAIN: _drain,
 }

@@ -146,7 +146,10 @@ class Sender:
     def _send(self, flow: Flow, where: c_void_p, size: int) -> None:
         """Send one datagram."""
         if flow.segment and size > flow.segment:
-            self._set_segment(flow, 0)
+            code = self._set_segment(flow, 0)
+            if code:  # it would be cut
+                self._not_sent(flow, code, 1)
+                return
         sent = self.kernel.send(flow.fd, where, size)
         if sent < 0 and flow.segment and -sent in CANNOT_JOIN:
             self._set_segment(flow, 0)
