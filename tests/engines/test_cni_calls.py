@@ -128,6 +128,15 @@ def test_an_instance_outlives_the_call_and_ends_with_del(plugin: Plugin) -> None
     assert plugin.call("DEL", netns="", prevResult=None) == (0, None), "again, for nothing"
 
 
+def test_the_instance_is_as_confined_as_any(plugin: Plugin) -> None:
+    plugin.call("ADD")
+    processes = {plugin.pid(), *procfs.descendants(plugin.pid())}
+    assert len(processes) == 3
+    for status in procfs.each(procfs.status, processes).values():
+        assert (status["Seccomp"], status["NoNewPrivs"]) == ("2", "1")
+        assert int(status["CapPrm"], 16) == int(status["CapBnd"], 16) == 0
+
+
 def test_check_notices_other_ports_and_an_instance_that_is_gone(plugin: Plugin) -> None:
     assert plugin.call("CHECK")[1]["code"] == 101
     plugin.call("ADD")

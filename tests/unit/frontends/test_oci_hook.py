@@ -98,3 +98,9 @@ def test_wrong_annotations_are_errors_that_name_them(asked: State, says: str) ->
 def test_other_stages_are_refused() -> None:
     with pytest.raises(HardspliceError, match="the container is running"):
         oci_hook.run(state()._replace(status="running"))
+
+
+@pytest.mark.parametrize("value", ["--control /x", "-P/x", "80 --", "-f", "\x00", "--runas=0"])
+def test_an_annotation_is_no_option(value: str) -> None:
+    with pytest.raises(HardspliceError, match="cannot parse annotation"):
+        arguments(state(tcp=value))
