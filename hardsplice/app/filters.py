@@ -43,7 +43,11 @@ def compile_all(options: Options, first_flow: int, *, has_control: bool) -> Prog
     """
     dynamic = options.dynamic
     policies = {
-        role.name: role.policy_for(is_dynamic=role.changes_with(dynamic), has_control=has_control)
+        role.name: role.policy_for(
+            is_dynamic=role.changes_with(dynamic),
+            has_control=has_control,
+            has_udp=role.may_have_udp(options.groups, dynamic),
+        )
         for role in ROLES.values()
         if _is_there(role, options)
     }

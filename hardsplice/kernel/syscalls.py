@@ -179,7 +179,6 @@ _SAME_EVERYWHERE: Final = {
     "SOCK_CLOEXEC": 0o2000000,
     "SOL_SOCKET": 1,
     "SO_REUSEADDR": 2,
-    "SO_TYPE": 3,
     "SO_ERROR": 4,
     "SO_KEEPALIVE": 9,
     "SO_OOBINLINE": 10,

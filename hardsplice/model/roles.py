@@ -13,6 +13,8 @@ from typing import NamedTuple
 from hardsplice.model.direction import Direction, GroupKey
 from hardsplice.model.protocol import Protocol
 
+UDP_POLICY = "-udp"  # what the name of a monitor's policy ends in where UDP may be forwarded
+
 
 class Role(NamedTuple):
     """A process's purpose, and how it is confined."""
@@ -26,6 +28,8 @@ class Role(NamedTuple):
     policy: str  # its file's name in policy/, without .toml
     policy_dynamic: str = ""  # the same where ports may change at run time, if that is another one
     policy_control: str = ""  # ... and where it serves a control socket
+    # Whether each of these has one beside it for where UDP may be forwarded.
+    has_udp_policies: bool = False
     group: GroupKey | None = None  # of a relay
 
     def changes_with(self, dynamic: Collection[GroupKey]) -> bool:
@@ -34,16 +38,34 @@ class Role(NamedTuple):
         """
         return self.group in dynamic if self.group else bool(dynamic)
 
-    def policy_for(self, *, is_dynamic: bool, has_control: bool = False) -> str:
-        """The policy that it runs under."""
+    def may_have_udp(self, groups: Collection[GroupKey], dynamic: Collection[GroupKey]) -> bool:
+        """Whether a monitor may have to do with UDP, where there may be relays of ``groups``: it
+        forks such relays, or makes and checks listeners in a ``dynamic`` one of them.
+        """
+        return any(
+            protocol is Protocol.UDP
+            and (
+                RELAYS[direction, protocol].parent == self.name or (direction, protocol) in dynamic
+            )
+            for direction, protocol in groups
+        )
+
+    def policy_for(
+        self, *, is_dynamic: bool, has_control: bool = False, has_udp: bool = False
+    ) -> str:
+        """The policy that it runs under. ``has_udp`` is what ``may_have_udp`` says."""
+        name = self.policy
         if has_control and self.policy_control:
-            return self.policy_control
-        return self.policy_dynamic if is_dynamic and self.policy_dynamic else self.policy
+            name = self.policy_control
+        elif is_dynamic and self.policy_dynamic:
+            name = self.policy_dynamic
+        return f"{name}{UDP_POLICY}" if has_udp and self.has_udp_policies else name
 
     @property
     def policies(self) -> tuple[str, ...]:
         """All policies that it may run under."""
-        return tuple(filter(None, (self.policy, self.policy_dynamic, self.policy_control)))
+        names = tuple(filter(None, (self.policy, self.policy_dynamic, self.policy_control)))
+        return (*names, *(f"{name}{UDP_POLICY}" for name in names if self.has_udp_policies))
 
 
 HOST = Role(
@@ -54,6 +76,7 @@ HOST = Role(
     policy="monitor-fixed",
     policy_dynamic="monitor-host",
     policy_control="monitor-control",
+    has_udp_policies=True,
 )
 NAMESPACE = Role(
     "hs-namespace",
@@ -63,6 +86,7 @@ NAMESPACE = Role(
     steps=("first_steps", "leaving_steps", "separating_steps", "rights_steps", "filter_step"),
     policy="monitor",
     policy_dynamic="monitor-ports",
+    has_udp_policies=True,
 )
 GUARD = Role(
     "hs-guard",
@@ -80,22 +104,43 @@ INIT = Role(
 )
 
 
+# One of the latter: the second where ports may change.
+_RELAY_STEPS = ("relay_steps", "filter_step", "notifying_filter_step")
+
+
 def _relay(name: str, direction: Direction, parent: Role) -> Role:
     return Role(
         name,
         parent=parent.name,
         may="accepts on its listeners, connects to the targets, moves bytes",
-        # One of the latter: the second where ports may change.
-        steps=("relay_steps", "filter_step", "notifying_filter_step"),
+        steps=_RELAY_STEPS,
         policy="relay",
         policy_dynamic="relay-ports",
         group=(direction, Protocol.TCP),
     )
 
 
+def _datagram_relay(name: str, direction: Direction, parent: Role) -> Role:
+    return Role(
+        name,
+        parent=parent.name,
+        may="receives datagrams, sends them to the targets and answers to clients, sees payload",
+        steps=_RELAY_STEPS,
+        policy="relay-udp",
+        policy_dynamic="relay-udp-ports",
+        group=(direction, Protocol.UDP),
+    )
+
+
 INBOUND_RELAY = _relay("hs-relay-in", Direction.INBOUND, NAMESPACE)
 OUTBOUND_RELAY = _relay("hs-relay-out", Direction.OUTBOUND, HOST)
-RELAYS = {role.group: role for role in (INBOUND_RELAY, OUTBOUND_RELAY) if role.group}
+_RELAYS = (
+    INBOUND_RELAY,
+    OUTBOUND_RELAY,
+    _datagram_relay("hs-udp-in", Direction.INBOUND, NAMESPACE),
+    _datagram_relay("hs-udp-out", Direction.OUTBOUND, HOST),
+)
+RELAYS = {role.group: role for role in _RELAYS if role.group}
 
 _ALL = (*RELAYS.values(), NAMESPACE, HOST, INIT, GUARD)
 ROLES = {role.name: role for role in _ALL}

@@ -60,6 +60,9 @@ class GroupOwner(typing.Protocol):
     def relays_drained(self) -> None:
         """Every relay was to drain, and has ended."""
 
+    def places_of_others(self, protocol: Protocol) -> Iterable[int]:
+        """The places of listeners that groups of other protocols have."""
+
 
 class RelayGroup:
     """The relays of one direction and protocol."""
@@ -143,6 +146,14 @@ class RelayGroup:
                 supervisor.remove(listener, reset_flows=reset_flows)
         descriptors.clear((listener.fd,))
         self.places.append(listener.fd)
+
+    def foreign_places(self, plan: relay.Plan) -> tuple[int, ...]:
+        """The places of other groups' listeners, and of those of UDP that other relays serve."""
+        foreign = set(self.owner.places_of_others(self.protocol))
+        if self.protocol is Protocol.UDP:
+            foreign.update(one.fd for one in self.listeners.values())
+            foreign.difference_update(one.fd for one in plan.listeners)
+        return tuple(foreign)
 
     def relay_ready(self) -> None:
         """One more serves."""

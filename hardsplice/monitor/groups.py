@@ -133,6 +133,15 @@ class RelayGroups:
         """Pass it on."""
         self._owner.flow_ended(end, row)
 
+    def places_of_others(self, protocol: Protocol) -> Iterable[int]:
+        """The places of listeners that other groups have."""
+        return [
+            listener.fd
+            for group in self.by_protocol.values()
+            if group.protocol is not protocol
+            for listener in group.listeners.values()
+        ]
+
     def relays_drained(self) -> None:
         """Those of one more group have ended."""
         if self._awaits_drained and self.is_drained:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import typing
 
+from hardsplice.relay import main as relay
+
 
 class SupervisorOwner(typing.Protocol):
     """What a supervisor reports to."""
@@ -26,6 +28,9 @@ class SupervisorOwner(typing.Protocol):
 
     def flow_ended(self, end: int, row: bytes) -> None:
         """A flow ended; the record about it was checked (flow_table.read_record)."""
+
+    def foreign_places(self, plan: relay.Plan) -> tuple[int, ...]:
+        """Where the monitor has listeners that a relay of ``plan`` isn't to have."""
 
     def relay_drained(self) -> None:
         """The relay has ended, as told; or there was none."""

@@ -91,11 +91,12 @@ class Supervisor:
         if self.is_draining:
             return
         monitor, role = os.getpid(), RELAYS[self.plan.direction, self.plan.protocol]
+        plan = self.plan._replace(foreign=self.owner.foreign_places(self.plan))
         try:
             pid, channel = child.fork(
                 role.parent,
                 role.name,
-                lambda theirs: relay.main(self.plan, theirs, monitor),
+                lambda theirs: relay.main(plan, theirs, monitor),
                 self._fork,
             )
         except OSError as error:

@@ -72,6 +72,7 @@ class Plan(NamedTuple):
     log_flows: bool  # whether to report the end of every flow
     has_ruleset: bool  # whether there is a Landlock ruleset at its fixed descriptor
     strict: bool
+    foreign: tuple[int, ...] = ()  # the places of its monitor's listeners that it isn't to have
 
 
 class Epoll(typing.Protocol):
@@ -261,10 +262,12 @@ def _send_last_words(channel: Channel, text: str) -> None:
 def _live(plan: Plan, channel: Channel, monitor: int) -> int:
     steps.die_with(monitor)
     channel.move_to(CHANNEL_FD)
-    # The places of listeners are as the monitor has them: the relay's listeners, or /dev/null.
+    # The places of listeners are as the monitor has them: the relay's listeners, others that are
+    # taken away, or /dev/null.
     places = range(FIRST_LISTENER, plan.first_flow)
     # No filter lets anything else get the number of the namespace monitor's lifeline.
     descriptors.keep((CHANNEL_FD, RULESET_FD, LIFELINE_FD, *places), plan.first_flow)
+    descriptors.clear(plan.foreign)
     prctl.set_name(RELAYS[plan.direction, plan.protocol].name)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     # A service manager may send it to every process. It is for the host monitor, which ends us.

@@ -41,6 +41,7 @@ _ALL = ("monitor", "init")
 _NOT_MONITOR = ("relay", "init")
 _NOT_INIT = ("monitor",)
 _RELAY = ("relay",)
+_DATAGRAMS = ("relay-udp", "monitor-udp")
 # A kernel may be built without these, or have them switched off even for root.
 _MAY_LACK = frozenset({errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP})
 
@@ -119,6 +120,22 @@ def _listener() -> int:
     return _high(listener.detach())
 
 
+def _datagrams() -> int:
+    """A connected UDP socket that has something to read."""
+    ours, theirs = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
+    for one in (ours, theirs):
+        one.bind(("127.0.0.1", 0))
+    ours.connect(theirs.getsockname())
+    theirs.sendto(b"payload", ours.getsockname())
+    theirs.detach()
+    return _high(ours.detach())
+
+
+def _messages() -> int:
+    """struct mmsghdr with one iovec."""
+    return _longs(0, 0, _iovec(), 1, 0, 0, 0, 0)
+
+
 def _file() -> int:
     return _high(os.open("/proc/self/exe", os.O_RDONLY))
 
@@ -136,6 +153,11 @@ def _message() -> int:
 def _local_address() -> int:
     """struct sockaddr_in of the loopback, any port."""
     return _room(struct.pack("=H", socket.AF_INET) + struct.pack("!H4s8x", 0, b"\x7f\0\0\1"))
+
+
+def _address() -> int:
+    """The same with a port."""
+    return _room(struct.pack("=H", socket.AF_INET) + struct.pack("!H4s8x", 9, b"\x7f\0\0\1"))
 
 
 def _program() -> tuple[int, int, int]:
@@ -231,6 +253,7 @@ def attempts(arch: str) -> list[Attempt]:
         Attempt("userfaultfd", "userfaultfd", lambda: (0,), everywhere=False),
         Attempt("keyctl", "keyctl", lambda: (0, -3, 1, 0, 0), everywhere=False),
     ]
+    table += _of_datagrams("recvmmsg_time64" if "recvmmsg_time64" in known else "recvmmsg")
     if arch != "s390x":
         call = "mmap2" if "mmap2" in known else "mmap"
         table.append(
@@ -251,6 +274,44 @@ def attempts(arch: str) -> list[Attempt]:
     if "socketcall" in known:
         table += _through_socketcall()
     return [attempt for attempt in table if attempt.call in known]
+
+
+def _of_datagrams(receiving: str) -> list[Attempt]:
+    """What a datagram relay does, in ways in which it may not do it."""
+    sent = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+    return [
+        Attempt(
+            "sendmmsg, from a flow", "sendmmsg", lambda: (_datagrams(), _messages(), 1, sent),
+            _DATAGRAMS,
+        ),
+        Attempt(
+            "sendto, with an address", "sendto",
+            lambda: (_datagrams(), _room(), 2, sent, _address(), 16),
+            _DATAGRAMS,
+        ),
+        Attempt(
+            "send, to be held back", "sendto",
+            lambda: (_datagrams(), _room(), 2, sent | socket.MSG_MORE, 0, 0), _DATAGRAMS,
+        ),
+        Attempt("writev, elsewhere", "writev", lambda: (1, _iovec(), 0), _DATAGRAMS),
+        Attempt(
+            f"{receiving}, to peek", receiving,
+            lambda: (_datagrams(), _messages(), 1, socket.MSG_DONTWAIT | socket.MSG_PEEK, 0),
+            _DATAGRAMS,
+        ),
+        Attempt(
+            f"{receiving}, with a timeout", receiving,
+            lambda: (_datagrams(), _messages(), 1, socket.MSG_DONTWAIT, _room()), _DATAGRAMS,
+        ),
+        Attempt(
+            "socket, UDP that blocks", "socket", lambda: (socket.AF_INET, socket.SOCK_DGRAM, 0),
+            _DATAGRAMS,
+        ),
+        Attempt(
+            "setsockopt, a cork", "setsockopt",
+            lambda: (_datagrams(), socket.IPPROTO_UDP, 1, _room(b"\0\0\0\0"), 4), _DATAGRAMS,
+        ),
+    ]  # fmt: skip
 
 
 def _through_socketcall() -> list[Attempt]:
@@ -274,6 +335,19 @@ def _through_socketcall() -> list[Attempt]:
             "socketcall: sendmmsg",
             "socketcall",
             lambda: (20, _longs(_pair(), _room(), 0, 0)),
+            (*_ALL, *_DATAGRAMS),
+        ),
+        Attempt(
+            "socketcall: recvmmsg",
+            "socketcall",
+            lambda: (19, _longs(_datagrams(), _messages(), 1, socket.MSG_DONTWAIT, 0)),
+            (*_ALL, *_DATAGRAMS),
+        ),
+        Attempt(
+            "socketcall: sendto",
+            "socketcall",
+            lambda: (11, _longs(_datagrams(), _room(), 2, 0, _address(), 16)),
+            (*_ALL, *_DATAGRAMS),
         ),
     ]
 

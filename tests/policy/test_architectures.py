@@ -11,7 +11,7 @@ import pytest
 
 from tests.policy import oracle
 from tests.policy.test_filters import allowed_calls
-from tests.policy.whose import MONITORS, RELAYS
+from tests.policy.whose import DATAGRAM_MONITORS, DATAGRAM_RELAYS, MONITORS, RELAYS
 
 # Against x86_64: what an architecture has more, and what it lacks.
 #   epoll_pwait, ppoll           newer architectures never had epoll_wait and poll; and ppoll starts
@@ -20,6 +20,8 @@ from tests.policy.whose import MONITORS, RELAYS
 #   clock_gettime64              32 bits: so does the time after 2038
 #   _llseek                      the same; ppc64le has kept it, and its C library takes it
 #   recv, send                   calls of their own on armhf and ppc64le
+#   recvmmsg_time64              32 bits: its time is one after 2038; hardsplice makes it by its
+#                                number, since C libraries try one of the two and then the other
 #   sigreturn                    what a handler without SA_SIGINFO returns by, where there are two
 DIFFERENCES: dict[str, dict[str, tuple[str, str]]] = {
     "relay": {
@@ -47,6 +49,17 @@ DIFFERENCES: dict[str, dict[str, tuple[str, str]]] = {
         "s390x": ("", ""),
         "riscv64": ("epoll_pwait ppoll", "epoll_wait poll restart_syscall"),
     },
+    "relay-udp": {
+        "i686": ("clock_gettime64 mmap2 recvmmsg_time64", "clock_gettime mmap recvmmsg"),
+        "arm64": ("epoll_pwait", "epoll_wait"),
+        "armhf": (
+            "clock_gettime64 mmap2 recvmmsg_time64 send",
+            "clock_gettime mmap recvmmsg sendto",
+        ),
+        "ppc64le": ("send", "sendto"),
+        "s390x": ("", ""),
+        "riscv64": ("epoll_pwait", "epoll_wait"),
+    },
     "init": {
         "i686": ("clock_gettime64 mmap2 sigreturn", "clock_gettime mmap"),
         "arm64": ("ppoll", "poll restart_syscall"),
@@ -66,7 +79,21 @@ DIFFERENCES: dict[str, dict[str, tuple[str, str]]] = {
 }
 # What others of the same kind have besides is the same everywhere.
 DIFFERENCES |= dict.fromkeys(RELAYS, DIFFERENCES["relay"])
+DIFFERENCES |= dict.fromkeys(DATAGRAM_RELAYS, DIFFERENCES["relay-udp"])
 DIFFERENCES |= dict.fromkeys(MONITORS, DIFFERENCES["monitor"])
+
+
+def with_datagrams(arch: str, more: str, less: str) -> tuple[str, str]:
+    """What a monitor differs by whose relays are of both kinds."""
+    if arch in ("i686", "armhf"):
+        return f"{more} recvmmsg_time64", f"{less} recvmmsg"
+    return more, less
+
+
+DIFFERENCES |= {
+    role: {arch: with_datagrams(arch, *both) for arch, both in DIFFERENCES["monitor"].items()}
+    for role in DATAGRAM_MONITORS
+}
 
 
 @pytest.mark.parametrize("role", oracle.ROLES)

@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from hardsplice.model.roles import UDP_POLICY
 from tests.policy import oracle
+from tests.policy.whose import DATAGRAM_MONITORS
 
 # What a call in Python is to the kernel on x86_64; empty for nothing.
 SYSTEM_CALLS = {
@@ -81,7 +83,8 @@ SYSTEM_CALLS = {
     "poller.poll": "poll",
     "poller.register": "",
     "poller.unregister": "",
-    # the C library's own functions, in hardsplice/kernel: linux, socketcalls, scm and unotify
+    # the C library's own functions, in hardsplice/kernel: linux, socketcalls, datagrams, scm and
+    # unotify
     "_accept4": "accept4",
     "_bind": "bind",
     "_connect": "connect",
@@ -107,7 +110,10 @@ SYSTEM_CALLS = {
     "_sockatmark": "ioctl",
     "_socket": "socket",
     "_socketpair": "socketpair",
+    "_writev": "writev",
     "_syscall _LANDLOCK_RESTRICT_SELF": "landlock_restrict_self",
+    "_syscall _RECVMMSG": "recvmmsg",
+    "_syscall _SENDMMSG": "sendmmsg",
     "_syscall c_long(_PIDFD_GETFD)": "pidfd_getfd",
     "_syscall c_long(numbers.get(MACHINE, 277))": "seccomp",
     # memory, and memory alone
@@ -167,6 +173,24 @@ RELAY = (
     all_but("kernel/scm", "packet_pair"),
     CONNECTIONS,
 )
+MADE_BY_MONITORS = ("plain_socket", "datagram_socket", "set_overflow", "set_gro", "set_pktinfo")
+DATAGRAM_RELAY = (
+    *(
+        all_but(f"relay/udp/{path.stem}")
+        for path in sorted((oracle.ROOT / "hardsplice" / "relay" / "udp").glob("*.py"))
+    ),
+    all_but("relay/pools"),
+    all_but("relay/orders"),
+    all_but("relay/main", "_live", "_leave_session"),
+    all_but("telemetry/flow_table"),
+    some("telemetry/counters", "count_latency"),
+    some("sandbox/address_book", "Pointer.holds"),
+    some("ipc/channel", "Channel.send", "Channel.receive"),
+    all_but("kernel/scm", "packet_pair"),
+    all_but("kernel/datagrams", *MADE_BY_MONITORS, "_set"),
+    all_but("kernel/mmsghdr"),
+    some("kernel/socketcalls", "connect", "option", "endpoint"),
+)
 TERMINAL = some(
     "command/terminal",
     *(f"Terminal.{one}" for one in ("_front", "has_hung_up", "give_back", "stop")),
@@ -174,6 +198,8 @@ TERMINAL = some(
 PARTS = {
     "relay": RELAY,
     "relay-ports": (*RELAY, some("kernel/unotify", "request_descriptor")),
+    "relay-udp": DATAGRAM_RELAY,
+    "relay-udp-ports": (*DATAGRAM_RELAY, some("kernel/unotify", "request_descriptor")),
     # A relay lives under its monitor's filter until it has its own.
     "monitor": (
         *RELAY,
@@ -308,6 +334,15 @@ PARTS = {
         some("kernel/status", "exit_status"),
         some("ipc/messages", "encode"),
     ),
+}
+
+PARTS |= {
+    role: (
+        *PARTS[role.removesuffix(UDP_POLICY)],
+        *DATAGRAM_RELAY,
+        some("kernel/datagrams", *MADE_BY_MONITORS, "_set"),
+    )
+    for role in DATAGRAM_MONITORS
 }
 
 

@@ -16,9 +16,18 @@ from hardsplice.sandbox.seccomp import compile_policy, load_policy
 from tests.policy import oracle
 from tests.policy.bpf import ALLOW, KILL_PROCESS, NOTIFY, Call, Filter
 from tests.policy.test_filters import filter_of
-from tests.policy.whose import CHANGING, HOSTS, MONITORS, RELAYS
+from tests.policy.whose import (
+    CHANGING,
+    DATAGRAM_MONITORS,
+    DATAGRAM_RELAYS,
+    HOSTS,
+    MONITORS,
+    RELAYS,
+)
 
-CONNECTING = (*RELAYS, *MONITORS)  # PID 1 has nothing to do with connections
+# PID 1 has nothing to do with connections; test_promises_datagrams.py has what is said of datagram
+# relays alone.
+CONNECTING = (*RELAYS, *MONITORS)
 
 FLOWS = 16  # as the policies are written; set-up moves it
 BOOK, SIZE, SLOT = 0x200000, 0x200000, 32
@@ -30,6 +39,7 @@ BIND, DEVICE = (VALUES + 0xFFFE, VALUES + 0x2FFFE), VALUES + 0x10020
 
 everywhere = pytest.mark.parametrize("arch", oracle.ARCHES)
 connecting = pytest.mark.parametrize("role", CONNECTING)
+forwarding = pytest.mark.parametrize("role", [*CONNECTING, *DATAGRAM_RELAYS])
 everyone = pytest.mark.parametrize("role", oracle.ROLES)
 
 
@@ -87,7 +97,7 @@ def other_addresses(arch: str) -> Iterator[int]:
         yield from (bits | BOOK, bits | (BOOK + SLOT), bits | (BOOK_END - SLOT), bits)
 
 
-@connecting
+@forwarding
 @everywhere
 def test_only_targets_in_the_book_are_connected_to(role: str, arch: str) -> None:
     for length in (16, 28, 2, 0, 2**32 - 1):
@@ -169,23 +179,30 @@ PORTS_OPTIONS = MONITOR_OPTIONS | {
     (41, 26): [ONE, ZERO],
 }
 HOST_OPTIONS = PORTS_OPTIONS | {(0, 21): [MOST], (41, 73): [MOST], (6, 7): [ONE]}
-OPTIONS = {
-    **dict.fromkeys(RELAYS, RELAY_OPTIONS),
-    **dict.fromkeys(MONITORS, MONITOR_OPTIONS),
-    **{
-        policy: HOST_OPTIONS if policy in HOSTS else PORTS_OPTIONS
-        for policy in MONITORS
-        if policy in CHANGING
-    },
-}
+# Of datagram sockets: linux/udp.h; and of their listeners.
+DATAGRAM_OPTIONS = {(17, 104): [ONE], (1, 40): [ONE]}
+DATAGRAM_PORTS_OPTIONS = DATAGRAM_OPTIONS | {(0, 8): [ONE], (41, 49): [ONE]}
+SEGMENT = (17, 103)  # UDP_SEGMENT of a flow, whose value is a datagram relay's to choose
+
+
+def options_of(role: str) -> dict[tuple[int, int], list[int]]:
+    """The options with a value that is written down."""
+    if role in RELAYS:
+        return RELAY_OPTIONS
+    if role not in CHANGING:
+        return MONITOR_OPTIONS | (DATAGRAM_OPTIONS if role in DATAGRAM_MONITORS else {})
+    options = HOST_OPTIONS if role in HOSTS else PORTS_OPTIONS
+    return options | (DATAGRAM_PORTS_OPTIONS if role in DATAGRAM_MONITORS else {})
+
+
 VALUE_ADDRESSES = (LINGER, ONE, ZERO, MOST, *UNSENT, *BIND, DEVICE)
 
 
 @connecting
 @everywhere
 def test_the_value_of_an_option_is_one_of_those_that_are_written_down(role: str, arch: str) -> None:
-    options = OPTIONS[role]
-    for option, where in HOST_OPTIONS.items():
+    options = options_of(role)
+    for option, where in (HOST_OPTIONS | DATAGRAM_PORTS_OPTIONS).items():
         allowed = options.get(option, ())
         level, name = option
         tried = {*VALUE_ADDRESSES, *UNSENT, BOOK, 0, 0x7FFF0000, UNSENT[-1] + 32, BIND[0] + 1}
@@ -203,11 +220,12 @@ def test_there_is_no_other_option(role: str, arch: str) -> None:
     passed = {
         (level, name)
         for level in (0, 1, 6, 17, 41, 255, 262, 282, 2**32 - 1)
-        for name in range(100)
+        for name in range(120)
         for value in (LINGER, ONE, ZERO, MOST, UNSENT[0], DEVICE)
         if answer(role, arch, "setsockopt", 20, level, name, value) == ALLOW
     }
-    assert passed == set(OPTIONS[role])
+    assert passed - {SEGMENT} == set(options_of(role))
+    assert (SEGMENT in passed) == (role in DATAGRAM_MONITORS)
 
 
 @everyone

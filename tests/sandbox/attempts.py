@@ -35,8 +35,10 @@ from tests.sandbox.job import ROLES, Job
 
 SIGSYS, WORKS, REACHES = "SIGSYS", "works", "reaches"
 RELAYS = ("relay-in", "relay-out")
+DATAGRAM_RELAYS = ("udp-in", "udp-out")
 MONITORS = ("namespace", "host")
 SERVING = (*RELAYS, *MONITORS)
+_NO_MONITORS = (*RELAYS, *DATAGRAM_RELAYS, "init", "guard")
 LOOPBACK = IPv4Address("127.0.0.1")
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -77,7 +79,7 @@ NUMBERS: Mapping[str, int] = {
     "pidfd_getfd": 438, "process_madvise": 440, "landlock_create_ruleset": 444,
     "memfd_secret": 447, "ioctl": 16, "accept4": 288, "pivot_root": 155, "setresuid": 117,
     "modify_ldt": 154, "getrandom": 318, "setgroups": 116, "munmap": 11, "mremap": 25,
-    "remap_file_pages": 216, "close_range": 436,
+    "getsockname": 51, "remap_file_pages": 216, "close_range": 436,
 }  # fmt: skip
 X32 = 0x40000000  # __X32_SYSCALL_BIT
 
@@ -159,8 +161,8 @@ class Scene:
             os.close(fd)
 
     def pooled(self) -> int:
-        """A TCP socket that is not connected: from its pool for a relay, a new one elsewhere."""
-        if self.job.role not in RELAYS:
+        """A socket that is not connected: from its pool for a relay, a new TCP socket elsewhere."""
+        if self.job.role not in (*RELAYS, *DATAGRAM_RELAYS):
             return supply.open_socket(0)
         assert self.channel is not None
         record = self.channel.receive()
@@ -295,9 +297,9 @@ def _programs() -> list[Row]:
         Row(
             "clone, as a monitor forks",
             lambda _: call("clone", 0x01200000 | signal_number, 0, 0, _ZEROS, 0),
-            roles=(*RELAYS, "init", "guard"),
+            roles=_NO_MONITORS,
         ),
-        Row("getpid", lambda _: call("getpid"), roles=(*RELAYS, "init", "guard")),
+        Row("getpid", lambda _: call("getpid"), roles=_NO_MONITORS),
         _simple("setuid", 0, bare=REACHES),
         _simple("setresuid", 0, 0, 0, bare=REACHES),
         _simple("setgroups", 0, 0, bare=REACHES),
@@ -321,22 +323,22 @@ def _others() -> list[Row]:
     def victim(name: str, *more: int) -> Callable[[Scene], int]:
         return lambda scene: call(name, scene.job.victim, *more)
 
-    outside = "a process outside"
+    outside, every = "a process outside", (*RELAYS, *DATAGRAM_RELAYS)
     return [
-        Row("ptrace of the monitor", lambda s: call("ptrace", 0x4206, s.parent, 0, 0), RELAYS),
+        Row("ptrace of the monitor", lambda s: call("ptrace", 0x4206, s.parent, 0, 0), every),
         Row(
             "process_vm_readv of the monitor",
             parent("process_vm_readv", _IOVEC, 1, longs(PAGES, 8), 1, 0),
-            RELAYS,
+            every,
         ),
         Row(
             "process_vm_writev to the monitor",
             parent("process_vm_writev", _IOVEC, 1, longs(PAGES, 8), 1, 0),
-            RELAYS,
+            every,
         ),
-        Row("kill the monitor", parent("kill", 0), RELAYS),
-        Row("pidfd_open of the monitor", parent("pidfd_open", 0), RELAYS),
-        Row("the limits of the monitor", parent("prlimit64", 7, 0, _ZEROS), RELAYS),
+        Row("kill the monitor", parent("kill", 0), every),
+        Row("pidfd_open of the monitor", parent("pidfd_open", 0), every),
+        Row("the limits of the monitor", parent("prlimit64", 7, 0, _ZEROS), every),
         Row(
             f"kill {outside}",
             victim("kill", 0),
@@ -624,10 +626,9 @@ def _payload() -> list[Row]:
 
 
 def _descriptors() -> list[Row]:
-    no_relay = (*RELAYS, "init", "guard")
     return [
         _simple("dup", 0),
-        Row("dup3", lambda _: call("dup3", 0, 3, 0), roles=no_relay),
+        Row("dup3", lambda _: call("dup3", 0, 3, 0), roles=_NO_MONITORS),
         _simple("fcntl", 0, fcntl.F_DUPFD, 60, as_="fcntl, to duplicate"),
         _simple("fcntl", 0, fcntl.F_GETFL, 0, as_="fcntl, F_GETFL"),
         _simple("ioctl", 0, termios.FIONREAD, _ZEROS, as_="ioctl, FIONREAD", bare=REACHES),
@@ -638,7 +639,8 @@ def _descriptors() -> list[Row]:
 
 
 def _table() -> dict[str, Row]:
-    from tests.sandbox import attempts_asking, attempts_book  # which need most of this module
+    # These need most of this module.
+    from tests.sandbox import attempts_asking, attempts_book, attempts_datagrams
 
     rows = [
         *_files(),
@@ -651,6 +653,7 @@ def _table() -> dict[str, Row]:
         *_descriptors(),
         *attempts_book.all_of_them(),
         *attempts_asking.all_of_them(),
+        *attempts_datagrams.all_of_them(),
     ]
     table = {row.name: row for row in rows}
     assert len(table) == len(rows), "two rows with one name"

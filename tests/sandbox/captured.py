@@ -167,10 +167,15 @@ class Surroundings:
                 local.listen(128)
         for port in (self.outward, self.other):
             stack.enter_context(socket.create_server(("127.0.0.1", port)))
+            stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)).bind(
+                ("127.0.0.1", port)
+            )
         for port in (80, 81):
             server = stack.enter_context(namespace.socket(socket.AF_INET))
             server.bind(("127.0.0.1", port))
             server.listen()
+            server = stack.enter_context(namespace.datagram_socket(socket.AF_INET))
+            server.bind(("127.0.0.1", port))
         return name
 
     def attempt(
@@ -188,11 +193,11 @@ class Surroundings:
         """
         assert role in ROLES
         board, path = self.program.board()
-        inside = role in ("relay-in", "namespace")
+        inside = role in ("relay-in", "udp-in", "namespace")
         ports = (
             {"target": 80, "other": 81, "theirs": self.outward}
             if inside
-            else {"target": self.outward, "other": self.other}
+            else {"target": self.outward, "other": self.other, "theirs": 81}
         )
         with contextlib.ExitStack() as stack:
             stack.callback(board.close)
@@ -215,6 +220,10 @@ class Surroundings:
                 arguments += ["-t", f"127.0.0.1/{self.inward}:80"]
                 arguments += ["-T", f"127.0.0.1/82:{self.outward}"]
                 arguments += ["-t", "auto"] if dynamic else []
+                if role.startswith("udp"):
+                    arguments += ["-u", f"127.0.0.1/{self.inward}:80"]
+                    arguments += ["-U", f"127.0.0.1/82:{self.outward}"]
+                    arguments += ["-u", "auto"] if dynamic else []
                 arguments += [str(namespace.pid)]
             if clients:
                 crowd = Clients(self.inward, clients)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 VARIABLE = "HARDSPLICE_TAKEOVER"
 """The environment variable with the job."""
 
-ROLES = ("relay-in", "relay-out", "namespace", "host", "init", "guard")
+ROLES = ("relay-in", "relay-out", "udp-in", "udp-out", "namespace", "host", "init", "guard")
 
 SILENT, BEGAN, DONE, BROKEN = range(4)
 """How far an attempt came; BROKEN is one that could not be made."""

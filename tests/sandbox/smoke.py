@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The smoke run: short, and all that hardsplice does once it is locked down happens in it.
 
-There are seven: serving a namespace (`serve`), ports that change (`ports`), the control socket
-(`control`), a COMMAND (`command`), one at a terminal (`terminal`), starting in the background
-(`background`), and a namespace by its path (`path`, which takes root). Each ends with
-hardsplice's own end. What must be true in between is asserted; a process that its filter kills is
-told apart from any other failure (`Killed`).
+There are nine: serving a namespace (`serve`), ports that change (`ports`), the control socket
+(`control`), datagrams (`datagrams`, `datagram_ports`), a COMMAND (`command`), one at a terminal
+(`terminal`), starting in the background (`background`), and a namespace by its path (`path`, which
+takes root). Each ends with hardsplice's own end. What must be true in between is asserted; a
+process that its filter kills is told apart from any other failure (`Killed`).
 """
 
 from __future__ import annotations
@@ -325,6 +325,155 @@ class Smoke:
                 instance.process.terminate()
                 assert instance.wait(2 * SHORT) == 0
 
+    # --- datagrams --------------------------------------------------------------------------------
+
+    def datagrams(self, job: Job) -> None:
+        """Both directions, single datagrams and many at once, a server that comes late, and relays
+        that die. The host monitor has no changing ports.
+        """
+        port = free_ports(3)
+        with contextlib.ExitStack() as stack:
+            inside = stack.enter_context(self.namespace.datagram_socket(socket.AF_INET))
+            inside.bind(("127.0.0.1", 80))
+            outside = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+            outside.bind(("127.0.0.1", port + 1))
+            instance = self.start(
+                job, "-f", *self.runas, "-u", f"127.0.0.1/{port}:80", "-u", f"::1/{port}:80",
+                "-u", f"127.0.0.1/{port + 2}:79", "-U", f"127.0.0.1/82:{port + 1}",
+                "--udp-timeout", "1", str(self.namespace.pid),
+            )  # fmt: skip
+            stack.callback(end, instance)
+            with self.judged(instance):
+                instance.wait_ready()
+            steps: list[Callable[[], None]] = [
+                lambda: answered(self.datagram_client("127.0.0.1", port), inside),
+                lambda: answered(self.datagram_client("::1", port), inside),
+                lambda: answered(self.datagram_client("127.0.0.1", 82, inside=True), outside),
+                lambda: unanswered(self.datagram_client("127.0.0.1", port + 2)),
+                lambda: self.many_clients(port, inside),
+                lambda: self.batches(instance, port, inside),
+                lambda: self.replace_datagram_relays(instance),
+                lambda: answered(self.datagram_client("127.0.0.1", port), inside),
+                lambda: answered(self.datagram_client("127.0.0.1", 82, inside=True), outside),
+            ]
+            for step in steps:
+                with self.judged(instance):
+                    step()
+            with self.judged(instance):
+                instance.process.terminate()
+                assert instance.wait(2 * SHORT) == 0
+
+    def datagram_client(self, address: str, port: int, *, inside: bool = False) -> socket.socket:
+        """A socket that is connected to a port, here or in the namespace."""
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        made = (
+            self.namespace.datagram_socket(family)
+            if inside
+            else socket.socket(family, socket.SOCK_DGRAM)
+        )
+        made.settimeout(SHORT)
+        made.connect((address, port))
+        return made
+
+    def many_clients(self, port: int, server: socket.socket) -> None:
+        """More than a pool has sockets; and flows that end by their lifetime."""
+        for _ in range(2):
+            for _ in range(40):
+                answered(self.datagram_client("127.0.0.1", port), server)
+
+    def batches(self, instance: Instance, port: int, server: socket.socket) -> None:
+        """Datagrams of one size that the relay finds waiting for it."""
+        relay = datagram_relay(instance, "hs-udp-in")
+        with self.datagram_client("127.0.0.1", port) as client:
+            client.send(b"first")
+            _, peer = server.recvfrom(100)
+            for sender, receiver in (
+                (client.send, server),
+                (lambda data: server.sendto(data, peer), client),
+            ):
+                os.kill(relay, signal.SIGSTOP)
+                eventually(lambda: procfs.stat(relay)[0] in "Tt", "it goes on", within=SHORT)
+                for _ in range(8):
+                    sender(bytes(1000))
+                os.kill(relay, signal.SIGCONT)
+                for _ in range(8):
+                    assert len(receiver.recv(2000)) == 1000
+
+    def replace_datagram_relays(self, instance: Instance) -> None:
+        """Both die, and others take their places."""
+        for name in ("hs-udp-in", "hs-udp-out"):
+            before = datagram_relay(instance, name)
+            os.kill(before, signal.SIGKILL)
+
+            def is_replaced(name: str = name, before: int = before) -> bool:
+                with contextlib.suppress(KeyError):
+                    return datagram_relay(instance, name) != before
+                return False
+
+            eventually(is_replaced, "the relay was not replaced", within=SHORT)
+            eventually(lambda: "started again" in self.told(instance), "no word", within=SHORT)
+
+    def datagram_ports(self, job: Job) -> None:
+        """Ports of UDP that come and go: by auto, and by the control socket."""
+        first = free_ports(4)
+        instance = self.start(
+            job, "-f", *self.runas, "-u", f"127.0.0.1/auto,{first}", "-u", f"::1/auto,{first + 1}",
+            "-U", f"127.0.0.1/auto,{first + 2}", "--control", str(self.socket),
+            str(self.namespace.pid),
+        )  # fmt: skip
+        port = {"proto": "udp4", "parentIP": "127.0.0.1", "parentPort": first + 3, "childPort": 80}
+        with contextlib.ExitStack() as stack:
+            stack.callback(end, instance)
+            with self.judged(instance):
+                instance.wait_ready()
+            for number, inside, address in (
+                (0, False, "127.0.0.1"), (1, False, "::1"), (2, True, "127.0.0.1"),
+            ):  # fmt: skip
+                with self.judged(instance):
+                    self.follow_datagrams(first + number, address, inside=inside)
+            for method, path, body, status in (
+                ("POST", "/v1/ports", port, 201),
+                ("GET", "/v1/ports", None, 200),
+                ("GET", "/v1/status", None, 200),
+            ):
+                with self.judged(instance):
+                    assert ask(self.socket, method, path, body) == status, path
+            with self.judged(instance):
+                instance.process.terminate()
+                assert instance.wait(2 * SHORT) == 0
+
+    def follow_datagrams(self, port: int, address: str, *, inside: bool) -> None:
+        """A server comes on the other side of a client, is reached, and goes."""
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        server = (
+            socket.socket(family, socket.SOCK_DGRAM)
+            if inside
+            else self.namespace.datagram_socket(family)
+        )
+        with server:
+            server.bind((address, port))
+
+            def is_forwarded() -> bool:
+                with contextlib.suppress(OSError):
+                    answered(self.datagram_client(address, port, inside=inside), server, within=0.1)
+                    return True
+                return False
+
+            eventually(is_forwarded, "it is not forwarded", within=SHORT)
+
+        def is_closed() -> bool:
+            with self.datagram_client(address, port, inside=inside) as client:
+                client.settimeout(0.1)
+                client.send(b"late")
+                with contextlib.suppress(TimeoutError):
+                    try:
+                        client.recv(10)
+                    except ConnectionRefusedError:
+                        return True
+            return False
+
+        eventually(is_closed, "it is forwarded still", within=SHORT)
+
     # --- COMMAND ----------------------------------------------------------------------------------
 
     def command(self, job: Job, use: Callable[[Instance], None] | None = None) -> None:
@@ -472,6 +621,32 @@ def exchange(client: socket.socket, listener: socket.socket) -> None:
             server.sendall(b"back")
             assert client.recv(4) == b"back"
         assert client.recv(1) == b""
+
+
+def datagram_relay(instance: Instance, name: str) -> int:
+    """Its process; KeyError where there is none."""
+    return {name: pid for pid, name in procfs.names(instance.pid).items()}[name]
+
+
+def answered(client: socket.socket, server: socket.socket, within: float = SHORT) -> None:
+    """A datagram and its answer."""
+    client.settimeout(within)
+    server.settimeout(within)
+    with client:
+        client.send(b"there")
+        data, peer = server.recvfrom(100)
+        assert data == b"there"
+        server.sendto(b"back", peer)
+        assert client.recv(100) == b"back"
+
+
+def unanswered(client: socket.socket) -> None:
+    """Nobody is at the target."""
+    with client:
+        client.settimeout(0.2)
+        client.send(b"there")
+        with contextlib.suppress(TimeoutError, ConnectionRefusedError):
+            assert client.recv(10) == b"an answer of nobody's"
 
 
 def urgent(client: socket.socket, listener: socket.socket) -> None:

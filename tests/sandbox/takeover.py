@@ -33,13 +33,15 @@ from hardsplice.ipc.channel import Channel
 from hardsplice.ipc.child import Child
 from hardsplice.ipc.messages import Kind, Record
 from hardsplice.kernel import linux, unotify
-from hardsplice.model.roles import HOST, OUTBOUND_RELAY
+from hardsplice.model.protocol import Protocol
+from hardsplice.model.roles import RELAYS
 from hardsplice.monitor import supervisor, supply
 from hardsplice.monitor.host import HostMonitor
 from hardsplice.monitor.namespace import NamespaceMonitor
 from hardsplice.net import joining
 from hardsplice.relay import main as relay
 from hardsplice.relay.tcp import engine
+from hardsplice.relay.udp import engine as datagram_engine
 from hardsplice.sandbox import seccomp, steps, tripwire
 from hardsplice.sandbox.policy.model import Policy
 from tests.sandbox import actions, attempts
@@ -97,7 +99,7 @@ def wait(index: int, pid: int) -> None:
 
 def install(program: bytes) -> None:
     """In the place of linux.set_seccomp_filter: every role's last step."""
-    if here.role.startswith("relay"):
+    if here.role in attempts.RELAYS or here.role in attempts.DATAGRAM_RELAYS:
         if not job.bare:
             _set_seccomp_filter(program)
         if here.attempt is not None:
@@ -135,19 +137,20 @@ def install_asking(program: bytes) -> int:
 
 def start_relays(self: supervisor.Supervisor) -> None:
     """In the place of Supervisor.start: first a relay for each attempt, then the real one."""
-    direction = {"inbound": "relay-in", "outbound": "relay-out"}[self.plan.direction]
-    mine = direction == job.role and not self.was_ready
+    mine = role_of(self.plan) == job.role and not self.was_ready
     for index in range(len(job.attempts) if mine else 0):
-        ours, theirs = Channel.pair(HOST.name, OUTBOUND_RELAY.name)
+        group = (self.plan.direction, self.plan.protocol)
+        ours, theirs = Channel.pair(RELAYS[group].parent, RELAYS[group].name)
         parent = os.getpid()
         with self.plan.stats.shared():
             pid = linux.fork()
         if pid == 0:
             here.attempt = index
-            relay.main(self.plan, theirs, parent)
+            foreign = self.owner.foreign_places(self.plan)
+            relay.main(self.plan._replace(foreign=foreign), theirs, parent)
         theirs.close()
         for family in self.plan.families:
-            fds = tuple(supply.open_socket(family) for _ in range(2))
+            fds = tuple(supply.open_socket(family, self.plan.protocol) for _ in range(2))
             ours.send(Record(Kind.SOCKETS, family, fds=fds), wait=False)
             for fd in fds:
                 os.close(fd)
@@ -156,9 +159,15 @@ def start_relays(self: supervisor.Supervisor) -> None:
     _start(self)
 
 
+def role_of(plan: relay.Plan) -> str:
+    """What this calls the relays of a plan."""
+    kind = "relay" if plan.protocol is Protocol.TCP else "udp"
+    return f"{kind}-in" if plan.direction == "inbound" else f"{kind}-out"
+
+
 def relay_main(plan: relay.Plan, channel: Channel, monitor: int) -> NoReturn:
     """In the place of relay.main: remember what this process is."""
-    here.role = "relay-in" if plan.direction == "inbound" else "relay-out"
+    here.role = role_of(plan)
     scene.channel, scene.parent = channel, monitor
     scene.listeners = tuple(one.fd for one in plan.listeners)
     _relay_main(plan, channel, monitor)
@@ -256,6 +265,7 @@ def take_over() -> None:
     if job.helper:
         scene.helper = ctypes.CDLL(job.helper, use_errno=True)
     before(engine.Engine, "turn", "relay-in", "relay-out")
+    before(datagram_engine.Engine, "turn", "udp-in", "udp-out")
     before(NamespaceMonitor, "note", "namespace")
     before(HostMonitor, "_take", "host")
     before(init, "reap", "init")

@@ -73,7 +73,7 @@ def test_no_attempt_succeeds(captured: Captured, identity: Identity, role: str) 
     assert found == {row.name: row.expected(role) for row in rows_of(role)}
 
 
-@pytest.mark.parametrize("role", ["relay-in", "namespace", "host"])
+@pytest.mark.parametrize("role", ["relay-in", "udp-in", "namespace", "host"])
 def test_nor_where_ports_may_change(captured: Captured, identity: Identity, role: str) -> None:
     found = tried(captured, identity, role, bare=False, dynamic=True)
     assert found == {row.name: row.expected(role, dynamic=True) for row in rows_of(role)}
@@ -103,7 +103,8 @@ def allowed_numbers(role: str) -> set[int]:
     policy names.
     """
     allowed = set(NATIVE)
-    for name in ("monitor", "relay") if role.startswith("relay") else (role,):
+    both = {"relay-in": ("monitor", "relay"), "udp-in": ("monitor-udp", "relay-udp")}
+    for name in both.get(role, (role,)):
         policy = {"namespace": "monitor", "host": "monitor-fixed"}.get(name, name)
         program = Filter(seccomp.compile_policy(seccomp.load_policy(policy), "x86_64"), "little")
         named = oracle.allowed_by_number(policy, "x86_64")
@@ -136,7 +137,7 @@ def killed(captured: Captured, role: str, kind: str, numbers: range, *, bare: bo
     }
 
 
-@pytest.mark.parametrize("role", ["relay-in", "host", "init", "guard"])
+@pytest.mark.parametrize("role", ["relay-in", "udp-in", "host", "init", "guard"])
 def test_every_other_number_kills(captured: Captured, role: str) -> None:
     """All arguments are -1, which does nothing in the few calls that a policy lets through like
     this.

@@ -26,7 +26,7 @@ from tests.support.netns import Identity, Namespace
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")
 AT_ONCE = 2
 # A rule that is one condition, which the policy's language can only spell as many.
-WHOLE = {("relay", "close")}
+WHOLE = {("relay", "close"), ("relay-udp", "close")}
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,10 @@ def run_for(way: str) -> Callable[[Smoke, Job], None]:
     """The smoke run in which it is needed."""
     if way.startswith(("init: ", "guard: ")):
         return Smoke.command
+    if way.startswith(("relay-udp: ", "monitor-udp: ")):
+        return Smoke.datagrams
+    if way.startswith(("relay-udp-ports: ", "monitor-ports-udp: ")):
+        return Smoke.datagram_ports
     if any(call in way for call in ("TIOCGPGRP", "TIOCSPGRP", "getpriority", "SIGTSTP")):
         of_changing = way.startswith("monitor-host: ")
         return Smoke.terminal_of_changing_ports if of_changing else Smoke.terminal
@@ -135,6 +139,8 @@ def test_with_all_rules_the_smoke_runs_pass(bench: Bench) -> None:
     smoke.serve(job)
     smoke.ports(job)
     smoke.control(job)
+    smoke.datagrams(job)
+    smoke.datagram_ports(job)
     smoke.command(job)
     smoke.terminal(job)
     smoke.terminal_of_changing_ports(job)
@@ -164,8 +170,13 @@ _FILTERED = (
 )
 # The policy of each process, and where ports may change.
 ROLE_OF = {name: role.policy for name, role in ROLES.items()}
+WITH_UDP = {name: role.policy_for(is_dynamic=False, has_udp=True) for name, role in ROLES.items()}
 PORTS = {name: role.policy_for(is_dynamic=True) for name, role in ROLES.items()}
-CONTROL = {name: role.policy_for(is_dynamic=True, has_control=True) for name, role in ROLES.items()}
+# With a control socket, ports of UDP may come.
+CONTROL = {
+    name: role.policy_for(is_dynamic=True, has_control=True, has_udp=True)
+    for name, role in ROLES.items()
+}
 
 
 class Traced(Captured):
@@ -223,11 +234,14 @@ def test_every_call_is_made_and_every_call_made_is_allowed() -> None:
         dynamic = {
             Smoke.ports: PORTS,
             Smoke.control: CONTROL,
+            Smoke.datagrams: WITH_UDP,
+            Smoke.datagram_ports: CONTROL,
             Smoke.terminal_of_changing_ports: PORTS,
         }
         for run in (
-            Smoke.serve, Smoke.ports, Smoke.control, Smoke.command, Smoke.terminal,
-            Smoke.terminal_of_changing_ports, Smoke.background, Smoke.path,
+            Smoke.serve, Smoke.ports, Smoke.control, Smoke.datagrams, Smoke.datagram_ports,
+            Smoke.command, Smoke.terminal, Smoke.terminal_of_changing_ports, Smoke.background,
+            Smoke.path,
         ):  # fmt: skip
             program = Traced(folder / "trace")
             with contextlib.closing(program):

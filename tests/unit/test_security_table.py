@@ -18,18 +18,21 @@ import pytest
 from hardsplice.model.roles import GUARD, HOST, INBOUND_RELAY, INIT, NAMESPACE
 from tests.policy import oracle
 from tests.policy.oracle import Term
-from tests.policy.whose import CHANGING
+from tests.policy.whose import CHANGING, DATAGRAM_MONITORS, DATAGRAM_RELAYS
 
 PAGE = oracle.ROOT / "SECURITY.md"
 ARCH = "x86_64"
 HEADING = "## What a process that was taken over can do"
 
-# The policies under which each letter's process may run (app/filters.py chooses); a small letter is
-# that process where ports may change at run time, which is then under one of the latter ones.
+# The policies under which each letter's process may run (app/filters.py chooses). A small letter is
+# that process where ports may change at run time, which is then under one of the latter ones, and
+# one with a plus that process where UDP may be forwarded.
 PROCESSES = {"R": INBOUND_RELAY, "T": NAMESPACE, "H": HOST, "I": INIT, "G": GUARD}
 POLICIES = {letter: frozenset(role.policies) for letter, role in PROCESSES.items()}
-POLICIES |= {letter.lower(): POLICIES[letter] & frozenset(CHANGING) for letter in "RTH"}
-ALL = {"R": "R", "T": "T", "H": "H", "I": "I", "G": "G"}
+POLICIES["D"] = frozenset(DATAGRAM_RELAYS)
+ALL = tuple(POLICIES)
+POLICIES |= {letter.lower(): POLICIES[letter] & frozenset(CHANGING) for letter in "RDTH"}
+POLICIES |= {f"{letter}+": POLICIES[letter] & frozenset(DATAGRAM_MONITORS) for letter in "TH"}
 Makers = frozenset[tuple[str, str]]
 """Who makes a call: the process (a capital letter) and the policy that it is under."""
 
@@ -52,7 +55,7 @@ class Row:
             if call in names.replace(",", " ").split():
                 also, *rest = others.split()
                 letters = [*letters, *rest] if also == "also" else [also, *rest]
-        return frozenset((one.upper(), policy) for one in letters for policy in POLICIES[one])
+        return frozenset((one[0].upper(), policy) for one in letters for policy in POLICIES[one])
 
 
 def table(text: str) -> list[Row]:
@@ -159,13 +162,14 @@ FLOWS, LISTENERS, LIFELINE = 16, 10, 9  # relay.toml, monitor.toml
 DESCRIPTOR = {"fd", "newfd", "first", "targetfd"}
 BEHIND = "from the first flow's number on"
 PLACES = "places of listeners"
+SERVED = "from the first listener's number on"
 FIXED = "fixed numbers"
 # What has which number, in the words of the page.
 NUMBERS = {
     ("T", 2): "the log", ("T", 4): "--ready-fd", ("T", 5): "the service manager",
     ("T", 7): "signals", ("T", 8): "the table of mounts", ("R", 3): "the channel",
     ("I", 3): "the channel", ("I", 7): "signals", ("I", 8): "COMMAND's error",
-    ("G", 3): "its report",
+    ("G", 3): "its report", ("D", 3): "the channel",
 }  # fmt: skip
 NUMBERS |= {("H", number): words for (who, number), words in NUMBERS.items() if who == "T"}
 
@@ -182,6 +186,8 @@ def described(letter: str, call: str, way: tuple[Term, ...]) -> str:
     terms = {(term.operator, term.value) for term in on_descriptor(call, way)}
     if terms == {(">=", FLOWS)}:
         return BEHIND
+    if terms == {(">=", LISTENERS)}:
+        return SERVED
     if terms == {(">=", 1), ("<", LIFELINE)}:
         return FIXED
     if terms == {(">=", LISTENERS), ("<", FLOWS)}:
@@ -272,15 +278,20 @@ class Claim:
 
 
 MONITORS = frozenset(one for letter in "TH" for one in POLICIES[letter])
-CONTROL = frozenset({HOST.policy_control})
-HOSTS = POLICIES["h"]
+WITH_UDP = frozenset((*DATAGRAM_RELAYS, *DATAGRAM_MONITORS))
+CONTROL = frozenset(one for one in HOST.policies if one.startswith(HOST.policy_control))
 QUESTIONS = ("SIOCATMARK", "TIOCOUTQ")
 NOTIFICATION = ("RECV", "SEND", "ADDFD")
 CLAIMS = (
     Claim("connect", "slots of the book", "addr", {BOOK}),
     Claim("recvfrom", "one byte at a time; in H with a control", "size", {1}, but=CONTROL),
-    Claim("sendto", "one byte at a time, as urgent data", "size", {1}, but=CONTROL),
-    Claim("sendto", "as urgent data", "flags", number("MSG_OOB|MSG_NOSIGNAL"), but=CONTROL),
+    Claim("sendto", "one byte at a time, as urgent data", "size", {1}, but=CONTROL | WITH_UDP),
+    Claim(
+        "sendto", "as urgent data", "flags", number("MSG_OOB|MSG_NOSIGNAL"), but=CONTROL | WITH_UDP
+    ),
+    Claim("sendto", "datagrams to where the socket is connected", "addr", {0}),
+    Claim("recvmmsg", "what has arrived there", "flags", number("MSG_DONTWAIT")),
+    Claim("recvmmsg", "what has arrived there", "timeout", {0}),
     Claim("sendto", "answers to its clients", "addr", {0}),
     Claim("shutdown", "SHUT_WR", "how", number("SHUT_WR"), but=MONITORS),
     Claim("shutdown", "of listeners SHUT_RDWR", "how", number("SHUT_WR", "SHUT_RDWR")),
@@ -289,6 +300,11 @@ CLAIMS = (
     Claim("socket", "TCP sockets", "domain", number("AF_INET", "AF_INET6")),
     Claim(
         "socket", "TCP sockets", "type", number("SOCK_STREAM|SOCK_NONBLOCK|SOCK_CLOEXEC"),
+        but=frozenset(DATAGRAM_MONITORS),
+    ),
+    Claim(
+        "socket", "in T+ and H+ also UDP sockets", "type",
+        number(*(f"SOCK_{kind}|SOCK_NONBLOCK|SOCK_CLOEXEC" for kind in ("STREAM", "DGRAM"))),
     ),
     Claim("socketpair", "pairs", "domain", number("AF_UNIX")),
     Claim("prlimit64", "its own limits", "pid", {0}),
@@ -300,19 +316,19 @@ CLAIMS = (
     Claim("mremap", "not the book, nor its place", "old_address", {BOOK_END}, ">="),
     Claim(
         "ioctl", "ioctl asks two questions", "op", number(*QUESTIONS),
-        but=frozenset({"monitor", "monitor-fixed", "monitor-ports", *HOSTS}),
+        but=MONITORS,
     ),
     Claim(
         "ioctl", "in T and H also whether an interface is up", "op",
         number(*QUESTIONS, "SIOCGIFFLAGS"),
-        but=frozenset({"monitor-fixed", "monitor-ports", *HOSTS}),
+        but=POLICIES["t"] | POLICIES["H"],
     ),
     Claim(
         "ioctl", "SECCOMP_IOCTL_NOTIF_ADDFD", "op",
         number(
             *QUESTIONS, "SIOCGIFFLAGS", *(f"SECCOMP_IOCTL_NOTIF_{one}" for one in NOTIFICATION)
         ),
-        but=frozenset({"monitor-fixed", *HOSTS}),
+        but=POLICIES["H"],
     ),
     Claim(
         "ioctl", "the foreground process group of its own session's terminal (TIOCSPGRP)", "op",
@@ -357,34 +373,48 @@ def test_a_way_without_it_is_noticed(other_policies: Callable[[str, str], None])
     assert not any(broken.values())
 
 
-# How the page spells the options, by who has them more than those before; monitor-ports.toml.
-LISTENER = {"SO_REUSEADDR", "SO_BINDTODEVICE", "IPV6_V6ONLY"}
+# How the page spells the options that each policy has besides those of the policies that it
+# includes.
+LISTENER = {"SO_REUSEADDR", "SO_BINDTODEVICE", "IPV6_V6ONLY", "IP_PKTINFO", "IPV6_RECVPKTINFO"}
 OPTIONS = {
     "relay": {"SO_LINGER", "SO_OOBINLINE", "SO_KEEPALIVE", "TCP_NOTSENT_LOWAT"},
+    "relay-udp": {"UDP_SEGMENT"},
     "monitor": {"TCP_NODELAY"},
-    "monitor-ports": LISTENER,
+    "monitor-udp": {"UDP_GRO", "SO_RXQ_OVFL"},
+    "monitor-ports": {"SO_REUSEADDR", "SO_BINDTODEVICE", "IPV6_V6ONLY"},
+    "monitor-ports-udp": {"IP_PKTINFO", "IPV6_RECVPKTINFO"},
     "monitor-host": {"IP_MINTTL", "IPV6_MINHOPCOUNT", "TCP_SYNCNT"},
+}
+LEVELS = {
+    "SO": "SOL_SOCKET",
+    "TCP": "IPPROTO_TCP",
+    "UDP": "IPPROTO_UDP",
+    "IP": "IPPROTO_IP",
+    "IPV6": "IPPROTO_IPV6",
 }
 
 
-def test_all_options_are_named_and_nobody_has_others() -> None:
+def test_all_options_are_named() -> None:
     said = said_of("setsockopt")
     in_words = "of changing ports also a new listener's options"
     named = [one for names in OPTIONS.values() for one in names - LISTENER]
     assert [one for one in (*named, in_words) if one not in said] == []
+
+
+@pytest.mark.parametrize("policy", [*POLICIES["R"], *POLICIES["D"], *sorted(MONITORS)])
+def test_nobody_has_other_options(policy: str) -> None:
     level, option = (oracle._POSITION["setsockopt"][one] for one in ("level", "optname"))
-    allowed: set[tuple[int, int]] = set()
-    levels = {"SO": "SOL_SOCKET", "TCP": "IPPROTO_TCP", "IP": "IPPROTO_IP", "IPV6": "IPPROTO_IPV6"}
-    for policy, names in OPTIONS.items():
-        allowed |= {
-            (
-                oracle.number_of(levels[name.split("_")[0]], ARCH, {}),
-                oracle.number_of(name, ARCH, {}),
-            )
-            for name in names
-        }
-        found = [
-            {term.position: term.value for term in way}
-            for way in oracle.allowed(policy, ARCH)["setsockopt"]
-        ]
-        assert {(way[level], way[option]) for way in found} == allowed, policy
+    files = (policy, *oracle._text(policy)["include"])
+    allowed = {
+        (
+            oracle.number_of(LEVELS[name.split("_")[0]], ARCH, {}),
+            oracle.number_of(name, ARCH, {}),
+        )
+        for file in files
+        for name in OPTIONS.get(file, ())
+    }
+    found = [
+        {term.position: term.value for term in way}
+        for way in oracle.allowed(policy, ARCH)["setsockopt"]
+    ]
+    assert {(way[level], way[option]) for way in found} == allowed

@@ -8,14 +8,15 @@ from collections.abc import Iterator
 
 import pytest
 
+from hardsplice.model.direction import Direction, GroupKey
+from hardsplice.model.protocol import Protocol
 from hardsplice.model.roles import (
     GUARD,
     HOST,
-    INBOUND_RELAY,
     INIT,
     NAMESPACE,
-    OUTBOUND_RELAY,
     POLICIES,
+    RELAYS,
     ROLES,
     Role,
 )
@@ -30,8 +31,7 @@ LOCKED_DOWN_IN = {
     NAMESPACE: ("net/joining.py", "monitor"),
     GUARD: ("command/guard.py",),
     INIT: ("command/init.py",),
-    INBOUND_RELAY: ("relay",),
-    OUTBOUND_RELAY: ("relay",),
+    **dict.fromkeys(RELAYS.values(), ("relay",)),
 }
 
 
@@ -71,3 +71,36 @@ def test_the_policy_is_that_of_what_options_ask_for() -> None:
     assert HOST.policy_for(is_dynamic=True, has_control=True) == "monitor-control"
     assert NAMESPACE.policy_for(is_dynamic=True, has_control=True) == "monitor-ports"
     assert GUARD.policy_for(is_dynamic=True) == "guard"
+
+
+def test_with_udp_the_policy_is_another_one() -> None:
+    assert HOST.policy_for(is_dynamic=False, has_udp=True) == "monitor-fixed-udp"
+    assert HOST.policy_for(is_dynamic=True, has_udp=True) == "monitor-host-udp"
+    control = HOST.policy_for(is_dynamic=True, has_control=True, has_udp=True)
+    assert control == "monitor-control-udp"
+    assert NAMESPACE.policy_for(is_dynamic=False, has_udp=True) == "monitor-udp"
+    assert NAMESPACE.policy_for(is_dynamic=True, has_udp=True) == "monitor-ports-udp"
+    assert INIT.policy_for(is_dynamic=True, has_udp=True) == "init"
+
+
+_IN, _OUT = ((direction, Protocol.UDP) for direction in Direction)
+_TCP = tuple((direction, Protocol.TCP) for direction in Direction)
+
+
+@pytest.mark.parametrize(
+    ("groups", "dynamic", "host", "namespace"),
+    [
+        (_TCP, _TCP, False, False),
+        ((*_TCP, _IN), _TCP, False, True),
+        ((*_TCP, _OUT), (), True, False),
+        ((*_TCP, _IN), (_IN,), True, True),
+        ((*_TCP, _OUT), (_OUT,), True, True),
+        ((_IN, _OUT), (), True, True),
+    ],
+)
+def test_a_monitor_has_to_do_with_udp_where_it_forks_its_relays_or_its_ports_change(
+    groups: tuple[GroupKey, ...], dynamic: tuple[GroupKey, ...], host: bool, namespace: bool
+) -> None:
+    assert HOST.may_have_udp(groups, dynamic) is host
+    assert NAMESPACE.may_have_udp(groups, dynamic) is namespace
+    assert not INIT.may_have_udp((), ())

@@ -12,6 +12,7 @@ class Above:
     """Remembers what it was told."""
 
     said: list[Any] = field(default_factory=list)
+    others: tuple[int, ...] = ()  # places of listeners that other groups have
 
     def relay_ready(self) -> None:
         self.said.append("ready")
@@ -30,6 +31,12 @@ class Above:
     def relay_lost(self, *words: str | None) -> None:
         """A supervisor says the reason and the next step, a group the protocol before them."""
         self.said.append(words[-2] if len(words) > 2 else words[0])
+
+    def foreign_places(self, _: object) -> tuple[int, ...]:
+        return self.others
+
+    def places_of_others(self, _: object) -> tuple[int, ...]:
+        return self.others
 
     def note(self, kind: int, detail: int, index: int, text: bytes) -> None:
         self.said.append((kind, detail, index, text))

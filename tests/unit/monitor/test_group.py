@@ -100,6 +100,31 @@ def test_what_relays_have_to_say_is_passed_on() -> None:
     assert above.said == [(Note.REFUSED, 111, 5, b"text"), "why"]
 
 
+def of_protocol(protocol: Protocol, *served: tuple[int, ...]) -> RelayGroup:
+    """A group whose relays have listeners at these places; another one has some at 90 and 91."""
+    plans = [
+        SimpleNamespace(
+            listeners=tuple(SimpleNamespace(fd=fd, port_id=fd) for fd in fds), families=(0, 1),
+            is_dynamic=False, book=USUAL, stored=frozenset(), protocol=protocol,
+        )
+        for fds in served
+    ]  # fmt: skip
+    above = Above(others=(90, 91))
+    return RelayGroup([cast(Any, plan) for plan in plans], deque(), cast(Any, Timers()), above)
+
+
+def test_a_relay_has_the_listeners_of_its_own_group_alone() -> None:
+    tcp = of_protocol(Protocol.TCP, (10, 11), (10, 11))
+    for supervisor in tcp.supervisors:
+        assert sorted(tcp.foreign_places(supervisor.plan)) == [90, 91]
+
+
+def test_of_udp_it_has_those_alone_that_it_serves() -> None:
+    udp = of_protocol(Protocol.UDP, (10, 12), (11,))
+    first, second = (sorted(udp.foreign_places(one.plan)) for one in udp.supervisors)
+    assert (first, second) == ([11, 90, 91], [10, 12, 90, 91])
+
+
 @pytest.fixture
 def places() -> Iterator[range]:
     """Where a group puts late listeners, ours to use: what is open there is put aside."""
