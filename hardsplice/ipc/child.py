@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
-from hardsplice.ipc.channel import LAST_RECORDS, Channel
+from hardsplice.ipc.channel import LAST_RECORDS, Channel, close_all
 from hardsplice.ipc.lifeline import Hold
-from hardsplice.ipc.messages import Kind, Record
+from hardsplice.ipc.messages import Kind, MalformedError, Record
 from hardsplice.model.errors import text_of
 from hardsplice.model.unforeseen import as_error
 
@@ -176,9 +176,23 @@ class Child:
         if self.line is not None:
             self.line.let_go()
 
-    def cut_off(self) -> None:
-        """End it at once, and read its exit status: set-up failed."""
+    def give_up(self, seconds: float) -> None:
+        """End it, since set-up failed, and read its exit status. It is told to, so that it can end
+        what it has started itself and wait for that, and after ``seconds`` it is killed.
+        """
+        if not self.has_ended():
+            with contextlib.suppress(OSError):
+                self.hang_up()
+                self.receive_until_end(seconds, self._discard)
         self.channel.close()
         self.let_go()
         with contextlib.suppress(OSError):
             self.end(0)
+
+    def _discard(self) -> bool:
+        with contextlib.suppress(MalformedError):
+            record = self.channel.receive(wait=False)
+            if record is None:
+                return False
+            close_all(record.fds)
+        return True

@@ -49,6 +49,7 @@ from hardsplice.telemetry.log import Level, Log
 
 COOKIE = struct.Struct("=Q")  # of a network namespace; 0: unknown
 HANDED_AT_ONCE = 100  # listeners beside one record
+GIVE_UP_SECONDS = 3.0  # for it to end its relays and itself, where set-up fails
 
 
 class NamespaceMonitor:
@@ -168,7 +169,7 @@ def start(plan: Namespace, log: Log, undo: contextlib.ExitStack) -> Started:
     if folder is not None:
         os.close(folder)
     monitor = Child(pid, channel, lifeline.Hold(held))
-    undo.callback(monitor.cut_off)
+    undo.callback(monitor.give_up, GIVE_UP_SECONDS)
     return _receive(monitor, plan, log)
 
 

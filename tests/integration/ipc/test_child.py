@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from typing import NoReturn
@@ -20,6 +21,8 @@ from hardsplice.ipc.messages import Kind, MalformedError, Record
 from hardsplice.model.errors import HardspliceError, error_of
 from hardsplice.model.roles import HOST, OUTBOUND_RELAY
 from tests.support.descriptors import open_descriptors
+from tests.support.product import can_bind
+from tests.support.stream import PATIENCE
 
 Life = Callable[[Channel], NoReturn]
 LONG = 1000  # seconds
@@ -177,7 +180,7 @@ def test_where_there_can_be_no_process_nothing_is_left() -> None:
     assert open_descriptors() == before
 
 
-def test_one_that_is_cut_off_ends_at_once_with_its_line() -> None:
+def test_one_that_is_given_up_ends_with_its_line_if_it_does_not_by_itself() -> None:
     before = open_descriptors()
     hanging, held = lifeline.pair()
 
@@ -193,9 +196,41 @@ def test_one_that_is_cut_off_ends_at_once_with_its_line() -> None:
     one = Child(pid, channel, lifeline.Hold(held))
     assert one.first_word() == Record(Kind.READY)
     assert set(one.descriptors) == {one.pidfd, channel.fileno(), held}
-    one.cut_off()
+    one.give_up(0.1)
     with pytest.raises(ChildProcessError):
         one.wait()
-    one.cut_off()  # again is no error
+    one.give_up(LONG)  # again is no error, and takes no time
+    os.close(one.pidfd)
+    assert open_descriptors() == before
+
+
+def test_one_that_is_given_up_ends_what_it_has_started_before() -> None:
+    """A listener, for one, is free afterwards; whatever it still had to say is discarded."""
+    before = open_descriptors()
+    hanging, held = lifeline.pair()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+
+        def starts_another(theirs: Channel) -> NoReturn:
+            os.close(held)
+            lifeline.hang_on(hanging)
+            other = os.fork()
+            if other == 0:
+                time.sleep(LONG)
+            for _ in range(3):
+                theirs.send(Record(Kind.READY, fds=(listener.fileno(),)))
+            while theirs.receive():
+                pass
+            time.sleep(0.1)
+            os.kill(other, signal.SIGKILL)
+            os.waitpid(other, 0)
+            os._exit(0)
+
+        pid, channel = child.fork(HOST.name, OUTBOUND_RELAY.name, starts_another)
+    os.close(hanging)
+    one = Child(pid, channel, lifeline.Hold(held))
+    assert not can_bind("127.0.0.1", port)
+    one.give_up(PATIENCE)
+    assert can_bind("127.0.0.1", port)
     os.close(one.pidfd)
     assert open_descriptors() == before
