@@ -32,7 +32,7 @@ class Terminal:
         self._fd = fd
         self._group = os.getpgrp()
         self.is_led_by_us = os.getsid(0) == os.getpid()  # the kernel signals a hangup to it
-        self.is_minded = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN  # by the caller
+        self._is_minded = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN  # by the caller
 
     @classmethod
     def open(cls) -> Terminal | None:
@@ -52,8 +52,8 @@ class Terminal:
         return self._front() == self._group
 
     def has_hung_up(self) -> bool:
-        """Whether it has hung up."""
-        return self._front() is None
+        """Whether it has hung up, and the caller doesn't ignore that."""
+        return self._is_minded and self._front() is None
 
     def stop(self) -> None:
         """Stop as by the terminal's key: COMMAND has stopped by itself, and the shell at this

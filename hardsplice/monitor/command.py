@@ -34,6 +34,9 @@ class Above(typing.Protocol):
     def command_ended(self, status: int) -> None:
         """COMMAND has ended, or PID 1: with this exit status, as a shell gives it."""
 
+    def take_signals(self) -> None:
+        """Take those that have arrived: pass_on is called for those that COMMAND is to get."""
+
     def fail(self, failure: HardspliceError) -> None:
         """COMMAND can't go on."""
 
@@ -57,7 +60,7 @@ class Command:
         self._is_unresponsive = False
         self._passed_on = self._answered = 0  # signals to COMMAND, and PID 1's answers
         self._checks = 0  # questions whether it is stopped that PID 1 has not answered
-        self._outdated = 0  # how many of them were asked before a SIGCONT
+        self._outdated = 0  # how many of them were asked before we were told to go on
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -118,12 +121,16 @@ class Command:
             self._checks += 1
 
     def _checked(self, *, is_stopped: bool) -> None:
-        """What was true before we passed SIGCONT on isn't any more: that was asked again."""
+        """Stop as COMMAND has, unless we have been told to go on since that was asked; then it was
+        asked again.
+        """
+        self._above.take_signals()  # SIGCONT may be among them
         self._checks -= 1
         if self._outdated:
             self._outdated -= 1
         elif is_stopped and self._terminal:
             self._terminal.stop()
+            self._outdated = self._checks  # here SIGCONT has arrived
 
     # --- messages from PID 1 ----------------------------------------------------------------------
 

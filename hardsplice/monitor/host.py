@@ -10,6 +10,7 @@ missing.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -123,7 +124,7 @@ class HostMonitor:
     def run(self) -> int:
         """Serve until told to end; the exit status. HardspliceError if a part can't go on."""
         host = self.host
-        self.loop.add(host.signals, self._on_signal)
+        self.loop.add(host.signals, self.take_signals)
         if child := host.namespace_monitor:
             self.loop.add(child.channel.fileno(), self._on_monitor)
             self.loop.add(child.pidfd, self._on_monitor_exit)
@@ -214,15 +215,23 @@ class HostMonitor:
 
     # --- what happens -----------------------------------------------------------------------------
 
-    def _on_signal(self) -> None:
-        number, code = linux.siginfo(os.read(self.host.signals, linux.SIGNALFD_SIGINFO))
+    def take_signals(self) -> None:
+        """Take the signals that have arrived."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self._on_signal(*linux.siginfo(os.read(self.host.signals, linux.SIGNALFD_SIGINFO)))
+
+    def _on_signal(self, number: int, code: int) -> None:
+        terminal = self.host.terminal
+        leads_session = bool(terminal and terminal.is_led_by_us)
         if number == signal.SIGCHLD:
             self.orphans.reap()
         elif self.ending.is_draining:
             if number in (FINAL if self.command else ENDING):
                 self.ending.at_once()
         elif self.command is None:
-            if number in ENDING or (number == signal.SIGHUP and self._is_left()):
+            hung_up = number == signal.SIGHUP and terminal and terminal.has_hung_up()
+            if number in ENDING or hung_up:
                 self.log.line(Level.DEBUG, f"ending: {signal.Signals(number).name}")
                 self._end(0)
             elif number == signal.SIGHUP and self.readiness.is_complete:
@@ -232,18 +241,8 @@ class HostMonitor:
         elif not self.readiness.is_complete:
             if number not in HARMLESS:
                 self.loop.stop(128 + number)
-        elif is_to_be_passed_on(number, code, is_told_of_hangup=self._leads_session()):
+        elif is_to_be_passed_on(number, code, is_told_of_hangup=leads_session):
             self.command.pass_on(number)
-
-    def _leads_session(self) -> bool:
-        return self.host.terminal is not None and self.host.terminal.is_led_by_us
-
-    def _is_left(self) -> bool:
-        """Whether the terminal that we were started at has hung up, and the caller doesn't ignore
-        that.
-        """
-        terminal = self.host.terminal
-        return terminal is not None and terminal.is_minded and terminal.has_hung_up()
 
     def _children(self) -> set[int]:
         """Those whose end somebody here waits for."""

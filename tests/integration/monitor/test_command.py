@@ -27,12 +27,17 @@ class Above:
 
     def __init__(self) -> None:
         self.said: list[object] = []
+        self.arrived: list[Callable[[], None]] = []
 
     def command_prepared(self) -> None:
         self.said.append("prepared")
 
     def command_ended(self, status: int) -> None:
         self.said.append(status)
+
+    def take_signals(self) -> None:
+        while self.arrived:
+            self.arrived.pop()()
 
     def fail(self, failure: HardspliceError) -> None:
         self.said.append(str(failure))
@@ -228,6 +233,27 @@ def test_an_answer_from_before_sigcont_is_asked_for_again(running: Stand) -> Non
     assert running.stopped == [True], "COMMAND has stopped once more"
     running.command.pass_on(signal.SIGCONT)
     assert running.heard() == [Kind.SIGNAL], "no question is open"
+    assert running.above.said == []
+
+
+def test_a_sigcont_that_has_arrived_is_passed_on_before_it_stops(running: Stand) -> None:
+    running.says(Record(Kind.STOPPED))
+    running.above.arrived.append(lambda: running.command.pass_on(signal.SIGCONT))
+    running.says(Record(Kind.CHECKED, 1))
+    assert running.stopped == []
+    assert running.heard() == [Kind.CHECK_STOPPED, Kind.SIGNAL, Kind.CHECK_STOPPED]
+    running.says(Record(Kind.PASSED_ON), Record(Kind.CHECKED, 0))
+    assert running.stopped == []
+
+
+def test_it_stops_once_however_often_it_was_asked(running: Stand) -> None:
+    """The answers have waited while it was stopped."""
+    running.says(Record(Kind.STOPPED), Record(Kind.STOPPED), Record(Kind.STOPPED))
+    running.says(*[Record(Kind.CHECKED, 1)] * 3)
+    assert running.stopped == [True]
+    running.command.pass_on(signal.SIGCONT)
+    running.says(Record(Kind.PASSED_ON), Record(Kind.STOPPED), Record(Kind.CHECKED, 1))
+    assert running.stopped == [True, True]
     assert running.above.said == []
 
 
