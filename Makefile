@@ -65,7 +65,7 @@ bench-peers: ## install what the benchmark compares with, and say what
 wheel: ready-build ## build the wheel, the sdist and the SBOM, in dist/, from what git tracks
 	@$(bin)/python -m tools.dist
 
-zipapp: ready-build ## build dist/hardsplice.pyz, one file that runs where Python and libseccomp are
+zipapp: ready-build ## build dist/hardsplice.pyz, one file that runs where Python and libseccomp are, and its SBOM
 	@$(bin)/python -m tools.zipapp
 
 deb: $(if $(SUITE),ready-test) ## build Debian's packages, in dist/, from what git tracks

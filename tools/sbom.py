@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The SBOM: what runs in hardsplice's processes, and under which licenses, as CycloneDX 1.6.
+"""SBOMs: what runs in hardsplice's processes, and under which licenses, as CycloneDX 1.6. There is
+one of the wheel and the sdist, and one of the archive hardsplice.pyz.
 
 The packages are pyproject.toml's, each of which needs an entry here; what they need from the system
-is here alone. No versions of these: a distribution, or pip, chooses them.
+is here alone. They have a range of versions, from which a distribution or pip chooses, but for
+those that an artefact contains.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import json
 import re
 import tomllib
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,14 +46,29 @@ _ALWAYS = {"python": ">=3.11", "libseccomp": ">=2.5"}  # whatever pyproject.toml
 
 
 @dataclass(frozen=True)
+class Contained:
+    """A package that is in an artefact: its version, and the SHA-256 of its one module, hex."""
+
+    version: str
+    sha256: str
+
+
+@dataclass(frozen=True)
 class _Need:
     name: str
     versions: str
     is_required: bool
     is_direct: bool
+    contained: Contained | None
+
+    @property
+    def reference(self) -> str:
+        """Its package URL, with the version where there is one."""
+        version = f"@{self.contained.version}" if self.contained else ""
+        return f"pkg:{KNOWN[self.name].kind}/{self.name}{version}"
 
 
-def _needs(project: dict[str, Any]) -> dict[str, _Need]:
+def _needs(project: dict[str, Any], contained: Mapping[str, Contained]) -> dict[str, _Need]:
     """All that is needed, by name."""
     wanted = [(line, True) for line in project["dependencies"]]
     for extra, lines in project.get("optional-dependencies", {}).items():
@@ -68,13 +86,9 @@ def _needs(project: dict[str, Any]) -> dict[str, _Need]:
         if name in found and (found[name].is_required or not is_required):
             continue
         versions = line[match.end() :].split(";")[0].strip()
-        found[name] = _Need(name, versions, is_required, direct >= 0)
+        found[name] = _Need(name, versions, is_required, direct >= 0, contained.get(name))
         wanted += [(other + _ALWAYS.get(other, ""), is_required) for other in KNOWN[name].needs]
     return found
-
-
-def _reference(name: str) -> str:
-    return f"pkg:{KNOWN[name].kind}/{name}"
 
 
 def _licenses(expression: str) -> list[dict[str, Any]]:
@@ -82,17 +96,23 @@ def _licenses(expression: str) -> list[dict[str, Any]]:
     return [{"license": {"id": expression}} if is_one else {"expression": expression}]
 
 
+def _hashes(sha256: str) -> list[dict[str, str]]:
+    return [{"alg": "SHA-256", "content": sha256}]
+
+
 def _component(need: _Need) -> dict[str, Any]:
-    reference = _reference(need.name)
     component: dict[str, Any] = {
         "type": "application" if need.name == "python" else "library",
-        "bom-ref": reference,
+        "bom-ref": need.reference,
         "name": need.name,
         "scope": "required" if need.is_required else "optional",
         "licenses": _licenses(KNOWN[need.name].license),
-        "purl": reference,
+        "purl": need.reference,
     }
-    if need.versions:
+    if need.contained:
+        component["version"] = need.contained.version
+        component["hashes"] = _hashes(need.contained.sha256)
+    elif need.versions:
         component["properties"] = [{"name": "hardsplice:versions", "value": need.versions}]
     return component
 
@@ -102,18 +122,24 @@ def _read(root: Path, path: str) -> str:
 
 
 def name(root: Path) -> str:
-    """The file's name."""
+    """The file's name for the wheel and the sdist."""
     return f"hardsplice-{current(root)}.cdx.json"
 
 
-def text(root: Path, seconds: int) -> str:
-    """The SBOM of the sources in ``root``, with a time in seconds since 1970. KeyError if a license
-    is not known here.
+def text(
+    root: Path,
+    seconds: int,
+    contained: Mapping[str, Contained] | None = None,
+    sha256: str | None = None,
+) -> str:
+    """The SBOM of what is built of the sources in ``root``, with a time in seconds since 1970.
+    ``contained`` are packages, by their names, that are in the artefact; ``sha256``, hex, is the
+    artefact's own, where it is one file. KeyError if a license is not known here.
     """
     project = tomllib.loads(_read(root, "pyproject.toml"))["project"]
     whole = f"pkg:pypi/{project['name']}@{current(root)}"
-    needs = _needs(project)
-    direct = sorted(_reference(one) for one in needs if needs[one].is_direct)
+    needs = _needs(project, contained or {})
+    direct = sorted(one.reference for one in needs.values() if one.is_direct)
     links = {"Homepage": "website", "Documentation": "documentation", "Changelog": "release-notes"}
     urls = project["urls"].items()
     time = dt.datetime.fromtimestamp(seconds, dt.UTC)
@@ -142,11 +168,16 @@ def text(root: Path, seconds: int) -> str:
         "dependencies": [
             {"ref": whole, "dependsOn": direct},
             *(
-                {"ref": _reference(one), "dependsOn": sorted(map(_reference, KNOWN[one].needs))}
+                {
+                    "ref": needs[one].reference,
+                    "dependsOn": sorted(needs[other].reference for other in KNOWN[one].needs),
+                }
                 for one in sorted(needs)
             ),
         ],
     }
+    if sha256:
+        bom["metadata"]["component"]["hashes"] = _hashes(sha256)
     made = json.dumps(bom, indent=2)
     serial = uuid.uuid5(_NAMES, made).urn
     return json.dumps(bom | {"serialNumber": serial}, indent=2) + "\n"

@@ -176,6 +176,13 @@ def test_the_sbom_names_every_dependency_and_what_these_need(bom: dict[str, Any]
     )
 
 
+def test_the_sbom_of_wheel_and_sdist_has_a_range_of_what_they_need(bom: dict[str, Any]) -> None:
+    """They contain none of it."""
+    (found,) = (one for one in bom["components"] if one["name"] == "pyseccomp")
+    assert found["properties"] == [{"name": "hardsplice:versions", "value": ">=0.1.2"}]
+    assert not any("version" in one or "hashes" in one for one in bom["components"])
+
+
 def test_a_dependency_whose_license_is_not_known_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "hardsplice").mkdir()
     shutil.copy(ROOT / "hardsplice/__init__.py", tmp_path / "hardsplice")

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import hashlib
 import http.client
+import json
 import os
 import shutil
 import subprocess
@@ -40,7 +42,7 @@ def build(source: Path, target: Path, umask: int = 0o022, **settings: str) -> Pa
         cwd=source, env=settings, umask=umask, check=True, timeout=100, stdout=subprocess.PIPE,
         text=True,
     )  # fmt: skip
-    assert done.stdout == f"{target}/hardsplice.pyz\n"
+    assert done.stdout == f"{target}/hardsplice.pyz\n{target}/hardsplice.pyz.cdx.json\n"
     return target / "hardsplice.pyz"
 
 
@@ -62,6 +64,10 @@ def archived(archive: Path) -> Iterator[Program]:
         yield program
 
 
+def bom_of(archive: Path) -> Path:
+    return archive.with_name(f"{archive.name}.cdx.json")
+
+
 # --- the file ---
 
 
@@ -80,6 +86,9 @@ def test_two_builds_are_the_same_wherever_and_by_whom_they_are_made(
     made = build(checkout, tmp_path / "made", umask=0o077, **other)
     assert made.read_bytes() == built.read_bytes()
     assert made.stat().st_mode & 0o777 == 0o755
+    bom = bom_of(made)
+    assert bom.read_bytes() == bom_of(built).read_bytes()
+    assert bom.stat().st_mode & 0o777 == 0o644
 
 
 def test_it_has_every_module_and_policy_both_licenses_and_nothing_else(built: Path) -> None:
@@ -98,6 +107,29 @@ def test_it_has_every_module_and_policy_both_licenses_and_nothing_else(built: Pa
         assert b"GNU GENERAL PUBLIC LICENSE" in archive.read("licenses/hardsplice")
         assert b"Permission is hereby granted" in archive.read("licenses/pyseccomp")
         assert {entry.date_time for entry in archive.infolist()} == {(2025, 11, 27, 0, 0, 0)}
+
+
+def test_its_sbom_names_the_pyseccomp_that_is_in_it(built: Path) -> None:
+    bom = json.loads(bom_of(built).read_text())
+    version = metadata.version("pyseccomp")
+    (contained,) = (one for one in bom["components"] if "version" in one)
+    with zipfile.ZipFile(built) as archive:
+        sha256 = hashlib.sha256(archive.read("pyseccomp.py")).hexdigest()
+    assert contained["version"] == version
+    assert contained["purl"] == contained["bom-ref"] == f"pkg:pypi/pyseccomp@{version}"
+    assert contained["hashes"] == [{"alg": "SHA-256", "content": sha256}]
+    assert "properties" not in contained, "a range of versions"
+    sha256 = hashlib.sha256(built.read_bytes()).hexdigest()
+    assert bom["metadata"]["component"]["hashes"] == [{"alg": "SHA-256", "content": sha256}]
+    needs = {one["ref"]: one["dependsOn"] for one in bom["dependencies"]}
+    assert needs[contained["purl"]] == ["pkg:generic/libseccomp"]
+    assert contained["purl"] in needs[bom["metadata"]["component"]["purl"]]
+    ranges = {
+        one["name"]: one["properties"][0]["value"]
+        for one in bom["components"]
+        if "properties" in one
+    }
+    assert ranges == {"python": ">=3.11", "libseccomp": ">=2.5", "python-prctl": ">=1.8.1"}
 
 
 def test_without_pyseccomp_there_is_none(
