@@ -24,9 +24,8 @@ __all__ = ["LibraryBinding", "load"]
 
 _LIBRARY = "libseccomp.so.2"
 _NO_LIBRARY = "install libseccomp (Debian and Ubuntu: libseccomp2)"
-_NO_BINDING = (
-    "install one of them: pip install pyseccomp; or apt install python3-seccomp,"
-    " dnf install python3-libseccomp, apk add py3-libseccomp"
+_BY_DISTRIBUTION = (
+    "apt install python3-seccomp, dnf install python3-libseccomp, or apk add py3-libseccomp"
 )
 # seccomp.h's numbers for calls that are sub-calls of another one on some architectures: -101 and
 # below for those of socketcall(2), in its order, and -201 and below for those of ipc(2), by its
@@ -58,7 +57,7 @@ def load() -> Any:
         except (ImportError, OSError) as error:
             failed = failed or _error(error)
     reason = "neither of these bindings of libseccomp is installed"
-    raise failed or HardspliceError("import", "pyseccomp or seccomp", reason, _NO_BINDING)
+    raise failed or HardspliceError("import", "pyseccomp or seccomp", reason, _how_to_install())
 
 
 def _error(error: ImportError | OSError) -> HardspliceError:
@@ -66,7 +65,21 @@ def _error(error: ImportError | OSError) -> HardspliceError:
         return as_error(error, "load", _LIBRARY)
     if _LIBRARY in str(error):
         return HardspliceError("load", _LIBRARY, str(error), _NO_LIBRARY)
-    return HardspliceError("import", "a binding of libseccomp", str(error), _NO_BINDING)
+    return HardspliceError("import", "a binding of libseccomp", str(error), _how_to_install())
+
+
+def _how_to_install() -> str:
+    """How this Python gets a binding. An isolated interpreter doesn't tell by itself that it is a
+    virtual environment's: site does.
+    """
+    environment = os.path.dirname(os.path.dirname(sys.executable))
+    if os.path.exists(os.path.join(environment, "pipx_metadata.json")):
+        how = f"pipx inject {os.path.basename(environment)} pyseccomp"
+    elif sys.prefix == "/usr" and not os.path.exists(os.path.join(environment, "pyvenv.cfg")):
+        how = _BY_DISTRIBUTION
+    else:
+        how = f"{sys.executable} -m pip install pyseccomp"
+    return f"install one of them: {how}"
 
 
 def _pyseccomp() -> Any:

@@ -17,6 +17,7 @@ import pytest
 
 from hardsplice.kernel.syscalls import ARCHITECTURES
 from hardsplice.model.roles import POLICIES
+from hardsplice.sandbox import libseccomp
 from hardsplice.sandbox.libseccomp import LibraryBinding
 from tests.policy import oracle
 from tests.support.bindings import COMBINATIONS, Combination, fill, lacking, origin
@@ -91,10 +92,38 @@ def test_without_any_binding_the_next_step_names_the_packages(tmp_path: Path) ->
         "hardsplice: cannot import pyseccomp or seccomp: "
         "neither of these bindings of libseccomp is installed"
     )
-    for words in ("pip install pyseccomp", "apt install python3-seccomp"):
-        assert words in step
-    for words in ("dnf install python3-libseccomp", "apk add py3-libseccomp"):
-        assert words in step
+    assert step.startswith("hardsplice: install one of them: ")
+
+
+@pytest.mark.parametrize(
+    ("prefix", "holds", "step"),
+    [
+        ("/usr", (), "{distribution}"),
+        ("/usr/local", (), "{environment}/bin/python3 -m pip install pyseccomp"),
+        ("/usr", ("pyvenv.cfg",), "{environment}/bin/python3 -m pip install pyseccomp"),
+        ("/usr", ("pyvenv.cfg", "pipx_metadata.json"), "pipx inject hs pyseccomp"),
+    ],
+    ids=["a distribution's", "another", "a virtual environment", "pipx"],
+)
+def test_the_next_step_is_that_of_the_python_that_runs(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    prefix: str,
+    holds: tuple[str, ...],
+    step: str,
+) -> None:
+    """A distribution's doesn't let pip install, and its packages are for no other."""
+    environment = tmp_path / "hs"
+    environment.mkdir()
+    for name in holds:
+        (environment / name).touch()
+    monkeypatch.setattr(sys, "prefix", prefix)
+    monkeypatch.setattr(sys, "executable", f"{environment}/bin/python3")
+    distribution = (
+        "apt install python3-seccomp, dnf install python3-libseccomp, or apk add py3-libseccomp"
+    )
+    wanted = step.format(environment=environment, distribution=distribution)
+    assert libseccomp._how_to_install() == f"install one of them: {wanted}"
 
 
 def test_something_else_that_is_called_seccomp_is_no_binding(tmp_path: Path) -> None:
