@@ -20,7 +20,7 @@ from __future__ import annotations
 import socket
 import typing
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from hardsplice.ipc import descriptors
 from hardsplice.ipc.loop import Loop
@@ -134,18 +134,21 @@ class RelayGroup:
             if has_part(supervisor.plan, number, forward.id):
                 supervisor.add(listener)
 
-    def remove(self, port_id: int, *, reset_flows: bool) -> None:
-        """Give up a listener, if it is there, which the host monitor has ended. Its flows go on, or
-        are reset.
+    def remove(self, port_id: int, *, reset_flows: bool, done: Callable[[], None]) -> None:
+        """Give up a listener, which the host monitor has ended. Its flows go on, or are reset; of
+        UDP they end. ``done`` is called once its port is free: at once, or of UDP when the relay
+        has let go of it.
         """
-        listener = self.listeners.pop(port_id, None)
-        if listener is None:
-            return
+        listener = self.listeners.pop(port_id)
+        descriptors.clear((listener.fd,))
+        is_udp = self.protocol is Protocol.UDP
         for number, supervisor in enumerate(self.supervisors):
             if has_part(supervisor.plan, number, port_id):
-                supervisor.remove(listener, reset_flows=reset_flows)
-        descriptors.clear((listener.fd,))
+                let_go = done if is_udp else None
+                supervisor.remove(listener, reset_flows=reset_flows, let_go=let_go)
         self.places.append(listener.fd)
+        if not is_udp:
+            done()
 
     def foreign_places(self, plan: relay.Plan) -> tuple[int, ...]:
         """The places of other groups' listeners, and of those of UDP that other relays serve."""

@@ -5,16 +5,17 @@ places for listeners.
 
 from __future__ import annotations
 
+import time
 import typing
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from hardsplice.ipc.descriptors import FIRST_LISTENER
 from hardsplice.ipc.loop import Loop
 from hardsplice.model.forward import Forward
 from hardsplice.model.protocol import Protocol
 from hardsplice.monitor.group import RelayGroup
-from hardsplice.monitor.supervisor import Supervisor, stop_all
+from hardsplice.monitor.supervisor import STOP_SECONDS, Supervisor
 from hardsplice.relay import main as relay
 
 
@@ -68,7 +69,12 @@ class RelayGroups:
 
     def stop(self) -> None:
         """End all relays, and wait until they have ended."""
-        stop_all(self.supervisors)
+        supervisors = self.supervisors
+        for supervisor in supervisors:
+            supervisor.hang_up()
+        deadline = time.monotonic() + STOP_SECONDS
+        for supervisor in supervisors:
+            supervisor.stop(deadline)
 
     def mark_stored(self, port_ids: Iterable[int]) -> None:
         """As RelayGroup.mark_stored, of both protocols."""
@@ -103,10 +109,13 @@ class RelayGroups:
         """As RelayGroup.add, of the forward's protocol. KeyError where that can't have any."""
         self.by_protocol[forward.protocol].add(forward, fd, slots)
 
-    def remove(self, port_id: int, *, reset_flows: bool) -> None:
+    def remove(self, port_id: int, *, reset_flows: bool, done: Callable[[], None]) -> None:
         """As RelayGroup.remove, of the protocol that has it."""
         for group in self.by_protocol.values():
-            group.remove(port_id, reset_flows=reset_flows)
+            if port_id in group.listeners:
+                group.remove(port_id, reset_flows=reset_flows, done=done)
+                return
+        done()
 
     # --- what the groups report -------------------------------------------------------------------
 

@@ -112,9 +112,12 @@ class HostSide:
             self._send_request(CloseRequest(forward, self.effects, reset_flows, done))
         else:
             self.effects.end(forward.id)
-            self.groups.remove(forward.id, reset_flows=reset_flows)
-            self.effects.cross_out(forward.id)
-            done(None)
+
+            def removed() -> None:
+                self.effects.cross_out(forward.id)
+                done(None)
+
+            self.groups.remove(forward.id, reset_flows=reset_flows, done=removed)
 
     def _send_request(self, request: Request) -> None:
         if not request.can_wait and (self.is_late or len(self.waiting) >= WAITING_MAX):
@@ -272,8 +275,12 @@ class NamespaceSide:
         self._answer(Kind.SERVED, record, code)
 
     def _close(self, record: Record) -> None:
-        self.groups.remove(record.index, reset_flows=bool(record.small))
-        self._answer(Kind.CLOSED, record)
+        reset_flows = bool(record.small)
+
+        def removed() -> None:
+            self._answer(Kind.CLOSED, record)
+
+        self.groups.remove(record.index, reset_flows=reset_flows, done=removed)
 
     def _answer(self, kind: Kind, record: Record, code: int = 0) -> None:
         """Answer, now or once there is memory for it: without the answer no other request would

@@ -4,6 +4,9 @@
 A record tells the relay of each listener that is added or removed, and the relay then makes the
 call that asks for it. It gets what belongs at that place now, which may be nothing any more. It
 makes one call for each record, in their order; any other call violates the protocol.
+
+A UDP port is free again once nobody has its socket, since that can't be ended as TCP's can: so its
+removal waits for that call, but not for long, as the relay may have been taken over.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from hardsplice.ipc.descriptors import NULL_FD
 from hardsplice.ipc.loop import Loop
 from hardsplice.kernel import unotify
 
+LET_GO_SECONDS = 1.0
 NOT_HERE = "this kernel can't put a descriptor into another process (Linux 5.9)"
 
 
@@ -35,9 +39,8 @@ class Placing:
         self._breach = breach
         self._fd = -1
         self._poller = select.poll()
-        self._due: deque[tuple[int, int | None]] = (
-            deque()
-        )  # place; the port's ID, where one was added
+        self._due: deque[tuple[int, int, bool]] = deque()  # place; the port's ID; whether added
+        self._let_go: dict[int, Callable[[], None]] = {}  # to be called, by the ports' IDs
 
     def begin(self, fd: int) -> None:
         """The relay has sent the descriptor from which its calls are read. OSError if it is another
@@ -53,13 +56,27 @@ class Placing:
         self._poller.register(fd, select.POLLIN)
         self._loop.add(fd, self._on_question)
 
-    def record_sent(self, place: int, port_id: int | None) -> None:
+    def record_sent(self, place: int, port_id: int, *, is_added: bool) -> None:
         """The relay was sent a record: a port's listener is added at a place, or removed."""
-        self._due.append((place, port_id))
+        self._due.append((place, port_id, is_added))
+
+    def when_let_go(self, port_id: int, call: Callable[[], None]) -> None:
+        """Call that once the relay has let go of a listener whose removal it is about to be sent,
+        in LET_GO_SECONDS at the latest.
+        """
+        self._let_go[port_id] = call
+        self._loop.after(LET_GO_SECONDS, lambda: self._has_let_go(port_id))
+
+    def _has_let_go(self, port_id: int) -> None:
+        call = self._let_go.pop(port_id, None)
+        if call is not None:
+            call()
 
     def forget(self) -> None:
         """The relay is gone."""
         self._due.clear()
+        for port_id in list(self._let_go):
+            self._has_let_go(port_id)
         if self._fd >= 0:
             self._loop.remove(self._fd)
             self._poller.unregister(self._fd)
@@ -80,12 +97,15 @@ class Placing:
         if not self._due or self._due[0][0] != place:
             self._breach(f"it asks for what is due at {place}, which is nothing")
             return
-        if not self._put(identity, place, self._due[0][1]):
+        _, port_id, is_added = self._due[0]
+        is_there = is_added and self._is_there(port_id, place)
+        if not self._put(identity, place, is_there=is_there):
             return  # it was interrupted, and calls again
         self._due.popleft()
+        if not is_added:
+            self._has_let_go(port_id)
 
-    def _put(self, identity: int, place: int, port_id: int | None) -> bool:
-        is_there = port_id is not None and self._is_there(port_id, place)
+    def _put(self, identity: int, place: int, *, is_there: bool) -> bool:
         try:
             unotify.put(self._fd, identity, place if is_there else NULL_FD, place)
         except OSError as error:

@@ -17,7 +17,7 @@ import errno
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 from hardsplice.ipc import child
 from hardsplice.ipc.channel import close_all
@@ -48,15 +48,6 @@ from hardsplice.telemetry.flow_table import End
 
 ROWS_A_PASS = 256  # of a relay's flow table that are closed before others have their turn
 STOP_SECONDS = 0.5  # for a child to end by itself once its channel is closed
-
-
-def stop_all(supervisors: Sequence[Supervisor]) -> None:
-    """End all these relays, and wait until they have ended."""
-    for supervisor in supervisors:
-        supervisor.hang_up()
-    deadline = time.monotonic() + STOP_SECONDS
-    for supervisor in supervisors:
-        supervisor.stop(deadline)
 
 
 class Supervisor:
@@ -146,11 +137,20 @@ class Supervisor:
             return
         self.outbox.send(orders.add(listener, self.plan.book))
 
-    def remove(self, listener: Listener, *, reset_flows: bool) -> None:
-        """Have relays stop accepting on that listener; the caller may end it after this."""
+    def remove(
+        self, listener: Listener, *, reset_flows: bool, let_go: Callable[[], None] | None
+    ) -> None:
+        """Have relays no longer serve that listener, which the caller may end after this;
+        ``let_go`` is called once the relay doesn't have it any more.
+        """
         left = tuple(one for one in self.plan.listeners if one.port_id != listener.port_id)
         self.plan = self.plan._replace(listeners=left)
-        if not self.outbox.take_back(Kind.ADD_LISTENER, listener.port_id):
+        was_sent = not self.outbox.take_back(Kind.ADD_LISTENER, listener.port_id)
+        if let_go and was_sent and self.child:
+            self.placing.when_let_go(listener.port_id, let_go)
+        elif let_go:
+            let_go()
+        if was_sent:
             self.outbox.send(orders.remove(listener, reset_flows=reset_flows))
 
     def _has(self, index: int, place: int) -> bool:
@@ -163,7 +163,7 @@ class Supervisor:
         """
         if record.kind != Kind.DRAIN:
             is_added = record.kind == Kind.ADD_LISTENER
-            self.placing.record_sent(record.detail, record.index if is_added else None)
+            self.placing.record_sent(record.detail, record.index, is_added=is_added)
 
     def poll(self) -> None:
         """Have the relay check its listeners for clients that wait."""

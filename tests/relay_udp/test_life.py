@@ -205,11 +205,23 @@ def test_a_port_comes_and_goes(
     with Echo(servers, port + 1):
         for _ in range(3):
             added = client.add(request)
+            shown = {**added["spec"], "direction": added["direction"]}
+            assert shown == request
             answers(clients, port)
             assert names(instance).count(RELAYS[direction]) == 1
             client.remove(int(str(added["id"])), reset_flows=False)
             eventually(lambda: asked(clients, port) is None, "it is still forwarded")
-    assert added["spec"] == {key: value for key, value in request.items() if key != "direction"}
+
+
+@pytest.mark.parametrize("direction", ["inbound", "outbound"])
+def test_a_port_that_was_removed_can_be_had_again_at_once(
+    start: Callable[..., Instance], client: Client, control: str, port: int, direction: str
+) -> None:
+    """Although the relay that has its socket is told of it by a record."""
+    start("--control", control)
+    request = {"proto": "udp", "parentPort": port, "childPort": port, "direction": direction}
+    for _ in range(100):
+        client.remove(int(client.add(request)["id"]), reset_flows=False)
 
 
 def test_what_the_port_api_calls_udp4_is_of_ipv4(

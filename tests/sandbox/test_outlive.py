@@ -151,7 +151,7 @@ from hardsplice.kernel import linux
 from hardsplice.monitor import namespace
 from hardsplice.app.start import main
 def deaf(self):
-    self.group.start()
+    self.groups.start()
     self.loop.run()
 namespace.NamespaceMonitor.run = deaf
 def attempt(act):

@@ -44,11 +44,11 @@ kept = {}
 def serve(self, record):
     forward, slots = decode(record, Direction.INBOUND)
     (fd,) = record.fds
-    self.group.add(forward, fd, slots)
+    self.groups.add(forward, fd, slots)
     kept[record.index] = fd, slots
     self._answer(Kind.SERVED, record, 0)
 def close(self, record):
-    self.group.remove(record.index, reset_flows=True)
+    self.groups.remove(record.index, reset_flows=True, done=lambda: None)
     fd, slots = kept.pop(record.index)
     until = time.monotonic() + 0.3  # the host monitor ends it once it has asked
     while time.monotonic() < until:  # no filter lets a monitor sleep
@@ -63,7 +63,7 @@ def close(self, record):
         is_ipv6 = socketcalls.option(fd, SOL_SOCKET, SO_DOMAIN) == AF_INET6
         where = ctypes.c_void_p(address_book.USUAL.address + address_book.SLOT * slots[is_ipv6])
         code = -socketcalls.connect(fd, where, 28 if is_ipv6 else 16)
-    self.group.owner.note(Note.ERROR, 0, 0, f"it came to {code}".encode())
+    self.groups.note(Note.ERROR, 0, 0, f"it came to {code}".encode())
     self._answer(Kind.CLOSED, record)
 handover._HANDLERS[Kind.SERVE], handover._HANDLERS[Kind.CLOSE] = serve, close
 if how == "unfixed":

@@ -126,7 +126,7 @@ class Stand:
     def tell(self, place: int, port: int | None) -> None:
         if port is not None:
             self.there.add((port, place))
-        self.placing.record_sent(place, port)
+        self.placing.record_sent(place, port or 0, is_added=port is not None)
 
     def serve(self, until: Callable[[], object]) -> None:
         """Run the loop until something is so."""
@@ -273,7 +273,7 @@ def test_a_relay_that_is_killed_while_it_waits_leaves_its_monitor_as_it_was(
     )
     stand.placing._on_question()
     assert stand.breaches == []
-    assert list(stand.placing._due) == [(PLACE, 7)], "nobody got it"
+    assert list(stand.placing._due) == [(PLACE, 7, True)], "nobody got it"
 
 
 def test_an_answer_that_nobody_waits_for_any_more_is_no_error(

@@ -684,14 +684,15 @@ def heard(relay: Channel) -> list[tuple[int, int]]:
 
 def due(supervisor: Supervisor) -> list[tuple[int, int | None]]:
     """What the relay may ask for next: place, and port where a listener comes there."""
-    return list(supervisor.placing._due)
+    due = supervisor.placing._due
+    return [(place, port_id if is_added else None) for place, port_id, is_added in due]
 
 
 def test_a_relay_and_its_successors_learn_of_listeners(stand: Stand) -> None:
     supervisor, _, relay = stand
     for index in (3, 4):
         supervisor.add(listener(index))
-    supervisor.remove(listener(3), reset_flows=False)
+    supervisor.remove(listener(3), reset_flows=False, let_go=None)
     assert heard(relay) == [
         (Kind.ADD_LISTENER, 3),
         (Kind.ADD_LISTENER, 4),
@@ -714,8 +715,9 @@ def test_what_a_full_channel_does_not_take_is_told_later_in_order(stand: Stand) 
         count += 1
         supervisor.add(listener(count))
     supervisor.add(listener(count + 1))
-    supervisor.remove(listener(count), reset_flows=False)  # of which the relay has not heard
-    supervisor.remove(listener(1), reset_flows=True)
+    # Of the first one the relay has not heard.
+    supervisor.remove(listener(count), reset_flows=False, let_go=None)
+    supervisor.remove(listener(1), reset_flows=True, let_go=None)
     assert due(supervisor) == [(100 + index, index) for index in range(1, count)]
     told = [(Kind.ADD_LISTENER, index) for index in range(1, count)]
     assert heard(relay) == told

@@ -153,7 +153,8 @@ def told_of(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Listener]]:
     told: list[tuple[str, Listener]] = []
     monkeypatch.setattr(Supervisor, "add", lambda _, one: told.append(("add", one)))
 
-    def remove(_: Supervisor, one: Listener, *, reset_flows: bool) -> None:
+    def remove(_: Supervisor, one: Listener, *, reset_flows: bool, let_go: object) -> None:
+        assert let_go is None
         told.append(("reset" if reset_flows else "remove", one))
 
     monkeypatch.setattr(Supervisor, "remove", remove)
@@ -175,8 +176,7 @@ def test_a_listener_gets_a_place_and_goes_to_every_supervisor(
         assert [one.slot for one in listener.route_ipv6] == [8, 7]
         assert same(listener.fd, server.fileno())
         assert not os.get_inheritable(listener.fd)
-        two.remove(5, reset_flows=True)
-        two.remove(5, reset_flows=True)
+        two.remove(5, reset_flows=True, done=lambda: None)
         assert same(places[0], NULL_FD)
     assert told == [("add", listener)] * 2 + [("reset", listener)] * 2
     assert two.listeners == {}
@@ -192,11 +192,11 @@ def test_a_place_is_used_again_as_late_as_possible_and_there_are_no_more(
             one.add(FORWARD._replace(id=index), server.fileno(), {0: 0})
         with pytest.raises(HardspliceError, match="no place left"):
             one.add(FORWARD._replace(id=2), server.fileno(), {0: 0})
-        one.remove(1, reset_flows=False)
-        one.remove(0, reset_flows=False)
+        one.remove(1, reset_flows=False, done=lambda: None)
+        one.remove(0, reset_flows=False, done=lambda: None)
         one.add(FORWARD._replace(id=3), server.fileno(), {0: 0})
         assert one.listeners[3].fd == places[1]
-        one.remove(3, reset_flows=False)
+        one.remove(3, reset_flows=False, done=lambda: None)
 
 
 def test_a_listener_that_can_not_be_served_takes_no_place(

@@ -12,7 +12,7 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, cast
@@ -144,10 +144,11 @@ class RelayGroup:
     def has(self, index: int) -> bool:
         return index in self.listeners
 
-    def remove(self, index: int, *, reset_flows: bool) -> None:
+    def remove(self, index: int, *, reset_flows: bool, done: Callable[[], None]) -> None:
         self.removed.append((index, reset_flows))
         if index in self.listeners:
             os.close(self.listeners.pop(index))
+        done()
 
 
 class SharedBook(Book):
