@@ -192,4 +192,10 @@ def test_the_table_tries_what_it_should() -> None:
         "write an option's value",
         "a message to an abstract socket",
         "mmap, more memory than any process may have",
+        "datagrams: to any port from a listener",
+        "datagrams: the same from another local address",
+        "datagrams: to the target",
+        "datagrams: receive from a listener",
+        "datagrams: receive from a listener of TCP",
+        "datagrams: from a listener of TCP",
     }
