@@ -20,7 +20,7 @@ export VENV PYTHON
 bin := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-i686 test-arches test-packages test-pythons lint generate soak bench bench-peers wheel zipapp deb clean ready-run ready-build ready-test
+.PHONY: help demo test test-i686 test-arches test-engines test-packages test-pythons lint generate soak bench bench-peers wheel zipapp deb clean ready-run ready-build ready-test
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -38,6 +38,9 @@ test-i686: ready-test ## as i386 programs on this kernel, the relay's whole cont
 
 test-arches: ready-test ## on other architectures' kernels, under qemu
 	@$(bin)/python -m pytest -m arches tests/arches $(ARGS)
+
+test-engines: ready-test ## unmodified container engines, which it installs (root, network, Debian)
+	@path=$$(tools/engines.sh) && PATH="$$PATH:/usr/sbin:$$path" $(bin)/python -m pytest -rs tests/engines $(ARGS)
 
 test-packages: ready-test ## packages, in clean trees of distributions (root, network)
 	@$(bin)/python -m pytest -m packages tests/packaging $(ARGS)
