@@ -128,6 +128,8 @@ def test_it_has_everything_that_packaging_has(package: Built) -> None:
     assert {name for name in wanted if not {name, f"{name}.gz"} & names} == set()
     assert {"/etc/hardsplice", "/etc/hardsplice/README"} <= set(listed)
     assert {"/usr/libexec/hardsplice/oci-hook", "/usr/libexec/cni/hardsplice"} <= set(listed)
+    shared = {"/usr/libexec/cni", "/usr/share/containers/oci", "/usr/share/containers/oci/hooks.d"}
+    assert shared <= set(listed), "a folder that nobody owns stays behind"
     assert any(path.endswith("/hardsplice/py.typed") for path in listed)
     assert sum("/policies/" in path and path.endswith(".toml") for path in listed) == len(
         list((ROOT / "policy").glob("*.toml"))
