@@ -167,4 +167,4 @@ def _number(payload: bytes) -> int:
 
 
 TestLives = Lives.TestCase
-TestLives.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestLives.settings = settings(max_examples=30, stateful_step_count=25, deadline=None)
