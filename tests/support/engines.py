@@ -63,10 +63,12 @@ def bubblewrap(owner: Identity, *options: str) -> Iterator[int]:
 class Podman:
     """Podman as somebody uses it. A script in there has IMAGE, and says what it wants to say."""
 
-    def __init__(self, owner: Identity, folder: Path) -> None:
+    def __init__(self, owner: Identity, folder: Path, helpers: Path | None = None) -> None:
+        """``helpers`` is a folder with programs that Podman takes before its own."""
         need("podman", "busybox", "newuidmap", "crun", "runc")
         self.owner = owner
         self.folder = folder
+        self.helpers = helpers
         image = folder / "image" / "bin"
         image.mkdir(parents=True)
         shutil.copy(shutil.which("busybox") or "", image / "busybox")
@@ -80,6 +82,7 @@ class Podman:
         ended = "podman rm --all --force --time 0 >/dev/null 2>&1"
         uid = str(self.owner.uid or 0)
         return [
+            "env", f"HELPERS={self.helpers or ''}",
             "unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child",
             str(_SURROUNDINGS), str(self.folder), uid, "sh", "-c",
             f"trap '{ended}' EXIT; {begun}; {works} || exit 77\n{script}",
