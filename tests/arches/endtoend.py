@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from hardsplice.kernel import linux
 from hardsplice.net import loopback
 from hardsplice.sandbox import seccomp
-from tests.arches import commands
+from tests.arches import commands, datagrams
 from tests.arches.instance import PATIENCE, Instance, calls_are, is_locked_down
 from tests.arches.tap import Writer
 
@@ -63,17 +63,25 @@ class Namespace:
             loopback.bring_up()
             channel.send(b"up")
             while request := channel.recv(1):
-                family = socket.AF_INET6 if request == b"6" else socket.AF_INET
-                with socket.socket(family, socket.SOCK_STREAM) as made:
+                family = socket.AF_INET6 if request in b"6v" else socket.AF_INET
+                kind = socket.SOCK_DGRAM if request in b"uv" else socket.SOCK_STREAM
+                with socket.socket(family, kind) as made:
                     socket.send_fds(channel, [b"s"], [made.fileno()])
         finally:
             os._exit(0)
 
-    def socket(self, family: socket.AddressFamily) -> socket.socket:
-        """A TCP socket that belongs to the namespace."""
-        self._channel.send(b"6" if family == socket.AF_INET6 else b"4")
+    def datagram_socket(self, family: socket.AddressFamily) -> socket.socket:
+        """A UDP socket that belongs to the namespace."""
+        return self._made(b"v" if family == socket.AF_INET6 else b"u")
+
+    def _made(self, request: bytes) -> socket.socket:
+        self._channel.send(request)
         _, (fd,), _, _ = socket.recv_fds(self._channel, 1, 1)
         return socket.socket(fileno=fd)
+
+    def socket(self, family: socket.AddressFamily) -> socket.socket:
+        """A TCP socket that belongs to the namespace."""
+        return self._made(b"6" if family == socket.AF_INET6 else b"4")
 
     def close(self) -> None:
         """Let the process end, and the namespace with it."""
@@ -325,6 +333,7 @@ def run(report: Writer, arch: str) -> None:
         _serve(report, arch, instance, inside)
     instance.process.terminate()
     report.check("SIGTERM ends it", lambda: instance.end(0))
+    datagrams.run(report, inside)
     inside.close()
     report.check("a command, as an ordinary user", lambda: commands.fixed_ports(1000))
     report.check("a command, as root, and ports that change", commands.changing_ports)
