@@ -419,3 +419,23 @@ except OSError as error:
 assert left == {leaves}
 """
     assert run(code, relay_filter, before=before, own=INTERFACES) == 0
+
+
+def test_a_listener_that_was_shut_down_sends_no_more(relay_filter: bytes) -> None:
+    """The host monitor does that where a port is removed (monitor/effects.py). shutdown(2) answers
+    ENOTCONN, and takes effect all the same (inet_shutdown, net/ipv4/af_inet.c).
+    """
+    before = """
+assert socketcalls.shutdown(10, socket.SHUT_RDWR) == -errno.ENOTCONN
+client.send(b"late")
+"""
+    code = """
+assert receive(10) == receive(10) == 1
+try:
+    send_from(10, "127.0.0.1", elsewhere)
+except OSError as error:
+    assert error.errno == errno.EPIPE, error
+else:
+    raise AssertionError("it was sent")
+"""
+    assert run(code, relay_filter, before=before) == 0
