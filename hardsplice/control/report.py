@@ -15,6 +15,7 @@ from hardsplice.control.prometheus import CONTENT_TYPE, render
 from hardsplice.control.world import Call, RelayView, Snapshot
 from hardsplice.model.direction import Direction
 from hardsplice.model.forward import Forward
+from hardsplice.model.protocol import Protocol
 from hardsplice.telemetry.flow_table import FlowRow, endpoint_text
 
 FLOWS_SHOWN = 1000  # in one answer
@@ -25,11 +26,18 @@ class _Side:
     """One direction at one moment."""
 
     relays: Sequence[RelayView]
-    ports: int
+    ports: Sequence[Forward]
+
+    def of(self, protocol: Protocol) -> _Side:
+        """What of it is of one protocol."""
+        return _Side(
+            [relay for relay in self.relays if relay.protocol is protocol],
+            [port for port in self.ports if port.protocol is protocol],
+        )
 
 
-DIRECTION: tuple[Field[_Side], ...] = (
-    Field("ports", "The number of forwarded ports.", lambda side: side.ports),
+PROTOCOL: tuple[Field[_Side], ...] = (
+    Field("ports", "The number of forwarded ports.", lambda side: len(side.ports)),
     Field("relays", "The number of relays.", lambda side: len(side.relays)),
     Field(
         "flows",
@@ -45,6 +53,14 @@ DIRECTION: tuple[Field[_Side], ...] = (
         "gauges",
         "The gauges of all relays together; see below.",
         lambda side: _sum(relay.gauges for relay in side.relays),
+    ),
+)
+DIRECTION: tuple[Field[_Side], ...] = (
+    *PROTOCOL,
+    Field(
+        "protocols",
+        "An object for each protocol, tcp and udp, with the same of it alone.",
+        lambda side: {one: build(PROTOCOL, side.of(one)) for one in Protocol},
     ),
 )
 STATUS: tuple[Field[tuple[Snapshot, Sequence[Forward]]], ...] = (
@@ -81,7 +97,7 @@ def status(call: Call) -> None:
 
 def _side(now: Snapshot, present: Sequence[Forward], direction: Direction) -> _Side:
     relays = [relay for relay in now.relays if relay.direction == direction]
-    return _Side(relays, sum(port.direction == direction for port in present))
+    return _Side(relays, [port for port in present if port.direction == direction])
 
 
 def _sum(tables: Iterable[Mapping[str, int]]) -> dict[str, int]:

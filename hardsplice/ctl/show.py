@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hardsplice.model.direction import Direction
@@ -84,12 +84,12 @@ def flows(answer: Mapping[str, Any]) -> list[str]:
     listed = answer["flows"]
     rows = [
         (
-            flow["direction"], flow["state"], flow["client"], flow["target"],
+            flow["direction"], flow["protocol"], flow["state"], flow["client"], flow["target"],
             duration(flow["seconds"]), size(flow["bytesToTarget"]), size(flow["bytesToClient"]),
         )
         for flow in listed
     ]  # fmt: skip
-    heads = ("DIRECTION", "STATE", "CLIENT", "TARGET", "AGE", "TO TARGET", "TO CLIENT")
+    heads = ("DIRECTION", "PROTO", "STATE", "CLIENT", "TARGET", "AGE", "TO TARGET", "TO CLIENT")
     left_out = answer["total"] - len(listed)
     more = [f"and {left_out} more"] if left_out > 0 else []
     return [*table(heads, rows), *more]
@@ -109,12 +109,28 @@ def status(answer: Mapping[str, Any]) -> list[str]:
         if count:
             lines.append(f"denied: {count} x {what}")
     lines.append("")
-    rows = [(name, *_direction(answer["directions"][name])) for name in Direction]
+    rows = [
+        (name, *_numbers(of))
+        for direction in Direction
+        for name, of in _by_protocol(direction, answer["directions"][direction])
+    ]
     heads = ("", "PORTS", "RELAYS", "RESTARTS", "FLOWS", *map(str.upper, COUNTED))
     return [*map(printable, lines), *table((*heads, "TO TARGET", "TO CLIENT"), rows)]
 
 
-def _direction(answer: Mapping[str, Any]) -> tuple[str, ...]:
+def _by_protocol(
+    direction: Direction, answer: Mapping[str, Any]
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """A direction; its protocols one by one where there is more than TCP."""
+    protocols = answer.get("protocols", {})
+    udp = protocols.get("udp")
+    if udp and (udp["ports"] or udp["counters"].get("accepted")):
+        yield from ((f"{direction} {name}", of) for name, of in protocols.items())
+    else:
+        yield direction, answer
+
+
+def _numbers(answer: Mapping[str, Any]) -> tuple[str, ...]:
     counters = answer["counters"]
     return (
         str(answer["ports"]),

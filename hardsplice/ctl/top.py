@@ -94,12 +94,12 @@ def _flows(before: Sample, now: Sample, seconds: float) -> list[str]:
     rates.sort(key=lambda pair: -sum(pair[0]))
     rows = [
         (
-            flow["direction"], flow["state"], flow["client"], flow["target"],
+            flow["direction"], flow["protocol"], flow["state"], flow["client"], flow["target"],
             show.duration(flow["seconds"]), *map(show.size, each),
         )
         for each, flow in rates
     ]  # fmt: skip
-    heads = ("DIRECTION", "STATE", "CLIENT", "TARGET", "AGE", "TO TARGET/S", "TO CLIENT/S")
+    heads = ("DIRECTION", "PROTO", "STATE", "CLIENT", "TARGET", "AGE", "TO TARGET/S", "TO CLIENT/S")
     return show.table(heads, rows)
 
 

@@ -25,9 +25,10 @@ from hardsplice.model import ports
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import HardspliceError
 from hardsplice.model.forward import Forward, Source
+from hardsplice.model.protocol import Protocol
 from tests.support.clock import FakeClock
 from tests.support.stream import PATIENCE
-from tests.unit.control.fake_world import FakeWorld, flow
+from tests.unit.control.fake_world import FakeWorld, flow, relay
 from tests.unit.ctl.fake_server import serving
 
 
@@ -200,6 +201,17 @@ def test_an_interface_is_shown_where_one_listens_on_it() -> None:
 # --- what is shown --------------------------------------------------------------------------------
 
 
+def test_where_there_is_udp_its_state_has_a_line_of_its_own(
+    world: FakeWorld, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "\ninbound  " in run(capsys, "status")[1]
+    world.relays.append(relay(Direction.INBOUND, protocol=Protocol.UDP))
+    lines = run(capsys, "status")[1].splitlines()
+    shown = [line.split()[:4] for line in lines[-3:]]
+    assert shown[:2] == [["inbound", "tcp", "0", "1"], ["inbound", "udp", "0", "1"]]
+    assert shown[2][:3] == ["outbound", "0", "2"], "where there is none it has none"
+
+
 def test_status_flows_and_metrics(world: FakeWorld, capsys: pytest.CaptureFixture[str]) -> None:
     world.lacking = ["deny ports by Landlock"]
     world.present = [(Direction.INBOUND, flow(1000))]
@@ -208,7 +220,8 @@ def test_status_flows_and_metrics(world: FakeWorld, capsys: pytest.CaptureFixtur
     assert "not in force: deny ports by Landlock" in status
     assert "denied: 2 x peer" in status
     lines = run(capsys, "flows")[1].splitlines()
-    assert lines[1].split()[:4] == ["inbound", "established", "127.0.0.1:1000", "[::1]:80"]
+    shown = ["inbound", "tcp", "established", "127.0.0.1:1000", "[::1]:80"]
+    assert lines[1].split()[:5] == shown
     assert lines[2] == "and 8 more"
     text = run(capsys, "metrics")[1]
     assert "# TYPE hardsplice_flows gauge" in text
