@@ -21,7 +21,7 @@ from hardsplice.ipc.descriptors import NULL_FD
 from hardsplice.ipc.loop import Loop
 from hardsplice.kernel import unotify
 
-LET_GO_SECONDS = 1.0
+LET_GO_SECONDS = 3.0
 NOT_HERE = "this kernel can't put a descriptor into another process (Linux 5.9)"
 
 
@@ -29,13 +29,19 @@ class Placing:
     """What one relay has to ask for."""
 
     def __init__(
-        self, loop: Loop, is_there: Callable[[int, int], bool], breach: Callable[[str], None]
+        self,
+        loop: Loop,
+        is_there: Callable[[int, int], bool],
+        ask: Callable[[Callable[[], None]], None],
+        breach: Callable[[str], None],
     ) -> None:
         """``is_there`` returns whether the port with this number still has its listener at that
-        place; ``breach`` ends the relay.
+        place; ``ask`` pings the relay, and calls what it is given at the answer; ``breach`` ends
+        the relay.
         """
         self._loop = loop
         self._is_there = is_there
+        self._ask = ask
         self._breach = breach
         self._fd = -1
         self._poller = select.poll()
@@ -102,8 +108,9 @@ class Placing:
         if not self._put(identity, place, is_there=is_there):
             return  # it was interrupted, and calls again
         self._due.popleft()
-        if not is_added:
-            self._has_let_go(port_id)
+        if port_id in self._let_go:
+            # The kernel closes what was there as the call returns in the relay, which is later.
+            self._ask(lambda: self._has_let_go(port_id))
 
     def _put(self, identity: int, place: int, *, is_there: bool) -> bool:
         try:

@@ -17,6 +17,7 @@ import errno
 import itertools
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 
 from hardsplice.ipc import child
@@ -71,7 +72,8 @@ class Supervisor:
         self.is_draining = False
         self.outbox = Outbox(loop, self._record_sent, owner.note, self._cut_off)
         self.supply = Supply(loop, plan.protocol, owner.note)
-        self.placing = Placing(loop, self._has, self._cut_off)
+        self.asked: deque[Callable[[], None]] = deque()  # what to do at its answers to pings
+        self.placing = Placing(loop, self._has, self._ask, self._cut_off)
         self.reports = Reports(owner)
 
     def _dialogue(self) -> Dialogue:
@@ -95,6 +97,7 @@ class Supervisor:
             return
         self.child = Child(pid, channel)
         self.dialogue = self._dialogue()
+        self.asked.clear()
         self.last_words = ""
         self.is_cut_off = self.is_in_breach = False
         self.outbox.begin(channel)
@@ -173,10 +176,14 @@ class Supervisor:
     def ping(self) -> None:
         """Ping the relay."""
         self.is_pinged = not self.is_drained
-        if self.child is None or self.is_cut_off:
-            return
-        if self.child.channel.send(Record(Kind.PING), wait=False):
+        self._ask(self._alive)
+
+    def _ask(self, then: Callable[[], None]) -> None:
+        """Ping the relay, and call that when it answers, if it does."""
+        child = None if self.is_cut_off else self.child
+        if child and child.channel.send(Record(Kind.PING), wait=False):
             self.dialogue.expect()
+            self.asked.append(then)
 
     def hang_up(self) -> None:
         """Tell the relay to end, which it does at end of file on its channel."""
@@ -226,7 +233,7 @@ class Supervisor:
         reason, _, hint = (self.last_words or describe_status(status)).partition("\n")
         if self.is_draining:
             if status:
-                self.owner.note(Note.DIED, 0, 0, self._by_name(reason))
+                self.owner.note(Note.DIED, 0, 0, reason.encode(errors="replace"))
             self._alive()
             self.owner.relay_drained()
             return
@@ -246,19 +253,13 @@ class Supervisor:
         self.owner.accept_paused()
         self.loop.after(delay, self.start)
 
-    def _by_name(self, reason: str) -> bytes:
-        """Why the relay ended, for a note; of TCP's it goes without saying that it is one."""
-        name = "" if self.plan.protocol is Protocol.TCP else "of UDP, "
-        return f"{name}{reason}".encode(errors="replace")
-
     def _is_sound(self, fd: int) -> bool:
-        """Whether relays can go on with a listener. If ports may change, a listener of the host
-        that has ended was removed, and the order about that comes next; otherwise the host monitor,
-        which holds it too, gets the note that a relay was replaced and checks it itself
-        (monitor/effects.py).
+        """Whether relays can go on with a listener. If ports may change, one of the host that has
+        ended was removed, and the order about that comes next; otherwise the host monitor hears
+        that a relay was replaced, and checks it itself (monitor/effects.py).
         """
-        is_the_hosts = self.plan.is_dynamic and self.plan.direction is Direction.INBOUND
-        protocol = self.plan.protocol
+        plan, protocol = self.plan, self.plan.protocol
+        is_the_hosts = plan.is_dynamic and plan.direction is Direction.INBOUND
         return is_sound(fd, protocol) or (is_the_hosts and has_ended(fd, protocol))
 
     def _start_later(self, error: OSError) -> None:
@@ -340,14 +341,14 @@ class Supervisor:
             self.owner.relay_alive()
 
     def _pong(self, _: Record) -> None:
-        self._alive()
+        self.asked.popleft()()
 
     def _ready(self, record: Record) -> None:
         if record.fds and not self._take_questions(record.fds[0]):
             return
         self._alive()  # a relay that was being replaced can't have got the ping
         if self.succeeds:
-            self.owner.note(Note.RESTARTED, 0, 0, self._by_name(self.succeeds))
+            self.owner.note(Note.RESTARTED, 0, 0, self.succeeds.encode(errors="replace"))
             self.succeeds = ""
         if not self.was_ready:
             self.was_ready = True

@@ -14,6 +14,7 @@ import socket
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 
 import pytest
 
@@ -114,7 +115,10 @@ class Stand:
         self.there: set[tuple[int, int]] = set()
         self.breaches: list[str] = []
         self.placing = Placing(
-            self.loop, lambda port, place: (port, place) in self.there, self._breach
+            self.loop,
+            lambda port, place: (port, place) in self.there,
+            lambda call: call(),
+            self._breach,
         )
         self.placing.begin(relay.questions)
         relay.questions = -1
@@ -347,7 +351,7 @@ def test_a_signal_that_stops_a_relay_and_lets_it_go_on_costs_it_nothing(
 
 def test_what_can_not_be_asked_by_is_an_error_and_is_closed() -> None:
     loop = Loop()
-    placing = Placing(loop, lambda *_: False, lambda _: None)
+    placing = Placing(loop, lambda *_: False, lambda call: call(), lambda _: None)
     for fd in (os.open(os.devnull, os.O_RDWR), *os.pipe()):
         with pytest.raises(OSError, match="ioctl"):
             placing.begin(fd)
@@ -365,7 +369,24 @@ def test_a_kernel_that_can_not_do_it_is_noticed_before_anything_is_promised(
 
     monkeypatch.setattr(unotify, "put", refuse)
     loop = Loop()
-    placing = Placing(loop, lambda *_: False, lambda _: None)
+    placing = Placing(loop, lambda *_: False, lambda call: call(), lambda _: None)
     with pytest.raises(OSError, match="Invalid"):
         placing.begin(os.dup(relay.questions))
     loop._epoll.close()
+
+
+def test_that_a_listener_was_let_go_is_told_once_and_after_its_call(stand: Stand) -> None:
+    told: list[int] = []
+    stand.tell(PLACE, 7)
+    stand.placing.when_let_go(7, lambda: told.append(7))
+    stand.placing._has_let_go(7)
+    stand.placing._has_let_go(7)
+    assert told == [7]
+
+
+def test_a_relay_that_is_gone_has_let_go_of_all(stand: Stand) -> None:
+    told: list[int] = []
+    for port in (7, 8):
+        stand.placing.when_let_go(port, partial(told.append, port))
+    stand.placing.forget()
+    assert told == [7, 8]

@@ -290,7 +290,7 @@ def test_a_frame_has_the_busiest_flow_first_and_fits_the_terminal() -> None:
     lines = top.frame(before, now, 200, 50)
     assert lines[0].startswith("hardsplice 1.2.3, process 42")
     table = [line.split() for line in lines if ":" in line and "127.0.0.1" in line]
-    assert [row[2] for row in table] == ["127.0.0.1:2000", "127.0.0.1:1000"]
+    assert [row[3] for row in table] == ["127.0.0.1:2000", "127.0.0.1:1000"]
     assert table[0][-2:] == ["2.0K", "0"]
     assert table[1][-2:] == ["10", "0"]
     assert all(len(line) <= 20 for line in top.frame(before, now, 20, 50))
