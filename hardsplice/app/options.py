@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import TYPE_CHECKING
 
 from hardsplice.app.modes import Mode, detect_mode, pid_of
@@ -21,7 +22,6 @@ from hardsplice.model.errors import HardspliceError, quote
 from hardsplice.model.forward import Auto, Forward
 from hardsplice.model.lifetimes import Lifetimes
 from hardsplice.model.protocol import Protocol
-from hardsplice.model.roles import RELAYS
 from hardsplice.model.spec import Inherited, is_inherited
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ def parse_args(
         inherited=asked.inherited(),
         inbound_auto=asked.autos(Direction.INBOUND),
         outbound_auto=asked.autos(Direction.OUTBOUND),
-        any_port=frozenset(RELAYS if given.control is not None else ()),
+        any_port=frozenset(product(Direction, Protocol) if given.control is not None else ()),
         versions=versions,
         foreground=given.foreground or mode is Mode.COMMAND,
         verbosity=_verbosity(given),
