@@ -109,13 +109,99 @@ def test_what_is_no_listener_of_the_host_is_refused(
     assert "Traceback" not in said
 
 
+def datagrams(manager: Manager, name: str) -> int:
+    """A socket unit's socket of UDP: its port."""
+    with socket.socket(type=socket.SOCK_DGRAM) as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+        manager.units.append((name, one.detach()))
+    return port
+
+
+def echoes(port: int, server: socket.socket) -> None:
+    """A datagram gets to the server, and its answer back."""
+    with socket.socket(type=socket.SOCK_DGRAM) as client:
+        client.settimeout(PATIENCE)
+        client.connect(("127.0.0.1", port))
+        client.send(b"ping")
+        data, sender = server.recvfrom(16)
+        server.sendto(data, sender)
+        assert client.recv(16) == b"ping"
+
+
+def test_sockets_of_udp_are_taken_by_their_own_option(
+    serve: Serve, namespace: Namespace, inside: socket.socket
+) -> None:
+    """What takes the rest takes that of its protocol."""
+    manager = Manager()
+    web, dns, other = unit(manager, "web"), datagrams(manager, "dns"), datagrams(manager, "other")
+    with namespace.datagram_socket(socket.AF_INET) as server:
+        server.bind(("127.0.0.1", 53))
+        server.settimeout(PATIENCE)
+        serve(
+            manager, "-f", "-t", "inherit:80", "-u", "inherit:dns:53", "-u", "inherit:53",
+            str(namespace.pid),
+        ).until_ready()  # fmt: skip
+        passes(web, inside)
+        echoes(dns, server)
+        echoes(other, server)
+    manager.stop()
+
+
+def test_a_socket_of_udp_is_kept_while_the_service_is_restarted(
+    serve: Serve, namespace: Namespace
+) -> None:
+    """What came meanwhile waits in it."""
+    manager = Manager(keeps=16)
+    port = free_ports()
+    with namespace.datagram_socket(socket.AF_INET) as server:
+        server.bind(("127.0.0.1", 53))
+        server.settimeout(PATIENCE)
+        words = ("-f", "-u", f"127.0.0.1/{port}:53", str(namespace.pid))
+        serve(manager, *words).until_ready()
+        echoes(port, server)
+        manager.stop()
+        with socket.socket(type=socket.SOCK_DGRAM) as client:
+            client.settimeout(PATIENCE)
+            client.connect(("127.0.0.1", port))
+            client.send(b"early")
+            serve(manager, *words).until_ready()
+            data, sender = server.recvfrom(16)
+            server.sendto(data, sender)
+            assert client.recv(16) == b"early"
+    manager.stop()
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [("tcp", "it is no UDP socket"), ("unbound", "it is not bound"), ("peer", "it is connected")],
+)
+def test_what_is_no_socket_of_udp_that_all_may_send_to_is_refused(
+    serve: Serve, namespace: Namespace, kind: str, reason: str
+) -> None:
+    manager = Manager()
+    if kind == "tcp":
+        unit(manager, "dns")
+    else:
+        with socket.socket(type=socket.SOCK_DGRAM) as one:
+            if kind == "peer":
+                one.connect(("127.0.0.1", 9))
+            manager.units.append(("dns", one.detach()))
+    serve(manager, "-f", "-u", "inherit:dns:53", str(namespace.pid))
+    assert manager.wait() == 1
+    assert f"cannot take listener 'dns': {reason}" in manager.messages()
+
+
 def test_one_that_nobody_takes_is_said_and_closed(
     serve: Serve, namespace: Namespace, inside: socket.socket
 ) -> None:
     manager = Manager()
     port = unit(manager, "spare")
     serve(manager, "-f", "-t", f"127.0.0.1/{free_ports()}:80", str(namespace.pid)).until_ready()
-    assert "listener 'spare' was passed, but no -t inherit takes it" in manager.messages()
+    assert (
+        "listener 'spare' was passed, but no -t inherit and no -u inherit takes it"
+        in manager.messages()
+    )
     manager.stop()
     assert port
 
