@@ -172,7 +172,8 @@ class Sender:
             if code:
                 return code
         first = slots[0]
-        if slots[-1] - first == len(slots) - 1:
+        are_neighbours = slots[-1] - first == len(slots) - 1
+        if are_neighbours:
             self.parts.resize(first, sizes)
         else:
             self.parts.place(slots, sizes)
@@ -180,7 +181,7 @@ class Sender:
         sent = self.kernel.write(flow.fd, self.parts, first, len(slots))
         if sent < 0 and -sent in OF_ANOTHER:
             sent = self.kernel.write(flow.fd, self.parts, first, len(slots))
-        if first != slots[0]:
+        if not are_neighbours:
             self.parts.restore(len(slots))
         total = sum(sizes)
         number = count_of(total, segment)
