@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The contract over every way there is: UDP itself, its oracle.
+"""The contract over every way there is: UDP itself first, as its oracle, then through hardsplice.
 
 All ways run all the cases but the long ones, which watch for idleness; two ways, which differ in
 everything, run them.
@@ -14,25 +14,35 @@ import pytest
 
 from tests.conftest import identity_named
 from tests.relay_udp import contract, contract_absence, contract_bound, contract_segments
-from tests.support.datagram_paths import DIRECT, Direct, Path
+from tests.support.datagram_paths import DIRECT, SPLICED, Direct, Path, Service, Spliced
+from tests.support.product import Program
 
 PARTS = (contract, contract_absence, contract_bound, contract_segments)
 _ALL = ("direct-ipv4", "inbound-ipv4-root", "outbound-dual6-user")
 
 
 @pytest.fixture(scope="module")
-def ways() -> Iterator[Callable[[str], Path]]:
+def ways(program: Program) -> Iterator[Callable[[str], Path]]:
     """The ways of support/datagram_paths.py by name, each made when it is first asked for."""
-    made: dict[str, Direct] = {}
+    services: dict[tuple[str, bool], Service] = {}
+    direct: dict[str, Direct] = {}
 
     def way(name: str) -> Path:
-        if name not in made:
-            made[name] = Direct(name.removeprefix("direct-"), identity_named("user"))
-        return made[name]
+        start, kind, *who = name.split("-")
+        if start == "direct":
+            if name not in direct:
+                direct[name] = Direct(kind, identity_named("user"))
+            return direct[name]
+        which = who[0], kind.startswith("frag")
+        if which not in services:
+            services[which] = Service(program, identity_named(who[0]), ethernet=which[1])
+        return Spliced(services[which], kind, inbound=start == "inbound")
 
     yield way
-    for one in made.values():
-        one.close()
+    for service in services.values():
+        service.close()
+    for oracle in direct.values():
+        oracle.close()
 
 
 def _belongs(way: str, name: str) -> bool:
@@ -48,7 +58,9 @@ def _belongs(way: str, name: str) -> bool:
 
 
 def _runs() -> list[tuple[str, str]]:
-    return [(way, name) for way in DIRECT for name in contract.CASES if _belongs(way, name)]
+    return [
+        (way, name) for way in (*DIRECT, *SPLICED) for name in contract.CASES if _belongs(way, name)
+    ]
 
 
 @pytest.mark.parametrize(("way", "name"), _runs())

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Ports of datagrams that come and go while hardsplice serves, locked down as ever."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hardsplice.ctl.client import Client, RefusedError
+from tests.relay_udp.site import DIRECTIONS, Launch, Site, sited
+from tests.support.datagram_paths import Lane
+from tests.support.datagrams import Letters, carry
+from tests.support.netns import Identity
+from tests.support.stream import eventually
+
+pytestmark = pytest.mark.usefixtures("nothing_left_behind")
+
+
+@pytest.fixture(params=DIRECTIONS)
+def site(
+    launch: Launch, identity: Identity, user_directory: Path, request: pytest.FixtureRequest
+) -> Iterator[Site]:
+    """One without a port, for either direction."""
+    with sited(launch, identity, user_directory, request.param, bare=True) as made:
+        yield made
+
+
+def add(site: Site, proto: str = "udp", more: int = 0, address: str = "127.0.0.1") -> int:
+    """Add a port as the API has it; its number."""
+    here, there = (site.entry + more, site.exit + more)
+    spec: dict[str, object] = {"proto": proto}
+    if site.direction == "inbound":
+        spec |= {"parentIP": address, "parentPort": here, "childPort": there}
+    else:
+        spec |= {"childIP": address, "childPort": here, "parentPort": there}
+        spec["direction"] = "outbound"
+    with contextlib.closing(Client(str(site.control))) as client:
+        return int(client.add(spec)["id"])
+
+
+def remove(site: Site, number: int, *, reset: bool = False) -> None:
+    with contextlib.closing(Client(str(site.control))) as client:
+        client.remove(number, reset_flows=reset)
+
+
+def listed(site: Site) -> list[tuple[int, str]]:
+    """Number and protocol of each port."""
+    with contextlib.closing(Client(str(site.control))) as client:
+        return [(one["id"], one["spec"]["proto"]) for one in client.get("/v1/ports?direction=all")]
+
+
+def is_open(lane: Lane) -> bool:
+    """Whether somebody is bound for the clients."""
+    with lane.ends.client_side(lane.family) as probe:
+        if lane.family == socket.AF_INET6:
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        try:
+            probe.bind(lane.entry())
+        except OSError as error:
+            return error.errno == errno.EADDRINUSE
+    return False
+
+
+def test_the_first_port_starts_the_relay(site: Site) -> None:
+    """Without a port there is no process for datagrams; afterwards there is, and it serves."""
+    assert site.relays() == []
+    number = add(site)
+    with site.lane() as lane:
+        lane.meet(lane.client(), lane.server())
+        assert len(site.relays()) == 1
+        assert listed(site) == [(number, "udp")]
+        lane.assert_quiet()
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_removed_port_is_free_and_can_come_again(site: Site, reset: bool) -> None:
+    """Its flows end with it, another port's go on, and nothing is heard of the old ones."""
+    doomed, kept = add(site), add(site, more=1)
+    with site.lane() as lane:
+        client, server = lane.client(0), lane.server(0)
+        other, others = lane.client(1), lane.server(1)
+        old = lane.meet(client, server)
+        lane.meet(other, others)
+        remove(site, doomed, reset=reset)
+        assert listed(site) == [(kept, "udp")]
+        assert not is_open(lane)
+        eventually(lambda: len(site.flows()) == 1, "the flow ends")
+        with contextlib.suppress(ConnectionRefusedError):
+            server.send(b"too late", old)
+        carry(other, others, Letters().some([100] * 20))
+        again = add(site)
+        assert again not in (doomed, kept)
+        lane.meet(lane.client(0), server)
+        lane.meet(other, others)
+
+
+@pytest.mark.parametrize(
+    ("proto", "address", "families"),
+    [
+        ("udp", "", {socket.AF_INET, socket.AF_INET6}),
+        ("udp4", "", {socket.AF_INET}),
+        ("udp6", "", {socket.AF_INET6}),
+        ("udp", "::1", {socket.AF_INET6}),
+    ],
+)
+def test_families(
+    site: Site, proto: str, address: str, families: set[socket.AddressFamily]
+) -> None:
+    """Which clients are served; and the server may be on either loopback."""
+    add(site, proto, address=address)
+    for family in (socket.AF_INET, socket.AF_INET6):
+        with site.lane(family=family) as lane:
+            assert is_open(lane) == (family in families)
+            if family in families:
+                lane.meet(lane.client(), lane.server())
+
+
+def test_the_same_port_again_is_refused(site: Site) -> None:
+    """With its number, while TCP's with the same number is another."""
+    number = add(site)
+    with pytest.raises(RefusedError, match=f"forwarded already, with the id {number}"):
+        add(site)
+    add(site, "tcp")
+    with site.lane() as lane:
+        lane.meet(lane.client(), lane.server())
+
+
+def test_another_programs_port_is_refused(site: Site) -> None:
+    with site.lane() as lane:
+        with lane.ends.client_side(socket.AF_INET) as other:
+            other.bind(lane.entry())
+            with pytest.raises(RefusedError, match="Address already in use"):
+                add(site)
+        add(site)
+        lane.meet(lane.client(), lane.server())
