@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.engines import IMAGE, PORT, Podman
-from tests.support.frontends import executable
+from tests.support.frontends import ECHO_DATAGRAM, executable, udp_server
 from tests.support.netns import Identity
 from tests.support.product import Program
 
@@ -168,3 +168,15 @@ def test_a_failure_is_the_containers(networked: Networked) -> None:
     assert said == ["126", "126", "hello"], errors
     assert f"cannot listen on port {HOST_PORT} on the host: Address already in use" in errors
     assert "protocol 'sctp' is not supported" in errors
+
+
+def test_datagrams(networked: Networked, program: Program) -> None:
+    server = udp_server(networked.podman, program.stage())
+    said, errors = networked.run(f"""{ECHO_DATAGRAM}
+        podman run --name web --network net --detach -p {HOST_PORT}:{PORT}/udp \
+            {server} >/dev/null
+        echo_datagram 127.0.0.1 {HOST_PORT}
+        podman restart --time 0 web >/dev/null; echo_datagram ::1 {HOST_PORT}
+        podman rm --force --time 0 web >/dev/null; left
+    """)
+    assert said == ["b'hello'"] * 2, errors
