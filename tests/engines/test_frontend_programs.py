@@ -201,6 +201,29 @@ def test_docker_proxy_forwards_until_it_is_interrupted(*, is_passed: bool, proxy
 
 
 @root_only
+def test_docker_proxy_forwards_datagrams(proxy: Path) -> None:
+    port = free_ports(2)
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
+    ):
+        server.bind(("127.0.0.1", port + 1))
+        process, told = docker_proxy(proxy, port, port + 1, "-proto", "udp")
+        try:
+            assert told == b"0\n"
+            client.connect(("127.0.0.1", port))
+            for one in (server, client):
+                one.settimeout(PATIENCE)
+            client.send(b"hello")
+            data, peer = server.recvfrom(10)
+            server.sendto(data.upper(), peer)
+            assert client.recv(10) == b"HELLO"
+        finally:
+            process.send_signal(signal.SIGINT)
+            assert process.wait(PATIENCE) == 0
+
+
+@root_only
 def test_docker_is_told_what_is_wrong(proxy: Path) -> None:
     port = free_ports(2)
     with socket.create_server(("127.0.0.1", port)):

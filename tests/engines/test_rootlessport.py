@@ -72,7 +72,8 @@ def test_ports_ranges_and_both_families(podman: Podman) -> None:
     lines = said(
         podman,
         f"""
-        web one -p {port}:8080 -p 127.0.0.1:{port + 1}:8080 >/dev/null
+        web one -p {port}:8080 -p 127.0.0.1:{port + 1}:8080 -p {port}:53/udp >/dev/null
+        ps -eo comm | grep -c hs-udp-in
         get http://127.0.0.1:{port}/busybox
         get 'http://[::1]:{port}/busybox'
         get http://127.0.0.1:{port + 1}/busybox
@@ -82,7 +83,7 @@ def test_ports_ranges_and_both_families(podman: Podman) -> None:
         settled
         """,
     )
-    assert lines == [size()] * 4 + ["0", "0"]
+    assert lines == ["1", *[size()] * 4, "0", "0"]
     assert all(can_bind("127.0.0.1", port + at) for at in range(6))
 
 
