@@ -71,7 +71,7 @@ class Role(NamedTuple):
 HOST = Role(
     "hs-host",
     parent="",
-    may="supervises the outbound relays; makes TCP sockets here; writes the log",
+    may="supervises the outbound relays; makes sockets here; writes the log",
     steps=("leaving_steps", "first_steps", "rights_steps", "filter_step"),
     policy="monitor-fixed",
     policy_dynamic="monitor-host",
@@ -81,7 +81,7 @@ HOST = Role(
 NAMESPACE = Role(
     "hs-namespace",
     parent=HOST.name,
-    may="supervises the inbound relays; makes TCP sockets in the namespace",
+    may="supervises the inbound relays; makes sockets in the namespace",
     # The second or the third, by the rights that it has (net/joining.py).
     steps=("first_steps", "leaving_steps", "separating_steps", "rights_steps", "filter_step"),
     policy="monitor",
