@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Real programs that speak by datagrams, through hardsplice: names, streams, files, a VPN."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import identity_named
+from tests.support.datagrams import free_ports
+from tests.support.netns import Identity, Namespace, clean_environment
+from tests.support.product import Instance, Program
+from tests.support.stream import (
+    MIB,
+    PATIENCE,
+    Stream,
+    Violation,
+    eventually,
+    expect,
+    send_and_finish,
+    together,
+)
+
+pytestmark = pytest.mark.usefixtures("nothing_left_behind")
+Launch = Callable[..., Instance]
+
+_PACKAGES = {
+    "dnsmasq": "dnsmasq-base",
+    "dig": "bind9-dnsutils",
+    "dnsperf": "dnsperf",
+    "iperf3": "iperf3",
+    "gtlsserver": "ngtcp2-server",
+    "gtlsclient": "ngtcp2-client",
+    "openssl": "openssl",
+    "wg": "wireguard-tools",
+    "wireguard-go": "wireguard-go",
+}
+_PATH = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
+
+
+def program_named(name: str) -> str:
+    """The program's path; skips where it isn't installed."""
+    found = shutil.which(name, path=_PATH)
+    if found is None:
+        pytest.skip(f"{name} is not installed (Debian: {_PACKAGES[name]})")
+    return found
+
+
+@dataclass
+class Stand:
+    """A namespace, and what is started in it and on the host for one test."""
+
+    identity: Identity
+    namespace: Namespace
+    folder: Path
+    stack: contextlib.ExitStack
+
+    def inside(self, *words: str) -> list[str]:
+        """The command, run in the namespace as its owner."""
+        enter = ["nsenter", "-t", str(self.namespace.pid), "-n"]
+        if not self.identity.is_root:
+            enter += ["-U", "--preserve-credentials"]
+        return self.identity.wrap([*enter, *words])
+
+    def start(self, words: list[str], **environment: str) -> subprocess.Popen[str]:
+        """Start a command that ends with the test; its output can be read."""
+        process = subprocess.Popen(
+            words, cwd="/", env=clean_environment({"LC_ALL": "C.UTF-8", **environment}), text=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        self.stack.callback(process.communicate)
+        self.stack.callback(process.kill)
+        return process
+
+
+@pytest.fixture
+def stand(identity: Identity, namespace: Namespace, user_directory: Path) -> Iterator[Stand]:
+    """Root's, and an ordinary user's."""
+    with contextlib.ExitStack() as stack:
+        yield Stand(identity, namespace, user_directory, stack)
+
+
+def said(words: list[str], **environment: str) -> str:
+    """What a command says; a Violation if it fails."""
+    done = subprocess.run(
+        words, cwd="/", env=clean_environment({"LC_ALL": "C.UTF-8", **environment}), text=True,
+        stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=PATIENCE * 2,
+    )  # fmt: skip
+    if done.returncode != 0:
+        raise Violation(f"{' '.join(words)}: {done.returncode}: {done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def await_line(process: subprocess.Popen[str], what: str) -> str:
+    """The output up to a line that has `what` in it."""
+    assert process.stdout is not None
+    read = ""
+    for line in process.stdout:
+        read += line
+        if what in line:
+            return read
+    raise Violation(f"it ended without {what!r}: {read}")
+
+
+# --- names ---
+
+
+@pytest.fixture
+def resolver(stand: Stand, launch: Launch) -> int:
+    """A port that leads to dnsmasq's port 53 in the namespace, by UDP and by TCP."""
+    if not stand.identity.is_root:
+        pytest.skip("dnsmasq is run by root")
+    dnsmasq = program_named("dnsmasq")
+    program_named("dig")
+    port = free_ports()
+    long = [f"--txt-record=long.test,{'x' * 250}{number}" for number in range(14)]
+    stand.start(
+        stand.inside(
+            dnsmasq, "--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts",
+            "--pid-file=", "--user=root", "--group=root", "--listen-address=127.0.0.1",
+            "--bind-interfaces", "--edns-packet-max=4096", "--address=/some.test/192.0.2.7", *long,
+        )
+    )  # fmt: skip
+    spec = f"127.0.0.1/{port}:53"
+    launch(stand.identity, "-f", "-t", spec, "-u", spec, str(stand.namespace.pid)).wait_ready()
+    eventually(lambda: _asked(port, "some.test") == "192.0.2.7\n", "dnsmasq answers")
+    return port
+
+
+def _asked(port: int, *words: str) -> str:
+    command = ["dig", "@127.0.0.1", "-p", str(port), "+short", "+tries=1", "+time=2", *words]
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=PATIENCE
+    ).stdout
+
+
+@pytest.mark.parametrize("how", ["+notcp", "+tcp"])
+def test_names(resolver: int, how: str) -> None:
+    """dig asks dnsmasq, by UDP and by TCP on ports of the same number."""
+    assert _asked(resolver, how, "some.test") == "192.0.2.7\n"
+
+
+def test_long_answers(resolver: int) -> None:
+    """An answer of some kilobytes by one datagram, and one that is cut short and asked for again
+    by TCP."""
+    for options in (["+bufsize=4096", "+ignore"], ["+bufsize=512"]):
+        answer = _asked(resolver, *options, "long.test", "TXT")
+        assert answer.count("\n") == 14, options
+
+
+def test_many_names(resolver: int, tmp_path: Path) -> None:
+    """dnsperf gets an answer to each question, many at once from several ports."""
+    dnsperf = program_named("dnsperf")
+    questions = tmp_path / "questions"
+    questions.write_text("".join(f"n{number}.some.test A\n" for number in range(200)))
+    told = said(
+        [dnsperf, "-s", "127.0.0.1", "-p", str(resolver), "-d", str(questions), "-n", "20",
+         "-c", "8", "-q", "40"]
+    )  # fmt: skip
+    assert re.search(r"Queries completed: +4000 \(100.00%\)", told), told
+
+
+# --- streams ---
+
+
+@pytest.mark.parametrize("back", [False, True], ids=["there", "back"])
+def test_iperf3(stand: Stand, launch: Launch, back: bool) -> None:
+    """iperf3 -u at a rate that a telephone needs, twice: nothing is lost or out of order."""
+    iperf3, port = program_named("iperf3"), free_ports()
+    server = stand.start(stand.inside(iperf3, "--server", "--forceflush", "--port", "5201"))
+    await_line(server, "Server listening")
+    spec = f"127.0.0.1/{port}:5201"
+    launch(stand.identity, "-f", "-t", spec, "-u", spec, str(stand.namespace.pid)).wait_ready()
+    told = said(
+        [iperf3, "--client", "127.0.0.1", "--port", str(port), "--udp", "--bitrate", "20M",
+         "--parallel", "2", "--length", "1400", "--bytes", "1M", "--json",
+         *(["--reverse"] if back else [])]
+    )  # fmt: skip
+    counted = json.loads(told)["end"]["sum"]
+    assert counted["packets"] >= 700
+    assert counted["lost_packets"] == 0
+
+
+def test_quic(stand: Stand, launch: Launch) -> None:
+    """A file by HTTP/3, both ends of which come with ngtcp2."""
+    server, client = program_named("gtlsserver"), program_named("gtlsclient")
+    key, certificate = stand.folder / "key.pem", stand.folder / "certificate.pem"
+    said(
+        [program_named("openssl"), "req", "-x509", "-newkey", "ec", "-nodes", "-days", "2",
+         "-pkeyopt", "ec_paramgen_curve:prime256v1", "-subj", "/CN=localhost",
+         "-keyout", str(key), "-out", str(certificate)]
+    )  # fmt: skip
+    key.chmod(0o644)
+    content = bytes(Stream().at(0, MIB)) * 3
+    (stand.folder / "served").mkdir(mode=0o755)
+    (stand.folder / "served" / "file").write_bytes(content)
+    (stand.folder / "got").mkdir()
+    stand.start(
+        stand.inside(
+            server, "--quiet", "--htdocs", str(stand.folder / "served"), "127.0.0.1", "443",
+            str(key), str(certificate),
+        )
+    )  # fmt: skip
+    port = free_ports()
+    launch(
+        stand.identity, "-f", "-u", f"127.0.0.1/{port}:443", str(stand.namespace.pid)
+    ).wait_ready()
+
+    def fetched() -> bool:
+        (stand.folder / "got" / "file").unlink(missing_ok=True)
+        done = subprocess.run(
+            [client, "--quiet", "--exit-on-all-streams-close", "--timeout=5s",
+             "--download", str(stand.folder / "got"), "127.0.0.1", str(port),
+             f"https://localhost:{port}/file"],
+            capture_output=True, check=False, timeout=PATIENCE,
+        )  # fmt: skip
+        return done.returncode == 0 and (stand.folder / "got" / "file").exists()
+
+    eventually(fetched, "the file comes")
+    assert (stand.folder / "got" / "file").read_bytes() == content
+
+
+# --- a VPN ---
+
+
+class Within(Identity):
+    """Root, in a network namespace: what is started so takes that for the host's."""
+
+    def wrap(self, argv: list[str]) -> list[str]:
+        return ["nsenter", f"--net={self.name}", *argv]
+
+
+@pytest.mark.root
+def test_wireguard(program: Program, tmp_path: Path) -> None:
+    """A tunnel of WireGuard's (in user space), whose packets are hardsplice's datagrams: TCP
+    through it carries its bytes."""
+    go, wg = program_named("wireguard-go"), program_named("wg")
+    if not os.access("/dev/net/tun", os.W_OK):
+        pytest.skip("/dev/net/tun can't be opened")
+    root = identity_named("root")
+    with contextlib.ExitStack() as stack:
+        host, inner = (stack.enter_context(Namespace(root)) for _ in range(2))
+        ends = {"a": host, "b": inner}
+        keys = {name: said([wg, "genkey"]).strip() for name in ends}
+        public = {}
+        for name, key in keys.items():
+            (tmp_path / name).write_text(key)
+            public[name] = subprocess.run(
+                [wg, "pubkey"], input=key, capture_output=True, text=True, check=True
+            ).stdout.strip()
+        for number, (name, namespace) in enumerate(ends.items(), 1):
+            enter = ["nsenter", f"--net={namespace.net_path}"]
+            interface, other = f"hs{name}{os.getpid() % 100_000}", "ab"[2 - number]
+            tunnel = subprocess.Popen(
+                [*enter, go, "--foreground", interface],
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+            stack.callback(tunnel.wait)
+            stack.callback(tunnel.terminate)
+            eventually(Path(f"/var/run/wireguard/{interface}.sock").exists, "wireguard-go is up")
+            to = ["endpoint", "127.0.0.1:5000", "persistent-keepalive", "1"] if name == "a" else []
+            said(
+                [*enter, wg, "set", interface, "private-key", str(tmp_path / name),
+                 "listen-port", str(5000 + number), "peer", public[other],
+                 "allowed-ips", f"10.77.0.{3 - number}/32", *to]
+            )  # fmt: skip
+            said([*enter, "ip", "address", "add", f"10.77.0.{number}/24", "dev", interface])
+            said([*enter, "ip", "link", "set", interface, "up"])
+        within = Within(host.net_path)
+        instance = Instance(
+            program, within, ["-f", "-u", "127.0.0.1/5000:5002", str(inner.pid)]
+        ).wait_ready()
+        stack.callback(instance.discard)
+        listener = stack.enter_context(inner.socket(socket.AF_INET))
+        listener.bind(("10.77.0.2", 80))
+        listener.listen()
+        listener.settimeout(PATIENCE)
+        client = stack.enter_context(host.socket(socket.AF_INET))
+        client.settimeout(PATIENCE)
+        client.connect(("10.77.0.2", 80))
+        server = stack.enter_context(listener.accept()[0])
+        server.settimeout(PATIENCE)
+        stream = Stream()
+        together(
+            lambda: send_and_finish(client, stream, 3 * MIB),
+            lambda: expect(server, stream, 3 * MIB),
+        )
+        instance.stop()
