@@ -3,8 +3,9 @@
 from the listener's port and the address that the client had asked.
 
 One call receives as many as there are, up to SLOTS; there is at most one such call for a socket in
-a turn, so that none keeps the others waiting. The commonest cases, one datagram of a known client
-and one answer, are handled first, without lists.
+a turn, so that none keeps the others waiting. Answers of several targets are received into slots
+one behind the other; then each listener sends its clients' with one call (`_pass_back`), before
+anything is received from clients, which takes the same slots.
 
 *Errors.* An error that waits at a flow's socket (ICMP) is returned by recvmmsg once, before the
 answers that are in the queue. A refusal ends the flow once these are passed on.
@@ -22,22 +23,29 @@ from hardsplice.relay.udp.rules import (
     CANNOT_JOIN,
     EPOLLERR,
     EPOLLHUP,
-    Run,
     count_of,
     joinable_after,
     runs,
 )
-from hardsplice.relay.udp.table import Flow, ListenerState
+from hardsplice.relay.udp.sending import Resources
+from hardsplice.relay.udp.table import Answer, Flow, ListenerState
 from hardsplice.telemetry import counters as count
 
 _DATAGRAMS_BACK = count.DATAGRAMS + 1
 _DROPS_MASK = 2**32 - 1  # the kernel counts a socket's drops in 32 bits
+_MOST_USED = SLOTS - 16  # slots; with fewer free ones, what is there is passed on first
 
 
 class Answerer(Opener):
     """The layer that receives, and answers clients."""
 
-    __slots__ = ()
+    __slots__ = ("answering", "is_alone", "used")
+
+    def __init__(self, resources: Resources) -> None:
+        super().__init__(resources)
+        self.answering: list[ListenerState] = []  # those that have answers to send
+        self.used = 0  # slots that hold these
+        self.is_alone = False  # this turn has a single event
 
     # --- from clients -----------------------------------------------------------------------------
 
@@ -49,7 +57,7 @@ class Answerer(Opener):
             flow = state.flows.get(inbox.key(0))
             if flow is not None:
                 inbox.renew(0, 1)
-                self._guarded_send(flow, inbox.size(0))
+                self._guarded_send(flow, 0, inbox.size(0))
                 return
         if number <= 0:
             return  # there was none, or an error of an answer, which is gone by this
@@ -64,19 +72,38 @@ class Answerer(Opener):
             if drops is not None:
                 self._count_client_drops(state, drops)
         inbox.renew(0, number)
-        if keys.count(keys[0]) == number:
+        different = len(set(keys))
+        if different == number:
+            self._take_singles(state, keys, sizes, segments)
+        elif different == 1:
             self._take_from(state, keys[0], range(number), sizes, segments)
-            return
-        by_client: dict[bytes, list[int]] = {}
-        for slot, key in enumerate(keys):
-            by_client.setdefault(key, []).append(slot)
-        for key, slots in by_client.items():
-            some = [sizes[slot] for slot in slots]
-            self._take_from(state, key, slots, some, [segments[slot] for slot in slots])
+        else:
+            by_client: dict[bytes, list[int]] = {}
+            for slot, key in enumerate(keys):
+                by_client.setdefault(key, []).append(slot)
+            for key, slots in by_client.items():
+                some = [sizes[slot] for slot in slots]
+                self._take_from(state, key, slots, some, [segments[slot] for slot in slots])
 
-    def _guarded_send(self, flow: Flow, size: int) -> None:
+    def _take_singles(
+        self,
+        state: ListenerState,
+        keys: Sequence[bytes],
+        sizes: Sequence[int],
+        segments: Sequence[int],
+    ) -> None:
+        """Pass on what came from as many clients."""
+        find = state.flows.get
+        for slot, key in enumerate(keys):
+            flow = find(key)
+            if flow is not None and not segments[slot]:
+                self._guarded_send(flow, slot, sizes[slot])
+            else:
+                self._take_from(state, key, (slot,), (sizes[slot],), (segments[slot],))
+
+    def _guarded_send(self, flow: Flow, slot: int, size: int) -> None:
         try:
-            self._send(flow, self.buffers.pointers[0], size)
+            self._send(flow, self.buffers.pointers[slot], size)
         except Exception as error:  # noqa: BLE001 - it ends that flow only
             self._break(flow, error)
 
@@ -113,63 +140,94 @@ class Answerer(Opener):
     # --- from targets -----------------------------------------------------------------------------
 
     def _answer(self, flow: Flow, events: int) -> None:
-        """Receive from a target once, and pass it on."""
-        inbox = self.from_targets
-        number = self.kernel.receive(flow.fd, inbox, 0, SLOTS)
-        if number == 1 and inbox.control_size(0) == 0 and inbox.size(0) <= LARGEST:
-            inbox.renew(0, 1)
-            size = inbox.size(0)
-            outbox = flow.state.outbox
-            self.parts.words[1] = size
-            outbox.put(0, flow.reply, 0, 1, 0)
-            if self.kernel.send_all(flow.state.fd, outbox, 0, 1) == 1:
-                self._count_back(flow, 1, size)
-            else:
-                self._put_all(flow, [(0, 1, 0)], [size])
+        """Receive from a target once, for `_pass_back`; or send at once what nothing else waits
+        with.
+        """
+        if self.used > _MOST_USED:
+            self._pass_back()
+        inbox, first = self.from_targets, self.used
+        number = self.kernel.receive(flow.fd, inbox, first, SLOTS - first)
+        if number == 1 and inbox.control_size(first) == 0 and inbox.size(first) <= LARGEST:
+            inbox.renew(first, 1)
+            self.parts.words[2 * first + 1] = size = inbox.size(first)
+            state, answer = flow.state, (flow, first, 1, 0, size)
+            if self.is_alone:
+                state.outbox.put(0, flow.reply, 0, 1, 0)
+                sent = self.kernel.send_all(state.fd, state.outbox, 0, 1)
+                if sent == 1:
+                    self._count_back(answer)
+                else:
+                    self._put_singly(-sent, 0, answer)
+                return
+            self.used = first + 1
+            if not state.answers:
+                self.answering.append(state)
+            state.answers.append(answer)
         elif number > 0:
-            self._answer_all(flow, number)
+            self._answer_all(flow, first, number)
         else:
             self._on_error(flow, -number, events)
 
-    def _answer_all(self, flow: Flow, number: int) -> None:
-        inbox = self.from_targets
-        sizes, segments = inbox.sizes(0, number), [0] * number
-        for slot, used in enumerate(inbox.control_sizes(0, number)):
+    def _answer_all(self, flow: Flow, start: int, number: int) -> None:
+        """Note down what was received into so many slots."""
+        inbox, state = self.from_targets, flow.state
+        sizes, segments = inbox.sizes(start, number), [0] * number
+        for at, used in enumerate(inbox.control_sizes(start, number)):
             if used:
-                drops, segments[slot] = inbox.control(slot, used)
+                drops, segments[at] = inbox.control(start + at, used)
                 if drops is not None:
                     self.counters[count.DROPPED_QUEUE] += (drops - flow.drops) & _DROPS_MASK
                     flow.drops = drops
-        inbox.renew(0, number)
-        self.parts.resize(0, sizes)
-        self._put_all(flow, runs(sizes, segments, flow.joinable_back), sizes)
+        inbox.renew(start, number)
+        self.parts.resize(start, sizes)
+        self.used = start + number
+        if not state.answers:
+            self.answering.append(state)
+        for first, pieces, segment in runs(sizes, segments, flow.joinable_back):
+            total = sum(sizes[first : first + pieces])
+            state.answers.append((flow, start + first, pieces, segment, total))
 
-    def _put_all(self, flow: Flow, messages: Sequence[Run], sizes: Sequence[int]) -> None:
-        """Send these to the client, with one call if the kernel takes them all."""
-        outbox, listener = flow.state.outbox, flow.state.fd
-        for at, (first, number, segment) in enumerate(messages):
-            outbox.put(at, flow.reply, first, number, segment)
+    def _pass_back(self) -> None:
+        """Send all answers that were received, with one call a listener if the kernel takes them
+        all.
+        """
+        answering, self.answering, self.used = self.answering, [], 0
+        for state in answering:
+            answers, state.answers = state.answers, []
+            self._put_all(state, answers)
+
+    def _put_all(self, state: ListenerState, answers: Sequence[Answer]) -> None:
+        put = state.outbox.put
+        for at, (flow, first, number, segment, _) in enumerate(answers):
+            try:
+                put(at, flow.reply, first, number, segment)
+            except Exception as error:  # noqa: BLE001 - it ends that flow only
+                self._break(flow, error)
+                self._put_all(state, [one for one in answers if one[0] is not flow])
+                return
         at = 0
-        while at < len(messages):
-            sent = self.kernel.send_all(listener, outbox, at, len(messages) - at)
-            for first, number, segment in messages[at : at + max(0, sent)]:
-                total = sum(sizes[first : first + number])
-                self._count_back(flow, count_of(total, segment), total)
-            if sent <= 0:
-                self._put_singly(flow, -sent, at, messages[at], sizes)
-            at += max(1, sent)
+        while at < len(answers):
+            sent = self.kernel.send_all(state.fd, state.outbox, at, len(answers) - at)
+            done = max(1, sent)
+            for answer in answers[at : at + done]:
+                try:
+                    if sent > 0:
+                        self._count_back(answer)
+                    else:
+                        self._put_singly(-sent, at, answer)
+                except Exception as error:  # noqa: BLE001 - it ends that flow only
+                    self._break(answer[0], error)
+            at += done
 
-    def _put_singly(
-        self, flow: Flow, code: int, at: int, message: Run, sizes: Sequence[int]
-    ) -> None:
+    def _put_singly(self, code: int, at: int, answer: Answer) -> None:
         """The kernel didn't take message ``at``: send it as single datagrams, or count it."""
-        first, number, segment = message
-        total = sum(sizes[first : first + number])
+        flow, first, number, segment, total = answer
         if segment and code in CANNOT_JOIN:
             flow.joinable_back = min(flow.joinable_back, joinable_after(code, segment))
             for slot in range(first, first + number):
-                for offset in range(0, sizes[slot], segment):
-                    self._put_one(flow, at, slot, offset, min(segment, sizes[slot] - offset))
+                size = self.parts.words[2 * slot + 1]
+                for offset in range(0, size, segment):
+                    self._put_one(flow, at, slot, offset, min(segment, size - offset))
         elif not segment and code == errno.EINVAL:
             self._put_one(flow, at, first, 0, total)
         else:
@@ -189,17 +247,19 @@ class Answerer(Opener):
                 break
         self.parts.point(slot, slot, 0, size)
         if sent == 1:
-            self._count_back(flow, 1, size)
+            self._count_back((flow, slot, 1, 0, size))
         else:
             self.counters[count.DROPPED_SEND] += 1
 
-    def _count_back(self, flow: Flow, number: int, size: int) -> None:
+    def _count_back(self, answer: Answer) -> None:
+        flow, _, _, segment, size = answer
         counters = self.counters
-        counters[_DATAGRAMS_BACK] += number
+        counters[_DATAGRAMS_BACK] += count_of(size, segment) if segment else 1
         counters[flow.tally + 1] += size
         if not flow.answered:
-            self._mark_answered(flow)
-        elif self.moment >= flow.touch_at:
+            if flow.fd >= 0:
+                self._mark_answered(flow)
+        elif self.moment >= flow.touch_at and flow.fd >= 0:
             self.flows.touch(flow, self.moment)
 
     def _mark_answered(self, flow: Flow) -> None:
@@ -213,9 +273,11 @@ class Answerer(Opener):
     def _on_error(self, flow: Flow, code: int, events: int) -> None:
         """Receiving from a target returned no datagram."""
         if code == errno.ECONNREFUSED:
-            number = self.kernel.receive(flow.fd, self.from_targets, 0, SLOTS)
+            first = self.used
+            number = self.kernel.receive(flow.fd, self.from_targets, first, SLOTS - first)
             if number > 0:
-                self._answer_all(flow, number)
+                self._answer_all(flow, first, number)
+                self._pass_back()
             self._refused(flow, code)
         elif code not in (0, errno.EAGAIN, errno.EINTR):
             self.counters[count.DROPPED_SEND] += 1

@@ -21,7 +21,6 @@ from typing import NamedTuple
 
 from hardsplice.ipc.messages import Note
 from hardsplice.kernel.mmsghdr import ROOM
-from hardsplice.net.listener import Route
 from hardsplice.relay.targets import end_of_attempt, telling
 from hardsplice.relay.udp.rules import EPOLLIN, OF_ANOTHER, OF_TARGET, count_of, is_ipv4
 from hardsplice.relay.udp.sending import Resources, Sender
@@ -61,12 +60,13 @@ class Opener(Sender):
             self.counters[count.DROPPED_LIMIT] += number
             return
         route = state.listener.route_ipv6
-        if route is not state.listener.route_ipv4 and is_ipv4(key):
+        is_other = route is not state.listener.route_ipv4 and is_ipv4(key)
+        if is_other:
             route = state.listener.route_ipv4
         if state.drops is None:
             state.drops = 0
         flow = Flow(state, key, route[0], self.moment)
-        code = self._try_targets(flow, route, slot, size, segment)
+        code = self._try_targets(flow, is_other, slot, size, segment)
         if code == 0:
             return
         if code == NO_SOCKET:
@@ -80,11 +80,13 @@ class Opener(Sender):
             self.flow_writer.opened(flow)
             self.flow_writer.closed(flow, end_of_attempt(code))
 
-    def _try_targets(self, flow: Flow, route: Route, slot: int, size: int, segment: int) -> int:
+    def _try_targets(self, flow: Flow, is_other: bool, slot: int, size: int, segment: int) -> int:
         """Connect to one candidate after the other until one takes the datagram: 0, or the errno;
         NO_SOCKET when there is none.
         """
-        preferred = flow.state.preferred.get(route, 0)
+        listener = flow.state.listener
+        route = listener.route_ipv4 if is_other else listener.route_ipv6
+        preferred = flow.state.preferred[is_other]
         refusal = 0
         for attempt in range(len(route)):
             at = (preferred + attempt) % len(route)
@@ -102,11 +104,11 @@ class Opener(Sender):
                         self.counters[count.DROPPED_SEND] += count_of(size, segment)
                     else:
                         self._count(flow, count_of(size, segment), size)
-                        flow.state.preferred[route] = at
+                        flow.state.preferred[is_other] = at
                     return 0
             elif code == 0:
                 self._begin(flow, fd)
-                flow.state.preferred[route] = at
+                flow.state.preferred[is_other] = at
                 self._deliver(flow, (slot,), (size,), (segment,))
                 return 0
             self.kernel.close(fd)

@@ -22,12 +22,17 @@ from hardsplice.telemetry import counters as count
 TICK = 0.25  # seconds
 NEVER = float("inf")
 
+Answer = tuple["Flow", int, int, int, int]
+"""A message for a client: the first slot, how many, the size of each datagram (0: it is a single
+one), and bytes in all.
+"""
+
 
 class ListenerState:
     """A listener and what belongs to it."""
 
-    __slots__ = ("drops", "fd", "flows", "inbox", "is_shut", "listener", "outbox", "port_id",
-                 "preferred", "unanswered")  # fmt: skip
+    __slots__ = ("answers", "drops", "fd", "flows", "inbox", "is_shut", "listener", "outbox",
+                 "port_id", "preferred", "unanswered")  # fmt: skip
 
     def __init__(self, listener: Listener, inbox: Inbox, outbox: Outbox) -> None:
         self.listener = listener
@@ -36,7 +41,8 @@ class ListenerState:
         self.inbox, self.outbox = inbox, outbox  # of its family
         self.flows: dict[bytes, Flow] = {}
         self.unanswered: OrderedDict[Flow, None] = OrderedDict()
-        self.preferred: dict[tuple[Pointer, ...], int] = {}  # by route: which target worked last
+        self.preferred = [0, 0]  # which target of the route worked last; of IPv4 clients' route
+        self.answers: list[Answer] = []  # received, and not sent yet
         self.is_shut = False  # nothing is received from it any more
         self.drops: int | None = None  # datagrams that the kernel has dropped in all
 

@@ -11,6 +11,7 @@ import pytest
 
 from hardsplice.ipc.messages import Note
 from hardsplice.kernel import socketcalls
+from hardsplice.kernel.mmsghdr import SLOTS, Outbox
 from hardsplice.net.listener import Listener
 from hardsplice.relay.udp.table import TICK
 from hardsplice.telemetry.flow_table import End, State
@@ -128,6 +129,121 @@ def test_clients_that_come_mixed_are_told_apart() -> None:
     assert len(relay.kernel.sockets) == 3
     for client, sock in zip((ONE, TWO, THREE), relay.kernel.sockets, strict=True):
         assert sock.got == [b"%d of %d" % (number % 10, client[3]) for number in range(20)]
+
+
+def messages_a_call(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many messages each call to send answers is given, from now on."""
+    numbers: list[int] = []
+    send_all = relay.kernel.send_all
+
+    def counting(fd: int, outbox: Outbox, first: int, number: int) -> int:
+        numbers.append(number)
+        return send_all(fd, outbox, first, number)
+
+    monkeypatch.setattr(relay.kernel, "send_all", counting)
+    return numbers
+
+
+def test_different_clients_datagrams_that_come_together_cost_a_call_each() -> None:
+    relay = Relay()
+    relay.ask(ONE, b"first")
+    relay.ask(TWO, b"first")
+    relay.kernel.calls.clear()
+    for client in (ONE, TWO, THREE):
+        relay.kernel.ask(relay.first, client, b"question")
+    relay.kernel.ask(relay.second, client_mapped(1), b"aaaabb", segment=4)
+    relay.kernel.ask(relay.second, client_mapped(2), b"question")
+    relay.run()
+    assert [sock.got[-1] for sock in relay.kernel.sockets] == [
+        *3 * [b"question"],
+        b"bb",
+        b"question",
+    ]
+    assert relay.kernel.calls[:4] == ["receive", "send", "send", "connect"]
+
+
+def test_answers_of_all_targets_that_are_ready_leave_with_one_call_a_listener(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    relay = Relay()
+    for number in range(3):
+        relay.kernel.ask(relay.first, client_ipv4(number), b"question")
+    for number in range(2):
+        relay.kernel.ask(relay.second, client_mapped(number), b"question")
+    relay.run()
+    sent = messages_a_call(relay, monkeypatch)
+    for number, sock in enumerate(relay.kernel.sockets):
+        relay.kernel.answer(sock, b"%d" % number)
+    relay.kernel.answer(relay.kernel.sockets[1], b"joined")
+    relay.kernel.answer(relay.kernel.sockets[1], b"joined")
+    relay.run()
+    assert sent == [4, 2]
+    assert relay.kernel.answers == [
+        Datagram(client_ipv4(0), "127.0.0.1", b"0"),
+        Datagram(client_ipv4(1), "127.0.0.1", b"1"),
+        *2 * [Datagram(client_ipv4(1), "127.0.0.1", b"joined")],
+        Datagram(client_ipv4(2), "127.0.0.1", b"2"),
+        Datagram(client_mapped(0), "127.0.0.1", b"3"),
+        Datagram(client_mapped(1), "127.0.0.1", b"4"),
+    ]
+    assert (relay.counted("connected"), relay.datagrams()) == (5, (5, 7))
+
+
+def test_more_answers_than_slots_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    relay = Relay()
+    clients = [client_ipv4(number) for number in range(6)]
+    for client in clients:
+        relay.kernel.ask(relay.first, client, b"question")
+    relay.run()
+    sent = messages_a_call(relay, monkeypatch)
+    for sock in relay.kernel.sockets:
+        for number in range(35):  # of growing sizes, so that none can be joined
+            relay.kernel.answer(sock, bytes(number + 1))
+    relay.run()
+    assert sent == [*3 * [SLOTS], 3 * (2 * 35 - SLOTS)]
+    for client in clients:
+        got = [one.payload for one in relay.kernel.answers if one.client == client]
+        assert got == [bytes(number + 1) for number in range(35)]
+
+
+def test_a_message_that_the_kernel_refuses_stops_none_of_the_others() -> None:
+    relay = Relay()
+    relay.kernel.no_source.add("192.0.2.255")
+    asked = ["192.0.2.1", "192.0.2.255", "192.0.2.2", "192.0.2.3", "192.0.2.4"]
+    for number, address in enumerate(asked):
+        relay.kernel.ask(relay.second, client_mapped(number), b"question", address)
+    relay.run()
+    for sock in relay.kernel.sockets[:3]:
+        relay.kernel.answer(sock, b"answer")
+    relay.kernel.answer(relay.kernel.sockets[3], b"aaaabb", segment=4)
+    relay.kernel.answer(relay.kernel.sockets[4], b"last")
+    # Fine, refused and sent from anywhere, out of room; joined: refused, then each; fine.
+    relay.kernel.inject("send_all", *5 * [0], errno.ENOBUFS, errno.EIO)
+    relay.run()
+    assert [(one.client, one.source, one.payload) for one in relay.kernel.answers] == [
+        (client_mapped(0), "192.0.2.1", b"answer"),
+        (client_mapped(1), "0.0.0.0", b"answer"),
+        (client_mapped(3), "192.0.2.3", b"aaaa"),
+        (client_mapped(3), "192.0.2.3", b"bb"),
+        (client_mapped(4), "192.0.2.4", b"last"),
+    ]
+    assert relay.counted("dropped_send") == 1
+    assert relay.datagrams() == (5, 5)
+
+
+def test_a_refusal_among_answers_costs_none_of_them() -> None:
+    relay = Relay(rows=6)
+    for number in range(3):
+        relay.kernel.ask(relay.second, client_mapped(number), b"question")
+    relay.run()
+    for sock in relay.kernel.sockets:
+        relay.kernel.answer(sock, b"answer")
+    relay.kernel.sockets[1].error = errno.ECONNREFUSED
+    relay.run()
+    assert payloads(relay.kernel.answers) == 3 * [b"answer"]
+    assert [sock.closed for sock in relay.kernel.sockets] == [False, True, False]
+    assert [(one.end, one.flow.bytes_to_client) for one in relay.ends] == [(End.REFUSED, 6)]
+    assert (relay.counted("refused"), relay.counted("connected")) == (1, 3)
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.EINVAL, errno.EMSGSIZE, errno.EOPNOTSUPP])
