@@ -163,9 +163,13 @@ def test_a_log_file_keeps_its_size_and_its_newest_lines(lanes: Lanes, user_direc
     inbound.listen()
     for _ in range(100):
         client, server = inbound.pair()
+        last = client.getsockname()[1]
         inbound.forget(client)
         inbound.forget(server)
         assert path.stat().st_size <= 4096
+    # On a busy machine the ends of flows may be written later, and the end of hardsplice would not
+    # be among the newest lines.
+    eventually(lambda: re.search(rf":{last} .*closed by FIN", path.read_text()), instance.messages)
     instance.stop()
     text = path.read_text()
     assert 1024 < len(text) <= 4096
