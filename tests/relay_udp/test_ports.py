@@ -13,12 +13,14 @@ import pytest
 
 from hardsplice.ctl.client import Client, RefusedError
 from tests.relay_udp.site import DIRECTIONS, Launch, Site, sited
+from tests.support import procfs
 from tests.support.datagram_paths import Lane
 from tests.support.datagrams import Letters, carry
 from tests.support.netns import Identity
 from tests.support.stream import eventually
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")
+GROWTH = 2048  # KiB that a process may have more after many changes than before
 
 
 @pytest.fixture(params=DIRECTIONS)
@@ -138,3 +140,26 @@ def test_another_programs_port_is_refused(site: Site) -> None:
                 add(site)
         add(site)
         lane.meet(lane.client(), lane.server())
+
+
+def test_many_come_and_go_without_a_trace(site: Site) -> None:
+    """No descriptor and no memory is left over, and another port's flow isn't disturbed."""
+    add(site, more=1)
+    with site.lane() as lane:
+        client, server = lane.client(1), lane.server(1)
+        met = lane.meet(client, server)
+        for _ in range(20):  # whatever is made once is made
+            remove(site, add(site))
+        procfs.settle(site.instance.processes())
+        memory = procfs.each(procfs.resident, site.instance.processes())
+        for number in range(200):
+            added = add(site)
+            if number % 10 == 0:
+                one = lane.client(0)
+                lane.meet(one, server_of := lane.server(0))
+                lane.forget(one)
+                lane.forget(server_of)
+            remove(site, added, reset=number % 2 == 0)
+        assert carry(client, server, Letters().some([100] * 20)).peer == met.peer
+        for pid, now in procfs.each(procfs.resident, site.instance.processes()).items():
+            assert now - memory[pid] < GROWTH
