@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from hardsplice.ctl.client import Client, RefusedError
+from hardsplice.relay.pools import POOL_SIZE
 from tests.relay_udp.site import DIRECTIONS, Launch, Site, sited
 from tests.support import procfs
 from tests.support.datagram_paths import Lane
@@ -142,24 +144,35 @@ def test_another_programs_port_is_refused(site: Site) -> None:
         lane.meet(lane.client(), lane.server())
 
 
+def held(site: Site) -> dict[int, tuple[int, int]]:
+    """Of each process: descriptors (0 where they are hidden), and KiB of memory."""
+
+    def of(pid: int) -> tuple[int, int]:
+        return len(procfs.descriptors(pid)) if os.geteuid() == 0 else 0, procfs.resident(pid)
+
+    return procfs.each(of, site.instance.processes())
+
+
 def test_many_come_and_go_without_a_trace(site: Site) -> None:
-    """No descriptor and no memory is left over, and another port's flow isn't disturbed."""
+    """A port is free once its removal is answered: it can be added again at once. No descriptor
+    and no memory is left over, and another port's flow isn't disturbed."""
     add(site, more=1)
     with site.lane() as lane:
         client, server = lane.client(1), lane.server(1)
         met = lane.meet(client, server)
         for _ in range(20):  # whatever is made once is made
             remove(site, add(site))
-        procfs.settle(site.instance.processes())
-        memory = procfs.each(procfs.resident, site.instance.processes())
-        for number in range(200):
+        lane.settle()
+        before = held(site)
+        for number in range(300):
             added = add(site)
-            if number % 10 == 0:
-                one = lane.client(0)
-                lane.meet(one, server_of := lane.server(0))
-                lane.forget(one)
-                lane.forget(server_of)
+            if number % 3 == 0:
+                brief, served = lane.client(0), lane.server(0)
+                lane.meet(brief, served)
+                lane.forget(brief)
+                lane.forget(served)
             remove(site, added, reset=number % 2 == 0)
         assert carry(client, server, Letters().some([100] * 20)).peer == met.peer
-        for pid, now in procfs.each(procfs.resident, site.instance.processes()).items():
-            assert now - memory[pid] < GROWTH
+        for pid, (descriptors, memory) in held(site).items():
+            assert descriptors <= before[pid][0] + POOL_SIZE
+            assert memory - before[pid][1] < GROWTH
