@@ -6,7 +6,7 @@ fits the options, so that no process needs libseccomp later.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from hardsplice.app.options import Mode, Options
 from hardsplice.app.plans import area_of_books
@@ -15,8 +15,7 @@ from hardsplice.sandbox import seccomp
 from hardsplice.sandbox.address_book import Area
 
 
-@dataclass(frozen=True, slots=True)
-class Programs:
+class Programs(NamedTuple):
     """The program that each role passes to seccomp(2), by its name, and where the address book
     lies.
     """

@@ -9,7 +9,6 @@ import contextlib
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from hardsplice.app import restart
@@ -101,7 +100,7 @@ def open_all(options: Options, progress: Progress, undo: contextlib.ExitStack) -
     sd_notify.forget(os.environ)
     user = users.own_user(options.runas)
     if options.runas is not None:
-        options = replace(options, runas=user)
+        options = options._replace(runas=user)
     numbered = _number_descriptors(options, manager, progress)
     terminal = Terminal.open() if options.foreground else None
     last_capability = steps.read_last_capability()

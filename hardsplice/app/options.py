@@ -8,9 +8,8 @@ spelling is used wherever pasta has the option, so that what starts pasta can st
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, replace
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from hardsplice.app.modes import Mode, detect_mode, pid_of
 from hardsplice.app.option_table import OPTIONS
@@ -49,8 +48,7 @@ class Verbosity(enum.IntEnum):
     TRACE = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
+class Options(NamedTuple):
     """All that the command line says, checked and resolved."""
 
     mode: Mode
@@ -121,8 +119,7 @@ class Options:
     def adding(self, forwards: Iterable[Forward]) -> Options:
         """The same with more listeners, which are numbered from ``next_number`` on."""
         more = list(forwards)
-        return replace(
-            self,
+        return self._replace(
             inbound=(*self.inbound, *(one for one in more if one.direction is Direction.INBOUND)),
             outbound=(
                 *self.outbound, *(one for one in more if one.direction is Direction.OUTBOUND),
@@ -155,7 +152,7 @@ _WORKED_OUT = frozenset(
         "outbound_auto", "any_port", "versions", "foreground", "verbosity", "datagrams",
     }
 )  # fmt: skip
-_AS_GIVEN = frozenset(Options.__dataclass_fields__) - _WORKED_OUT
+_AS_GIVEN = frozenset(Options._fields) - _WORKED_OUT
 
 
 def parse_args(

@@ -55,7 +55,7 @@ class Planner:
         self._has_ruleset = has_ruleset
         self._obstacle = unotify.obstacle() if options.dynamic else None
         self._are_stored = are_stored
-        self.sink = open_sink() if options.dynamic else Sink()
+        self.sink = open_sink() if options.dynamic else Sink(0, {})
         self.books = books(options, first_flow, area, self.sink)
         rows = _flow_rows(options)
         self.stats: dict[GroupKey, tuple[Stats, ...]] = {

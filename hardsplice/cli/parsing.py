@@ -9,9 +9,8 @@ POSIXLY_CORRECT does it: long options may be abbreviated, short ones may share a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from hardsplice.cli import output
 from hardsplice.model import foreign
@@ -30,8 +29,7 @@ __all__ = ["Option", "Word", "convert", "cut", "refuse_contradictions", "refuse_
 Offer = tuple[str, ...] | Literal["file", "netns", "user", "descriptor"]
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
+class Option(NamedTuple):
     """One option: everything about it but its paragraph in the manual."""
 
     names: tuple[str, ...]  # the short one first

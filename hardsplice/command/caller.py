@@ -15,15 +15,14 @@ from __future__ import annotations
 
 import os
 import signal
-from dataclasses import dataclass
+from typing import NamedTuple
 
 _PYTHONS = (signal.SIGPIPE, signal.SIGXFSZ)
 # Programs that pass on ignored signals, by the names of their processes.
 _HONEST = frozenset({"ash", "bash", "busybox", "dash", "ksh", "mksh", "sh", "systemd", "zsh"})
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(NamedTuple):
     """What is to be restored."""
 
     ignores_children: bool = False  # SIGCHLD is ignored

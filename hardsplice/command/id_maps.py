@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from hardsplice.kernel import prctl
 from hardsplice.model.errors import HardspliceError, quote, reason_of
@@ -30,8 +30,7 @@ _HELPER_HINT = (
 _SAID_LIMIT = 4096  # bytes of a helper's output
 
 
-@dataclass(frozen=True, slots=True)
-class IdMap:
+class IdMap(NamedTuple):
     """Ids from 0 on inside, by where they begin and how many they are outside."""
 
     ranges: tuple[tuple[int, int], ...]
@@ -58,8 +57,7 @@ class IdMap:
         return "\n".join(f"{inside} {inside} {count}" for inside, _, count in self.lines)
 
 
-@dataclass(frozen=True, slots=True)
-class Ids:
+class Ids(NamedTuple):
     """Both maps."""
 
     uids: IdMap

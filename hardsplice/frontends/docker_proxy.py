@@ -15,7 +15,6 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import NamedTuple, NoReturn
 
 from hardsplice import __version__
@@ -85,8 +84,7 @@ def form(failure: HardspliceError) -> bytes:
 def options_of(request: Request) -> Options:
     """The same as hardsplice's options."""
     forward = request.forward
-    options = replace(
-        parse_args(["--no-netns-quit", "--netns", "/proc/self/ns/net"]),
+    options = parse_args(["--no-netns-quit", "--netns", "/proc/self/ns/net"])._replace(
         mode=Mode.OWN,
         netns=None,
         ready_fd=STATUS_FD,
@@ -94,8 +92,8 @@ def options_of(request: Request) -> Options:
     if request.is_passed:
         assert forward.target is not None
         inherited = Inherited((PASSED,), forward.target, forward.target_port, forward.protocol)
-        return replace(options, inherited=(inherited,))
-    return replace(options, inbound=tuple(mapping.numbered([forward])))
+        return options._replace(inherited=(inherited,))
+    return options._replace(inbound=tuple(mapping.numbered([forward])))
 
 
 def read(argv: Sequence[str]) -> dict[str, str]:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import Any, NamedTuple
 
@@ -46,8 +45,7 @@ def options_of(request: Request) -> Options:
     """The same as hardsplice's options."""
     options = parse_args(["--netns", request.netns, "--no-netns-quit"])
     groups = frozenset((one.direction, one.protocol) for one in request.forwards)
-    return replace(
-        options,
+    return options._replace(
         inbound=request.forwards,
         any_port=frozenset() if request.socket is None else groups,
         ready_fd=request.ready_fd,

@@ -15,7 +15,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Collection, Mapping, MutableMapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from hardsplice.ipc import descriptors
 from hardsplice.kernel.scm import Messages
@@ -36,8 +36,7 @@ _MESSAGE_SIZE = 1024  # bytes; a name has 255 at most
 _NAMELESS = "unknown"  # what sd_listen_fds_with_names calls a descriptor without a name
 
 
-@dataclass(frozen=True, slots=True)
-class Manager:
+class Manager(NamedTuple):
     """The settings that the service manager passes to the process that it started."""
 
     notify: str | None  # the path of its socket; an abstract one begins with @

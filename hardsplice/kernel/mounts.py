@@ -14,7 +14,7 @@ import contextlib
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from hardsplice.kernel import linux
 
@@ -29,8 +29,7 @@ _KEPT = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Mount:
+class Mount(NamedTuple):
     """A line of a table: where, what, its device, and its own flags."""
 
     path: str
@@ -61,8 +60,7 @@ def _unescaped(path: str) -> str:
     return first + "".join(chr(int(part[:3], 8)) + part[3:] for part in rest)
 
 
-@dataclass(frozen=True, slots=True)
-class Watch:
+class Watch(NamedTuple):
     """One mount in a table: ``table`` is the descriptor to poll for POLLPRI. IDs of mounts are
     reused, but not with the same root.
     """
@@ -73,7 +71,7 @@ class Watch:
 
     def moved_to(self, table: int) -> Watch:
         """The same at another descriptor."""
-        return replace(self, table=table)
+        return self._replace(table=table)
 
     def is_there(self) -> bool:
         """Whether the mount is in the table now."""

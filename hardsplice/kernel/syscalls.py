@@ -10,8 +10,7 @@ hold the tables against Python's modules on the machine that they run on.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 __all__ = [
     "ARCHITECTURES",
@@ -27,8 +26,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Architecture:
+class Architecture(NamedTuple):
     """One of the kernel's ABIs that hardsplice has a policy for."""
 
     name: str

@@ -5,7 +5,6 @@ its end. Pure.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, NamedTuple
@@ -81,8 +80,7 @@ class Forward(NamedTuple):
         return f"{self.name} {self.direction.listens}"
 
 
-@dataclass(frozen=True, slots=True)
-class Auto:
+class Auto(NamedTuple):
     """Ports that are forwarded while somebody listens on their targets."""
 
     direction: Direction

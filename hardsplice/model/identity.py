@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class RunAs:
+class RunAs(NamedTuple):
     """The user and group to change to when started as root."""
 
     uid: int

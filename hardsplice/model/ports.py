@@ -11,7 +11,6 @@ Pure: text in, `Forward`s out, and HardspliceError for everything else.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from itertools import combinations
 from typing import TYPE_CHECKING, NamedTuple
@@ -43,8 +42,7 @@ __all__ = ["Layout", "lay_out", "parse", "parse_inherited", "single"]
 _WILDCARDS: dict[int, Address] = {4: IPv4Address("0.0.0.0"), 6: IPv6Address("::")}
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(NamedTuple):
     """What all SPECs of one option ask for together."""
 
     forwards: list[Forward]

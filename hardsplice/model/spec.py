@@ -27,8 +27,8 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import NamedTuple
 
 from hardsplice.model import foreign
 from hardsplice.model.errors import quote
@@ -66,8 +66,7 @@ _RANGE = re.compile(r"[0-9]+(-[0-9]+)?")
 _MAPPING = re.compile(r"(~?[0-9]+(-[0-9]+)?|all):")
 
 
-@dataclass(frozen=True, slots=True)
-class Listen:
+class Listen(NamedTuple):
     """Where clients connect: an address (None: any, dual-stack), an interface (None: any)."""
 
     address: Address | None
@@ -79,8 +78,7 @@ class Listen:
         return str(self.address) + (f"%{self.interface}" if self.interface is not None else "")
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """Ports by number, or all (`ports` is None), and what their targets' numbers differ by."""
 
     ports: range | None
@@ -88,8 +86,7 @@ class Entry:
     shift: int
 
 
-@dataclass(frozen=True, slots=True)
-class Spec:
+class Spec(NamedTuple):
     """One SPEC: without entries it only excludes."""
 
     listen: Listen
@@ -98,8 +95,7 @@ class Spec:
     auto: bool = False  # only while somebody listens on the target
 
 
-@dataclass(frozen=True, slots=True)
-class Inherited:
+class Inherited(NamedTuple):
     """A SPEC of its own kind: listeners that the service manager passes."""
 
     names: tuple[str, ...]  # none: all of the protocol that no other SPEC names

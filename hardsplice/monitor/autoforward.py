@@ -18,8 +18,8 @@ import contextlib
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
+from typing import NamedTuple
 
 from hardsplice.ipc.loop import Loop
 from hardsplice.model.direction import Direction
@@ -52,8 +52,7 @@ class Pace:
         return max(BRISK_SECONDS if now < self._brisk_until else IDLE_SECONDS, SHARE * took)
 
 
-@dataclass(frozen=True, slots=True)
-class Watched:
+class Watched(NamedTuple):
     """What a direction watches, and what it does about it."""
 
     autos: Sequence[Auto]

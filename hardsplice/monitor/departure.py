@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import select
-from dataclasses import replace
 
 from hardsplice.ipc import descriptors
 from hardsplice.ipc.loop import Alarm, Callback, Loop
@@ -26,7 +25,7 @@ def prepared(served: Served, log: Log, *, ends: bool) -> Served:
     if not ends:
         if served.watched is not None:
             os.close(served.watched.table)
-        return replace(served, watched=None)
+        return served._replace(watched=None)
     if served.process is None and served.watched is None:
         text = f"the end of {served.name} will not be noticed: it is no mount that is seen here"
         log.line(Level.WARNING, text)
@@ -38,7 +37,7 @@ def placed(served: Served) -> Served:
     if served.watched is None:
         return served
     descriptors.move(served.watched.table, descriptors.WATCH_FD)
-    return replace(served, watched=served.watched.moved_to(descriptors.WATCH_FD))
+    return served._replace(watched=served.watched.moved_to(descriptors.WATCH_FD))
 
 
 def watch(served: Served, loop: Loop, gone: Callback) -> None:

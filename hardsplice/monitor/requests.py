@@ -10,7 +10,6 @@ import os
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from typing import ClassVar
 
@@ -144,13 +143,15 @@ class Request(ABC):
         """The outcome if the monitors could not communicate."""
 
 
-@dataclass(slots=True)
 class ListenRequest(Request):
     """Have a port listened on, in either direction."""
 
-    forward: Forward
-    effects: Effects
-    done: Done
+    __slots__ = ("done", "effects", "forward")
+
+    def __init__(self, forward: Forward, effects: Effects, done: Done) -> None:
+        self.forward = forward
+        self.effects = effects
+        self.done = done
 
     def give_up(self) -> None:
         self.effects.end(self.port_id)
@@ -163,10 +164,10 @@ class ListenRequest(Request):
         return HardspliceError("listen on", self.forward.where, reason, hint)
 
 
-@dataclass(slots=True)
 class ServeRequest(ListenRequest):
     """Inbound: bind here, and pass the listener on."""
 
+    __slots__ = ()
     answer: ClassVar[Kind] = Kind.SERVED
 
     def begin(self) -> Record:
@@ -195,13 +196,16 @@ class ServeRequest(ListenRequest):
         return ForgetRequest(self.forward, self.effects, reset_flows=True, done=_ignore)
 
 
-@dataclass(slots=True)
 class OpenRequest(ListenRequest):
     """Outbound: have it bound there, and get the listener."""
 
+    __slots__ = ("groups", "slots")
     answer: ClassVar[Kind] = Kind.OPENED
-    groups: RelayGroups
-    slots: dict[int, int] = field(default_factory=dict)
+
+    def __init__(self, forward: Forward, effects: Effects, done: Done, groups: RelayGroups) -> None:
+        super().__init__(forward, effects, done)
+        self.groups = groups
+        self.slots: dict[int, int] = {}
 
     def begin(self) -> Record:
         text = encode(self.forward, {})  # the namespace monitor doesn't need targets on the host
@@ -242,16 +246,24 @@ class OpenRequest(ListenRequest):
         ListenRequest.give_up(self)
 
 
-@dataclass(slots=True)
 class CloseRequest(Request):
     """Inbound: have the listener ended. Where that can't be sent, it is listened on as before."""
 
+    __slots__ = ("done", "effects", "forward", "reset_flows")
     answer: ClassVar[Kind] = Kind.CLOSED
     can_wait: ClassVar[bool] = True
-    forward: Forward
-    effects: Effects
-    reset_flows: bool
-    done: Callable[[HardspliceError | None], None]
+
+    def __init__(
+        self,
+        forward: Forward,
+        effects: Effects,
+        reset_flows: bool,
+        done: Callable[[HardspliceError | None], None],
+    ) -> None:
+        self.forward = forward
+        self.effects = effects
+        self.reset_flows = reset_flows
+        self.done = done
 
     def begin(self) -> Record:
         return Record(Kind.CLOSE, int(self.reset_flows), self.port_id)
@@ -276,9 +288,10 @@ class CloseRequest(Request):
         return HardspliceError("remove", f"port {self.port_id}", reason, hint)
 
 
-@dataclass(slots=True)
 class ForgetRequest(CloseRequest):
     """Inbound: end a listener that was served too late, and have it given up."""
+
+    __slots__ = ()
 
     def begin(self) -> Record:
         self.effects.end(self.port_id)

@@ -18,8 +18,8 @@ Its ties to the host monitor are renewed after each change of credentials.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 from hardsplice.ipc import lifeline
 from hardsplice.kernel import prctl
@@ -29,8 +29,7 @@ from hardsplice.sandbox import empty_root, landlock, rights, steps
 from hardsplice.sandbox.steps import Lockdown, Step
 
 
-@dataclass(frozen=True, slots=True)
-class Tie:
+class Tie(NamedTuple):
     """What ends a process together with its monitor, ``parent``, and makes it undumpable. The
     kernel clears each part at some changes of credentials.
     """

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from hardsplice.sandbox.address_book import Pointer
 
@@ -11,8 +11,7 @@ Route = tuple[Pointer, ...]
 """The candidates for a target, in the order in which they are tried."""
 
 
-@dataclass(frozen=True, slots=True)
-class Listener:
+class Listener(NamedTuple):
     """A listening socket and where its connections go.
 
     A dual-stack listener has a route for clients of each family; for one of one family both are the

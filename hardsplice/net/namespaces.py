@@ -14,7 +14,7 @@ import fcntl
 import os
 import re
 import stat
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from hardsplice.ipc.child import has_ended
 from hardsplice.kernel import linux, mounts
@@ -36,8 +36,7 @@ ELSEWHERE_HINT = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Served:
+class Served(NamedTuple):
     """The namespaces to serve, as open descriptors. The network namespace was opened at ``path``.
 
     ``user`` is None when the network namespace belongs to our own user namespace. The end of the

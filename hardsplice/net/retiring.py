@@ -23,9 +23,9 @@ import socket
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from socket import SHUT_RDWR, SOL_SOCKET
+from typing import NamedTuple
 
 from hardsplice.ipc.channel import close_all
 from hardsplice.ipc.loop import Alarm, Loop
@@ -51,14 +51,13 @@ MISUSED = "it uses a listener that was ended"
 _HINT = "a namespace monitor that was taken over could use its port again until hardsplice ends"
 
 
-@dataclass(frozen=True, slots=True)
-class Sink:
+class Sink(NamedTuple):
     """What listeners are connected to at their end: a socket of each family that there is, on the
     loopback address, all with the same port.
     """
 
-    port: int = 0
-    fds: dict[int, int] = field(default_factory=dict)  # by index into FAMILIES
+    port: int
+    fds: dict[int, int]  # by index into FAMILIES
 
 
 def open_sink() -> Sink:
@@ -99,14 +98,16 @@ def _free_port(family: int) -> int:
         return port
 
 
-@dataclass(slots=True)
 class _Late:
     """One that isn't used up yet."""
 
-    fd: int
-    name: str
-    is_under_way: bool = False  # its connection
-    tries: int = 0
+    __slots__ = ("fd", "is_under_way", "name", "tries")
+
+    def __init__(self, fd: int, name: str) -> None:
+        self.fd = fd
+        self.name = name
+        self.is_under_way = False  # its connection
+        self.tries = 0
 
 
 class Retiring:

@@ -14,8 +14,8 @@ import os
 import socket
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
+from typing import NamedTuple
 
 from hardsplice.kernel.scm import Messages
 from hardsplice.model.errors import HardspliceError, reason_of
@@ -49,8 +49,7 @@ _LOOPBACK_INDEX = 1  # lo's, in every namespace (LOOPBACK_IFINDEX, linux/netdevi
 _messages = Messages(_RECEIVE, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class FoundListener:
+class FoundListener(NamedTuple):
     """A socket that listens, and by which versions of IP (4, 6) the loopback reaches it."""
 
     address: IPv4Address | IPv6Address

@@ -31,7 +31,7 @@ import mmap
 import os
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from hardsplice.kernel import linux, pinned, socketcalls
 from hardsplice.kernel.files import any_size
@@ -48,8 +48,7 @@ _WRITTEN = pinned.FIRST_WRITTEN * pinned.PIECE  # where in the file the view beg
 _F_SEAL_FUTURE_WRITE = 0x10  # linux/fcntl.h, Linux 5.1
 
 
-@dataclass(frozen=True, slots=True)
-class Area:
+class Area(NamedTuple):
     """Where a book's slots are, in bytes. The size is a power of two that divides the address. All
     begins where pages of any size may (64 KiB).
     """

@@ -18,7 +18,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from hardsplice.kernel import linux
 from hardsplice.sandbox import refusals
@@ -34,8 +34,7 @@ HIDDEN = f"{LACKED}, or a filter that hardsplice was started under hides it"
 FORBIDDEN = "a filter that hardsplice was started under forbids it"
 
 
-@dataclass(frozen=True, slots=True)
-class Rights:
+class Rights(NamedTuple):
     """What a ruleset handles, which is to say denies unless a rule grants it."""
 
     fs: int
@@ -53,8 +52,7 @@ def rights(abi: int) -> Rights:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Support:
+class Support(NamedTuple):
     """What this kernel, and the filter that we were started under, permit of Landlock."""
 
     abi: int  # 0 for none

@@ -195,8 +195,8 @@ def _is_whole(program: bytes, byte_order: str) -> bool:
 
 def _argument(library: Any, item: Comparison) -> Any:
     if item.mask is None:
-        return library.Arg(item.index, library.EQ, item.value)
-    return library.Arg(item.index, library.MASKED_EQ, item.mask, item.value)
+        return library.Arg(item.argument, library.EQ, item.value)
+    return library.Arg(item.argument, library.MASKED_EQ, item.mask, item.value)
 
 
 def _check_number(number: int, call: str, target: Architecture) -> None:

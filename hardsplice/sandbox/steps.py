@@ -20,8 +20,8 @@ import os
 import resource
 import signal
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 from hardsplice.kernel import linux, prctl, unotify
 from hardsplice.model.errors import not_done, reason_of
@@ -50,8 +50,7 @@ def why_unavailable(error: OSError) -> str | None:
     return landlock.lacked() if lacks else None
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """One thing to give up. ``excuse`` says why it may be left out for an error, or None; ``hint``
     says what the user can do where it may not.
     """
@@ -287,8 +286,7 @@ def notifying_filter_step(program: bytes, take: Callable[[int], None]) -> Step:
     return Step("install the system call filter", lambda: take(unotify.set_filter(program)))
 
 
-@dataclass(frozen=True, slots=True)
-class Parent:
+class Parent(NamedTuple):
     """The parent of this process, and the signal that is to come when it ends, if any: the kernel
     clears that at a change of credentials.
     """

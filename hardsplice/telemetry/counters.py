@@ -25,14 +25,13 @@ import contextlib
 import itertools
 import mmap
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from hardsplice.model.protocol import Protocol
 from hardsplice.telemetry.flow_table import WORD_MASK, WORDS_A_ROW, FlowTable
 
 
-@dataclass(frozen=True, slots=True)
-class Counter:
+class Counter(NamedTuple):
     """A counter of a relay: its names, and what it counts."""
 
     name: str  # in the control socket's JSON
@@ -194,8 +193,7 @@ _ENDED = _GENERATION + 1
 _ATTEMPTS = 2  # to read a page that is being changed, which takes no time
 
 
-@dataclass(frozen=True, slots=True)
-class Latency:
+class Latency(NamedTuple):
     """The histogram, as Prometheus has them: each count includes those before it."""
 
     counts: tuple[int, ...]  # up to each of LATENCY_BOUNDS, then all

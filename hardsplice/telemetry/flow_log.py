@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from hardsplice.model.direction import Direction, GroupKey
 from hardsplice.model.protocol import Protocol
@@ -37,8 +37,7 @@ _WORDS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Traffic:
+class Traffic(NamedTuple):
     """All that is counted of one direction, by relays of one protocol."""
 
     direction: Direction

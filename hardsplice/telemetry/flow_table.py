@@ -19,9 +19,9 @@ from __future__ import annotations
 import struct
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address
+from typing import NamedTuple
 
 from hardsplice.model.protocol import BY_NUMBER, Protocol
 
@@ -94,8 +94,7 @@ def _state(word: int) -> int:
     return word >> _STATE_SHIFT & 0xFFFFFFFF
 
 
-@dataclass(frozen=True, slots=True)
-class FlowRow:
+class FlowRow(NamedTuple):
     """One flow."""
 
     port_id: int  # of the forward
@@ -108,8 +107,7 @@ class FlowRow:
     state: State
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(NamedTuple):
     """One flow's end."""
 
     flow: FlowRow

@@ -58,7 +58,7 @@ def holds(item: Comparison, arguments: tuple[int, ...], target: Architecture) ->
     """What a comparison means, without a thought for words and byte orders."""
     bits = 32 if item.is_int or target.bits == 32 else 64
     everything: int = (1 << bits) - 1
-    found, value = arguments[item.index] & everything, item.value & everything
+    found, value = arguments[item.argument] & everything, item.value & everything
     if item.operator == ">=":
         return found >= value
     if item.operator == "<":
@@ -116,7 +116,7 @@ def test_one_comparison_by_itself(
     near = st.sampled_from([item.value + by for by in (-1, 0, 1, 1 << 32, -(1 << 32))])
     for _ in range(4):
         arguments = [data.draw(registers) & everything for _ in range(6)]
-        arguments[item.index] = data.draw(near | registers) & everything
+        arguments[item.argument] = data.draw(near | registers) & everything
         expected = ALLOW if holds(item, tuple(arguments), target) else KILL_PROCESS
         assert program.answer(Call(11, target.audit, tuple(arguments))) == expected
 

@@ -23,7 +23,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import Any, NoReturn
 
 from hardsplice.app.start import main
@@ -241,10 +240,10 @@ def reduced(role: str) -> Policy:
     rules = []
     for rule in policy.rules:
         drop = job.drop if kind(rule.role) == kind(role) else ()
-        ways = tuple(way for way in rule.when if key(replace(rule, when=(way,))) not in drop)
+        ways = tuple(way for way in rule.when if key(rule._replace(when=(way,))) not in drop)
         if key(rule) not in drop and (ways or not rule.when):
-            rules.append(replace(rule, when=ways))
-    return replace(policy, rules=tuple(rules))
+            rules.append(rule._replace(when=ways))
+    return policy._replace(rules=tuple(rules))
 
 
 def take_over() -> None:

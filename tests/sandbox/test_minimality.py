@@ -10,7 +10,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -53,7 +53,7 @@ def ways() -> list[str]:
             if len(rule.when) < 2 or (rule.role, rule.call) in WHOLE:
                 found.append(key(rule))
             else:
-                found += [key(replace(rule, when=(way,))) for way in rule.when]
+                found += [key(rule._replace(when=(way,))) for way in rule.when]
     return found
 
 

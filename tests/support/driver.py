@@ -10,7 +10,6 @@ is changed, so that all that happens is under the lock-down of the product.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import socket
 import sys
@@ -107,7 +106,7 @@ def launch() -> int:
     reserve, keep = descriptors.reserve, descriptors.keep
 
     def with_ports(argv: Any) -> Any:
-        return dataclasses.replace(parse_args(argv), any_port=frozenset(RELAYS))
+        return parse_args(argv)._replace(any_port=frozenset(RELAYS))
 
     def behind_the_fixed(first: int, ours: Sequence[int]) -> None:
         Here.channel = descriptors.above(0, first, "the tests' channel")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from hardsplice.ipc.messages import Note
 from hardsplice.relay.pools import SocketPool
@@ -39,8 +39,7 @@ GRACE_PATIENCE = 0.5  # seconds that a reset waits for a peer that takes nothing
 GRACE_WHOLE = 3.0  # seconds that it waits in all
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(NamedTuple):
     """What the relay may use. The two pressure values are percentages, as pasta's; above
     either, clean pipes are closed rather than kept."""
 
@@ -59,8 +58,7 @@ class Limits:
         return max(8, min(256, self.descriptors // 8))
 
 
-@dataclass(frozen=True, slots=True)
-class Grace:
+class Grace(NamedTuple):
     """A reset that waits until what came before it has been taken."""
 
     check_at: float  # when to check next
@@ -91,8 +89,7 @@ class MonitorLink(typing.Protocol):
         """Report something worth a line in the log; ``detail`` is an errno or a number."""
 
 
-@dataclass(frozen=True, slots=True)
-class Resources:
+class Resources(NamedTuple):
     """What a relay works with."""
 
     kernel: Kernel

@@ -19,7 +19,7 @@ import errno
 import typing
 from collections.abc import Sequence
 from ctypes import c_void_p
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from hardsplice.ipc.messages import Note
 from hardsplice.kernel.mmsghdr import Buffers, Inbox, Outbox, Parts
@@ -51,8 +51,7 @@ class MonitorLink(typing.Protocol):
         """Report something worth a line in the log; ``detail`` is an errno or a number."""
 
 
-@dataclass(frozen=True, slots=True)
-class Resources:
+class Resources(NamedTuple):
     """What a datagram relay works with."""
 
     kernel: Kernel

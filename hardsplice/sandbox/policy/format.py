@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 import types
-from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
@@ -89,8 +88,7 @@ def _join(own: Policy, others: Sequence[Policy]) -> Policy:
     for policy in (own, *others):
         for arch, note in policy.notes.items():
             notes[arch] = f"{notes[arch]} {note}" if arch in notes else note
-    return replace(
-        own,
+    return own._replace(
         notes=types.MappingProxyType(notes),
         descriptors=types.MappingProxyType(descriptors),
         addresses=types.MappingProxyType(addresses),

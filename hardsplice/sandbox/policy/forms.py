@@ -86,7 +86,7 @@ def oci(policy: Policy, arch: str) -> dict[str, Any]:
             free.append(call)
             continue
         for alternative in alternatives:
-            once = {item.index: item for item in alternative}  # the last word on each argument
+            once = {item.argument: item for item in alternative}  # the last word on each argument
             args = [_oci_argument(item) for item in once.values()]
             entries.append({"names": [call], "action": "SCMP_ACT_ALLOW", "args": args})
     if free:
@@ -101,10 +101,10 @@ def oci(policy: Policy, arch: str) -> dict[str, Any]:
 def _oci_argument(item: Comparison) -> dict[str, Any]:
     if item.mask is None:
         operator = {"==": "SCMP_CMP_EQ", ">=": "SCMP_CMP_GE", "<": "SCMP_CMP_LT"}[item.operator]
-        return {"index": item.index, "value": item.value, "op": operator}
+        return {"index": item.argument, "value": item.value, "op": operator}
     # For this operator `value` is the mask, and `valueTwo` what is left of the argument.
     return {
-        "index": item.index,
+        "index": item.argument,
         "value": item.mask,
         "valueTwo": item.value,
         "op": "SCMP_CMP_MASKED_EQ",

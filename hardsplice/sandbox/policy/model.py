@@ -8,8 +8,7 @@ it into a filter.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from hardsplice.kernel.syscalls import INTS, constant, parameters
 
@@ -33,8 +32,7 @@ class MistakeError(Exception):
     """An error in a policy; parse_policy adds which policy it is."""
 
 
-@dataclass(frozen=True, slots=True)
-class Condition:
+class Condition(NamedTuple):
     """`parameter == value`, with a mask `parameter & mask == value`, or `parameter >= value` and
     `parameter < value`; symbolic, as written.
     """
@@ -49,8 +47,7 @@ class Condition:
         return f"{self.parameter}{mask} {self.operator} {'|'.join(self.value)}"
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(NamedTuple):
     """One system call that a role may make, on some architectures, in one of some ways."""
 
     call: str
@@ -68,8 +65,7 @@ class Rule:
         return " or ".join(" and ".join(map(str, alternative)) for alternative in self.when)
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
+class Policy(NamedTuple):
     """What one role may do."""
 
     role: str
@@ -92,20 +88,18 @@ class Policy:
 
     def settled(self, words: Mapping[str, int]) -> Policy:
         """The policy with other numbers for some of its words: those that set-up decides."""
-        return replace(
-            self,
+        return self._replace(
             descriptors={name: words.get(name, n) for name, n in self.descriptors.items()},
             addresses={name: words.get(name, n) for name, n in self.addresses.items()},
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """A condition in numbers: `args[index] & mask == value`, or another operator in the place of
+class Comparison(NamedTuple):
+    """A condition in numbers: `args[argument] & mask == value`, or another operator in the place of
     ``==``; no mask means all bits.
     """
 
-    index: int
+    argument: int
     mask: int | None
     value: int
     operator: Operator = "=="
@@ -150,12 +144,12 @@ def comparisons(
         mask = _number(condition.mask, words, arch) if condition.mask else None
         if mask is not None and value & ~mask:
             raise MistakeError(f"`{condition}` can't hold: the value has bits that the mask lacks")
-        if any((other.index, other.operator) == (index, condition.operator)
+        if any((other.argument, other.operator) == (index, condition.operator)
                for other in found):  # fmt: skip
             raise MistakeError(f"{condition.parameter} is compared twice")
         is_int = condition.operator != "==" and condition.parameter in INTS
         found.append(Comparison(index, mask, value, condition.operator, is_int))
-    return tuple(sorted(found, key=lambda item: item.index))
+    return tuple(sorted(found, key=lambda item: item.argument))
 
 
 def _number(names: Iterable[str], words: Mapping[str, int], arch: str) -> int:

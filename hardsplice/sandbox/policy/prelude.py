@@ -118,7 +118,7 @@ def _landed(instruction: _Instruction, target: int, distance: int) -> _Instructi
 
 def _test(item: Comparison, target: Architecture) -> list[_Instruction]:
     """Instructions that go on at their end if the comparison holds, else to _FAIL."""
-    first = _ARGUMENTS + 8 * item.index
+    first = _ARGUMENTS + 8 * item.argument
     low, high = (first + 4, first) if target.byte_order == "big" else (first, first + 4)
     low_value, high_value = item.value & _WORD, item.value >> 32
     whole = not item.is_int and target.bits == 64

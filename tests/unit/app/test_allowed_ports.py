@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 
 from hardsplice.app.allowed_ports import MANY_PORTS, connected_to, listened_on
@@ -40,8 +38,8 @@ def test_what_the_options_limit(
 
 
 def test_where_any_port_may_be_asked_for_nothing_is_limited() -> None:
-    options = dataclasses.replace(
-        parse("-t", "auto,80"), any_port=frozenset(((Direction.INBOUND, Protocol.TCP),))
+    options = parse("-t", "auto,80")._replace(
+        any_port=frozenset(((Direction.INBOUND, Protocol.TCP),))
     )
     assert connected_to(options, Direction.INBOUND) is None
     assert listened_on(options, Direction.INBOUND) is None

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -185,12 +184,12 @@ def test_the_ephemeral_range_is_read_only_where_there_are_ports() -> None:
 
 
 def test_options_are_frozen() -> None:
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(AttributeError):
         parse().netns = "x"  # type: ignore[misc]
 
 
 def test_what_an_option_sets_is_a_field_or_is_worked_out() -> None:
-    fields = {field.name for field in dataclasses.fields(Options)}
+    fields = set(Options._fields)
     inputs = {"ipv4_only", "ipv6_only", "quiet", "debug", "trace", "udp_inbound", "udp_outbound"}
     inputs |= {"udp_timeout", "udp_stream_timeout", "udp_flows"}
     assert {option.field for option in OPTIONS} - {""} - fields == inputs

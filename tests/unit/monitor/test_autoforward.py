@@ -6,7 +6,6 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any, cast
 
@@ -75,8 +74,8 @@ def test_what_the_loopback_does_not_reach_is_not_wanted() -> None:
 @pytest.mark.parametrize("protocol", Protocol)
 def test_what_is_listened_on_is_a_port_of_its_protocol_only(protocol: Protocol) -> None:
     """Nor is what we listen on by one protocol in the way of the same number of another."""
-    seen = [replace(listening(53), protocol=one) for one in Protocol]
-    mine = [replace(one, protocol=protocol) for one in autos("auto")]
+    seen = [listening(53)._replace(protocol=one) for one in Protocol]
+    mine = [one._replace(protocol=protocol) for one in autos("auto")]
     (found,) = wanted(seen, mine, BOTH, [])
     assert found == forward(53)._replace(protocol=protocol)
     for one in Protocol:

@@ -63,7 +63,7 @@ class Stand:
         kept = {1: os.dup(self.listener.fileno())}
         self.effects = Effects(
             self.books, dict.fromkeys(Direction, ALL_FAMILIES), ports, kept, namespace_here(),
-            Sink(),
+            Sink(0, {}),
         )  # fmt: skip
 
     def uses(self, direction: Direction) -> dict[bytes, int]:

@@ -172,7 +172,7 @@ class Sides:
         }
         self.books = {one: kinds[one](USUAL, [], LATE, is_written=True) for one in Direction}
         families = dict.fromkeys(Direction, BOTH)
-        self.effects = Effects(self.books, families, [], {}, namespace_here(), Sink())
+        self.effects = Effects(self.books, families, [], {}, namespace_here(), Sink(0, {}))
         self.host_end, self.namespace_end = Channel.pair(HOST.name, NAMESPACE.name)
         self.inbound, self.outbound = RelayGroup(), RelayGroup()
         self.timers, self.trouble = Timers(), list[HardspliceError]()
