@@ -152,6 +152,16 @@ def test_its_commands_are_isolated(command: str, package: Built) -> None:
     assert script.splitlines()[0] == "#!/usr/bin/python3 -I"
 
 
+def test_engines_start_the_isolated_interpreter_at_once(package: Built) -> None:
+    *_, command = content(package[0], Path("/usr/libexec/hardsplice/docker-proxy")).splitlines()
+    arch, home = "/usr/lib64/python3/site-packages", "/usr/lib/python3/site-packages"
+    assert command.startswith("exec /usr/bin/python3 -I -S ")
+    assert command.endswith(
+        f" -X hardsplice={arch}:{home} {home}/hardsplice/isolated.py"
+        ' hardsplice.frontends.docker_proxy "$@"'
+    )
+
+
 SYSTEMCTL = """#!/bin/sh
 echo "$@" >> {log}
 case $* in

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 
-from hardsplice import __version__
+from hardsplice import __version__, isolated
 from tests.support.bindings import origin
 from tests.support.product import free_ports
 from tests.support.stream import PATIENCE, eventually
@@ -190,13 +190,43 @@ def test_an_installed_command_runs_isolated(installed: Path, tmp_path: Path, com
 
 def test_the_scripts_of_distributions_run_isolated_from_the_first_line_on() -> None:
     line = re.compile(r"\s*sed -i '1s\|\.\*\|#!\S+python3}? -I\|' .*/hardsplice .*/hardsplicectl")
-    of_engines = re.compile(
-        r"\s*sed -i '1s\|\.\*\|#!\S+python3}? -I\|' \S+/hardsplice/\* \S+/cni/\*"
-    )
     for path in ("debian/rules", "rpm/hardsplice.spec"):
         lines = (ROOT / "packaging" / path).read_text().splitlines()
         assert any(map(line.fullmatch, lines)), path
-        assert any(map(of_engines.fullmatch, lines)), path
+
+
+ENGINE_PROGRAMS = ("oci_hook", "cni", "rootlessport", "docker_proxy")
+
+
+def test_distributions_start_python_once_for_the_programs_of_engines() -> None:
+    for path in ("debian/rules", "rpm/hardsplice.spec"):
+        text = (ROOT / "packaging" / path).read_text()
+        assert "packaging/engine-program.in" in text
+        assert tuple(re.findall(r"engine_program[ ,](\w+)[ ,]", text)) == ENGINE_PROGRAMS, path
+
+
+@pytest.mark.parametrize(("program", "option"), [("oci_hook", "--version"), ("docker_proxy", "-v")])
+def test_a_program_of_engines_is_isolated_without_a_python_before_it(
+    installed: Path, tmp_path: Path, program: str, option: str
+) -> None:
+    (packages,) = installed.parent.glob("lib/python*/site-packages")
+    text = (ROOT / "packaging/engine-program.in").read_text()
+    assert f"exec @PYTHON@ {' '.join(isolated._OPTIONS)} -X {isolated._FOLDERS}=" in text
+    values = {"PYTHON": installed / "python", "FOLDERS": packages, "HOME": packages}
+    for name, value in {**values, "PROGRAM": program}.items():
+        text = text.replace(f"@{name}@", str(value))
+    script = tmp_path / program
+    script.write_text(text)
+    script.chmod(0o755)
+    for name in ("argparse", "json", "hardsplice"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('a stranger was imported')\n")
+    names = {"PYTHONPATH": str(tmp_path), "PYTHONPROFILEIMPORTTIME": "1", "PYTHONHOME": "/none"}
+    done = subprocess.run(
+        [script, option], cwd=tmp_path, env={"PATH": os.defpath, **names},
+        capture_output=True, text=True, check=False, timeout=100,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert __version__ in done.stdout
 
 
 def test_the_installed_package_is_the_one_that_runs(installed: Path, tmp_path: Path) -> None:
