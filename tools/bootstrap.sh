@@ -91,12 +91,13 @@ need_tools() {
     need uidmap has_command newuidmap
     need procps has_command ps
     need strace has_command strace
-    need dnsmasq-base has_command dnsmasq # tests/relay_udp/test_programs.py: the next eight
+    need dnsmasq-base has_command dnsmasq # tests/relay_udp/test_programs.py: the next nine
     need bind9-dnsutils has_command dig
     need dnsperf has_command dnsperf
     need iperf3 has_command iperf3
     need ngtcp2-server has_command gtlsserver
     need ngtcp2-client has_command gtlsclient
+    need mosh has_command mosh-server
     need wireguard-tools has_command wg
     need wireguard-go has_command wireguard-go
     need groff-base has_command groff

@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Real programs that speak by datagrams, through hardsplice: names, streams, files, a VPN."""
+"""Real programs that speak by datagrams, through hardsplice: names, streams, files, shells."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import pty
 import re
+import select
 import shutil
+import signal
 import socket
 import subprocess
+import termios
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +47,8 @@ _PACKAGES = {
     "gtlsserver": "ngtcp2-server",
     "gtlsclient": "ngtcp2-client",
     "openssl": "openssl",
+    "mosh-server": "mosh",
+    "mosh-client": "mosh",
     "wg": "wireguard-tools",
     "wireguard-go": "wireguard-go",
 }
@@ -227,6 +234,61 @@ def test_quic(stand: Stand, launch: Launch) -> None:
 
     eventually(fetched, "the file comes")
     assert (stand.folder / "got" / "file").read_bytes() == content
+
+
+# --- a shell ---
+
+
+def test_mosh(stand: Stand, launch: Launch) -> None:
+    """A shell by mosh: what is typed is run, its output comes, and both ends end with it."""
+    server, client = program_named("mosh-server"), program_named("mosh-client")
+    begun = subprocess.run(
+        stand.inside(server, "new", "-i", "127.0.0.1", "-p", "60001", "--", "/bin/sh"),
+        cwd="/", env=clean_environment({"LC_ALL": "C.UTF-8", "TERM": "xterm", "HOME": "/"}),
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True, timeout=PATIENCE,
+    )  # fmt: skip
+    detached = os.pidfd_open(int(re.findall(r"detached, pid = (\d+)", begun.stderr)[0]))
+    stand.stack.callback(_end, detached)
+    inner, secret = re.findall(r"MOSH CONNECT (\d+) (\S+)", begun.stdout)[0]
+    port = free_ports()
+    launch(
+        stand.identity, "-f", "-u", f"127.0.0.1/{port}:{inner}", str(stand.namespace.pid)
+    ).wait_ready()
+    ours, theirs = pty.openpty()
+    stand.stack.callback(os.close, ours)
+    termios.tcsetwinsize(theirs, (24, 80))  # mosh-client can't do with the size that it has: 0, 0
+    process = subprocess.Popen(
+        [client, "127.0.0.1", str(port)], stdin=theirs, stdout=theirs, stderr=theirs,
+        env=clean_environment({"LC_ALL": "C.UTF-8", "TERM": "xterm", "MOSH_KEY": secret}),
+        start_new_session=True,
+    )  # fmt: skip
+    os.close(theirs)
+    stand.stack.callback(process.wait)
+    stand.stack.callback(process.kill)
+    os.write(ours, b"echo $((6 * 7))00\n")
+    assert b"4200" in appearing(ours, until=b"4200")
+    os.write(ours, b"exit\n")
+    appearing(ours)
+    assert process.wait(PATIENCE) == 0
+    assert select.select([detached], [], [], PATIENCE)[0], "its server goes on"
+
+
+def appearing(terminal: int, until: bytes | None = None) -> bytes:
+    """What appears on a terminal, until that does, or its other side is closed."""
+    seen, deadline = b"", time.monotonic() + PATIENCE
+    while (until is None or until not in seen) and time.monotonic() < deadline:
+        if select.select([terminal], [], [], 1)[0]:
+            try:
+                seen += os.read(terminal, 65_536)
+            except OSError:  # EIO: the other side is closed
+                break
+    return seen
+
+
+def _end(handle: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(handle, signal.SIGKILL)
+    os.close(handle)
 
 
 # --- a VPN ---
