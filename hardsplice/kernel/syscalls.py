@@ -10,6 +10,7 @@ hold the tables against Python's modules on the machine that they run on.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final, Literal, NamedTuple
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "RISKY",
     "Architecture",
     "constant",
+    "differ",
     "parameters",
 ]
 
@@ -327,6 +329,13 @@ def constant(name: str, arch: str) -> int:
         usual, exceptions = _DIFFERENT[name]
         return exceptions.get(arch, usual)
     return _SAME_EVERYWHERE[name]
+
+
+def differ(call: str, names: Iterable[str]) -> bool:
+    """Whether the parameters of a call or the numbers of constants depend on the architecture."""
+    return any(call == other for _, other in _PARAMETERS_ELSEWHERE) or any(
+        name in _DIFFERENT for name in names
+    )
 
 
 def parameters(call: str, arch: str) -> tuple[str, ...]:

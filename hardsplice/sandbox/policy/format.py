@@ -13,7 +13,7 @@ import types
 from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
-from hardsplice.kernel.syscalls import ARCHITECTURES, CAPABILITIES, CONSTANTS, RISKY
+from hardsplice.kernel.syscalls import ARCHITECTURES, CAPABILITIES, CONSTANTS, RISKY, differ
 from hardsplice.model.errors import HardspliceError
 from hardsplice.sandbox.policy.model import (
     Condition,
@@ -181,12 +181,14 @@ def _check_rule(rule: Rule, words: Mapping[str, int], location: str) -> None:
             f"{location}: risk: missing; say what a taken-over process could do with {rule.call}"
         )
     for alternative in rule.when:
-        for name in (name for item in alternative for name in (*item.mask, *item.value)):
+        names = [name for item in alternative for name in (*item.mask, *item.value)]
+        for name in names:
             if not (name.isdigit() or name in CONSTANTS or name in words):
                 raise MistakeError(
                     f"{location}: when: unknown constant {name} (hardsplice/kernel/syscalls.py)"
                 )
-        for arch in sorted(rule.architectures):
+        checked = sorted(rule.architectures)
+        for arch in checked if differ(rule.call, names) else checked[:1]:
             try:
                 comparisons(rule.call, alternative, words, arch)
             except MistakeError as mistake:
