@@ -233,13 +233,13 @@ def reduced(role: str) -> Policy:
     """In the place of seccomp.load_policy: without the rules, or the ways of a rule, that a job
     drops.
 
-    A rule is dropped for its own kind of process, in each role that has it: a monitor that lacked
-    what its relay needs would prove nothing of the relay.
+    Rules are dropped for the kind of process whose rule the first of them is, in each role that
+    has them: a monitor that lacked what its relay needs would prove nothing of the relay.
     """
     policy = _load_policy(role)
     rules = []
+    drop = job.drop if kind(job.drop[0].partition(":")[0]) == kind(role) else ()
     for rule in policy.rules:
-        drop = job.drop if kind(rule.role) == kind(role) else ()
         ways = tuple(way for way in rule.when if key(rule._replace(when=(way,))) not in drop)
         if key(rule) not in drop and (ways or not rule.when):
             rules.append(rule._replace(when=ways))
