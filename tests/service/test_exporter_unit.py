@@ -49,7 +49,7 @@ def test_prometheus_has_the_metrics_of_all_instances_and_nobody_has_more(
     accepted = {
         one.labels["namespace"]: one.value
         for one in families["hardsplice_accepted"].samples
-        if one.labels["direction"] == "inbound"
+        if (one.labels["direction"], one.labels["protocol"]) == ("inbound", "tcp")
     }
     assert accepted == {"blue": 1, process(machine, "web"): 0}
     assert fetch(machine, "HEAD", "/metrics") == (200, "\n")

@@ -19,6 +19,8 @@ pytestmark = [
 
 MAN = Path(__file__).parents[2] / "packaging" / "man"
 PAGES = tuple(sorted(page.name for page in MAN.iterdir()))
+# Engines start these: configuration is what people need, which tests/engines tries.
+STARTED_BY_ENGINES = {"hardsplice-cni.1", "hardsplice-docker-proxy.1"}
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def script_for(place: Place) -> str:
 
 
 def test_each_page_has_examples_and_each_of_hardsplices_is_run() -> None:
-    assert all(commands(page) for page in PAGES)
+    assert {page for page in PAGES if not commands(page)} == STARTED_BY_ENGINES
     assert [command for _, command in commands("hardsplice.1")] == list(EXAMPLES)
 
 

@@ -36,6 +36,8 @@ from tests.support.paths import loopback
 from tests.support.product import Instance, Program
 from tests.support.stream import PATIENCE, Violation
 
+WINDOWS = 4  # in one of which nothing happens
+
 LANES = 12
 """Pairs of ports of each forwarded range; a pair is used again only after all the others."""
 PORTS = 2
@@ -168,7 +170,13 @@ class Lane:
         procfs.settle(self.processes())
 
     def assert_quiet(self, window: float = 1.0) -> None:
-        """What forwards this lane uses no CPU and does not wake up."""
+        """What forwards this lane uses no CPU and does not wake up. The flows of cases before may
+        come to their end meanwhile, which is over soon; what spins is never quiet.
+        """
+        for _ in range(WINDOWS - 1):
+            with contextlib.suppress(Violation):
+                procfs.assert_quiet(self.processes(), window)
+                return
         procfs.assert_quiet(self.processes(), window)
 
     def close(self) -> None:

@@ -25,6 +25,7 @@ from hardsplice.telemetry import counters as count
 from hardsplice.telemetry.flow_table import End
 
 EVENTS_A_WAIT = 128
+SWEEP_SECONDS = 1.0  # at least, between two times that flows are ended by the clock
 LAST_SECONDS = 0.1  # for which a relay that is told to end goes on with what is ready
 
 
@@ -153,15 +154,19 @@ class Engine(Answerer):
     # --- time -------------------------------------------------------------------------------------
 
     def _on_time(self) -> None:
+        again = self.moment
         while (flow := self.flows.expired(self.moment)) is not None:
             answered = flow.answered
             self.counters[count.EXPIRED if answered else count.UNANSWERED] += 1
             self._end(flow, End.EXPIRED if answered else End.UNANSWERED)
+            again = self.moment + SWEEP_SECONDS
         if self.shortage_until and self.moment >= self.shortage_until:
             self.shortage_until = 0.0
             self._request_sockets()
             self._reconsider_watching()
-        self.due = min(self.flows.due(), self.shortage_until or NEVER)
+        # Flows that are over soon after each other are ended together: each by itself would wake
+        # this process as often as there are flows.
+        self.due = min(max(self.flows.due(), again), self.shortage_until or NEVER)
 
     def _write_gauges(self, gauges: memoryview) -> None:
         """Write down what is in use, for monitors."""

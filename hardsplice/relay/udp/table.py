@@ -4,7 +4,8 @@
 A flow is one client's address at one of our addresses of one listener: the answer has to come from
 the address that was asked. Flows have no end of their own; so they are kept in the order of their
 last use, those that were answered apart from those that weren't. That order is brought up to date
-at most once in TICK for each flow, not for each datagram; so a flow lives up to TICK longer.
+at most once in TICK for each flow, not for each datagram; so a flow lives up to TICK longer, and
+then until the engine ends those that are over (engine.SWEEP_SECONDS).
 """
 
 from __future__ import annotations

@@ -392,6 +392,20 @@ def test_epoll_sleeps_until_the_first_flow_may_be_over_and_for_ever_without_any(
     assert relay.kernel.epoll_.timeout is None
 
 
+def test_flows_that_are_over_soon_after_each_other_are_ended_together() -> None:
+    relay = Relay()
+    for number in range(10, 50):
+        relay.ask(client_ipv4(number), b"question")
+        relay.wait(0.04)
+    woken = 0
+    while relay.engine.flows.by_fd:
+        relay.engine.turn({})
+        relay.wait(relay.kernel.epoll_.timeout or 0)
+        woken += 1
+    assert woken <= 4
+    assert relay.counted("unanswered") == 40
+
+
 def test_a_flood_evicts_what_was_never_answered_and_nothing_else() -> None:
     relay = Relay(flows=8)
     relay.engine.remove_listener(8, relay.second, reset_flows=True)
