@@ -17,31 +17,12 @@
  * without one that comes is lost; it is counted, and the stream goes on.
  */
 
-#define _GNU_SOURCE
-#include <arpa/inet.h>
-#include <errno.h>
-#include <fcntl.h>
+#include "measure.h"
+
 #include <linux/futex.h>
-#include <net/if.h>
-#include <netinet/in.h>
 #include <netinet/udp.h>
 #include <pthread.h>
-#include <signal.h>
-#include <stdatomic.h>
-#include <stdbool.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/epoll.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
-#include <sys/resource.h>
-#include <sys/socket.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
-#include <time.h>
-#include <unistd.h>
 
 #ifndef UDP_SEGMENT
 #define UDP_SEGMENT 103
@@ -52,7 +33,6 @@
 #define BATCH 32		/* datagrams a call, where nothing is segmented */
 #define FLOWS 256
 #define WINDOW (90 * 1024)	/* bytes of a stream under way, if no call is larger */
-#define PATIENCE 20		/* seconds without an end, after which a measurement has failed */
 #define PATIENCE_NS 5000000	/* without a datagram that comes, after which those under way are lost */
 
 enum { EXCHANGE = 'X', HELLO = 'H', SINK = 'S', SOURCE = 'G', WHERE = 'W' };
@@ -78,72 +58,11 @@ static struct {
 	int flows;
 	uint32_t size;
 	uint32_t segments;
-	double seconds;
-	double warmup;
-	uint64_t operations;
 	bool down;
-} plan = { .flows = 1, .size = 64, .segments = 1, .seconds = 1, .warmup = 0.2 };
+} plan = { .flows = 1, .size = 64, .segments = 1 };
 
 static char buffers[BATCH][1 << 16];
 static struct shared *shared;
-
-static void fail(const char *what)
-{
-	printf("{\"error\": \"%s: %s\"}\n", what, strerror(errno));
-	fflush(stdout);
-	_exit(1);
-}
-
-static void stalled(int number)
-{
-	static const char text[] = "{\"error\": \"stalled\"}\n";
-
-	(void)number;
-	if (write(STDOUT_FILENO, text, sizeof(text) - 1) < 0)
-		_exit(2);
-	_exit(1);
-}
-
-static void map_shared(const char *path)
-{
-	int fd = open(path, O_RDWR | O_CLOEXEC);
-
-	if (fd < 0)
-		fail(path);
-	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-	if (shared == MAP_FAILED)
-		fail("mmap");
-	close(fd);
-}
-
-static struct sockaddr_in loopback(int port)
-{
-	struct sockaddr_in address = { .sin_family = AF_INET, .sin_port = htons((uint16_t)port) };
-
-	address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-	return address;
-}
-
-static void bring_loopback_up(void)
-{
-	struct ifreq request = { .ifr_name = "lo" };
-	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-
-	if (fd < 0 || ioctl(fd, SIOCGIFFLAGS, &request))
-		fail("lo");
-	request.ifr_flags |= IFF_UP;
-	if (ioctl(fd, SIOCSIFFLAGS, &request))
-		fail("lo");
-	close(fd);
-}
-
-static uint64_t now(void)
-{
-	struct timespec time;
-
-	clock_gettime(CLOCK_MONOTONIC, &time);
-	return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
-}
 
 static void merge(int fd, bool on)
 {
@@ -316,12 +235,8 @@ static int receive(int fd, int flags)
 
 static void say_where(int fd, const struct sockaddr_in *to)
 {
-	struct stat status;
-	uint64_t inode;
+	uint64_t inode = namespace_here();
 
-	if (stat("/proc/self/ns/net", &status))
-		fail("/proc/self/ns/net");
-	inode = status.st_ino;
 	sendto(fd, &inode, sizeof(inode), MSG_NOSIGNAL, (const struct sockaddr *)to, sizeof(*to));
 }
 
@@ -403,64 +318,13 @@ static void serve(int port)
 /* --- client ------------------------------------------------------------------------------------- */
 
 static int flows[FLOWS];
-static uint64_t begun, from, until;	/* of the measurement, in ns */
-static uint64_t done, counted;		/* operations in all, and those of the measured time */
 
-/* Latencies in log-linear buckets: 64 to each power of two, so none is off by more than 1.6%. */
-#define STEPS 64
-static uint64_t histogram[64 * STEPS];
-
-static unsigned bucket(uint64_t value)
+static void report_with_lost(double seconds)
 {
-	unsigned power;
+	char lost[48];
 
-	if (value < STEPS)
-		return (unsigned)value;
-	power = 63 - (unsigned)__builtin_clzll(value);
-	return (power - 5) * STEPS + (unsigned)(value >> (power - 6)) - STEPS;
-}
-
-static double middle(unsigned index)
-{
-	unsigned power = index / STEPS + 5;
-
-	if (index < STEPS)
-		return index;
-	return ((double)(index % STEPS + STEPS) + 0.5) * (double)(UINT64_C(1) << (power - 6));
-}
-
-static double percentile(double share)
-{
-	uint64_t seen = 0;
-
-	for (unsigned i = 0; i < 64 * STEPS; i++) {
-		seen += histogram[i];
-		if (seen && (double)seen >= share * (double)counted)
-			return middle(i);
-	}
-	return 0;
-}
-
-static void start_clock(void)
-{
-	begun = now();
-	from = plan.operations ? begun : begun + (uint64_t)(plan.warmup * 1e9);
-	until = plan.operations ? UINT64_MAX : from + (uint64_t)(plan.seconds * 1e9);
-}
-
-static void report(double seconds)
-{
-	struct rusage usage;
-
-	getrusage(RUSAGE_SELF, &usage);
-	printf("{\"operations\": %llu, \"rate\": %.1f, \"p50_us\": %.3f, \"p99_us\": %.3f, "
-	       "\"lost\": %llu, \"client_cpu\": %.6f, \"wall\": %.6f}\n",
-	       (unsigned long long)done, (double)counted / seconds,
-	       percentile(0.5) / 1e3, percentile(0.99) / 1e3,
-	       (unsigned long long)atomic_load(&shared->lost),
-	       (double)usage.ru_utime.tv_sec + (double)usage.ru_stime.tv_sec +
-	       (double)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1e6,
-	       (double)(now() - begun) / 1e9);
+	snprintf(lost, sizeof(lost), "\"lost\": %llu, ", (unsigned long long)atomic_load(&shared->lost));
+	report(seconds, lost);
 }
 
 /* Sockets that the server has answered once: their flows are there. */
@@ -500,11 +364,6 @@ static int watch_flows(void)
 	return epoll_fd;
 }
 
-static bool enough(uint64_t under_way)
-{
-	return plan.operations ? done + under_way >= plan.operations : now() >= until;
-}
-
 static void rounds(void)
 {
 	static uint64_t started[FLOWS];
@@ -532,13 +391,8 @@ static void rounds(void)
 
 			if (recv(flows[flow], buffers[0], MOST, 0) != (ssize_t)plan.size)
 				fail("answer");
-			end = now();
-			done++;
+			end = finished(started[flow]);
 			under_way--;
-			if (end >= from && end < until) {
-				counted++;
-				histogram[bucket(end - started[flow])]++;
-			}
 			if (enough(under_way))
 				continue;
 			started[flow] = end;
@@ -546,7 +400,7 @@ static void rounds(void)
 			under_way++;
 		}
 	}
-	report(plan.operations ? (double)(now() - from) / 1e9 : plan.seconds);
+	report_with_lost(measured());
 }
 
 /* What has come of a stream so far, and until when: the measured time begins and ends with that. */
@@ -560,7 +414,7 @@ static bool streaming(uint64_t before)
 		first = taken;
 		first_at = time;
 	}
-	if (plan.operations ? taken < plan.operations : time < until)
+	if (extent.operations ? taken < extent.operations : time < until)
 		return true;
 	last = taken;
 	last_at = time;
@@ -618,19 +472,10 @@ static void stream(void)
 		errno = EIO;
 		fail("nothing came");
 	}
-	report((double)(last_at - first_at) / 1e9);
+	report_with_lost((double)(last_at - first_at) / 1e9);
 }
 
 /* --- command line --------------------------------------------------------------------------------- */
-
-static const char *option(int *index, int argc, char **argv)
-{
-	if (*index + 1 >= argc) {
-		errno = EINVAL;
-		fail(argv[*index]);
-	}
-	return argv[++*index];
-}
 
 int main(int argc, char **argv)
 {
@@ -639,33 +484,26 @@ int main(int argc, char **argv)
 	int place = 0;
 
 	for (int i = 2; i < argc; i++) {
-		if (!strcmp(argv[i], "--lo"))
-			bring_loopback_up();
-		else if (!strcmp(argv[i], "--down"))
+		if (take_common(&i, argc, argv))
+			continue;
+		if (!strcmp(argv[i], "--down"))
 			plan.down = true;
 		else if (!strcmp(argv[i], "--flows"))
-			plan.flows = atoi(option(&i, argc, argv));
+			plan.flows = atoi(value_of(&i, argc, argv));
 		else if (!strcmp(argv[i], "--size"))
-			plan.size = (uint32_t)atoi(option(&i, argc, argv));
+			plan.size = (uint32_t)atoi(value_of(&i, argc, argv));
 		else if (!strcmp(argv[i], "--segments"))
-			plan.segments = (uint32_t)atoi(option(&i, argc, argv));
-		else if (!strcmp(argv[i], "--seconds"))
-			plan.seconds = atof(option(&i, argc, argv));
-		else if (!strcmp(argv[i], "--warmup"))
-			plan.warmup = atof(option(&i, argc, argv));
-		else if (!strcmp(argv[i], "--operations"))
-			plan.operations = strtoull(option(&i, argc, argv), NULL, 10);
+			plan.segments = (uint32_t)atoi(value_of(&i, argc, argv));
 		else if (place < 2)
 			places[place++] = argv[i];
 	}
 	if (plan.flows > FLOWS || plan.size > MOST)
 		return 2;
 	plan.address = loopback(atoi(places[0]));
-	map_shared(places[1]);
+	shared = mapped(places[1], sizeof(*shared));
 	if (!strcmp(mode, "server"))
 		serve(atoi(places[0]));
-	signal(SIGALRM, stalled);
-	alarm((unsigned)(plan.seconds + plan.warmup) + PATIENCE);
+	watch_clock();
 	open_flows();
 	if (!strcmp(mode, "rounds"))
 		rounds();

@@ -24,34 +24,14 @@
  * for every forwarder, doesn't hide the differences.
  */
 
-#define _GNU_SOURCE
-#include <arpa/inet.h>
-#include <errno.h>
-#include <fcntl.h>
-#include <net/if.h>
-#include <netinet/in.h>
+#include "measure.h"
+
 #include <netinet/tcp.h>
 #include <poll.h>
-#include <signal.h>
-#include <stdatomic.h>
-#include <stdbool.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/epoll.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
-#include <sys/resource.h>
-#include <sys/socket.h>
-#include <sys/stat.h>
-#include <time.h>
-#include <unistd.h>
 
 #define CHUNK (256 * 1024)	/* bytes a bulk call moves at most */
 #define TURN 4			/* bulk calls on one connection before the others have their turn */
 #define BATCH 256		/* events taken from epoll at once */
-#define PATIENCE 20		/* seconds without an end, after which a measurement has failed */
 #define FILES 65536		/* connections of either end */
 
 enum { EXCHANGE = 'X', ECHO = 'E', SINK = 'S', SOURCE = 'G', WHERE = 'W' };
@@ -76,43 +56,6 @@ static char buffer[CHUNK];
 static struct shared *shared;
 static int others; /* connections that the server has of somebody else, who keeps them */
 static int epoll_fd;
-
-static void fail(const char *what)
-{
-	printf("{\"error\": \"%s: %s\"}\n", what, strerror(errno));
-	fflush(stdout);
-	_exit(1);
-}
-
-static void stalled(int number)
-{
-	static const char text[] = "{\"error\": \"stalled\"}\n";
-
-	(void)number;
-	if (write(STDOUT_FILENO, text, sizeof(text) - 1) < 0)
-		_exit(2);
-	_exit(1);
-}
-
-static void map_shared(const char *path)
-{
-	int fd = open(path, O_RDWR | O_CLOEXEC);
-
-	if (fd < 0)
-		fail(path);
-	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-	if (shared == MAP_FAILED)
-		fail("mmap");
-	close(fd);
-}
-
-static struct sockaddr_in loopback(int port)
-{
-	struct sockaddr_in address = { .sin_family = AF_INET, .sin_port = htons((uint16_t)port) };
-
-	address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-	return address;
-}
 
 static void watch(int operation, int fd, uint32_t events)
 {
@@ -148,19 +91,6 @@ static struct session {
 	uint64_t owed;		/* bytes of answers that the socket didn't take yet */
 	bool blocked;		/* watched for output */
 } sessions[FILES];
-
-static void bring_loopback_up(void)
-{
-	struct ifreq request = { .ifr_name = "lo" };
-	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-
-	if (fd < 0 || ioctl(fd, SIOCGIFFLAGS, &request))
-		fail("lo");
-	request.ifr_flags |= IFF_UP;
-	if (ioctl(fd, SIOCSIFFLAGS, &request))
-		fail("lo");
-	close(fd);
-}
 
 static void forget(int fd)
 {
@@ -229,15 +159,10 @@ static bool swallow(int fd)
 	return true;
 }
 
-/* Which namespace this is: the inode number of its network namespace. */
 static void say_where(int fd)
 {
-	struct stat status;
-	uint64_t inode;
+	uint64_t inode = namespace_here();
 
-	if (stat("/proc/self/ns/net", &status))
-		fail("/proc/self/ns/net");
-	inode = status.st_ino;
 	if (send(fd, &inode, sizeof(inode), MSG_NOSIGNAL) < 0)
 		return;
 }
@@ -331,87 +256,19 @@ static struct {
 	struct sockaddr_in address;
 	int connections;
 	uint32_t size;
-	double seconds;
-	double warmup;
-	uint64_t operations;
 	bool down;
 	bool server_closes;
-} plan = { .connections = 1, .size = 128, .seconds = 1, .warmup = 0.2 };
+} plan = { .connections = 1, .size = 128 };
 
 static struct peer {
 	uint64_t started;	/* the operation under way, in ns */
 	uint64_t taken;		/* bytes of its answer */
 } peers[FILES];
 
-static uint64_t begun, from, until;	/* of the measurement, in ns */
-static uint64_t done, counted;		/* operations in all, and those of the measured time */
-
-static uint64_t now(void)
-{
-	struct timespec time;
-
-	clock_gettime(CLOCK_MONOTONIC, &time);
-	return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
-}
-
-/* Latencies in log-linear buckets: 64 to each power of two, so none is off by more than 1.6%. */
-#define STEPS 64
-static uint64_t histogram[64 * STEPS];
-
-static unsigned bucket(uint64_t value)
-{
-	unsigned power;
-
-	if (value < STEPS)
-		return (unsigned)value;
-	power = 63 - (unsigned)__builtin_clzll(value);
-	return (power - 5) * STEPS + (unsigned)(value >> (power - 6)) - STEPS;
-}
-
-static double middle(unsigned index)
-{
-	unsigned power = index / STEPS + 5;
-
-	if (index < STEPS)
-		return index;
-	return ((double)(index % STEPS + STEPS) + 0.5) * (double)(UINT64_C(1) << (power - 6));
-}
-
-static double percentile(double share)
-{
-	uint64_t seen = 0;
-
-	for (unsigned i = 0; i < 64 * STEPS; i++) {
-		seen += histogram[i];
-		if (seen && (double)seen >= share * (double)counted)
-			return middle(i);
-	}
-	return 0;
-}
-
 /* Note an operation that ends now; the next one of the connection starts now. */
 static void finish(struct peer *peer)
 {
-	uint64_t end = now();
-
-	done++;
-	if (end >= from && end < until) {
-		counted++;
-		histogram[bucket(end - peer->started)]++;
-	}
-	peer->started = end;
-}
-
-static bool enough(uint64_t underway)
-{
-	return plan.operations ? done + underway >= plan.operations : now() >= until;
-}
-
-static void start_clock(void)
-{
-	begun = now();
-	from = plan.operations ? begun : begun + (uint64_t)(plan.warmup * 1e9);
-	until = plan.operations ? UINT64_MAX : from + (uint64_t)(plan.seconds * 1e9);
+	peer->started = finished(peer->started);
 }
 
 static int open_connection(void)
@@ -462,25 +319,6 @@ static void wait_until_drained(void)
 {
 	while (atomic_load(&shared->connections) > others)
 		nanosleep(&(struct timespec){ .tv_nsec = 200000 }, NULL);
-}
-
-static void report(double seconds)
-{
-	struct rusage usage;
-
-	getrusage(RUSAGE_SELF, &usage);
-	printf("{\"operations\": %llu, \"rate\": %.1f, \"p50_us\": %.3f, \"p99_us\": %.3f, "
-	       "\"client_cpu\": %.6f, \"wall\": %.6f}\n",
-	       (unsigned long long)done, (double)counted / seconds,
-	       percentile(0.5) / 1e3, percentile(0.99) / 1e3,
-	       (double)usage.ru_utime.tv_sec + (double)usage.ru_stime.tv_sec +
-	       (double)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1e6,
-	       (double)(now() - begun) / 1e9);
-}
-
-static double measured(void)
-{
-	return plan.operations ? (double)(now() - from) / 1e9 : plan.seconds;
 }
 
 /* Receive for one exchange; true when the answer is complete. */
@@ -552,7 +390,7 @@ static void round_trips(void)
 			underway++;
 		}
 	}
-	report(measured());
+	report(measured(), "");
 }
 
 /* --- visits: connect, request, answer, close ---------------------------------------------------- */
@@ -596,7 +434,7 @@ static void visits(void)
 		}
 	}
 	wait_until_drained();
-	report(measured());
+	report(measured(), "");
 }
 
 /* --- bulk ----------------------------------------------------------------------------------------- */
@@ -648,7 +486,7 @@ static void bulk(void)
 			first = arrived;
 			first_at = time;
 		}
-		if (!last_at && (plan.operations ? arrived >= plan.operations : time >= until)) {
+		if (!last_at && (extent.operations ? arrived >= extent.operations : time >= until)) {
 			last = arrived;
 			last_at = time;
 			atomic_store(&shared->stop, 1);
@@ -669,7 +507,7 @@ static void bulk(void)
 		fail(last_at ? "bytes were lost" : "connections ended early");
 	}
 	counted = last - first;
-	report((double)(last_at - first_at) / 1e9);
+	report((double)(last_at - first_at) / 1e9, "");
 }
 
 /* --- idle ----------------------------------------------------------------------------------------- */
@@ -702,15 +540,6 @@ static void idle(void)
 
 /* --- command line --------------------------------------------------------------------------------- */
 
-static const char *option(int *index, int argc, char **argv)
-{
-	if (*index + 1 >= argc) {
-		errno = EINVAL;
-		fail(argv[*index]);
-	}
-	return argv[++*index];
-}
-
 int main(int argc, char **argv)
 {
 	const char *mode = argc > 1 ? argv[1] : "";
@@ -718,27 +547,21 @@ int main(int argc, char **argv)
 	int place = 0;
 
 	for (int i = 2; i < argc; i++) {
-		if (!strcmp(argv[i], "--lo"))
-			bring_loopback_up();
-		else if (!strcmp(argv[i], "--down"))
+		if (take_common(&i, argc, argv))
+			continue;
+		if (!strcmp(argv[i], "--down"))
 			plan.down = true;
 		else if (!strcmp(argv[i], "--server-closes"))
 			plan.server_closes = true;
 		else if (!strcmp(argv[i], "--connections"))
-			plan.connections = atoi(option(&i, argc, argv));
+			plan.connections = atoi(value_of(&i, argc, argv));
 		else if (!strcmp(argv[i], "--size"))
-			plan.size = (uint32_t)atoi(option(&i, argc, argv));
-		else if (!strcmp(argv[i], "--seconds"))
-			plan.seconds = atof(option(&i, argc, argv));
-		else if (!strcmp(argv[i], "--warmup"))
-			plan.warmup = atof(option(&i, argc, argv));
-		else if (!strcmp(argv[i], "--operations"))
-			plan.operations = strtoull(option(&i, argc, argv), NULL, 10);
+			plan.size = (uint32_t)atoi(value_of(&i, argc, argv));
 		else if (place < 2)
 			places[place++] = argv[i];
 	}
 	plan.address = loopback(atoi(places[0]));
-	map_shared(places[1]);
+	shared = mapped(places[1], sizeof(*shared));
 	most_files();
 	epoll_fd = epoll_create1(EPOLL_CLOEXEC);
 	if (epoll_fd < 0)
@@ -746,8 +569,7 @@ int main(int argc, char **argv)
 	if (!strcmp(mode, "server"))
 		return serve(atoi(places[0]));
 	others = atomic_load(&shared->connections);
-	signal(SIGALRM, stalled);
-	alarm((unsigned)(plan.seconds + plan.warmup) + PATIENCE);
+	watch_clock();
 	if (!strcmp(mode, "bulk"))
 		bulk();
 	else if (!strcmp(mode, "rounds"))
