@@ -155,15 +155,9 @@ CONNECTIONS = some(
     "shutdown",
     *("abort", "keep_urgent_inline", "limit_unsent", "sockatmark", "receive_byte", "send_byte"),
 )
-RELAY = (
-    all_but("relay/tcp/engine"),
-    all_but("relay/tcp/connecting"),
-    all_but("relay/tcp/moving"),
-    all_but("relay/tcp/flows"),
-    all_but("relay/tcp/pipes"),
-    all_but("relay/tcp/seam"),
+# What relays of both protocols consist of.
+EVERY_RELAY = (
     all_but("relay/pools"),
-    all_but("relay/tcp/flow_writer"),
     all_but("relay/orders"),
     all_but("relay/main", "_live", "_leave_session"),
     all_but("telemetry/flow_table"),
@@ -171,6 +165,16 @@ RELAY = (
     some("sandbox/address_book", "Pointer.holds"),
     some("ipc/channel", "Channel.send", "Channel.receive"),
     all_but("kernel/scm", "packet_pair"),
+)
+RELAY = (
+    all_but("relay/tcp/engine"),
+    all_but("relay/tcp/connecting"),
+    all_but("relay/tcp/moving"),
+    all_but("relay/tcp/flows"),
+    all_but("relay/tcp/pipes"),
+    all_but("relay/tcp/seam"),
+    all_but("relay/tcp/flow_writer"),
+    *EVERY_RELAY,
     CONNECTIONS,
 )
 MADE_BY_MONITORS = ("plain_socket", "datagram_socket", "set_overflow", "set_gro", "set_pktinfo")
@@ -179,14 +183,7 @@ DATAGRAM_RELAY = (
         all_but(f"relay/udp/{path.stem}")
         for path in sorted((oracle.ROOT / "hardsplice" / "relay" / "udp").glob("*.py"))
     ),
-    all_but("relay/pools"),
-    all_but("relay/orders"),
-    all_but("relay/main", "_live", "_leave_session"),
-    all_but("telemetry/flow_table"),
-    some("telemetry/counters", "count_latency"),
-    some("sandbox/address_book", "Pointer.holds"),
-    some("ipc/channel", "Channel.send", "Channel.receive"),
-    all_but("kernel/scm", "packet_pair"),
+    *EVERY_RELAY,
     all_but("kernel/datagrams", *MADE_BY_MONITORS, "_set"),
     all_but("kernel/mmsghdr"),
     some("kernel/socketcalls", "connect", "option", "endpoint"),

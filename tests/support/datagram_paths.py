@@ -16,7 +16,6 @@ The last word but one of a way's name says what clients find:
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import shutil
 import socket
@@ -32,7 +31,7 @@ from hardsplice.ctl.client import Client
 from tests.support import procfs
 from tests.support.datagrams import Address, Letters, Post, Received, free_ports
 from tests.support.netns import Identity, Namespace
-from tests.support.paths import loopback
+from tests.support.paths import Standing, loopback
 from tests.support.product import Instance, Program
 from tests.support.stream import PATIENCE, Violation
 
@@ -227,19 +226,16 @@ class Direct:
             self._namespace.close()
 
 
-class Service:
-    """A hardsplice between the host and a namespace, with both directions and both families."""
+class Service(Standing):
+    """One with both directions and both families."""
 
     def __init__(self, program: Program, identity: Identity, *, ethernet: bool = False) -> None:
-        self.program, self.identity = program, identity
-        self.namespace = Namespace(identity)
+        super().__init__(program, identity)
         if ethernet:
             self.namespace.set_mtu(ETHERNET)
         self._folder = FilePath(tempfile.mkdtemp(prefix="hardsplice-tests-"))
         if identity.uid is not None:
             os.chown(self._folder, identity.uid, identity.uid)
-        self._lanes = itertools.count()
-        self._instance: Instance | None = None
         self._inward = self._inward_wildcard = self._outward = self._outward_wildcard = 0
 
     def instance(self) -> Instance:
@@ -287,20 +283,8 @@ class Service:
             if name == "datagrams_dropped_total"
         )
 
-    def _check(self, instance: Instance, before: list[int]) -> None:
-        """No test may cost a process, not even one that is restarted at once."""
-        after = instance.processes()
-        if before and after == before:
-            return
-        self._instance = None
-        said = instance.messages()
-        instance.discard()
-        raise Violation(f"processes {before} became {after}; {said}")
-
     def close(self) -> None:
-        if self._instance is not None:
-            self._instance.stop()
-        self.namespace.close()
+        super().close()
         shutil.rmtree(self._folder)
 
 

@@ -195,14 +195,36 @@ class Direct:
         """There is nothing to end."""
 
 
-class Service:
-    """A hardsplice between the host and a namespace, with both directions and both families."""
+class Standing:
+    """A hardsplice between the host and a namespace, for one lane after the other."""
 
     def __init__(self, program: Program, identity: Identity) -> None:
         self.program, self.identity = program, identity
         self.namespace = Namespace(identity)
         self._lanes = itertools.count()
         self._instance: Instance | None = None
+
+    def _check(self, instance: Instance, before: list[int]) -> None:
+        """No test may cost a process, not even one that is restarted at once."""
+        after = instance.processes()
+        if before and after == before:
+            return
+        self._instance = None
+        said = instance.messages()
+        instance.discard()
+        raise Violation(f"processes {before} became {after}; {said}")
+
+    def close(self) -> None:
+        if self._instance is not None:
+            self._instance.stop()
+        self.namespace.close()
+
+
+class Service(Standing):
+    """One with both directions and both families."""
+
+    def __init__(self, program: Program, identity: Identity) -> None:
+        super().__init__(program, identity)
         self._inward = self._outward = 0
 
     def instance(self) -> Instance:
@@ -232,21 +254,6 @@ class Service:
         with contextlib.closing(Lane(ends, instance.processes)) as lane:
             yield lane
         self._check(instance, before)
-
-    def _check(self, instance: Instance, before: list[int]) -> None:
-        """No test may cost a process, not even one that is restarted at once."""
-        after = instance.processes()
-        if before and after == before:
-            return
-        self._instance = None
-        said = instance.messages()
-        instance.discard()
-        raise Violation(f"processes {before} became {after}; {said}")
-
-    def close(self) -> None:
-        if self._instance is not None:
-            self._instance.stop()
-        self.namespace.close()
 
 
 class Spliced:
