@@ -91,28 +91,25 @@ def workers(text: str) -> int:
     """The value of --workers; `auto` is one for each processor that this process may use."""
     if text == "auto":
         return min(len(os.sched_getaffinity(0)), WORKERS_MAX)
-    value = number(text, 1, WORKERS_MAX)
-    if value is None:
-        reason = f"it is not a number of relays; write 1 to {WORKERS_MAX}, or auto"
-        raise HardspliceError("parse", f"--workers {quote(text)}", reason)
-    return value
+    what = f"a number of relays; write 1 to {WORKERS_MAX}, or auto"
+    return _counted("--workers", text, WORKERS_MAX, what)
 
 
 def seconds(option: str, text: str) -> int:
     """The value of an option that is a time, in whole seconds up to a day."""
-    value = number(text, 1, SECONDS_MAX)
-    if value is None:
-        reason = f"it is not a time; write seconds, 1 to {SECONDS_MAX}"
-        raise HardspliceError("parse", f"{option} {quote(text)}", reason)
-    return value
+    return _counted(option, text, SECONDS_MAX, f"a time; write seconds, 1 to {SECONDS_MAX}")
 
 
 def flows(option: str, text: str) -> int:
     """The value of an option that is a number of flows."""
-    value = number(text, 1, FLOWS_MAX)
+    return _counted(option, text, FLOWS_MAX, f"a number of flows; write 1 to {FLOWS_MAX}")
+
+
+def _counted(option: str, text: str, most: int, what: str) -> int:
+    """A number from 1 on, which the option needs to be ``what``."""
+    value = number(text, 1, most)
     if value is None:
-        reason = f"it is not a number of flows; write 1 to {FLOWS_MAX}"
-        raise HardspliceError("parse", f"{option} {quote(text)}", reason)
+        raise HardspliceError("parse", f"{option} {quote(text)}", f"it is not {what}")
     return value
 
 

@@ -8,33 +8,29 @@ from __future__ import annotations
 from hardsplice import isolated
 
 
+def _run(module: str) -> int:
+    name = f"hardsplice.frontends.{module}"
+    isolated.begin(name)
+    from importlib import import_module
+
+    return int(import_module(name).main())
+
+
 def oci_hook() -> int:
     """Run hardsplice-oci-hook; the exit status."""
-    isolated.begin("hardsplice.frontends.oci_hook")
-    from hardsplice.frontends import oci_hook as program
-
-    return program.main()
+    return _run("oci_hook")
 
 
 def cni() -> int:
     """Run hardsplice-cni; the exit status."""
-    isolated.begin("hardsplice.frontends.cni")
-    from hardsplice.frontends import cni as program
-
-    return program.main()
+    return _run("cni")
 
 
 def rootlessport() -> int:
     """Run rootlessport; the exit status."""
-    isolated.begin("hardsplice.frontends.rootlessport")
-    from hardsplice.frontends import rootlessport as program
-
-    return program.main()
+    return _run("rootlessport")
 
 
 def docker_proxy() -> int:
     """Run docker-proxy; the exit status."""
-    isolated.begin("hardsplice.frontends.docker_proxy")
-    from hardsplice.frontends import docker_proxy as program
-
-    return program.main()
+    return _run("docker_proxy")

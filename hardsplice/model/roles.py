@@ -104,41 +104,36 @@ INIT = Role(
 )
 
 
-# One of the latter: the second where ports may change.
-_RELAY_STEPS = ("relay_steps", "filter_step", "notifying_filter_step")
-
-
-def _relay(name: str, direction: Direction, parent: Role) -> Role:
+def _relay(name: str, group: GroupKey, may: str, policy: str) -> Role:
     return Role(
         name,
-        parent=parent.name,
-        may="accepts on its listeners, connects to the targets, moves bytes",
-        steps=_RELAY_STEPS,
-        policy="relay",
-        policy_dynamic="relay-ports",
-        group=(direction, Protocol.TCP),
+        parent=(NAMESPACE if group[0] is Direction.INBOUND else HOST).name,
+        may=may,
+        # One of the latter: the second where ports may change.
+        steps=("relay_steps", "filter_step", "notifying_filter_step"),
+        policy=policy,
+        policy_dynamic=f"{policy}-ports",
+        group=group,
     )
 
 
-def _datagram_relay(name: str, direction: Direction, parent: Role) -> Role:
-    return Role(
-        name,
-        parent=parent.name,
-        may="receives datagrams, sends them to the targets and answers to clients, sees payload",
-        steps=_RELAY_STEPS,
-        policy="relay-udp",
-        policy_dynamic="relay-udp-ports",
-        group=(direction, Protocol.UDP),
-    )
+def _stream_relay(name: str, direction: Direction) -> Role:
+    may = "accepts on its listeners, connects to the targets, moves bytes"
+    return _relay(name, (direction, Protocol.TCP), may, "relay")
 
 
-INBOUND_RELAY = _relay("hs-relay-in", Direction.INBOUND, NAMESPACE)
-OUTBOUND_RELAY = _relay("hs-relay-out", Direction.OUTBOUND, HOST)
+def _datagram_relay(name: str, direction: Direction) -> Role:
+    may = "receives datagrams, sends them to the targets and answers to clients, sees payload"
+    return _relay(name, (direction, Protocol.UDP), may, "relay-udp")
+
+
+INBOUND_RELAY = _stream_relay("hs-relay-in", Direction.INBOUND)
+OUTBOUND_RELAY = _stream_relay("hs-relay-out", Direction.OUTBOUND)
 _RELAYS = (
     INBOUND_RELAY,
     OUTBOUND_RELAY,
-    _datagram_relay("hs-udp-in", Direction.INBOUND, NAMESPACE),
-    _datagram_relay("hs-udp-out", Direction.OUTBOUND, HOST),
+    _datagram_relay("hs-udp-in", Direction.INBOUND),
+    _datagram_relay("hs-udp-out", Direction.OUTBOUND),
 )
 RELAYS = {role.group: role for role in _RELAYS if role.group}
 

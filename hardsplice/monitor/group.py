@@ -30,6 +30,7 @@ from hardsplice.model.errors import HardspliceError
 from hardsplice.model.forward import Forward
 from hardsplice.model.protocol import Protocol
 from hardsplice.monitor.draft import has_part
+from hardsplice.monitor.owner import RelaysOwner
 from hardsplice.monitor.supervisor import Supervisor
 from hardsplice.monitor.unreachable import Doubt
 from hardsplice.net.listeners import Bound, Routing
@@ -39,26 +40,8 @@ from hardsplice.telemetry.flow_table import End
 POLL_SECONDS = 0.01
 
 
-class GroupOwner(typing.Protocol):
+class GroupOwner(RelaysOwner, typing.Protocol):
     """What the relays of a group report to."""
-
-    def relays_ready(self) -> None:
-        """Every relay is locked down and serves, for the first time."""
-
-    def relay_lost(self, protocol: Protocol, reason: str, hint: str | None = None) -> None:
-        """One of the relays can't be kept running."""
-
-    def relays_alive(self) -> None:
-        """Every relay has answered."""
-
-    def note(self, kind: int, detail: int, port_id: int, text: bytes) -> None:
-        """A relay, or its supervisor, has something for the log."""
-
-    def flow_ended(self, end: int, row: bytes) -> None:
-        """A flow ended; the record about it was checked."""
-
-    def relays_drained(self) -> None:
-        """Every relay was to drain, and has ended."""
 
     def places_of_others(self, protocol: Protocol) -> Iterable[int]:
         """The places of listeners that groups of other protocols have."""

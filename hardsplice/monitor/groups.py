@@ -6,7 +6,6 @@ places for listeners.
 from __future__ import annotations
 
 import time
-import typing
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -15,37 +14,16 @@ from hardsplice.ipc.loop import Loop
 from hardsplice.model.forward import Forward
 from hardsplice.model.protocol import Protocol
 from hardsplice.monitor.group import RelayGroup
+from hardsplice.monitor.owner import RelaysOwner
 from hardsplice.monitor.supervisor import STOP_SECONDS, Supervisor
 from hardsplice.relay import main as relay
-
-
-class GroupsOwner(typing.Protocol):
-    """What the relays of a monitor report to."""
-
-    def relays_ready(self) -> None:
-        """Every relay that has something to do at the start is locked down and serves."""
-
-    def relay_lost(self, protocol: Protocol, reason: str, hint: str | None = None) -> None:
-        """One of the relays of a protocol can't be kept running."""
-
-    def relays_alive(self) -> None:
-        """Every relay has answered."""
-
-    def note(self, kind: int, detail: int, port_id: int, text: bytes) -> None:
-        """A relay, or its supervisor, has something for the log."""
-
-    def flow_ended(self, end: int, row: bytes) -> None:
-        """A flow ended; the record about it was checked."""
-
-    def relays_drained(self) -> None:
-        """Every relay was to drain, and has ended."""
 
 
 class RelayGroups:
     """The groups, by their protocols."""
 
     def __init__(
-        self, plans: Sequence[Sequence[relay.Plan]], loop: Loop, owner: GroupsOwner
+        self, plans: Sequence[Sequence[relay.Plan]], loop: Loop, owner: RelaysOwner
     ) -> None:
         """``plans`` are those of the relays of each group; of some there may be none."""
         self._owner = owner

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The interface to which a relay's supervisor (monitor/supervisor.py) reports: its group."""
+"""The interfaces to which relays are reported: by a supervisor (monitor/supervisor.py) to its
+group, by the groups to their monitor.
+"""
 
 from __future__ import annotations
 
 import typing
 
+from hardsplice.model.protocol import Protocol
 from hardsplice.relay import main as relay
 
 
@@ -34,3 +37,25 @@ class SupervisorOwner(typing.Protocol):
 
     def relay_drained(self) -> None:
         """The relay has ended, as told; or there was none."""
+
+
+class RelaysOwner(typing.Protocol):
+    """What all relays of a monitor, or those of one group, report to."""
+
+    def relays_ready(self) -> None:
+        """Every relay that has something to do at the start is locked down and serves."""
+
+    def relay_lost(self, protocol: Protocol, reason: str, hint: str | None = None) -> None:
+        """One of the relays of a protocol can't be kept running."""
+
+    def relays_alive(self) -> None:
+        """Every relay has answered."""
+
+    def note(self, kind: int, detail: int, port_id: int, text: bytes) -> None:
+        """A relay, or its supervisor, has something for the log."""
+
+    def flow_ended(self, end: int, row: bytes) -> None:
+        """A flow ended; the record about it was checked."""
+
+    def relays_drained(self) -> None:
+        """Every relay was to drain, and has ended."""

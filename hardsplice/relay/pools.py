@@ -12,6 +12,7 @@ that waits behind another one gives the monitor enough time for that.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 
 # Sockets of each family. An order of half of them costs its monitor and the relay some 20 us beyond
 # the sockets themselves; with twice the pool of the original that is 0.6 us a connection.
@@ -33,6 +34,11 @@ class SocketPool:
     def is_low(self) -> bool:
         """Whether half are used."""
         return 2 * len(self.ready) <= self.size
+
+    def take(self, fds: Iterable[int]) -> None:
+        """The monitor has sent these, and owes none now."""
+        self.ready.extend(fds)
+        self.requested = 0
 
     def want(self) -> int:
         """How many to ask the monitor for now: none until half are used, and none while it owes

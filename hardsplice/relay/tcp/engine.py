@@ -128,9 +128,7 @@ class Engine(Acceptor):
 
     def add_sockets(self, family: int, fds: Sequence[int]) -> None:
         """Put sockets that the monitor sent into their pool."""
-        pool = self.pools[family]
-        pool.ready.extend(fds)
-        pool.requested = 0
+        self.pools[family].take(fds)
         if not fds:  # there was no descriptor left to receive one: asking again at once would spin
             self._begin_shortage()
         for _ in range(len(self.unplaced)):

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from hardsplice.ipc.messages import Note
+from hardsplice.relay import link
 from hardsplice.relay.pools import SocketPool
 from hardsplice.relay.tcp.flow_writer import FlowWriter
 from hardsplice.relay.tcp.pipes import PipePool
@@ -68,25 +69,13 @@ class Grace(NamedTuple):
     end: float  # when it waits no longer, whatever that side takes
 
 
-class MonitorLink(typing.Protocol):
-    """What the engine says to its monitor; it never waits for an answer."""
-
-    def request_sockets(self, family: int, number: int) -> bool:
-        """Ask for sockets of FAMILIES[family]; False when the channel is full."""
-
-    def answer(self) -> None:
-        """Say that this relay goes on, as it was asked."""
+class MonitorLink(link.MonitorLink, typing.Protocol):
+    """What the engine says to its monitor besides."""
 
     def report_accept_paused(self) -> None:
         """Report that this relay stops accepting: others that share its listeners have to check
         them.
         """
-
-    def trace(self, kind: Note, listener: int, detail: int = 0) -> None:
-        """Report each flow, if an option asks for it."""
-
-    def note(self, kind: Note, detail: int, listener: int = 0, text: str = "") -> None:
-        """Report something worth a line in the log; ``detail`` is an errno or a number."""
 
 
 class Resources(NamedTuple):

@@ -16,7 +16,6 @@ out one by one.
 from __future__ import annotations
 
 import errno
-import typing
 from collections.abc import Sequence
 from ctypes import c_void_p
 from typing import NamedTuple
@@ -26,6 +25,7 @@ from hardsplice.kernel.mmsghdr import Buffers, Inbox, Outbox, Parts
 from hardsplice.kernel.pinned import IPV4_SIZE, IPV6_SIZE
 from hardsplice.model.lifetimes import Lifetimes
 from hardsplice.model.unforeseen import kind_and_place
+from hardsplice.relay.link import MonitorLink
 from hardsplice.relay.pools import SocketPool
 from hardsplice.relay.udp.flow_writer import FlowWriter
 from hardsplice.relay.udp.rules import CANNOT_JOIN, OF_ANOTHER, count_of, joinable_after, runs
@@ -33,22 +33,6 @@ from hardsplice.relay.udp.seam import Kernel
 from hardsplice.relay.udp.table import NEVER, Flow, Flows, ListenerState
 from hardsplice.telemetry import counters as count
 from hardsplice.telemetry.flow_table import End
-
-
-class MonitorLink(typing.Protocol):
-    """What the engine says to its monitor; it never waits for an answer."""
-
-    def request_sockets(self, family: int, number: int) -> bool:
-        """Ask for sockets of FAMILIES[family]; False when the channel is full."""
-
-    def answer(self) -> None:
-        """Say that this relay goes on, as it was asked."""
-
-    def trace(self, kind: Note, listener: int, detail: int = 0) -> None:
-        """Report each flow, if an option asks for it."""
-
-    def note(self, kind: Note, detail: int, listener: int = 0, text: str = "") -> None:
-        """Report something worth a line in the log; ``detail`` is an errno or a number."""
 
 
 class Resources(NamedTuple):
@@ -101,10 +85,8 @@ class Sender:
         self.counters = resources.counters
         self.trace = resources.trace
         self.flow_writer = resources.flow_writer
-        self.descriptors, self.other_descriptors = (
-            resources.descriptors,
-            resources.other_descriptors,
-        )
+        self.descriptors = resources.descriptors
+        self.other_descriptors = resources.other_descriptors
         self.gauges = resources.gauges
         if self.gauges is not None:
             self.gauges[5] = self.descriptors

@@ -51,9 +51,6 @@ class FakeMonitor:
     def report_accept_paused(self) -> None:
         self.yields += 1
 
-    def answer(self) -> None:
-        self.asked_alive += 1
-
     def trace(self, kind: Note, listener: int, detail: int = 0) -> None:
         self.notes.append((kind, detail, listener, ""))
 

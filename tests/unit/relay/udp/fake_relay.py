@@ -41,9 +41,6 @@ class FakeMonitor:
         self.asked.append((family, number))
         return True
 
-    def answer(self) -> None:
-        """Nothing."""
-
     def trace(self, kind: Note, listener: int, detail: int = 0) -> None:
         self.traces.append(kind)
 
