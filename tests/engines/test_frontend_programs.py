@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.support import procfs
-from tests.support.frontends import executable
+from tests.support.frontends import docker_proxy, executable
 from tests.support.netns import Namespace
 from tests.support.product import Program, can_bind, family, free_ports
 from tests.support.stream import PATIENCE, eventually
@@ -148,27 +148,6 @@ def test_an_error_is_a_line_on_standard_output(
     assert said.count("\n") == 1
     assert made.process.wait(PATIENCE) == 1
     assert not made.socket.exists()
-
-
-def docker_proxy(
-    program: Path, port: int, target: int, *more: str, listener: int | None = None
-) -> tuple[subprocess.Popen[bytes], bytes]:
-    """Start it, as a shell puts descriptors in their places; it, and what descriptor 3 got."""
-    read, write = os.pipe()
-    place = f"3>&{write}" + (f" 4>&{listener}" if listener is not None else "")
-    words = [
-        "-proto", "tcp", "-host-ip", "127.0.0.1", "-host-port", str(port),
-        "-container-ip", "127.0.0.1", "-container-port", str(target), *more,
-    ]  # fmt: skip
-    passed = [write, *([] if listener is None else [listener])]
-    closed = " ".join(f"{fd}>&-" for fd in passed if fd > 4)
-    process = subprocess.Popen(
-        ["bash", "-c", f'exec "$0" "$@" {place} {closed}', program, *words],
-        pass_fds=passed, cwd="/",
-    )  # fmt: skip
-    os.close(write)
-    with open(read, "rb") as told:
-        return process, told.read()
 
 
 @pytest.fixture

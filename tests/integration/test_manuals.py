@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -73,12 +74,43 @@ def test_a_page_ends_with_what_else_to_read_who_made_it_and_its_faults(page: Pat
     assert sections[-3:] == ["SEE ALSO", "AUTHORS", "BUGS"]
 
 
+def named(page: Path) -> set[str]:
+    """The pages of ours that one names, itself left out."""
+    text = page.read_text(encoding="ascii")
+    found = re.findall(r"^\.(?:Pq see |It )?Xr (hardsplice[\w\\-]*) (\d)", text, re.MULTILINE)
+    return {".".join(one).replace("\\", "") for one in found} - {page.name}
+
+
 @pages
 def test_a_page_that_is_named_is_there(page: Path) -> None:
+    assert named(page) <= {one.name for one in PAGES}
+
+
+@pages
+def test_a_page_leads_to_the_first_one_and_that_one_to_each(page: Path) -> None:
+    first = PACKAGING / "man" / "hardsplice.1"
+    if page == first:
+        assert named(page) == {one.name for one in PAGES} - {page.name}
+    else:
+        assert first.name in named(page)
+
+
+@pages
+def test_what_a_page_names_is_among_what_else_to_read(page: Path) -> None:
+    """Where a reader looks for it."""
     text = page.read_text(encoding="ascii")
-    named = re.findall(r"^\.(?:Pq see )?Xr (hardsplice[\w\\-]*) (\d)", text, re.MULTILINE)
-    assert {".".join(one).replace("\\", "") for one in named} <= {one.name for one in PAGES}
-    assert named
+    also = text[text.index(".Sh SEE ALSO") : text.index(".Sh AUTHORS")]
+    assert {
+        ".".join(one) for one in re.findall(r"^\.Xr (hardsplice\S*) (\d)", also, re.MULTILINE)
+    } == named(page)
+
+
+def test_engines_programs_lead_to_each_other() -> None:
+    """Who has one engine may have another one."""
+    scripts = tomllib.loads((PACKAGING.parent / "pyproject.toml").read_text())["project"]["scripts"]
+    engines = {f"{name}.1" for name, entry in scripts.items() if "frontends" in entry}
+    for page in (one for one in PAGES if one.name in engines):
+        assert named(page) >= engines - {page.name}, page.name
 
 
 @pages

@@ -12,8 +12,11 @@ import http.client
 import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import tomllib
 import zipfile
 from collections.abc import Callable, Iterator
 from importlib import metadata
@@ -22,6 +25,8 @@ from pathlib import Path
 import pytest
 
 from hardsplice import __version__
+from tests.support import procfs
+from tests.support.frontends import docker_proxy
 from tests.support.netns import Identity, Namespace
 from tests.support.product import Instance, Program, free_ports, run
 from tests.support.serving import served
@@ -170,6 +175,66 @@ def test_by_that_name_it_is_hardsplicectl(archive: Path, tmp_path: Path, name: s
         timeout=PATIENCE,
     )  # fmt: skip
     assert done.stdout == f"hardsplicectl {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "said"),
+    [
+        ("hardsplice-oci-hook", ["--version"], f"hardsplice-oci-hook {__version__}\n"),
+        ("hardsplice-docker-proxy", ["-v"], f"docker-proxy of hardsplice {__version__}\n"),
+        ("docker-proxy", ["-v"], f"docker-proxy of hardsplice {__version__}\n"),
+        ("hardsplice-cni", [], '{"cniVersion": "1.0.0", "supportedVersions": '),
+        ("hardsplice-rootlessport", ["x"], "cannot use arguments of rootlessport: "),
+        ("rootlessport", ["x"], "cannot use arguments of rootlessport: "),
+    ],
+)  # fmt: skip
+def test_by_an_engines_programs_name_it_is_that_program(
+    name: str, words: list[str], said: str, archive: Path, identity: Identity
+) -> None:
+    link = archive.with_name(name)
+    link.symlink_to(archive.name)
+    done = subprocess.run(
+        identity.wrap([str(link), *words]), cwd="/", env={"CNI_COMMAND": "VERSION"},
+        input='{"cniVersion": "1.0.0"}', capture_output=True, text=True, check=False,
+        timeout=PATIENCE,
+    )  # fmt: skip
+    assert done.stderr == ""
+    assert done.stdout.startswith(said)
+    assert done.returncode == (1 if "cannot" in said else 0)
+
+
+def test_it_has_a_name_for_each_program_that_is_installed(built: Path) -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    engines = {
+        name: entry.partition(":")[2] for name, entry in scripts.items() if "frontends" in entry
+    }
+    with zipfile.ZipFile(built) as opened:
+        tree = ast.parse(opened.read("__main__.py"))
+    (table,) = (
+        ast.literal_eval(node.value) for node in ast.walk(tree) if isinstance(node, ast.Assign)
+        and ast.unparse(node.targets[0]) == "ENGINE_PROGRAMS"
+    )  # fmt: skip
+    assert {names[0]: function for function, names in table.items()} == engines
+
+
+@pytest.mark.root
+def test_docker_can_publish_a_port_by_it(archive: Path) -> None:
+    link = archive.with_name("docker-proxy")
+    link.symlink_to(archive.name)
+    port = free_ports(2)
+    with socket.create_server(("127.0.0.1", port + 1)) as server:
+        process, told = docker_proxy(link, port, port + 1)
+        try:
+            assert told == b"0\n"
+            assert procfs.names(process.pid)[process.pid] == "hs-host"
+            with socket.create_connection(("127.0.0.1", port), PATIENCE) as client:
+                accepted, _ = server.accept()
+                with accepted:
+                    client.sendall(b"hello")
+                    assert accepted.recv(5) == b"hello"
+        finally:
+            process.send_signal(signal.SIGINT)
+            assert process.wait(PATIENCE) == 0
 
 
 def test_an_old_python_is_told_what_it_lacks(archive: Path) -> None:

@@ -5,6 +5,8 @@ servers in containers.
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 
 from tests.support.engines import IMAGE, Podman
@@ -57,3 +59,24 @@ def executable(path: Path, stage: Path, function: str) -> Path:
     path.write_text(_PROGRAM.format(stage=stage, function=function))
     path.chmod(0o755)
     return path
+
+
+def docker_proxy(
+    program: Path, port: int, target: int, *more: str, listener: int | None = None
+) -> tuple[subprocess.Popen[bytes], bytes]:
+    """Start it, as a shell puts descriptors in their places; it, and what descriptor 3 got."""
+    read, write = os.pipe()
+    place = f"3>&{write}" + (f" 4>&{listener}" if listener is not None else "")
+    words = [
+        "-proto", "tcp", "-host-ip", "127.0.0.1", "-host-port", str(port),
+        "-container-ip", "127.0.0.1", "-container-port", str(target), *more,
+    ]  # fmt: skip
+    passed = [write, *([] if listener is None else [listener])]
+    closed = " ".join(f"{fd}>&-" for fd in passed if fd > 4)
+    process = subprocess.Popen(
+        ["bash", "-c", f'exec "$0" "$@" {place} {closed}', program, *words],
+        pass_fds=passed, cwd="/",
+    )  # fmt: skip
+    os.close(write)
+    with open(read, "rb") as told:
+        return process, told.read()

@@ -45,6 +45,7 @@ def test_the_sections_of_a_manual_are_there_and_in_order() -> None:
         "LOG",
         "SERVICES",
         "CONTROL SOCKET",
+        "CONTAINER ENGINES",
         "SIGNALS",
         "TERMINAL",
         "ENVIRONMENT",
