@@ -203,31 +203,32 @@ class Inbox:
         self._keys = [self._names.view[at : at + form.key_size] for at in starts]
         self.plain = _space(form.info) if form.name_size else 0  # bytes of control without extras
 
-    def size(self, slot: int) -> int:
-        """How many bytes were received into a slot."""
+    def take_single(self, slot: int) -> int:
+        """How many bytes were received into a slot, which is made ready for the next call; -1, and
+        nothing is done, if something special came with them.
+        """
+        words, at = self._words, _WORDS * slot + _CONTROL_SIZE
+        if words[at] != self.plain:
+            return -1
+        words[at] = _CONTROL_ROOM
         return self._ints[_INTS * slot + _SIZE]
 
     def sizes(self, first: int, number: int) -> list[int]:
-        """The same of several slots."""
+        """How many bytes were received into each of these slots."""
         at = _INTS * first + _SIZE
         return self._ints[at : at + _INTS * number : _INTS].tolist()
 
-    def control_size(self, slot: int) -> int:
-        """How many bytes of control messages came with it: `plain` if there is nothing special."""
-        return self._words[_WORDS * slot + _CONTROL_SIZE]
-
     def control_sizes(self, first: int, number: int) -> list[int]:
-        """The same of several slots."""
+        """How many bytes of control messages came with each: `plain` if there is nothing
+        special.
+        """
         at = _WORDS * first + _CONTROL_SIZE
         return self._words[at : at + _WORDS * number : _WORDS].tolist()
 
     def renew(self, first: int, number: int) -> None:
         """Make the headers of these slots ready for the next call."""
-        if number == 1:
-            self._words[_WORDS * first + _CONTROL_SIZE] = _CONTROL_ROOM
-        else:
-            start, end = first * _MMSGHDR, (first + number) * _MMSGHDR
-            self._headers.view[start:end] = self._template[start:end]
+        start, end = first * _MMSGHDR, (first + number) * _MMSGHDR
+        self._headers.view[start:end] = self._template[start:end]
 
     def key(self, slot: int) -> bytes:
         """The client's sockaddr and the packet information, of a datagram without extras."""

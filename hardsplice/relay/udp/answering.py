@@ -17,7 +17,7 @@ import errno
 import socket
 from collections.abc import Sequence
 
-from hardsplice.kernel.mmsghdr import LARGEST, SLOTS, reply_from_anywhere
+from hardsplice.kernel.mmsghdr import SLOTS, reply_from_anywhere
 from hardsplice.relay.udp.opening import Opener
 from hardsplice.relay.udp.rules import (
     CANNOT_JOIN,
@@ -53,11 +53,18 @@ class Answerer(Opener):
         """Receive from clients once, and pass it on."""
         inbox = state.inbox
         number = self.kernel.receive(state.fd, inbox, 0, SLOTS)
-        if number == 1 and inbox.control_size(0) == inbox.plain:
-            flow = state.flows.get(inbox.key(0))
-            if flow is not None:
-                inbox.renew(0, 1)
-                self._guarded_send(flow, 0, inbox.size(0))
+        if number == 1:
+            size = inbox.take_single(0)
+            if size >= 0:
+                key = inbox.key(0)
+                flow = state.flows.get(key)
+                if flow is None:
+                    self._open(state, key, 0, size, 0)
+                    return
+                try:
+                    self._send(flow, self.buffers.pointers[0], size)
+                except Exception as error:  # noqa: BLE001 - it ends that flow only
+                    self._break(flow, error)
                 return
         if number <= 0:
             return  # there was none, or an error of an answer, which is gone by this
@@ -93,19 +100,16 @@ class Answerer(Opener):
         segments: Sequence[int],
     ) -> None:
         """Pass on what came from as many clients."""
-        find = state.flows.get
+        find, pointers = state.flows.get, self.buffers.pointers
         for slot, key in enumerate(keys):
             flow = find(key)
-            if flow is not None and not segments[slot]:
-                self._guarded_send(flow, slot, sizes[slot])
-            else:
+            if flow is None or segments[slot]:
                 self._take_from(state, key, (slot,), (sizes[slot],), (segments[slot],))
-
-    def _guarded_send(self, flow: Flow, slot: int, size: int) -> None:
-        try:
-            self._send(flow, self.buffers.pointers[slot], size)
-        except Exception as error:  # noqa: BLE001 - it ends that flow only
-            self._break(flow, error)
+                continue
+            try:
+                self._send(flow, pointers[slot], sizes[slot])
+            except Exception as error:  # noqa: BLE001 - it ends that flow only
+                self._break(flow, error)
 
     def _take_from(
         self,
@@ -147,9 +151,9 @@ class Answerer(Opener):
             self._pass_back()
         inbox, first = self.from_targets, self.used
         number = self.kernel.receive(flow.fd, inbox, first, SLOTS - first)
-        if number == 1 and inbox.control_size(first) == 0 and inbox.size(first) <= LARGEST:
-            inbox.renew(first, 1)
-            self.parts.words[2 * first + 1] = size = inbox.size(first)
+        size = inbox.take_single(first) if number == 1 else -1
+        if size >= 0:
+            self.parts.words[2 * first + 1] = size
             state, answer = flow.state, (flow, first, 1, 0, size)
             if self.is_alone:
                 state.outbox.put(0, flow.reply, 0, 1, 0)

@@ -87,7 +87,7 @@ class Engine(Answerer):
                     self._unwatch(state)
             elif fd in others:
                 others[fd]()
-        if late:
+        if self.has_opened:
             self._replenish()
         if self.moment >= self.due:
             self._on_time()
@@ -103,7 +103,8 @@ class Engine(Answerer):
             self.monitor.note(Note.ERROR, 0, state.port_id, kind_and_place(error))
 
     def _replenish(self) -> None:
-        """Clients were received from: their flows may have used sockets."""
+        """Flows were begun, which may have used sockets."""
+        self.has_opened = False
         for family in self.families:
             if self.pools[family].is_low:
                 self._request_sockets()

@@ -44,17 +44,19 @@ class Held(NamedTuple):
 class Opener(Sender):
     """The layer that begins flows."""
 
-    __slots__ = ("held", "shortage_until", "to_drain", "watching")
+    __slots__ = ("has_opened", "held", "shortage_until", "to_drain", "watching")
 
     def __init__(self, resources: Resources) -> None:
         super().__init__(resources)
         self.held: deque[Held] = deque()
         self.watching = False  # the listeners
+        self.has_opened = False  # whether pools are to be looked at
         self.shortage_until = 0.0  # the monitor has no sockets: request none before then
         self.to_drain: int | None = None  # the number of flows when draining began
 
     def _open(self, state: ListenerState, key: bytes, slot: int, size: int, segment: int) -> None:
         """Begin a flow with its first datagram, which is in a slot; or keep that, or drop it."""
+        self.has_opened = True
         number = count_of(size, segment)
         if self.to_drain is not None or not self._has_room(state):
             self.counters[count.DROPPED_LIMIT] += number

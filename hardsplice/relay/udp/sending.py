@@ -126,21 +126,33 @@ class Sender:
 
     def _send(self, flow: Flow, where: c_void_p, size: int) -> None:
         """Send one datagram."""
-        if flow.segment and size > flow.segment:
+        if size > flow.segment > 0:
             code = self._set_segment(flow, 0)
             if code:  # it would be cut
                 self._not_sent(flow, code, 1)
                 return
         sent = self.kernel.send(flow.fd, where, size)
-        if sent < 0 and flow.segment and -sent in CANNOT_JOIN:
-            self._set_segment(flow, 0)
-            sent = self.kernel.send(flow.fd, where, size)
-        if sent < 0 and -sent in OF_ANOTHER:
-            sent = self.kernel.send(flow.fd, where, size)
         if sent < 0:
-            self._not_sent(flow, -sent, 1)
-            return
-        self._count(flow, 1, size)
+            sent = self._send_again(flow, where, size, -sent)
+            if sent < 0:
+                self._not_sent(flow, -sent, 1)
+                return
+        counters = self.counters  # as _count does, which each datagram would have to call
+        counters[count.DATAGRAMS] += 1
+        counters[flow.tally] += size
+        if self.moment >= flow.touch_at:
+            self.flows.touch(flow, self.moment)
+
+    def _send_again(self, flow: Flow, where: c_void_p, size: int, code: int) -> int:
+        """Send a datagram that the kernel didn't take, where the reason may be gone: its size, or
+        the negated errno.
+        """
+        if flow.segment and code in CANNOT_JOIN:
+            self._set_segment(flow, 0)
+            code = -self.kernel.send(flow.fd, where, size)
+        if code in OF_ANOTHER:
+            code = -self.kernel.send(flow.fd, where, size)
+        return -code
 
     def _send_joined(
         self, flow: Flow, slots: Sequence[int], sizes: Sequence[int], segment: int

@@ -50,13 +50,15 @@ class Server:
     def receive(self) -> list[bytes]:
         number = datagrams.receive(self.fd, self.inbox, 0, SLOTS)
         assert number > 0, os.strerror(-number)
-        sizes = self.inbox.sizes(0, number)
-        assert sizes == [self.inbox.size(slot) for slot in range(number)]
-        memory = self.buffers.memory
+        memory, sizes = self.buffers.memory, self.inbox.sizes(0, number)
         return [memory[at * ROOM : at * ROOM + size] for at, size in enumerate(sizes)]
 
+    def control_size(self, slot: int = 0) -> int:
+        (size,) = self.inbox.control_sizes(slot, 1)
+        return size
+
     def key(self, slot: int = 0) -> bytes:
-        used = self.inbox.control_size(slot)
+        used = self.control_size(slot)
         if used == self.inbox.plain:
             assert self.inbox.key(slot) == self.inbox.key_behind(slot, used)
         return self.inbox.key_behind(slot, used)
@@ -139,7 +141,7 @@ def test_what_is_sent_joined_comes_joined_and_goes_back_joined(server: Server) -
         peer.send(bytes(range(250)) + b"x" * 80)
         (payload,) = server.receive()
         assert len(payload) == 330
-        control = server.inbox.control(0, server.inbox.control_size(0))
+        control = server.inbox.control(0, server.control_size())
         assert (control.segment, control.drops) == (100, None)
         assert datagrams.segment(peer.fileno(), 0) == 0
         server.parts.resize(0, [330])
@@ -149,7 +151,23 @@ def test_what_is_sent_joined_comes_joined_and_goes_back_joined(server: Server) -
         server.inbox.renew(0, 1)
         peer.send(b"one more")
         assert server.receive() == [b"one more"]
-        assert server.inbox.control_size(0) == server.inbox.plain
+        assert server.control_size() == server.inbox.plain
+
+
+def test_a_single_one_is_taken_with_its_slot_ready_and_one_that_is_special_is_not(
+    server: Server,
+) -> None:
+    with client(("127.0.0.1", server.port)) as peer:
+        for payload in (b"plain", b"again"):
+            peer.send(payload)
+            assert server.receive() == [payload]
+            assert server.inbox.take_single(0) == len(payload)
+        assert datagrams.segment(peer.fileno(), 100) == 0
+        peer.send(bytes(330))
+        server.receive()
+        used = server.control_size()
+        assert server.inbox.take_single(0) == -1
+        assert server.control_size() == used
 
 
 def test_several_of_one_size_are_one_message_and_the_last_may_be_shorter(server: Server) -> None:
@@ -211,7 +229,7 @@ def test_what_a_full_queue_drops_is_reported_with_what_comes_later(server: Serve
             server.inbox.renew(0, number)
         peer.send(b"later")
         server.receive()
-        control = server.inbox.control(0, server.inbox.control_size(0))
+        control = server.inbox.control(0, server.control_size())
         assert control.drops == 20 - got > 0
         assert server.key(0) == key
 
