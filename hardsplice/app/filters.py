@@ -35,13 +35,10 @@ def _is_there(role: Role, options: Options) -> bool:
     return role.group is None or role.group in options.groups
 
 
-def compile_all(options: Options, first_flow: int, *, has_control: bool) -> Programs:
-    """The programs for this machine; ``first_flow`` is the first descriptor behind the places of
-    listeners; ``has_control`` says that clients' requests are served. HardspliceError where
-    libseccomp can't be loaded or lacks something.
-    """
+def policies_of(options: Options, *, has_control: bool) -> dict[str, str]:
+    """The policy of each role of which there is, or can come to be, a process."""
     dynamic = options.dynamic
-    policies = {
+    return {
         role.name: role.policy_for(
             is_dynamic=role.changes_with(dynamic),
             has_control=has_control,
@@ -50,6 +47,14 @@ def compile_all(options: Options, first_flow: int, *, has_control: bool) -> Prog
         for role in ROLES.values()
         if _is_there(role, options)
     }
+
+
+def compile_all(options: Options, first_flow: int, *, has_control: bool) -> Programs:
+    """The programs for this machine; ``first_flow`` is the first descriptor behind the places of
+    listeners; ``has_control`` says that clients' requests are served. HardspliceError where
+    libseccomp can't be loaded or lacks something.
+    """
+    policies = policies_of(options, has_control=has_control)
     arch = seccomp.native_arch()
     book = area_of_books(options, first_flow, arch)
     words = {"FLOWS": first_flow, **book.words}

@@ -141,6 +141,7 @@ def _view(of: Traffic, number: int, stats: Stats) -> RelayView:
         direction=of.direction,
         protocol=of.protocol,
         number=number,
+        is_started=stats.is_started,
         counters=stats.snapshot(),
         gauges=stats.in_use(),
         states=stats.flows.states() if stats.flows is not None else {},

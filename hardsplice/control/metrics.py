@@ -89,6 +89,7 @@ def _relays(
                 one.suffix,
             )
             for relay in now.relays
+            if relay.is_started
             for one in of(relay)
         ]
 

@@ -38,7 +38,11 @@ class _Side:
 
 PROTOCOL: tuple[Field[_Side], ...] = (
     Field("ports", "The number of forwarded ports.", lambda side: len(side.ports)),
-    Field("relays", "The number of relays.", lambda side: len(side.relays)),
+    Field(
+        "relays",
+        "The number of relays; one of UDP is started once it has a port.",
+        lambda side: sum(relay.is_started for relay in side.relays),
+    ),
     Field(
         "flows",
         "The number of flows by state, as in the metric hardsplice_flows.",

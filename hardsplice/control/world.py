@@ -27,6 +27,7 @@ class RelayView:
     direction: Direction
     protocol: Protocol
     number: int  # among those of its direction and protocol
+    is_started: bool  # one that has nothing to do yet isn't
     counters: Mapping[str, int]  # telemetry/counters.py, COUNTERS
     gauges: Mapping[str, int]  # telemetry/counters.py, GAUGES
     states: Mapping[str, int]  # flows by the names of flow_table.State
@@ -44,7 +45,7 @@ class Snapshot:
     label: str  # whose it is, in metrics: a name, a path, a process's number, or a COMMAND
     uptime: float  # seconds
     lacking: Sequence[str]  # layers of the sandbox that are not in force, each with the reason
-    relays: Sequence[RelayView]
+    relays: Sequence[RelayView]  # those that aren't started yet, too
     connections: int  # to the control socket
     denied_peers: int  # peers of the control socket that were turned away
 

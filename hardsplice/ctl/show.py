@@ -124,7 +124,7 @@ def _by_protocol(
     """A direction; its protocols one by one where there is more than TCP."""
     protocols = answer.get("protocols", {})
     udp = protocols.get("udp")
-    if udp and (udp["ports"] or udp["counters"].get("accepted")):
+    if udp and (udp["ports"] or udp["relays"]):
         yield from ((f"{direction} {name}", of) for name, of in protocols.items())
     else:
         yield direction, answer

@@ -58,12 +58,14 @@ DYNAMIC_RELAY: Rules = {
 NAMESPACE_MONITOR: Rules = {
     ChildState.STARTING: {
         Kind.NOTE: ChildState.STARTING,
+        Kind.NOTE_OF_UDP: ChildState.STARTING,
         Kind.FLOW: ChildState.STARTING,
         Kind.READY: ChildState.SERVING,
         Kind.FATAL: ChildState.ENDING,
     },
     ChildState.SERVING: {
         Kind.NOTE: ChildState.SERVING,
+        Kind.NOTE_OF_UDP: ChildState.SERVING,
         Kind.FLOW: ChildState.SERVING,
         Kind.PONG: ChildState.SERVING,
         # handover.HostSide checks that these answer what was asked.

@@ -104,6 +104,8 @@ class Kind(IntEnum):
     CHECK_STOPPED = 35  # is it?
     CHECKED = 36  # small: it is
     EXITED = 37  # its wait status is detail
+    # The namespace monitor's reports
+    NOTE_OF_UDP = 38  # as NOTE, which it passes on, where a relay of UDP has it for the log
 
 
 class Note(IntEnum):
@@ -164,6 +166,7 @@ MESSAGES: Mapping[Kind, Message] = {
     Kind.WANT_SOCKETS: Message(_TO_MONITOR, "small detail"),
     Kind.SOCKETS: Message(_TO_RELAY, "small", (0, FDS_LIMIT)),
     Kind.NOTE: Message((*_TO_MONITOR, _UP), "small index detail text"),
+    Kind.NOTE_OF_UDP: Message((_UP,), "small index detail text"),
     Kind.FLOW: Message((*_TO_MONITOR, _UP), "small text"),
     Kind.ACCEPT_PAUSED: Message(_TO_MONITOR),
     Kind.POLL: Message(_TO_RELAY),

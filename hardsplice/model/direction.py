@@ -42,3 +42,8 @@ class Direction(StrEnum):
 
 GroupKey = tuple[Direction, Protocol]
 """What the relays of one group carry."""
+
+
+def group_name(direction: Direction, protocol: Protocol) -> str:
+    """A group as messages name it: "inbound", "inbound UDP"."""
+    return direction if protocol is Protocol.TCP else f"{direction} {protocol.upper()}"

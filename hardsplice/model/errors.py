@@ -19,7 +19,7 @@ import select
 import unicodedata
 from collections.abc import Iterable
 
-from hardsplice.model.direction import Direction
+from hardsplice.model.direction import Direction, group_name
 from hardsplice.model.protocol import Protocol
 
 __all__ = [
@@ -84,7 +84,7 @@ def relay_lost(
 
 def relay_running(direction: Direction, protocol: Protocol) -> str:
     """What a monitor that can't keep a relay running can't do, without its verb."""
-    return f"the {direction} {'' if protocol is Protocol.TCP else 'UDP '}relay running"
+    return f"the {group_name(direction, protocol)} relay running"
 
 
 def not_done(what: str, reason: str, hint: str | None = None) -> HardspliceError:

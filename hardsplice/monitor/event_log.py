@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from hardsplice.ipc.messages import Record
-from hardsplice.model.direction import Direction
+from hardsplice.model.direction import Direction, GroupKey
 from hardsplice.model.errors import HardspliceError
 from hardsplice.model.forward import Forward
 from hardsplice.monitor.notes import in_words
@@ -39,11 +39,11 @@ class EventLog:
         port = self._find(port_id)
         return port.name if port and port.direction is direction else "a port"
 
-    def write(self, direction: Direction, record: Record) -> None:
-        """A note of a relay's, or of its supervisor's."""
-        where = self.where(direction, record.index)
-        level, line = in_words(direction, where, record.small, record.detail, record.text)
+    def write(self, group: GroupKey, record: Record) -> None:
+        """A note of a relay of that group, or of its supervisor's."""
+        where = self.where(group[0], record.index)
+        level, line = in_words(group, where, record.small, record.detail, record.text)
         if level is Level.TRACE:
             self._log.line(level, line)  # each of them was asked for
         else:
-            self._log.limited(level, (direction, record.small), line)
+            self._log.limited(level, (group, record.small), line)

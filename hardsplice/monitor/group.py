@@ -165,12 +165,10 @@ class RelayGroup:
 
     def note(self, kind: int, detail: int, port_id: int, text: bytes) -> None:
         """Pass it on."""
-        if kind in (Note.RESTARTED, Note.DIED) and self.protocol is Protocol.UDP:
-            text = b"of UDP, " + text
         listener = self.listeners.get(port_id)
         if listener is not None and self.doubt.explains_note(kind, detail, listener):
             kind = Note.LOOPBACK
-        self.owner.note(kind, detail, port_id, text)
+        self.owner.note(self.protocol, kind, detail, port_id, text)
 
     def flow_ended(self, end: int, row: bytes) -> None:
         """Pass it on."""

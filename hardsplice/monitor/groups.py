@@ -112,9 +112,9 @@ class RelayGroups:
         if not any(supervisor.is_pinged for supervisor in self.supervisors):
             self._owner.relays_alive()
 
-    def note(self, kind: int, detail: int, port_id: int, text: bytes) -> None:
+    def note(self, protocol: Protocol, kind: int, detail: int, port_id: int, text: bytes) -> None:
         """Pass it on."""
-        self._owner.note(kind, detail, port_id, text)
+        self._owner.note(protocol, kind, detail, port_id, text)
 
     def flow_ended(self, end: int, row: bytes) -> None:
         """Pass it on."""

@@ -31,16 +31,15 @@ from hardsplice.ipc.sd_notify import Watchdog
 from hardsplice.kernel import linux
 from hardsplice.kernel.signals import ENDING, FINAL, HARMLESS, is_to_be_passed_on
 from hardsplice.kernel.status import describe_status
-from hardsplice.model.direction import Direction
+from hardsplice.model.direction import Direction, GroupKey
 from hardsplice.model.errors import HardspliceError, relay_lost
 from hardsplice.model.protocol import Protocol
-from hardsplice.monitor import departure, loops
+from hardsplice.monitor import departure, loops, notes
 from hardsplice.monitor.autoforward import Watch
 from hardsplice.monitor.command import Command
 from hardsplice.monitor.event_log import EventLog
 from hardsplice.monitor.groups import RelayGroups
 from hardsplice.monitor.handover import HostSide
-from hardsplice.monitor.notes import BY_RELAYS, BY_SUPERVISORS, BY_TRACED_RELAYS, newly_lacking
 from hardsplice.monitor.plan import Host
 from hardsplice.monitor.readiness import Phase, Readiness
 from hardsplice.monitor.registry import Registry
@@ -104,8 +103,7 @@ class HostMonitor:
         self.flows = (
             FlowLog(host.log, host.traffic, self.event_log.where) if host.log_flows else None
         )
-        traced = BY_TRACED_RELAYS if host.log.level >= Level.TRACE else frozenset[int]()
-        self.noted = BY_RELAYS | BY_SUPERVISORS | traced  # what the namespace monitor may pass on
+        self.noted = notes.passed_on(traced=host.log.level >= Level.TRACE)
         self.watchdog = (
             Watchdog(host.watchdog, host.notifier, self.loop.after, self._ping)
             if host.watchdog
@@ -346,7 +344,7 @@ class HostMonitor:
         if record.kind == Kind.PONG:
             self._alive(NAMESPACE)
         elif record.kind == Kind.READY:
-            self.lacking += newly_lacking(record.text, self.lacking)
+            self.lacking += notes.newly_lacking(record.text, self.lacking)
             self._arrived(NAMESPACE)
         elif record.kind == Kind.FATAL:
             about = None if self.readiness.awaits(NAMESPACE) else OF_NAMESPACE_MONITOR
@@ -356,7 +354,7 @@ class HostMonitor:
                 raise InvalidRowError("nobody asked for the ends of flows")
             self.flows.ended(Direction.INBOUND, record.small, record.text)
         elif record.small in self.noted:
-            self._write_note(Direction.INBOUND, record)
+            self._write_note((Direction.INBOUND, notes.PROTOCOL_OF[record.kind]), record)
         else:
             raise MalformedError(f"note {record.small} is not its to send")
 
@@ -389,11 +387,12 @@ class HostMonitor:
         if self.flows:
             self.flows.ended(Direction.OUTBOUND, end, row)
 
-    def note(self, kind: int, detail: int, port_id: int, text: bytes) -> None:
+    def note(self, protocol: Protocol, kind: int, detail: int, port_id: int, text: bytes) -> None:
         """An outbound relay, or its supervisor, has something for the log."""
-        self._write_note(Direction.OUTBOUND, Record(Kind.NOTE, kind, port_id, detail, text))
+        record = Record(Kind.NOTE, kind, port_id, detail, text)
+        self._write_note((Direction.OUTBOUND, protocol), record)
 
-    def _write_note(self, direction: Direction, record: Record) -> None:
-        self.event_log.write(direction, record)
+    def _write_note(self, group: GroupKey, record: Record) -> None:
+        self.event_log.write(group, record)
         if record.small == Note.RESTARTED and self.host.effects:
             self.host.effects.check_soon()

@@ -36,6 +36,7 @@ from hardsplice.model.protocol import Protocol
 from hardsplice.monitor import shutdown
 from hardsplice.monitor.groups import RelayGroups
 from hardsplice.monitor.handover import NamespaceSide
+from hardsplice.monitor.notes import NOTE_OF
 from hardsplice.monitor.plan import Namespace
 from hardsplice.net import joining, listeners, loopback, sockdiag
 from hardsplice.net.joining import Tie
@@ -93,9 +94,9 @@ class NamespaceMonitor:
         self.parent.send(Record(Kind.FATAL, text=text_of(lost)))
         self.loop.stop(1)
 
-    def note(self, kind: int, detail: int, port_id: int, text: bytes) -> None:
+    def note(self, protocol: Protocol, kind: int, detail: int, port_id: int, text: bytes) -> None:
         """Pass a note up; the host monitor makes words of it."""
-        self.parent.send(Record(Kind.NOTE, kind, port_id, detail, text), wait=False)
+        self.parent.send(Record(NOTE_OF[protocol], kind, port_id, detail, text), wait=False)
 
     def flow_ended(self, end: int, row: bytes) -> None:
         """Pass a flow's end up, or count it where the host monitor does not keep up."""

@@ -9,8 +9,9 @@ import os
 from collections.abc import Sequence
 
 from hardsplice.ipc.channel import CROWDED_HINT
-from hardsplice.ipc.messages import Note
-from hardsplice.model.direction import Direction
+from hardsplice.ipc.messages import Kind, Note
+from hardsplice.model.direction import GroupKey, group_name
+from hardsplice.model.protocol import Protocol
 from hardsplice.telemetry.log import Level
 
 BY_RELAYS: frozenset[int] = frozenset(
@@ -21,6 +22,9 @@ BY_TRACED_RELAYS: frozenset[int] = frozenset({Note.OPENED, Note.ENDED})
 BY_SUPERVISORS: frozenset[int] = frozenset(
     {Note.RESTARTED, Note.DIED, Note.SOCKETS, Note.CROWDED, Note.LOOPBACK, Note.START_DELAYED}
 )
+# In which kind of record the namespace monitor passes them on.
+NOTE_OF = {Protocol.TCP: Kind.NOTE, Protocol.UDP: Kind.NOTE_OF_UDP}
+PROTOCOL_OF: dict[int, Protocol] = {kind: protocol for protocol, kind in NOTE_OF.items()}
 LACKING_MAX, LACKING_LENGTH = 32, 200  # lines, and characters of a line
 
 _WORDS: dict[int, tuple[Level, str]] = {
@@ -30,39 +34,47 @@ _WORDS: dict[int, tuple[Level, str]] = {
         "{direction}, {where}: cannot reach the target: the loopback interface is down",
     ),
     Note.TIMED_OUT: (Level.WARNING, "{direction}, {where}: the target does not answer"),
-    Note.ACCEPT: (Level.WARNING, "{direction}: cannot accept for now: {reason}"),
+    Note.ACCEPT: (Level.WARNING, "{group}: cannot accept for now: {reason}"),
     Note.DESCRIPTORS: (
         Level.WARNING,
-        "{direction}: all {detail} descriptors are in use, so new ones wait: raise ulimit -n",
+        "{group}: all {detail} descriptors are in use, so new ones wait: raise ulimit -n",
     ),
     Note.ERROR: (Level.ERROR, "{direction}, {where}: a flow was reset: {text} {reason}"),
-    Note.RESTARTED: (Level.WARNING, "{direction}: the relay was started again: {text}"),
+    Note.RESTARTED: (Level.WARNING, "{group}: the relay was started again: {text}"),
     Note.DIED: (
         Level.WARNING,
-        "{direction}: a relay ended before its connections did: {text}",
+        "{group}: a relay ended before its {flows} did: {text}",
     ),
     Note.OPENED: (Level.TRACE, "{direction}, {where}: connected"),
     Note.ENDED: (Level.TRACE, "{direction}, {where}: over{reset}"),
-    Note.SOCKETS: (Level.WARNING, "{direction}: cannot open sockets for now: {reason}"),
+    Note.SOCKETS: (Level.WARNING, "{group}: cannot open sockets for now: {reason}"),
     Note.CROWDED: (
         Level.WARNING,
-        f"{{direction}}: cannot pass {{text}} on for now: {{reason}}: {CROWDED_HINT}",
+        f"{{group}}: cannot pass {{text}} on for now: {{reason}}: {CROWDED_HINT}",
     ),
     Note.START_DELAYED: (
         Level.WARNING,
-        "{direction}: cannot start the relay again for now: {reason}",
+        "{group}: cannot start the relay again for now: {reason}",
     ),
 }
-_UNKNOWN = (Level.WARNING, "{direction}: a note without a meaning")
+_UNKNOWN = (Level.WARNING, "{group}: a note without a meaning")
 
 
-def in_words(
-    direction: Direction, where: str, kind: int, detail: int, text: bytes
-) -> tuple[Level, str]:
-    """How much a note matters, and its line. ``detail`` is an errno or a number, by kind."""
+def passed_on(*, traced: bool) -> frozenset[int]:
+    """What the namespace monitor may pass on."""
+    return BY_RELAYS | BY_SUPERVISORS | (BY_TRACED_RELAYS if traced else frozenset())
+
+
+def in_words(group: GroupKey, where: str, kind: int, detail: int, text: bytes) -> tuple[Level, str]:
+    """How much a note matters, and its line; ``where`` names the port, if it is about one.
+    ``detail`` is an errno or a number, by kind.
+    """
     level, line = _WORDS.get(kind, _UNKNOWN)
+    direction, protocol = group
     return level, line.format(
         direction=direction,
+        group=group_name(direction, protocol),
+        flows="connections" if protocol is Protocol.TCP else "flows",
         where=where,
         detail=detail,
         reason=os.strerror(detail) if detail else "",

@@ -51,8 +51,8 @@ class RelaysOwner(typing.Protocol):
     def relays_alive(self) -> None:
         """Every relay has answered."""
 
-    def note(self, kind: int, detail: int, port_id: int, text: bytes) -> None:
-        """A relay, or its supervisor, has something for the log."""
+    def note(self, protocol: Protocol, kind: int, detail: int, port_id: int, text: bytes) -> None:
+        """A relay of a protocol, or its supervisor, has something for the log."""
 
     def flow_ended(self, end: int, row: bytes) -> None:
         """A flow ended; the record about it was checked."""

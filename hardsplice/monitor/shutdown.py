@@ -17,12 +17,15 @@ from hardsplice.ipc.channel import Channel
 from hardsplice.ipc.loop import Loop
 from hardsplice.ipc.messages import TEXT_LIMIT, Kind, MalformedError, Record
 from hardsplice.ipc.sd_notify import Notifier
+from hardsplice.model.protocol import Protocol
 from hardsplice.monitor.groups import RelayGroups
 from hardsplice.telemetry.counters import COUNTERS, DRAINED, STOPPED
 from hardsplice.telemetry.flow_log import Traffic
 from hardsplice.telemetry.log import Level, Log
 
 _ID = "I"  # of a port, in an array
+# What flows are called, and what was done with those that did not finish.
+_CALLED = {Protocol.TCP: ("connections", "reset"), Protocol.UDP: ("flows of UDP", "broken off")}
 # How long a service manager shall wait for us beyond the time for connections.
 MARGIN_SECONDS = 5
 
@@ -107,10 +110,16 @@ def stored_ports(record: Record) -> Sequence[int]:
 
 
 def account(log: Log, traffic: Sequence[Traffic]) -> None:
-    """Report what happened to the connections that were open when hardsplice was told to end."""
-    stats = [one for direction in traffic for one in direction.stats]
-    counted = [one.snapshot() for one in stats]
-    drained, cut = (sum(one[COUNTERS[at]] for one in counted) for at in (DRAINED, STOPPED))
-    if drained or cut:
-        text = f"ended; connections that finished meanwhile: {drained}, that were reset: {cut}"
-        log.line(Level.INFO, text)
+    """Report what happened to the connections, and to the flows of UDP, that were there when
+    hardsplice was told to end.
+    """
+    said = []
+    for protocol, (flows, were_cut) in _CALLED.items():
+        counted = [
+            stats.snapshot() for one in traffic if one.protocol is protocol for stats in one.stats
+        ]
+        drained, cut = (sum(one[COUNTERS[at]] for one in counted) for at in (DRAINED, STOPPED))
+        if drained or cut:
+            said.append(f"{flows} that finished meanwhile: {drained}, that were {were_cut}: {cut}")
+    if said:
+        log.line(Level.INFO, "; ".join(("ended", *said)))

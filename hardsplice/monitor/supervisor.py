@@ -61,8 +61,7 @@ class Supervisor:
         self.backoff = Backoff()
         self.child: Child | None = None
         self.was_ready = False
-        # Nothing to do yet, so that no relay is started.
-        self.is_idle = plan.protocol is Protocol.UDP and not plan.listeners
+        self.is_idle = plan.protocol is Protocol.UDP and not plan.listeners  # so none is started
         self.dialogue = self._dialogue()
         self.last_words = ""
         self.succeeds = ""  # why the relay's predecessor ended
@@ -96,6 +95,7 @@ class Supervisor:
             self._start_later(error)
             return
         self.child = Child(pid, channel)
+        self.plan.stats.mark_started()
         self.dialogue = self._dialogue()
         self.asked.clear()
         self.last_words = ""

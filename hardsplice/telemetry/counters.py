@@ -186,9 +186,10 @@ GAUGES = {
 _GAUGES = _LATENCY_SUM + 1
 _FIXED_WORDS = _GAUGES + len(GAUGES)
 
-# The monitors' page: KEPT, then a number that is odd while the rest changes, then what the relays
-# counted that have ended: all that is in front of the gauges.
-_GENERATION = len(KEPT)
+# The monitors' page: KEPT, then whether the relay was started, then a number that is odd while the
+# rest changes, then what the relays counted that have ended: all that is in front of the gauges.
+_STARTED = len(KEPT)
+_GENERATION = _STARTED + 1
 _ENDED = _GENERATION + 1
 _ATTEMPTS = 2  # to read a page that is being changed, which takes no time
 
@@ -233,6 +234,15 @@ class Stats:
             yield
         finally:
             self._pass_on(*memory, passed=False)
+
+    @property
+    def is_started(self) -> bool:
+        """Whether there is such a relay, be it one that is being replaced."""
+        return bool(self._words[_STARTED])
+
+    def mark_started(self) -> None:
+        """The relay, or one that replaces it, was started by its monitor."""
+        self._words[_STARTED] = 1
 
     def begin_anew(self) -> None:
         """The relay has ended, and the rows of its flows are closed: its monitor takes over its

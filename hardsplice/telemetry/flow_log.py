@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from hardsplice.model.direction import Direction, GroupKey
+from hardsplice.model.direction import Direction, GroupKey, group_name
 from hardsplice.model.protocol import Protocol
 from hardsplice.telemetry.counters import Stats
 from hardsplice.telemetry.flow_table import End, Ended, endpoint_text, read_record
@@ -116,12 +116,11 @@ class FlowLog:
         """
         if key not in self._traffic:  # a relay that was taken over says so
             return
-        direction, _ = key
         unreported = max(0, self._traffic[key].missed - self._reported[key])
         missed = unreported + left_out
         if not missed:
             return
-        text = f"{direction}: {missed} ends of flows are not in the log: too many at once"
+        text = f"{group_name(*key)}: {missed} ends of flows are not in the log: too many at once"
         if at_last:
             self._log.line(Level.WARNING, text)
         elif not self._log.limited(Level.WARNING, ("missed", key), text):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from hardsplice.ctl import show
 from hardsplice.ctl.client import Client, RefusedError
 from tests.support import procfs
 from tests.support.datagrams import free_ports
@@ -91,6 +92,16 @@ def names(instance: Instance) -> list[str]:
     return sorted(name for name in found if name.startswith("hs-"))
 
 
+def relays_shown(client: Client) -> dict[str, tuple[int, int]]:
+    """How many relays each direction has, of TCP and of UDP; those of both are the sum."""
+    shown = client.get("/v1/status")["directions"]
+    found = {}
+    for direction, of in shown.items():
+        found[direction] = of["protocols"]["tcp"]["relays"], of["protocols"]["udp"]["relays"]
+        assert of["relays"] == sum(found[direction])
+    return found
+
+
 @pytest.fixture
 def start(launch: Launch, identity: Identity, namespace: Namespace) -> Callable[..., Instance]:
     """Start an instance for the namespace."""
@@ -138,11 +149,16 @@ def test_udp_has_a_relay_of_its_own_and_nothing_of_tcp_s(
 
 
 def test_without_udp_there_is_no_process_for_it(
-    start: Callable[..., Instance], port: int, control: str
+    start: Callable[..., Instance], port: int, control: str, client: Client
 ) -> None:
-    """Nor where a port may come at run time."""
+    """Nor where a port may come at run time, nor does anything show one."""
     instance = start("-t", f"127.0.0.1/{port}:80", "--control", control)
     assert names(instance) == ["hs-host", "hs-namespace", "hs-relay-in", "hs-relay-out"]
+    assert relays_shown(client) == {"inbound": (1, 0), "outbound": (1, 0)}
+    assert not any(
+        "UDP" in line or " udp" in line for line in show.status(client.get("/v1/status"))
+    )
+    assert 'protocol="udp"' not in client.text("/metrics")
 
 
 def test_one_number_is_two_ports(
@@ -209,6 +225,8 @@ def test_a_port_comes_and_goes(
             assert shown == request
             answers(clients, port)
             assert names(instance).count(RELAYS[direction]) == 1
+            assert relays_shown(client)[direction] == (1, 1)
+            assert f'direction="{direction}",protocol="udp"' in client.text("/metrics")
             client.remove(int(str(added["id"])), reset_flows=False)
             eventually(lambda: asked(clients, port) is None, "it is still forwarded")
 
@@ -303,7 +321,7 @@ def test_while_a_relay_is_replaced_datagrams_wait(
         assert echo.heard == [b"one"]
         os.kill(relay, signal.SIGKILL)
         assert client.recv(9) == b"two", "by a flow of the next relay's"
-    assert "inbound: the relay was started again: of UDP, " in instance.messages()
+    assert "inbound UDP: the relay was started again: killed by SIGKILL" in instance.messages()
 
 
 @pytest.mark.parametrize("seconds", ["0", "5"])
@@ -327,3 +345,8 @@ def test_it_ends_when_told_to(
                 assert client.recv(9) == b"two", "a flow that is there goes on"
         assert instance.wait() == 0
     assert time.monotonic() - began < 4
+    ended = (1, 0) if more else (0, 1)
+    assert (
+        "ended; flows of UDP that finished meanwhile: {}, that were broken off: {}".format(*ended)
+        in instance.messages()
+    )

@@ -33,6 +33,7 @@ from hardsplice.ipc.messages import Kind, Note, Record
 from hardsplice.ipc.sd_notify import Notifier
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import HardspliceError, error_of, print_lines
+from hardsplice.model.protocol import Protocol
 from hardsplice.monitor import notes
 from hardsplice.telemetry import audit, flow_table
 from hardsplice.telemetry.log import Level, Log
@@ -285,7 +286,7 @@ def _failure(text: bytes) -> str:
 def _note(text: bytes) -> str:
     """Shown by the log."""
     return HardspliceError(
-        "log", notes.in_words(Direction.INBOUND, EVIL, Note.ERROR, 0, text)[1], ""
+        "log", notes.in_words((Direction.INBOUND, Protocol.TCP), EVIL, Note.ERROR, 0, text)[1], ""
     ).lines()[0]
 
 

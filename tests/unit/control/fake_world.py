@@ -36,12 +36,19 @@ def flow(client: int, *, state: State = State.ESTABLISHED) -> FlowRow:
     )
 
 
-def relay(direction: Direction, number: int = 0, protocol: Protocol = Protocol.TCP) -> RelayView:
+def relay(
+    direction: Direction,
+    number: int = 0,
+    protocol: Protocol = Protocol.TCP,
+    *,
+    is_started: bool = True,
+) -> RelayView:
     """A relay whose counters are all different."""
     return RelayView(
         direction=direction,
         protocol=protocol,
         number=number,
+        is_started=is_started,
         counters={name: 100 + at for at, name in enumerate((*COUNTERS, *KEPT))},
         gauges={**dict.fromkeys(GAUGES, 7), "pipes_open": 5, "pipes_free": 3},
         states={"connecting": 1, "established": 2, "half_closed": 0},

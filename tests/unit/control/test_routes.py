@@ -17,8 +17,9 @@ from hardsplice.control.routes import ROUTES, dispatch
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import HardspliceError
 from hardsplice.model.forward import Forward, Source
+from hardsplice.model.protocol import Protocol
 from hardsplice.telemetry.counters import COUNTERS, KEPT
-from tests.unit.control.fake_world import FakeWorld, flow
+from tests.unit.control.fake_world import FakeWorld, flow, relay
 
 NAMES = (*COUNTERS, *KEPT)
 
@@ -373,6 +374,16 @@ def test_status(world: FakeWorld) -> None:
     assert (outbound["ports"], outbound["relays"]) == (0, 2)
     assert outbound["flows"] == {"connecting": 2, "established": 4, "half_closed": 0}
     assert outbound["counters"]["accepted"] == 2 * inbound["counters"]["accepted"]
+
+
+def test_a_relay_that_is_not_started_yet_is_not_among_the_relays(world: FakeWorld) -> None:
+    """Its counters, which are zeros then, have their place in the sum."""
+    world.relays.append(relay(Direction.INBOUND, protocol=Protocol.UDP, is_started=False))
+    inbound = value(ask(world, "GET", "/v1/status"))["directions"][IN]
+    numbers = {name: of["relays"] for name, of in inbound["protocols"].items()}
+    assert (inbound["relays"], numbers) == (1, {"tcp": 1, "udp": 0})
+    assert "accepted" in inbound["protocols"]["udp"]["counters"]
+    assert 'protocol="udp"' not in ask(world, "GET", "/metrics").body.decode()
 
 
 def test_flows(world: FakeWorld) -> None:

@@ -111,8 +111,8 @@ def test_a_relay_speaks_to_its_monitor_and_nobody_else(relay: object) -> None:
 
 def test_who_may_have_been_taken_over_says_no_more_than_this_to_the_host_monitor() -> None:
     assert set(on(NAMESPACE.name, HOST.name)) == {
-        Kind.READY, Kind.FATAL, Kind.NOTE, Kind.FLOW, Kind.PONG, Kind.LISTENERS, Kind.BOUND,
-        Kind.OPENED, Kind.SERVED, Kind.CLOSED,
+        Kind.READY, Kind.FATAL, Kind.NOTE, Kind.NOTE_OF_UDP, Kind.FLOW, Kind.PONG,
+        Kind.LISTENERS, Kind.BOUND, Kind.OPENED, Kind.SERVED, Kind.CLOSED,
     }  # fmt: skip
     assert set(on(INIT.name, HOST.name)) == {
         Kind.READY, Kind.FATAL, Kind.NAMESPACES, Kind.PASSED_ON, Kind.STOPPED, Kind.CHECKED,

@@ -38,8 +38,9 @@ class Above:
     def places_of_others(self, _: object) -> tuple[int, ...]:
         return self.others
 
-    def note(self, kind: int, detail: int, index: int, text: bytes) -> None:
-        self.said.append((kind, detail, index, text))
+    def note(self, *said: object) -> None:
+        """A supervisor says what a note carries, a group the protocol before that."""
+        self.said.append(said)
 
     def flow_ended(self, end: int, row: bytes) -> None:
         self.said.append((end, row))

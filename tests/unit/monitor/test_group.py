@@ -97,7 +97,7 @@ def test_what_relays_have_to_say_is_passed_on() -> None:
     two, above, _ = group(2)
     two.note(Note.REFUSED, 111, 5, b"text")
     two.relay_lost("why")
-    assert above.said == [(Note.REFUSED, 111, 5, b"text"), "why"]
+    assert above.said == [(two.protocol, Note.REFUSED, 111, 5, b"text"), "why"]
 
 
 def of_protocol(protocol: Protocol, *served: tuple[int, ...]) -> RelayGroup:
