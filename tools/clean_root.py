@@ -51,6 +51,21 @@ class Recipe:
 
 def made(recipe: Recipe, to: Path) -> Path:
     """A copy of its own, at ``to``. Raises UnavailableError."""
+    cache = _ready()
+    with _locked(cache / recipe.name()):
+        subprocess.run(["cp", "--archive", "--reflink=auto", kept(recipe, cache), to], check=True)
+    return to
+
+
+def make(recipe: Recipe) -> None:
+    """Have it in the cache, as new as any. Raises UnavailableError."""
+    cache = _ready()
+    with _locked(cache / recipe.name()):
+        kept(recipe, cache)
+
+
+def _ready() -> Path:
+    """The cache, without what is too old."""
     if os.geteuid() != 0:
         raise UnavailableError("needs root, to make a clean root")
     for tool in ("mmdebstrap", "ip", "setpriv", "unshare"):
@@ -58,9 +73,7 @@ def made(recipe: Recipe, to: Path) -> Path:
             raise UnavailableError(f"{tool} is not installed")
     cache = cache_folder()
     _remove_old(cache)
-    with _locked(cache / recipe.name()):
-        subprocess.run(["cp", "--archive", "--reflink=auto", kept(recipe, cache), to], check=True)
-    return to
+    return cache
 
 
 def cache_folder() -> Path:
@@ -121,13 +134,18 @@ def command(*words: str, user: int = 0, environment: Mapping[str, str] | None = 
     return made
 
 
-def entering(root: Path, *words: str, folder: str = "/", network: bool = False) -> list[str]:
-    """The words of a command that runs one in a root, and ends with its parent."""
+def entering(
+    root: Path, *words: str, folder: str = "/", network: bool = False, layer: Path | None = None
+) -> list[str]:
+    """The words of a command that runs one in a root, and ends with its parent. ``layer`` is
+    a folder that is seen at the same path in there, and gets all that the command changes in the
+    root; its path has no comma or colon.
+    """
     own = ["--mount", "--pid", "--fork", "--kill-child=KILL", "--ipc", "--uts"]
     if not network:
         own.append("--net")
     begin = ["setpriv", "--pdeathsig=KILL", "unshare", *own]
-    return [*begin, "bash", str(_SCRIPT), str(root), folder, *words]
+    return [*begin, "bash", str(_SCRIPT), str(root), str(layer or ""), folder, *words]
 
 
 @contextlib.contextmanager

@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
-# What `make test-engines` needs, on Debian, as root: installs the engines that are missing, and prints
-# the folders where the programs of those are that it only unpacks. Docker's package would start
-# a daemon, and change the packet filter, as soon as it is installed.
+# What `make test-engines` needs, on Debian, as root: installs the engines that are missing, makes
+# trees of newer releases with theirs (tools/engine_trees.py), and prints the folders where the
+# programs are that it only unpacks. Docker's package would start a daemon, and change the packet
+# filter, as soon as it is installed.
 set -euo pipefail
 
+cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 readonly unpacked=/var/cache/hardsplice/engines
 readonly docker=(docker.io containerd)
 
@@ -30,6 +32,10 @@ need iptables iptables
 need containernetworking-plugins /usr/lib/cni/bridge
 need rootlesskit rootlesskit-docker-proxy
 need bubblewrap bwrap
+need curl curl
+need bind9-dnsutils dig
+need dnsmasq-base dnsmasq
+need mmdebstrap mmdebstrap
 
 if ((EUID != 0)) || ! has apt-get; then
     say "tests skip what isn't here: only root installs engines, and on Debian"
@@ -55,4 +61,6 @@ if ! has dockerd && [[ ! -e $unpacked/usr/sbin/dockerd ]]; then
         say "cannot download them; tests skip what isn't here"
     fi
 fi
+say "looking after trees with newer engines, which takes minutes the first time"
+/usr/bin/python3 -B -m tools.engine_trees >&2 || say "tests skip what isn't here"
 printf '%s' "$unpacked/usr/bin:$unpacked/usr/sbin"

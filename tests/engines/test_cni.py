@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.engines import IMAGE, PORT, Podman
-from tests.support.frontends import ECHO_DATAGRAM, executable, udp_server
+from tests.support.frontends import datagrams, executable, udp_server
 from tests.support.netns import Identity
 from tests.support.product import Program
 
@@ -172,11 +172,11 @@ def test_a_failure_is_the_containers(networked: Networked) -> None:
 
 def test_datagrams(networked: Networked, program: Program) -> None:
     server = udp_server(networked.podman, program.stage())
-    said, errors = networked.run(f"""{ECHO_DATAGRAM}
+    said, errors = networked.run(f"""{datagrams(program.stage())}
         podman run --name web --network net --detach -p {HOST_PORT}:{PORT}/udp \
             {server} >/dev/null
-        echo_datagram 127.0.0.1 {HOST_PORT}
-        podman restart --time 0 web >/dev/null; echo_datagram ::1 {HOST_PORT}
+        datagrams ports 127.0.0.1 {HOST_PORT}
+        podman restart --time 0 web >/dev/null; datagrams ports ::1 {HOST_PORT}
         podman rm --force --time 0 web >/dev/null; left
     """)
-    assert said == ["b'hello'"] * 2, errors
+    assert said == [str(PORT)] * 2, errors

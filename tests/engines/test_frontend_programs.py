@@ -23,6 +23,7 @@ from tests.support.stream import PATIENCE, eventually
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")
 CONTAINER = "ab" * 32
+IP_PKTINFO = 8  # linux/in.h
 
 
 class Rootlessport:
@@ -197,6 +198,41 @@ def test_docker_proxy_forwards_datagrams(proxy: Path) -> None:
             data, peer = server.recvfrom(10)
             server.sendto(data.upper(), peer)
             assert client.recv(10) == b"HELLO"
+        finally:
+            process.send_signal(signal.SIGINT)
+            assert process.wait(PATIENCE) == 0
+
+
+@root_only
+@pytest.mark.parametrize(("listen", "asked"), [("0.0.0.0", "127.0.0.2"), ("::", "::1")])
+def test_docker_proxy_answers_from_where_it_was_asked(listen: str, asked: str, proxy: Path) -> None:
+    """With a listener of all addresses, as Docker passes it from release 28 on."""
+    port = free_ports(2)
+    family = socket.AF_INET6 if ":" in listen else socket.AF_INET
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server,
+        socket.socket(family, socket.SOCK_DGRAM) as client,
+        socket.socket(family, socket.SOCK_DGRAM) as passed,
+    ):
+        if family == socket.AF_INET6:
+            passed.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            passed.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        else:
+            passed.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+        passed.bind((listen, port))
+        server.bind(("127.0.0.1", port + 1))
+        more = ("-proto", "udp", "-host-ip", listen, "-use-listen-fd")
+        process, told = docker_proxy(proxy, port, port + 1, *more, listener=passed.fileno())
+        passed.close()
+        try:
+            assert told == b"0\n"
+            for one in (server, client):
+                one.settimeout(PATIENCE)
+            client.sendto(b"hello", (asked, port))
+            data, peer = server.recvfrom(10)
+            server.sendto(data.upper(), peer)
+            answer, source = client.recvfrom(10)
+            assert (answer, source[:2]) == (b"HELLO", (asked, port))
         finally:
             process.send_signal(signal.SIGINT)
             assert process.wait(PATIENCE) == 0

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.engines import IMAGE, PORT, Podman
-from tests.support.frontends import ECHO_DATAGRAM, executable, udp_server
+from tests.support.frontends import datagrams, executable, udp_server
 from tests.support.netns import Identity
 from tests.support.product import Program, free_ports
 
@@ -173,10 +173,10 @@ def test_datagrams(hooked: Hooked, program: Program) -> None:
     """Of one container, beside TCP at the same port, again after its restart."""
     udp = f"org.hardsplice.udp=127.0.0.1/{hooked.port}:{PORT}"
     server = udp_server(hooked.podman, program.stage())
-    said, errors = hooked.run(f"""{ECHO_DATAGRAM}
+    said, errors = hooked.run(f"""{datagrams(program.stage())}
         run web {udp} --annotation {tcp(hooked.port)} --detach {server} >/dev/null
-        echo_datagram 127.0.0.1 {hooked.port}
-        podman restart --time 0 web >/dev/null; echo_datagram 127.0.0.1 {hooked.port}
+        datagrams ports 127.0.0.1 {hooked.port}
+        podman restart --time 0 web >/dev/null; datagrams ports 127.0.0.1 {hooked.port}
         podman rm --force --time 0 web >/dev/null; left
     """)
-    assert said == ["b'hello'"] * 2, errors
+    assert said == [str(PORT)] * 2, errors

@@ -17,6 +17,7 @@ import pytest
 from tests.support import procfs
 from tests.support.netns import Identity
 from tests.support.stream import PATIENCE, eventually
+from tests.support.trees import Tree
 
 _SURROUNDINGS = Path(__file__).with_name("podman.sh")
 # Programs of the machine, to be found in a container as well
@@ -60,20 +61,32 @@ def bubblewrap(owner: Identity, *options: str) -> Iterator[int]:
             process.stderr.close()
 
 
+def make_image(folder: Path) -> None:
+    """An image's files: busybox, by a few of its names."""
+    need("busybox")
+    programs = folder / "bin"
+    programs.mkdir(parents=True)
+    shutil.copy(shutil.which("busybox") or "", programs / "busybox")
+    for name in ("sh", "httpd", "true"):
+        (programs / name).symlink_to("busybox")
+
+
 class Podman:
     """Podman as somebody uses it. A script in there has IMAGE, and says what it wants to say."""
 
-    def __init__(self, owner: Identity, folder: Path, helpers: Path | None = None) -> None:
-        """``helpers`` is a folder with programs that Podman takes before its own."""
-        need("podman", "busybox", "newuidmap", "crun", "runc")
+    def __init__(
+        self, owner: Identity, folder: Path, helpers: Path | None = None, tree: Tree | None = None
+    ) -> None:
+        """``helpers`` is a folder with programs that Podman takes before its own. It is a tree's
+        Podman, where one is given: the folder is the tree's then.
+        """
+        if tree is None:
+            need("podman", "newuidmap", "crun", "runc")
+        self.tree = tree
         self.owner = owner
         self.folder = folder
         self.helpers = helpers
-        image = folder / "image" / "bin"
-        image.mkdir(parents=True)
-        shutil.copy(shutil.which("busybox") or "", image / "busybox")
-        for name in ("sh", "httpd", "true"):
-            (image / name).symlink_to("busybox")
+        make_image(folder / "image")
 
     def words(self, script: str) -> list[str]:
         """A command that runs a shell script in there, with IMAGE imported."""
@@ -81,12 +94,15 @@ class Podman:
         works = f"podman run --rm --network none {IMAGE} true"
         ended = "podman rm --all --force --time 0 >/dev/null 2>&1"
         uid = str(self.owner.uid or 0)
-        return [
+        script = f"trap '{ended}' EXIT; {begun}; {works} || exit 77\n{script}"
+        surroundings = shutil.copy(_SURROUNDINGS, self.folder) if self.tree else _SURROUNDINGS
+        words = [
             "env", f"HELPERS={self.helpers or ''}",
-            "unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child",
-            str(_SURROUNDINGS), str(self.folder), uid, "sh", "-c",
-            f"trap '{ended}' EXIT; {begun}; {works} || exit 77\n{script}",
+            str(surroundings), str(self.folder), uid, "sh", "-c", script,
         ]  # fmt: skip
+        if self.tree:
+            return self.tree.words(words)
+        return ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child", *words]
 
     def run(self, script: str) -> subprocess.CompletedProcess[str]:
         """Run it to its end."""
@@ -120,8 +136,12 @@ class Podman:
 
     def with_python(self, stage: Path) -> str:
         """Options of `podman run` with which hardsplice runs in a container."""
-        volumes = [f"-v {folder}:{folder}:ro" for folder in _FOLDERS if os.path.exists(folder)]
-        return " ".join([*volumes, f"-v {stage}:{stage}:ro", f"-e PYTHONPATH={stage}"])
+        return f"{programs_of_the_machine()} -v {stage}:{stage}:ro -e PYTHONPATH={stage}"
+
+
+def programs_of_the_machine() -> str:
+    """Options of `run` with which a container has the programs of where the engine runs."""
+    return " ".join(f"-v {folder}:{folder}:ro" for folder in _FOLDERS if os.path.exists(folder))
 
 
 def outer_pid(surroundings: int, pid: int) -> int:

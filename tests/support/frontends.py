@@ -6,10 +6,13 @@ servers in containers.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
-from tests.support.engines import IMAGE, Podman
+from tests.support.engines import IMAGE, PORT, Podman
+
+_DATAGRAMS = Path(__file__).with_name("datagram_program.py")
 
 _PROGRAM = """#!/usr/bin/python3 -I
 import sys
@@ -18,38 +21,26 @@ from hardsplice.frontends import programs
 sys.exit(programs.{function}())
 """
 
-# `echo_datagram ADDRESS PORT`: what a server behind a UDP port of the host's answers.
-ECHO_DATAGRAM = """
-echo_datagram() { /usr/bin/python3 -I -c '
-import socket, sys
-family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
-end = socket.socket(family, socket.SOCK_DGRAM)
-end.settimeout(0.2)
-for _ in range(50):
-    end.sendto(b"hello", (sys.argv[1], int(sys.argv[2])))
-    try:
-        print(*end.recvfrom(100)[0:1])
-        break
-    except (TimeoutError, ConnectionRefusedError):
-        pass
-' $1 $2; }
-"""
-_UDP_SERVER = """import socket
-end = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-end.bind(("", 8080))
-while True:
-    end.sendto(*end.recvfrom(1 << 16))
-"""
+
+def datagrams(stage: Path) -> str:
+    """A shell function, `datagrams WHAT ADDRESS PORT...`: a client of datagram_program.py."""
+    return f'datagrams() {{ /usr/bin/python3 -I {_datagram_program(stage)} "$@"; }}\n'
 
 
 def udp_server(podman: Podman, stage: Path) -> str:
-    """Words for `podman run`: options, the image, and a server that answers each datagram at port
-    8080 with what it says. The image has no program for that.
+    """Words for `podman run`: options, the image, and a server of datagrams at PORT. The image has
+    no program for that.
     """
-    path = stage / "udp_server.py"
-    path.write_text(_UDP_SERVER)
+    words = f"/usr/bin/python3 -I {_datagram_program(stage)} serve {PORT}"
+    return f"{podman.with_python(stage)} {IMAGE} {words}"
+
+
+def _datagram_program(stage: Path) -> Path:
+    """A copy that everybody can read."""
+    path = stage / _DATAGRAMS.name
+    shutil.copy(_DATAGRAMS, path)
     path.chmod(0o644)
-    return f"{podman.with_python(stage)} {IMAGE} /usr/bin/python3 -I {path}"
+    return path
 
 
 def executable(path: Path, stage: Path, function: str) -> Path:

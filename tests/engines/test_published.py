@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Ports that unmodified engines publish with our programs, told nothing but where these are:
+rootless Podman's rootlessport in bridge networks, and Docker's docker-proxy. Those of newer
+releases of Debian run in trees.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.netns import Identity
+from tests.support.product import Program, free_ports
+from tests.support.published import NOTHING, Engine, engine
+
+pytestmark = [pytest.mark.usefixtures("nothing_left_behind"), pytest.mark.root]
+
+ENGINES = ("podman", "podman@trixie", "podman@sid", "docker", "docker@trixie", "docker@sid")
+SOME = ("podman", "podman@sid", "docker", "docker@sid")
+IN_USE = (
+    r"cannot listen on (0\.0\.0\.0 )?(UDP )?port {} on the host: Address already in use",
+    r"failed to bind host port .*:{}:.* address already in use",  # Docker's own, from 28 on
+)
+ADDRESS = "192.0.2.7"  # of the name that the container knows
+
+
+@pytest.fixture(params=ENGINES)
+def one(request: pytest.FixtureRequest, user: Identity, program: Program) -> Iterator[Engine]:
+    with engine(request.param, user, program) as made:
+        yield made
+
+
+def test_names_pages_and_datagrams(one: Engine) -> None:
+    """TCP and UDP, a port that both have, ranges, an address's own port, both families; and all
+    that is left of them.
+    """
+    port = free_ports(10)
+    done = one.run(f"""
+        serve web -p {port}:8080 -p {port}:53/udp -p {port + 1}:53 -p {port + 1}:53/udp \
+            -p {port + 2}-{port + 5}:9000-9003/udp \
+            -p 127.0.0.1:{port + 6}:9004/udp -p '[::1]:{port + 6}:9005/udp'
+        for host in 127.0.0.1 ::1; do
+            case $host in *:*) get [$host]:{port};; *) get $host:{port};; esac
+            name @$host -p {port}; name @$host -p {port + 1}; name @$host -p {port + 1} +tcp
+            datagrams ports $host {port + 2}-{port + 6}
+            datagrams sizes $host {port + 2}
+            datagrams clients $host {port + 2}
+        done
+        datagrams ports 127.0.0.2 {port + 2}
+        remove web
+        left {port} {port + 9}
+    """)
+    for_all = ["hello", *[ADDRESS] * 3]
+    known = ["9000", "9001", "9002", "9003"]
+    assert done.stdout.split() == [
+        *for_all, *known, "9004", "whole", "50", *for_all, *known, "9005", "whole", "50", "9000",
+        *NOTHING,
+    ], done.stderr  # fmt: skip
+
+
+@pytest.mark.parametrize("one", SOME, indirect=True)
+def test_networks_of_ipv6(one: Engine) -> None:
+    """Whichever family a client uses, it reaches a container that has the other one, or both."""
+    port = free_ports(4)
+    # Docker's networks always have IPv4.
+    alone = "" if one.is_docker else "--subnet fd00:89:8::/64"
+    done = one.run(
+        f"""
+        engine network create --ipv6 --subnet fd00:89:9::/64 --subnet 10.89.9.0/24 both >/dev/null
+        engine network create --ipv6 {alone or "--subnet fd00:89:8::/64"} alone >/dev/null
+        network=both serve both -p {port}:8080 -p {port}:9000/udp
+        network=alone serve alone -p {port + 1}:8080 -p {port + 1}:9001/udp
+        for at in {port} {port + 1}; do
+            get 127.0.0.1:$at; get [::1]:$at
+            datagrams ports 127.0.0.1 $at; datagrams ports ::1 $at
+        done
+        remove both alone
+        left {port} {port + 3}
+        """,
+        "--experimental",
+    )
+    assert done.stdout.split() == [
+        *["hello", "hello", "9000", "9000"], *["hello", "hello", "9001", "9001"], *NOTHING,
+    ], done.stderr  # fmt: skip
+
+
+def test_a_container_and_its_whole_life(one: Engine) -> None:
+    """It is restarted, stopped, started; and again when ours was killed."""
+    port = free_ports(2)
+    done = one.run(f"""
+        works() {{ get 127.0.0.1:{port}; datagrams ports 127.0.0.1 {port}; }}
+        serve web -p {port}:8080 -p {port}:9000/udp; works
+        engine restart -t 0 web >/dev/null; works
+        engine stop -t 0 web >/dev/null; left {port} {port + 1}
+        engine start web >/dev/null; works
+        pkill -KILL -x hs-host; left {port} {port + 1}
+        engine restart -t 0 web >/dev/null; works
+        {"pkill -KILL dockerd" if one.is_docker else "pkill -KILL conmon"}
+        left {port} {port + 1}
+    """)
+    works = ["hello", "9000"]
+    assert done.stdout.split() == [
+        *works, *works, *NOTHING, *works, *NOTHING, *works, *NOTHING,
+    ], done.stderr  # fmt: skip
+
+
+def test_a_port_in_use_is_the_containers_error(one: Engine) -> None:
+    """In our words, where it is we who find out; the port's owner goes on."""
+    port = free_ports(2)
+    done = one.run(f"""
+        busybox httpd -f -p {port} & pages=$!
+        datagrams serve {port + 1} & answers=$!
+        datagrams ports 127.0.0.1 {port + 1}
+        for at in {port}:8080 {port + 1}:9000/udp; do
+            echo $(serve web -p $at 2>&1)
+            remove web 2>/dev/null
+        done
+        datagrams ports 127.0.0.1 {port + 1}
+        kill $pages; pkill -P $answers; wait $pages $answers 2>/dev/null
+        left {port} {port + 1}
+    """)
+    before, tcp, udp, *after = done.stdout.splitlines()
+    assert (before, *after[0].split(), *after[1].split()) == (
+        str(port + 1), str(port + 1), *NOTHING,
+    ), done  # fmt: skip
+    for at, text in ((port, tcp), (port + 1, udp)):
+        assert any(re.search(said.format(at), text) for said in IN_USE), text
+
+
+@pytest.mark.parametrize("one", ["docker@sid"], indirect=True)
+def test_docker_that_listens_itself(one: Engine) -> None:
+    """From release 28 on it passes listeners, of which a datagram's says where it was sent."""
+    port = free_ports(2)
+    proxy = f"{one.runner.folder}/docker-proxy"
+    done = one.run(f"""
+        ip -6 address add fd00:89:1::7/128 dev lo nodad
+        mv {proxy} {proxy}.real
+        printf '#!/bin/sh\necho "$@" >>{proxy}.asked\nexec {proxy}.real "$@"\n' >{proxy}
+        chmod 755 {proxy}
+        serve web -p {port}:8080 -p {port + 1}:9000/udp
+        get 127.0.0.1:{port}; get [::1]:{port}
+        for host in 127.0.0.1 127.0.0.2 ::1 fd00:89:1::7; do
+            datagrams ports $host {port + 1}
+            datagrams clients $host {port + 1}
+        done
+        grep -c -e -use-listen-fd {proxy}.asked
+        remove web
+        left {port} {port + 1}
+    """)
+    expected = ["hello"] * 2 + ["9000", "50"] * 4 + ["4"]
+    assert done.stdout.split() == [*expected, *NOTHING], done.stderr
+
+
+@pytest.mark.parametrize("one", ["podman", "podman@sid", "docker"], indirect=True)
+def test_a_hundred_ports(one: Engine) -> None:
+    port = free_ports(100)
+    done = one.run(f"""
+        serve web -p 127.0.0.1:{port}-{port + 99}:9000-9099/udp
+        datagrams ports 127.0.0.1 {port}-{port + 99}
+        engine port web | wc -l
+        remove web
+        left {port} {port + 99}
+    """)
+    numbers = [str(9000 + at) for at in range(100)]
+    assert done.stdout.split() == [*numbers, "100", *NOTHING], done.stderr
