@@ -221,6 +221,11 @@ def machine() -> dict[str, Any]:
     }
 
 
+def become_subreaper() -> None:
+    """What a forwarder leaves behind becomes ours, to be ended and waited for."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
 def say(text: str) -> None:
     """To whoever reads the figures."""
     print(text, flush=True)
@@ -235,8 +240,7 @@ def progress(text: str) -> None:
 def main() -> None:
     """Measure, or list."""
     options = parse()
-    # What a forwarder leaves behind becomes ours, to be ended and waited for.
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    become_subreaper()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         with Kit(Pinning.named(options.cores)) as kit:

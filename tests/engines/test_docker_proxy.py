@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.docker import Docker
 from tests.support.engines import need
+from tests.support.frontends import executable
 from tests.support.product import Program
 
 pytestmark = [pytest.mark.usefixtures("nothing_left_behind"), pytest.mark.root]
@@ -34,7 +35,8 @@ left() {
 @pytest.fixture
 def docker(program: Program, tmp_path: Path) -> Docker:
     need("wget")
-    return Docker(tmp_path, program.stage())
+    proxy = executable(tmp_path / "docker-proxy", program.stage(), "docker_proxy")
+    return Docker(tmp_path, proxy)
 
 
 def said(docker: Docker, script: str) -> list[str]:

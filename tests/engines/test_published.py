@@ -133,7 +133,7 @@ def test_a_port_in_use_is_the_containers_error(one: Engine) -> None:
 def test_docker_that_listens_itself(one: Engine) -> None:
     """From release 28 on it passes listeners, of which a datagram's says where it was sent."""
     port = free_ports(2)
-    proxy = f"{one.runner.folder}/docker-proxy"
+    proxy = f"{one.runner.folder}/helpers/docker-proxy"
     done = one.run(f"""
         ip -6 address add fd00:89:1::7/128 dev lo nodad
         mv {proxy} {proxy}.real

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Docker, unmodified, whose docker-proxy is ours by nothing but userland-proxy-path. Its daemon has
-namespaces, images and sockets of its own.
+"""Docker, unmodified, whose docker-proxy is another one by nothing but userland-proxy-path. Its
+daemon has namespaces, images and sockets of its own.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from tests.support.engines import make_image, need
-from tests.support.frontends import executable
 from tests.support.trees import Tree
 
 _BEGUN = """
@@ -21,7 +20,7 @@ mount -t tmpfs none /run
 export DOCKER_HOST=unix:///run/docker-test.sock
 dockerd --data-root {folder}/root --exec-root /run/exec --pidfile /run/docker-test.pid \
     --host $DOCKER_HOST --storage-driver vfs --iptables=false --ip6tables=false \
-    --userland-proxy-path={proxy} {more} >{folder}/log 2>&1 &
+    {more} >{folder}/log 2>&1 &
 for _ in $(seq 100); do docker info >/dev/null 2>&1 && break; sleep 0.1; done
 docker info >/dev/null 2>&1 || exit 77
 tar -C {folder}/image -c . | docker import - test >/dev/null || exit 77
@@ -32,17 +31,20 @@ docker run --rm --ulimit nofile=1024:1024 test true >/dev/null || exit 77
 class Docker:
     """Docker as root uses it, here or in a tree. A script has the image "test"."""
 
-    def __init__(self, folder: Path, stage: Path, tree: Tree | None = None) -> None:
+    def __init__(self, folder: Path, proxy: Path | None = None, tree: Tree | None = None) -> None:
+        """``proxy`` is what it starts in the place of its own docker-proxy."""
         if tree is None:
             need("docker", "dockerd", "bash", "runc")
         self.folder = folder
         self.tree = tree
+        self.proxy = proxy
         make_image(folder / "image")
-        self.proxy = executable(folder / "docker-proxy", stage, "docker_proxy")
 
     def words(self, script: str, *more: str) -> list[str]:
         """A command that runs a script by bash; ``more`` are options of the daemon."""
-        begun = _BEGUN.format(folder=self.folder, proxy=self.proxy, more=" ".join(more))
+        if self.proxy:
+            more = (f"--userland-proxy-path={self.proxy}", *more)
+        begun = _BEGUN.format(folder=self.folder, more=" ".join(more))
         words = ["bash", "-c", begun + script]
         if self.tree:
             return self.tree.words(words)

@@ -5,6 +5,7 @@ servers in containers.
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from tests.support.engines import IMAGE, PORT, Podman
 
 _DATAGRAMS = Path(__file__).with_name("datagram_program.py")
 
+_PACKAGED = Path(__file__).parents[2] / "packaging" / "engine-program.in"
 _PROGRAM = """#!/usr/bin/python3 -I
 import sys
 sys.path.insert(0, "{stage}")
@@ -50,6 +52,30 @@ def executable(path: Path, stage: Path, function: str) -> Path:
     path.write_text(_PROGRAM.format(stage=stage, function=function))
     path.chmod(0o755)
     return path
+
+
+def packaged(path: Path, stage: Path, module: str) -> Path:
+    """Write a program to ``path`` as packages install it: a module of the room, of the package in
+    a folder that everybody can read.
+    """
+    values = {
+        "PYTHON": "/usr/bin/python3", "FOLDERS": f"{stage}:/usr/lib/python3/dist-packages",
+        "HOME": str(stage), "PROGRAM": module,
+    }  # fmt: skip
+    text = _PACKAGED.read_text()
+    for name, value in values.items():
+        text = text.replace(f"@{name}@", value)
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+@functools.cache
+def compiled(stage: Path) -> Path:
+    """The same folder, once it has the package's bytecode, as an installed package."""
+    words = ["/usr/bin/python3", "-m", "compileall", "-q", str(stage / "hardsplice")]
+    subprocess.run(words, check=True, umask=0o022)
+    return stage
 
 
 def docker_proxy(

@@ -17,7 +17,7 @@ import pytest
 
 from tests.support.docker import Docker
 from tests.support.engines import IMAGE, Podman, need, programs_of_the_machine
-from tests.support.frontends import datagrams, executable
+from tests.support.frontends import compiled, datagrams, packaged
 from tests.support.netns import Identity
 from tests.support.product import Program
 from tests.support.trees import Tree
@@ -74,37 +74,49 @@ class Engine:
 
 
 @contextlib.contextmanager
-def engine(name: str, user: Identity, program: Program) -> Iterator[Engine]:
-    """One by its name: podman or docker, behind it an @ and the tree that it is of, if any. The
-    user is Podman's. Skips where there is none.
+def runner(name: str, user: Identity, program: Program | None) -> Iterator[Podman | Docker]:
+    """An engine by its name: podman or docker, behind it an @ and its tree, if it is of one. The
+    user is Podman's. With a program its ports are published by ours, as packages install it. Skips
+    where there is no such engine.
     """
     kind, _, suite = name.partition("@")
-    if not suite:
-        need("curl", "dig", "dnsmasq", "ss")
     with tempfile.TemporaryDirectory(prefix="hardsplice-tests-") as made:
         folder = Path(made)
         folder.chmod(0o755)
         tree = Tree(suite, folder) if suite else None
-        stage = tree.stage() if tree else program.stage()
-        served = folder / "served"
-        served.mkdir()
-        shutil.copy(_SERVED, served)
-        text = _FUNCTIONS + datagrams(served).replace("{", "{{").replace("}", "}}")
-        given = {
-            "folder": served,
-            "volumes": f"-v {served}:{served}:ro {programs_of_the_machine()}",
-        }
+        helpers = None
+        if program is not None:
+            helpers = folder / "helpers"
+            helpers.mkdir()
+            stage = tree.stage() if tree else compiled(program.stage())
+            for file, module in (
+                ("rootlessport", "rootlessport"),
+                ("docker-proxy", "docker_proxy"),
+            ):
+                packaged(helpers / file, stage, module)
         if kind == "docker":
-            text = text.format(engine="docker", image="test", **given)
-            yield Engine(Docker(folder, stage, tree), text)
+            yield Docker(folder, helpers and helpers / "docker-proxy", tree)
             return
         if not suite:
             need("slirp4netns")
             for needed in ("/dev/net/tun", "/usr/lib/podman/netavark"):
                 if not Path(needed).exists():
                     pytest.skip(f"there is no {needed}")
-        helpers = folder / "helpers"
-        helpers.mkdir()
-        executable(helpers / "rootlessport", stage, "rootlessport")
-        text = text.format(engine="podman", image=IMAGE, **given)
-        yield Engine(Podman(user, folder, helpers, tree), text)
+        yield Podman(user, folder, helpers, tree)
+
+
+@contextlib.contextmanager
+def engine(name: str, user: Identity, program: Program) -> Iterator[Engine]:
+    """An engine by its name, as ``runner`` knows it, that starts our program."""
+    need(*(() if "@" in name else ("curl", "dig", "dnsmasq", "ss")))
+    with runner(name, user, program) as made:
+        served = made.folder / "served"
+        served.mkdir()
+        shutil.copy(_SERVED, served)
+        text = _FUNCTIONS + datagrams(served).replace("{", "{{").replace("}", "}}")
+        is_docker = isinstance(made, Docker)
+        functions = text.format(
+            folder=served, volumes=f"-v {served}:{served}:ro {programs_of_the_machine()}",
+            engine="docker" if is_docker else "podman", image="test" if is_docker else IMAGE,
+        )  # fmt: skip
+        yield Engine(made, functions)

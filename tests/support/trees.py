@@ -5,8 +5,11 @@ one has namespaces of its own, the network's too, and a folder of the test's at 
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
+import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -42,9 +45,23 @@ class Tree:
         return clean_root.entering(self.root, *begun, layer=self.folder)
 
     def stage(self) -> Path:
-        """A copy of the package, which takes the tree's own bindings of libseccomp and prctl."""
+        """A copy of the package, with bytecode; it takes the tree's own bindings of libseccomp."""
         staged = self.folder / "stage"
-        for name in ("hardsplice", "policy"):
-            ignored = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(CHECKOUT / name, staged / name, ignore=ignored)
+        shutil.copytree(_compiled(self.root).name, staged)
+        staged.chmod(0o755)
         return staged
+
+
+@functools.cache
+def _compiled(root: Path) -> tempfile.TemporaryDirectory[str]:
+    """A folder with the package, compiled by a tree's Python; it goes when this process ends."""
+    made = tempfile.TemporaryDirectory(prefix="hardsplice-tests-")
+    folder = Path(made.name)
+    for name in ("hardsplice", "policy"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(CHECKOUT / name, folder / name, ignore=ignored)
+    words = clean_root.command("python3", "-m", "compileall", "-q", str(folder / "hardsplice"))
+    subprocess.run(clean_root.entering(root, *words, layer=folder), check=True)
+    for layer in ("upper", "work", "root"):
+        shutil.rmtree(folder / layer)
+    return made
