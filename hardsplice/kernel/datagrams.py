@@ -21,6 +21,7 @@ from hardsplice.kernel.linux import MACHINE, fail, libc
 from hardsplice.kernel.mmsghdr import (
     IP_PKTINFO,
     IPV6_RECVPKTINFO,
+    SLOTS,
     SO_RXQ_OVFL,
     SOL_UDP,
     UDP_GRO,
@@ -47,6 +48,7 @@ _SENDMMSG = c_long(
 # --- hot calls: a result or the negated errno -----------------------------------------------------
 
 _RECEIVE_FLAGS = int(socket.MSG_DONTWAIT)
+_ERROR_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_ERRQUEUE)
 _SEND_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 _writev = libc.writev
 _setsockopt = way("setsockopt")
@@ -59,6 +61,18 @@ def receive(fd: int, inbox: Inbox, first: int, most: int) -> int:
     errno.
     """
     number: int = _syscall(_RECVMMSG, fd, inbox.references[first], most, _RECEIVE_FLAGS, None)
+    return number if number >= 0 else -_errno()
+
+
+def discard_errors(fd: int, inbox: Inbox) -> int:
+    """Throw away up to SLOTS of what is in a socket's error queue: how many, or the negated errno.
+
+    A relay puts nothing there. One that was taken over can: copies of what it sent, for it to learn
+    when that left (SO_TIMESTAMPING). They fill the queue that receiving needs, until somebody takes
+    them.
+    """
+    number: int = _syscall(_RECVMMSG, fd, inbox.references[0], SLOTS, _ERROR_FLAGS, None)
+    inbox.reset()  # of the names' sizes, too: an error comes without a name
     return number if number >= 0 else -_errno()
 
 

@@ -230,6 +230,10 @@ class Inbox:
         start, end = first * _MMSGHDR, (first + number) * _MMSGHDR
         self._headers.view[start:end] = self._template[start:end]
 
+    def reset(self) -> None:
+        """Make all headers anew, whatever the kernel has written into them."""
+        self._headers.view[:] = self._template
+
     def key(self, slot: int) -> bytes:
         """The client's sockaddr and the packet information, of a datagram without extras."""
         return bytes(self._keys[slot])
@@ -295,6 +299,7 @@ class Outbox:
 
 
 _MULTICAST, _LINK_LOCAL = 0xFF, (0xFE, 0x80)
+_NOBODY = (bytes(4), bytes(16), bytes(10) + b"\xff\xff" + bytes(4))  # 0.0.0.0, ::, ::ffff:0.0.0.0
 
 
 def reply_to(key: bytes) -> bytes:
@@ -316,6 +321,15 @@ def reply_to(key: bytes) -> bytes:
         info = address + (interface if is_local else bytes(4))
     control = _CMSG.pack(_CMSG.size + form.info, level, kind) + info
     return head + control.ljust(_space(form.info), b"\0")
+
+
+def has_return_address(key: bytes) -> bool:
+    """Whether the client of a datagram with that key has an address and a port. The kernel would
+    take an answer to none as one to this machine itself.
+    """
+    is_ipv4 = len(key) == _FORMS[IPV4_SIZE].key_size
+    address = key[4:8] if is_ipv4 else key[8:24]
+    return any(key[2:4]) and address not in _NOBODY
 
 
 def reply_from_anywhere(reply: bytes) -> bytes:

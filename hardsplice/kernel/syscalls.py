@@ -194,6 +194,7 @@ _SAME_EVERYWHERE: Final = {
     "MSG_OOB": 0x1,
     "MSG_PEEK": 0x2,
     "MSG_DONTWAIT": 0x40,
+    "MSG_ERRQUEUE": 0x2000,
     "MSG_NOSIGNAL": 0x4000,
     "MSG_CMSG_CLOEXEC": 0x40000000,
     # linux/in.h, linux/in6.h, linux/tcp.h, linux/udp.h

@@ -124,11 +124,14 @@ DATAGRAMS = _of_datagrams("datagrams_to_target", "datagrams_total", _PASSED_ON, 
 _of_datagrams("datagrams_to_client", "datagrams_total", _PASSED_ON, to="client")  # at DATAGRAMS + 1
 _DROPPED = (
     "Datagrams dropped: by the kernel since a socket's queue was full, since a receiver took no"
-    " more, or for lack of room for a new flow."
+    " more, for lack of room for a new flow, or since they came from no address to answer to."
 )
 DROPPED_QUEUE = _of_datagrams("dropped_queue", "datagrams_dropped_total", _DROPPED, reason="queue")
 DROPPED_SEND = _of_datagrams("dropped_send", "datagrams_dropped_total", _DROPPED, reason="send")
 DROPPED_LIMIT = _of_datagrams("dropped_limit", "datagrams_dropped_total", _DROPPED, reason="limit")
+DROPPED_SOURCE = _of_datagrams(
+    "dropped_source", "datagrams_dropped_total", _DROPPED, reason="source"
+)
 EVICTED = _of_datagrams(
     "evicted",
     "evicted_flows_total",

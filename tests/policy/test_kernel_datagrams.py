@@ -155,6 +155,9 @@ FORBIDDEN = {
     ),
     "fast open (MSG_FASTOPEN)": "send_from(10, '127.0.0.1', elsewhere, flags=SENT | 0x20000000)",
     "receive without taking (MSG_PEEK)": "receive(10, socket.MSG_DONTWAIT | 2)",
+    "an error that a flow was sent (MSG_ERRQUEUE)": (
+        "try: receive(flow, socket.MSG_DONTWAIT | 0x2000)\nexcept BlockingIOError: pass"
+    ),
     "receive with a timeout": "receive(10, timeout=place(bytes(16)))",
     "wait for one (MSG_WAITFORONE)": "receive(10, socket.MSG_DONTWAIT | 0x10000)",
     "descriptors by a listener (MSG_CMSG_CLOEXEC)": "receive(10, socket.MSG_DONTWAIT | 0x40000000)",
@@ -248,6 +251,10 @@ ALLOWED = {
         "assert [receive(near_other), receive(near_other)] == [1, 1]"
     ),
     "receive what clients send": "assert receive(10) == 1",
+    "what it sent with a wish to know when (SO_TIMESTAMPING), from its error queue": (
+        "send_from(10, '127.0.0.1', elsewhere, cmsg(1, 37, struct.pack('=I', 2)));"
+        "assert receive(10, socket.MSG_DONTWAIT | 0x2000) == 1"
+    ),
     "send to the target": "assert send(flow) == 17",
     "send several to the target": (
         "option(flow, 17, 103, struct.pack('i', 9)); assert call('writev', flow, iovec, 1) == 17"

@@ -33,6 +33,7 @@ from tests.policy.whose import CHANGING, DATAGRAM_MONITORS, DATAGRAM_RELAYS, MON
 
 CHANNEL, LISTENERS = 3, 10
 DONTWAIT, NOSIGNAL = 0x40, 0x4000  # linux/socket.h
+ERRORS = DONTWAIT | 0x2000  # MSG_ERRQUEUE
 SENT = DONTWAIT | NOSIGNAL
 
 datagram_relays = pytest.mark.parametrize("role", DATAGRAM_RELAYS)
@@ -112,9 +113,18 @@ def test_it_receives_what_has_arrived_and_waits_for_nothing(role: str, arch: str
 
     assert {said(fd) for fd in (*places(arch), *flow_descriptors(arch))} == {ALLOW}
     assert {said(fd) for fd in below_listeners(arch)} == {KILL_PROCESS}
-    assert {said(LISTENERS, flags) for flags in flags_but(DONTWAIT)} == {KILL_PROCESS}
+    assert {said(LISTENERS, flags) for flags in flags_but(DONTWAIT) if flags != ERRORS} == {
+        KILL_PROCESS
+    }
+    assert {said(fd, ERRORS) for fd in places(arch)} == {ALLOW}
+    others = (*below_listeners(arch), *flow_descriptors(arch))
+    assert {said(fd, ERRORS) for fd in others} == {KILL_PROCESS}
+    assert {said(LISTENERS, flags) for flags in flags_but(ERRORS) if flags != DONTWAIT} == {
+        KILL_PROCESS
+    }
     timeouts = {1, 8, BOOK, ONE, 0x7FFF0000, *high_bits(arch)}
-    assert {said(LISTENERS, DONTWAIT, timeout) for timeout in timeouts} == {KILL_PROCESS}
+    for flags in (DONTWAIT, ERRORS):
+        assert {said(LISTENERS, flags, timeout) for timeout in timeouts} == {KILL_PROCESS}
     if call != "recvmmsg":
         assert answer(role, arch, "recvmmsg", LISTENERS, 1, 8, DONTWAIT, 0) == KILL_PROCESS
 

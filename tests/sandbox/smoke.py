@@ -11,16 +11,22 @@ process that its filter kills is told apart from any other failure (`Killed`).
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import json
 import os
 import pty
+import select
 import signal
 import socket
+import struct
 import subprocess
 from collections.abc import Callable, Iterator
+from ctypes import c_long
 from pathlib import Path
 
+from hardsplice.ipc.descriptors import FIRST_LISTENER
+from hardsplice.kernel import linux
 from tests.sandbox.captured import Captured, end
 from tests.sandbox.job import VARIABLE, Job
 from tests.support import procfs
@@ -31,6 +37,8 @@ from tests.support.stream import Violation, eventually, reset
 SHORT = 1.5  # seconds that a step may take; after that something is wrong
 LOG_SIZE = 16384
 ELSEWHERE = "10.9.9.9"  # an address that might be another machine's
+PIDFD_GETFD = 438  # asm-generic/unistd.h, and the same everywhere
+SO_TIMESTAMPING, TX_SOFTWARE = 37, 2  # asm-generic/socket.h, linux/net_tstamp.h
 
 
 def set_loopback(namespace: Namespace, state: str) -> None:
@@ -352,6 +360,7 @@ class Smoke:
                 lambda: unanswered(self.datagram_client("127.0.0.1", port + 2)),
                 lambda: self.many_clients(port, inside),
                 lambda: self.batches(instance, port, inside),
+                lambda: self.report(instance),
                 lambda: self.replace_datagram_relays(instance),
                 lambda: answered(self.datagram_client("127.0.0.1", port), inside),
                 lambda: answered(self.datagram_client("127.0.0.1", 82, inside=True), outside),
@@ -398,6 +407,20 @@ class Smoke:
                 os.kill(relay, signal.SIGCONT)
                 for _ in range(8):
                     assert len(receiver.recv(2000)) == 1000
+
+    def report(self, instance: Instance) -> None:
+        """A listener has something in its error queue, as only somebody who was taken over leaves
+        there.
+        """
+        if os.geteuid() != 0:  # others can't get at a listener
+            return
+        with socket.socket(fileno=descriptor_of(instance.pid, FIRST_LISTENER)) as listener:
+            poller = select.poll()
+            poller.register(listener, 0)
+            when = struct.pack("=I", TX_SOFTWARE)
+            wish = [(socket.SOL_SOCKET, SO_TIMESTAMPING, when)]
+            listener.sendmsg([b"?"], wish, socket.MSG_DONTWAIT, ("127.0.0.1", 9))
+            eventually(lambda: not poller.poll(0), "nobody takes it", within=SHORT)
 
     def replace_datagram_relays(self, instance: Instance) -> None:
         """Both die, and others take their places."""
@@ -625,6 +648,17 @@ def exchange(client: socket.socket, listener: socket.socket) -> None:
             server.sendall(b"back")
             assert client.recv(4) == b"back"
         assert client.recv(1) == b""
+
+
+def descriptor_of(pid: int, number: int) -> int:
+    """A descriptor of ours for what another process has at that number (pidfd_getfd(2))."""
+    there = os.pidfd_open(pid)
+    try:
+        ours = linux.libc.syscall(*map(c_long, (PIDFD_GETFD, there, number, 0)))
+    finally:
+        os.close(there)
+    assert ours >= 0, os.strerror(ctypes.get_errno())
+    return int(ours)
 
 
 def datagram_relay(instance: Instance, name: str) -> int:

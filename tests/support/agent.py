@@ -5,8 +5,8 @@ It is started as `unshare ... python3 -c <this text> FD` and needs nothing but t
 so that any user may run it wherever the tests' own files are readable or not. A socket belongs for
 good to the namespace in which it was created, so the test process can bind, listen, connect and
 accept with it from outside. Protocol on the socket FD: one byte "4" or "6" asks for a TCP socket of
-that family, "u" or "v" for a UDP socket of IPv4 or IPv6, "d" for one of sock_diag(7); it comes back
-over SCM_RIGHTS. End of file ends the agent and so the namespace.
+that family, "u" or "v" for a UDP socket of IPv4 or IPv6, "d" for one of sock_diag(7), "p" for one
+of packet(7); it comes back over SCM_RIGHTS. End of file ends the agent and so the namespace.
 """
 
 import fcntl
@@ -33,6 +33,7 @@ def serve(channel: socket.socket) -> None:
         b"6": (socket.AF_INET6, socket.SOCK_STREAM, 0),
         b"u": (socket.AF_INET, socket.SOCK_DGRAM, 0),
         b"v": (socket.AF_INET6, socket.SOCK_DGRAM, 0),
+        b"p": (socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)),  # ETH_P_ALL
         b"d": (socket.AF_NETLINK, socket.SOCK_DGRAM, 4),  # NETLINK_SOCK_DIAG, linux/netlink.h
     }
     while request := channel.recv(1):

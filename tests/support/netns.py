@@ -96,6 +96,10 @@ class Namespace:
         """A TCP socket that belongs to this namespace."""
         return self._made(b"4" if family == socket.AF_INET else b"6")
 
+    def packet_socket(self) -> Socket:
+        """One for whole frames of its interfaces (AF_PACKET)."""
+        return self._made(b"p")
+
     def diag_socket(self) -> Socket:
         """A socket to ask about TCP sockets of this namespace with; see diag.py."""
         return self._made(b"d")

@@ -290,7 +290,10 @@ CLAIMS = (
         "sendto", "as urgent data", "flags", number("MSG_OOB|MSG_NOSIGNAL"), but=CONTROL | WITH_UDP
     ),
     Claim("sendto", "datagrams to where the socket is connected", "addr", {0}),
-    Claim("recvmmsg", "what has arrived there", "flags", number("MSG_DONTWAIT")),
+    Claim(
+        "recvmmsg", "what has arrived there, or was sent from there", "flags",
+        number("MSG_DONTWAIT", "MSG_DONTWAIT|MSG_ERRQUEUE"),
+    ),
     Claim("recvmmsg", "what has arrived there", "timeout", {0}),
     Claim("sendto", "answers to its clients", "addr", {0}),
     Claim("shutdown", "SHUT_WR", "how", number("SHUT_WR"), but=MONITORS),

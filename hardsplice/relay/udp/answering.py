@@ -23,6 +23,7 @@ from hardsplice.relay.udp.rules import (
     CANNOT_JOIN,
     EPOLLERR,
     EPOLLHUP,
+    NO_SOURCE,
     count_of,
     joinable_after,
     runs,
@@ -226,13 +227,14 @@ class Answerer(Opener):
     def _put_singly(self, code: int, at: int, answer: Answer) -> None:
         """The kernel didn't take message ``at``: send it as single datagrams, or count it."""
         flow, first, number, segment, total = answer
-        if segment and code in CANNOT_JOIN:
-            flow.joinable_back = min(flow.joinable_back, joinable_after(code, segment))
+        if segment and code in CANNOT_JOIN | NO_SOURCE:
+            if code in CANNOT_JOIN:
+                flow.joinable_back = min(flow.joinable_back, joinable_after(code, segment))
             for slot in range(first, first + number):
                 size = self.parts.words[2 * slot + 1]
                 for offset in range(0, size, segment):
                     self._put_one(flow, at, slot, offset, min(segment, size - offset))
-        elif not segment and code == errno.EINVAL:
+        elif not segment and code in NO_SOURCE:
             self._put_one(flow, at, first, 0, total)
         else:
             self.counters[count.DROPPED_SEND] += count_of(total, segment)
@@ -247,7 +249,7 @@ class Answerer(Opener):
         for reply in (flow.reply, reply_from_anywhere(flow.reply)):
             outbox.put(at, reply, slot, 1, 0)
             sent = self.kernel.send_all(listener, outbox, at, 1)
-            if sent != -errno.EINVAL:
+            if -sent not in NO_SOURCE:
                 break
         self.parts.point(slot, slot, 0, size)
         if sent == 1:

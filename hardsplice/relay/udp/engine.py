@@ -18,7 +18,7 @@ from hardsplice.kernel.pinned import IPV4_SIZE, IPV6_SIZE
 from hardsplice.model.unforeseen import kind_and_place
 from hardsplice.net.listener import Listener
 from hardsplice.relay.udp.answering import Answerer
-from hardsplice.relay.udp.rules import EPOLLHUP, EPOLLIN
+from hardsplice.relay.udp.rules import EPOLLERR, EPOLLHUP, EPOLLIN
 from hardsplice.relay.udp.sending import Resources
 from hardsplice.relay.udp.table import NEVER, ListenerState
 from hardsplice.telemetry import counters as count
@@ -81,6 +81,8 @@ class Engine(Answerer):
         for fd, events in late:
             state = self.listeners.get(fd)
             if state is not None:
+                if events & EPOLLERR:  # left there by a relay that was taken over
+                    self.kernel.discard_errors(fd, state.inbox)
                 if self.watching and not self.held:
                     self._take_guarded(state)
                 if events & EPOLLHUP:  # it was shut down, and the record about that comes next

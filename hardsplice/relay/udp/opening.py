@@ -20,7 +20,7 @@ from collections import deque
 from typing import NamedTuple
 
 from hardsplice.ipc.messages import Note
-from hardsplice.kernel.mmsghdr import ROOM
+from hardsplice.kernel.mmsghdr import ROOM, has_return_address
 from hardsplice.relay.targets import end_of_attempt, telling
 from hardsplice.relay.udp.rules import EPOLLIN, OF_ANOTHER, OF_TARGET, count_of, is_ipv4
 from hardsplice.relay.udp.sending import Resources, Sender
@@ -58,6 +58,9 @@ class Opener(Sender):
         """Begin a flow with its first datagram, which is in a slot; or keep that, or drop it."""
         self.has_opened = True
         number = count_of(size, segment)
+        if not has_return_address(key):
+            self.counters[count.DROPPED_SOURCE] += number
+            return
         if self.to_drain is not None or not self._has_room(state):
             self.counters[count.DROPPED_LIMIT] += number
             return

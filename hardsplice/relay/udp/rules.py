@@ -39,6 +39,10 @@ OF_ANOTHER = frozenset(
 )
 
 
+# What the kernel says, which differs by its version, of an address that is none to send from.
+NO_SOURCE = frozenset({errno.EINVAL, errno.ENETUNREACH})
+
+
 def runs(sizes: Sequence[int], segments: Sequence[int], joinable: int) -> list[Run]:
     """How to send one flow's datagrams, in order.
 

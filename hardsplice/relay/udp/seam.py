@@ -22,6 +22,7 @@ class Kernel:
     """The real calls."""
 
     receive: Callable[[int, Inbox, int, int], int] = staticmethod(datagrams.receive)
+    discard_errors: Callable[[int, Inbox], int] = staticmethod(datagrams.discard_errors)
     send_all: Callable[[int, Outbox, int, int], int] = staticmethod(datagrams.send_all)
     send: Callable[[int, c_void_p, int], int] = staticmethod(datagrams.send)
     write: Callable[[int, Parts, int, int], int] = staticmethod(datagrams.write)

@@ -19,7 +19,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, NamedTuple, cast
 
 from hardsplice.kernel import socketcalls
-from hardsplice.kernel.mmsghdr import Inbox, Outbox, Parts
+from hardsplice.kernel.mmsghdr import SLOTS, Inbox, Outbox, Parts
 from hardsplice.relay.udp.seam import Kernel
 from hardsplice.sandbox.address_book import Pointer
 
@@ -69,6 +69,7 @@ class Sock:
         self.queue: deque[Incoming] = deque()
         self.target: bytes | None = None
         self.error = 0
+        self.errors = 0  # in its error queue
         self.segment = 0
         self.got: list[bytes] = []  # what its target got
         self.drops = 0
@@ -97,6 +98,7 @@ class FakeEpoll:
         for fd in sorted(self.watched):
             sock = self.kernel.get(fd)
             events = (IN if sock.queue else 0) | (IN | ERR if sock.error else 0)
+            events |= ERR if sock.errors else 0
             if events:
                 found.append((fd, events))
         return found
@@ -214,6 +216,17 @@ class FakeKernel(Kernel):
                 break
             _fill(at, sock.queue.popleft())
             number += 1
+        return number or -errno.EAGAIN
+
+    def discard_errors(self, fd: int, inbox: Inbox) -> int:
+        sock = self.get(fd)
+        assert sock.listens
+        self.calls.append("discard_errors")
+        number = min(sock.errors, SLOTS)
+        sock.errors -= number
+        for at in structures(inbox.references[0], number):  # each comes without a name
+            at.header.name_size = at.header.control_size = 0
+        inbox.reset()
         return number or -errno.EAGAIN
 
     def send(self, fd: int, where: c_void_p, size: int) -> int:

@@ -517,6 +517,35 @@ def test_what_queues_dropped_is_counted_but_not_what_an_earlier_relay_has() -> N
     assert payloads(relay.kernel.answers) == [b"answer"]
 
 
+def test_what_a_listener_s_error_queue_holds_is_thrown_away_and_clients_are_served() -> None:
+    relay = Relay()
+    relay.kernel.get(relay.first).errors = 3 * SLOTS + 1
+    relay.ask(ONE, b"question")
+    assert relay.kernel.calls.count("discard_errors") == 4
+    assert relay.target().got == [b"question"]
+    relay.kernel.answer(relay.target(), b"answer")
+    relay.run()
+    assert relay.kernel.answers == [Datagram(ONE, "127.0.0.1", b"answer")]
+
+
+@pytest.mark.parametrize("port", [0, 1000])
+def test_who_has_no_address_is_no_client(port: int) -> None:
+    """Else the kernel would send the answer to this machine itself, be it to the listener."""
+    relay = Relay()
+    listeners = {
+        relay.first: ("0.0.0.0", "192.0.2.7"),
+        relay.second: ("::", "::ffff:0.0.0.0", "::ffff:192.0.2.7", "2001:db8::7"),
+    }
+    for listener, addresses in listeners.items():
+        for address in addresses:
+            client = socketcalls.sockaddr(ip_address(address), port)
+            relay.kernel.ask(listener, client, b"aaaabb", segment=4)
+            relay.run()
+    wrong = 6 if port == 0 else 3
+    assert relay.counted("dropped_source") == 2 * wrong
+    assert relay.counted("accepted") == 6 - wrong
+
+
 def test_a_listener_that_goes_takes_its_flows_with_it_and_one_that_comes_is_served() -> None:
     relay = Relay()
     relay.ask(ONE, b"question")

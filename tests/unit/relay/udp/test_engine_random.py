@@ -149,7 +149,7 @@ class Lives(RuleBasedStateMachine):
         )
         to_target, to_client = self.relay.datagrams()
         waiting = sum(len(sock.queue) for sock in self.kernel.sockets if not sock.closed)
-        lost = counts["dropped_send"] + counts["dropped_limit"]
+        lost = sum(counts[f"dropped_{why}"] for why in ("send", "limit", "source"))
         assert self.sent <= to_target + lost + queued + held
         assert to_client == len(self.kernel.answers)
         assert to_client + waiting <= self.answers
