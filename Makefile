@@ -8,6 +8,7 @@
 #   SUITE=NAME      for `make deb`: in a clean root of this release of Debian (bookworm, trixie);
 #                   for `make test-pythons`: this one alone (trixie, sid)
 #   AS=USER         for `make test-pythons`: as root or as user alone
+#   JOBS=N          for `make test`: so many of its parts at the same time (then ARGS has no say)
 #   ARGS=...        further arguments for pytest: make test ARGS='tests/unit -x'
 
 SHELL := /bin/bash
@@ -29,7 +30,7 @@ demo: ready-run ## the main job, seen at work with its sandbox
 	@$(bin)/python -m tools.demo
 
 test: lint ## every check that fits an everyday run
-	@$(bin)/python -m pytest $(ARGS)
+	@$(bin)/python -m $(if $(JOBS),tools.suite --jobs $(JOBS),pytest $(ARGS))
 
 test-i686: ready-test ## as i386 programs on this kernel, the relay's whole contract too (root)
 	@$(bin)/python -m pytest tests/arches/test_i686.py $(ARGS)

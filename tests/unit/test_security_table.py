@@ -404,7 +404,7 @@ def test_all_options_are_named() -> None:
     assert [one for one in (*named, in_words) if one not in said] == []
 
 
-@pytest.mark.parametrize("policy", [*POLICIES["R"], *POLICIES["D"], *sorted(MONITORS)])
+@pytest.mark.parametrize("policy", sorted({*POLICIES["R"], *POLICIES["D"], *MONITORS}))
 def test_nobody_has_other_options(policy: str) -> None:
     level, option = (oracle._POSITION["setsockopt"][one] for one in ("level", "optname"))
     files = (policy, *oracle._text(policy)["include"])
