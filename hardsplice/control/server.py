@@ -42,7 +42,7 @@ from hardsplice.control.http import (
     encode,
 )
 from hardsplice.control.world import refusal
-from hardsplice.ipc.loop import Loop
+from hardsplice.ipc.loop import Alarm, Loop
 from hardsplice.kernel import socketcalls
 
 CONNECTIONS = 64
@@ -124,7 +124,7 @@ class Server:
         self.connections: dict[int, Connection] = {}  # the one that was heard longest ago first
         self.refused = 0  # peers that were not admitted
         self.listening = False
-        self.is_checking = False
+        self.clock = Alarm(loop, self._check_late)
 
     def start(self) -> None:
         """Begin to accept."""
@@ -312,15 +312,15 @@ class Server:
 
     def _watch_clock(self) -> None:
         """Look for late peers while there are any at all: an idle monitor sleeps."""
-        if self.connections and not self.is_checking:
-            self.is_checking = True
-            self.loop.after(CHECK_SECONDS, self._check_late)
+        if self.connections:
+            self.clock.set(CHECK_SECONDS)
+        else:
+            self.clock.cancel()
 
     def _check_late(self) -> None:
         now = time.monotonic()
         for connection in [one for one in self.connections.values() if one.deadline <= now]:
             self._close(connection)
-        self.is_checking = False
         self._watch_clock()
 
     def _close(self, connection: Connection) -> None:
@@ -330,3 +330,4 @@ class Server:
         self.loop.remove(fd)
         os.close(fd)
         self._listen()
+        self._watch_clock()

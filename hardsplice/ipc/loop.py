@@ -31,6 +31,7 @@ class Loop:
         self._callbacks: dict[int, Callback] = {}
         self._timers: list[tuple[float, int, Callback]] = []
         self._order = itertools.count()
+        self._cancelled: set[int] = set()  # numbers of timers that are still among the others
         self.status: int | None = None  # set to end the loop
 
     def add(self, fd: int, callback: Callback, events: int = select.EPOLLIN) -> None:
@@ -47,9 +48,15 @@ class Loop:
         if self._callbacks.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
-    def after(self, seconds: float, callback: Callback) -> None:
-        """Call back once, in ``seconds``."""
-        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._order), callback))
+    def after(self, seconds: float, callback: Callback) -> int:
+        """Call back once, in ``seconds``; the timer's number."""
+        number = next(self._order)
+        heapq.heappush(self._timers, (time.monotonic() + seconds, number, callback))
+        return number
+
+    def cancel(self, number: int) -> None:
+        """Don't call back, nor wake up for that, by a timer whose call is still to come."""
+        self._cancelled.add(number)
 
     def stop(self, status: int) -> None:
         """End ``run``, which then returns ``status``; the first call counts."""
@@ -64,21 +71,26 @@ class Loop:
 
     def _pass(self) -> None:
         timeout = -1.0
+        while self._timers and self._timers[0][1] in self._cancelled:
+            self._cancelled.remove(heapq.heappop(self._timers)[1])
         if self._timers:
             timeout = max(0.0, self._timers[0][0] - time.monotonic())
         for fd, _ in self._epoll.poll(timeout, EVENTS_A_PASS):
             callback = self._callbacks.get(fd)  # an earlier callback may have removed it
             if callback is not None:
                 callback()
-        for callback in self._due():
-            callback()
+        for number, callback in self._due():
+            if number in self._cancelled:
+                self._cancelled.remove(number)
+            else:
+                callback()
 
-    def _due(self) -> list[Callback]:
+    def _due(self) -> list[tuple[int, Callback]]:
         """The timers that are due now, which are no timers any more."""
         now = time.monotonic()
         due = []
         while self._timers and self._timers[0][0] <= now:
-            due.append(heapq.heappop(self._timers)[2])
+            due.append(heapq.heappop(self._timers)[1:])
         return due
 
 
@@ -89,12 +101,19 @@ class Alarm:
         self._loop = loop
         self._callback = callback
         self._is_set = False
+        self._number = 0  # of the timer
 
     def set(self, seconds: float) -> None:
         """Call back in ``seconds``, unless it is set already."""
         if not self._is_set:
             self._is_set = True
-            self._loop.after(seconds, self._ring)
+            self._number = self._loop.after(seconds, self._ring)
+
+    def cancel(self) -> None:
+        """Don't call back, if it is set: there is nothing left to be done."""
+        if self._is_set:
+            self._is_set = False
+            self._loop.cancel(self._number)
 
     def _ring(self) -> None:
         self._is_set = False

@@ -171,7 +171,7 @@ class Watchdog:
         self,
         period: float,
         notifier: Notifier,
-        after: Callable[[float, Callable[[], None]], None],
+        after: Callable[[float, Callable[[], None]], object],
         ping: Callable[[], Collection[str]],
     ) -> None:
         """``period`` is in seconds; ``ping`` pings all of them, and returns which they are."""

@@ -202,6 +202,8 @@ class HostSide:
             self._conclude(request, record, undo=was_late and not request.can_wait)
         finally:
             self._next()
+            if self.current is None:
+                self._clock.cancel()
 
     def _conclude(self, request: Request, record: Record, *, undo: bool) -> None:
         if record.detail == errno.ETOOMANYREFS:

@@ -46,7 +46,8 @@ class Placing:
         self._fd = -1
         self._poller = select.poll()
         self._due: deque[tuple[int, int, bool]] = deque()  # place; the port's ID; whether added
-        self._let_go: dict[int, Callable[[], None]] = {}  # to be called, by the ports' IDs
+        # By the ports' IDs: what to call, and the timer that does so at the latest
+        self._let_go: dict[int, tuple[Callable[[], None], int]] = {}
 
     def begin(self, fd: int) -> None:
         """The relay has sent the descriptor from which its calls are read. OSError if it is another
@@ -70,12 +71,17 @@ class Placing:
         """Call that once the relay has let go of a listener whose removal it is about to be sent,
         in LET_GO_SECONDS at the latest.
         """
-        self._let_go[port_id] = call
-        self._loop.after(LET_GO_SECONDS, lambda: self._has_let_go(port_id))
+        timer = self._loop.after(LET_GO_SECONDS, lambda: self._is_late(port_id))
+        self._let_go[port_id] = call, timer
+
+    def _is_late(self, port_id: int) -> None:
+        call, _ = self._let_go.pop(port_id)
+        call()
 
     def _has_let_go(self, port_id: int) -> None:
-        call = self._let_go.pop(port_id, None)
-        if call is not None:
+        if port_id in self._let_go:
+            call, timer = self._let_go.pop(port_id)
+            self._loop.cancel(timer)
             call()
 
     def forget(self) -> None:

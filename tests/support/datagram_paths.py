@@ -33,9 +33,7 @@ from tests.support.datagrams import Address, Letters, Post, Received, free_ports
 from tests.support.netns import Identity, Namespace
 from tests.support.paths import Standing, loopback
 from tests.support.product import Instance, Program
-from tests.support.stream import PATIENCE, Violation
-
-WINDOWS = 4  # in one of which nothing happens
+from tests.support.stream import PATIENCE
 
 LANES = 12
 """Pairs of ports of each forwarded range; a pair is used again only after all the others."""
@@ -169,13 +167,7 @@ class Lane:
         procfs.settle(self.processes())
 
     def assert_quiet(self, window: float = 1.0) -> None:
-        """What forwards this lane uses no CPU and does not wake up. The flows of cases before may
-        come to their end meanwhile, which is over soon; what spins is never quiet.
-        """
-        for _ in range(WINDOWS - 1):
-            with contextlib.suppress(Violation):
-                procfs.assert_quiet(self.processes(), window)
-                return
+        """What forwards this lane uses no CPU and does not wake up."""
         procfs.assert_quiet(self.processes(), window)
 
     def close(self) -> None:
@@ -192,8 +184,10 @@ class Lane:
 class Path(Protocol):
     """A way for datagrams."""
 
-    def lane(self) -> contextlib.AbstractContextManager[Lane]:
-        """A fresh pair of its ports; leaving raises a Violation if what forwards has changed."""
+    def lane(self, *, fresh: bool = False) -> contextlib.AbstractContextManager[Lane]:
+        """A fresh pair of its ports; leaving raises a Violation if what forwards has changed.
+        `fresh`: what forwards has no flow of an earlier lane, whose end would wake it up.
+        """
 
     def close(self) -> None:
         """End what the way consists of."""
@@ -212,7 +206,7 @@ class Direct:
             self._make = self._namespace.datagram_socket
 
     @contextlib.contextmanager
-    def lane(self) -> Iterator[Lane]:
+    def lane(self, *, fresh: bool = False) -> Iterator[Lane]:
         port, dual = free_ports(PORTS), self._kind.startswith("dual")
         ends = Ends(
             family_of(self._kind), port, port, wildcard=dual, both=dual, spliced=False,
@@ -257,7 +251,10 @@ class Service(Standing):
         return self._instance
 
     @contextlib.contextmanager
-    def lane(self, kind: str, *, inbound: bool) -> Iterator[Lane]:
+    def lane(self, kind: str, *, inbound: bool, fresh: bool = False) -> Iterator[Lane]:
+        if fresh and self._instance is not None:
+            self._instance.stop()
+            self._instance = None
         instance = self.instance()
         number = next(self._lanes) % LANES * PORTS
         family, wildcard = family_of(kind), kind.startswith("dual")
@@ -294,8 +291,8 @@ class Spliced:
     def __init__(self, service: Service, kind: str, *, inbound: bool) -> None:
         self._service, self._kind, self._inbound = service, kind, inbound
 
-    def lane(self) -> contextlib.AbstractContextManager[Lane]:
-        return self._service.lane(self._kind, inbound=self._inbound)
+    def lane(self, *, fresh: bool = False) -> contextlib.AbstractContextManager[Lane]:
+        return self._service.lane(self._kind, inbound=self._inbound, fresh=fresh)
 
     def close(self) -> None:
         """The service outlives its ways."""

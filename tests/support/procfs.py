@@ -152,7 +152,11 @@ def resident(pid: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What processes used in a while: CPU ticks (1/100 s) in all, wake-ups of the busiest one."""
+    """What processes used in a while: CPU ticks (1/100 s) in all, wake-ups of the busiest one.
+
+    A process that is interrupted for another one didn't sleep: that is the machine's load, and no
+    wake-up. One that never sleeps uses ticks.
+    """
 
     ticks: int
     switches: int
@@ -165,7 +169,6 @@ def _snapshot(family: Iterable[int]) -> dict[int, tuple[int, int]]:
         for thread in os.listdir(f"/proc/{pid}/task"):  # status counts one thread only
             state = status(f"{pid}/task/{thread}")
             switches += int(state["voluntary_ctxt_switches"])
-            switches += int(state["nonvoluntary_ctxt_switches"])
         taken[pid] = (int(fields[11]) + int(fields[12]), switches)
     return taken
 

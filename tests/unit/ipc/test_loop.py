@@ -180,3 +180,39 @@ def test_an_alarm_can_be_set_again_by_what_it_calls() -> None:
     alarm.set(0)
     loop.run()
     assert len(rung) == 3
+
+
+def test_a_timer_that_was_cancelled_neither_calls_nor_wakes(pipes: Pipes) -> None:
+    loop, calls = Loop(), list[str]()
+    cancelled = [loop.after(seconds, lambda: calls.append("cancelled")) for seconds in (0, 3600)]
+    loop.after(0, lambda: calls.append("kept"))
+    cancelled.append(loop.after(0, lambda: calls.append("cancelled")))
+    for one in cancelled:
+        loop.cancel(one)
+    loop.add(pipes.ready(), lambda: loop.stop(0) if calls else None)
+    assert loop.run() == 0
+    assert calls == ["kept"]
+    assert loop._timers == [], "it would wait without a limit"
+
+
+def test_a_timer_can_be_cancelled_in_the_pass_in_which_it_is_due() -> None:
+    loop, calls = Loop(), list[str]()
+    numbers: list[int] = []
+    loop.after(0, lambda: loop.cancel(numbers[0]))
+    numbers.append(loop.after(0, lambda: calls.append("cancelled")))
+    loop.after(0, lambda: loop.stop(0))
+    assert loop.run() == 0
+    assert (calls, loop._cancelled) == ([], set())
+
+
+def test_an_alarm_that_was_cancelled_can_be_set_again() -> None:
+    loop, calls = Loop(), list[int]()
+    alarm = Alarm(loop, lambda: calls.append(1))
+    alarm.cancel()
+    alarm.set(3600)
+    alarm.cancel()
+    alarm.set(0)
+    alarm.set(0)
+    loop.after(0, lambda: loop.stop(0))
+    assert loop.run() == 0
+    assert calls == [1]

@@ -51,6 +51,7 @@ class Timers:
     """Remembers what is due, and when."""
 
     due: list[Any] = field(default_factory=list)
+    numbered: list[Any] = field(default_factory=list)
 
     def add(self, *_: object) -> None:
         pass
@@ -58,5 +59,10 @@ class Timers:
     def remove(self, *_: object) -> None:
         pass
 
-    def after(self, seconds: float, callback: object) -> None:
-        self.due.append((seconds, callback))
+    def after(self, seconds: float, callback: object) -> int:
+        self.numbered.append((seconds, callback))
+        self.due.append(self.numbered[-1])
+        return len(self.numbered) - 1
+
+    def cancel(self, number: int) -> None:
+        self.due = [one for one in self.due if one is not self.numbered[number]]
