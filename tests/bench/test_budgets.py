@@ -8,19 +8,15 @@ depend on how fast the machine is, so unlike a time it may fail a build.
 
 from __future__ import annotations
 
-import os
-import shutil
-import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from bench.load import Bed, Kit, LoadError
-from bench.usage import parse_summary
 from hardsplice.model.families import FAMILIES
 from hardsplice.relay.pools import POOL_SIZE
+from tests.bench.tracing import Traced, calls_of, skip_without_strace
 from tests.support import procfs
 from tests.support.netns import Identity, ordinary_user
 from tests.support.product import Instance, Program, free_ports
@@ -29,21 +25,6 @@ pytestmark = pytest.mark.usefixtures("nothing_left_behind")
 
 IDLE = 500
 ENOUGH_FILES = 4096
-
-
-class Traced(Program):
-    """The same hardsplice, under strace from its first call on."""
-
-    def __init__(self, program: Program, summary: Path) -> None:
-        super().__init__()
-        self._program = program
-        self._summary = summary
-
-    def argv(self, identity: Identity) -> tuple[list[str], dict[str, str]]:
-        words, environment = self._program.argv(identity)
-        before = len(identity.wrap([]))
-        strace = ["strace", "-f", "-c", "-o", str(self._summary), "--"]
-        return [*words[:before], *strace, *words[before:]], environment
 
 
 @pytest.fixture(scope="module")
@@ -64,16 +45,10 @@ def bed(kit: Kit, identity: Identity) -> Iterator[Bed]:
 
 @pytest.fixture
 def may_trace(identity: Identity) -> None:
-    """Skip where strace can't do its work."""
-    if shutil.which("strace") is None:
-        pytest.skip("strace is not installed")
-    probe = identity.wrap(["strace", "-f", "-c", "-o", "/dev/null", "true"])
-    done = subprocess.run(probe, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        pytest.skip(f"{identity.name} may not trace here: {done.stderr.strip()}")
+    skip_without_strace(identity)
 
 
-def calls_of(
+def calls_of_load(
     program: Program, bed: Bed, folder: Path, mode: str, operations: int, *options: str
 ) -> int:
     """Every system call of a run that carries so many operations."""
@@ -86,12 +61,9 @@ def calls_of(
         instance.wait_ready()
         done = bed.kit.measure(mode, port, bed.shared, "--operations", str(operations), *options)
         assert done["operations"] == operations
-        (child,) = procfs.children(instance.pid)
-        os.kill(child, signal.SIGTERM)
-        assert instance.wait() == 0, instance.messages()
+        return sum(calls_of(instance, summary).values())
     finally:
         instance.discard()
-    return sum(parse_summary(summary.read_text()).values())
 
 
 def _namespace(bed: Bed) -> list[str]:
@@ -120,8 +92,8 @@ def test_a_connection_costs_no_more_calls_than_its_budget(
     budget: int,
 ) -> None:
     options = ("--connections", str(at_once))
-    short = calls_of(program, bed, user_directory, "visits", 100, *options)
-    long = calls_of(program, bed, user_directory, "visits", 100 + rounds, *options)
+    short = calls_of_load(program, bed, user_directory, "visits", 100, *options)
+    long = calls_of_load(program, bed, user_directory, "visits", 100 + rounds, *options)
     assert (long - short) / rounds <= budget
 
 
@@ -130,8 +102,8 @@ def test_a_round_trip_costs_no_more_calls_than_its_budget(
     program: Program, bed: Bed, user_directory: Path
 ) -> None:
     rounds, budget = 2000, 6
-    short = calls_of(program, bed, user_directory, "rounds", 100, "--size", "1")
-    long = calls_of(program, bed, user_directory, "rounds", 100 + rounds, "--size", "1")
+    short = calls_of_load(program, bed, user_directory, "rounds", 100, "--size", "1")
+    long = calls_of_load(program, bed, user_directory, "rounds", 100 + rounds, "--size", "1")
     # Two runs differ by a few calls that are the allocator's or a signal's; one more call
     # in each round would be 2,000.
     assert long - short <= rounds * budget + rounds // 100

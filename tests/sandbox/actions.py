@@ -131,6 +131,10 @@ FORBIDDEN: dict[str, Callable[[int], None]] = {
     "a note that is the monitor's own": _one(_record(Kind.NOTE, Note.RESTARTED, text=b"forged")),
     "a note that is its monitor's as well": _one(_record(Kind.NOTE, Note.CROWDED)),
     "a trace that nobody asked for": _one(_record(Kind.NOTE, Note.OPENED)),
+    "an escape in a note about UDP": _one(
+        _record(Kind.NOTE_OF_UDP, Note.ERROR, -(1 << 31), b"\x1b[2J\n\xff\0", (1 << 32) - 1)
+    ),
+    "a flood of notes about UDP": _flood(_record(Kind.NOTE_OF_UDP, Note.SOCKETS, 24)),
     "a note with wild numbers": _one(
         _record(Kind.NOTE, 255, -(1 << 31), b"\x1b[2J\n\xff\0", (1 << 32) - 1)
     ),
@@ -196,6 +200,16 @@ ENDLESS: dict[str, Callable[[int], None]] = {
     "yields for ever": _for_ever(_record(Kind.ACCEPT_PAUSED)),
     "ends of flows for ever": _for_ever(_record(Kind.FLOW, text=_ROW)),
 }
+
+
+def _orders_of_both(fd: int) -> None:
+    for family in (0, 1):
+        post(fd, _record(Kind.WANT_SOCKETS, family, POOL_SIZE))
+
+
+# What a relay may ask for; but it never looks at the answer.
+UNFETCHED: dict[str, Callable[[int], None]] = {"orders that are not fetched": _orders_of_both}
+_ABUSES = {**FORBIDDEN, **TOLERATED, **ENDLESS, **UNFETCHED}
 
 
 def _lingering(fd: int, engine: Any) -> None:
@@ -273,11 +287,12 @@ def _abuse(name: str, subject: Any, board: Board) -> None:
         fd = subject.monitor.channel.fileno()
     else:
         fd = (subject.parent if hasattr(subject, "parent") else subject).fileno()
+    abuse = None if name == "lingering" else _ABUSES[name]
     board.text = name  # first: what it does may be the end of it
-    if name == "lingering":
+    if abuse is None:
         _lingering(fd, subject)
     else:
-        {**FORBIDDEN, **TOLERATED, **ENDLESS}[name](fd)
+        abuse(fd)
     if hasattr(subject, "epoll") and name not in TOLERATED:
         while True:  # it does not leave by itself
             subject.epoll.poll(0.05, 1)

@@ -224,11 +224,13 @@ class Row:
     bare: str = WORKS
     elsewhere: Mapping[str, str] = field(default_factory=dict)  # by role: where it isn't SIGSYS
     dynamic: Mapping[str, str] = field(default_factory=dict)  # the same, where ports may change
+    udp: Mapping[str, str] = field(default_factory=dict)  # the same, where UDP is forwarded
     clients: bool = False  # needs a client's connection
 
-    def expected(self, role: str, *, dynamic: bool = False) -> str:
+    def expected(self, role: str, *, dynamic: bool = False, udp: bool = False) -> str:
         """What comes of it in the sandbox: SIGSYS, WORKS, or a name of errno or of a signal."""
         usual = self.elsewhere.get(role, SIGSYS)
+        usual = self.udp.get(role, usual) if udp else usual
         return self.dynamic.get(role, usual) if dynamic else usual
 
 

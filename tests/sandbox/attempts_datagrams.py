@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a datagram relay may not do, and what it can; attempts.py has the rest."""
+"""What a datagram relay may not do, and what it can, and its monitor; attempts.py has the rest."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from hardsplice.kernel import mmsghdr
 from hardsplice.sandbox.address_book import SLOT, USUAL
 from tests.sandbox.attempts import (
     DATAGRAM_RELAYS,
+    MONITORS,
     REACHES,
     WORKS,
     NotMadeError,
@@ -162,6 +163,68 @@ def _others() -> list[tuple[str, Callable[[Scene], int]]]:
 _REACHING = {"a listener's connection", "connect to the middle of a slot"}
 
 
+# --- monitors -------------------------------------------------------------------------------------
+
+_DATAGRAMS = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+
+
+def _own(_: Scene) -> int:
+    """A UDP socket of the monitor's namespace."""
+    return call("socket", socket.AF_INET, _DATAGRAMS, 0)
+
+
+def _monitors_listener(_: Scene) -> int:
+    """The place of its first UDP listener, which is behind that of TCP."""
+    return FIRST_LISTENER + 1
+
+
+def _of_monitors() -> list[Row]:
+    def row(
+        name: str, make: Callable[[Scene], int], *, conceded: bool = False, bare: str = WORKS
+    ) -> Row:
+        udp = dict.fromkeys(MONITORS, WORKS) if conceded else {}
+        return Row(f"UDP in a monitor: {name}", make, MONITORS, bare=bare, udp=udp)
+
+    def theirs(scene: Scene) -> int:
+        """The address of a port of the namespace that its listeners belong to."""
+        return _to(scene, "theirs")
+
+    return [
+        row("a socket", _own, conceded=True),
+        row("to any port from a listener",
+            lambda s: call("sendmmsg", _monitors_listener(s), _messages(theirs(s)), 1, _SENT),
+            conceded=True),
+        row("to any port from a socket of its own",
+            lambda s: call("sendmsg", _own(s), _messages(_to(s)), _SENT), conceded=True),
+        row("connect to the target", lambda s: call("connect", _own(s), BOOK, 16), conceded=True),
+        row("receive from a listener", _receive(_monitors_listener), conceded=True),
+        row("connect to an address of one's own", lambda s: call("connect", _own(s), _to(s), 16)),
+        row("sendto with an address",
+            lambda s: call("sendto", _own(s), _PAYLOAD, 8, _SENT, _to(s), 16)),
+        row("sendmmsg from a socket of its own",
+            lambda s: call("sendmmsg", _own(s), _messages(_to(s)), 1, _SENT)),
+        row("bind", lambda s: call("bind", _own(s), place(sockaddr(0)), 16)),
+        row("a socket of UDP-Lite",
+            lambda _: call("socket", socket.AF_INET, _DATAGRAMS, 136), bare=REACHES),
+        row("a socket of ICMP", lambda _: call("socket", socket.AF_INET, _DATAGRAMS, 1),
+            bare=REACHES),
+        row("peek at a listener",
+            _receive(_monitors_listener, socket.MSG_DONTWAIT | socket.MSG_PEEK)),
+        row("wait at a listener",
+            _receive(_monitors_listener, socket.MSG_DONTWAIT, place(bytes(16)))),
+        row("AF_UNSPEC on a listener",
+            lambda s: call("connect", _monitors_listener(s), _UNSPEC, 16)),
+        row("close a listener", lambda _: call("close", FIRST_LISTENER)),
+        row("a filter on a listener",
+            _option(_monitors_listener, 1, 26, _FILTER, struct.calcsize("@HP"))),
+        row("a filter on a socket of its own",
+            _option(_own, 1, 26, _FILTER, struct.calcsize("@HP"))),
+        row("the TTL of a listener", _option(_monitors_listener, 0, 2)),
+        row("a broadcast", _option(_own, 1, socket.SO_BROADCAST)),
+        row("another program's port", _option(_own, 1, socket.SO_REUSEPORT)),
+    ]  # fmt: skip
+
+
 def all_of_them() -> list[Row]:
     """For attempts.ROWS."""
     where = DATAGRAM_RELAYS
@@ -183,4 +246,4 @@ def all_of_them() -> list[Row]:
         Row("datagrams: from a listener of TCP", _send_many(_foreign_place), where,
             elsewhere=dict.fromkeys(where, "ENOTSOCK"), bare="ENOTSOCK"),
     ]  # fmt: skip
-    return rows
+    return rows + _of_monitors()

@@ -187,9 +187,10 @@ class Surroundings:
         clients: int = 0,
         helper: bool = False,
         dynamic: bool = False,
+        udp: bool = False,
     ) -> list[Outcome]:
         """Make the attempts as a process of that role; what came of each. ``dynamic``: where ports
-        may change at run time.
+        may change at run time; ``udp``: where UDP is forwarded too, as it is for its relays.
         """
         assert role in ROLES
         board, path = self.program.board()
@@ -220,10 +221,10 @@ class Surroundings:
                 arguments += ["-t", f"127.0.0.1/{self.inward}:80"]
                 arguments += ["-T", f"127.0.0.1/82:{self.outward}"]
                 arguments += ["-t", "auto"] if dynamic else []
-                if role.startswith("udp"):
+                if udp or role.startswith("udp"):
                     arguments += ["-u", f"127.0.0.1/{self.inward}:80"]
                     arguments += ["-U", f"127.0.0.1/82:{self.outward}"]
-                    arguments += ["-u", "auto"] if dynamic else []
+                    arguments += ["-u", "auto", "-U", "auto"] if dynamic else []
                 arguments += [str(namespace.pid)]
             if clients:
                 crowd = Clients(self.inward, clients)

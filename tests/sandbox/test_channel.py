@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
 
@@ -19,8 +19,9 @@ from tests.sandbox import actions
 from tests.sandbox.captured import Captured, end, folder_for
 from tests.sandbox.job import VARIABLE, Board, Job
 from tests.support import procfs
+from tests.support.datagrams import free_ports
 from tests.support.netns import Identity, Namespace
-from tests.support.product import Instance, free_ports
+from tests.support.product import Instance
 from tests.support.stream import PATIENCE, eventually
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")
@@ -37,10 +38,17 @@ class Running:
     """A product that serves both directions, one process of which waits for the word."""
 
     def __init__(
-        self, instance: Instance, board: Board, port: int, servers: list[socket.socket]
+        self,
+        instance: Instance,
+        board: Board,
+        port: int,
+        servers: list[socket.socket],
+        datagram_server: socket.socket | None = None,
     ) -> None:
+        """`datagram_server` is in the namespace, where UDP is forwarded too."""
         self.instance, self.board, self.port = instance, board, port
         self.inside, self.host = servers
+        self.datagram_server = datagram_server
 
     def connection(self) -> tuple[socket.socket, socket.socket]:
         """Through the inbound relay."""
@@ -62,6 +70,28 @@ class Running:
                             assert client.recv(4) == b"back"
                             return
 
+    def exchange_datagrams(self) -> None:
+        """A new client's datagram is answered; earlier clients may come first."""
+        server = self.datagram_server
+        assert server is not None
+        server.settimeout(PATIENCE)
+        with self._datagram_client(self.port) as client:
+            client.settimeout(PATIENCE)
+            there = b"there %d" % client.getsockname()[1]
+            client.send(there)
+            while True:
+                data, peer = server.recvfrom(100)
+                if data == there:
+                    break
+            server.sendto(b"back", peer)
+            assert client.recv(100) == b"back"
+
+    @staticmethod
+    def _datagram_client(port: int) -> socket.socket:
+        client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        client.connect(("127.0.0.1", port))
+        return client
+
     def forget(self) -> None:
         """Connections that a relay made, and nobody will hear of any more."""
         self.inside.setblocking(False)
@@ -77,6 +107,9 @@ class Running:
                 socket.create_connection(("127.0.0.1", port), timeout=1),
             ):
                 pass
+            if self.datagram_server is not None:
+                with contextlib.suppress(OSError), self._datagram_client(port) as client:
+                    client.send(b"poked")
 
     def go(self) -> None:
         """Say the word, and wait until the process has acted."""
@@ -92,9 +125,12 @@ class Running:
 @contextlib.contextmanager
 def running(
     captured: Captured, identity: Identity, role: str, action: str, *more: str,
-    descriptors: int | None = None,
+    descriptors: int | None = None, udp: bool = False,
 ) -> Iterator[Running]:  # fmt: skip
-    """The product with a process that will act."""
+    """The product with a process that will act; it forwards UDP too where `udp` says so, or the
+    process is a relay of that.
+    """
+    udp = udp or role.startswith("udp")
     board, path = captured.board()
     port = free_ports(3)
     job = Job(board=path, role=role, action=action)
@@ -105,8 +141,15 @@ def running(
         inside.bind(("127.0.0.1", 80))
         inside.listen()
         host = stack.enter_context(socket.create_server(("127.0.0.1", port + 1)))
-        arguments = ["-f", *more, "-t", f"127.0.0.1/{port}:80", "-T", f"127.0.0.1/82:{port + 1}"]
-        arguments += ["-t", f"127.0.0.1/{port + 2}:79", str(namespace.pid)]  # nobody listens at 79
+        arguments = ["-f", *more]
+        datagram_server = None
+        for inbound, outbound in (("-t", "-T"), ("-u", "-U")) if udp else (("-t", "-T"),):
+            arguments += [inbound, f"127.0.0.1/{port}:80", outbound, f"127.0.0.1/82:{port + 1}"]
+            arguments += [inbound, f"127.0.0.1/{port + 2}:79"]  # nobody listens at 79
+        arguments += [str(namespace.pid)]
+        if udp:
+            datagram_server = stack.enter_context(namespace.datagram_socket(socket.AF_INET))
+            datagram_server.bind(("127.0.0.1", 80))
         instance = Instance(
             captured,
             identity,
@@ -116,7 +159,7 @@ def running(
         )
         stack.callback(end, instance)
         instance.wait_ready()
-        yield Running(instance, board, port, [inside, host])
+        yield Running(instance, board, port, [inside, host], datagram_server)
 
 
 def monitors(instance: Instance) -> dict[int, list[str]]:
@@ -143,25 +186,49 @@ def held(pid: int) -> dict[int, str]:
     return procfs.descriptors(pid) if os.geteuid() == 0 else {}
 
 
-@pytest.mark.parametrize(
-    "action",
-    actions.FORBIDDEN,
+# Of a datagram relay's abuse a selection: whoever takes it is the same for both.
+_OF_DATAGRAMS = (
+    "a record without a byte",
+    "a record far too long",
+    "a flood of nonsense",
+    "a record of kind READY_PLACING",
+    "a record of kind OPENED",
+    "too many sockets",
+    "sockets of no family",
+    "orders of both families again and again",
+    "a note that is the monitor's own",
+    "the end of a flow that nobody asked for",
+    "as many descriptors as are taken",
+    "a flood of descriptors",
 )
-def test_a_relay_that_breaks_the_protocol_is_replaced(captured: Captured, action: str) -> None:
+_TOLERATED_OF_DATAGRAMS = ("a flood of notes", "a flood of yields", "an escape in a note")
+
+
+def by_relays(of_tcp: Iterable[str], of_udp: Iterable[str]) -> list[tuple[str, str]]:
+    """A relay of each protocol, with what it does."""
+    return [*(("relay-in", one) for one in of_tcp), *(("udp-in", one) for one in of_udp)]
+
+
+@pytest.mark.parametrize(("role", "action"), by_relays(actions.FORBIDDEN, _OF_DATAGRAMS))
+def test_a_relay_that_breaks_the_protocol_is_replaced(
+    captured: Captured, role: str, action: str
+) -> None:
     identity = Identity("root" if os.geteuid() == 0 else "user")
-    with running(captured, identity, "relay-in", action) as product:
-        product.exchange()
+    with running(captured, identity, role, action) as product:
+        exchange = product.exchange_datagrams if role == "udp-in" else product.exchange
+        exchange()
         before, relays = kept(product.instance), product.instance.relays()
         product.go()
         eventually(
             lambda: (
                 len(set(product.instance.relays()) - set(relays)) == 1
-                and len(product.instance.relays()) == 2
+                and len(product.instance.relays()) == len(relays)
             ),
             lambda: f"the relay was not replaced; {product.instance.messages()}",
             within=3,
         )
         product.exchange()
+        exchange()
         eventually(lambda: monitors(product.instance) == before, "they hold more, or less")
         eventually(
             lambda: "the relay was started again" in product.instance.messages(), "no word of it"
@@ -169,10 +236,12 @@ def test_a_relay_that_breaks_the_protocol_is_replaced(captured: Captured, action
         product.instance.stop()
 
 
-@pytest.mark.parametrize("action", actions.TOLERATED)
-def test_a_relay_that_talks_too_much_harms_nobody(captured: Captured, action: str) -> None:
+@pytest.mark.parametrize(("role", "action"), by_relays(actions.TOLERATED, _TOLERATED_OF_DATAGRAMS))
+def test_a_relay_that_talks_too_much_harms_nobody(
+    captured: Captured, role: str, action: str
+) -> None:
     identity = Identity("root" if os.geteuid() == 0 else "user")
-    with running(captured, identity, "relay-in", action) as product:
+    with running(captured, identity, role, action) as product:
         before = product.instance.processes()
         product.go()
         held = monitors(product.instance)
@@ -185,34 +254,49 @@ def test_a_relay_that_talks_too_much_harms_nobody(captured: Captured, action: st
         product.instance.stop()
 
 
-def test_sockets_that_are_asked_for_and_not_fetched(captured: Captured, identity: Identity) -> None:
+@pytest.mark.parametrize("role", ["relay-in", "udp-in"])
+def test_sockets_that_are_asked_for_and_not_fetched(
+    captured: Captured, identity: Identity, role: str
+) -> None:
     """Descriptors under way in a channel count as their sender's user's, up to its RLIMIT_NOFILE
     (unix(7)).
     """
-    with running(captured, identity, "relay-in", "a flood of requests", descriptors=256) as product:
+    action = "orders that are not fetched"
+    with running(captured, identity, role, action, descriptors=256) as product:
         before = product.instance.processes()
         product.go()
         eventually(
-            lambda: product.instance.process.poll() is not None or settled(product.instance),
+            lambda: (
+                product.instance.process.poll() is not None
+                or settled(product.instance, but_relays=True)
+            ),
             "it does not settle",
             within=3,
         )
         assert product.instance.process.poll() is None, product.instance.messages()
         assert set(monitors(product.instance)) <= set(before)
+        if role == "udp-in":
+            product.exchange()
         product.instance.stop()
 
 
-@pytest.mark.parametrize("action", actions.ENDLESS)
+@pytest.mark.parametrize(
+    ("role", "action"),
+    by_relays(
+        actions.ENDLESS,
+        ["orders for ever", "orders for ever, and takes what it gets", "notes for ever"],
+    ),
+)
 def test_a_relay_that_never_stops_talking_keeps_nobody_else_from_service(
-    captured: Captured, identity: Identity, action: str
+    captured: Captured, identity: Identity, role: str, action: str
 ) -> None:
-    """Neither the other relay of its direction, whom the same monitor supplies, nor whoever asks at
-    the control socket, nor who ends hardsplice.
+    """Neither the other relays of its direction, whom the same monitor supplies, nor whoever asks
+    at the control socket, nor who ends hardsplice.
     """
     with (
         folder_for(identity) as folder,
         running(
-            captured, identity, "relay-in", action,
+            captured, identity, role, action,
             *("--workers", "2", "--log-flows", "--control", str(folder / "control")),
         ) as product,
     ):  # fmt: skip
@@ -231,10 +315,11 @@ def test_a_relay_that_never_stops_talking_keeps_nobody_else_from_service(
         product.instance.stop()
 
 
-def settled(instance: Instance) -> bool:
-    """Whether its processes sleep."""
+def settled(instance: Instance, *, but_relays: bool = False) -> bool:
+    """Whether its processes sleep, or all but its relays."""
     with contextlib.suppress(ProcessLookupError):
-        return procfs.usage(instance.processes(), 0.1) == procfs.Usage(0, 0)
+        family = monitors(instance) if but_relays else instance.processes()
+        return procfs.usage(family, 0.1) == procfs.Usage(0, 0)
     return False
 
 
@@ -285,9 +370,16 @@ _UPWARD = [
     "a flood of yields",
     "a note with wild numbers",
     "an escape in a note",
+    "an escape in a note about UDP",
+    "a flood of notes about UDP",
 ]
 # Of these PID 1 may say nothing at all, and the namespace monitor what its relays may.
-_UPWARD_TOLERATED = ("a flood of notes", "an escape in a note")
+_UPWARD_TOLERATED = (
+    "a flood of notes",
+    "an escape in a note",
+    "an escape in a note about UDP",
+    "a flood of notes about UDP",
+)
 # What looks like the end of file.
 _HANGS_UP = "a record without a byte"
 

@@ -15,7 +15,7 @@ import pytest
 from hardsplice.sandbox import seccomp
 from tests.policy import oracle
 from tests.policy.bpf import ALLOW, Call, Filter
-from tests.sandbox.attempts import REACHES, ROWS, SIGSYS, WORKS, X32, Row
+from tests.sandbox.attempts import MONITORS, REACHES, ROWS, SIGSYS, WORKS, X32, Row
 from tests.sandbox.captured import Captured, Surroundings
 from tests.sandbox.job import DONE, ROLES, Outcome
 from tests.support.netns import Identity
@@ -53,7 +53,13 @@ def rows_of(role: str) -> list[Row]:
 
 
 def tried(
-    captured: Captured, identity: Identity, role: str, *, bare: bool, dynamic: bool = False
+    captured: Captured,
+    identity: Identity,
+    role: str,
+    *,
+    bare: bool,
+    dynamic: bool = False,
+    udp: bool = False,
 ) -> dict[str, str]:
     """What comes of each row that this role has."""
     rows = rows_of(role)
@@ -63,6 +69,7 @@ def tried(
         bare=bare,
         clients=sum(row.clients for row in rows),
         dynamic=dynamic,
+        udp=udp,
     )
     return {row.name: said(outcome) for row, outcome in zip(rows, outcomes, strict=True)}
 
@@ -79,10 +86,22 @@ def test_nor_where_ports_may_change(captured: Captured, identity: Identity, role
     assert found == {row.name: row.expected(role, dynamic=True) for row in rows_of(role)}
 
 
+@pytest.mark.parametrize("dynamic", [False, True], ids=["", "where ports may change"])
+@pytest.mark.parametrize("role", ["relay-in", "relay-out", "namespace", "host"])
+def test_nor_where_udp_is_forwarded_but_what_is_conceded(
+    captured: Captured, identity: Identity, role: str, dynamic: bool
+) -> None:
+    """To monitors; relays of TCP can do no more by it."""
+    found = tried(captured, identity, role, bare=False, dynamic=dynamic, udp=True)
+    assert found == {
+        row.name: row.expected(role, dynamic=dynamic, udp=True) for row in rows_of(role)
+    }
+
+
 @pytest.mark.parametrize("role", ROLES)
 def test_without_the_sandbox_they_do(captured: Captured, identity: Identity, role: str) -> None:
     """Else the sandbox would get the credit for somebody else's refusal."""
-    found = tried(captured, identity, role, bare=True)
+    found = tried(captured, identity, role, bare=True, udp=True)
     wanted = {row.name: row.bare for row in rows_of(role)}
     wrong = {
         name: (found[name], bare)
@@ -178,6 +197,17 @@ def test_int_0x80_reaches_the_kernel_as_another_call(captured: Captured) -> None
 
 def test_x32_is_the_same_number_with_a_bit() -> None:
     assert X32 == 1 << 30
+
+
+def test_only_monitors_are_conceded_something_with_udp() -> None:
+    assert {role for row in ROWS.values() for role in row.udp} == set(MONITORS)
+    assert {row.name for row in ROWS.values() if row.udp} == {
+        "UDP in a monitor: a socket",
+        "UDP in a monitor: to any port from a listener",
+        "UDP in a monitor: to any port from a socket of its own",
+        "UDP in a monitor: connect to the target",
+        "UDP in a monitor: receive from a listener",
+    }
 
 
 def test_the_table_tries_what_it_should() -> None:

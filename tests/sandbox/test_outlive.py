@@ -12,6 +12,7 @@ import contextlib
 import os
 import select
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -20,14 +21,15 @@ import pytest
 
 from hardsplice.monitor import host, supervisor
 from tests.support import procfs
+from tests.support.datagrams import free_ports
 from tests.support.netns import Identity, Namespace
-from tests.support.product import Instance, Program, can_bind, free_ports
+from tests.support.product import Instance, Program, can_bind
 from tests.support.stream import eventually
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")
 
 WITHIN = 2.0  # seconds from the first process's signal to the last one's end, on a busy machine
-ROLES = ("hs-host", "hs-namespace", "hs-relay-in", "hs-relay-out")
+ROLES = ("hs-host", "hs-namespace", "hs-relay-in", "hs-relay-out", "hs-udp-in", "hs-udp-out")
 
 
 @pytest.fixture(params=["root", "user", "root for a user"])
@@ -78,11 +80,23 @@ class Tree:
         return set(waiting.values())
 
     def ends(self) -> None:
-        """Fails unless all are gone in time, and the port is free."""
+        """Fails unless all are gone in time, and the ports are free."""
         began = time.monotonic()
         assert self.left(WITHIN) == set()
         left = max(0.0, began + WITHIN - time.monotonic())
-        eventually(lambda: can_bind("127.0.0.1", self.port), "somebody listens", within=left)
+        eventually(self.is_free, "somebody listens", within=left)
+
+    def is_free(self) -> bool:
+        """Whether nobody has the host's ports, that of TCP and that of UDP."""
+        return can_bind("127.0.0.1", self.port) and self.is_free_of_udp()
+
+    def is_free_of_udp(self) -> bool:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.bind(("127.0.0.1", self.port))
+            except OSError:
+                return False
+        return True
 
     def close(self) -> None:
         for fd in self.pidfds.values():
@@ -95,9 +109,10 @@ class Tree:
 def running(
     program: Program, identity: Identity, namespace: Namespace, *more: str
 ) -> Iterator[Tree]:
-    """Both directions, and so a process in each role."""
+    """Both directions of both protocols, and so a process in each role."""
     port = free_ports()
-    both = ["-t", f"127.0.0.1/{port}:80", "-T", f"127.0.0.1/81:{port}"]
+    inbound, outbound = f"127.0.0.1/{port}:80", f"127.0.0.1/81:{port}"
+    both = ["-t", inbound, "-T", outbound, "-u", inbound, "-U", outbound]
     instance = Instance(program, identity, ["-f", *both, *more, str(namespace.pid)])
     with contextlib.ExitStack() as stack:
         stack.callback(instance.discard)
@@ -218,3 +233,4 @@ def test_without_what_ends_it_it_would_stay(
         os.kill(tree.instance.pid, signal.SIGKILL)
         assert "hs-namespace" in tree.left(WITHIN)
         assert not can_bind("127.0.0.1", tree.port)
+        assert not tree.is_free_of_udp()

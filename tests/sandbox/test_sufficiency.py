@@ -101,7 +101,7 @@ def use_memory(board: Board, namespace: Namespace) -> None:
 
 
 @pytest.mark.parametrize("allocator", ["pymalloc", "malloc"])
-@pytest.mark.parametrize("role", ["relay-in", "namespace", "host"])
+@pytest.mark.parametrize("role", ["relay-in", "udp-in", "namespace", "host"])
 def test_memory_and_imports(
     captured: Captured, monkeypatch: pytest.MonkeyPatch, role: str, allocator: str
 ) -> None:
@@ -109,7 +109,7 @@ def test_memory_and_imports(
     for it.
     """
     monkeypatch.setenv("PYTHONMALLOC", allocator)
-    with running(captured, somebody(), role, "use memory") as product:
+    with running(captured, somebody(), role, "use memory", udp=True) as product:
         family = product.instance.processes()
         product.go()
         assert product.board.text == "imported: "
@@ -138,15 +138,18 @@ def go_quietly(product: Running) -> None:
 
 
 @pytest.mark.parametrize("accident", _NAMES)
-def test_an_error_in_a_relay(captured: Captured, accident: str) -> None:
+@pytest.mark.parametrize("role", ["relay-in", "udp-in"])
+def test_an_error_in_a_relay(captured: Captured, role: str, accident: str) -> None:
     """It is named, and another relay takes over."""
-    with running(captured, somebody(), "relay-in", accident) as product:
+    with running(captured, somebody(), role, accident) as product:
         go_quietly(product)
         instance = product.instance
         eventually(lambda: "started again" in instance.messages(), "no word of it", within=3)
         assert _NAMES[accident] in instance.messages()
         assert "SIGSYS" not in instance.messages()
         product.exchange()
+        if role == "udp-in":
+            product.exchange_datagrams()
         instance.stop()
 
 
@@ -187,8 +190,9 @@ def test_an_error_in_pid_1(captured: Captured, accident: str) -> None:
 @pytest.fixture
 def product(captured: Captured, identity: Identity) -> Iterator[Running]:
     """One that nobody takes over."""
-    with running(captured, identity, "", "") as made:
+    with running(captured, identity, "", "", udp=True) as made:
         made.exchange()
+        made.exchange_datagrams()
         yield made
 
 
@@ -201,14 +205,16 @@ def roles(product: Running) -> dict[str, int]:
     return {procfs.status(pid)["Name"]: pid for pid in product.instance.processes()}
 
 
+@pytest.mark.parametrize("role", ["hs-relay-in", "hs-udp-in"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
-def test_a_signal_to_a_relay(product: Running, number: signal.Signals) -> None:
+def test_a_signal_to_a_relay(product: Running, number: signal.Signals, role: str) -> None:
     """It ends by that signal, and is replaced."""
-    os.kill(roles(product)["hs-relay-in"], number)
+    os.kill(roles(product)[role], number)
     instance = product.instance
     eventually(lambda: "started again" in instance.messages(), "no word of it", within=3)
     assert f"killed by {number.name}" in instance.messages()
     product.exchange()
+    product.exchange_datagrams()
     instance.stop()
 
 
@@ -218,6 +224,7 @@ def test_sigterm_is_for_the_host_monitor_alone(product: Running) -> None:
     for name in before.keys() - {"hs-host"}:
         os.kill(before[name], signal.SIGTERM)
     product.exchange()
+    product.exchange_datagrams()
     assert roles(product) == before
     product.instance.stop()
 
@@ -227,6 +234,7 @@ def test_sigpipe_is_nothing_to_anybody(product: Running) -> None:
     for pid in before.values():
         os.kill(pid, signal.SIGPIPE)
     product.exchange()
+    product.exchange_datagrams()
     assert roles(product) == before
     product.instance.stop()
 
@@ -240,6 +248,7 @@ def test_stopped_and_continued(product: Running) -> None:
         eventually(partial(is_stopped, pid), "it goes on", within=2)
         os.kill(pid, signal.SIGCONT)
     product.exchange()
+    product.exchange_datagrams()
     assert roles(product) == before
     product.instance.stop()
 
@@ -309,10 +318,11 @@ def test_each_process_shares_memory_with_those_that_it_has_to_do_with(product: R
     tests_own = set.intersection(*found.values())  # what the launcher has besides
     found = {name: inodes - tests_own for name, inodes in found.items()}
     (inner,), (outer,) = found["hs-relay-in"], found["hs-relay-out"]
-    assert inner != outer
-    assert {inner} < found["hs-namespace"] < found["hs-host"]
-    assert outer in found["hs-host"] - found["hs-namespace"]
-    assert (len(found["hs-namespace"]), len(found["hs-host"])) == (2, 4)
+    (inner_udp,), (outer_udp,) = found["hs-udp-in"], found["hs-udp-out"]
+    assert len({inner, outer, inner_udp, outer_udp}) == 4
+    assert {inner, inner_udp} < found["hs-namespace"] < found["hs-host"]
+    assert {outer, outer_udp} < found["hs-host"] - found["hs-namespace"]
+    assert (len(found["hs-namespace"]), len(found["hs-host"])) == (4, 8)
 
 
 def is_empty(extra: Callable[[str, int], dict[int, str]], name: str, pid: int) -> bool:
@@ -327,15 +337,19 @@ def test_the_list_of_descriptors(product: Running) -> None:
     # Numbers below the first flow's that nobody has are /dev/null, so that nothing else gets them.
     kinds = {
         "hs-relay": ("socket:", "pipe:", "anon_inode:[eventpoll]"),
+        "hs-udp-in": ("socket:", "anon_inode:[eventpoll]"),
+        "hs-udp-out": ("socket:", "anon_inode:[eventpoll]"),
         "hs-host": ("socket:", "pipe:", "anon_inode:"),
         "hs-namespace": ("socket:", "anon_inode:"),
     }
     ours = {  # what is at a number that a policy names
         "hs-relay": {CHANNEL_FD: "socket:", READY_FD: "/dev/null"},
+        "hs-udp-in": {CHANNEL_FD: "socket:", READY_FD: "/dev/null", LIFELINE_FD: "pipe:"},
+        "hs-udp-out": {CHANNEL_FD: "socket:", READY_FD: "/dev/null", LIFELINE_FD: "/dev/null"},
         "hs-host": {READY_FD: "/dev/null", SIGNALS_FD: "anon_inode:[signalfd]"},
         "hs-namespace": {CHANNEL_FD: "socket:", LOG_FD: "/dev/null", LIFELINE_FD: "pipe:"},
     }
-    first = first_flow(2)
+    first = first_flow(4)
 
     def extra(name: str, pid: int) -> dict[int, str]:
         held = procfs.descriptors(pid)

@@ -19,8 +19,9 @@ ASTRAY = """
 import sys
 from hardsplice.app.start import main
 from hardsplice.relay.tcp import engine
+from hardsplice.relay.udp import engine as datagram_engine
 exec("def run(self, handlers): " + sys.argv.pop(1))
-engine.Engine.run = run
+engine.Engine.run = datagram_engine.Engine.run = run
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -37,6 +38,7 @@ class Astray(Program):
         return [*argv[: argv.index("-m")], "-c", ASTRAY, self.code], environment
 
 
+@pytest.mark.parametrize("option", ["-t", "-u"])
 @pytest.mark.parametrize(
     ("code", "named"),
     [
@@ -46,11 +48,13 @@ class Astray(Program):
         ("import socket; socket.socket()", "sealed: socket.__new__"),
     ],
 )
-def test_what_a_relay_tried_is_named(code: str, named: str, identity: Identity) -> None:
+def test_what_a_relay_tried_is_named(
+    code: str, named: str, option: str, identity: Identity
+) -> None:
     program = Astray(code)
     with contextlib.closing(program), Namespace(identity) as namespace:
         instance = Instance(
-            program, identity, ["-f", "-t", f"127.0.0.1/{free_ports()}:80", str(namespace.pid)]
+            program, identity, ["-f", option, f"127.0.0.1/{free_ports()}:80", str(namespace.pid)]
         )
         try:
             eventually(lambda: named in instance.messages(), instance.messages, within=5)
