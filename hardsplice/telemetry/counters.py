@@ -135,7 +135,7 @@ DROPPED_SOURCE = _of_datagrams(
 EVICTED = _of_datagrams(
     "evicted",
     "evicted_flows_total",
-    "Unanswered flows that ended early to make room for new ones.",
+    "Flows that ended early to make room for new ones: unanswered ones, and brief ones.",
 )
 EXPIRED = _of_datagrams(
     "expired",

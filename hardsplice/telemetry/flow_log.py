@@ -33,7 +33,7 @@ _WORDS = {
     End.LOOPBACK: "refused: the loopback interface is down",
     End.EXPIRED: "expired",
     End.UNANSWERED: "expired without an answer",
-    End.EVICTED: "ended without an answer, to make room for others",
+    End.EVICTED: "ended early, to make room for others",
 }
 
 

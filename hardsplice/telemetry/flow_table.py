@@ -83,7 +83,7 @@ class End(IntEnum):
     LOOPBACK = 12  # the loopback interface with the target is down: a monitor finds that out
     EXPIRED = 13  # of datagrams, answered: nothing came for --udp-stream-timeout
     UNANSWERED = 14  # of datagrams: no answer for --udp-timeout
-    EVICTED = 15  # of datagrams, unanswered: it made room for another one
+    EVICTED = 15  # of datagrams, unanswered or brief: it made room for another one
 
 
 _BUSY = frozenset(State) - {State.FREE}

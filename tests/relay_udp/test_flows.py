@@ -22,6 +22,7 @@ from tests.support.netns import Identity
 from tests.support.stream import PATIENCE, Stream, eventually, expect_end, send_and_finish
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")
+BRIEF = 2.3  # seconds after whose beginning a flow in which something passes is no longer brief
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -126,14 +127,38 @@ def test_flood(
         assert len(site.flows()) <= contract_bound.BOUND
 
 
-def test_where_all_flows_are_answered_new_clients_wait(
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_a_flood_that_is_answered_keeps_nobody_out(
+    launch: Launch, identity: Identity, user_directory: Path, direction: str
+) -> None:
+    """As at a server for names, which answers everybody. Flows that go on stay."""
+    options = ("--udp-flows", "16")
+    with sited(launch, identity, user_directory, direction, *options) as site, site.lane() as lane:
+        server, kept, letters = lane.server(), lane.client(), Letters()
+        lane.meet(kept, server)
+        time.sleep(BRIEF)
+        met = lane.meet(kept, server)
+        for _ in range(100):
+            client = lane.client()
+            lane.meet(client, server)
+            lane.forget(client)
+        carry(server, kept, letters.some([10] * 3), met)
+        assert carry(kept, server, letters.some([10] * 3)).peer == met.peer
+        assert site.count("evicted_flows_total") == 100 - 15
+        assert site.count("datagrams_dropped_total", "reason=limit") == 0
+
+
+def test_where_all_flows_go_on_new_clients_wait(
     launch: Launch, identity: Identity, user_directory: Path
 ) -> None:
     """Their datagrams are dropped and counted, until one ends."""
-    options = ("--udp-flows", "8", "--udp-stream-timeout", "2")
+    options = ("--udp-flows", "8", "--udp-stream-timeout", "4")
     with sited(launch, identity, user_directory, "inbound", *options) as site, site.lane() as lane:
         server, letters = lane.server(), Letters()
         kept = [lane.client() for _ in range(8)]
+        for client in kept:
+            lane.meet(client, server)
+        time.sleep(BRIEF)
         met = [lane.meet(client, server) for client in kept]
         late = lane.client()
         late.send(b"is there room?")
@@ -150,15 +175,19 @@ def test_where_all_flows_are_answered_new_clients_wait(
 def test_one_listener_leaves_flows_to_the_others(
     launch: Launch, identity: Identity, user_directory: Path
 ) -> None:
-    """Three quarters are all that one of several can have, answered ones included."""
+    """Three quarters are all that one of several can have, those that go on included."""
     options = ("--udp-flows", "16")
     with (
         sited(launch, identity, user_directory, "inbound", *options, ports=2) as site,
         site.lane() as lane,
     ):
         server, other = lane.server(0), lane.server(1)
-        for _ in range(12):
-            lane.meet(lane.client(0), server)
+        kept = [lane.client(0) for _ in range(12)]
+        for client in kept:
+            lane.meet(client, server)
+        time.sleep(BRIEF)
+        for client in kept:
+            lane.meet(client, server)
         lane.client(0).send(b"one too many")
         eventually(
             lambda: site.count("datagrams_dropped_total", "reason=limit") == 1, "it is counted"

@@ -10,11 +10,14 @@ received already is kept meanwhile. If the monitor can't send any, datagrams of 
 dropped for a second, and those of flows go on.
 
 *Room.* At a bound the flow goes that was used the longest time ago of those whose target has never
-answered, so that a flood of single datagrams from made-up addresses can't end one that was.
+answered, or else of the brief ones (table.py), so that a flood of single datagrams from made-up
+addresses, answered or not, neither ends one that goes on nor keeps new clients out. The ports of
+this network namespace are a bound as well, which other programs share.
 """
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections import deque
 from typing import NamedTuple
@@ -44,13 +47,12 @@ class Held(NamedTuple):
 class Opener(Sender):
     """The layer that begins flows."""
 
-    __slots__ = ("has_opened", "held", "shortage_until", "to_drain", "watching")
+    __slots__ = ("held", "shortage_until", "to_drain", "watching")
 
     def __init__(self, resources: Resources) -> None:
         super().__init__(resources)
         self.held: deque[Held] = deque()
         self.watching = False  # the listeners
-        self.has_opened = False  # whether pools are to be looked at
         self.shortage_until = 0.0  # the monitor has no sockets: request none before then
         self.to_drain: int | None = None  # the number of flows when draining began
 
@@ -101,6 +103,8 @@ class Opener(Sender):
                 return NO_SOCKET
             fd = ready.popleft()
             code = -self.kernel.connect(fd, target)
+            if code == errno.EAGAIN and self._evict(self.flows.most_dispensable()):
+                code = -self.kernel.connect(fd, target)  # there was no port left
             if code == 0 and attempt + 1 < len(route):
                 code = self._probe(fd, slot, size, segment)
                 if code in (0, NO_ROOM):
@@ -149,10 +153,15 @@ class Opener(Sender):
     def _has_room(self, state: ListenerState) -> bool:
         """Whether one more flow may begin; another one may end for that."""
         is_full, oldest = self.flows.in_the_way(state, len(self.listeners))
-        if is_full and oldest is not None:
-            self.counters[count.EVICTED] += 1
-            self._end(oldest, End.EVICTED)
-        return not is_full or oldest is not None
+        return not is_full or self._evict(oldest)
+
+    def _evict(self, flow: Flow | None) -> bool:
+        """End a flow, if there is one, for another one."""
+        if flow is None:
+            return False
+        self.counters[count.EVICTED] += 1
+        self._end(flow, End.EVICTED)
+        return True
 
     # --- without a socket -------------------------------------------------------------------------
 

@@ -39,8 +39,16 @@ OF_ANOTHER = frozenset(
 )
 
 
+# EMSGSIZE is also what the next datagram hears where one was too large for a router on the way.
+MAYBE_OF_ANOTHER = OF_ANOTHER | {errno.EMSGSIZE}
+
 # What the kernel says, which differs by its version, of an address that is none to send from.
 NO_SOURCE = frozenset({errno.EINVAL, errno.ENETUNREACH})
+
+
+# What sending says for ever where the address is gone that a flow's socket has as its own, or its
+# peer (SOCK_DESTROY). It may also be that there is no way to the target at the moment.
+MAYBE_USELESS = NO_SOURCE | {errno.EDESTADDRREQ, errno.EADDRNOTAVAIL}
 
 
 def runs(sizes: Sequence[int], segments: Sequence[int], joinable: int) -> list[Run]:

@@ -9,6 +9,10 @@ to its peer. One datagram goes by send, several of one size by one writev that t
 (UDP_SEGMENT). That size is an option of the socket: it is set when it has to be another one, and a
 single datagram that isn't larger goes out as it is meanwhile.
 
+*Useless sockets.* A flow whose socket may be of no use any more is tried anew once in a while: it
+ends if another socket can be connected to its target, since its client's next datagram then begins
+another one.
+
 *Nothing is lost or sent twice when the kernel can't cut.* It then sends none of them, and they go
 out one by one.
 """
@@ -28,11 +32,20 @@ from hardsplice.model.unforeseen import kind_and_place
 from hardsplice.relay.link import MonitorLink
 from hardsplice.relay.pools import SocketPool
 from hardsplice.relay.udp.flow_writer import FlowWriter
-from hardsplice.relay.udp.rules import CANNOT_JOIN, OF_ANOTHER, count_of, joinable_after, runs
+from hardsplice.relay.udp.rules import (
+    CANNOT_JOIN,
+    MAYBE_OF_ANOTHER,
+    MAYBE_USELESS,
+    count_of,
+    joinable_after,
+    runs,
+)
 from hardsplice.relay.udp.seam import Kernel
 from hardsplice.relay.udp.table import NEVER, Flow, Flows, ListenerState
 from hardsplice.telemetry import counters as count
 from hardsplice.telemetry.flow_table import End
+
+AGAIN_SECONDS = 1.0  # at least, until it is tried again whether a flow's socket can be replaced
 
 
 class Resources(NamedTuple):
@@ -65,6 +78,7 @@ class Sender:
         "flows",
         "from_targets",
         "gauges",
+        "has_opened",
         "inboxes",
         "kernel",
         "listeners",
@@ -88,6 +102,7 @@ class Sender:
         self.descriptors = resources.descriptors
         self.other_descriptors = resources.other_descriptors
         self.gauges = resources.gauges
+        self.has_opened = False  # whether pools are to be looked at
         if self.gauges is not None:
             self.gauges[5] = self.descriptors
         pooled = sum(self.pools[family].size for family in self.families)
@@ -150,7 +165,7 @@ class Sender:
         if flow.segment and code in CANNOT_JOIN:
             self._set_segment(flow, 0)
             code = -self.kernel.send(flow.fd, where, size)
-        if code in OF_ANOTHER:
+        if code in MAYBE_OF_ANOTHER:
             code = -self.kernel.send(flow.fd, where, size)
         return -code
 
@@ -172,7 +187,7 @@ class Sender:
             self.parts.place(slots, sizes)
             first = 0
         sent = self.kernel.write(flow.fd, self.parts, first, len(slots))
-        if sent < 0 and -sent in OF_ANOTHER:
+        if sent < 0 and -sent in MAYBE_OF_ANOTHER:
             sent = self.kernel.write(flow.fd, self.parts, first, len(slots))
         if not are_neighbours:
             self.parts.restore(len(slots))
@@ -211,8 +226,22 @@ class Sender:
     def _not_sent(self, flow: Flow, code: int, number: int) -> None:
         """The kernel didn't take so many datagrams, or says that the target refused others."""
         self.counters[count.DROPPED_SEND] += number
-        if code == errno.ECONNREFUSED:
+        if code == errno.ECONNREFUSED or (
+            code in MAYBE_USELESS and self.moment >= flow.touch_at and self._can_be_replaced(flow)
+        ):
             self._refused(flow, code)
+
+    def _can_be_replaced(self, flow: Flow) -> bool:
+        """Whether another socket can be connected to the target of a flow."""
+        flow.touch_at = self.moment + AGAIN_SECONDS
+        ready = self.pools[flow.target.family].ready
+        if not ready:
+            return False
+        self.has_opened = True
+        fd = ready.popleft()
+        code = self.kernel.connect(fd, flow.target)
+        self.kernel.close(fd)
+        return code == 0
 
     # --- ends -------------------------------------------------------------------------------------
 

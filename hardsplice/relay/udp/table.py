@@ -6,10 +6,15 @@ the address that was asked. Flows have no end of their own; so they are kept in 
 last use, those that were answered apart from those that weren't. That order is brought up to date
 at most once in TICK for each flow, not for each datagram; so a flow lives up to TICK longer, and
 then until the engine ends those that are over (engine.SWEEP_SECONDS).
+
+*Brief flows.* A server that answers everybody, as those for names do, answers made-up clients too.
+So of the answered flows those are told apart in which nothing has passed since a question and its
+answer: they are done as a rule, and may make room for others.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Iterator
 
@@ -21,6 +26,7 @@ from hardsplice.sandbox.address_book import Pointer
 from hardsplice.telemetry import counters as count
 
 TICK = 0.25  # seconds
+STREAM_SECONDS = 2.0  # after its beginning; what passes then makes an answered flow more than brief
 NEVER = float("inf")
 
 Answer = tuple["Flow", int, int, int, int]
@@ -32,8 +38,8 @@ one), and bytes in all.
 class ListenerState:
     """A listener and what belongs to it."""
 
-    __slots__ = ("answers", "drops", "fd", "flows", "inbox", "is_shut", "listener", "outbox",
-                 "port_id", "preferred", "unanswered")  # fmt: skip
+    __slots__ = ("answers", "brief", "drops", "fd", "flows", "inbox", "is_shut", "listener",
+                 "outbox", "port_id", "preferred", "unanswered")  # fmt: skip
 
     def __init__(self, listener: Listener, inbox: Inbox, outbox: Outbox) -> None:
         self.listener = listener
@@ -42,6 +48,7 @@ class ListenerState:
         self.inbox, self.outbox = inbox, outbox  # of its family
         self.flows: dict[bytes, Flow] = {}
         self.unanswered: OrderedDict[Flow, None] = OrderedDict()
+        self.brief: OrderedDict[Flow, None] = OrderedDict()
         self.preferred = [0, 0]  # which target of the route worked last; of IPv4 clients' route
         self.answers: list[Answer] = []  # received, and not sent yet
         self.is_shut = False  # nothing is received from it any more
@@ -51,8 +58,9 @@ class ListenerState:
 class Flow:
     """A client's address at a listener, and the socket that is connected to its target."""
 
-    __slots__ = ("answered", "drops", "fd", "joinable", "joinable_back", "key", "reply", "segment",
-                 "state", "tally", "target", "touch_at", "used")  # fmt: skip
+    __slots__ = ("answered", "began", "drops", "fd", "is_brief", "joinable", "joinable_back",
+                 "key", "reply", "segment", "state", "tally", "target", "touch_at",
+                 "used")  # fmt: skip
 
     def __init__(self, state: ListenerState, key: bytes, target: Pointer, now: float) -> None:
         self.state = state
@@ -60,8 +68,9 @@ class Flow:
         self.reply = reply_to(key)
         self.target = target
         self.fd = -1
-        self.answered = False
-        self.used, self.touch_at = now, now + TICK
+        self.answered = self.is_brief = False
+        self.began = self.used = now
+        self.touch_at = now + TICK
         self.tally = count.BYTES  # in which words its bytes are counted
         self.segment = 0  # what UDP_SEGMENT is set to
         self.joinable = self.joinable_back = LARGEST  # bytes of datagrams that may be joined
@@ -71,7 +80,7 @@ class Flow:
 class Flows:
     """All flows, by descriptor and by key."""
 
-    __slots__ = ("answered", "by_fd", "lifetimes", "most", "unanswered")
+    __slots__ = ("answered", "brief", "by_fd", "lifetimes", "most", "unanswered")
 
     def __init__(self, lifetimes: Lifetimes, most: int) -> None:
         """``most`` is how many flows there are descriptors for."""
@@ -81,6 +90,7 @@ class Flows:
         # In the order of their last use
         self.unanswered: OrderedDict[Flow, None] = OrderedDict()
         self.answered: OrderedDict[Flow, None] = OrderedDict()
+        self.brief: OrderedDict[Flow, None] = OrderedDict()  # some of the answered ones
 
     def add(self, flow: Flow) -> None:
         """A flow has begun, with its socket."""
@@ -94,35 +104,50 @@ class Flows:
         del flow.state.flows[flow.key]
         if flow.answered:
             del self.answered[flow]
+            self._no_longer_brief(flow)
         else:
             del self.unanswered[flow], flow.state.unanswered[flow]
+
+    def _no_longer_brief(self, flow: Flow) -> None:
+        if flow.is_brief:
+            flow.is_brief = False
+            del self.brief[flow], flow.state.brief[flow]
 
     def mark_answered(self, flow: Flow, now: float) -> None:
         """The target has sent its first datagram."""
         del self.unanswered[flow], flow.state.unanswered[flow]
-        flow.answered = True
+        flow.answered = flow.is_brief = True
         flow.used, flow.touch_at = now, now + TICK
-        self.answered[flow] = None
+        self.answered[flow] = self.brief[flow] = flow.state.brief[flow] = None
 
     def touch(self, flow: Flow, now: float) -> None:
         """A datagram was passed on, either way; to be called once ``touch_at`` is reached."""
         flow.used, flow.touch_at = now, now + TICK
         if flow.answered:
             self.answered.move_to_end(flow)
+            if flow.is_brief and now - flow.began < STREAM_SECONDS:
+                self.brief.move_to_end(flow)
+                flow.state.brief.move_to_end(flow)
+            else:
+                self._no_longer_brief(flow)
         else:
             self.unanswered.move_to_end(flow)
             flow.state.unanswered.move_to_end(flow)
 
     def in_the_way(self, state: ListenerState, listeners: int) -> tuple[bool, Flow | None]:
         """Whether a new flow of a listener, of so many, takes the place of another one; and which
-        that is: the unanswered one that was used the longest time ago. None: there is none, so
-        there is no room.
+        that is: the one that was used the longest time ago of the unanswered ones, or else of the
+        brief ones. None: there is none, so there is no room.
         """
         if len(state.flows) >= flows_a_listener(self.most, listeners):
-            return True, next(iter(state.unanswered), None)
+            return True, next(itertools.chain(state.unanswered, state.brief), None)
         if len(self.by_fd) >= self.most:
-            return True, next(iter(self.unanswered), None)
+            return True, self.most_dispensable()
         return False, None
+
+    def most_dispensable(self) -> Flow | None:
+        """The flow that would end first for others."""
+        return next(itertools.chain(self.unanswered, self.brief), None)
 
     def due(self) -> float:
         """When the next flow may be over; NEVER where there is none."""

@@ -139,6 +139,9 @@ class Relay:
         assert len(by_key) == len(flows)
         assert set(engine.flows.unanswered) | set(engine.flows.answered) == flows
         assert len(engine.flows.unanswered) + len(engine.flows.answered) == len(flows)
+        brief = {flow for flow in flows if flow.is_brief}
+        assert set(engine.flows.brief) == brief <= set(engine.flows.answered)
+        assert {one for state in engine.listeners.values() for one in state.brief} == brief
         used = {*engine.flows.by_fd, *engine.listeners}
         for pool in engine.pools:
             used.update(pool.ready)

@@ -118,6 +118,8 @@ class FakeKernel(Kernel):
         self.late = False  # refusals come later than send returns
         self.largest_joined = 65507  # what the path takes of joined datagrams
         self.no_source: set[str] = set()  # addresses that can't be answered from
+        self.says_no_source = errno.EINVAL
+        self.ports = 1000  # how many sockets may be connected at once
         self.faults: dict[str, deque[int]] = {}  # by call; 0 lets one through
         self.calls: list[str] = []
         self.answers: list[Datagram] = []
@@ -277,7 +279,9 @@ class FakeKernel(Kernel):
                 assert (level, kind) == (socket.IPPROTO_IPV6, 50)
                 six = IPv6Address(data[:16])
                 source = str(six.ipv4_mapped or six)
-        if source in self.no_source or segment > self.largest_joined:
+        if source in self.no_source:
+            return -self.says_no_source
+        if segment > self.largest_joined:
             return -errno.EINVAL
         pieces = list(cut(payload, segment))
         assert len(pieces) <= 64
@@ -289,6 +293,8 @@ class FakeKernel(Kernel):
         code = self._code("connect")
         sock = self.get(fd)
         assert sock.target is None, "a socket is connected once"
+        if sum(one.target is not None for one in self.table.values()) >= self.ports:
+            code = -errno.EAGAIN
         if not code:
             sock.target = target.sockaddr
             self.sockets.append(sock)

@@ -11,7 +11,7 @@ import pytest
 
 from hardsplice.ipc.messages import Note
 from hardsplice.kernel import socketcalls
-from hardsplice.kernel.mmsghdr import SLOTS, Outbox
+from hardsplice.kernel.mmsghdr import LARGEST, SLOTS, Outbox
 from hardsplice.net.listener import Listener
 from hardsplice.relay.udp.table import TICK
 from hardsplice.telemetry.flow_table import End, State
@@ -250,12 +250,13 @@ def test_a_refusal_among_answers_costs_none_of_them() -> None:
 def test_where_joining_is_impossible_each_goes_singly_and_none_twice(code: int) -> None:
     relay = Relay()
     relay.ask(ONE, b"first")
-    relay.kernel.inject("write", code)
+    tries = 2 if code == errno.EMSGSIZE else 1  # the first may be about an earlier datagram
+    relay.kernel.inject("write", *tries * [code])
     stream = 3 * [b"aaaa"] + [b"bb"]
     relay.ask(ONE, *stream)
     relay.ask(ONE, *stream)
     assert relay.target().got == [b"first", *stream, *stream]
-    assert relay.kernel.calls.count("write") == 1
+    assert relay.kernel.calls.count("write") == tries
     relay.kernel.inject("send_all", code)
     for _ in range(2):
         for payload in stream:
@@ -350,14 +351,74 @@ def test_a_receiver_that_takes_no_more_costs_datagrams_which_are_counted() -> No
     assert relay.counted("dropped_send") == 4
 
 
-def test_an_address_that_can_not_be_answered_from_is_answered_from_another_one() -> None:
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENETUNREACH])
+def test_an_address_that_can_not_be_answered_from_is_answered_from_another_one(code: int) -> None:
     relay = Relay()
     relay.kernel.no_source.add("192.0.2.255")
+    relay.kernel.says_no_source = code
     relay.kernel.ask(relay.second, client_mapped(1), b"question", "192.0.2.255")
     relay.run()
     relay.kernel.answer(relay.target(), b"answer")
     relay.run()
     assert relay.kernel.answers == [Datagram(client_mapped(1), "0.0.0.0", b"answer")]
+    relay.kernel.answer(relay.target(), b"aaaabb", segment=4)
+    relay.run()
+    assert payloads(relay.kernel.answers) == [b"answer", b"aaaa", b"bb"]
+
+
+@pytest.mark.parametrize("sent", [[b"another"], [b"aaaa", b"bbbb"]])
+def test_an_error_about_an_earlier_datagram_costs_no_later_one(sent: list[bytes]) -> None:
+    relay = Relay()
+    for code in (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EMSGSIZE):
+        relay.ask(ONE, b"first")
+        relay.kernel.inject("send" if len(sent) == 1 else "write", code)
+        relay.ask(ONE, *sent)
+    assert relay.target().got == 3 * [b"first", *sent]
+    assert relay.counted("dropped_send") == 0
+    assert next(iter(relay.engine.flows.by_fd.values())).joinable == LARGEST
+
+
+@pytest.mark.parametrize("code", [errno.EDESTADDRREQ, errno.EINVAL, errno.ENETUNREACH])
+def test_a_flow_whose_socket_is_of_no_use_any_more_gives_way_to_another_one(code: int) -> None:
+    """Its own address has gone, or it has no peer any more."""
+    relay = Relay()
+    relay.ask(ONE, b"first")
+    relay.wait(1)
+    relay.kernel.inject("send", code, code)
+    relay.ask(ONE, b"lost")
+    assert not relay.engine.flows.by_fd
+    relay.kernel.faults.clear()
+    relay.ask(ONE, b"second")
+    assert [sock.got for sock in relay.kernel.sockets] == [[b"first"], [], [b"second"]]
+    assert (relay.counted("refused"), relay.counted("dropped_send")) == (1, 1)
+
+
+def test_where_there_is_no_way_at_the_moment_a_flow_stays_and_a_socket_is_tried_now_and_then() -> (
+    None
+):
+    relay = Relay()
+    relay.ask(ONE, b"first")
+    relay.kernel.calls.clear()
+    for _ in range(10):
+        relay.kernel.inject("send", errno.ENETUNREACH, errno.ENETUNREACH)
+        relay.kernel.inject("connect", errno.ENETUNREACH)
+        relay.wait(0.3)
+        relay.ask(ONE, b"lost")
+    assert relay.kernel.calls.count("connect") == 3
+    relay.kernel.faults.clear()
+    relay.ask(ONE, b"second")
+    assert relay.target().got == [b"first", b"second"]
+    assert relay.counted("dropped_send") == 10
+
+
+def test_where_no_port_is_left_a_new_client_gets_that_of_an_unanswered_flow() -> None:
+    relay = Relay()
+    relay.kernel.ports = 4
+    for number in range(10):
+        relay.ask(client_ipv4(number), b"question")
+    assert [sock.got for sock in relay.kernel.sockets] == 10 * [[b"question"]]
+    assert relay.counted("evicted") == 6
+    assert relay.counted("refused") == 0
 
 
 def test_a_flow_lives_as_long_as_it_is_used_and_longer_once_it_was_answered() -> None:
@@ -432,13 +493,41 @@ def test_the_unanswered_flow_that_was_used_last_stays_longest() -> None:
     assert {flow.key[:16] for flow in relay.engine.flows.by_fd.values()} == {ONE, THREE}
 
 
-def test_where_every_flow_is_answered_a_new_client_waits_in_vain() -> None:
+def test_a_flood_that_is_answered_evicts_what_was_brief_and_nothing_else() -> None:
+    relay = Relay(flows=8)
+    relay.engine.remove_listener(8, relay.second, reset_flows=True)
+    for _ in range(2):
+        relay.ask(ONE, b"question")
+        relay.kernel.answer(relay.target(), b"answer")
+        relay.run()
+        relay.wait(2.1)
+    kept = relay.target()
+    for number in range(10, 50):
+        relay.ask(client_ipv4(number), b"question")
+        relay.kernel.answer(relay.target(), b"answer")
+        relay.run()
+        assert payloads(relay.kernel.answers[-1:]) == [b"answer"]
+        if number == 45:
+            relay.wait(1.9)
+            relay.ask(client_ipv4(40), b"another")  # it has been used last, and stays longest
+    assert not kept.closed
+    assert relay.counted("evicted") == 40 - 7
+    assert relay.counted("dropped_limit") == 0
+    here = {flow.key[:16] for flow in relay.engine.flows.by_fd.values()}
+    assert client_ipv4(40) in here
+    assert client_ipv4(39) not in here
+
+
+def test_where_every_flow_goes_on_a_new_client_waits_in_vain() -> None:
     relay = Relay(flows=2)
     relay.engine.remove_listener(8, relay.second, reset_flows=True)
     for client in (ONE, TWO):
         relay.ask(client, b"question")
         relay.kernel.answer(relay.target(), b"answer")
         relay.run()
+    relay.wait(2.1)
+    for client in (ONE, TWO):
+        relay.ask(client, b"question")
     relay.ask(THREE, b"question")
     assert relay.counted("dropped_limit") == 1
     assert relay.counted("evicted") == 0
@@ -450,6 +539,8 @@ def test_one_listener_leaves_a_quarter_of_all_flows_to_the_others() -> None:
         relay.ask(client_ipv4(number), b"question")
         relay.kernel.answer(relay.target(), b"answer")
         relay.run()
+        relay.wait(2.1)
+        relay.ask(client_ipv4(number), b"question")
     assert len(relay.engine.flows.by_fd) == 6
     for number in range(2):
         relay.kernel.ask(relay.second, client_mapped(number), b"question")

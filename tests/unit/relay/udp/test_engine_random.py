@@ -27,7 +27,8 @@ FAULTS = st.sampled_from(
         ("write", errno.EIO), ("write", errno.EINVAL), ("write", errno.EAGAIN),
         ("send", errno.ENOBUFS), ("send", errno.EHOSTUNREACH), ("segment", errno.ENOPROTOOPT),
         ("send_all", errno.EAGAIN), ("send_all", errno.EINVAL), ("send_all", errno.EPERM),
-        ("receive", errno.EAGAIN), ("connect", errno.ENETUNREACH),
+        ("receive", errno.EAGAIN), ("connect", errno.ENETUNREACH), ("connect", errno.EAGAIN),
+        ("send", errno.EDESTADDRREQ), ("send", errno.EMSGSIZE), ("write", errno.EMSGSIZE),
     ]
 )  # fmt: skip
 
@@ -82,7 +83,8 @@ class Lives(RuleBasedStateMachine):
 
     @rule()
     def all_turns(self) -> None:
-        answered = list(self.relay.engine.flows.answered)
+        flows = self.relay.engine.flows
+        answered = [flow for flow in flows.answered if not flow.is_brief]
         refused = self.relay.counted("refused")
         self.relay.run()
         gone = [flow for flow in answered if flow.fd < 0]
