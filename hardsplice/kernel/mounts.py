@@ -98,7 +98,8 @@ def watch(path: str, fd: int) -> Watch | None:
         name = f"{of_process[1]}mountinfo" if of_process else TABLE
         table = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
         found = Watch(table, number, f"net:[{os.fstat(fd).st_ino}]".encode())
-        if found.is_there():
+        # Mounts that come or go meanwhile may hide one that is there (monitor/departure.py).
+        if found.is_there() or found.is_there():
             return found
         os.close(table)
     return None

@@ -6,7 +6,9 @@ so that any user may run it wherever the tests' own files are readable or not. A
 good to the namespace in which it was created, so the test process can bind, listen, connect and
 accept with it from outside. Protocol on the socket FD: one byte "4" or "6" asks for a TCP socket of
 that family, "u" or "v" for a UDP socket of IPv4 or IPv6, "d" for one of sock_diag(7), "p" for one
-of packet(7); it comes back over SCM_RIGHTS. End of file ends the agent and so the namespace.
+of packet(7). It comes back over SCM_RIGHTS, and then a "c" once the agent has closed its own copy:
+so a port is free as soon as the test process has closed what it got. End of file ends the agent and
+so the namespace.
 """
 
 import fcntl
@@ -39,6 +41,7 @@ def serve(channel: socket.socket) -> None:
     while request := channel.recv(1):
         with socket.socket(*kinds[request]) as made:
             socket.send_fds(channel, [b"s"], [made.fileno()])
+        channel.send(b"c")
 
 
 if __name__ == "__main__":

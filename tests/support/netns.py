@@ -107,7 +107,9 @@ class Namespace:
     def _made(self, request: bytes) -> Socket:
         self._channel.send(request)
         _, (descriptor,), _, _ = socket.recv_fds(self._channel, 1, 1)
-        return Socket(fileno=descriptor)
+        made = Socket(fileno=descriptor)
+        self._channel.recv(1)  # it is ours alone
+        return made
 
     def add_address(self, address: str) -> None:
         """Give its loopback interface one more IPv4 address."""

@@ -74,6 +74,17 @@ def test_a_line_that_two_readings_share_is_found(
             assert mounts.Watch(table.fileno(), b"352", b"net:[4026532400]").is_there(), size
 
 
+def test_a_mount_that_one_reading_misses_is_watched_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    readings = [False, True]
+    monkeypatch.setattr(mounts.Watch, "is_there", lambda _: readings.pop(0))
+    with open("/proc/self/ns/net", "rb") as net:
+        found = mounts.watch("/run/netns/blue", net.fileno())
+    assert found is not None
+    os.close(found.table)
+
+
 def test_what_is_no_mount_is_not_watched() -> None:
     before = open_descriptors()
     with open("/proc/self/ns/net", "rb") as net:
