@@ -12,31 +12,34 @@ from pathlib import Path
 
 import pytest
 
-from tests.relay.test_control_inside import PROXY
-from tests.support.engines import IMAGE, Podman, need
+from tests.support.engines import IMAGE, Podman, need, programs_of_the_machine
+from tests.support.frontends import datagram_server, datagrams
 from tests.support.netns import Identity
 from tests.support.product import Program, free_ports
 
 pytestmark = [pytest.mark.usefixtures("nothing_left_behind"), pytest.mark.root]
 
-# What runs in RootlessKit's user namespace: a server, and for a while the proxy of rootless Docker.
+# What runs in RootlessKit's user namespace: servers, and for a while rootless Docker's proxies for
+# two ports, each of which starts Docker's own.
 INSIDE = """
 ip link set lo up
 mkdir $HOME/www; echo hello > $HOME/www/index.html
-busybox httpd -f -p 127.0.0.1:8080 -h $HOME/www &
-server=$!
+busybox httpd -f -p 127.0.0.1:8080 -h $HOME/www & servers=$!
+{server} & servers="$servers $!"
 echo $$ > $HOME/inside.tmp; mv $HOME/inside.tmp $HOME/inside
 wait_for $HOME/served
-export ROOTLESSKIT_STATE_DIR=$HOME/state PATH={folder}:$PATH
-rootlesskit-docker-proxy -proto tcp -host-ip 127.0.0.1 -host-port {port} \
-    -container-ip 127.0.0.1 -container-port 8080 3>$HOME/status &
-proxy=$!
+export ROOTLESSKIT_STATE_DIR=$HOME/state
+proxy() {{
+    rootlesskit-docker-proxy -proto $1 -host-ip 127.0.0.1 -host-port {port} \
+        -container-ip 127.0.0.1 -container-port $2 3>$HOME/status-$1 & proxies="$! ${{proxies-}}"
+}}
+proxy tcp 8080; proxy udp 9000
 wait_for $HOME/asked
-cat $HOME/status
-kill -INT $proxy; wait $proxy
+cat $HOME/status-tcp $HOME/status-udp
+kill -INT $proxies; wait $proxies
 rootlessctl --socket $HOME/state/api.sock list-ports | tail -n +2
 rootlessctl --socket $HOME/state/api.sock info | grep -E 'Port Driver|protocols'
-kill $server
+kill $servers
 """
 WAIT = """
 wait_for() {{ for _ in $(seq 200); do [ -e $1 ] && break; sleep 0.05; done; }}
@@ -62,7 +65,8 @@ ports() {{ rootlessctl --socket $HOME/state/api.sock list-ports | tail -n +2; }}
 """
 PROXY_ASKS = """
 get 127.0.0.1:{port}
-ports
+datagrams ports 127.0.0.1 {port}; datagrams clients 127.0.0.1 {port}
+ports | sort -k 2
 touch $HOME/asked
 wait
 """
@@ -80,20 +84,22 @@ def user_folder(user: Identity) -> Iterator[Path]:
 def test_rootless_dockers_proxy_in_rootlesskits_namespace(
     user: Identity, user_folder: Path, program: Program
 ) -> None:
-    """It adds a port, which leads to Docker's proxy, and removes it at its end."""
-    need("rootlesskit", "rootlessctl", "rootlesskit-docker-proxy", "ip")
-    proxy = user_folder / "docker-proxy"
-    proxy.write_text(PROXY)
-    proxy.chmod(0o755)
+    """It adds ports, TCP's and UDP's, which lead to Docker's proxy, and removes them at its end."""
+    need("rootlesskit", "rootlessctl", "rootlesskit-docker-proxy", "docker-proxy", "ip")
     port = free_ports()
-    inside = (WAIT + INSIDE).format(folder=user_folder, port=port)
-    script = (WAIT + START + PROXY_ASKS).format(inside=inside, stage=program.stage(), port=port)
-    done = Podman(user, user_folder).run(script)
+    inside = (WAIT + INSIDE).format(server=datagram_server("9000", user_folder), port=port)
+    scripts = (WAIT + START + PROXY_ASKS).format(inside=inside, stage=program.stage(), port=port)
+    done = Podman(user, user_folder).run(datagrams(user_folder) + scripts)
     said = [" ".join(line.split()) for line in done.stdout.splitlines()]
-    assert said[:3] == ["hello", f"1 tcp4 127.0.0.1 {port} 127.0.0.1 {port}", "0"], done.stderr
-    driver, protocols = said[3:]
+    numbers = {" ".join(line.split()[1:]) for line in said[3:5]}
+    assert (said[:3], numbers, said[5:7]) == (
+        ["hello", "9000", "50"],
+        {f"{protocol} 127.0.0.1 {port} 127.0.0.1 {port}" for protocol in ("tcp4", "udp4")},
+        ["0", "0"],
+    ), done.stderr
+    driver, protocols = said[7:]
     assert driver == "- Port Driver: hardsplice"
-    assert "tcp tcp4 tcp6" in protocols
+    assert "tcp tcp4 tcp6 udp udp4 udp6" in protocols
 
 
 DOCKERD = """
@@ -117,6 +123,11 @@ serve() {{
 }}
 serve web {port}; get 127.0.0.1:{port}; get [::1]:{port}; ports
 docker restart --time 0 web >/dev/null; get 127.0.0.1:{port}
+docker run --detach --name echo --publish {port}:9000/udp --volume {folder}:{folder}:ro {volumes} \
+    {image} {server} >/dev/null
+for host in 127.0.0.1 ::1; do datagrams ports $host {port}; datagrams clients $host {port}; done
+docker restart --time 0 echo >/dev/null; datagrams ports ::1 {port}
+docker kill echo >/dev/null; docker rm echo >/dev/null
 serve another {taken} 2>$HOME/errors; cat $HOME/errors >&2
 docker rm --force web another >/dev/null; ports
 kill $(cat $HOME/docker.pid)
@@ -133,13 +144,14 @@ def test_rootless_docker(user: Identity, user_folder: Path, program: Program) ->
         taken = elsewhere.getsockname()[1]
         script = scripts.format(
             inside=(WAIT + DOCKERD).format(), folder=user_folder, port=port, taken=taken,
-            image=IMAGE, stage=program.stage(),
+            image=IMAGE, stage=program.stage(), server=datagram_server("9000", user_folder),
+            volumes=programs_of_the_machine(),
         )  # fmt: skip
-        done = Podman(user, user_folder).run(script)
+        done = Podman(user, user_folder).run(datagrams(user_folder) + script)
     assert [" ".join(line.split()) for line in done.stdout.splitlines()] == [
         "hello", "hello",
         f"1 tcp4 0.0.0.0 {port} 127.0.0.1 {port}", f"2 tcp6 :: {port} ::1 {port}",
-        "hello",
+        "hello", "9000", "50", "9000", "50", "9000",
     ], done.stderr  # fmt: skip
     assert (
         f"cannot listen on 0.0.0.0 port {taken} on the host: Address already in use" in done.stderr

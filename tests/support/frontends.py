@@ -33,8 +33,12 @@ def udp_server(podman: Podman, stage: Path) -> str:
     """Words for `podman run`: options, the image, and a server of datagrams at PORT. The image has
     no program for that.
     """
-    words = f"/usr/bin/python3 -I {_datagram_program(stage)} serve {PORT}"
-    return f"{podman.with_python(stage)} {IMAGE} {words}"
+    return f"{podman.with_python(stage)} {IMAGE} {datagram_server(str(PORT), stage)}"
+
+
+def datagram_server(ports: str, folder: Path) -> str:
+    """Words that start a server of datagrams at these ports, from a folder that it can read."""
+    return f"/usr/bin/python3 -I {_datagram_program(folder)} serve {ports}"
 
 
 def _datagram_program(stage: Path) -> Path:
