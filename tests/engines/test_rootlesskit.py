@@ -5,7 +5,6 @@ ask at its own API, from in there and from outside; and rootless Docker does.
 
 from __future__ import annotations
 
-import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from tests.support.engines import IMAGE, Podman, need, programs_of_the_machine
 from tests.support.frontends import datagram_server, datagrams
 from tests.support.netns import Identity
 from tests.support.product import Program, free_ports
+from tests.support.trees import Tree
 
 pytestmark = [pytest.mark.usefixtures("nothing_left_behind"), pytest.mark.root]
 
@@ -109,8 +109,8 @@ echo $$ > $HOME/inside.tmp; mv $HOME/inside.tmp $HOME/inside
 wait_for $HOME/served
 export ROOTLESSKIT_STATE_DIR=$HOME/state
 exec dockerd --rootless --storage-driver vfs --data-root $HOME/docker --exec-root /run/docker \
-    --pidfile $HOME/docker.pid --host unix://$HOME/docker.sock --iptables=false \
-    --userland-proxy-path="$(command -v rootlesskit-docker-proxy)" >$HOME/log 2>&1
+    --pidfile $HOME/docker.pid --host unix://$HOME/docker.sock --iptables=false --ip6tables=false \
+    {proxy} >$HOME/log 2>&1
 """
 DOCKER_RUNS = """
 trap 'tail $HOME/log >&2' EXIT
@@ -128,31 +128,35 @@ docker run --detach --name echo --publish {port}:9000/udp --volume {folder}:{fol
 for host in 127.0.0.1 ::1; do datagrams ports $host {port}; datagrams clients $host {port}; done
 docker restart --time 0 echo >/dev/null; datagrams ports ::1 {port}
 docker kill echo >/dev/null; docker rm echo >/dev/null
+busybox httpd -f -p {taken} & elsewhere=$!
 serve another {taken} 2>$HOME/errors; cat $HOME/errors >&2
+kill $elsewhere
 docker rm --force web another >/dev/null; ports
 kill $(cat $HOME/docker.pid)
 wait
 """
 
 
-def test_rootless_docker(user: Identity, user_folder: Path, program: Program) -> None:
-    """Its daemon adds and removes ports as containers start and end."""
-    need("rootlesskit", "rootlesskit-docker-proxy", "ip", "dockerd", "docker", "containerd")
-    port = free_ports()
-    scripts = WAIT + START + DOCKER_RUNS
-    with socket.create_server(("", 0)) as elsewhere:
-        taken = elsewhere.getsockname()[1]
-        script = scripts.format(
-            inside=(WAIT + DOCKERD).format(), folder=user_folder, port=port, taken=taken,
-            image=IMAGE, stage=program.stage(), server=datagram_server("9000", user_folder),
-            volumes=programs_of_the_machine(),
-        )  # fmt: skip
-        done = Podman(user, user_folder).run(datagrams(user_folder) + script)
+@pytest.mark.parametrize("suite", ["", "sid"])
+def test_rootless_docker(suite: str, user: Identity, user_folder: Path, program: Program) -> None:
+    """Its daemon adds and removes ports as containers start and end: of release 20.10 by
+    RootlessKit's proxy, and of release 28 by itself.
+    """
+    tree = Tree(suite, user_folder) if suite else None
+    if tree is None:
+        need("rootlesskit", "rootlesskit-docker-proxy", "ip", "dockerd", "docker", "containerd")
+    proxy = "" if tree else '--userland-proxy-path="$(command -v rootlesskit-docker-proxy)"'
+    port = free_ports(2)
+    script = (WAIT + START + DOCKER_RUNS).format(
+        inside=(WAIT + DOCKERD).format(proxy=proxy), folder=user_folder, port=port, taken=port + 1,
+        image=IMAGE, stage=tree.stage() if tree else program.stage(),
+        server=datagram_server("9000", user_folder), volumes=programs_of_the_machine(),
+    )  # fmt: skip
+    done = Podman(user, user_folder, tree=tree).run(datagrams(user_folder) + script)
     assert [" ".join(line.split()) for line in done.stdout.splitlines()] == [
         "hello", "hello",
         f"1 tcp4 0.0.0.0 {port} 127.0.0.1 {port}", f"2 tcp6 :: {port} ::1 {port}",
         "hello", "9000", "50", "9000", "50", "9000",
     ], done.stderr  # fmt: skip
-    assert (
-        f"cannot listen on 0.0.0.0 port {taken} on the host: Address already in use" in done.stderr
-    )
+    text = f"cannot listen on 0.0.0.0 port {port + 1} on the host: Address already in use"
+    assert text in done.stderr
