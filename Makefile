@@ -21,7 +21,7 @@ export VENV PYTHON
 bin := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-i686 test-arches test-engines test-packages test-pythons lint generate soak bench bench-peers wheel zipapp deb clean ready-run ready-build ready-test
+.PHONY: help demo test test-i686 test-arches test-engines test-podman test-packages test-pythons lint generate soak bench bench-peers wheel zipapp deb clean ready-run ready-build ready-test
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -42,6 +42,10 @@ test-arches: ready-test ## on other architectures' kernels, under qemu
 
 test-engines: ready-test ## unmodified container engines, which it installs (root, network, Debian)
 	@path=$$(tools/engines.sh) && PATH="$$PATH:/usr/sbin:$$path" $(bin)/python -m pytest -rs tests/engines $(ARGS)
+
+test-podman: ready-test ## Podman's own system tests about ports, with our rootlessport (root, network, Debian)
+	@tests=$$(tools/podman_tests.sh) && HARDSPLICE_PODMAN_TESTS=$$tests \
+		$(bin)/python -m pytest -m upstream tests/engines $(ARGS)
 
 test-packages: ready-test ## packages, in clean trees of distributions (root, network)
 	@$(bin)/python -m pytest -m packages tests/packaging $(ARGS)

@@ -83,6 +83,7 @@ class Podman:
         if tree is None:
             need("podman", "newuidmap", "crun", "runc")
         self.tree = tree
+        self.before: list[str] = []  # words that run others, as root, in its mount namespace
         self.owner = owner
         self.folder = folder
         self.helpers = helpers
@@ -97,7 +98,7 @@ class Podman:
         script = f"trap '{ended}' EXIT; {begun}; {works} || exit 77\n{script}"
         surroundings = shutil.copy(_SURROUNDINGS, self.folder) if self.tree else _SURROUNDINGS
         words = [
-            "env", f"HELPERS={self.helpers or ''}",
+            *self.before, "env", f"HELPERS={self.helpers or ''}",
             str(surroundings), str(self.folder), uid, "sh", "-c", script,
         ]  # fmt: skip
         if self.tree:
