@@ -6,7 +6,8 @@ call that asks for it. It gets what belongs at that place now, which may be noth
 makes one call for each record, in their order; any other call violates the protocol.
 
 A UDP port is free again once nobody has its socket, since that can't be ended as TCP's can: so its
-removal waits for that call, but not for long, as the relay may have been taken over.
+removal waits for that call, but not for long, as the relay may have been taken over. One that still
+keeps the socket later on is ended.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from hardsplice.ipc.descriptors import NULL_FD
 from hardsplice.ipc.loop import Loop
 from hardsplice.kernel import unotify
 
-LET_GO_SECONDS = 3.0
+LET_GO_SECONDS = 3.0  # until a removal waits no longer
+KEPT_SECONDS = 7.0  # from then on, until a relay that keeps what was removed is ended
 NOT_HERE = "this kernel can't put a descriptor into another process (Linux 5.9)"
 
 
@@ -48,6 +50,9 @@ class Placing:
         self._due: deque[tuple[int, int, bool]] = deque()  # place; the port's ID; whether added
         # By the ports' IDs: what to call, and the timer that does so at the latest
         self._let_go: dict[int, tuple[Callable[[], None], int]] = {}
+        self._kept: dict[
+            int, int
+        ] = {}  # what came too late for that: the timer that ends the relay
 
     def begin(self, fd: int) -> None:
         """The relay has sent the descriptor from which its calls are read. OSError if it is another
@@ -76,18 +81,25 @@ class Placing:
 
     def _is_late(self, port_id: int) -> None:
         call, _ = self._let_go.pop(port_id)
+        self._kept[port_id] = self._loop.after(KEPT_SECONDS, lambda: self._is_kept(port_id))
         call()
+
+    def _is_kept(self, port_id: int) -> None:
+        del self._kept[port_id]
+        self._breach("it keeps a listener that was removed")
 
     def _has_let_go(self, port_id: int) -> None:
         if port_id in self._let_go:
             call, timer = self._let_go.pop(port_id)
             self._loop.cancel(timer)
             call()
+        elif port_id in self._kept:
+            self._loop.cancel(self._kept.pop(port_id))
 
     def forget(self) -> None:
         """The relay is gone."""
         self._due.clear()
-        for port_id in list(self._let_go):
+        for port_id in [*self._let_go, *self._kept]:
             self._has_let_go(port_id)
         if self._fd >= 0:
             self._loop.remove(self._fd)
@@ -114,7 +126,7 @@ class Placing:
         if not self._put(identity, place, is_there=is_there):
             return  # it was interrupted, and calls again
         self._due.popleft()
-        if port_id in self._let_go:
+        if port_id in self._let_go or port_id in self._kept:
             # The kernel closes what was there as the call returns in the relay, which is later.
             self._ask(lambda: self._has_let_go(port_id))
 

@@ -13,11 +13,12 @@ import signal
 import socket
 import subprocess
 import tempfile
+from pathlib import Path
 
 import pytest
 
 from hardsplice.ctl.client import Client
-from tests.support import procfs
+from tests.support import datagrams, procfs
 from tests.support.netns import Identity, Namespace
 from tests.support.product import Instance, Program, free_ports
 from tests.support.stream import eventually
@@ -219,3 +220,51 @@ def test_a_host_monitor_gives_no_unix_socket_a_name(how: str, identity: Identity
         eventually(lambda: "cannot name a socket" in instance.messages(), instance.messages)
         (codes,) = re.findall(r"cannot name a socket: ([\d ]+)", instance.messages())
         assert {*map(int, codes.split())} == {errno.EINVAL} if how == "fixed" else "0" in codes
+
+
+# A datagram relay that doesn't let go of a port that is removed: it goes on, or does nothing more.
+KEEPING = """
+from hardsplice.monitor import placing
+from hardsplice.relay.udp import engine
+def keep(self, port_id, place, *, reset_flows):
+    while {hangs}:
+        pass
+engine.Engine.remove_listener = keep
+placing.LET_GO_SECONDS, placing.KEPT_SECONDS = 0.2, 1.0
+"""
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_a_datagram_relay_that_keeps_a_removed_port_is_ended(
+    hangs: bool, identity: Identity, user_directory: Path
+) -> None:
+    """And the port is free again."""
+    port = datagrams.free_ports(2)
+    control = user_directory / "control"
+    with (
+        contextlib.closing(Altered(KEEPING.format(hangs=hangs))) as program,
+        Namespace(identity) as namespace,
+        contextlib.ExitStack() as stack,
+    ):
+        words = ["-f", "--control", str(control), "-u", f"127.0.0.1/{port}:80"]
+        instance = Instance(program, identity, [*words, str(namespace.pid)])
+        stack.callback(instance.discard)
+        instance.wait_ready()
+        client = stack.enter_context(contextlib.closing(Client(str(control))))
+        (listed,) = client.get("/v1/ports")
+        client.remove(listed["id"], reset_flows=True)
+        assert not is_free(port)
+        eventually(lambda: is_free(port), "it is kept")
+        eventually(lambda: "keeps a listener" in instance.messages(), instance.messages)
+        spec = {"proto": "udp", "parentIP": "127.0.0.1", "parentPort": port, "childPort": 80}
+        client.add(spec)
+
+
+def is_free(port: int) -> bool:
+    """Whether it can be bound."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True

@@ -12,6 +12,7 @@ import select
 import signal
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -21,6 +22,7 @@ import pytest
 from hardsplice.ipc.loop import Loop
 from hardsplice.kernel import unotify
 from hardsplice.kernel.syscalls import ARCHITECTURES
+from hardsplice.monitor import placing
 from hardsplice.monitor.placing import Placing
 from hardsplice.sandbox.policy.model import Comparison
 from hardsplice.sandbox.policy.prelude import build
@@ -252,6 +254,58 @@ def test_asking_once_more_than_it_was_told_ends_it(stand: Stand, here: dict[int,
     stand.relay.ask(PLACE)
     stand.serve(lambda: stand.breaches)
     assert stand.breaches
+
+
+def tell_removal(stand: Stand, port: int) -> list[float]:
+    """Tell the relay that a port is removed; when that has been waited for, in seconds from now."""
+    went_on: list[float] = []
+    began = time.monotonic()
+    stand.placing.when_let_go(port, lambda: went_on.append(time.monotonic() - began))
+    stand.placing.record_sent(PLACE, port, is_added=False)
+    return went_on
+
+
+@pytest.fixture
+def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placing, "LET_GO_SECONDS", 0.1)
+    monkeypatch.setattr(placing, "KEPT_SECONDS", 0.2)
+
+
+@pytest.mark.usefixtures("impatience")
+@pytest.mark.parametrize("slow", [0.0, 0.2])
+def test_a_removal_waits_for_the_relay_to_let_go_but_not_for_long(
+    stand: Stand, here: dict[int, str], slow: float
+) -> None:
+    went_on = tell_removal(stand, 7)
+    stand.loop.after(slow, lambda: stand.relay.ask(PLACE))
+    end = time.monotonic() + 0.5
+    stand.serve(lambda: time.monotonic() > end)
+    assert not stand.relay.got()
+    assert len(went_on) == 1
+    assert (went_on[0] >= 0.1) == (slow > 0)
+    assert stand.breaches == []
+
+
+@pytest.mark.usefixtures("impatience")
+def test_a_relay_that_keeps_what_was_removed_is_ended(stand: Stand, here: dict[int, str]) -> None:
+    went_on = tell_removal(stand, 7)
+    stand.serve(lambda: stand.breaches)
+    assert len(went_on) == 1
+    assert stand.breaches == ["it keeps a listener that was removed"]
+
+
+@pytest.mark.usefixtures("impatience")
+@pytest.mark.parametrize("late", [0.0, 0.2])
+def test_what_a_relay_kept_is_no_fault_of_its_successor_s(
+    stand: Stand, here: dict[int, str], late: float
+) -> None:
+    went_on = tell_removal(stand, 7)
+    began = time.monotonic()
+    stand.serve(lambda: time.monotonic() > began + late)
+    stand.placing.forget()
+    assert len(went_on) == 1
+    stand.serve(lambda: time.monotonic() > began + 0.5)
+    assert stand.breaches == []
 
 
 # --- those who are gone ---------------------------------------------------------------------------
