@@ -49,15 +49,7 @@ def lock(
     book.pin(is_writer=True)
     if numbered.ready is not None:
         descriptors.move(numbered.ready, descriptors.READY_FD)
-    if progress.failures:
-        progress.failures.settle()
-    kept = _kept(
-        opened,
-        entered,
-        host,
-        has_launcher=progress.launcher is not None,
-        has_failures=progress.failures is not None,
-    )
+    kept = _kept(opened, entered, host, has_launcher=progress.launcher is not None)
     descriptors.null_standard_streams((0, 1))
     host.log.settle()
     own = confinement(opened, Direction.OUTBOUND, programs.of(roles.HOST))
@@ -98,9 +90,7 @@ def _file_limit(limit: int, *, has_ready_fd: bool) -> int:
     return wanted if soft == resource.RLIM_INFINITY else min(wanted, soft)
 
 
-def _kept(
-    opened: Opened, entered: Entered, host: Host, *, has_launcher: bool, has_failures: bool
-) -> list[int]:
+def _kept(opened: Opened, entered: Entered, host: Host, *, has_launcher: bool) -> list[int]:
     """The descriptors that the host monitor serves with."""
     files = opened.files
     keep = [descriptors.LOG_FD, descriptors.SIGNALS_FD]
@@ -111,8 +101,6 @@ def _kept(
     if files.pid:
         keep.append(files.pid.held)
     keep += opened.notifier.settle()
-    if has_failures:
-        keep.append(descriptors.NOTIFY_FD)
     if opened.numbered.exit is not None:
         keep.append(opened.numbered.exit)
     if files.service:

@@ -8,15 +8,15 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from hardsplice.app import restart
-from hardsplice.app.frontend import Service
 from hardsplice.app.listening import Listening, in_places
 from hardsplice.app.options import Mode, Options
 from hardsplice.app.pidfile import PidFile
 from hardsplice.app.progress import Progress
+from hardsplice.app.service import Service
 from hardsplice.command.terminal import Terminal
 from hardsplice.ipc import descriptors, sd_notify
 from hardsplice.ipc.sd_notify import Manager, Notifier
@@ -89,14 +89,16 @@ class Opened(NamedTuple):
         return self.files.control is not None or self.files.service is not None
 
 
-def open_all(options: Options, progress: Progress, undo: contextlib.ExitStack) -> Opened:
+def open_all(
+    options: Options,
+    progress: Progress,
+    undo: contextlib.ExitStack,
+    make_service: Callable[[], Service] | None = None,
+) -> Opened:
     """Open it all; ``undo`` gets what removes files. HardspliceError where that can't be done."""
     # What the service manager says is for the process that it started.
-    manager = (
-        progress.frontend.manager()
-        if progress.frontend
-        else sd_notify.manager_of(os.environ, os.getppid() if progress.launcher else os.getpid())
-    )
+    main = os.getppid() if progress.launcher else os.getpid()
+    manager = sd_notify.manager_of(os.environ, main)
     sd_notify.forget(os.environ)
     user = users.own_user(options.runas)
     if options.runas is not None:
@@ -112,7 +114,7 @@ def open_all(options: Options, progress: Progress, undo: contextlib.ExitStack) -
         progress.log.to_syslog()
     notifier = Notifier(manager.notify)
     progress.report_to(notifier)
-    files = _make_files(options, progress, undo)
+    files = _make_files(options, undo, make_service)
     diag_socket = _diag_socket(options)
     families = listeners.usable_families(options.versions)
     return Opened(
@@ -131,8 +133,8 @@ def _number_descriptors(options: Options, manager: Manager, progress: Progress) 
     """Give each number below the first flow's its meaning: what is opened gets one above."""
     listening = max(len(options.inbound), len(options.outbound)) + len(manager.passed)
     limits = descriptors.raise_limit()
-    late = progress.frontend.late if progress.frontend else descriptors.late(limits[1])
-    first = descriptors.first_flow(listening + (late if options.dynamic else 0))
+    late = descriptors.late(limits[1]) if options.dynamic else 0
+    first = descriptors.first_flow(listening + late)
     passed = Passed(manager.passed, first)
     ready = None
     if options.ready_fd is not None:
@@ -140,8 +142,6 @@ def _number_descriptors(options: Options, manager: Manager, progress: Progress) 
     ended = None
     if options.exit_fd is not None:
         ended = descriptors.take_exit(options.exit_fd, first)
-    if progress.failures:
-        progress.failures.take(first)
     aside = descriptors.set_aside(first)  # what is left is the caller's, for COMMAND
     if progress.launcher:
         progress.launcher.move_to(descriptors.CHANNEL_FD)
@@ -163,7 +163,11 @@ def _served(options: Options, log: Log) -> Served | None:
     return departure.prepared(served, log, ends=options.netns_quit)
 
 
-def _make_files(options: Options, progress: Progress, undo: contextlib.ExitStack) -> Files:
+def _make_files(
+    options: Options,
+    undo: contextlib.ExitStack,
+    make_service: Callable[[], Service] | None,
+) -> Files:
     pid_file = control = metrics = None
     if options.pid_file is not None:
         pid_file = PidFile(options.pid_file)
@@ -176,9 +180,7 @@ def _make_files(options: Options, progress: Progress, undo: contextlib.ExitStack
         if options.metrics is not None:
             metrics = SocketFile(options.metrics, mode=0o666)
             undo.callback(metrics.remove)
-    make_service = progress.frontend.make_service if progress.frontend else None
-    service = make_service(undo) if make_service else None
-    return Files(pid_file, control, metrics, service)
+    return Files(pid_file, control, metrics, make_service() if make_service else None)
 
 
 def _listen(options: Options, families: tuple[int, ...], passed: Passed, log: Log) -> Listening:

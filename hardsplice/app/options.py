@@ -159,11 +159,13 @@ def parse_args(
     argv: Sequence[str],
     *,
     ephemeral: Callable[[], tuple[int, int]] | None = None,
+    mode: Mode | None = None,
 ) -> Options:
     """The options of `argv`, which doesn't include the program's own name.
 
     `ephemeral` gives the range of ports that the kernel hands out by itself, by default as
-    `read_ephemeral_range` finds it; it is called only where there are ports to work out.
+    `read_ephemeral_range` finds it; it is called only where there are ports to work out. `mode` is
+    one that no words are for.
 
     Raises HardspliceError, and SystemExit(0) after --help and --version have been answered.
     """
@@ -172,7 +174,7 @@ def parse_args(
     found, positional = parsing.cut(words, OPTIONS)
     positional = list(argv[len(argv) - len(positional) :])
     given = parsing.convert(found, OPTIONS)
-    mode = detect_mode(positional, given.netns)
+    mode = mode or detect_mode(positional, given.netns)
     parsing.refuse_contradictions(found)
     parsing.refuse_others_synopsis(found, mode)
     versions = (4,) if given.ipv4_only else (6,) if given.ipv6_only else (4, 6)
@@ -196,6 +198,15 @@ def parse_args(
         datagrams=Lifetimes(given.udp_timeout, given.udp_stream_timeout, given.udp_flows),
         **rest,
     )
+
+
+def for_service(netns: str | None) -> Options:
+    """Options with which nothing is forwarded at first, and any inbound port may come: to the
+    network namespace at a path, or within our own. Its end is not ours.
+    """
+    options = parse_args([], mode=Mode.OWN) if netns is None else parse_args(["--netns", netns])
+    inbound = frozenset((Direction.INBOUND, protocol) for protocol in Protocol)
+    return options._replace(netns_quit=False, any_port=inbound)
 
 
 class _Asked:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterable, Sequence
 
 from hardsplice.app import free_ports
-from hardsplice.app.frontend import Failures, Frontend
 from hardsplice.app.options import Options, Verbosity
 from hardsplice.ipc import descriptors
 from hardsplice.ipc.channel import Channel
@@ -32,20 +31,12 @@ _LEVELS = {
 class Progress:
     """The progress of one start, and where to report it."""
 
-    def __init__(
-        self,
-        options: Options,
-        launcher: Channel | None,
-        began: float,
-        frontend: Frontend | None = None,
-    ) -> None:
+    def __init__(self, options: Options, launcher: Channel | None, began: float) -> None:
         """``launcher`` leads to the process that waits, where there is one. The start ``began``
-        then, in CLOCK_MONOTONIC seconds. A ``frontend`` may have a say in what is told how.
+        then, in CLOCK_MONOTONIC seconds.
         """
         self.began = began
         self.launcher = launcher
-        self.frontend = frontend
-        self.failures = Failures(frontend) if frontend else None
         self.log = Log(
             _LEVELS[options.verbosity], options.log_format, os.environ.get("JOURNAL_STREAM", "")
         )
@@ -90,11 +81,8 @@ class Progress:
         took = f"ready in {1000 * (time.monotonic() - self.began):.0f} ms"
         self.say(took)
         free_ports.write_log(free, self.log)
-        if self.failures:
-            self.failures.close()
         if has_ready_fd:
-            report = self.frontend.ready if self.frontend else free_ports.lines_of(free)
-            free_ports.write_report(report, descriptors.READY_FD)
+            free_ports.write_report(free_ports.lines_of(free), descriptors.READY_FD)
             descriptors.clear((descriptors.READY_FD,))
         if self.launcher:  # it exits now, or prints what --audit shows
             text = "\n".join([took, *layers, *unsealed])
@@ -115,8 +103,6 @@ class Progress:
         self._notifier.status(str(failure))
         if self.launcher and self._is_waited_for:
             self.launcher.send(Record(Kind.FATAL, text=text_of(failure)))
-        elif self.failures and not self._is_ready:
-            self.failures.tell(failure)
         else:
             for text in filter(None, (str(failure), failure.hint)):
                 self.log.last_words(text)

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hardsplice.app import modes
@@ -20,7 +20,7 @@ from hardsplice.model.unforeseen import as_error
 from hardsplice.net import procfs
 
 if TYPE_CHECKING:
-    from hardsplice.app.frontend import Frontend
+    from hardsplice.app.service import Service
     from hardsplice.command.caller import Caller
     from hardsplice.ipc.channel import Channel
     from hardsplice.ipc.messages import Record
@@ -49,23 +49,16 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def serve(options: Options, frontend: Frontend, began: float) -> NoReturn:
-    """Run what a front-end asks for, in this process, until its end; the front-end's form of errors
-    and of being ready holds. The start ``began`` then, in CLOCK_MONOTONIC seconds. HardspliceError
-    where this machine can't run it at all.
-    """
-    given = caller.take()
-    _check(options)
-    _serve(options, None, began, given, frontend)
-
-
-def launch(options: Options, began: float) -> None:
+def launch(
+    options: Options, began: float, make_service: Callable[[], Service] | None = None
+) -> None:
     """Run it in a process of its own, in the background; return once all of it is bound and locked
-    down. HardspliceError where that failed: then nothing is left.
+    down. HardspliceError where that failed: then nothing is left. ``make_service`` makes what is
+    served besides, in the stage *open*.
     """
     given = caller.take()
     _check(options)
-    _launch(options, began, given)
+    _launch(options, began, given, make_service)
 
 
 def _check(options: Options) -> None:
@@ -137,7 +130,7 @@ def _serve(
     launcher: Channel | None,
     began: float,
     given: Caller,
-    frontend: Frontend | None = None,
+    make_service: Callable[[], Service] | None = None,
 ) -> NoReturn:
     """Set up and serve in this process. After lock-down the interpreter's own way out is closed, so
     leave by os._exit.
@@ -145,10 +138,10 @@ def _serve(
     from hardsplice.app import stages
     from hardsplice.app.progress import Progress
 
-    progress = Progress(options, launcher, began, frontend)
+    progress = Progress(options, launcher, began)
     status = 1
     try:
-        status = stages.run(options, given, progress)
+        status = stages.run(options, given, progress, make_service)
     except BaseException as error:  # noqa: BLE001 - the last resort: one line, and no traceback
         status = progress.fail(error)
     os._exit(status)
@@ -162,7 +155,12 @@ def _on_signal(number: int, _frame: object) -> NoReturn:
     raise _SignalError(number)
 
 
-def _launch(options: Options, began: float, given: Caller) -> None:
+def _launch(
+    options: Options,
+    began: float,
+    given: Caller,
+    make_service: Callable[[], Service] | None = None,
+) -> None:
     """Start a process in the background; wait until it is ready. HardspliceError if it has failed.
 
     Whatever happens to it, or to us meanwhile: it is there if this returns, and gone if not.
@@ -180,7 +178,7 @@ def _launch(options: Options, began: float, given: Caller) -> None:
     def life(theirs: Channel) -> NoReturn:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         os.setsid()
-        _serve(options, theirs, began, given)
+        _serve(options, theirs, began, given, make_service)
 
     server = child.Child(*child.fork(LAUNCHER, HOST.name, life))
     for number in ENDING:

@@ -5,31 +5,34 @@ Docker starts it in the host's network namespace, from where the container's add
 options are written as programs in Go have them. Descriptor 3 gets a line that says 0 once the port
 is there, or one that says 1 and then the reason why it isn't. With -use-listen-fd the listener is
 passed as descriptor 4. SIGINT, or the end of Docker, ends it.
+
+All ports are served by one server (frontends/publishing.py); the process that was started becomes a
+shell that waits for the end (frontends/stub.py).
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
+import resource
 import sys
-import time
 from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
 from hardsplice import __version__
-from hardsplice.app import start
-from hardsplice.app.frontend import Frontend, in_a_line
-from hardsplice.app.options import Mode, Options, parse_args
-from hardsplice.frontends import mapping
-from hardsplice.model.errors import HardspliceError, print_lines, quote, write_all
+from hardsplice.frontends import mapping, publishing, stub
+from hardsplice.frontends.instances import Instances
+from hardsplice.frontends.publishing import Place, Wanted
+from hardsplice.frontends.stub import Ready
+from hardsplice.ipc import descriptors
+from hardsplice.model.errors import HardspliceError, in_a_line, print_lines, quote, write_all
 from hardsplice.model.forward import Forward
 from hardsplice.model.protocol import Protocol
 from hardsplice.model.spec import Inherited
 from hardsplice.model.unforeseen import as_error
 
+PROGRAM = "docker-proxy"
 STATUS_FD, LISTEN_FD = 3, 4
-READY = b"0\n"
+READY = Ready(STATUS_FD, "0\\n")
 PASSED = "docker"  # the listener's name
 VALUES = ("proto", "host-ip", "host-port", "container-ip", "container-port")
 FLAGS = ("use-listen-fd", "v", "version")
@@ -44,14 +47,13 @@ class Request(NamedTuple):
 
 
 def main() -> int:
-    """Serve one port until Docker ends it; or tell why not: the exit status."""
-    began = time.monotonic()
+    """Have one port served until Docker ends it; or tell why not: the exit status."""
     try:
         given = read(sys.argv[1:])
         if given.get("v") or given.get("version"):
             print_lines([f"docker-proxy of hardsplice {__version__}"], 1)
             return 0
-        serve(request_of(given), began)
+        serve(request_of(given))
     except Exception as error:  # noqa: BLE001 - the last resort: one line, and no traceback
         failure = as_error(error, "start", "hardsplice")
         try:
@@ -61,39 +63,35 @@ def main() -> int:
         return failure.status
 
 
-def serve(request: Request, began: float) -> NoReturn:
-    """Serve it, in this process. HardspliceError where that can't be done. The start ``began``
-    then, in CLOCK_MONOTONIC seconds.
-    """
-    with contextlib.suppress(OSError):
-        os.set_inheritable(STATUS_FD, False)
-    try:
-        failures = fcntl.fcntl(STATUS_FD, fcntl.F_DUPFD_CLOEXEC, LISTEN_FD + 1)
-    except OSError:
+def serve(request: Request) -> NoReturn:
+    """Have it served. HardspliceError where that can't be done."""
+    if not descriptors.is_open(STATUS_FD):
         reason = "it is not open; Docker passes it"
-        raise HardspliceError("use", f"descriptor {STATUS_FD}", reason) from None
-    passed = ((PASSED, LISTEN_FD),) if request.is_passed else ()
-    start.serve(options_of(request), Frontend(failures, form, READY, passed=passed), began)
+        raise HardspliceError("use", f"descriptor {STATUS_FD}", reason)
+    os.set_inheritable(STATUS_FD, False)  # no server gets it
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    connection = stub.attempted(PROGRAM, lambda: _publish(request))
+    descriptors.null_standard_streams((0,))
+    kept = (LISTEN_FD,) if request.is_passed else ()
+    stub.become(PROGRAM, connection, READY, kept, limit, None)
+
+
+def _publish(request: Request) -> int:
+    """The connection that stands for the port."""
+    place = Place(Instances(PROGRAM).folder, None)
+    if not request.is_passed:
+        return publishing.publish(place, Wanted([request.forward]))
+    from hardsplice.net.inherited import forward_of
+
+    forward = request.forward
+    assert forward.target is not None
+    asked = Inherited((PASSED,), forward.target, forward.target_port, forward.protocol)
+    return publishing.publish(place, Wanted([forward_of(PASSED, LISTEN_FD, asked)], LISTEN_FD))
 
 
 def form(failure: HardspliceError) -> bytes:
     """A failure as Docker reads it."""
     return b"1\n" + in_a_line(failure).encode(errors="backslashreplace")
-
-
-def options_of(request: Request) -> Options:
-    """The same as hardsplice's options."""
-    forward = request.forward
-    options = parse_args(["--no-netns-quit", "--netns", "/proc/self/ns/net"])._replace(
-        mode=Mode.OWN,
-        netns=None,
-        ready_fd=STATUS_FD,
-    )
-    if request.is_passed:
-        assert forward.target is not None
-        inherited = Inherited((PASSED,), forward.target, forward.target_port, forward.protocol)
-        return options._replace(inherited=(inherited,))
-    return options._replace(inbound=tuple(mapping.numbered([forward])))
 
 
 def read(argv: Sequence[str]) -> dict[str, str]:

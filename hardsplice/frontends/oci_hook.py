@@ -18,10 +18,9 @@ import sys
 import syslog
 from typing import NamedTuple
 
-from hardsplice.app.frontend import in_a_line
 from hardsplice.frontends.instances import Instances
 from hardsplice.model import spec
-from hardsplice.model.errors import HardspliceError, print_lines, printable, quote
+from hardsplice.model.errors import HardspliceError, in_a_line, print_lines, printable, quote
 from hardsplice.model.unforeseen import as_error
 
 PROGRAM = "hardsplice-oci-hook"

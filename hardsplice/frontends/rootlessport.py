@@ -3,36 +3,40 @@
 
 Podman starts it without arguments and writes a request, a JSON object, to its standard input. An
 error is text on standard output, with a status other than 0; a byte on the descriptor ReadyFD says
-that all ports are there; the end of file of ExitFD ends it. The process that was started stays the
-one that serves. Where the request says so, a socket takes the container's new address
-(frontends/reload.py).
+that all ports are there; the end of file of ExitFD ends it. Where the request says so, a socket
+takes the container's new address (frontends/reload.py).
+
+The ports are served by one server for all containers of a namespace (frontends/publishing.py); the
+process that was started becomes a shell that waits for the end (frontends/stub.py).
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
+import resource
 import sys
-import time
 from collections.abc import Sequence
-from functools import partial
 from typing import NoReturn
 
-from hardsplice.app import start
-from hardsplice.app.frontend import Frontend, in_a_line
-from hardsplice.frontends import reload, rootlessport_request
-from hardsplice.model.errors import HardspliceError, write_all
+from hardsplice.frontends import packets, publishing, reload, rootlessport_request, stub
+from hardsplice.frontends.publishing import Place, Wanted
+from hardsplice.frontends.rootlessport_request import Request
+from hardsplice.frontends.stub import Ready
+from hardsplice.model.errors import HardspliceError, in_a_line, reason_of, write_all
 from hardsplice.model.unforeseen import as_error
 
-READY = b"1"
-LATE = 4  # one port after the other is forgotten and added again
+PROGRAM = "rootlessport"
+READY = "1"
+_FOLDER = "hardsplice"  # below Podman's own for temporary files
+_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK
 
 
 def main() -> int:
-    """Serve one request until the container ends; or tell why not: the exit status."""
-    began = time.monotonic()
+    """Have one request served until the container ends; or tell why not: the exit status."""
     try:
-        serve(sys.argv[1:], began)
+        serve(sys.argv[1:])
     except Exception as error:  # noqa: BLE001 - the last resort: one line, and no traceback
         failure = as_error(error, "start", "hardsplice")
         with contextlib.suppress(OSError):
@@ -40,18 +44,60 @@ def main() -> int:
         return failure.status
 
 
-def serve(argv: Sequence[str], began: float) -> NoReturn:
-    """Read the request and serve it, in this process. HardspliceError where it can't be had or is
-    wrong. The start ``began`` then, in CLOCK_MONOTONIC seconds.
-    """
+def serve(argv: Sequence[str]) -> NoReturn:
+    """Read the request and have it served. HardspliceError where it can't be had or is wrong."""
     if argv:
         reason = "it takes a request on standard input, and no arguments"
         raise HardspliceError("use", "arguments of rootlessport", reason)
-    request = rootlessport_request.parse(rootlessport_request.read(0))
-    make_service = partial(reload.Reload, request.socket) if request.socket else None
-    failures = fcntl.fcntl(1, fcntl.F_DUPFD_CLOEXEC, 3)
-    frontend = Frontend(failures, form, READY, late=LATE, make_service=make_service)
-    start.serve(rootlessport_request.options_of(request), frontend, began)
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    text = rootlessport_request.read(0)
+    request = rootlessport_request.parse(text)
+    connection = stub.attempted(PROGRAM, lambda: _publish(request))
+    _keep(text)
+    ready = Ready(request.ready_fd, READY)
+    stub.become(PROGRAM, connection, ready, (request.exit_fd,), limit, request.socket)
+
+
+def _publish(request: Request) -> int:
+    """The connection that stands for the ports."""
+    place = Place(_folder(request), request.netns)
+    moves = None if request.socket is None else _listen(request.socket)
+    try:
+        wanted = Wanted(request.forwards, None, request.exit_fd, moves)
+        return publishing.publish(place, wanted)
+    except BaseException:
+        if request.socket is not None:
+            os.unlink(request.socket)
+        raise
+    finally:
+        if moves is not None:
+            os.close(moves)
+
+
+def _folder(request: Request) -> str:
+    """Where the server's socket is."""
+    if request.folder is not None:
+        return os.path.join(request.folder, _FOLDER)
+    from hardsplice.frontends.instances import Instances
+
+    return Instances(PROGRAM).folder
+
+
+def _listen(path: str) -> int:
+    try:
+        return packets.listen(path, reload.BACKLOG).detach()
+    except OSError as error:
+        raise HardspliceError("bind", f"socket {path}", reason_of(error)) from error
+
+
+def _keep(text: bytes) -> None:
+    """Have the request on standard input again, for whoever begins anew."""
+    file = os.memfd_create("request", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    write_all(file, text)
+    fcntl.fcntl(file, fcntl.F_ADD_SEALS, _SEALS)
+    os.lseek(file, 0, os.SEEK_SET)
+    os.dup2(file, 0)
+    os.close(file)
 
 
 def form(failure: HardspliceError) -> bytes:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A request of Podman's to rootlessport: read from its JSON, and turned into Options."""
+"""A request of Podman's to rootlessport: read from its JSON, and checked."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from ipaddress import IPv4Address
 from typing import Any, NamedTuple
 
-from hardsplice.app.options import Options, parse_args
 from hardsplice.frontends import mapping
 from hardsplice.model.errors import HardspliceError, reason_of
 from hardsplice.model.forward import Forward
@@ -23,6 +22,7 @@ class Request(NamedTuple):
 
     forwards: tuple[Forward, ...]
     netns: str
+    folder: str | None  # Podman's, for temporary files, if it says so
     ready_fd: int
     exit_fd: int
     socket: str | None  # where the container's new address is told, if that is to be
@@ -41,18 +41,6 @@ def read(fd: int) -> bytes:
     return bytes(data)
 
 
-def options_of(request: Request) -> Options:
-    """The same as hardsplice's options."""
-    options = parse_args(["--netns", request.netns, "--no-netns-quit"])
-    groups = frozenset((one.direction, one.protocol) for one in request.forwards)
-    return options._replace(
-        inbound=request.forwards,
-        any_port=frozenset() if request.socket is None else groups,
-        ready_fd=request.ready_fd,
-        exit_fd=request.exit_fd,
-    )
-
-
 def parse(text: bytes) -> Request:
     """A request as Podman writes it. HardspliceError where it is none."""
     try:
@@ -69,6 +57,7 @@ def parse(text: bytes) -> Request:
     return Request(
         forwards,
         os.path.abspath(netns),
+        _folder(given),
         _fd(given, "ReadyFD"),
         _fd(given, "ExitFD"),
         _socket(given),
@@ -106,10 +95,17 @@ def _socket(given: dict[str, Any]) -> str | None:
     """TmpDir/rp/ContainerID, where the address may change."""
     if given.get("RootlessCNI") is not True:
         return None
-    folder, name = _text(given, "TmpDir"), _text(given, "ContainerID")
-    if not folder.startswith("/") or not name.isalnum():
+    folder, name = _folder(given), _text(given, "ContainerID")
+    if folder is None or not name.isalnum():
         raise _wrong("TmpDir and ContainerID name no socket")
     return os.path.join(folder, "rp", name)
+
+
+def _folder(given: dict[str, Any]) -> str | None:
+    folder = _text(given, "TmpDir")
+    if folder and not folder.startswith("/"):
+        raise _wrong("TmpDir is not the path of a folder")
+    return folder or None
 
 
 def _text(given: dict[str, Any], key: str) -> str:

@@ -26,8 +26,7 @@ LOG_FD = 2  # the host monitor's messages; /dev/null elsewhere
 # A process's channel to its monitor; the host monitor's to the launcher, if there is one
 CHANNEL_FD = 3
 READY_FD = 4  # the host monitor's --ready-fd
-# The host monitor's socket to the service manager; or where a front-end's failures are written
-NOTIFY_FD = 5
+NOTIFY_FD = 5  # the host monitor's socket to the service manager
 RULESET_FD = 6  # the Landlock ruleset, kept by monitors for the relays that they start
 SIGNALS_FD = 7  # the host monitor's signalfd, and that of PID 1 of COMMAND
 WATCH_FD = 8  # the host monitor's table of mounts, which it watches

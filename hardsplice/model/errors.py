@@ -113,6 +113,11 @@ def error_of(text: bytes, status: int = 1) -> HardspliceError:
     )
 
 
+def in_a_line(failure: HardspliceError) -> str:
+    """A failure and its next step in one line, for callers that put their own words before it."""
+    return f"{failure}; {failure.hint}" if failure.hint else str(failure)
+
+
 def reason_of(error: OSError) -> str:
     """The reason alone ("Permission denied"): no errno, no file name, which the object says."""
     if error.strerror:

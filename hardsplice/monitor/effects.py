@@ -101,6 +101,11 @@ class Effects:
         self._listeners[forward.id] = fd
         return fd
 
+    def take(self, port_id: int, fd: int) -> int:
+        """Keep an inbound listener that was open already, as if it had been made here."""
+        self._listeners[port_id] = fd
+        return fd
+
     def keep(self, port_id: int, fd: int) -> None:
         """Keep a listener that the namespace monitor has made, until it is ended."""
         self._listeners[port_id] = fd

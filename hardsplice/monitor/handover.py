@@ -50,6 +50,7 @@ from hardsplice.monitor.groups import RelayGroups
 from hardsplice.monitor.requests import (
     CloseRequest,
     Done,
+    Opened,
     OpenRequest,
     Request,
     ServeRequest,
@@ -97,10 +98,12 @@ class HostSide:
         self._is_at_it = False
         effects.begin(loop, report)
 
-    def add(self, forward: Forward, done: Done) -> None:
-        """Listen, and have connections served."""
+    def add(self, forward: Forward, done: Done, opened: Opened | None = None) -> None:
+        """Listen, or take the inbound listener that is ``opened`` already, and have connections
+        served.
+        """
         if forward.direction is Direction.INBOUND:
-            self._send_request(ServeRequest(forward, self.effects, done))
+            self._send_request(ServeRequest(forward, self.effects, done, opened))
         else:
             self._send_request(OpenRequest(forward, self.effects, done, self.groups))
 

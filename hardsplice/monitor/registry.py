@@ -31,9 +31,14 @@ class ConflictError(HardspliceError):
 class Worker(typing.Protocol):
     """What makes and ends listeners; each outcome is told once, maybe at once."""
 
-    def add(self, forward: Forward, done: Callable[[HardspliceError | Forward], None]) -> None:
+    def add(
+        self,
+        forward: Forward,
+        done: Callable[[HardspliceError | Forward], None],
+        opened: Callable[[], int] | None = None,
+    ) -> None:
         """Listen, and have connections served: told is what is listened on, with the port that was
-        chosen for it where any would do.
+        chosen for it where any would do. An inbound listener may be ``opened`` already.
         """
 
     def remove(
@@ -97,9 +102,15 @@ class Registry:
         """The port with this number, if it is still there."""
         return self._ports.get(port_id)
 
-    def add(self, asked: Forward, done: Callable[[Forward | HardspliceError], None]) -> None:
+    def add(
+        self,
+        asked: Forward,
+        done: Callable[[Forward | HardspliceError], None],
+        opened: Callable[[], int] | None = None,
+    ) -> None:
         """Forward a port, which gets a number; ``done`` gets it as it is listened on, or the
-        HardspliceError (a ConflictError where it is forwarded already).
+        HardspliceError (a ConflictError where it is forwarded already). ``opened`` gives away an
+        inbound listener that is open already, when it is needed.
         """
         key = _key(asked)
         try:
@@ -128,7 +139,7 @@ class Registry:
             done(outcome)
 
         assert self._worker is not None
-        self._worker.add(port, finish)
+        self._worker.add(port, finish, opened)
 
     def _check(self, asked: Forward, key: Key) -> None:
         direction = asked.direction

@@ -10,24 +10,21 @@ import os
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from ipaddress import IPv4Address, IPv6Address
 from typing import ClassVar
 
+from hardsplice.ipc import forwards
 from hardsplice.ipc.messages import Kind, MalformedError, Record
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import HardspliceError
 from hardsplice.model.families import ALL_FAMILIES
 from hardsplice.model.forward import Forward
-from hardsplice.model.protocol import BY_NUMBER
-from hardsplice.model.spec import Address, is_interface_name
 from hardsplice.monitor.effects import Effects
 from hardsplice.monitor.groups import RelayGroups
 from hardsplice.net.listeners import cannot_listen, chosen, no_family
 from hardsplice.sandbox.address_book import LARGE, SLOT
 
-# The protocol's number; version and bytes of an address, twice; two ports; the interface's name
-# (IFNAMSIZ); the slots of its targets in the address book, by family.
-_FORWARD = struct.Struct("=BB16sB16sHH16sII")
+# The slots of a forward's targets in the address book, by family.
+_SLOTS = struct.Struct("=II")
 _NO_SLOT = 0xFFFFFFFF
 
 
@@ -35,70 +32,27 @@ def encode(forward: Forward, slots: Mapping[int, int]) -> bytes:
     """A forward and the slots of its targets as text of a record; ValueError where its interface's
     name can't be one.
     """
-    name = forward.interface
-    if name is not None and not is_interface_name(name):
-        raise ValueError(f"{name!a} is not an interface's name")
-    return _FORWARD.pack(
-        forward.protocol.number,
-        *_packed(forward.address),
-        *_packed(forward.target),
-        forward.port,
-        forward.target_port,
-        (name or "").encode("ascii"),
-        *(slots.get(family, _NO_SLOT) for family in ALL_FAMILIES),
-    )
-
-
-def _packed(address: Address | None) -> tuple[int, bytes]:
-    return (0, b"") if address is None else (address.version, address.packed)
+    found = (slots.get(family, _NO_SLOT) for family in ALL_FAMILIES)
+    return forwards.pack(forward) + _SLOTS.pack(*found)
 
 
 def decode(record: Record, direction: Direction) -> tuple[Forward, dict[int, int]]:
     """The forward in a record, and its slots; MalformedError if it is invalid."""
     text = record.text
-    if len(text) != _FORWARD.size:
+    if len(text) != forwards.SIZE + _SLOTS.size:
         raise MalformedError(f"{len(text)} bytes are no forward")
-    number, *addresses, port, target_port, name, slot_ipv4, slot_ipv6 = _FORWARD.unpack(text)
-    version, packed, target_version, target = addresses
-    protocol = BY_NUMBER.get(number)
-    if protocol is None:
-        raise MalformedError(f"protocol {number}")
-    if not target_port:
-        raise MalformedError("port 0")
-    interface = name.rstrip(b"\0").decode("latin-1")
-    if interface and not is_interface_name(interface):
-        raise MalformedError("an interface's name that is none")
-    pairs = zip(ALL_FAMILIES, (slot_ipv4, slot_ipv6), strict=True)
+    forward = forwards.unpack(text[: forwards.SIZE], direction, record.index)
+    pairs = zip(ALL_FAMILIES, _SLOTS.unpack_from(text, forwards.SIZE), strict=True)
     slots = {family: slot for family, slot in pairs if slot != _NO_SLOT}
     if any(slot >= LARGE.size // SLOT for slot in slots.values()):
         raise MalformedError("a slot that no book has")
-    forward = Forward(
-        direction=direction,
-        address=_unpacked(version, packed),
-        interface=interface or None,
-        port=port,
-        target=_unpacked(target_version, target),
-        target_port=target_port,
-        required=True,
-        protocol=protocol,
-        id=record.index,
-    )
     return forward, slots
-
-
-def _unpacked(version: int, packed: bytes) -> Address | None:
-    if version == 0:
-        return None
-    if version == 4:
-        return IPv4Address(packed[:4])
-    if version == 6:
-        return IPv6Address(packed)
-    raise MalformedError(f"an address of IP version {version}")
 
 
 # --- requests -------------------------------------------------------------------------------------
 
 Done = Callable[[HardspliceError | Forward], None]  # why not, or what is listened on
+Opened = Callable[[], int]  # gives away a listener that is open already
 
 
 class Request(ABC):
@@ -165,16 +119,25 @@ class ListenRequest(Request):
 
 
 class ServeRequest(ListenRequest):
-    """Inbound: bind here, and pass the listener on."""
+    """Inbound: bind here, or take what is open already, and pass the listener on."""
 
-    __slots__ = ()
+    __slots__ = ("opened",)
     answer: ClassVar[Kind] = Kind.SERVED
+
+    def __init__(
+        self, forward: Forward, effects: Effects, done: Done, opened: Opened | None = None
+    ) -> None:
+        super().__init__(forward, effects, done)
+        self.opened = opened
 
     def begin(self) -> Record:
         slots = self.effects.write_down(self.forward)
         text = encode(self.forward, slots)
         try:
-            listener = self.effects.open(self.forward)
+            if self.opened is None:
+                listener = self.effects.open(self.forward)
+            else:
+                listener = self.effects.take(self.port_id, self.opened())
         except OSError as error:
             raise cannot_listen(self.forward, error, late=True) from error
         if not self.forward.port:

@@ -150,7 +150,7 @@ class Passed:
                     raise self._none_passed(name)
                 for item in found:
                     self._left.remove(item)
-                    forward = _forward_of(*item, one)
+                    forward = forward_of(*item, one)
                     taken.append(Bound(forward._replace(id=first + len(taken)), item[1]))
         return taken
 
@@ -254,7 +254,7 @@ def identity(fd: int) -> Identity:
     return found.st_dev, found.st_ino
 
 
-def _forward_of(name: str, fd: int, asked: Inherited) -> Forward:
+def forward_of(name: str, fd: int, asked: Inherited) -> Forward:
     """A listener that was passed, as a forward; HardspliceError when it can't be one."""
     try:
         listener = socket.socket(fileno=fd)

@@ -132,6 +132,18 @@ def is_listener(fd: int, forward: Forward) -> bool:
     )
 
 
+def is_bound_to(fd: int, address: Address | None) -> bool:
+    """Whether a TCP or UDP socket is bound to an address, or where that is None to every one."""
+    packed, _ = socketcalls.endpoint(socketcalls.local_address(fd))
+    anywhere = (IPv6Address("::"), IPv4Address("0.0.0.0"))
+    return packed in map(_as_ipv6, anywhere if address is None else (address,))
+
+
+def _as_ipv6(address: Address) -> bytes:
+    """An address packed as IPv6, where IPv4 is mapped."""
+    return socketcalls.endpoint(socketcalls.sockaddr(address, 0))[0]
+
+
 # The options of a listener from ``open_listener``, and those that would cut off or delay
 # connections that are accepted from it. If they differ, a process has shut it down or changed its
 # options.

@@ -3,74 +3,24 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
 import stat
-import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support import procfs
-from tests.support.frontends import docker_proxy, executable
+from tests.support.frontends import Rootlessport, docker_proxy, executable, own_run
 from tests.support.netns import Namespace
-from tests.support.product import Program, can_bind, family, free_ports
+from tests.support.product import Program, can_bind, free_ports
 from tests.support.stream import PATIENCE, eventually
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")
-CONTAINER = "ab" * 32
 IP_PKTINFO = 8  # linux/in.h
-
-
-class Rootlessport:
-    """One rootlessport, and the ends that Podman has."""
-
-    def __init__(self, program: Path, folder: Path, netns: str, port: int, target: int) -> None:
-        self.socket = folder / "rp" / CONTAINER
-        exit_fd, self.exit = os.pipe()
-        self.ready, ready_fd = os.pipe()
-        request = {
-            "Mappings": [{"host_port": port, "container_port": target, "range": 1}],
-            "NetNSPath": netns, "ExitFD": exit_fd, "ReadyFD": ready_fd, "TmpDir": str(folder),
-            "ChildIP": "127.0.0.1", "ContainerID": CONTAINER, "RootlessCNI": True,
-        }  # fmt: skip
-        self.process = subprocess.Popen(
-            [program], pass_fds=[exit_fd, ready_fd], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            cwd="/",
-        )  # fmt: skip
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(request).encode())
-        self.process.stdin.close()
-        os.close(exit_fd)
-        os.close(ready_fd)
-
-    def ask(self, message: str) -> bytes:
-        """Tell it an address, as Podman does; the answer."""
-        at = os.open(self.socket.parent, os.O_RDONLY | os.O_DIRECTORY)
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
-            client.settimeout(PATIENCE)
-            client.connect(f"/proc/self/fd/{at}/{CONTAINER}")
-            os.close(at)
-            client.send(message.encode())
-            return client.recv(1024)
-
-    def let_go(self) -> int:
-        """The container has ended: the exit status."""
-        os.close(self.exit)
-        self.exit = -1
-        return self.process.wait(PATIENCE)
-
-    def close(self) -> None:
-        if self.exit >= 0:
-            os.close(self.exit)
-        self.process.wait(PATIENCE)
-        os.close(self.ready)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
 
 
 @pytest.fixture
@@ -99,14 +49,19 @@ def one(started: Callable[..., Rootlessport], namespace: Namespace) -> Rootlessp
 root_only = pytest.mark.root  # Podman is root of a user namespace
 
 
+def servers() -> set[int]:
+    """The host monitors of the servers that this process's children have started."""
+    names = procfs.names(os.getpid())
+    return {pid for pid, name in names.items() if name == "hs-host"}
+
+
 @root_only
-def test_the_process_that_was_started_is_confined(one: Rootlessport) -> None:
-    names = procfs.names(one.process.pid)
-    assert names[one.process.pid] == "hs-host"
-    for pid in family(one.process.pid):
-        if names.get(pid, "").startswith("hs-"):
-            status = procfs.status(pid)
-            assert (status["Seccomp"], int(status["CapEff"], 16)) == ("2", 0)
+def test_what_serves_is_confined_and_what_waits_has_the_programs_name(one: Rootlessport) -> None:
+    (server,) = servers()
+    for pid in (pid for pid, name in procfs.names(server).items() if name.startswith("hs-")):
+        status = procfs.status(pid)
+        assert (status["Seccomp"], int(status["CapEff"], 16)) == ("2", 0)
+    assert procfs.names(one.process.pid)[one.process.pid] == "rootlessport"
 
 
 @root_only
@@ -130,9 +85,11 @@ def test_nothing_is_left_when_the_container_ends(one: Rootlessport) -> None:
 
 
 @root_only
-def test_nothing_is_left_of_one_that_is_killed(one: Rootlessport) -> None:
-    one.process.kill()
-    eventually(lambda: not one.socket.exists(), "the socket is left")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_nothing_is_left_of_one_that_is_told_to_end(one: Rootlessport, number: int) -> None:
+    one.process.send_signal(number)
+    assert one.process.wait(PATIENCE) == 0
+    assert not one.socket.exists()
 
 
 @root_only
@@ -152,13 +109,17 @@ def test_an_error_is_a_line_on_standard_output(
 
 
 @pytest.fixture
-def proxy(program: Program, tmp_path: Path) -> Path:
-    return executable(tmp_path / "docker-proxy", program.stage(), "docker_proxy")
+def proxy(program: Program, tmp_path: Path) -> Iterator[list[str]]:
+    script = executable(tmp_path / "docker-proxy", program.stage(), "docker_proxy")
+    with own_run() as words:
+        yield [*words, str(script)]
 
 
 @root_only
 @pytest.mark.parametrize("is_passed", [False, True])
-def test_docker_proxy_forwards_until_it_is_interrupted(*, is_passed: bool, proxy: Path) -> None:
+def test_docker_proxy_forwards_until_it_is_interrupted(
+    *, is_passed: bool, proxy: list[str]
+) -> None:
     port = free_ports(2)
     server = socket.create_server(("127.0.0.1", port + 1))
     passed = socket.create_server(("127.0.0.1", port)) if is_passed else None
@@ -181,7 +142,7 @@ def test_docker_proxy_forwards_until_it_is_interrupted(*, is_passed: bool, proxy
 
 
 @root_only
-def test_docker_proxy_forwards_datagrams(proxy: Path) -> None:
+def test_docker_proxy_forwards_datagrams(proxy: list[str]) -> None:
     port = free_ports(2)
     with (
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server,
@@ -205,7 +166,9 @@ def test_docker_proxy_forwards_datagrams(proxy: Path) -> None:
 
 @root_only
 @pytest.mark.parametrize(("listen", "asked"), [("0.0.0.0", "127.0.0.2"), ("::", "::1")])
-def test_docker_proxy_answers_from_where_it_was_asked(listen: str, asked: str, proxy: Path) -> None:
+def test_docker_proxy_answers_from_where_it_was_asked(
+    listen: str, asked: str, proxy: list[str]
+) -> None:
     """With a listener of all addresses, as Docker passes it from release 28 on."""
     port = free_ports(2)
     family = socket.AF_INET6 if ":" in listen else socket.AF_INET
@@ -239,7 +202,7 @@ def test_docker_proxy_answers_from_where_it_was_asked(listen: str, asked: str, p
 
 
 @root_only
-def test_docker_is_told_what_is_wrong(proxy: Path) -> None:
+def test_docker_is_told_what_is_wrong(proxy: list[str]) -> None:
     port = free_ports(2)
     with socket.create_server(("127.0.0.1", port)):
         process, told = docker_proxy(proxy, port, port + 1)

@@ -30,7 +30,7 @@ get() {{
     done
     echo none
 }}
-ours() {{ ps -eo comm,args | grep -E 'hs-host|hs-names|hs-relay|remover' | grep -vc grep; }}
+ours() {{ ps -eo comm,args | grep -E 'hs-host|hs-names|hs-relay|^rootlessport' | grep -vc grep; }}
 sockets() {{ ls "$XDG_RUNTIME_DIR/libpod/tmp/rp" | wc -l; }}
 settled() {{ for _ in $(seq 50); do [ "$(ours)" = 0 ] && break; sleep 0.1; done; ours; sockets; }}
 """
@@ -120,17 +120,19 @@ def test_a_container_that_is_stopped_restarted_and_killed(podman: Podman) -> Non
     eventually(lambda: can_bind("127.0.0.1", port), "the port is still bound")
 
 
-def test_ours_is_killed_and_nothing_is_left(podman: Podman) -> None:
+def test_ours_is_killed_and_ports_come_back(podman: Podman) -> None:
     port = free_ports()
     lines = said(
         podman,
         f"""
         web one -p {port}:8080 >/dev/null
-        kill -9 "$(pgrep -x hs-host)"; settled
+        kill -9 "$(pgrep -x hs-host)"; sleep 0.1; get http://127.0.0.1:{port}/busybox
+        kill -9 "$(pgrep -x rootlessport)"; settled | head -n 1
         podman restart -t 0 one >/dev/null; get http://127.0.0.1:{port}/busybox
+        podman rm -f -t 0 one >/dev/null; settled
         """,
     )
-    assert lines == ["0", "0", size()]
+    assert lines == [size(), "0", size(), "0", "0"]
 
 
 def test_networks_are_connected_and_disconnected(podman: Podman) -> None:

@@ -310,6 +310,11 @@ PARTS = {
             for path in sorted((oracle.ROOT / "hardsplice" / "control").glob("*.py"))
             if path.stem != "socketfile"
         ),
+        # A server of containers' ports is one, too.
+        all_but("frontends/server", "Server.__init__"),
+        all_but("frontends/reload"),
+        some("frontends/offers", "decode", "answer"),
+        some("net/listeners", "is_listener", "is_sound", "is_bound_to"),
         some("kernel/socketcalls", "accept4", "namespace_cookie", "peer_user", "send", "receive"),
     ),
     "init": (

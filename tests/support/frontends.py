@@ -5,13 +5,18 @@ servers in containers.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import json
 import os
 import shutil
+import socket
 import subprocess
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests.support.engines import IMAGE, PORT, Podman
+from tests.support.stream import PATIENCE
 
 _DATAGRAMS = Path(__file__).with_name("datagram_program.py")
 
@@ -82,8 +87,80 @@ def compiled(stage: Path) -> Path:
     return stage
 
 
+class Rootlessport:
+    """One rootlessport, and the ends that Podman has."""
+
+    def __init__(
+        self,
+        program: Path,
+        folder: Path,
+        netns: str,
+        port: int,
+        target: int,
+        name: str = "ab",
+        **more: object,
+    ) -> None:
+        """``name`` is one of two hexadecimal digits; ``more`` is what a mapping has else."""
+        self.container = name * 32
+        self.socket = folder / "rp" / self.container
+        exit_fd, self.exit = os.pipe()
+        self.ready, ready_fd = os.pipe()
+        request = {
+            "Mappings": [{"host_port": port, "container_port": target, "range": 1, **more}],
+            "NetNSPath": netns, "ExitFD": exit_fd, "ReadyFD": ready_fd, "TmpDir": str(folder),
+            "ChildIP": "127.0.0.1", "ContainerID": self.container, "RootlessCNI": True,
+        }  # fmt: skip
+        self.process = subprocess.Popen(
+            [program], pass_fds=[exit_fd, ready_fd], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            cwd="/",
+        )  # fmt: skip
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(request).encode())
+        self.process.stdin.close()
+        os.close(exit_fd)
+        os.close(ready_fd)
+
+    def ask(self, message: str) -> bytes:
+        """Tell it an address, as Podman does; the answer."""
+        at = os.open(self.socket.parent, os.O_RDONLY | os.O_DIRECTORY)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+            client.settimeout(PATIENCE)
+            client.connect(f"/proc/self/fd/{at}/{self.container}")
+            os.close(at)
+            client.send(message.encode())
+            return client.recv(1024)
+
+    def let_go(self) -> int:
+        """The container has ended: the exit status."""
+        os.close(self.exit)
+        self.exit = -1
+        return self.process.wait(PATIENCE)
+
+    def close(self) -> None:
+        if self.exit >= 0:
+            os.close(self.exit)
+        self.process.wait(PATIENCE)
+        os.close(self.ready)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+@contextlib.contextmanager
+def own_run() -> Iterator[list[str]]:
+    """Words before a command that has a /run of its own, where programs of root find each other:
+    other tests' are apart.
+    """
+    with subprocess.Popen(
+        ["unshare", "--mount", "sh", "-c", "mount -t tmpfs none /run; echo; read -r _"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    ) as holder:  # fmt: skip
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        yield ["nsenter", "--mount", f"--target={holder.pid}", "--wd=/"]
+
+
 def docker_proxy(
-    program: Path, port: int, target: int, *more: str, listener: int | None = None
+    program: Sequence[str], port: int, target: int, *more: str, listener: int | None = None
 ) -> tuple[subprocess.Popen[bytes], bytes]:
     """Start it, as a shell puts descriptors in their places; it, and what descriptor 3 got."""
     read, write = os.pipe()
@@ -95,7 +172,7 @@ def docker_proxy(
     passed = [write, *([] if listener is None else [listener])]
     closed = " ".join(f"{fd}>&-" for fd in passed if fd > 4)
     process = subprocess.Popen(
-        ["bash", "-c", f'exec "$0" "$@" {place} {closed}', program, *words],
+        ["bash", "-c", f'exec "$0" "$@" {place} {closed}', *program, *words],
         pass_fds=passed, cwd="/",
     )  # fmt: skip
     os.close(write)

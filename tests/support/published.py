@@ -47,7 +47,7 @@ left() {{ # processes, sockets (ports from $1 to $2) and files of ours that a fe
     for _ in $(seq 50); do ours >/dev/null || break; sleep 0.1; done
     ours
     ss -Htulpn "sport >= :$1 and sport <= :$2"
-    find /run -path '*/rp/*' -o -name '*hardsplice*'
+    find /run ! -type d '(' -path '*/rp/*' -o -path '*hardsplice*' ')'
     echo "end of what is left"
 }}
 """

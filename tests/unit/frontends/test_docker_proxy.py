@@ -7,11 +7,9 @@ import shlex
 
 import pytest
 
-from hardsplice.app.options import Mode
 from hardsplice.frontends import docker_proxy
 from hardsplice.model.errors import HardspliceError
 from hardsplice.model.protocol import Protocol
-from hardsplice.model.spec import Inherited
 
 WORDS = "-proto tcp -host-ip 0.0.0.0 -host-port 8080 -container-ip 172.17.0.2 -container-port 80"
 
@@ -30,20 +28,8 @@ def test_go_has_several_ways_to_write_an_option(words: str) -> None:
     assert forward.protocol is Protocol.TCP
 
 
-def test_our_own_namespace_is_served() -> None:
-    options = docker_proxy.options_of(request(WORDS))
-    assert (options.mode, options.netns, options.ready_fd) == (Mode.OWN, None, 3)
-    assert [one.id for one in options.inbound] == [1]
-    assert not options.foreground
-    assert not options.dynamic
-
-
-def test_a_listener_that_is_passed_is_inherited() -> None:
-    found = request(f"{WORDS} -use-listen-fd")
-    options = docker_proxy.options_of(found)
-    assert found.forward.target is not None
-    assert options.inherited == (Inherited(("docker",), found.forward.target, 80),)
-    assert not options.inbound
+def test_a_listener_that_is_passed_needs_no_port() -> None:
+    assert request(f"{WORDS} -use-listen-fd").is_passed
     assert not request(f"{WORDS} -use-listen-fd=false").is_passed
 
 

@@ -19,38 +19,36 @@ OLD, NEW = ip_address("10.89.0.2"), ip_address("10.89.1.7")
 
 
 class Ports:
-    """A registry in which some ports can't be removed or added."""
+    """A registry in which some ports can't be removed or added; ``there`` are a container's."""
 
     def __init__(self, *ports: int, stays: int = 0, lost: int = 0) -> None:
         asked = [mapping.inbound(Protocol.TCP, None, one, OLD, 80) for one in ports]
         self.there = {one.id: one for one in mapping.numbered(asked)}
+        self.bound = {*ports}
         self.stays, self.lost = stays, lost
-
-    def list(self) -> list[Forward]:
-        return [*self.there.values()]
 
     def remove(self, port_id: int, *, reset_flows: bool, done: Callable[..., None]) -> None:
         assert not reset_flows
         if self.there[port_id].port == self.stays:
             done(HardspliceError("remove", f"port {port_id}", "it stays"))
             return
-        del self.there[port_id]
+        assert port_id in self.there
+        self.bound.discard(self.there[port_id].port)
         done(None)
 
     def add(self, asked: Forward, done: Callable[..., None]) -> None:
         assert asked.id == 0
-        assert all(asked.port != one.port for one in self.there.values())
+        assert asked.port not in self.bound
         if asked.port == self.lost:
             done(HardspliceError("listen on", asked.where, "it is lost"))
             return
-        added = asked._replace(id=100 + asked.port)
-        self.there[added.id] = added
-        done(added)
+        self.bound.add(asked.port)
+        done(asked._replace(id=100 + asked.port))
 
 
 def moved(ports: Any) -> HardspliceError | None:
     answers: list[HardspliceError | None] = []
-    move(ports, NEW, answers.append)
+    move(ports, ports.there, NEW, answers.append)
     (answer,) = answers
     return answer
 
@@ -58,22 +56,26 @@ def moved(ports: Any) -> HardspliceError | None:
 def test_every_port_leads_to_the_new_address() -> None:
     ports = Ports(80, 443, 8080)
     assert moved(ports) is None
-    assert {(one.port, one.target) for one in ports.list()} == {(80, NEW), (443, NEW), (8080, NEW)}
+    assert {(one.port, one.target) for one in ports.there.values()} == {
+        (80, NEW),
+        (443, NEW),
+        (8080, NEW),
+    }
 
 
 def test_what_leads_there_already_stays_as_it_is() -> None:
     ports = Ports(80)
     moved(ports)
-    before = ports.list()
+    before = {**ports.there}
     assert moved(ports) is None
-    assert ports.list() == before
+    assert ports.there == before
 
 
 @pytest.mark.parametrize(("case", "said"), [({"stays": 443}, "it stays"), ({"lost": 443}, "lost")])
 def test_the_first_failure_is_told_and_the_rest_is_moved(case: dict[str, int], said: str) -> None:
     ports = Ports(80, 443, 8080, **case)
     assert said in str(moved(ports))
-    assert {one.port for one in ports.list() if one.target == NEW} == {80, 8080}
+    assert {one.port for one in ports.there.values() if one.target == NEW} == {80, 8080}
 
 
 def test_an_address_is_a_json_string() -> None:

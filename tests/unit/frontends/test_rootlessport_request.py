@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from hardsplice.app.options import Mode
 from hardsplice.frontends import mapping
 from hardsplice.frontends import rootlessport_request as request
 from hardsplice.model.direction import Direction
@@ -42,23 +41,19 @@ def parse(given: dict[str, Any]) -> request.Request:
     return request.parse(json.dumps(given).encode())
 
 
-def test_a_request_becomes_options(given: dict[str, Any]) -> None:
-    options = request.options_of(parse(given))
-    assert (options.mode, options.netns) == (Mode.NETNS, given["NetNSPath"])
-    assert (options.ready_fd, options.exit_fd) == (given["ReadyFD"], given["ExitFD"])
-    (port,) = options.inbound
+def test_a_request_is_ports_and_what_ends_them(given: dict[str, Any]) -> None:
+    found = parse(given)
+    assert (found.netns, found.folder) == (given["NetNSPath"], given["TmpDir"])
+    assert (found.ready_fd, found.exit_fd) == (given["ReadyFD"], given["ExitFD"])
+    (port,) = found.forwards
     assert (port.direction, port.address, port.port, port.id) == (Direction.INBOUND, None, 8080, 1)
     assert (port.target, port.target_port) == (ip_address("10.89.0.2"), 80)
-    assert options.dynamic == {(Direction.INBOUND, Protocol.TCP)}, "the address may change"
-    assert not options.netns_quit
 
 
-def test_without_a_socket_no_port_may_change(given: dict[str, Any]) -> None:
-    options = request.options_of(
-        parse({**given, "RootlessCNI": False, "TmpDir": "", "ChildIP": ""})
-    )
-    assert not options.dynamic
-    assert str(options.inbound[0].target) == "127.0.0.1"
+def test_what_may_be_missing(given: dict[str, Any]) -> None:
+    found = parse({**given, "RootlessCNI": False, "TmpDir": "", "ChildIP": ""})
+    assert (found.folder, found.socket) == (None, None)
+    assert str(found.forwards[0].target) == "127.0.0.1"
 
 
 def test_a_range_counts_ports_and_protocols_are_listed(
@@ -100,7 +95,8 @@ def test_the_socket_is_named_by_the_container(given: dict[str, Any]) -> None:
         ({"ReadyFD": "4"}, "ReadyFD is not"),
         ({"ReadyFD": 2}, "ReadyFD is not"),
         ({"ExitFD": 1 << 40}, "not open"),
-        ({"TmpDir": "libpod"}, "name no socket"),
+        ({"TmpDir": "libpod"}, "not the path of a folder"),
+        ({"TmpDir": ""}, "name no socket"),
         ({"ContainerID": "../x"}, "name no socket"),
     ],
 )

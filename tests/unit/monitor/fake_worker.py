@@ -23,7 +23,14 @@ class FakeWorker:
     free: int = 40_000  # the port that is chosen where any will do
     later: list[Callable[[], None]] | None = None
 
-    def add(self, forward: Forward, done: Callable[[HardspliceError | Forward], None]) -> None:
+    def add(
+        self,
+        forward: Forward,
+        done: Callable[[HardspliceError | Forward], None],
+        opened: Callable[[], int] | None = None,
+    ) -> None:
+        del opened
+
         def outcome() -> None:
             if self.fails is not None:
                 done(self.fails)

@@ -43,7 +43,13 @@ class Worker:
     asked: list[tuple[object, ...]] = field(default_factory=list)
     pending: list[Callable[..., None]] = field(default_factory=list)
 
-    def add(self, forward: Forward, done: Callable[[HardspliceError | Forward], None]) -> None:
+    def add(
+        self,
+        forward: Forward,
+        done: Callable[[HardspliceError | Forward], None],
+        opened: Callable[[], int] | None = None,
+    ) -> None:
+        del opened
         self.asked.append(("add", forward.id, forward.direction, forward.port))
         found = forward if forward.port else forward._replace(port=FREE)
         self.pending.append(lambda failure: done(failure or found))

@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What hardsplice serves besides ports where a front-end (hardsplice/frontends) starts it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from hardsplice.monitor.host import HostMonitor
+
+
+class Service(Protocol):
+    """A protocol that the locked-down host monitor serves on its loop. Its filter is that of a
+    control socket: it may accept, receive and send, and change ports, as far as options allow any.
+    """
+
+    @property
+    def descriptors(self) -> Sequence[int]:
+        """What the host monitor keeps for it."""
+
+    def serve(self, monitor: HostMonitor) -> None:
+        """Begin to serve; called once, just before readiness is told."""

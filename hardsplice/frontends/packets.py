@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Sockets at a path, of whole messages (SOCK_SEQPACKET). A path may be longer than a socket's
+address may be, so the socket is reached by way of a descriptor of its folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+
+_KIND = socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC
+
+
+@contextlib.contextmanager
+def _folder_of(path: str) -> Iterator[tuple[int, str]]:
+    """The folder's descriptor, and the address of the socket by way of it."""
+    folder, name = os.path.split(path)
+    at = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield at, f"/proc/self/fd/{at}/{name}"
+    finally:
+        os.close(at)
+
+
+def listen(path: str, backlog: int) -> socket.socket:
+    """A listening socket for our user only, instead of what is at ``path``, in a folder for our
+    user only. OSError where that can't be done.
+    """
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    with _folder_of(path) as (at, address):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.basename(path), dir_fd=at)
+        listener = socket.socket(socket.AF_UNIX, _KIND | socket.SOCK_NONBLOCK)
+        try:
+            os.fchmod(listener.fileno(), 0o600)
+            umask = os.umask(0o077)
+            try:
+                listener.bind(address)
+            finally:
+                os.umask(umask)
+            listener.listen(backlog)
+        except BaseException:
+            listener.close()
+            raise
+        return listener
+
+
+def connect(path: str) -> socket.socket:
+    """A connection to what listens at ``path``. OSError where nobody does."""
+    with _folder_of(path) as (_, address):
+        client = socket.socket(socket.AF_UNIX, _KIND)
+        try:
+            client.connect(address)
+        except BaseException:
+            client.close()
+            raise
+        return client

@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The life of a server of ports (frontends/server.py), up to where it serves: what the process does
+that a program starts for it. Programs import this only where they start one.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from hardsplice.app import start
+from hardsplice.app.options import for_service
+from hardsplice.frontends.server import Server
+from hardsplice.ipc import sd_notify
+
+
+def serve(path: str, netns: str | None) -> None:
+    """Serve at ``path``, in the background, the network namespace ``netns``, or our own; return
+    once all of it is locked down. HardspliceError where that failed.
+
+    Whoever started us may be supervised: nothing is told in its name.
+    """
+    began = time.monotonic()
+    sd_notify.forget(os.environ)
+    start.launch(for_service(netns), began, lambda: Server(path))

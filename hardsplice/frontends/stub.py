@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is left of a program once the server has its ports: a shell, under the same process number,
+that holds the connection to the server and waits for a line on it. It takes a hundredth of what
+Python does.
+
+A line says that the container has ended, and then the shell ends. When a signal tells it to end, it
+says so to the server, and waits for that line: by then no port is bound any more. If the server
+hangs up without one, it has ended itself, and the shell becomes the program again, with the same
+request: so ports come back.
+
+A program that was started again in this way has nobody to tell an error to. It tries again for a
+while, and then says in the system's log that it gives up.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import resource
+import signal
+import sys
+import syslog
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, NoReturn, TypeVar
+
+from hardsplice.ipc import descriptors
+from hardsplice.model.errors import HardspliceError, printable
+from hardsplice.model.unforeseen import as_error
+
+SHELL = "/bin/sh"
+PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before each further attempt
+AGAIN_MAX, AGAIN_SECONDS = 8, 60.0  # servers that may end, and in which time
+
+# Its parameters: the connection's descriptor; where to write what when it is ready, which is not
+# before it can be told to end; a socket to be removed at the end, and the number of its file, or
+# nothing; and the program. Others look for that by its name.
+SCRIPT = """
+{ printf %s "$0" >/proc/self/comm; } 2>/dev/null
+fd=$1 told=$2 word=$3 path=$4 inode=$5
+shift 5
+finish() {
+    [ -z "$path" ] || find "$path" -maxdepth 0 -inum "$inode" -delete 2>/dev/null
+    exit 0
+}
+leave() {
+    trap - HUP INT TERM
+    echo >&"$fd"
+    read -r _ <&"$fd"
+    finish
+}
+trap leave HUP INT TERM
+printf "$word" >&"$told"
+eval "exec $told>&-"
+read -r _ <&"$fd" && finish
+sleep 0.1
+trap - HUP INT TERM
+exec "$@"
+"""
+_WORD = "hardsplice-again"  # the -X option's name
+Result = TypeVar("Result")
+
+
+class Again(NamedTuple):
+    """How often a program was started again since a moment, in CLOCK_MONOTONIC seconds."""
+
+    times: int = 0
+    since: float = 0.0
+
+    def next(self, now: float) -> Again:
+        """The same after one more time: it counts anew after a while."""
+        if self.times == 0 or now - self.since > AGAIN_SECONDS:
+            return Again(1, now)
+        return Again(self.times + 1, self.since)
+
+    @property
+    def is_too_often(self) -> bool:
+        """Whether it is not to be started once more."""
+        return self.times > AGAIN_MAX
+
+
+def _again() -> Again:
+    """As the shell has told us."""
+    times, _, since = str(sys._xoptions.get(_WORD, "")).partition(",")
+    try:
+        return Again(int(times), float(since))
+    except ValueError:
+        return Again()
+
+
+def command(given: Sequence[str], again: Again) -> list[str]:
+    """The command line by which an interpreter runs this program once more; ``given`` is the one by
+    which it was started.
+    """
+    words = [*given]
+    while any(word.startswith(f"{_WORD}=") for word in words):
+        at = next(at for at, word in enumerate(words) if word.startswith(f"{_WORD}="))
+        del words[at - 1 : at + 1]
+    return [words[0], "-X", f"{_WORD}={again.times},{again.since:.0f}", *words[1:]]
+
+
+def attempted(name: str, attempt: Callable[[], Result]) -> Result:
+    """What ``attempt`` returns. If it raises an error, that is raised, unless this program was
+    started again: then it is tried again for a while, and ends.
+    """
+    again = _again()
+    if not again.times:
+        return attempt()
+    failure = HardspliceError("forward", "ports", "servers end too often")
+    for pause in () if again.is_too_often else (0.0, *PAUSES):
+        time.sleep(pause)
+        try:
+            return attempt()
+        except Exception as error:  # noqa: BLE001 - nobody is there to be told before the end
+            failure = as_error(error, "start", "hardsplice")
+    syslog.openlog(name, syslog.LOG_PID, syslog.LOG_DAEMON)
+    syslog.syslog(syslog.LOG_ERR, printable(f"ports are not forwarded any more: {failure}"))
+    os._exit(failure.status)
+
+
+class Ready(NamedTuple):
+    """How it is told that all ports are served."""
+
+    fd: int  # where; from then on /dev/null is there
+    word: str  # what, as printf(1) has it
+
+
+def become(
+    name: str,
+    connection: int,
+    ready: Ready,
+    kept: Iterable[int],
+    limit: tuple[int, int],
+    socket: str | None,
+) -> NoReturn:
+    """Become the shell, which tells that it is ``ready``, and holds the ``connection`` and what is
+    ``kept`` under its numbers, and standard input; all else is closed. ``limit`` is RLIMIT_NOFILE
+    as it was; ``socket`` is removed at the end. OSError where there is no shell.
+    """
+    kept = {0, 1, 2, ready.fd, *kept}
+    places = [fd for fd in range(3, 10) if fd not in kept][:2]  # of one digit, for the shell
+    moved = [fcntl.fcntl(fd, fcntl.F_DUPFD, 10) for fd in (connection, ready.fd)]
+    for fd, place in zip(moved, places, strict=True):
+        os.dup2(fd, place)
+    descriptors.null_standard_streams((1, 2, ready.fd))
+    kept |= {*places}
+    for fd in kept:
+        os.set_inheritable(fd, True)
+    descriptors.close_others(kept)
+    resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them
+        signal.signal(number, signal.SIG_DFL)
+    given = [*map(str, places), ready.word]
+    given += ["", ""] if socket is None else [socket, str(os.lstat(socket).st_ino)]
+    again = command([sys.executable, *sys.orig_argv[1:]], _again().next(time.monotonic()))
+    os.execv(SHELL, [name, "-c", SCRIPT, name, *given, *again])

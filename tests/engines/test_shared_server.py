@@ -1,0 +1,348 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One server for many containers: rootlessport and docker-proxy by hand, several at a time, and
+what happens to the others when one of them, or the server, ends.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import stat
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hardsplice.frontends import mapping, offers, packets
+from hardsplice.frontends.offers import Offer
+from hardsplice.frontends.publishing import Place
+from hardsplice.kernel.scm import Messages
+from hardsplice.model.errors import HardspliceError
+from hardsplice.model.protocol import Protocol
+from tests.support import procfs
+from tests.support.frontends import Rootlessport, docker_proxy, executable, own_run
+from tests.support.netns import Identity, Namespace
+from tests.support.product import Program, can_bind, family, free_ports
+from tests.support.stream import PATIENCE, eventually
+
+pytestmark = [pytest.mark.usefixtures("nothing_left_behind"), pytest.mark.root]
+
+LOCAL = ip_address("127.0.0.1")
+STUB_KIB = 300  # of a shell that waits; one of Python would be ten thousand
+SERVER_KIB = 40_000
+
+
+class Containers:
+    """Containers of one namespace, in which a server echoes."""
+
+    def __init__(self, script: Path, folder: Path, namespace: Namespace) -> None:
+        self.script, self.folder, self.namespace = script, folder, namespace
+        self.place = Place(str(folder / "hardsplice"), namespace.net_path)
+        self.echo = namespace.socket(socket.AF_INET)
+        self.echo.bind(("127.0.0.1", 0))
+        self.echo.listen(64)
+        self.echo.settimeout(PATIENCE)
+        self.target = self.echo.getsockname()[1]
+        self.port = free_ports(12)
+        self.made: list[Rootlessport] = []
+
+    def begin(self, at: int, **more: Any) -> Rootlessport:
+        """Start the one that has the port of that number."""
+        made = Rootlessport(
+            self.script, self.folder, self.namespace.net_path, self.port + at, self.target,
+            f"{len(self.made):02x}", **more,
+        )  # fmt: skip
+        self.made.append(made)
+        return made
+
+    def start(self, at: int, **more: Any) -> Rootlessport:
+        """The same, until it is ready."""
+        made = self.begin(at, **more)
+        assert os.read(made.ready, 2) == b"1"
+        return made
+
+    def connected(self, at: int) -> Conversation:
+        client = socket.create_connection(("127.0.0.1", self.port + at), PATIENCE)
+        try:
+            return Conversation(client, self.echo.accept()[0])
+        except OSError:
+            client.close()
+            raise
+
+    def serves(self, at: int) -> bool:
+        """Whether the port leads there now, be it that its last server is just ending."""
+        self.echo.settimeout(0.5)
+        try:
+            self.connected(at).end()
+        except (ConnectionError, TimeoutError, AssertionError):
+            return False
+        finally:
+            self.echo.settimeout(PATIENCE)
+        return True
+
+    def servers(self) -> set[int]:
+        """The host monitors."""
+        names = procfs.names(os.getpid())
+        return {pid for pid, name in names.items() if name == "hs-host"}
+
+    def close(self) -> None:
+        for one in self.made:
+            one.close()
+        self.echo.close()
+
+
+class Conversation:
+    """A client and its server."""
+
+    def __init__(self, client: socket.socket, server: socket.socket) -> None:
+        self.client, self.server = client, server
+        self.goes_on()
+
+    def goes_on(self) -> None:
+        self.client.sendall(b"hello")
+        assert self.server.recv(5) == b"hello"
+
+    def is_reset(self) -> bool:
+        self.client.settimeout(PATIENCE)
+        try:
+            return self.client.recv(1) == b""
+        except ConnectionResetError:
+            return True
+
+    def end(self) -> None:
+        self.client.close()
+        self.server.close()
+
+
+@pytest.fixture
+def containers(program: Program, tmp_path: Path) -> Iterator[Containers]:
+    script = executable(tmp_path / "rootlessport", program.stage(), "rootlessport")
+    with Namespace(Identity("root")) as namespace:
+        made = Containers(script, tmp_path, namespace)
+        yield made
+        made.close()
+
+
+def test_containers_of_one_namespace_share_a_server(containers: Containers) -> None:
+    for at in range(3):
+        containers.start(at)
+    assert len(containers.servers()) == 1
+    assert all(containers.serves(at) for at in range(3))
+    (server,) = containers.servers()
+    relays = [name for name in procfs.names(server).values() if name == "hs-relay-in"]
+    assert len(relays) == 1
+
+
+@pytest.mark.parametrize("how", ["killed", "told to end", "its container has ended"])
+def test_one_that_ends_takes_its_own_ports_along(how: str, containers: Containers) -> None:
+    first, _ = containers.start(0), containers.start(1)
+    own, other = containers.connected(0), containers.connected(1)
+    if how == "its container has ended":
+        assert first.let_go() == 0
+    else:
+        first.process.send_signal(signal.SIGKILL if how == "killed" else signal.SIGTERM)
+        first.process.wait(PATIENCE)
+    eventually(lambda: can_bind("127.0.0.1", containers.port), "the port is still bound")
+    assert own.is_reset()
+    other.goes_on()
+    for one in (own, other):
+        one.end()
+
+
+def test_those_that_start_at_once_have_one_server(containers: Containers) -> None:
+    for at in range(10):
+        containers.begin(at)
+    assert all(os.read(one.ready, 2) == b"1" for one in containers.made)
+    assert all(containers.serves(at) for at in range(10))
+    assert len(containers.servers()) == 1
+
+
+def test_ports_come_back_after_a_server_is_killed(containers: Containers) -> None:
+    for at in range(3):
+        containers.start(at)
+    for _ in range(2):
+        (server,) = containers.servers()
+        os.kill(server, signal.SIGKILL)
+        eventually(partial(ended, server), "the server lives")
+        for at in range(3):
+            eventually(partial(containers.serves, at), "the port is not served again")
+        assert len(containers.servers()) == 1
+    assert containers.made[0].ask('"127.0.0.1"') == b"OK", "the address may still change"
+    assert all(one.let_go() == 0 for one in containers.made)
+    assert not any(one.socket.exists() for one in containers.made)
+
+
+def ended(pid: int) -> bool:
+    return not procfs.alive(pid)
+
+
+def test_an_address_that_changes_is_one_containers(containers: Containers) -> None:
+    first, _ = containers.start(0), containers.start(1)
+    assert first.ask('"127.0.0.9"') == b"OK"
+    assert containers.serves(1)
+    assert not containers.serves(0), "nobody listens there"
+    assert first.ask('"127.0.0.1"') == b"OK"
+    assert containers.serves(0)
+
+
+def test_a_port_in_use_leaves_nothing_of_its_request(containers: Containers) -> None:
+    containers.start(0)
+    with socket.create_server(("", containers.port + 3)):
+        refused = containers.begin(1, range=4)
+        assert os.read(refused.ready, 2) == b""
+    assert refused.process.stdout is not None
+    assert b"Address already in use" in refused.process.stdout.read()
+    assert can_bind("127.0.0.1", containers.port + 1)
+    assert containers.serves(0)
+
+
+def test_more_ports_than_there_are_places_for_is_an_error(containers: Containers) -> None:
+    containers.start(0)
+    many = 4200
+    first = free_ports(many)
+    refused = containers.begin(1, host_port=first, container_port=first, range=many)
+    assert os.read(refused.ready, 2) == b""
+    assert refused.process.stdout is not None
+    assert b"there are places for" in refused.process.stdout.read()
+    assert containers.serves(0)
+
+
+def test_the_servers_socket_is_its_users_alone(containers: Containers) -> None:
+    containers.start(0)
+    path = Path(containers.place.path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("how", ["by itself", "killed"])
+def test_a_server_that_ends_leaves_no_file(how: str, containers: Containers) -> None:
+    one = containers.start(0)
+    path = Path(containers.place.path)
+    (server,) = containers.servers()
+    if how == "killed":
+        one.process.kill()
+        os.kill(server, signal.SIGKILL)
+    else:
+        one.let_go()
+    eventually(lambda: not path.exists(), "the socket is left")
+
+
+def test_a_listener_of_another_namespace_is_refused(containers: Containers) -> None:
+    containers.start(0)
+    with (
+        containers.namespace.socket(socket.AF_INET) as strange,
+        packets.connect(containers.place.path) as client,
+    ):
+        strange.bind(("127.0.0.1", 0))
+        strange.listen()
+        port = mapping.inbound(
+            Protocol.TCP, LOCAL, strange.getsockname()[1], LOCAL, containers.target
+        )
+        room = Messages(offers.SIZE, offers.FDS)
+        for data, fds in offers.encode(Offer([port], [strange.fileno()])):
+            room.sendmsg(client.fileno(), data, fds, 0)
+        client.settimeout(PATIENCE)
+        failure = offers.failure_of(client.recv(1000))
+    assert isinstance(failure, HardspliceError)
+    assert containers.serves(0)
+
+
+def pss(pid: int) -> int:
+    """KiB of a process's memory, of which it has a share in what others have, too."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+
+
+def test_one_more_container_costs_next_to_nothing(containers: Containers) -> None:
+    for at in range(12):
+        containers.start(at)
+    (server,) = containers.servers()
+    assert sum(map(pss, family(server))) < SERVER_KIB
+    assert max(pss(one.process.pid) for one in containers.made) < STUB_KIB
+
+
+@pytest.fixture
+def proxy(program: Program, tmp_path: Path) -> Iterator[list[str]]:
+    script = executable(tmp_path / "docker-proxy", program.stage(), "docker_proxy")
+    with own_run() as words:
+        yield [*words, str(script)]
+
+
+def test_docker_proxies_share_a_server(proxy: list[str]) -> None:
+    port = free_ports(4)
+    started: list[subprocess.Popen[bytes]] = []
+    try:
+        for at in range(4):
+            process, told = docker_proxy(proxy, port + at, 9, "-proto", ("tcp", "udp")[at % 2])
+            started.append(process)
+            assert told == b"0\n"
+        assert [*procfs.names(os.getpid()).values()].count("hs-host") == 1
+    finally:
+        for process in started:
+            process.send_signal(signal.SIGINT)
+            assert process.wait(PATIENCE) == 0
+    eventually(lambda: all(can_bind("127.0.0.1", port + at) for at in range(4)), "a port is bound")
+
+
+def test_a_listener_of_dockers_is_served_again_by_the_next_server(
+    proxy: list[str], served_udp: Callable[[], int]
+) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as passed:
+        passed.bind(("127.0.0.1", 0))
+        port = passed.getsockname()[1]
+        process, told = docker_proxy(
+            proxy, port, served_udp(), "-proto", "udp", "-use-listen-fd", listener=passed.fileno()
+        )
+    try:
+        assert told == b"0\n"
+        assert answered(port)
+        for pid, name in procfs.names(os.getpid()).items():
+            if name == "hs-host":
+                os.kill(pid, signal.SIGKILL)
+        assert answered(port)
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) == 0
+
+
+@pytest.fixture
+def served_udp() -> Iterator[Callable[[], int]]:
+    """A UDP server, by a thread: its port."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", 0))
+
+        def serve() -> None:
+            while True:
+                data, peer = server.recvfrom(100)
+                if not data:
+                    return
+                server.sendto(data, peer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield lambda: int(server.getsockname()[1])
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as last:
+            last.sendto(b"", server.getsockname())
+        thread.join(PATIENCE)
+
+
+def answered(port: int) -> bool:
+    """Whether a datagram to a port is answered, sooner or later."""
+
+    def ask() -> bool:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.settimeout(0.2)
+            client.connect(("127.0.0.1", port))
+            try:
+                client.send(b"hello")
+                return client.recv(10) == b"hello"
+            except (TimeoutError, ConnectionRefusedError):
+                return False
+
+    return bool(eventually(ask, "no answer"))

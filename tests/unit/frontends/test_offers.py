@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What programs and the server of their ports tell each other."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hardsplice.frontends import mapping, offers
+from hardsplice.frontends.offers import Offer
+from hardsplice.ipc.messages import MalformedError
+from hardsplice.model.errors import HardspliceError
+from hardsplice.model.forward import Forward
+from hardsplice.model.protocol import Protocol
+
+PORTS = st.builds(
+    mapping.inbound,
+    st.sampled_from(Protocol),
+    st.one_of(st.none(), st.ip_addresses()),
+    st.integers(1, 65535),
+    st.ip_addresses(),
+    st.integers(1, 65535),
+)
+
+
+def decoded(offer: Offer) -> list[Offer]:
+    return [offers.decode(data, fds) for data, fds in offers.encode(offer)]
+
+
+@given(
+    st.lists(PORTS, max_size=2 * offers.PORTS + 1),
+    st.one_of(st.none(), st.integers(5, 9)),
+    st.one_of(st.none(), st.integers(5, 9)),
+)
+def test_an_offer_arrives_as_it_was_made(
+    ports: list[Forward], ends: int | None, moves: int | None
+) -> None:
+    fds = [*range(100, 100 + len(ports))]
+    parts = decoded(Offer(ports, fds, ends, moves))
+    assert [one for part in parts for one in part.forwards] == ports
+    assert [fd for part in parts for fd in part.listeners] == fds
+    assert [part.is_last for part in parts] == [False] * (len(parts) - 1) + [True]
+    assert (parts[0].ends, parts[0].moves) == (ends, moves)
+    assert all((part.ends, part.moves) == (None, None) for part in parts[1:])
+
+
+def test_no_message_is_longer_than_is_received() -> None:
+    port = mapping.inbound(Protocol.TCP, ip_address("::1"), 80, ip_address("::1"), 80)
+    for data, fds in offers.encode(Offer([port] * 500, [7] * 500, 5, 6)):
+        assert len(data) <= offers.SIZE
+        assert len(fds) <= offers.FDS
+
+
+@given(st.binary(max_size=200), st.lists(st.integers(3, 99), max_size=5))
+def test_whatever_comes_is_an_offer_or_an_error(data: bytes, fds: list[int]) -> None:
+    try:
+        offer = offers.decode(data, fds)
+    except MalformedError:
+        return
+    assert len(offer.forwards) == len(offer.listeners)
+
+
+def test_each_port_has_its_listener_and_nothing_else_comes_along() -> None:
+    port = mapping.inbound(Protocol.TCP, None, 80, ip_address("::1"), 80)
+    ((data, fds),) = offers.encode(Offer([port], [7]))
+    for wrong in ([], [*fds, 8]):
+        with pytest.raises(MalformedError, match="descriptors"):
+            offers.decode(data, wrong)
+    for other in (port._replace(port=0), port._replace(interface="lo")):
+        ((data, fds),) = offers.encode(Offer([other], [7]))
+        with pytest.raises(MalformedError, match="no number, or an interface"):
+            offers.decode(data, fds)
+
+
+def test_an_answer_is_that_all_is_well_or_the_failure() -> None:
+    failure = HardspliceError("listen on", "port 80", "in use", "use another one")
+    assert offers.failure_of(offers.answer(None)) is None
+    found = offers.failure_of(offers.answer(failure))
+    assert found is not None
+    assert (str(found), found.hint) == (str(failure), failure.hint)
+    for wrong in (b"", b"OK", b"\n"):
+        with pytest.raises(MalformedError):
+            offers.failure_of(wrong)

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How often a program that waits as a shell is started again, and by which command line."""
+
+from __future__ import annotations
+
+import os
+import sys
+import syslog
+
+import pytest
+
+from hardsplice.frontends import stub
+from hardsplice.frontends.stub import AGAIN_MAX, AGAIN_SECONDS, Again
+from hardsplice.model.errors import HardspliceError
+from tests.support.clock import FakeClock
+
+GIVEN = ["/usr/bin/python3", "-I", "-X", "hardsplice=/x", "isolated.py", "m", "-proto", "tcp"]
+
+
+def test_servers_that_end_one_after_the_other_are_not_replaced_for_ever() -> None:
+    again, now = Again(), 100.0
+    for _ in range(AGAIN_MAX):
+        again = again.next(now)
+        now += AGAIN_SECONDS / AGAIN_MAX / 2
+        assert not again.is_too_often
+    assert again.next(now).is_too_often
+
+
+def test_one_that_ends_now_and_then_always_is() -> None:
+    again, now = Again(), 100.0
+    for _ in range(10 * AGAIN_MAX):
+        again = again.next(now)
+        now += AGAIN_SECONDS + 1
+    assert not again.is_too_often
+
+
+def test_the_command_line_stays_what_it_was_and_says_how_often() -> None:
+    once = stub.command(GIVEN, Again(1, 100.4))
+    assert once == [GIVEN[0], "-X", "hardsplice-again=1,100", *GIVEN[1:]]
+    assert stub.command(once, Again(2, 100)) == [
+        GIVEN[0],
+        "-X",
+        "hardsplice-again=2,100",
+        *GIVEN[1:],
+    ]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
+    clock = FakeClock()
+    monkeypatch.setattr(stub, "time", clock)
+    return clock
+
+
+def failing(times: int) -> list[HardspliceError]:
+    return [HardspliceError("listen on", f"port {at}", "in use") for at in range(times)]
+
+
+def attempt(failures: list[HardspliceError]) -> int:
+    def once() -> int:
+        if failures:
+            raise failures.pop()
+        return 7
+
+    return stub.attempted("rootlessport", once)
+
+
+def test_what_an_engine_has_started_is_tried_once(clock: FakeClock) -> None:
+    with pytest.raises(HardspliceError):
+        attempt(failing(1))
+    assert attempt([]) == 7
+    assert clock.now == 1000
+
+
+def test_what_was_started_again_is_tried_for_a_while(
+    clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "_xoptions", {"hardsplice-again": "1,100"})
+    assert attempt(failing(len(stub.PAUSES))) == 7
+    assert clock.now == 1000 + sum(stub.PAUSES)
+
+
+@pytest.mark.parametrize("times", [1, AGAIN_MAX + 1])
+def test_at_last_it_is_given_up_and_the_systems_log_says_why(
+    times: int, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(sys, "_xoptions", {"hardsplice-again": f"{times},100"})
+    monkeypatch.setattr(syslog, "syslog", lambda _, text: said.append(text))
+
+    def ended(status: int) -> None:
+        raise SystemExit(status)
+
+    monkeypatch.setattr(os, "_exit", ended)
+    with pytest.raises(SystemExit):
+        attempt(failing(99))
+    reason = "port 93: in use" if times == 1 else "servers end too often"
+    assert reason in said[0]
+    assert clock.now - 1000 == (sum(stub.PAUSES) if times == 1 else 0)
