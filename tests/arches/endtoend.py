@@ -67,6 +67,7 @@ class Namespace:
                 kind = socket.SOCK_DGRAM if request in b"uv" else socket.SOCK_STREAM
                 with socket.socket(family, kind) as made:
                     socket.send_fds(channel, [b"s"], [made.fileno()])
+                channel.send(b"c")  # there is no copy of it here any more
         finally:
             os._exit(0)
 
@@ -77,6 +78,7 @@ class Namespace:
     def _made(self, request: bytes) -> socket.socket:
         self._channel.send(request)
         _, (fd,), _, _ = socket.recv_fds(self._channel, 1, 1)
+        self._channel.recv(1)
         return socket.socket(fileno=fd)
 
     def socket(self, family: socket.AddressFamily) -> socket.socket:
