@@ -17,8 +17,9 @@ import pytest
 
 from hardsplice.sandbox.steps import MEMORY, MEMORY_EACH
 from tests.support import procfs
+from tests.support.datagrams import free_ports
 from tests.support.netns import Identity, Namespace
-from tests.support.product import Instance, Program, free_ports
+from tests.support.product import Instance, Program
 from tests.support.stream import PATIENCE, eventually
 
 pytestmark = [
@@ -26,7 +27,7 @@ pytestmark = [
     pytest.mark.usefixtures("nothing_left_behind"),
 ]
 
-OURS = {"hs-host", "hs-namespace", "hs-relay-in", "hs-relay-out"}
+OURS = {"hs-host", "hs-namespace", "hs-relay-in", "hs-relay-out", "hs-udp-in", "hs-udp-out"}
 WITH_COMMAND = OURS | {"hs-guard", "hs-init"}
 
 
@@ -104,6 +105,12 @@ class Secret:
         return {self.name, self.short, self.long[:64], self.long[6000:6064], self.long[-64:]}
 
 
+def ports_of_all() -> list[str]:
+    """Options that have a process of each kind, COMMAND's left out."""
+    inbound, outbound = f"127.0.0.1/{free_ports()}:80", f"81:{free_ports()}"
+    return ["-t", inbound, "-T", outbound, "-u", inbound, "-U", outbound]
+
+
 def left_in(
     program: Program, identity: Identity, secret: Secret, arguments: list[str]
 ) -> dict[str, set[str]]:
@@ -122,8 +129,9 @@ def test_nothing_of_the_caller_s_environment_is_left_in_ours(
     program: Program, identity: Identity, arguments: list[str], ports: str
 ) -> None:
     secret = Secret()
-    spec = ["-t", f"127.0.0.1/{free_ports()}:80", "-T", f"81:{free_ports()}"]
-    spec += ["-t", "auto", "-T", "auto"] if ports == "changing" else []
+    spec = ports_of_all()
+    if ports == "changing":
+        spec += [word for option in ("-t", "-T", "-u", "-U") for word in (option, "auto")]
     left = left_in(program, identity, secret, [*spec, *arguments])
     assert left.pop("sleep", secret.parts) == secret.parts, "COMMAND has all of it"
     assert left == {who: set() for who in left}
@@ -131,7 +139,7 @@ def test_nothing_of_the_caller_s_environment_is_left_in_ours(
 
 def test_where_it_is_not_overwritten_all_have_it(identity: Identity, arguments: list[str]) -> None:
     secret = Secret()
-    spec = ["-t", f"127.0.0.1/{free_ports()}:80", "-T", f"81:{free_ports()}"]
+    spec = ports_of_all()
     with contextlib.closing(Remembering()) as program:
         left = left_in(program, identity, secret, [*spec, *arguments])
     assert left == dict.fromkeys(left, secret.parts)
@@ -151,7 +159,7 @@ def address_space(pid: int) -> tuple[int, int]:
 def test_each_process_has_a_limit(
     program: Program, identity: Identity, arguments: list[str]
 ) -> None:
-    spec = ["-t", f"127.0.0.1/{free_ports()}:80", "-T", f"81:{free_ports()}"]
+    spec = ports_of_all()
     instance = Instance(program, identity, [*spec, *arguments], descriptors=5000)
     with contextlib.ExitStack() as stack:
         stack.callback(instance.discard)
