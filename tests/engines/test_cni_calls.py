@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 
 from tests.support import procfs
 from tests.support.frontends import executable
-from tests.support.netns import Identity, Namespace, clean_environment
+from tests.support.netns import Identity, Namespace, clean_environment, mounted
 from tests.support.product import Program, free_ports
 from tests.support.stream import PATIENCE, eventually
 
@@ -135,6 +136,23 @@ def test_the_instance_is_as_confined_as_any(plugin: Plugin) -> None:
     for status in procfs.each(procfs.status, processes).values():
         assert (status["Seccomp"], status["NoNewPrivs"]) == ("2", "1")
         assert int(status["CapPrm"], 16) == int(status["CapBnd"], 16) == 0
+
+
+@pytest.mark.root  # a namespace has a name by a mount
+@pytest.mark.parametrize("delay", [0.0, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4])
+def test_an_instance_ends_with_its_namespace_s_name_however_soon_that_goes(
+    plugin: Plugin, delay: float
+) -> None:
+    """At each moment of the start, or right after it."""
+    with mounted(plugin.namespace, Path(f"/run/netns/{plugin.network}")) as path:
+        call = plugin.start("ADD", netns=str(path))
+        assert call.stdin is not None
+        call.stdin.close()
+        call.stdin = None
+        time.sleep(delay)
+    status, said = plugin.end(call)
+    assert status == 0 or said["msg"].startswith("hardsplice: cannot ")
+    eventually(lambda: not is_listening(plugin), "the instance outlives the name")
 
 
 def test_check_notices_other_ports_and_an_instance_that_is_gone(plugin: Plugin) -> None:
