@@ -6,8 +6,10 @@ error is text on standard output, with a status other than 0; a byte on the desc
 that all ports are there; the end of file of ExitFD ends it. Where the request says so, a socket
 takes the container's new address (frontends/reload.py).
 
-The ports are served by one server for all containers of a namespace (frontends/publishing.py); the
-process that was started becomes a shell that waits for the end (frontends/stub.py).
+The ports are served by one server (frontends/publishing.py) for all containers whose bridges are in
+one network namespace, as those of a user's networks are; a container that has no bridge has a
+server of its own, in its own namespace. The process that was started becomes a shell that waits for
+the end (frontends/stub.py).
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from hardsplice.frontends.rootlessport_request import Request
 from hardsplice.frontends.stub import Ready
 from hardsplice.model.errors import HardspliceError, in_a_line, reason_of, write_all
 from hardsplice.model.unforeseen import as_error
+from hardsplice.net import bridged
 
 PROGRAM = "rootlessport"
 READY = "1"
@@ -60,7 +63,9 @@ def serve(argv: Sequence[str]) -> NoReturn:
 
 def _publish(request: Request) -> int:
     """The connection that stands for the ports."""
-    place = Place(_folder(request), request.netns)
+    # From where the bridge is, one server reaches the containers of all of the user's networks.
+    netns = None if request.child.is_loopback else bridged.shared_by(request.netns, request.child)
+    place = Place(_folder(request), netns or request.netns)
     moves = None if request.socket is None else _listen(request.socket)
     try:
         wanted = Wanted(request.forwards, None, request.exit_fd, moves)

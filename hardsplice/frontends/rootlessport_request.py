@@ -21,7 +21,8 @@ class Request(NamedTuple):
     """What Podman asks for."""
 
     forwards: tuple[Forward, ...]
-    netns: str
+    netns: str  # the container's
+    child: Address  # the container's in there
     folder: str | None  # Podman's, for temporary files, if it says so
     ready_fd: int
     exit_fd: int
@@ -57,6 +58,7 @@ def parse(text: bytes) -> Request:
     return Request(
         forwards,
         os.path.abspath(netns),
+        target,
         _folder(given),
         _fd(given, "ReadyFD"),
         _fd(given, "ExitFD"),

@@ -150,6 +150,25 @@ def test_networks_are_connected_and_disconnected(podman: Podman) -> None:
     assert lines == ["0", "0", size()]
 
 
+def test_containers_of_all_networks_share_a_server(podman: Podman) -> None:
+    port = free_ports(3)
+    lines = said(
+        podman,
+        f"""
+        podman network create other >/dev/null
+        web one -p {port}:8080 >/dev/null; web two -p {port + 1}:8080 --network other >/dev/null
+        podman network create --internal inside >/dev/null
+        web three -p {port + 2}:8080 --network inside >/dev/null
+        for at in {port} {port + 1} {port + 2}; do get http://127.0.0.1:$at/busybox; done
+        ps -eo comm | grep -c hs-host
+        podman rm -f -t 0 one; get http://127.0.0.1:{port + 1}/busybox
+        podman rm -f -t 0 two three >/dev/null; settled
+        """,
+    )
+    # One that has no gateway is not reached from where the bridges are.
+    assert lines == [*[size()] * 3, "2", "one", size(), "0", "0"]
+
+
 def test_a_hundred_ports(podman: Podman) -> None:
     port = free_ports(100)
     lines = said(
