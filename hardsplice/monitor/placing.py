@@ -50,9 +50,7 @@ class Placing:
         self._due: deque[tuple[int, int, bool]] = deque()  # place; the port's ID; whether added
         # By the ports' IDs: what to call, and the timer that does so at the latest
         self._let_go: dict[int, tuple[Callable[[], None], int]] = {}
-        self._kept: dict[
-            int, int
-        ] = {}  # what came too late for that: the timer that ends the relay
+        self._kept: dict[int, int] = {}  # those that were late: the timer that ends the relay
 
     def begin(self, fd: int) -> None:
         """The relay has sent the descriptor from which its calls are read. OSError if it is another

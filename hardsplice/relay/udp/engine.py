@@ -162,12 +162,13 @@ class Engine(Answerer):
             self._end(flow, End.EXPIRED if answered else End.UNANSWERED)
             again = self.moment + SWEEP_SECONDS
         if self.shortage_until and self.moment >= self.shortage_until:
-            self.shortage_until = 0.0
-            self._request_sockets()
-            self._reconsider_watching()
+            self._end_shortage()
+        if self.patient_until and self.moment >= self.patient_until:
+            self._lose_patience()
         # Flows that are over soon after each other are ended together: each by itself would wake
         # this process as often as there are flows.
-        self.due = min(max(self.flows.due(), again), self.shortage_until or NEVER)
+        others = min(self.shortage_until or NEVER, self.patient_until or NEVER)
+        self.due = min(max(self.flows.due(), again), others)
 
     def _write_gauges(self, gauges: memoryview) -> None:
         """Write down what is in use, for monitors."""

@@ -6,8 +6,8 @@ which: on loopback the refusal (ICMP) is there when send returns, and the datagr
 What worked is tried first from then on.
 
 *An empty pool.* Listeners aren't watched until the monitor has sent sockets, and what has been
-received already is kept meanwhile. If the monitor can't send any, datagrams of new clients are
-dropped for a second, and those of flows go on.
+received already is kept meanwhile. If the monitor can't send any, or sends nothing for a second,
+datagrams of new clients are dropped from then on until it does, and those of flows go on.
 
 *Room.* At a bound the flow goes that was used the longest time ago of those whose target has never
 answered, or else of the brief ones (table.py), so that a flood of single datagrams from made-up
@@ -33,6 +33,7 @@ from hardsplice.telemetry.flow_table import End
 
 NO_SOCKET, NO_ROOM = -1, -2  # in the place of an errno
 SHORTAGE_SECONDS = 1.0  # until sockets are requested again that the monitor couldn't send
+PATIENCE_SECONDS = 1.0  # for which all clients wait for a monitor that says nothing
 
 
 class Held(NamedTuple):
@@ -47,12 +48,13 @@ class Held(NamedTuple):
 class Opener(Sender):
     """The layer that begins flows."""
 
-    __slots__ = ("held", "shortage_until", "to_drain", "watching")
+    __slots__ = ("held", "patient_until", "shortage_until", "to_drain", "watching")
 
     def __init__(self, resources: Resources) -> None:
         super().__init__(resources)
         self.held: deque[Held] = deque()
         self.watching = False  # the listeners
+        self.patient_until = 0.0  # until when clients wait, while they do
         self.shortage_until = 0.0  # the monitor has no sockets: request none before then
         self.to_drain: int | None = None  # the number of flows when draining began
 
@@ -179,6 +181,7 @@ class Opener(Sender):
         for _ in range(len(self.held)):
             state, key, payload, segment = self.held.popleft()
             if self.listeners.get(state.fd) is not state:
+                self.counters[count.DROPPED_LIMIT] += count_of(len(payload), segment)
                 continue  # it was removed meanwhile
             self.buffers.memory[: len(payload)] = payload
             flow = state.flows.get(key)
@@ -190,6 +193,22 @@ class Opener(Sender):
     def _begin_shortage(self) -> None:
         self.shortage_until = self.moment + SHORTAGE_SECONDS
         self.due = min(self.due, self.shortage_until)
+
+    def _end_shortage(self) -> None:
+        """It is time to try again; or to wait further, for what was requested already."""
+        pools = [self.pools[family] for family in self.families]
+        if any(pool.requested and not pool.ready for pool in pools):
+            self._begin_shortage()
+            return
+        self.shortage_until = 0.0
+        self._request_sockets()
+        self._reconsider_watching()
+
+    def _lose_patience(self) -> None:
+        """The monitor has said nothing for too long: serve those clients that need no socket."""
+        self._begin_shortage()
+        self._open_held()
+        self._reconsider_watching()
 
     def _request_sockets(self) -> None:
         """Request sockets for each pool that is half used."""
@@ -210,8 +229,12 @@ class Opener(Sender):
         if possible == self.watching:
             return
         self.watching = possible
-        if not possible:
+        if possible:
+            self.patient_until = 0.0
+        else:
             self.counters[count.PAUSED] += 1
+            self.patient_until = self.moment + PATIENCE_SECONDS
+            self.due = min(self.due, self.patient_until)
         for fd, state in self.listeners.items():
             if state.is_shut:
                 continue

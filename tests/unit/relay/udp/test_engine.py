@@ -588,6 +588,37 @@ def test_where_the_monitor_has_no_socket_new_clients_are_dropped_and_flows_go_on
     assert relay.target().got == [b"new"]
 
 
+def test_flows_go_on_where_the_monitor_says_nothing() -> None:
+    """Once all have waited for a second; and new clients are served once it speaks again."""
+    relay = Relay(pool=2)
+    relay.generous = False
+    for number in range(4):
+        relay.kernel.ask(relay.first, client_ipv4(number), b"question")
+    relay.turn()
+    relay.kernel.ask(relay.first, client_ipv4(0), b"another")
+    relay.engine.turn({})
+    assert relay.kernel.epoll_.timeout == pytest.approx(1)
+    relay.wait(0.9)
+    assert relay.kernel.sockets[0].got == [b"question"]
+    relay.wait(0.2)
+    for _ in range(5):
+        relay.run()
+        assert relay.engine.watching
+        relay.wait(1.1)
+        relay.ask(client_ipv4(0), b"more")
+        relay.ask(client_ipv4(5), b"new")
+    assert relay.kernel.sockets[0].got == [b"question", b"another", *5 * [b"more"]]
+    assert relay.counted("dropped_limit") == 2 + 5
+    assert relay.monitor.asked == [(0, 2)], "it was asked once"
+    relay.generous = True
+    relay.supply()
+    relay.ask(client_ipv4(5), b"new")
+    assert relay.target().got == [b"new"]
+    relay.wait(1.1)
+    assert not relay.engine.shortage_until
+    relay.check()
+
+
 def test_what_queues_dropped_is_counted_but_not_what_an_earlier_relay_has() -> None:
     relay = Relay()
     relay.kernel.ask(relay.first, ONE, b"question", drops=5)
