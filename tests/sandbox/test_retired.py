@@ -38,6 +38,7 @@ from hardsplice.net import retiring
 from hardsplice.kernel import socketcalls
 from hardsplice.ipc.messages import Kind, Note
 from hardsplice.model.direction import Direction
+from hardsplice.model.protocol import Protocol
 from hardsplice.monitor.requests import decode
 from hardsplice.app.start import main
 kept = {}
@@ -63,7 +64,7 @@ def close(self, record):
         is_ipv6 = socketcalls.option(fd, SOL_SOCKET, SO_DOMAIN) == AF_INET6
         where = ctypes.c_void_p(address_book.USUAL.address + address_book.SLOT * slots[is_ipv6])
         code = -socketcalls.connect(fd, where, 28 if is_ipv6 else 16)
-    self.groups.note(Note.ERROR, 0, 0, f"it came to {code}".encode())
+    self.groups.note(Protocol.TCP, Note.ERROR, 0, 0, f"it came to {code}".encode())
     self._answer(Kind.CLOSED, record)
 handover._HANDLERS[Kind.SERVE], handover._HANDLERS[Kind.CLOSE] = serve, close
 if how == "unfixed":
