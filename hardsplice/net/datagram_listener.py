@@ -22,6 +22,23 @@ _PKTINFO = {
 }
 
 
+# What ours don't have, nor may: more control messages than relays have room for and know the order
+# of, and what holds back or cuts what is sent. Level and names, from linux/in.h, linux/in6.h,
+# asm-generic/socket.h and linux/udp.h.
+_OFF = (
+    # IP_RECVOPTS, IP_RETOPTS, IP_RECVERR, IP_RECVTTL, IP_RECVTOS, IP_PASSSEC, IP_RECVORIGDSTADDR,
+    # IP_CHECKSUM, IP_RECVFRAGSIZE
+    (socket.IPPROTO_IP, (6, 7, 11, 12, 13, 18, 20, 23, 25)),
+    # IPV6_2292PKTINFO, _2292HOPOPTS, _2292DSTOPTS, _2292RTHDR, _2292HOPLIMIT, IPV6_FLOWINFO,
+    # _RECVERR, _RECVHOPLIMIT, _RECVHOPOPTS, _RECVRTHDR, _RECVDSTOPTS, _RECVPATHMTU, _RECVTCLASS,
+    # _RECVORIGDSTADDR, _RECVFRAGSIZE
+    (socket.IPPROTO_IPV6, (2, 3, 4, 5, 8, 11, 25, 51, 53, 56, 58, 60, 66, 74, 77)),
+    # SO_BROADCAST; SO_TIMESTAMP, SO_TIMESTAMPNS, SO_TIMESTAMPING, and those of 64 bits
+    (socket.SOL_SOCKET, (6, 29, 35, 37, 63, 64, 65)),
+    (socket.IPPROTO_UDP, (1, mmsghdr.UDP_SEGMENT)),  # UDP_CORK
+)
+
+
 def open_listener(address: Address, *, dual: bool, interface: str | None) -> int:
     """As listeners.open_listener, which has found out these. It has no SO_REUSEADDR: another socket
     of the same user could take over its port by that.
@@ -64,6 +81,12 @@ def is_sound(fd: int) -> bool:
 
 def make_sound(listener: socket.socket) -> None:
     """As listeners.make_sound."""
+    for level, names in _OFF:
+        for name in names:
+            with contextlib.suppress(OSError):  # an older kernel, or another family
+                listener.setsockopt(level, name, 0)
+    if listener.family == socket.AF_INET6:  # which says it of IPv4, too
+        listener.setsockopt(socket.IPPROTO_IP, mmsghdr.IP_PKTINFO, 0)
     listener.setsockopt(*_PKTINFO[socket.AddressFamily(listener.family)], 1)
     listener.setsockopt(socket.SOL_SOCKET, mmsghdr.SO_RXQ_OVFL, 1)
     with contextlib.suppress(OSError):  # before Linux 5.0

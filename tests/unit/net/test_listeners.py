@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -330,6 +331,43 @@ def test_of_udp_an_option_that_was_changed_is_noticed() -> None:
         assert not is_sound(listener.fileno(), Protocol.UDP)
         make_sound(listener)
         assert is_sound(listener.fileno(), Protocol.UDP)
+
+
+IP_OPTIONS = (6, 7, 8, 11, 12, 13, 18, 20, 23, 25)  # linux/in.h
+IPV6_OPTIONS = (2, 4, 5, 8, 11, 25, 49, 51, 53, 56, 58, 60, 66, 74, 77)  # linux/in6.h
+TIMESTAMPS = {29: 1, 35: 1, 37: 0x58}  # asm-generic/socket.h
+CORK, SEGMENT = 1, 103  # linux/udp.h
+
+
+@pytest.mark.parametrize(
+    ("address", "asked"),
+    [("127.0.0.1", "127.0.0.1"), ("::1", "::1"), (None, "::ffff:127.0.0.1"), (None, "::1")],
+)
+def test_of_udp_whatever_somebody_else_had_set_relays_read_and_send_as_on_one_of_ours(
+    address: str | None, asked: str
+) -> None:
+    with opened(forward(address)._replace(protocol=Protocol.UDP)) as listener:
+        settings = [(socket.IPPROTO_IP, name, 1) for name in IP_OPTIONS]
+        settings += [(socket.IPPROTO_IPV6, name, 1) for name in IPV6_OPTIONS]
+        settings += [(socket.SOL_SOCKET, name, value) for name, value in TIMESTAMPS.items()]
+        settings += [(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)]
+        settings += [(socket.IPPROTO_UDP, CORK, 1), (socket.IPPROTO_UDP, SEGMENT, 4)]
+        for one in settings:
+            with contextlib.suppress(OSError):
+                listener.setsockopt(*one)
+        make_sound(listener)
+        listener.settimeout(1)
+        with socket.socket(listener.family, socket.SOCK_DGRAM) as client:
+            client.settimeout(1)
+            client.sendto(b"question", (asked, listener.getsockname()[1]))
+            _, control, flags, peer = listener.recvmsg(100, 1000)
+            assert flags == 0
+            four = listener.family == socket.AF_INET
+            pktinfo = (socket.IPPROTO_IP, IP_PKTINFO) if four else (socket.IPPROTO_IPV6, 50)
+            assert [(level, kind) for level, kind, _ in control] == [pktinfo]
+            listener.sendto(b"all of the answer", peer)
+            assert client.recv(100) == b"all of the answer"
+        assert not listener.getsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST)
 
 
 def test_of_udp_and_tcp_both_have_one_number() -> None:
