@@ -106,6 +106,44 @@ def test_a_container_and_its_whole_life(one: Engine) -> None:
     ], done.stderr  # fmt: skip
 
 
+@pytest.mark.parametrize("one", ["podman", "podman@sid"], indirect=True)
+def test_a_container_with_a_network_of_its_own(one: Engine) -> None:
+    """Podman's slirp4netns has rootlessport for its ports, too."""
+    port = free_ports(2)
+    done = one.run(f"""
+        network=slirp4netns:port_handler=rootlesskit
+        serve web -p {port}:8080 -p {port}-{port + 1}:9000-9001/udp
+        get 127.0.0.1:{port}; get [::1]:{port}
+        datagrams ports 127.0.0.1 {port}-{port + 1}; datagrams ports ::1 {port}-{port + 1}
+        engine restart -t 0 web >/dev/null; get 127.0.0.1:{port}
+        datagrams ports 127.0.0.1 {port}
+        remove web
+        left {port} {port + 1}
+    """)
+    assert done.stdout.split() == [
+        "hello", "hello", "9000", "9001", "9000", "9001", "hello", "9000", *NOTHING,
+    ], done.stderr  # fmt: skip
+
+
+@pytest.mark.parametrize("one", ["docker", "docker@sid"], indirect=True)
+def test_containers_that_outlive_docker(one: Engine) -> None:
+    """With live-restore: their ports are gone with the daemon, and come back with it."""
+    port = free_ports(2)
+    done = one.run(
+        f"""
+        works() {{ get 127.0.0.1:{port}; datagrams ports 127.0.0.1 {port}; }}
+        serve web -p {port}:8080 -p {port}:9000/udp; works
+        pkill -KILL dockerd; left {port} {port + 1}
+        daemon; works
+        remove web
+        left {port} {port + 1}
+        """,
+        "--live-restore",
+    )
+    works = ["hello", "9000"]
+    assert done.stdout.split() == [*works, *NOTHING, *works, *NOTHING], done.stderr
+
+
 def test_a_port_in_use_is_the_containers_error(one: Engine) -> None:
     """In our words, where it is we who find out; the port's owner goes on."""
     port = free_ports(2)

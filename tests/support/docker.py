@@ -18,18 +18,22 @@ set -u
 ip link set lo up
 mount -t tmpfs none /run
 export DOCKER_HOST=unix:///run/docker-test.sock
-dockerd --data-root {folder}/root --exec-root /run/exec --pidfile /run/docker-test.pid \
-    --host $DOCKER_HOST --storage-driver vfs --iptables=false --ip6tables=false \
-    {more} >{folder}/log 2>&1 &
-for _ in $(seq 100); do docker info >/dev/null 2>&1 && break; sleep 0.1; done
-docker info >/dev/null 2>&1 || exit 77
+daemon() {{
+    dockerd --data-root {folder}/root --exec-root /run/exec --pidfile /run/docker-test.pid \
+        --host $DOCKER_HOST --storage-driver vfs --iptables=false --ip6tables=false \
+        {more} >>{folder}/log 2>&1 &
+    for _ in $(seq 100); do docker info >/dev/null 2>&1 && break; sleep 0.1; done
+    docker info >/dev/null 2>&1
+}}
+daemon || exit 77
 tar -C {folder}/image -c . | docker import - test >/dev/null || exit 77
 docker run --rm --ulimit nofile=1024:1024 test true >/dev/null || exit 77
 """
 
 
 class Docker:
-    """Docker as root uses it, here or in a tree. A script has the image "test"."""
+    """Docker as root uses it, here or in a tree. A script has the image
+    "test", and `daemon` to start the daemon again."""
 
     def __init__(self, folder: Path, proxy: Path | None = None, tree: Tree | None = None) -> None:
         """``proxy`` is what it starts in the place of its own docker-proxy."""
