@@ -12,6 +12,8 @@ import argparse
 import contextlib
 import json
 import os
+import select
+import signal
 import statistics
 import subprocess
 import sys
@@ -81,10 +83,12 @@ class Session:
             self._process.stdin.flush()
         except OSError:
             raise EngineError(f"{self.engine} ended: {self._said()}") from None
-        answer = self._process.stdout.readline()
+        ready, _, _ = select.select([self._process.stdout], [], [], PATIENCE)
+        answer = self._process.stdout.readline() if ready else ""
         taken = time.perf_counter() - began
         if answer != "done 0\n":
-            raise EngineError(f"`{command}`: {answer.strip() or 'it ended'}; {self._said()}")
+            how = answer.strip() or ("it ended" if ready else f"nothing for {PATIENCE:.0f} s")
+            raise EngineError(f"`{command}`: {how}; {self._said()}")
         return taken
 
     def run(self, name: str, ports: str = "") -> float:
@@ -290,6 +294,7 @@ def main() -> int:
     if os.geteuid() != 0:
         raise SystemExit("bench: root starts engines, and looks at their processes")
     become_subreaper()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     record: dict[str, Any] = {"machine": machine(), "engines": {}}
     program = Program()
     status = 0
