@@ -106,6 +106,64 @@ def test_a_container_and_its_whole_life(one: Engine) -> None:
     ], done.stderr  # fmt: skip
 
 
+def test_ports_that_the_engine_chooses_and_containers_that_end(one: Engine) -> None:
+    """A failed start leaves its port free; what ends by itself is started again by its policy."""
+    port = free_ports(2)
+    done = one.run(f"""
+        works() {{ get 127.0.0.1:{port}; datagrams ports 127.0.0.1 {port}; }}
+        engine run --rm --network $network -p {port}:8080 -p {port}:9000/udp $image none 2>/dev/null
+        serve web --restart always -p {port}:8080 -p {port}:9000/udp -p 8080 -p 9001/udp; works
+        get 127.0.0.1:$(engine port web 8080/tcp | grep -v {port} | sed -n 's/.*://p;q')
+        datagrams ports 127.0.0.1 $(engine port web 9001/udp | sed -n 's/.*://p;q')
+        pid=$(engine inspect -f '{{{{.State.Pid}}}}' web)
+        kill -KILL $pid; while kill -0 $pid 2>/dev/null; do sleep 0.1; done
+        works
+        engine rm --force web >/dev/null
+        left {port} {port + 1}
+    """)
+    assert done.stdout.split() == [
+        "hello", "9000", "hello", "9001", "hello", "9000", *NOTHING,
+    ], done.stderr  # fmt: skip
+
+
+@pytest.mark.parametrize("one", ["podman", "podman@trixie", "podman@sid"], indirect=True)
+def test_networks_that_change(one: Engine) -> None:
+    """A container is disconnected and connected, while another one keeps the networks there."""
+    port = free_ports(2)
+    done = one.run(f"""
+        works() {{ get 127.0.0.1:{port}; datagrams ports ::1 {port}; }}
+        engine network create one >/dev/null; engine network create two >/dev/null
+        network=one; serve quiet; serve web -p {port}:8080 -p {port}:9000/udp; works
+        engine network disconnect one web
+        curl -gfs -m 2 http://127.0.0.1:{port}/index.html || echo gone
+        engine network connect one web; works
+        engine network connect two web; works
+        engine network disconnect one web; works
+        engine network reload web >/dev/null; works
+        remove web quiet
+        left {port} {port + 1}
+    """)
+    works = ["hello", "9000"]
+    assert done.stdout.split() == [*works, "gone", *works * 4, *NOTHING], done.stderr
+
+
+@pytest.mark.parametrize("one", ["podman", "podman@trixie", "podman@sid"], indirect=True)
+def test_pods_and_users_of_their_own(one: Engine) -> None:
+    """A pod's ports are those of whichever container is in it; --userns is no obstacle."""
+    port = free_ports(3)
+    done = one.run(f"""
+        works() {{ get 127.0.0.1:$1; datagrams ports 127.0.0.1 $1; }}
+        engine pod create --name pod --network bridge -p {port}:8080 -p {port}:9000/udp >/dev/null
+        where="--pod pod" serve inside; works {port}
+        serve user --userns keep-id --user 0:0 -p {port + 1}:8080 -p {port + 1}:9000/udp
+        works {port + 1}
+        engine pod restart pod >/dev/null; works {port}
+        engine pod rm --force --time 0 pod >/dev/null; remove user
+        left {port} {port + 2}
+    """)
+    assert done.stdout.split() == [*["hello", "9000"] * 3, *NOTHING], done.stderr
+
+
 @pytest.mark.parametrize("one", ["podman", "podman@sid"], indirect=True)
 def test_a_container_with_a_network_of_its_own(one: Engine) -> None:
     """Podman's slirp4netns has rootlessport for its ports, too."""

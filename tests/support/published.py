@@ -23,14 +23,17 @@ from tests.support.product import Program
 from tests.support.trees import Tree
 
 _SERVED = Path(__file__).with_name("served.sh")
-# `serve NAME OPTION...` starts a container with all of served.sh, in the network $network.
+# `serve NAME OPTION...` starts a container with all of served.sh, in the network $network, or where
+# $where says.
 _FUNCTIONS = """
 set -u
 network=bridge
+image={image}
 engine() {{ {engine} "$@"; }}
 serve() {{
     name=$1; shift
-    engine run -d --name $name --network $network --ulimit nofile=1024:1024 "$@" {volumes} {image} \
+    engine run -d --name $name ${{where---network $network}} --ulimit nofile=1024:1024 \
+        --stop-timeout 0 "$@" {volumes} $image \
         sh {folder}/served.sh {folder}/datagram_program.py >/dev/null
 }}
 get() {{
