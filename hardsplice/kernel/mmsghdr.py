@@ -299,7 +299,8 @@ class Outbox:
 
 
 _MULTICAST, _LINK_LOCAL = 0xFF, (0xFE, 0x80)
-_NOBODY = (bytes(4), bytes(16), bytes(10) + b"\xff\xff" + bytes(4))  # 0.0.0.0, ::, ::ffff:0.0.0.0
+_MAPPED = bytes(10) + b"\xff\xff"  # ::ffff:0:0/96
+_NOBODY = (bytes(4), bytes(16), _MAPPED + bytes(4))  # 0.0.0.0, ::, ::ffff:0.0.0.0
 
 
 def reply_to(key: bytes) -> bytes:
@@ -323,19 +324,48 @@ def reply_to(key: bytes) -> bytes:
     return head + control.ljust(_space(form.info), b"\0")
 
 
-def has_return_address(key: bytes) -> bool:
-    """Whether the client of a datagram with that key has an address and a port. The kernel would
-    take an answer to none as one to this machine itself.
-    """
-    is_ipv4 = len(key) == _FORMS[IPV4_SIZE].key_size
-    address = key[4:8] if is_ipv4 else key[8:24]
-    return any(key[2:4]) and address not in _NOBODY
+class Ends(NamedTuple):
+    """Between whom a datagram was sent, by its key."""
+
+    client: bytes  # an address
+    port: int  # the client's
+    asked: bytes  # the address of this machine
+
+    @property
+    def can_be_answered(self) -> bool:
+        """Whether the client has an address and a port, one of the family that it asked by. The
+        kernel would take an answer to no address as one to this machine itself; and in a packet of
+        IPv6 an address of IPv4 (::ffff:0:0/96) is made up, to which an answer would go by IPv4.
+        """
+        return (
+            self.port != 0
+            and self.client not in _NOBODY
+            and self.client.startswith(_MAPPED) == self.asked.startswith(_MAPPED)
+        )
+
+    @property
+    def plain_client(self) -> bytes:
+        """The client's address; where it is one of IPv4, in 4 bytes."""
+        return self.client.removeprefix(_MAPPED)
+
+    @property
+    def plain_asked(self) -> bytes:
+        """The address that was asked, likewise."""
+        return self.asked.removeprefix(_MAPPED)
+
+
+def ends_of(key: bytes) -> Ends:
+    """Between whom a datagram with that key was sent."""
+    port = int.from_bytes(key[2:4], "big")
+    if len(key) == _FORMS[IPV4_SIZE].key_size:
+        return Ends(key[4:8], port, key[36:40])  # ipi_spec_dst, as it may have been a broadcast
+    return Ends(key[8:24], port, key[48:64])
 
 
 def reply_from_anywhere(reply: bytes) -> bytes:
     """The same without an address to come from, where the kernel doesn't take that one."""
     form = _FORMS[IPV6_SIZE if len(reply) > 16 + _space(12) else IPV4_SIZE]
     mapped = reply[8:20] if form.name_size == IPV6_SIZE else b""
-    info = mapped if mapped == bytes(10) + b"\xff\xff" else b""
+    info = mapped if mapped == _MAPPED else b""
     head = reply[: form.control + _CMSG.size]
     return head + info.ljust(_space(form.info) - _CMSG.size, b"\0")

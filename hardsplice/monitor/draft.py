@@ -67,4 +67,4 @@ class Draft(NamedTuple):
             for family, sockaddr in listeners.targets(forward, ALL_FAMILIES).items()
         }
         routes = listeners.Routing(self.book.area, families).routes(forward, slots)
-        return Listener(bound.fd, *routes, forward.id)
+        return Listener(bound.fd, *routes, forward.id, forward.port)

@@ -22,3 +22,4 @@ class Listener(NamedTuple):
     route_ipv4: Route
     route_ipv6: Route
     port_id: int  # the ID of its forward
+    port: int = 0  # its own

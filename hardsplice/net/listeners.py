@@ -314,7 +314,7 @@ class Routing:
             family = IPV4 if forward.target.version == 4 else IPV6
             if family not in self.families:
                 raise no_family(forward, "there")
-        return Listener(bound.fd, *self.routes(forward, slots), forward.id)
+        return Listener(bound.fd, *self.routes(forward, slots), forward.id, forward.port)
 
 
 def _privileged_hint(forward: Forward, *, late: bool) -> str:

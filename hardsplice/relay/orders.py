@@ -15,7 +15,8 @@ from hardsplice.model.families import FAMILIES
 from hardsplice.net.listener import Listener
 from hardsplice.sandbox.address_book import AREAS, SLOT, Area, Pointer
 
-_HEAD = struct.Struct("=BBI")  # targets for an IPv4 and for an IPv6 client; where the book is
+# Targets for an IPv4 and for an IPv6 client; the listener's port; where the book is
+_HEAD = struct.Struct("=BBHI")
 _TARGET = struct.Struct("=BBI28s")  # family index, length, slot, sockaddr
 _SOCKADDR_LENGTHS = (16, 28)  # sizeof(struct sockaddr_in), sizeof(struct sockaddr_in6)
 _AREAS = {area.address: area for area in AREAS}
@@ -24,7 +25,7 @@ _AREAS = {area.address: area for area in AREAS}
 def add(listener: Listener, area: Area) -> Record:
     """The record that hands a listener over, whose targets are in the book at ``area``."""
     routes = (listener.route_ipv4, listener.route_ipv6)
-    text = _HEAD.pack(*map(len, routes), area.address) + b"".join(
+    text = _HEAD.pack(*map(len, routes), listener.port, area.address) + b"".join(
         _TARGET.pack(one.family, one.length, one.slot, one.sockaddr)
         for route in routes
         for one in route
@@ -41,7 +42,7 @@ def listener_of(record: Record) -> Listener:
     """The listener that a record hands over; MalformedError when it hands over none."""
     if len(record.text) < _HEAD.size:
         raise MalformedError("a listener without routes")
-    *counts, address = _HEAD.unpack_from(record.text)
+    *counts, port, address = _HEAD.unpack_from(record.text)
     area, targets = _AREAS.get(address), record.text[_HEAD.size :]
     if area is None or max(counts) > len(FAMILIES) or len(targets) != _TARGET.size * sum(counts):
         raise MalformedError("routes that are not as long as they say")
@@ -49,7 +50,7 @@ def listener_of(record: Record) -> Listener:
     route_ipv4, route_ipv6 = all_of_them[: counts[0]], all_of_them[counts[0] :]
     if route_ipv4 == route_ipv6:
         route_ipv6 = route_ipv4  # by which the engine knows that it needn't ask for the family
-    return Listener(record.detail, route_ipv4, route_ipv6, record.index)
+    return Listener(record.detail, route_ipv4, route_ipv6, record.index, port)
 
 
 def _target(area: Area, fields: tuple[int, int, int, bytes]) -> Pointer:

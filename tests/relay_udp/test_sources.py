@@ -21,6 +21,7 @@ from tests.support.stream import PATIENCE, eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("nothing_left_behind")]
 HERE, THERE = "10.66.0.1", "10.66.0.2"
+SIX, ALSO_SIX = "fd66::1", "fd66::2"  # both of them here
 EVERYBODY = "255.255.255.255"
 PORT, VICTIM, UNUSED = 5000, 7777, 7778
 SHORT = 0.3  # seconds for what must not come
@@ -56,6 +57,18 @@ class Stand:
         receiver = b"\xff" * 6 if destination == EVERYBODY else self.hardware
         self.wire.send(receiver + b"\2\0\0\0\0\7" + b"\x08\0" + checked + udp)
 
+    def packet_six(self, source: str, destination: str, port: int, data: bytes) -> None:
+        """The same in IPv6."""
+        ends = socket.inet_pton(socket.AF_INET6, source)
+        ends += socket.inet_pton(socket.AF_INET6, destination)
+        size = 8 + len(data)
+        udp = struct.pack("!HHHH", port, PORT, size, 0) + data
+        summed = ends + struct.pack("!II", size, 17) + udp + bytes(len(udp) % 2)
+        check = ~(sum(struct.unpack(f"!{len(summed) // 2}H", summed)) % 0xFFFF) & 0xFFFF
+        head = struct.pack("!IHBB", 6 << 28, size, 17, 64) + ends
+        whole = head + udp[:6] + struct.pack("!H", check or 0xFFFF) + udp[8:]
+        self.wire.send(self.hardware + b"\2\0\0\0\0\7" + b"\x86\xdd" + whole)
+
 
 def ip(namespace: Namespace, words: str) -> str:
     enter = ["nsenter", f"--net={namespace.net_path}", "ip", *words.split()]
@@ -77,6 +90,8 @@ def stand() -> Iterator[Stand]:
     ):
         ip(host, f"link add here type veth peer name there netns {there.pid}")
         ip(host, f"address add {HERE}/24 dev here")
+        for six in (SIX, ALSO_SIX):
+            ip(host, f"address add {six}/64 dev here nodad")
         ip(host, "link set here up")
         ip(there, f"address add {THERE}/24 dev there")
         ip(there, "link set there up")
@@ -116,6 +131,34 @@ def test_who_has_no_address_is_no_client(stand: Stand, port: int) -> None:
             silent.settimeout(SHORT)
             with pytest.raises(TimeoutError):
                 silent.recv(100)
+
+
+def test_an_address_of_ipv4_in_a_packet_of_ipv6_is_none(stand: Stand) -> None:
+    """The answer would go by IPv4: to a service on the loopback of this machine, for example."""
+    with at(stand.served, "127.0.0.1", 80) as server:
+        stand.packet_six("::ffff:127.0.0.1", SIX, VICTIM, b"made up")
+        stand.packet_six("fd66::77", SIX, VICTIM, b"from there")
+        assert server.recv(100) == b"from there"
+
+
+@pytest.mark.parametrize("source", [SIX, ALSO_SIX])
+def test_a_listener_does_not_answer_itself(stand: Stand, source: str) -> None:
+    """In IPv6 the kernel passes on what has an address of this machine as its source; and whoever
+    answers everything would do so for ever.
+    """
+    with at(stand.served, "127.0.0.1", 80) as server:
+        stand.packet_six(source, SIX, PORT, b"to and fro")
+        server.settimeout(SHORT)
+        heard = 0
+        with contextlib.suppress(TimeoutError):
+            while heard < 10:
+                data, client = server.recvfrom(100)
+                heard += 1
+                server.sendto(data, client)
+        assert heard == (0 if source == SIX else 1)
+        server.settimeout(PATIENCE)
+        stand.packet_six("fd66::77", SIX, PORT, b"from there")
+        assert server.recv(100) == b"from there", "another machine's port of that number"
 
 
 def test_what_was_sent_to_all_of_a_network_is_answered(stand: Stand) -> None:

@@ -139,6 +139,8 @@ class Engine(Answerer):
         if state is not None and state.port_id == port_id:
             self._unwatch(state)
             del self.listeners[place]
+            port = state.listener.port
+            self.endpoints = {one for one in self.endpoints if one[1] != port}
             for flow in list(state.flows.values()):
                 self.counters[count.RESET] += 1
                 self._end(flow, End.REMOVED)

@@ -1,6 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """New flows: a socket from the pool, connected to the target, and the next target if it refuses.
 
+*Sources.* Who sends over a network puts there what he likes. A client without an address is none;
+and neither is a listener of ours, which would get its own answers as questions, so that a server
+which answers everything would do so for ever. Which addresses are ours is learnt from what clients
+have asked: by the second round at the latest.
+
 *The other loopback.* Where a target may be at either loopback address, the first datagram shows at
 which: on loopback the refusal (ICMP) is there when send returns, and the datagram still in hand.
 What worked is tried first from then on.
@@ -23,7 +28,7 @@ from collections import deque
 from typing import NamedTuple
 
 from hardsplice.ipc.messages import Note
-from hardsplice.kernel.mmsghdr import ROOM, has_return_address
+from hardsplice.kernel.mmsghdr import ROOM, Ends, ends_of
 from hardsplice.relay.targets import end_of_attempt, telling
 from hardsplice.relay.udp.rules import EPOLLIN, OF_ANOTHER, OF_TARGET, count_of, is_ipv4
 from hardsplice.relay.udp.sending import Resources, Sender
@@ -33,6 +38,7 @@ from hardsplice.telemetry.flow_table import End
 
 NO_SOCKET, NO_ROOM = -1, -2  # in the place of an errno
 SHORTAGE_SECONDS = 1.0  # until sockets are requested again that the monitor couldn't send
+MOST_ENDPOINTS = 4096  # of its listeners that a relay remembers
 PATIENCE_SECONDS = 1.0  # for which all clients wait for a monitor that says nothing
 
 
@@ -48,11 +54,13 @@ class Held(NamedTuple):
 class Opener(Sender):
     """The layer that begins flows."""
 
-    __slots__ = ("held", "patient_until", "shortage_until", "to_drain", "watching")
+    __slots__ = ("endpoints", "held", "patient_until", "shortage_until", "to_drain", "watching")
 
     def __init__(self, resources: Resources) -> None:
         super().__init__(resources)
         self.held: deque[Held] = deque()
+        # Where clients have reached our listeners: addresses and ports
+        self.endpoints: set[tuple[bytes, int]] = set()
         self.watching = False  # the listeners
         self.patient_until = 0.0  # until when clients wait, while they do
         self.shortage_until = 0.0  # the monitor has no sockets: request none before then
@@ -62,7 +70,7 @@ class Opener(Sender):
         """Begin a flow with its first datagram, which is in a slot; or keep that, or drop it."""
         self.has_opened = True
         number = count_of(size, segment)
-        if not has_return_address(key):
+        if not self._may_answer(state, ends_of(key)):
             self.counters[count.DROPPED_SOURCE] += number
             return
         if self.to_drain is not None or not self._has_room(state):
@@ -88,6 +96,12 @@ class Opener(Sender):
         if self.flow_writer is not None:
             self.flow_writer.opened(flow)
             self.flow_writer.closed(flow, end_of_attempt(code))
+
+    def _may_answer(self, state: ListenerState, ends: Ends) -> bool:
+        """Whether a flow may begin between these (module docstring, *Sources*)."""
+        if len(self.endpoints) < MOST_ENDPOINTS:
+            self.endpoints.add((ends.plain_asked, state.listener.port))
+        return ends.can_be_answered and (ends.plain_client, ends.port) not in self.endpoints
 
     def _try_targets(self, flow: Flow, is_other: bool, slot: int, size: int, segment: int) -> int:
         """Connect to one candidate after the other until one takes the datagram: 0, or the errno;

@@ -37,7 +37,7 @@ def listeners(draw: st.DrawFn) -> tuple[Listener, Area]:
     if draw(st.booleans()):
         plans[1] = plans[0]
     index, fd = draw(st.integers(0, 2**32 - 1)), draw(st.integers(0, 2**31 - 1))
-    return Listener(fd, plans[0], plans[1], index), place
+    return Listener(fd, plans[0], plans[1], index, draw(st.integers(0, 65535))), place
 
 
 @given(listeners())
@@ -53,12 +53,14 @@ def test_a_listener_arrives_as_it_was_sent(one: tuple[Listener, Area]) -> None:
     assert (got.route_ipv4 is got.route_ipv6) == (sent.route_ipv4 == sent.route_ipv6)
 
 
-HEAD, TARGET = struct.Struct("=BBI"), struct.Struct("=BBI28s")
+HEAD, TARGET = struct.Struct("=BBHI"), struct.Struct("=BBI28s")
 
 
 def text_of(counts: tuple[int, int], address: int, *targets: tuple[int, int, int]) -> bytes:
     """A record's text: targets are family, length and slot."""
-    return HEAD.pack(*counts, address) + b"".join(TARGET.pack(*one, bytes(28)) for one in targets)
+    return HEAD.pack(*counts, 53, address) + b"".join(
+        TARGET.pack(*one, bytes(28)) for one in targets
+    )
 
 
 @given(
@@ -93,7 +95,7 @@ def test_whatever_a_record_says_its_pointers_lie_in_a_book_at_a_slot_s_beginning
     "text",
     [
         b"",
-        HEAD.pack(0, 0, USUAL.address)[:-1],
+        HEAD.pack(0, 0, 53, USUAL.address)[:-1],
         text_of((0, 0), USUAL.address + SLOT),
         text_of((1, 0), USUAL.address),
         text_of((0, 0), USUAL.address, (0, 16, 0)),

@@ -29,6 +29,9 @@ DUAL, DUAL_IPV6 = (_FOUR, _SIX), (_SIX, _FOUR)
 SINGLE = (Pointer(USUAL, 2, 0, OTHER),)
 
 
+PORT = 500  # of the first listener; the second has the next one
+
+
 class FakeMonitor:
     """Writes down what it is told."""
 
@@ -83,8 +86,8 @@ class Relay:
             flow_writer=flow_writer_of(self.stats, kernel.now, report),
         )
         listeners = (
-            Listener(self.first, DUAL, DUAL, 7),
-            Listener(self.second, SINGLE, SINGLE, 8),
+            Listener(self.first, DUAL, DUAL, 7, PORT),
+            Listener(self.second, SINGLE, SINGLE, 8, PORT + 1),
         )
         self.engine = Engine(resources, listeners)
         self.engine.start()

@@ -13,9 +13,10 @@ from hardsplice.ipc.messages import Note
 from hardsplice.kernel import socketcalls
 from hardsplice.kernel.mmsghdr import LARGEST, SLOTS, Outbox
 from hardsplice.net.listener import Listener
+from hardsplice.relay.udp import opening
 from hardsplice.relay.udp.table import TICK
 from hardsplice.telemetry.flow_table import End, State
-from tests.unit.relay.udp.fake_relay import FOUR, OTHER, SINGLE, SIX, Relay
+from tests.unit.relay.udp.fake_relay import FOUR, OTHER, PORT, SINGLE, SIX, Relay
 from tests.unit.relay.udp.fake_udp import Datagram, Sock, client_ipv4, client_mapped, payloads
 
 ONE, TWO, THREE = client_ipv4(1), client_ipv4(2), client_ipv4(3)
@@ -654,18 +655,67 @@ def test_what_a_listener_s_error_queue_holds_is_thrown_away_and_clients_are_serv
 def test_who_has_no_address_is_no_client(port: int) -> None:
     """Else the kernel would send the answer to this machine itself, be it to the listener."""
     relay = Relay()
-    listeners = {
-        relay.first: ("0.0.0.0", "192.0.2.7"),
-        relay.second: ("::", "::ffff:0.0.0.0", "::ffff:192.0.2.7", "2001:db8::7"),
-    }
-    for listener, addresses in listeners.items():
-        for address in addresses:
-            client = socketcalls.sockaddr(ip_address(address), port)
-            relay.kernel.ask(listener, client, b"aaaabb", segment=4)
-            relay.run()
-    wrong = 6 if port == 0 else 3
+    pairs = [
+        (relay.first, "0.0.0.0", "192.0.2.1"),
+        (relay.first, "192.0.2.7", "192.0.2.1"),
+        (relay.second, "::", "2001:db8::1"),
+        (relay.second, "::ffff:0.0.0.0", "192.0.2.1"),
+        (relay.second, "::ffff:192.0.2.7", "192.0.2.1"),
+        (relay.second, "2001:db8::7", "2001:db8::1"),
+        # What is of IPv4 in a packet of IPv6 is made up.
+        (relay.second, "::ffff:127.0.0.1", "2001:db8::1"),
+    ]
+    for listener, source, asked in pairs:
+        client = socketcalls.sockaddr(ip_address(source), port)
+        relay.kernel.ask(listener, client, b"aaaabb", asked, segment=4)
+        relay.run()
+    wrong = 7 if port == 0 else 4
     assert relay.counted("dropped_source") == 2 * wrong
-    assert relay.counted("accepted") == 6 - wrong
+    assert relay.counted("accepted") == 7 - wrong
+
+
+def test_a_listener_is_no_client_of_its_own_whichever_of_its_addresses_it_asks() -> None:
+    """A forged source would have it answer itself, and be answered, for ever."""
+    relay = Relay()
+    one, two, elsewhere = "2001:db8::1", "2001:db8::2", "2001:db8::3"
+    for source, port, asked, is_client in (
+        (two, PORT + 1, one, True),  # nobody can know yet that this is an address of its own
+        (one, PORT + 1, two, False),  # to whom the answer comes
+        (two, PORT + 1, one, True),  # the flow that there is
+        (one, PORT + 1, one, False),
+        (one, PORT + 2, one, True),  # another program's port
+        (elsewhere, PORT + 1, one, True),  # another machine's, which has the same number
+    ):
+        before = relay.datagrams()[0]
+        client = socketcalls.sockaddr(ip_address(source), port)
+        relay.kernel.ask(relay.second, client, b"question", asked)
+        relay.run()
+        assert (relay.datagrams()[0] > before) == is_client
+    assert relay.counted("dropped_source") == 2
+
+
+def test_listeners_are_no_clients_of_each_other_until_one_is_removed() -> None:
+    relay = Relay()
+    at = "192.0.2.1"
+    second = socketcalls.sockaddr(ip_address(f"::ffff:{at}"), PORT)
+    relay.ask(ONE, b"question", asked=at)
+    relay.kernel.ask(relay.second, second, b"an answer of the first one", at)
+    relay.run()
+    relay.ask(socketcalls.sockaddr(ip_address(at), PORT + 1), b"of the second one", asked=at)
+    assert relay.counted("dropped_source") == 2
+    assert relay.counted("accepted") == 1
+    relay.engine.remove_listener(7, relay.first, reset_flows=True)
+    relay.kernel.ask(relay.second, second, b"of another program", at)
+    relay.run()
+    assert relay.target().got == [b"of another program"]
+
+
+def test_a_bounded_number_of_addresses_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opening, "MOST_ENDPOINTS", 20)
+    relay = Relay(flows=10)
+    for number in range(30):
+        relay.ask(ONE, b"question", asked=f"127.0.0.{number + 1}")
+    assert len(relay.engine.endpoints) == 20
 
 
 def test_a_listener_that_goes_takes_its_flows_with_it_and_one_that_comes_is_served() -> None:
