@@ -144,7 +144,8 @@ def test_a_flood_that_is_answered_keeps_nobody_out(
             lane.forget(client)
         carry(server, kept, letters.some([10] * 3), met)
         assert carry(kept, server, letters.some([10] * 3)).peer == met.peer
-        assert site.count("evicted_flows_total") == 100 - 15
+        # A client may have got the port of an earlier one, whose flow is there.
+        assert site.count("evicted_flows_total") == site.count("accepted_total") - 16
         assert site.count("datagrams_dropped_total", "reason=limit") == 0
 
 
