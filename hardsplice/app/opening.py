@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from hardsplice.app import restart
@@ -16,7 +16,7 @@ from hardsplice.app.listening import Listening, in_places
 from hardsplice.app.options import Mode, Options
 from hardsplice.app.pidfile import PidFile
 from hardsplice.app.progress import Progress
-from hardsplice.app.service import Service
+from hardsplice.app.service import Besides, Service
 from hardsplice.command.terminal import Terminal
 from hardsplice.ipc import descriptors, sd_notify
 from hardsplice.ipc.sd_notify import Manager, Notifier
@@ -93,7 +93,7 @@ def open_all(
     options: Options,
     progress: Progress,
     undo: contextlib.ExitStack,
-    make_service: Callable[[], Service] | None = None,
+    besides: Besides | None = None,
 ) -> Opened:
     """Open it all; ``undo`` gets what removes files. HardspliceError where that can't be done."""
     # What the service manager says is for the process that it started.
@@ -103,7 +103,8 @@ def open_all(
     user = users.own_user(options.runas)
     if options.runas is not None:
         options = options._replace(runas=user)
-    numbered = _number_descriptors(options, manager, progress)
+    ports = besides.ports if besides else 0
+    numbered = _number_descriptors(options, manager, progress, ports)
     terminal = Terminal.open() if options.foreground else None
     last_capability = steps.read_last_capability()
     before = Before(user, steps.Parent.now(), last_capability, landlock.support())
@@ -114,7 +115,7 @@ def open_all(
         progress.log.to_syslog()
     notifier = Notifier(manager.notify)
     progress.report_to(notifier)
-    files = _make_files(options, undo, make_service)
+    files = _make_files(options, undo, besides)
     diag_socket = _diag_socket(options)
     families = listeners.usable_families(options.versions)
     return Opened(
@@ -129,11 +130,15 @@ def _diag_socket(options: Options) -> socket.socket | None:
     return sockdiag.open_socket(watched) if watched else None
 
 
-def _number_descriptors(options: Options, manager: Manager, progress: Progress) -> Numbered:
-    """Give each number below the first flow's its meaning: what is opened gets one above."""
+def _number_descriptors(
+    options: Options, manager: Manager, progress: Progress, ports: int
+) -> Numbered:
+    """Give each number below the first flow's its meaning: what is opened gets one above. Where
+    ports may change, there are places for so many ``ports`` that come later, at least.
+    """
     listening = max(len(options.inbound), len(options.outbound)) + len(manager.passed)
     limits = descriptors.raise_limit()
-    late = descriptors.late(limits[1]) if options.dynamic else 0
+    late = max(ports, descriptors.late(limits[1])) if options.dynamic else 0
     first = descriptors.first_flow(listening + late)
     passed = Passed(manager.passed, first)
     ready = None
@@ -163,11 +168,7 @@ def _served(options: Options, log: Log) -> Served | None:
     return departure.prepared(served, log, ends=options.netns_quit)
 
 
-def _make_files(
-    options: Options,
-    undo: contextlib.ExitStack,
-    make_service: Callable[[], Service] | None,
-) -> Files:
+def _make_files(options: Options, undo: contextlib.ExitStack, besides: Besides | None) -> Files:
     pid_file = control = metrics = None
     if options.pid_file is not None:
         pid_file = PidFile(options.pid_file)
@@ -180,7 +181,7 @@ def _make_files(
         if options.metrics is not None:
             metrics = SocketFile(options.metrics, mode=0o666)
             undo.callback(metrics.remove)
-    return Files(pid_file, control, metrics, make_service() if make_service else None)
+    return Files(pid_file, control, metrics, besides.make() if besides else None)
 
 
 def _listen(options: Options, families: tuple[int, ...], passed: Passed, log: Log) -> Listening:

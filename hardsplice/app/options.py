@@ -200,13 +200,13 @@ def parse_args(
     )
 
 
-def for_service(netns: str | None) -> Options:
+def for_service(netns: str | None, *, quits: bool) -> Options:
     """Options with which nothing is forwarded at first, and any inbound port may come: to the
-    network namespace at a path, or within our own. Its end is not ours.
+    network namespace at a path, whose end is ours if that ``quits``, or within our own.
     """
     options = parse_args([], mode=Mode.OWN) if netns is None else parse_args(["--netns", netns])
     inbound = frozenset((Direction.INBOUND, protocol) for protocol in Protocol)
-    return options._replace(netns_quit=False, any_port=inbound)
+    return options._replace(netns_quit=quits, any_port=inbound)
 
 
 class _Asked:

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from hardsplice.monitor.host import HostMonitor
@@ -21,3 +21,10 @@ class Service(Protocol):
 
     def serve(self, monitor: HostMonitor) -> None:
         """Begin to serve; called once, just before readiness is told."""
+
+
+class Besides(NamedTuple):
+    """How a service comes to be, and for how many ports there are to be places at least."""
+
+    make: Callable[[], Service]  # called in the stage *open*; raises HardspliceError
+    ports: int = 0

@@ -22,12 +22,11 @@ Everything up to isolate may fail with a message and leaves nothing behind.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 
 from hardsplice.app import entering, filters, free_ports, isolating, opening, serving
 from hardsplice.app.options import Options
 from hardsplice.app.progress import Progress
-from hardsplice.app.service import Service
+from hardsplice.app.service import Besides
 from hardsplice.command.caller import Caller
 from hardsplice.kernel import prctl
 from hardsplice.model.errors import HardspliceError
@@ -45,10 +44,10 @@ def run(
     options: Options,
     caller: Caller,
     progress: Progress,
-    make_service: Callable[[], Service] | None = None,
+    besides: Besides | None = None,
 ) -> int:
-    """All stages after the first, which returned ``options``; then serve, and what is made by
-    ``make_service`` besides. Returns the exit status. A HardspliceError leaves nothing behind.
+    """All stages after the first, which returned ``options``; then serve, and what there is
+    ``besides``. Returns the exit status. A HardspliceError leaves nothing behind.
     """
     with contextlib.ExitStack() as undo:
         files = undo.enter_context(contextlib.ExitStack())
@@ -61,7 +60,7 @@ def run(
             listeners.prepare()
             relay.prepare(Protocol.UDP)
         progress.stage("open")
-        opened = opening.open_all(options, progress, files, make_service)
+        opened = opening.open_all(options, progress, files, besides)
 
         progress.stage("compile")
         programs = filters.compile_all(

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hardsplice.app import modes
@@ -20,7 +20,7 @@ from hardsplice.model.unforeseen import as_error
 from hardsplice.net import procfs
 
 if TYPE_CHECKING:
-    from hardsplice.app.service import Service
+    from hardsplice.app.service import Besides
     from hardsplice.command.caller import Caller
     from hardsplice.ipc.channel import Channel
     from hardsplice.ipc.messages import Record
@@ -49,16 +49,14 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def launch(
-    options: Options, began: float, make_service: Callable[[], Service] | None = None
-) -> None:
-    """Run it in a process of its own, in the background; return once all of it is bound and locked
-    down. HardspliceError where that failed: then nothing is left. ``make_service`` makes what is
-    served besides, in the stage *open*.
+def launch(options: Options, began: float, besides: Besides | None = None) -> None:
+    """Run it in a process of its own, in the background, and what it serves ``besides``; return
+    once all of it is bound and locked down. HardspliceError where that failed: then nothing is
+    left.
     """
     given = caller.take()
     _check(options)
-    _launch(options, began, given, make_service)
+    _launch(options, began, given, besides)
 
 
 def _check(options: Options) -> None:
@@ -130,7 +128,7 @@ def _serve(
     launcher: Channel | None,
     began: float,
     given: Caller,
-    make_service: Callable[[], Service] | None = None,
+    besides: Besides | None = None,
 ) -> NoReturn:
     """Set up and serve in this process. After lock-down the interpreter's own way out is closed, so
     leave by os._exit.
@@ -141,7 +139,7 @@ def _serve(
     progress = Progress(options, launcher, began)
     status = 1
     try:
-        status = stages.run(options, given, progress, make_service)
+        status = stages.run(options, given, progress, besides)
     except BaseException as error:  # noqa: BLE001 - the last resort: one line, and no traceback
         status = progress.fail(error)
     os._exit(status)
@@ -159,7 +157,7 @@ def _launch(
     options: Options,
     began: float,
     given: Caller,
-    make_service: Callable[[], Service] | None = None,
+    besides: Besides | None = None,
 ) -> None:
     """Start a process in the background; wait until it is ready. HardspliceError if it has failed.
 
@@ -178,7 +176,7 @@ def _launch(
     def life(theirs: Channel) -> NoReturn:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         os.setsid()
-        _serve(options, theirs, began, given, make_service)
+        _serve(options, theirs, began, given, besides)
 
     server = child.Child(*child.fork(LAUNCHER, HOST.name, life))
     for number in ENDING:

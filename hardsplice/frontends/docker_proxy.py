@@ -21,7 +21,8 @@ from typing import NamedTuple, NoReturn
 from hardsplice import __version__
 from hardsplice.frontends import mapping, publishing, stub
 from hardsplice.frontends.instances import Instances
-from hardsplice.frontends.publishing import Place, Wanted
+from hardsplice.frontends.place import Place
+from hardsplice.frontends.publishing import Published, Wanted
 from hardsplice.frontends.stub import Ready
 from hardsplice.ipc import descriptors
 from hardsplice.model.errors import HardspliceError, in_a_line, print_lines, quote, write_all
@@ -70,17 +71,16 @@ def serve(request: Request) -> NoReturn:
         raise HardspliceError("use", f"descriptor {STATUS_FD}", reason)
     os.set_inheritable(STATUS_FD, False)  # no server gets it
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)
-    connection = stub.attempted(PROGRAM, lambda: _publish(request))
+    published = stub.attempted(PROGRAM, lambda: _publish(request))
     descriptors.null_standard_streams((0,))
     kept = (LISTEN_FD,) if request.is_passed else ()
-    stub.become(PROGRAM, connection, READY, kept, limit, None)
+    stub.become(PROGRAM, published, READY, kept, limit, None)
 
 
-def _publish(request: Request) -> int:
-    """The connection that stands for the port."""
+def _publish(request: Request) -> Published:
     place = Place(Instances(PROGRAM).folder, None)
     if not request.is_passed:
-        return publishing.publish(place, Wanted([request.forward]))
+        return publishing.publish(place, Wanted([request.forward], kept=stub.take_kept()))
     from hardsplice.net.inherited import forward_of
 
     forward = request.forward

@@ -29,7 +29,8 @@ _HEADER = struct.Struct("=BB")  # what there is besides ports; how many ports
 _LAST, _ENDS, _MOVES = 1, 2, 4
 SIZE = _HEADER.size + PORTS * forwards.SIZE  # bytes of the longest message
 
-SERVED, FAILED = b"\0", b"\1"  # what an answer begins with; a failure's text follows
+# What an answer begins with; a failure's text follows. FULL: there are no places for so many.
+SERVED, FAILED, FULL = b"\0", b"\1", b"\2"
 ENDED = b"\n"  # a line, for the shell that waits for it
 
 
@@ -79,15 +80,23 @@ def decode(data: bytes, fds: Sequence[int]) -> Offer:
     return Offer(ports, listeners, ends, moves, bool(flags & _LAST))
 
 
-def answer(failure: HardspliceError | None) -> bytes:
-    """The answer to an offer."""
-    return SERVED if failure is None else FAILED + text_of(failure)
+class Answer(NamedTuple):
+    """What becomes of an offer."""
+
+    failure: HardspliceError | None = None
+    is_full: bool = False  # another server might have places for so many ports
+
+    def encode(self) -> bytes:
+        """The message."""
+        if self.failure is None:
+            return SERVED
+        return (FULL if self.is_full else FAILED) + text_of(self.failure)
 
 
-def failure_of(answered: bytes) -> HardspliceError | None:
-    """What an answer says is wrong. MalformedError where it is none."""
-    if answered == SERVED:
-        return None
-    if not answered.startswith(FAILED):
+def answer_of(data: bytes) -> Answer:
+    """The answer in a message. MalformedError where it is none."""
+    if data == SERVED:
+        return Answer()
+    if data[:1] not in (FAILED, FULL):
         raise MalformedError("an answer that is none")
-    return error_of(answered[1:])
+    return Answer(error_of(data[1:]), data[:1] == FULL)

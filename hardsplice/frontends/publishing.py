@@ -19,7 +19,8 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from hardsplice.frontends import offers, packets
-from hardsplice.frontends.offers import Offer
+from hardsplice.frontends.offers import Answer, Offer
+from hardsplice.frontends.place import ENDING, Place
 from hardsplice.ipc import descriptors
 from hardsplice.ipc.channel import close_all
 from hardsplice.ipc.messages import MalformedError
@@ -27,6 +28,7 @@ from hardsplice.kernel import socketcalls
 from hardsplice.kernel.scm import Messages
 from hardsplice.model.errors import HardspliceError, error_of, reason_of, text_of, write_all
 from hardsplice.model.forward import Forward
+from hardsplice.model.protocol import Protocol
 from hardsplice.model.unforeseen import as_error
 from hardsplice.net import listeners
 
@@ -35,31 +37,7 @@ ANSWER_SECONDS = 12.0  # that the server has; Docker gives up after 16
 PORT_SECONDS = 0.01  # ... and for each port besides
 TRIES = 3  # with one server after the other
 _PAUSE = 0.01
-_ENDING = ".sock"
 _ROOM = 1 << 14  # bytes of an answer
-
-
-_OWN = "/proc/self/ns/net"
-
-
-class Place(NamedTuple):
-    """Where a server is found."""
-
-    folder: str  # for its user only
-    netns: str | None  # the path of the network namespace that it serves; None is our own
-
-    @property
-    def path(self) -> str:
-        """Its socket's path. While a namespace is held open, no other one has its number."""
-        numbers = f"{_inode(self.netns or _OWN)}-{_inode(_OWN)}"
-        return f"{self.folder}/{offers.VERSION}-{numbers}{_ENDING}"
-
-
-def _inode(path: str) -> int:
-    try:
-        return os.stat(path).st_ino
-    except OSError as error:
-        raise HardspliceError("join", f"namespace {path}", reason_of(error)) from error
 
 
 class Wanted(NamedTuple):
@@ -69,49 +47,80 @@ class Wanted(NamedTuple):
     passed: int | None = None  # the only one's listener, if it is open already
     ends: int | None = None  # as an Offer's
     moves: int | None = None
+    kept: Sequence[int] = ()  # listeners of TCP ports, in their order, from an earlier time
 
 
-def publish(place: Place, wanted: Wanted) -> int:
-    """Have ports served: the connection that stands for them, a descriptor. HardspliceError where
-    not all can be had: then none is.
+class Published(NamedTuple):
+    """What stands for ports that are served."""
+
+    connection: int
+    listeners: Sequence[int]  # of TCP ports: clients that connect between two servers wait there
+
+
+def publish(place: Place, wanted: Wanted) -> Published:
+    """Have ports served. HardspliceError where not all can be had: then none is. For more ports
+    than the server has places for, there is another one.
     """
     descriptors.raise_limit()
     for _ in range(TRIES):
-        with _opened(wanted) as opened:
-            connection = _found(place)
-            try:
-                answered = _ask(connection, wanted, opened)
-                if answered is not None:
-                    failure = offers.failure_of(answered)
-                    if failure is not None:
-                        raise failure
-                    return connection.detach()
-            except MalformedError as error:
-                raise HardspliceError("trust", "the server", str(error)) from None
-            except BaseException:
-                connection.close()
-                raise
-            connection.close()
+        opened = _open(wanted)
+        try:
+            connection, answer = _offer(place, wanted, opened)
+        except BaseException:
+            close_all(fd for _, fd in opened)
+            raise
+        if answer is not None and answer.failure is None:
+            is_tcp = [forward.protocol is Protocol.TCP for forward, _ in opened]
+            fds = [fd for (_, fd), is_kept in zip(opened, is_tcp, strict=True) if is_kept]
+            return Published(connection.detach(), fds)
+        connection.close()
+        close_all(fd for _, fd in opened)
+        wanted = wanted._replace(kept=())
+        if answer is not None:
+            if place.ports or not answer.is_full:
+                assert answer.failure is not None
+                raise answer.failure
+            place = place._replace(ports=len(wanted.forwards))
     raise HardspliceError("forward", "ports", f"{TRIES} servers ended, one after the other")
 
 
-@contextlib.contextmanager
-def _opened(wanted: Wanted) -> Iterator[Sequence[tuple[Forward, int]]]:
-    """The listeners, as long as they are passed on."""
+def _open(wanted: Wanted) -> Sequence[tuple[Forward, int]]:
+    """The listeners, which are the caller's to close."""
     if wanted.passed is not None:
-        yield [(wanted.forwards[0], wanted.passed)]
-        return
-    opened = listeners.open_listeners(wanted.forwards, listeners.usable_families((4, 6)))
+        return [(wanted.forwards[0], os.dup(wanted.passed))]
+    tcp = [one for one in wanted.forwards if one.protocol is Protocol.TCP]
+    if len(tcp) != len(wanted.kept) or not all(map(_is_as_it_was, tcp, wanted.kept)):
+        close_all(wanted.kept)
+        tcp, wanted = [], wanted._replace(kept=())
+    kept = dict(zip(tcp, wanted.kept, strict=True))
+    families = listeners.usable_families((4, 6))
+    return listeners.open_listeners(wanted.forwards, families, kept.get)
+
+
+def _is_as_it_was(forward: Forward, fd: int) -> bool:
+    """Whether a listener still is one. Whoever had it meanwhile may have changed its options."""
+    if not listeners.is_listener(fd, forward):
+        return False
+    with contextlib.closing(socket.socket(fileno=os.dup(fd))) as listener:
+        listeners.make_sound(listener)
+    return listeners.is_bound_to(fd, forward.address)
+
+
+def _offer(
+    place: Place, wanted: Wanted, opened: Sequence[tuple[Forward, int]]
+) -> tuple[socket.socket, Answer | None]:
+    connection = _found(place)
     try:
-        yield opened
-    finally:
-        close_all(one.fd for one in opened)
+        return connection, _ask(connection, wanted, opened)
+    except BaseException:
+        connection.close()
+        raise
 
 
 def _ask(
     connection: socket.socket, wanted: Wanted, opened: Sequence[tuple[Forward, int]]
-) -> bytes | None:
-    """The server's answer; None where it has ended without one."""
+) -> Answer | None:
+    """The server's answer; None where it has ended without one. HardspliceError."""
     messages = Messages(offers.SIZE, offers.FDS)
     offer = Offer(
         [forward for forward, _ in opened], [fd for _, fd in opened], wanted.ends, wanted.moves
@@ -125,13 +134,17 @@ def _ask(
         seconds = ANSWER_SECONDS + PORT_SECONDS * len(opened)
         if not poller.poll(1000 * seconds):
             raise HardspliceError("forward", "ports", "the server does not answer")
-        return connection.recv(_ROOM) or None
+        data = connection.recv(_ROOM)
     except ConnectionError:  # perhaps with an answer: it need not have heard all
+        data = b""
         with contextlib.suppress(OSError):
-            return connection.recv(_ROOM, socket.MSG_DONTWAIT) or None
-        return None
+            data = connection.recv(_ROOM, socket.MSG_DONTWAIT)
     except OSError as error:
         raise HardspliceError("pass on", "listeners", reason_of(error)) from error
+    try:
+        return offers.answer_of(data) if data else None
+    except MalformedError as error:
+        raise HardspliceError("trust", "the server", str(error)) from None
 
 
 # --- the server -----------------------------------------------------------------------------------
@@ -144,7 +157,7 @@ def _found(place: Place) -> socket.socket:
         connection = _connected(path)
         if connection is None:
             _forget_others(place.folder)
-            _start(path, place.netns)
+            _start(path, place)
             connection = _connected(path)
     if connection is None or place.path != path:
         raise HardspliceError("reach", "the server", "it ended as soon as it was started")
@@ -168,7 +181,7 @@ def _connected(path: str) -> socket.socket | None:
 def _forget_others(folder: str) -> None:
     """Remove the sockets of servers that have ended, which couldn't."""
     for name in os.listdir(folder):
-        if name.endswith(_ENDING):
+        if name.endswith(ENDING):
             with contextlib.suppress(HardspliceError, OSError):
                 connection = _connected(f"{folder}/{name}")
                 if connection is None:
@@ -177,7 +190,7 @@ def _forget_others(folder: str) -> None:
                     connection.close()
 
 
-def _start(path: str, netns: str | None) -> None:
+def _start(path: str, place: Place) -> None:
     """Start a server in a process that is nobody's child once it serves, so that nobody has to wait
     for its end. HardspliceError where that failed.
     """
@@ -190,7 +203,7 @@ def _start(path: str, netns: str | None) -> None:
         os.close(told)
         raise HardspliceError("start", "the server", reason_of(error)) from error
     if between == 0:
-        _live(path, netns, tell)
+        _live(path, place, tell)
     os.close(tell)
     with open(told, "rb") as file:
         text = file.read()
@@ -199,12 +212,12 @@ def _start(path: str, netns: str | None) -> None:
         raise error_of(text)
 
 
-def _live(path: str, netns: str | None, tell: int) -> None:
+def _live(path: str, place: Place, tell: int) -> None:
     status = 1
     try:
         from hardsplice.frontends import serving
 
-        serving.serve(path, netns)
+        serving.serve(path, place)
         status = 0
     except BaseException as error:  # noqa: BLE001 - a forked process must not return
         with contextlib.suppress(OSError):

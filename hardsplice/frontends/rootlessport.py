@@ -18,12 +18,14 @@ import contextlib
 import fcntl
 import os
 import resource
+import select
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 from hardsplice.frontends import packets, publishing, reload, rootlessport_request, stub
-from hardsplice.frontends.publishing import Place, Wanted
+from hardsplice.frontends.place import Place
+from hardsplice.frontends.publishing import Published, Wanted
 from hardsplice.frontends.rootlessport_request import Request
 from hardsplice.frontends.stub import Ready
 from hardsplice.model.errors import HardspliceError, in_a_line, reason_of, write_all
@@ -55,20 +57,32 @@ def serve(argv: Sequence[str]) -> NoReturn:
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     text = rootlessport_request.read(0)
     request = rootlessport_request.parse(text)
-    connection = stub.attempted(PROGRAM, lambda: _publish(request))
+    published = stub.attempted(PROGRAM, lambda: _publish(request), lambda: _is_over(request))
     _keep(text)
     ready = Ready(request.ready_fd, READY)
-    stub.become(PROGRAM, connection, ready, (request.exit_fd,), limit, request.socket)
+    stub.become(PROGRAM, published, ready, (request.exit_fd,), limit, request.socket)
 
 
-def _publish(request: Request) -> int:
-    """The connection that stands for the ports."""
+def _is_over(request: Request) -> bool:
+    """Whether the container has ended. Then nothing of it is left."""
+    poller = select.poll()
+    poller.register(request.exit_fd, 0)
+    if not poller.poll(0):
+        return False
+    if request.socket is not None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(request.socket)
+    return True
+
+
+def _publish(request: Request) -> Published:
     # From where the bridge is, one server reaches the containers of all of the user's networks.
+    # Podman may make another one of that namespace, and remove this one.
     netns = None if request.child.is_loopback else bridged.shared_by(request.netns, request.child)
-    place = Place(_folder(request), netns or request.netns)
+    place = Place(_folder(request), netns or request.netns, quits=netns is not None)
     moves = None if request.socket is None else _listen(request.socket)
     try:
-        wanted = Wanted(request.forwards, None, request.exit_fd, moves)
+        wanted = Wanted(request.forwards, None, request.exit_fd, moves, stub.take_kept())
         return publishing.publish(place, wanted)
     except BaseException:
         if request.socket is not None:

@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from hardsplice.frontends import offers, packets
-from hardsplice.frontends.offers import Offer
+from hardsplice.frontends.offers import Answer, Offer
 from hardsplice.frontends.reload import Reload
 from hardsplice.ipc.channel import close_all
 from hardsplice.ipc.loop import Alarm
@@ -39,7 +39,7 @@ from hardsplice.net import listeners
 
 BACKLOG = 128
 OFFERING = 64  # clients that have not said all yet
-PORTS = 1 << 14  # of one client
+PORTS = 1 << 16  # of one client
 SECONDS = 10.0  # that a client may take to say it
 IDLE_SECONDS = 2.0  # without a client
 AGAIN_SECONDS = 1.0  # until accepting is tried again when there was no descriptor
@@ -194,7 +194,7 @@ class Client:
         self._is_leaving = False
         self._last = b""  # what it is told at its end
         clients.loop.add(fd, self._hear)
-        clients.loop.after(SECONDS, self._check_late)
+        self._late: int | None = clients.loop.after(SECONDS, self._check_late)  # a timer
 
     # --- what it says -----------------------------------------------------------------------------
 
@@ -237,19 +237,21 @@ class Client:
             there = len(self._clients.registry.list())
             self._clients.check_room(there + len(self._offered))
         except HardspliceError as failure:
-            self._fail(failure)
+            self._fail(failure, is_full=True)
             return
         self._add_next()
 
     def _said_all(self) -> None:
         if self._is_offering:
             self._is_offering = False
+            if self._late is not None:
+                self._clients.loop.cancel(self._late)
             self._clients.has_offered()
 
     def _check_late(self) -> None:
-        if self._is_offering:
-            reason = f"it was not said within {SECONDS:.0f} seconds"
-            self._fail(HardspliceError("use", "what was asked for", reason))
+        self._late = None
+        reason = f"it was not said within {SECONDS:.0f} seconds"
+        self._fail(HardspliceError("use", "what was asked for", reason))
 
     # --- serving it -------------------------------------------------------------------------------
 
@@ -298,7 +300,7 @@ class Client:
             reason = f"a descriptor that was passed can't be watched: {reason_of(error)}"
             self._fail(HardspliceError("use", "what was asked for", reason))
             return
-        if socketcalls.send(self._fd, offers.answer(None)) < 0:
+        if socketcalls.send(self._fd, offers.SERVED) < 0:
             self._leave()
 
     def begin_move(self) -> bool:
@@ -319,8 +321,8 @@ class Client:
         self._last = offers.ENDED
         self._leave()
 
-    def _fail(self, failure: HardspliceError) -> None:
-        self._last = offers.answer(failure)
+    def _fail(self, failure: HardspliceError, *, is_full: bool = False) -> None:
+        self._last = Answer(failure, is_full).encode()
         self._leave()
 
     def _leave(self) -> None:

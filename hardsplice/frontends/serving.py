@@ -10,16 +10,19 @@ import time
 
 from hardsplice.app import start
 from hardsplice.app.options import for_service
+from hardsplice.app.service import Besides
+from hardsplice.frontends.place import Place
 from hardsplice.frontends.server import Server
 from hardsplice.ipc import sd_notify
 
 
-def serve(path: str, netns: str | None) -> None:
-    """Serve at ``path``, in the background, the network namespace ``netns``, or our own; return
-    once all of it is locked down. HardspliceError where that failed.
+def serve(path: str, place: Place) -> None:
+    """Serve at ``path``, in the background, what a ``place`` says; return once all of it is locked
+    down. HardspliceError where that failed.
 
     Whoever started us may be supervised: nothing is told in its name.
     """
     began = time.monotonic()
     sd_notify.forget(os.environ)
-    start.launch(for_service(netns), began, lambda: Server(path))
+    options = for_service(place.netns, quits=place.quits)
+    start.launch(options, began, Besides(lambda: Server(path), place.ports))

@@ -6,7 +6,8 @@ Python does.
 A line says that the container has ended, and then the shell ends. When a signal tells it to end, it
 says so to the server, and waits for that line: by then no port is bound any more. If the server
 hangs up without one, it has ended itself, and the shell becomes the program again, with the same
-request: so ports come back.
+request: so ports come back. It holds the listeners of TCP ports, too: who connects meanwhile waits,
+and is not refused.
 
 A program that was started again in this way has nobody to tell an error to. It tries again for a
 while, and then says in the system's log that it gives up.
@@ -24,6 +25,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, NoReturn, TypeVar
 
+from hardsplice.frontends.publishing import Published
 from hardsplice.ipc import descriptors
 from hardsplice.model.errors import HardspliceError, printable
 from hardsplice.model.unforeseen import as_error
@@ -53,11 +55,11 @@ trap leave HUP INT TERM
 printf "$word" >&"$told"
 eval "exec $told>&-"
 read -r _ <&"$fd" && finish
-sleep 0.1
 trap - HUP INT TERM
 exec "$@"
 """
-_WORD = "hardsplice-again"  # the -X option's name
+# Names of -X options.
+_AGAIN, _KEPT = "hardsplice-again", "hardsplice-listeners"
 Result = TypeVar("Result")
 
 
@@ -81,27 +83,42 @@ class Again(NamedTuple):
 
 def _again() -> Again:
     """As the shell has told us."""
-    times, _, since = str(sys._xoptions.get(_WORD, "")).partition(",")
+    times, _, since = str(sys._xoptions.get(_AGAIN, "")).partition(",")
     try:
         return Again(int(times), float(since))
     except ValueError:
         return Again()
 
 
-def command(given: Sequence[str], again: Again) -> list[str]:
+def take_kept() -> Sequence[int]:
+    """The listeners that the shell has kept for us, the first time that it is asked."""
+    first, _, count = str(sys._xoptions.pop(_KEPT, "")).partition(",")
+    try:
+        return range(int(first), int(first) + int(count))
+    except ValueError:
+        return ()
+
+
+def command(given: Sequence[str], again: Again, listeners: range) -> list[str]:
     """The command line by which an interpreter runs this program once more; ``given`` is the one by
     which it was started.
     """
     words = [*given]
-    while any(word.startswith(f"{_WORD}=") for word in words):
-        at = next(at for at, word in enumerate(words) if word.startswith(f"{_WORD}="))
-        del words[at - 1 : at + 1]
-    return [words[0], "-X", f"{_WORD}={again.times},{again.since:.0f}", *words[1:]]
+    for at in reversed(range(1, len(words))):
+        if words[at].partition("=")[0] in (_AGAIN, _KEPT):
+            del words[at - 1 : at + 1]
+    told = {
+        _AGAIN: f"{again.times},{again.since:.0f}", _KEPT: f"{listeners.start},{len(listeners)}",
+    }  # fmt: skip
+    options = [word for name, value in told.items() for word in ("-X", f"{name}={value}")]
+    return [words[0], *options, *words[1:]]
 
 
-def attempted(name: str, attempt: Callable[[], Result]) -> Result:
+def attempted(
+    name: str, attempt: Callable[[], Result], is_over: Callable[[], bool] = lambda: False
+) -> Result:
     """What ``attempt`` returns. If it raises an error, that is raised, unless this program was
-    started again: then it is tried again for a while, and ends.
+    started again: then it is tried again for a while, and ends; at once if all ``is_over``.
     """
     again = _again()
     if not again.times:
@@ -109,6 +126,8 @@ def attempted(name: str, attempt: Callable[[], Result]) -> Result:
     failure = HardspliceError("forward", "ports", "servers end too often")
     for pause in () if again.is_too_often else (0.0, *PAUSES):
         time.sleep(pause)
+        if is_over():
+            os._exit(0)
         try:
             return attempt()
         except Exception as error:  # noqa: BLE001 - nobody is there to be told before the end
@@ -127,23 +146,26 @@ class Ready(NamedTuple):
 
 def become(
     name: str,
-    connection: int,
+    published: Published,
     ready: Ready,
     kept: Iterable[int],
     limit: tuple[int, int],
     socket: str | None,
 ) -> NoReturn:
-    """Become the shell, which tells that it is ``ready``, and holds the ``connection`` and what is
-    ``kept`` under its numbers, and standard input; all else is closed. ``limit`` is RLIMIT_NOFILE
-    as it was; ``socket`` is removed at the end. OSError where there is no shell.
+    """Become the shell, which tells that it is ``ready``, and holds what is ``published``, and what
+    is ``kept`` under its numbers, and standard input; all else is closed. ``limit`` is
+    RLIMIT_NOFILE as it was; ``socket`` is removed at the end. OSError where there is no shell.
     """
     kept = {0, 1, 2, ready.fd, *kept}
     places = [fd for fd in range(3, 10) if fd not in kept][:2]  # of one digit, for the shell
-    moved = [fcntl.fcntl(fd, fcntl.F_DUPFD, 10) for fd in (connection, ready.fd)]
-    for fd, place in zip(moved, places, strict=True):
+    first = max(9, *kept) + 1
+    listeners = range(first, first + len(published.listeners))
+    sources = (published.connection, ready.fd, *published.listeners)
+    moved = [fcntl.fcntl(fd, fcntl.F_DUPFD, listeners.stop) for fd in sources]
+    for fd, place in zip(moved, (*places, *listeners), strict=True):
         os.dup2(fd, place)
     descriptors.null_standard_streams((1, 2, ready.fd))
-    kept |= {*places}
+    kept |= {*places, *listeners}
     for fd in kept:
         os.set_inheritable(fd, True)
     descriptors.close_others(kept)
@@ -152,5 +174,6 @@ def become(
         signal.signal(number, signal.SIG_DFL)
     given = [*map(str, places), ready.word]
     given += ["", ""] if socket is None else [socket, str(os.lstat(socket).st_ino)]
-    again = command([sys.executable, *sys.orig_argv[1:]], _again().next(time.monotonic()))
-    os.execv(SHELL, [name, "-c", SCRIPT, name, *given, *again])
+    again = _again().next(time.monotonic())
+    program = command([sys.executable, *sys.orig_argv[1:]], again, listeners)
+    os.execv(SHELL, [name, "-c", SCRIPT, name, *given, *program])

@@ -14,8 +14,9 @@ from hardsplice.kernel.mounts import Watch
 from hardsplice.net.namespaces import Served
 from hardsplice.telemetry.log import Level, Log
 
-# Seconds from a change of the table until it is read: where many mounts come and go, once for all.
+# Seconds from one reading of the table to the next: where many mounts come and go, one is for all.
 PAUSE = 0.3
+AGAIN = 0.01  # ... where the one before missed the mount
 
 
 def prepared(served: Served, log: Log, *, ends: bool) -> Served:
@@ -65,18 +66,25 @@ class _MountEnd:
         self._watched = watched
         self._gone = gone
         self._missed = False
-        self._alarm = Alarm(loop, self._check)
+        self._is_resting = self._has_changed = True  # it may have gone before
+        self._alarm = Alarm(loop, self._rested)
         loop.add(watched.table, self._changed, select.EPOLLPRI)  # EPOLLIN it always is
-        self._changed()  # it may have gone before
-
-    def _changed(self) -> None:
         self._alarm.set(PAUSE)
 
+    def _changed(self) -> None:
+        self._has_changed = True
+        if not self._is_resting:
+            self._check()
+
+    def _rested(self) -> None:
+        self._is_resting = False
+        if self._missed or self._has_changed:
+            self._check()
+
     def _check(self) -> None:
-        if self._watched.is_there():
-            self._missed = False
-        elif self._missed:
+        is_there = self._watched.is_there()
+        if self._missed and not is_there:
             self._gone()
-        else:
-            self._missed = True
-            self._alarm.set(PAUSE)
+            return
+        self._missed, self._has_changed, self._is_resting = not is_there, False, True
+        self._alarm.set(AGAIN if self._missed else PAUSE)

@@ -169,6 +169,24 @@ def test_containers_of_all_networks_share_a_server(podman: Podman) -> None:
     assert lines == [*[size()] * 3, "2", "one", size(), "0", "0"]
 
 
+def test_a_network_that_is_made_anew(podman: Podman) -> None:
+    """Podman makes another namespace for bridges where it had one for the only container."""
+    port = free_ports()
+    lines = said(
+        podman,
+        f"""
+        web one -p {port}:8080 >/dev/null; get http://127.0.0.1:{port}/busybox
+        podman network reload one >/dev/null
+        wget -q -t 1 -T 10 -O - http://127.0.0.1:{port}/busybox | wc -c
+        podman network create other >/dev/null
+        podman network disconnect podman one; podman network connect other one
+        get http://127.0.0.1:{port}/busybox
+        podman rm -f -t 0 one >/dev/null; settled
+        """,
+    )
+    assert lines == [size()] * 3 + ["0", "0"]
+
+
 def test_a_hundred_ports(podman: Podman) -> None:
     port = free_ports(100)
     lines = said(

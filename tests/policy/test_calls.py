@@ -313,7 +313,7 @@ PARTS = {
         # A server of containers' ports is one, too.
         all_but("frontends/server", "Server.__init__"),
         all_but("frontends/reload"),
-        some("frontends/offers", "decode", "answer"),
+        some("frontends/offers", "decode", "Answer.encode"),
         some("net/listeners", "is_listener", "is_sound", "is_bound_to"),
         some("kernel/socketcalls", "accept4", "namespace_cookie", "peer_user", "send", "receive"),
     ),

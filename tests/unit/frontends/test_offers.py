@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hardsplice.frontends import mapping, offers
-from hardsplice.frontends.offers import Offer
+from hardsplice.frontends.offers import Answer, Offer
 from hardsplice.ipc.messages import MalformedError
 from hardsplice.model.errors import HardspliceError
 from hardsplice.model.forward import Forward
@@ -75,12 +75,14 @@ def test_each_port_has_its_listener_and_nothing_else_comes_along() -> None:
             offers.decode(data, fds)
 
 
-def test_an_answer_is_that_all_is_well_or_the_failure() -> None:
+@pytest.mark.parametrize("is_full", [False, True])
+def test_an_answer_is_that_all_is_well_or_the_failure(*, is_full: bool) -> None:
     failure = HardspliceError("listen on", "port 80", "in use", "use another one")
-    assert offers.failure_of(offers.answer(None)) is None
-    found = offers.failure_of(offers.answer(failure))
-    assert found is not None
-    assert (str(found), found.hint) == (str(failure), failure.hint)
+    assert offers.answer_of(Answer().encode()) == Answer()
+    found = offers.answer_of(Answer(failure, is_full).encode())
+    assert found.failure is not None
+    assert (str(found.failure), found.failure.hint) == (str(failure), failure.hint)
+    assert found.is_full is is_full
     for wrong in (b"", b"OK", b"\n"):
         with pytest.raises(MalformedError):
-            offers.failure_of(wrong)
+            offers.answer_of(wrong)

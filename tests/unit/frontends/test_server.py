@@ -115,12 +115,13 @@ def say(client: socket.socket, *messages: tuple[bytes, Sequence[int]]) -> None:
         room.sendmsg(client.fileno(), data, fds, 0)
 
 
-def failure(client: socket.socket) -> str:
+def failure(client: socket.socket, *, is_full: bool = False) -> str:
     """What the server answered, which then hung up."""
-    found = offers.failure_of(client.recv(1 << 16))
-    assert isinstance(found, HardspliceError)
+    found = offers.answer_of(client.recv(1 << 16))
+    assert isinstance(found.failure, HardspliceError)
+    assert found.is_full is is_full
     assert client.recv(1) == b""
-    return str(found)
+    return str(found.failure)
 
 
 @pytest.fixture(autouse=True)
@@ -224,7 +225,7 @@ def test_all_or_nothing(running: Running) -> None:
 def test_more_than_there_are_places_for_is_refused_at_once(running: Running) -> None:
     with Opened(*[Protocol.TCP] * (PLACES + 1)) as many:
         client = running.offer(Offer(many.forwards, many.fds))
-    assert "there are places for" in failure(client)
+    assert "there are places for" in failure(client, is_full=True)
     assert running.worker.done == []
 
 

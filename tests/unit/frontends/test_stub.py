@@ -35,14 +35,19 @@ def test_one_that_ends_now_and_then_always_is() -> None:
 
 
 def test_the_command_line_stays_what_it_was_and_says_how_often() -> None:
-    once = stub.command(GIVEN, Again(1, 100.4))
-    assert once == [GIVEN[0], "-X", "hardsplice-again=1,100", *GIVEN[1:]]
-    assert stub.command(once, Again(2, 100)) == [
-        GIVEN[0],
-        "-X",
-        "hardsplice-again=2,100",
-        *GIVEN[1:],
-    ]
+    once = stub.command(GIVEN, Again(1, 100.4), range(10, 12))
+    told = ["-X", "hardsplice-again=1,100", "-X", "hardsplice-listeners=10,2"]
+    assert once == [GIVEN[0], *told, *GIVEN[1:]]
+    twice = stub.command(once, Again(2, 100), range(10, 10))
+    told = ["-X", "hardsplice-again=2,100", "-X", "hardsplice-listeners=10,0"]
+    assert twice == [GIVEN[0], *told, *GIVEN[1:]]
+
+
+def test_it_knows_which_listeners_were_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [*stub.take_kept()] == []
+    monkeypatch.setattr(sys, "_xoptions", {"hardsplice-listeners": "10,2"})
+    assert [*stub.take_kept()] == [10, 11]
+    assert [*stub.take_kept()] == [], "they are taken once"
 
 
 @pytest.fixture
