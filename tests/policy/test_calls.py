@@ -311,7 +311,7 @@ PARTS = {
             if path.stem != "socketfile"
         ),
         # A server of containers' ports is one, too.
-        all_but("frontends/server", "Server.__init__"),
+        all_but("frontends/server", "Server.__init__", "_start_remover"),
         all_but("frontends/reload"),
         some("frontends/offers", "decode", "Answer.encode"),
         some("net/listeners", "is_listener", "is_sound", "is_bound_to"),
