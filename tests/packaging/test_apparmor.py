@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.packaged import engine_programs
 from tools import clean_root
 from tools.clean_root import Recipe
 
@@ -22,21 +23,40 @@ FORM = """
 abi <abi/4.0>,
 include <tunables/global>
 
-profile NAME /usr/bin/NAME flags=(unconfined) {
+profile NAME PROGRAMS flags=(unconfined) {
   userns,
 
   # Site-specific additions and overrides. See local/README for details.
   include if exists <local/NAME>
 }
 """
+PROGRAMS = (
+    "/usr/{bin/hardsplice,lib{,exec}/cni/hardsplice,"
+    "libexec/hardsplice/{docker-proxy,oci-hook,rootlessport}}"
+)
 PARSE = ("apparmor_parser", "--skip-kernel-load", "--skip-cache")
 
 
 def test_it_has_the_usual_form() -> None:
     text = PROFILE.read_text()
     code = text[text.index("\nabi ") :]
-    assert code == FORM.replace("NAME", "hardsplice")
+    assert code == FORM.replace("NAME", "hardsplice").replace("PROGRAMS", PROGRAMS)
     assert all(line.startswith("#") for line in text[: -len(code)].splitlines())
+
+
+def test_its_programs_are_those_of_the_packages_that_create_namespaces() -> None:
+    """hardsplicectl creates none."""
+    paths = subprocess.run(
+        ["bash", "-c", f"echo {PROGRAMS}"], capture_output=True, text=True, check=True
+    ).stdout.split()
+    installed = {"/usr/bin/hardsplice", *engine_programs()}
+    assert set(paths) == installed
+    comments = PROFILE.read_text().partition("\nabi ")[0]
+    for path in installed:
+        folder, _, name = path.removeprefix("/usr/").rpartition("/")
+        assert re.search(rf"^#     .*{re.escape(folder)}/.*{name}  +\w", comments, re.MULTILINE), (
+            path
+        )
 
 
 def test_this_machines_parser_takes_it() -> None:
@@ -63,7 +83,8 @@ def test_trixies_parser_takes_it_as_it_does_the_others(tmp_path: Path) -> None:
         assert name.encode() in compiled.stdout
         text = (profiles / name).read_text()
         code = text[text.index("\nabi ") :]
-        assert code == FORM.replace("NAME", name)
+        programs = PROGRAMS if name == "hardsplice" else f"/usr/bin/{name}"
+        assert code == FORM.replace("NAME", name).replace("PROGRAMS", programs)
     broken = re.sub("userns,", "userns nothing,", PROFILE.read_text())
     (profiles / "hardsplice").write_text(broken)
     command = [*inside, "/etc/apparmor.d/hardsplice"]

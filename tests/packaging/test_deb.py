@@ -12,86 +12,23 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.support.clean import APT, INSTALL, builder, succeeds
 from tests.support.nspawn import Tree
 from tools import clean_root, deb, dist
-from tools.clean_root import BUILDER, Recipe
+from tools.clean_root import BUILDER
 
 ROOT = Path(__file__).parents[2]
-TESTS = ROOT / deb.DEBIAN / "tests"
-SUITES = ("bookworm", "trixie")
-# What a system has, and what the package recommends; and what it depends on.
-BOOTED = (
-    "bash-completion",
-    "dbus",
-    "iproute2",
-    "libnss-systemd",
-    "man-db",
-    "procps",
-    "systemd-sysv",
-)
-NEEDED = ("python3", "python3-seccomp")
-# What apt, dpkg and systemd remember, and netbase leaves.
+# What apt, dpkg and systemd remember, netbase leaves, and dh_apparmor removes if it is empty.
 OTHERS = (
-    "dev", "proc", "run", "sys", "tmp", "srv", "etc/hosts", "etc/ld.so.cache", "var/cache",
-    "var/lib/apt", "var/lib/dpkg", "var/lib/systemd", "var/log",
+    "dev", "proc", "run", "sys", "tmp", "srv", "etc/apparmor.d/disable", "etc/hosts",
+    "etc/ld.so.cache", "var/cache", "var/lib/apt", "var/lib/dpkg", "var/lib/systemd", "var/log",
 )  # fmt: skip
 
 pytestmark = [pytest.mark.packages, pytest.mark.root, pytest.mark.timeout(1200)]
-
-
-@pytest.fixture(scope="module", params=SUITES)
-def suite(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-def made(recipe: Recipe, folder: Path) -> Path:
-    """Whoever asks for these tests asks for clean roots: it is an error if there can be none."""
-    return clean_root.made(recipe, folder / "root")
-
-
-def builder(suite: str) -> Recipe:
-    return deb.builder(ROOT, suite, "autopkgtest", "lintian", *BOOTED)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
-    """Of which nothing is kept: roots are large."""
-    yield tmp_path
-    shutil.rmtree(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def built(suite: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """What is built, in a folder."""
-    folder = tmp_path_factory.mktemp(f"built-{suite}")
-    root = made(builder(suite), folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DEB_BUILD_OPTIONS", "nocheck")
-        deb.build_in(root, ROOT, folder / "dist")
-    shutil.rmtree(root)
-    yield folder / "dist"
-    shutil.rmtree(folder)
-
-
-@pytest.fixture
-def clean(suite: str, built: Path, folder: Path) -> Path:
-    """A clean root with the package in /srv, and what apt needs to install it offline."""
-    root = made(Recipe(suite, "minbase", BOOTED, NEEDED), folder)
-    (package,) = built.glob("*.deb")
-    shutil.copy(package, root / "srv/hardsplice.deb")
-    shutil.copytree(TESTS, root / "srv/tests")
-    return root
-
-
-def succeeds(root: Path, *words: str, user: int = 0) -> str:
-    done = clean_root.run(root, *words, user=user, timeout=300)
-    assert done.returncode == 0, done.stdout
-    return done.stdout
 
 
 def files(root: Path) -> set[str]:
@@ -105,18 +42,26 @@ def files(root: Path) -> set[str]:
     return {path for path in found if path.rstrip("/") not in OTHERS}
 
 
-APT = ("env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "--quiet=2", "--yes")
-INSTALL = (*APT, "--no-install-recommends", "install", "/srv/hardsplice.deb")
 # Whatever came with it goes, too, although others suggest it.
 UNNEEDED = [f"--option=APT::AutoRemove::{one}Important=false" for one in ("Recommends", "Suggests")]
 METRICS = "http://127.0.0.1:9820/metrics"
 SCRAPE = ("python3", "-c", f"from urllib.request import *; print(urlopen('{METRICS}').status)")
 INSTANCES = ("hardsplice@blue.service", "hardsplice-service@web.service")
+PROFILES = {"etc/apparmor.d/hardsplice", "etc/apparmor.d/local/hardsplice"}
+# The same as an older version, of which a configuration file has changed since
+OLDER = """
+dpkg-deb --raw-extract /srv/hardsplice.deb /srv/older
+sed -i 's/^Version: .*/Version: 0.1.0-1/' /srv/older/DEBIAN/control
+echo "of 0.1" >>/srv/older/etc/hardsplice/README
+dpkg-deb --build /srv/older /srv/older.deb
+"""
+INSTALL_OLDER = (*INSTALL[:-1], "/srv/older.deb")
+SCRIPTS = "/var/lib/dpkg/info/hardsplice"
 PURGE = (*APT, *UNNEEDED, "--purge", "--autoremove", "remove", "hardsplice")
 
 
 def test_lintian_has_no_complaint(suite: str, built: Path, folder: Path) -> None:
-    root = made(builder(suite), folder)
+    root = clean_root.made(builder(suite), folder / "root")
     shutil.copytree(built, root / "srv/dist")
     (changes,) = (root / "srv/dist").glob("*.changes")
     words = ("lintian", "--fail-on=warning", "--info", "--pedantic", "--display-info")
@@ -127,7 +72,7 @@ def test_lintian_has_no_complaint(suite: str, built: Path, folder: Path) -> None
 def test_the_package_is_the_same_from_a_build_that_runs_its_tests(
     suite: str, built: Path, folder: Path
 ) -> None:
-    root = made(builder(suite), folder)
+    root = clean_root.made(builder(suite), folder / "root")
     files = deb.build_in(root, ROOT, folder / "dist")
     kept = (".deb", ".dsc", ".tar.xz", ".tar.gz")
     compared = [path for path in files if path.name.endswith(kept)]
@@ -156,19 +101,25 @@ def test_it_is_installed_used_and_removed(clean: Path) -> None:
     said = succeeds(clean, "/srv/tests/forwarding", user=BUILDER)
     assert f" uid {BUILDER} " in said
     assert "bytes went in and out" in said
+    succeeds(clean, *APT, "remove", "hardsplice")
+    left = {path for path in files(clean) if "hardsplice" in path}
+    assert left - PROFILES == {"etc/hardsplice/", "etc/hardsplice/README"}
+    succeeds(clean, *INSTALL)
     succeeds(clean, *PURGE)
     assert files(clean) == before
 
 
 def test_its_services_run_and_go_with_it(clean: Path) -> None:
+    succeeds(clean, "sh", "-ec", OLDER)
     system = Tree(clean)
     try:
         before = files(clean)
-        status, said = system.run(*INSTALL, within=300)
+        status, said = system.run(*INSTALL_OLDER, within=300)
         assert status == 0, said
         status, said = system.run("/srv/tests/services", within=300)
         assert status == 0, said
         assert "the exporter has its metrics" in said
+        assert "engines' programs serve" in said
         system.control("enable", "--now", "hardsplice-exporter.socket")
         system.run("ip", "netns", "add", "blue")
         system.write("/etc/hardsplice/blue.conf", "OPTIONS=-t 127.0.0.1/8080:80\n")
@@ -177,8 +128,12 @@ def test_its_services_run_and_go_with_it(clean: Path) -> None:
         assert system.run(*SCRAPE) == (0, "200")
         status, before_upgrade = system.run("pgrep", "hs-host")
         assert status == 0
-        status, said = system.run(*INSTALL, "--reinstall", within=300)
+        status, said = system.run(*INSTALL, within=300)
         assert status == 0, said
+        assert "of 0.1" not in (clean / "etc/hardsplice/README").read_text()
+        for words in (("postinst", "configure", "0.1.0-1"), ("prerm", "upgrade", "0.3.0-1")):
+            status, said = system.run(f"{SCRIPTS}.{words[0]}", *words[1:], within=60)
+            assert status == 0, said  # also where an upgrade was interrupted
         assert system.run("pgrep", "hs-host") == (0, before_upgrade)
         assert system.run(*SCRAPE) == (0, "200"), "the exporter didn't outlive an upgrade"
         status, said = system.run(*PURGE, within=300)
@@ -193,7 +148,7 @@ def test_its_services_run_and_go_with_it(clean: Path) -> None:
 
 
 def test_autopkgtest_runs_its_tests(suite: str, built: Path, folder: Path) -> None:
-    root = made(builder(suite), folder)
+    root = clean_root.made(builder(suite), folder / "root")
     shutil.copytree(built, root / "srv/dist")
     (package,) = (path.name for path in built.glob("*.deb"))
     (source,) = (path.name for path in built.glob("*.dsc"))

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The SELinux module: compiled, and linked with the whole reference policy of Debian, which is then
-asked what hardsplice may do. Whether a running system needs more isn't shown: that would take a
-kernel with SELinux.
+asked what hardsplice may do. test_lsm.py has it on a running system.
 """
 
 from __future__ import annotations
@@ -13,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.packaged import engine_programs
+
 ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "packaging/selinux"
 DEVEL = Path("/usr/share/selinux/devel/Makefile")
@@ -23,6 +24,13 @@ PATHS = {
     "/proc/PID/ns/net": ("Docker", "bubblewrap", "PrivateNetwork=yes"),
     "/run/netns/NAME": ("ip-netns(8)", "CNI", "Podman as root"),
     "/run/user/UID/netns/": ("rootless Podman",),
+}
+# And by a program's name whose it is
+ENGINES = {
+    "oci-hook": "Podman.*crun.*runc",
+    "rootlessport": "Podman of ordinary users",
+    "docker-proxy": "Docker",
+    "hardsplice": "CNI",
 }
 
 
@@ -54,12 +62,24 @@ def test_it_compiles_with_its_paths(module: Path) -> None:
         assert path.encode() in content
 
 
+def test_each_program_of_engines_has_a_label_and_stands_with_its_engine() -> None:
+    """None has the label that leads to a domain of its own."""
+    lines = (SOURCES / "hardsplice.fc").read_text().splitlines()
+    labels = {line.split()[0]: line for line in lines if line.startswith("/usr/")}
+    assert set(labels) == {"/usr/bin/hardsplice", *engine_programs()}
+    for path in engine_programs():
+        assert ":bin_t,s0)" in labels[path]
+        engine = next(one for one in lines[lines.index(labels[path]) :: -1] if one[:1] == "#")
+        assert re.search(ENGINES[path.rpartition("/")[2]], engine), path
+
+
 def test_its_interfaces_can_be_used(module: Path) -> None:
     other = module.parent / "other"
     shutil.copytree(SOURCES, other)
     (other / "caller.te").write_text(
         "policy_module(caller, 1.0)\ntype caller_t;\ndomain_type(caller_t)\n"
         "hardsplice_domtrans(caller_t)\nhardsplice_stream_connect(caller_t)\n"
+        "hardsplice_manage_runtime(caller_t)\n"
     )
     run("make", "-f", DEVEL, "NAME=default", "caller.pp", cwd=other)
 
@@ -109,6 +129,8 @@ def test_linked_with_the_whole_policy_it_may_what_it_needs_and_no_more(
     assert "hardsplice_runtime_t" in runtime.split()
     entered = run("sesearch", "-T", "-s", "init_t", "-t", "hardsplice_exec_t", policy, cwd=tmp_path)
     assert "process hardsplice_t;" in entered
+    named = run("sesearch", "-T", "-t", "var_run_t", "-c", "dir", policy, cwd=tmp_path)
+    assert "type_transition initrc_t var_run_t:dir hardsplice_runtime_t hardsplice;" in named
     labels = (root / "etc/selinux/default/contexts/files/file_contexts").read_text()
     assert "system_u:object_r:hardsplice_exec_t:s0" in labels
     shutil.rmtree(root)
