@@ -80,7 +80,7 @@ def serve(request: Request) -> NoReturn:
 def _publish(request: Request) -> Published:
     place = Place(Instances(PROGRAM).folder, None)
     if not request.is_passed:
-        return publishing.publish(place, Wanted([request.forward], kept=stub.take_kept()))
+        return publishing.publish(place, Wanted([request.forward], kept=stub.take_kept().listeners))
     from hardsplice.net.inherited import forward_of
 
     forward = request.forward

@@ -7,7 +7,8 @@ end of file ends the ports, and a socket at which the container's new address is
 the last one is whether all ports are served, or why none is. From then on the connection stands for
 the ports: they end with it. When they end by end of file of that descriptor, or because the program
 has said something more, whatever it is, the server sends one more message, ENDED; if it hangs up
-without, it has ended itself.
+without, it has ended itself. And it tells each new address of the container's, for whoever serves
+the ports next.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from hardsplice.ipc.messages import MalformedError
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import HardspliceError, error_of, text_of
 from hardsplice.model.forward import Forward
+from hardsplice.model.spec import Address
 
 VERSION = 1  # of this protocol: a program finds servers of its own one only
 PORTS = 64  # of a message
@@ -78,6 +80,14 @@ def decode(data: bytes, fds: Sequence[int]) -> Offer:
     if any(not port.port or port.interface for port in ports):
         raise MalformedError("a port that has no number, or an interface")
     return Offer(ports, listeners, ends, moves, bool(flags & _LAST))
+
+
+def moved(address: Address) -> Iterator[bytes]:
+    """The messages that tell an address, as a line. A shell reads byte by byte, and with a byte it
+    takes a whole message.
+    """
+    for byte in f"{address}\n".encode():
+        yield bytes([byte])
 
 
 class Answer(NamedTuple):

@@ -55,6 +55,7 @@ class Published(NamedTuple):
 
     connection: int
     listeners: Sequence[int]  # of TCP ports: clients that connect between two servers wait there
+    moves: int | None  # so does who tells the container's new address
 
 
 def publish(place: Place, wanted: Wanted) -> Published:
@@ -72,7 +73,7 @@ def publish(place: Place, wanted: Wanted) -> Published:
         if answer is not None and answer.failure is None:
             is_tcp = [forward.protocol is Protocol.TCP for forward, _ in opened]
             fds = [fd for (_, fd), is_kept in zip(opened, is_tcp, strict=True) if is_kept]
-            return Published(connection.detach(), fds)
+            return Published(connection.detach(), fds, wanted.moves)
         connection.close()
         close_all(fd for _, fd in opened)
         wanted = wanted._replace(kept=())

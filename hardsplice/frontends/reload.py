@@ -36,8 +36,8 @@ class Owner(Protocol):
     def begin_move(self) -> bool:
         """Whether its ports may be changed now, until ``end_move``."""
 
-    def end_move(self) -> None:
-        """They have been changed."""
+    def end_move(self, target: Address) -> None:
+        """They have been changed, and lead there."""
 
 
 class Reload:
@@ -84,7 +84,7 @@ class Reload:
         self._loop.remove(fd)
 
         def answer(failure: HardspliceError | None) -> None:
-            self._owner.end_move()
+            self._owner.end_move(target)
             self._answer(fd, failure)
 
         try:

@@ -78,19 +78,22 @@ def _is_over(request: Request) -> bool:
 def _publish(request: Request) -> Published:
     # From where the bridge is, one server reaches the containers of all of the user's networks.
     # Podman may make another one of that namespace, and remove this one.
-    netns = None if request.child.is_loopback else bridged.shared_by(request.netns, request.child)
+    child = stub.address() or request.child
+    netns = None if child.is_loopback else bridged.shared_by(request.netns, child)
     place = Place(_folder(request), netns or request.netns, quits=netns is not None)
-    moves = None if request.socket is None else _listen(request.socket)
+    kept = stub.take_kept()
+    moves = kept.moves
+    if moves is None and request.socket is not None:
+        moves = _listen(request.socket)
     try:
-        wanted = Wanted(request.forwards, None, request.exit_fd, moves, stub.take_kept())
+        forwards = [one._replace(target=child) for one in request.forwards]
+        wanted = Wanted(forwards, None, request.exit_fd, moves, kept.listeners)
         return publishing.publish(place, wanted)
     except BaseException:
-        if request.socket is not None:
+        if moves is not None and request.socket is not None:
+            os.close(moves)
             os.unlink(request.socket)
         raise
-    finally:
-        if moves is not None:
-            os.close(moves)
 
 
 def _folder(request: Request) -> str:

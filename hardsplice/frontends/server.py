@@ -34,6 +34,7 @@ from hardsplice.kernel import socketcalls
 from hardsplice.kernel.scm import Messages
 from hardsplice.model.errors import HardspliceError, reason_of
 from hardsplice.model.forward import Forward
+from hardsplice.model.spec import Address
 from hardsplice.monitor.host import HostMonitor
 from hardsplice.net import listeners
 
@@ -309,9 +310,11 @@ class Client:
         self._is_busy = self._is_busy or is_free
         return is_free
 
-    def end_move(self) -> None:
-        """They have been changed."""
+    def end_move(self, target: Address) -> None:
+        """They have been changed, and lead there."""
         self._is_busy = False
+        for byte in offers.moved(target):
+            socketcalls.send(self._fd, byte)
         if self._is_leaving:
             self._remove_all()
 

@@ -23,11 +23,13 @@ import sys
 import syslog
 import time
 from collections.abc import Callable, Iterable, Sequence
+from ipaddress import ip_address
 from typing import NamedTuple, NoReturn, TypeVar
 
 from hardsplice.frontends.publishing import Published
 from hardsplice.ipc import descriptors
 from hardsplice.model.errors import HardspliceError, printable
+from hardsplice.model.spec import Address
 from hardsplice.model.unforeseen import as_error
 
 SHELL = "/bin/sh"
@@ -36,11 +38,12 @@ AGAIN_MAX, AGAIN_SECONDS = 8, 60.0  # servers that may end, and in which time
 
 # Its parameters: the connection's descriptor; where to write what when it is ready, which is not
 # before it can be told to end; a socket to be removed at the end, and the number of its file, or
-# nothing; and the program. Others look for that by its name.
+# nothing; the container's address, if a server has told it; and the program. Others look for that
+# by its name.
 SCRIPT = """
 { printf %s "$0" >/proc/self/comm; } 2>/dev/null
-fd=$1 told=$2 word=$3 path=$4 inode=$5
-shift 5
+fd=$1 told=$2 word=$3 path=$4 inode=$5 address=$6 python=$7
+shift 7
 finish() {
     [ -z "$path" ] || find "$path" -maxdepth 0 -inum "$inode" -delete 2>/dev/null
     exit 0
@@ -48,18 +51,21 @@ finish() {
 leave() {
     trap - HUP INT TERM
     echo >&"$fd"
-    read -r _ <&"$fd"
+    while read -r line <&"$fd" && [ -n "$line" ]; do :; done
     finish
 }
 trap leave HUP INT TERM
 printf "$word" >&"$told"
 eval "exec $told>&-"
-read -r _ <&"$fd" && finish
+while read -r line <&"$fd"; do
+    [ -n "$line" ] || finish
+    address=$line
+done
 trap - HUP INT TERM
-exec "$@"
+exec "$python" -X "hardsplice-address=$address" "$@"
 """
 # Names of -X options.
-_AGAIN, _KEPT = "hardsplice-again", "hardsplice-listeners"
+_AGAIN, _KEPT, _ADDRESS = "hardsplice-again", "hardsplice-listeners", "hardsplice-address"
 Result = TypeVar("Result")
 
 
@@ -90,26 +96,44 @@ def _again() -> Again:
         return Again()
 
 
-def take_kept() -> Sequence[int]:
-    """The listeners that the shell has kept for us, the first time that it is asked."""
-    first, _, count = str(sys._xoptions.pop(_KEPT, "")).partition(",")
+class Kept(NamedTuple):
+    """What the shell has kept for us."""
+
+    listeners: Sequence[int] = ()  # of TCP ports
+    moves: int | None = None  # where the container's new address is told
+
+
+def take_kept() -> Kept:
+    """What the shell has kept for us, the first time that it is asked."""
+    told = str(sys._xoptions.pop(_KEPT, "")).split(",")
     try:
-        return range(int(first), int(first) + int(count))
+        first, count, has_moves = map(int, told)
     except ValueError:
-        return ()
+        return Kept()
+    stop = first + count
+    return Kept(range(first, stop), stop if has_moves else None)
 
 
-def command(given: Sequence[str], again: Again, listeners: range) -> list[str]:
+def address() -> Address | None:
+    """The address that the container had at last, if it was told."""
+    try:
+        return ip_address(str(sys._xoptions.get(_ADDRESS, "")))
+    except ValueError:
+        return None
+
+
+def command(given: Sequence[str], again: Again, listeners: range, *, has_moves: bool) -> list[str]:
     """The command line by which an interpreter runs this program once more; ``given`` is the one by
     which it was started.
     """
     words = [*given]
     for at in reversed(range(1, len(words))):
-        if words[at].partition("=")[0] in (_AGAIN, _KEPT):
+        if words[at].partition("=")[0] in (_AGAIN, _KEPT, _ADDRESS):
             del words[at - 1 : at + 1]
     told = {
-        _AGAIN: f"{again.times},{again.since:.0f}", _KEPT: f"{listeners.start},{len(listeners)}",
-    }  # fmt: skip
+        _AGAIN: f"{again.times},{again.since:.0f}",
+        _KEPT: f"{listeners.start},{len(listeners)},{has_moves:d}",
+    }
     options = [word for name, value in told.items() for word in ("-X", f"{name}={value}")]
     return [words[0], *options, *words[1:]]
 
@@ -160,20 +184,24 @@ def become(
     places = [fd for fd in range(3, 10) if fd not in kept][:2]  # of one digit, for the shell
     first = max(9, *kept) + 1
     listeners = range(first, first + len(published.listeners))
-    sources = (published.connection, ready.fd, *published.listeners)
-    moved = [fcntl.fcntl(fd, fcntl.F_DUPFD, listeners.stop) for fd in sources]
-    for fd, place in zip(moved, (*places, *listeners), strict=True):
+    moves = () if published.moves is None else (published.moves,)
+    sources = (published.connection, ready.fd, *published.listeners, *moves)
+    places += range(first, first + len(sources) - 2)
+    moved = [fcntl.fcntl(fd, fcntl.F_DUPFD, places[-1] + 1) for fd in sources]
+    for fd, place in zip(moved, places, strict=True):
         os.dup2(fd, place)
     descriptors.null_standard_streams((1, 2, ready.fd))
-    kept |= {*places, *listeners}
+    kept |= {*places}
     for fd in kept:
         os.set_inheritable(fd, True)
     descriptors.close_others(kept)
     resource.setrlimit(resource.RLIMIT_NOFILE, limit)
     for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them
         signal.signal(number, signal.SIG_DFL)
-    given = [*map(str, places), ready.word]
+    given = [*map(str, places[:2]), ready.word]
     given += ["", ""] if socket is None else [socket, str(os.lstat(socket).st_ino)]
+    given.append(str(address() or ""))
     again = _again().next(time.monotonic())
-    program = command([sys.executable, *sys.orig_argv[1:]], again, listeners)
+    words = [sys.executable, *sys.orig_argv[1:]]
+    program = command(words, again, listeners, has_moves=bool(moves))
     os.execv(SHELL, [name, "-c", SCRIPT, name, *given, *program])

@@ -72,10 +72,17 @@ class Containers:
     def connected(self, at: int) -> Conversation:
         client = socket.create_connection(("127.0.0.1", self.port + at), PATIENCE)
         try:
-            return Conversation(client, self.echo.accept()[0])
+            server, _ = self.echo.accept()
         except OSError:
             client.close()
             raise
+        conversation = Conversation(client, server)
+        try:
+            conversation.goes_on()
+        except BaseException:
+            conversation.end()
+            raise
+        return conversation
 
     def serves(self, at: int) -> bool:
         """Whether the port leads there now, be it that its last server is just ending."""
@@ -104,7 +111,6 @@ class Conversation:
 
     def __init__(self, client: socket.socket, server: socket.socket) -> None:
         self.client, self.server = client, server
-        self.goes_on()
 
     def goes_on(self) -> None:
         self.client.sendall(b"hello")
@@ -216,6 +222,10 @@ def test_an_address_that_changes_is_one_containers(containers: Containers) -> No
     assert first.ask('"127.0.0.9"') == b"OK"
     assert containers.serves(1)
     assert not containers.serves(0), "nobody listens there"
+    (server,) = containers.servers()
+    os.kill(server, signal.SIGKILL)
+    eventually(partial(containers.serves, 1), "the port is not served again")
+    assert not containers.serves(0), "the next server has the last address"
     assert first.ask('"127.0.0.1"') == b"OK"
     assert containers.serves(0)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import sys
 import syslog
+from ipaddress import ip_address
 
 import pytest
 
@@ -35,19 +36,27 @@ def test_one_that_ends_now_and_then_always_is() -> None:
 
 
 def test_the_command_line_stays_what_it_was_and_says_how_often() -> None:
-    once = stub.command(GIVEN, Again(1, 100.4), range(10, 12))
-    told = ["-X", "hardsplice-again=1,100", "-X", "hardsplice-listeners=10,2"]
+    once = stub.command(GIVEN, Again(1, 100.4), range(10, 12), has_moves=True)
+    told = ["-X", "hardsplice-again=1,100", "-X", "hardsplice-listeners=10,2,1"]
     assert once == [GIVEN[0], *told, *GIVEN[1:]]
-    twice = stub.command(once, Again(2, 100), range(10, 10))
-    told = ["-X", "hardsplice-again=2,100", "-X", "hardsplice-listeners=10,0"]
+    # The shell adds the address.
+    once[1:1] = ["-X", "hardsplice-address=10.89.0.2"]
+    twice = stub.command(once, Again(2, 100), range(10, 10), has_moves=False)
+    told = ["-X", "hardsplice-again=2,100", "-X", "hardsplice-listeners=10,0,0"]
     assert twice == [GIVEN[0], *told, *GIVEN[1:]]
 
 
-def test_it_knows_which_listeners_were_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [*stub.take_kept()] == []
-    monkeypatch.setattr(sys, "_xoptions", {"hardsplice-listeners": "10,2"})
-    assert [*stub.take_kept()] == [10, 11]
-    assert [*stub.take_kept()] == [], "they are taken once"
+def test_it_knows_what_was_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert stub.take_kept() == stub.Kept()
+    monkeypatch.setattr(sys, "_xoptions", {"hardsplice-listeners": "10,2,1"})
+    assert stub.take_kept() == stub.Kept(range(10, 12), 12)
+    assert stub.take_kept() == stub.Kept(), "it is taken once"
+
+
+def test_it_knows_the_address_that_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    for text, found in (("", None), ("10.89.0.2", "10.89.0.2"), ("fd00::2", "fd00::2")):
+        monkeypatch.setattr(sys, "_xoptions", {"hardsplice-address": text})
+        assert stub.address() == (found and ip_address(found))
 
 
 @pytest.fixture
