@@ -38,6 +38,7 @@ from tests.support.published import runner
 WHOSE = ("ours", "its own")
 PATIENCE = 120.0  # seconds until a command of an engine's is given up
 SETTLED = 0.3  # seconds that what a command leaves to be done in the background gets
+QUIET = 30.0  # seconds in which what published a removed container's ports is to end
 GOAL_MS = 100.0  # `podman run -p` with ours may take so many milliseconds more than with its own
 # A shell that does what it is told, line by line, and says when a line is done.
 _SHELL = """
@@ -120,6 +121,13 @@ class Session:
         pids = [pid for pid, name in names.items() if name not in self._others]
         return Memory(holding(pids).pss_kib, Counter(names[pid] for pid in pids))
 
+    def quiet(self) -> None:
+        """Wait until nothing publishes ports any more: a server that many share stays a while."""
+        deadline = time.monotonic() + QUIET
+        while self.published().processes:
+            if time.monotonic() > deadline:
+                raise EngineError(f"{self.engine}: what published ports goes on without any")
+
     def _pids(self) -> set[int]:
         return {pid for pid in procfs.tree(self._process.pid) if procfs.alive(pid)}
 
@@ -177,6 +185,8 @@ class Comparison:
             for number in range(self.options.rounds):
                 taken = {}
                 for whose in WHOSE if number % 2 else reversed(WHOSE):
+                    if row == "the first port":
+                        self.sessions[whose].quiet()
                     ports = _port(free_ports()) if port else ""
                     taken[whose] = self.sessions[whose].run("one", ports) * 1e3
                     self.sessions[whose].remove("one")
@@ -190,6 +200,7 @@ class Comparison:
         """Many containers with a port each."""
         number = self.options.containers
         for whose, one in self.sessions.items():
+            one.quiet()
             names = [f"c{at}" for at in range(number)]
             first = free_ports(number)
             for at, name in enumerate(names):
@@ -202,6 +213,7 @@ class Comparison:
         """One container with many ports."""
         number = self.options.ports
         for whose, one in self.sessions.items():
+            one.quiet()
             progress(f"a container with {number} ports: {whose}")
             first = free_ports(number)
             seconds = one.run("many", _port(first, number))
@@ -232,18 +244,20 @@ class Comparison:
         return lines
 
     def goals(self, name: str) -> list[str]:
-        """Which are held: `podman run -p` within GOAL_MS; less memory than its own."""
-        lines = []
+        """Which are held: `podman run -p` within GOAL_MS; less memory than many of its own."""
+        lines, of_many = [], "a container, "
         if name.startswith("podman"):
+            of_many = f"{self.options.containers} containers, "
             for row, rounds in self.record["start_ms"].items():
                 more = statistics.median(one["ours"] - one["its own"] for one in rounds)
                 if row != "no port":
                     said = "held" if more <= GOAL_MS else "MISSED"
                     lines.append(f"{said}: {row}, at most {GOAL_MS:.0f} ms more: {more:.0f}")
         for row, held in self.record["memory"].items():
-            ours, own = (held[whose]["pss_mib"] for whose in WHOSE)
-            said = "held" if ours < own else "MISSED"
-            lines.append(f"{said}: {row}, less than its own: {ours:.1f}, {own:.1f} MiB")
+            if row.startswith(of_many):
+                ours, own = (held[whose]["pss_mib"] for whose in WHOSE)
+                said = "held" if ours < own else "MISSED"
+                lines.append(f"{said}: {row}, less than its own: {ours:.1f}, {own:.1f} MiB")
         return lines
 
 
