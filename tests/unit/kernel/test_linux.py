@@ -75,7 +75,8 @@ def kernels_own(address: IPv4Address | IPv6Address, port: int) -> bytes:
         else:
             one.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
             one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Others may run this test at the same time, with the same examples.
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         one.bind((str(address), port))
         raw, length = ctypes.create_string_buffer(128), ctypes.c_uint32(128)
         getsockname = ctypes.CDLL(None, use_errno=True).getsockname
