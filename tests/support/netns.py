@@ -7,6 +7,7 @@ import contextlib
 import os
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,7 @@ class Namespace:
     def __init__(self, owner: Identity, *, new_user: bool | None = None) -> None:
         new_user = not owner.is_root if new_user is None else new_user
         self._owner, self._new_user = owner, new_user
+        self._asking = threading.Lock()  # a request has two answers, and threads of a test ask
         unshare = ["unshare", "-Urn" if new_user else "-n"]
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
@@ -105,10 +107,11 @@ class Namespace:
         return self._made(b"d")
 
     def _made(self, request: bytes) -> Socket:
-        self._channel.send(request)
-        _, (descriptor,), _, _ = socket.recv_fds(self._channel, 1, 1)
-        made = Socket(fileno=descriptor)
-        self._channel.recv(1)  # it is ours alone
+        with self._asking:
+            self._channel.send(request)
+            _, (descriptor,), _, _ = socket.recv_fds(self._channel, 1, 1)
+            made = Socket(fileno=descriptor)
+            self._channel.recv(1)  # it is ours alone
         return made
 
     def add_address(self, address: str) -> None:
