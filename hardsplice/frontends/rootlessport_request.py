@@ -76,8 +76,7 @@ def _forwards(mappings: Any, target: Address) -> Iterator[Forward]:
     if not isinstance(mappings, list) or not all(isinstance(one, dict) for one in mappings):
         raise _wrong("Mappings is not a list of objects")
     for one in mappings:
-        host = _text(one, "host_ip")
-        listen = mapping.address(host, "host_ip") if host else None
+        listen = _listen(_text(one, "host_ip"))
         count = one.get("range", 1)
         if not isinstance(count, int) or not 0 <= count <= LAST_PORT:
             raise _wrong("range is not a number of ports")
@@ -87,6 +86,14 @@ def _forwards(mappings: Any, target: Address) -> Iterator[Forward]:
                 host_port = mapping.port(_sum(one.get("host_port"), at), "host_port")
                 child_port = mapping.port(_sum(one.get("container_port"), at), "container_port")
                 yield mapping.inbound(protocol, listen, host_port, target, child_port)
+
+
+def _listen(host: str) -> Address | None:
+    """Where to listen. The unspecified address of either family is every address of both, as it is
+    to the program that Podman has.
+    """
+    listen = mapping.address(host, "host_ip") if host else None
+    return None if listen is None or listen.is_unspecified else listen
 
 
 def _sum(first: Any, at: int) -> Any:

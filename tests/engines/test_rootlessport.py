@@ -77,14 +77,15 @@ def test_ports_ranges_and_both_families(podman: Podman) -> None:
         get http://127.0.0.1:{port}/busybox
         get 'http://[::1]:{port}/busybox'
         get http://127.0.0.1:{port + 1}/busybox
-        web range -p {port + 2}-{port + 5}:8080-8083 >/dev/null
+        web range -p {port + 2}-{port + 5}:8080-8083 -p '[::]:{port + 6}:8080' >/dev/null
         get http://127.0.0.1:{port + 2}/busybox
+        get http://127.0.0.1:{port + 6}/busybox
         podman rm -f -t 0 one range >/dev/null
         settled
         """,
     )
-    assert lines == ["1", *[size()] * 4, "0", "0"]
-    assert all(can_bind("127.0.0.1", port + at) for at in range(6))
+    assert lines == ["1", *[size()] * 5, "0", "0"]
+    assert all(can_bind("127.0.0.1", port + at) for at in range(7))
 
 
 def test_a_port_in_use_is_an_error_in_our_words(podman: Podman) -> None:

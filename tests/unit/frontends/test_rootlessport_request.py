@@ -71,6 +71,12 @@ def test_a_range_counts_ports_and_protocols_are_listed(
     assert [one.id for one in ports] == [*range(1, 7)]
 
 
+@pytest.mark.parametrize("host", ["", "0.0.0.0", "::"])
+def test_every_address_is_of_both_families(given: dict[str, Any], host: str) -> None:
+    (port,) = parse({**given, "Mappings": [{**MAPPING, "host_ip": host}]}).forwards
+    assert port.address is None
+
+
 def test_the_socket_is_named_by_the_container(given: dict[str, Any]) -> None:
     assert parse(given).socket == f"/run/user/1000/libpod/tmp/rp/{'ab' * 32}"
 
