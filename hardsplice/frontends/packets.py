@@ -8,8 +8,10 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import struct
 from collections.abc import Iterator
 
+SECONDS = 5.0  # that a client waits until it is heard
 _KIND = socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC
 
 
@@ -48,12 +50,21 @@ def listen(path: str, backlog: int) -> socket.socket:
 
 
 def connect(path: str) -> socket.socket:
-    """A connection to what listens at ``path``. OSError where nobody does."""
+    """A connection to what listens at ``path``, with blocking calls. OSError where nobody does; a
+    BlockingIOError, as of later messages, where that one doesn't take it within SECONDS.
+    """
     with _folder_of(path) as (_, address):
         client = socket.socket(socket.AF_UNIX, _KIND)
         try:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(SECONDS))
             client.connect(address)
         except BaseException:
             client.close()
             raise
         return client
+
+
+def _timeval(seconds: float) -> bytes:
+    """struct timeval, as socket(7) has it."""
+    whole = int(seconds)
+    return struct.pack("@ll", whole, int(1e6 * (seconds - whole)))

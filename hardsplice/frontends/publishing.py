@@ -38,6 +38,7 @@ PORT_SECONDS = 0.01  # ... and for each port besides
 TRIES = 3  # with one server after the other
 _PAUSE = 0.01
 _ROOM = 1 << 14  # bytes of an answer
+_SILENT = "the server does not answer"
 
 
 class Wanted(NamedTuple):
@@ -134,12 +135,14 @@ def _ask(
             messages.sendmsg(fd, data, fds, socket.MSG_NOSIGNAL)
         seconds = ANSWER_SECONDS + PORT_SECONDS * len(opened)
         if not poller.poll(1000 * seconds):
-            raise HardspliceError("forward", "ports", "the server does not answer")
+            raise HardspliceError("forward", "ports", _SILENT)
         data = connection.recv(_ROOM)
     except ConnectionError:  # perhaps with an answer: it need not have heard all
         data = b""
         with contextlib.suppress(OSError):
             data = connection.recv(_ROOM, socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        raise HardspliceError("forward", "ports", _SILENT) from None
     except OSError as error:
         raise HardspliceError("pass on", "listeners", reason_of(error)) from error
     try:
@@ -171,6 +174,8 @@ def _connected(path: str) -> socket.socket | None:
         connection = packets.connect(path)
     except (FileNotFoundError, ConnectionRefusedError):
         return None
+    except BlockingIOError:
+        raise HardspliceError("reach", f"the server at {path}", _SILENT) from None
     except OSError as error:
         raise HardspliceError("reach", f"the server at {path}", reason_of(error)) from error
     if socketcalls.peer_user(connection.fileno()) != os.geteuid():
@@ -229,7 +234,7 @@ def _live(path: str, place: Place, tell: int) -> None:
 @contextlib.contextmanager
 def _locked(folder: str) -> Iterator[None]:
     """Keep other programs from starting a server meanwhile; HardspliceError if another one takes
-    too long.
+    too long, or the folder is not for our user alone.
     """
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)
@@ -237,6 +242,9 @@ def _locked(folder: str) -> Iterator[None]:
     except OSError as error:
         raise HardspliceError("make", f"folder {folder}", reason_of(error)) from error
     try:
+        status = os.fstat(fd)
+        if status.st_uid != os.geteuid() or status.st_mode & 0o077:
+            raise HardspliceError("trust", f"folder {folder}", "it is not for its user alone")
         deadline = time.monotonic() + LOCK_SECONDS
         while True:
             with contextlib.suppress(BlockingIOError):

@@ -50,7 +50,8 @@ finish() {
 }
 leave() {
     trap - HUP INT TERM
-    echo >&"$fd"
+    trap '' PIPE  # the server may have ended
+    echo >&"$fd" 2>/dev/null
     while read -r line <&"$fd" && [ -n "$line" ]; do :; done
     finish
 }
