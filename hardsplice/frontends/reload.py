@@ -16,7 +16,7 @@ from collections.abc import Callable, MutableMapping
 from ipaddress import ip_address
 from typing import Any, Protocol
 
-from hardsplice.ipc.loop import Loop
+from hardsplice.ipc.loop import Alarm, Loop
 from hardsplice.kernel import socketcalls
 from hardsplice.model.errors import HardspliceError, quote
 from hardsplice.model.forward import Forward
@@ -24,7 +24,8 @@ from hardsplice.model.spec import Address
 from hardsplice.monitor.registry import Registry
 
 BACKLOG = 16
-CLIENTS = 16  # that are heard at the same time
+CLIENTS = 16  # that are heard at the same time; the oldest makes room
+AGAIN_SECONDS = 1.0  # until accepting is tried again when there was no descriptor
 SIZE_MAX = 1024  # bytes of a message
 
 
@@ -53,25 +54,36 @@ class Reload:
         self._registry = registry
         self._owner = owner
         self._open: set[int] = set()
-        self._loop.add(listener, self._accept)
+        self._silent: dict[int, None] = {}  # those that have said nothing, the oldest first
+        self._again = Alarm(loop, self._listen)
+        self._listen()
 
     def close(self) -> None:
         """Serve no longer."""
+        self._again.cancel()
         self._loop.remove(self._listener)
         for fd in [*self._open]:
             self._close(fd)
+
+    def _listen(self) -> None:
+        self._loop.add(self._listener, self._accept)
 
     def _accept(self) -> None:
         fd = socketcalls.accept4(self._listener)
         if fd == -errno.EAGAIN:
             return
-        if fd < 0:  # not a listener of ours, or there is no descriptor: nobody is told any more
+        if fd < 0:  # not a listener of ours, or there is no descriptor
             self._loop.remove(self._listener)
+            if fd in (-errno.EMFILE, -errno.ENFILE):
+                self._again.set(AGAIN_SECONDS)
             return
-        if socketcalls.peer_user(fd) not in self._users or len(self._open) >= CLIENTS:
+        if socketcalls.peer_user(fd) not in self._users:
             os.close(fd)
             return
+        if len(self._silent) >= CLIENTS:
+            self._close(next(iter(self._silent)))
         self._open.add(fd)
+        self._silent[fd] = None
         self._loop.add(fd, lambda: self._hear(fd))
 
     def _hear(self, fd: int) -> None:
@@ -82,6 +94,7 @@ class Reload:
             self._close(fd)
             return
         self._loop.remove(fd)
+        del self._silent[fd]
 
         def answer(failure: HardspliceError | None) -> None:
             self._owner.end_move(target)
@@ -104,6 +117,7 @@ class Reload:
 
     def _close(self, fd: int) -> None:
         self._open.discard(fd)
+        self._silent.pop(fd, None)
         self._loop.remove(fd)
         os.close(fd)
 

@@ -39,7 +39,7 @@ from hardsplice.monitor.host import HostMonitor
 from hardsplice.net import listeners
 
 BACKLOG = 128
-OFFERING = 64  # clients that have not said all yet
+OFFERING = 64  # clients that have not said all yet; more than starters, who wait for each other
 PORTS = 1 << 16  # of one client
 SECONDS = 10.0  # that a client may take to say it
 IDLE_SECONDS = 2.0  # without a client
@@ -110,8 +110,7 @@ class Clients:
         self.check_room = monitor.host.check_room
         self._namespace = socketcalls.namespace_cookie(listener)
         self._all: set[Client] = set()
-        self._offering = 0  # those that have not said all
-        self._is_accepting = False
+        self._offering: dict[Client, None] = {}  # those that have not said all, the oldest first
         self._idle_since = time.monotonic()
         self._idle = Alarm(self.loop, self._end_if_idle)
         self._again = Alarm(self.loop, self._listen)
@@ -122,33 +121,27 @@ class Clients:
         self._idle.set(IDLE_SECONDS)
 
     def _listen(self) -> None:
-        if not self._is_accepting and self._offering < OFFERING:
-            self._is_accepting = True
-            self.loop.add(self._listener, self._accept)
-
-    def _pause(self) -> None:
-        self._is_accepting = False
-        self.loop.remove(self._listener)
+        self.loop.add(self._listener, self._accept)
 
     def _accept(self) -> None:
         fd = socketcalls.accept4(self._listener)
         if fd in (-errno.EMFILE, -errno.ENFILE):
-            self._pause()
+            self.loop.remove(self._listener)
             self._again.set(AGAIN_SECONDS)
         if fd < 0:
             return
         if socketcalls.peer_user(fd) not in self.users:
             os.close(fd)
             return
-        self._all.add(Client(fd, self))
-        self._offering += 1
-        if self._offering >= OFFERING:
-            self._pause()
+        client = Client(fd, self)
+        self._all.add(client)
+        self._offering[client] = None
+        if len(self._offering) > OFFERING:
+            next(iter(self._offering)).dismiss()
 
-    def has_offered(self) -> None:
+    def has_offered(self, client: Client) -> None:
         """One of them has said all, or ended before."""
-        self._offering -= 1
-        self._listen()
+        del self._offering[client]
 
     def left(self, client: Client) -> None:
         """One of them has ended."""
@@ -247,7 +240,11 @@ class Client:
             self._is_offering = False
             if self._late is not None:
                 self._clients.loop.cancel(self._late)
-            self._clients.has_offered()
+            self._clients.has_offered(self)
+
+    def dismiss(self) -> None:
+        """There are too many that have not said all, and this is the oldest of them."""
+        self._fail(HardspliceError("use", "what was asked for", "too many others ask"))
 
     def _check_late(self) -> None:
         self._late = None
@@ -292,6 +289,8 @@ class Client:
         loop = self._clients.loop
         try:
             if self._ends is not None:
+                if socketcalls.option(self._ends, socket.SOL_SOCKET, socket.SO_DOMAIN) >= 0:
+                    raise OSError(errno.ESOCKTNOSUPPORT, "it is a socket")  # its own, perhaps
                 loop.add(self._ends, self._on_end, 0)
             if self._moves is not None:
                 self._reload = Reload(

@@ -3,17 +3,24 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import socket
 from collections.abc import Callable
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hardsplice.frontends import mapping
-from hardsplice.frontends.reload import move, read_address
+from hardsplice.frontends import mapping, packets, reload
+from hardsplice.frontends.reload import Reload, move, read_address
+from hardsplice.ipc.loop import Loop
+from hardsplice.kernel import socketcalls
 from hardsplice.model.errors import HardspliceError
 from hardsplice.model.forward import Forward
 from hardsplice.model.protocol import Protocol
+from hardsplice.model.spec import Address
 
 OLD, NEW = ip_address("10.89.0.2"), ip_address("10.89.1.7")
 
@@ -84,3 +91,65 @@ def test_an_address_is_a_json_string() -> None:
     for wrong in (b"", b"10.89.1.7", b"7", b'"web"', b"[" * 5000, b"\xff"):
         with pytest.raises(HardspliceError, match="new address"):
             read_address(wrong)
+
+
+class Container:
+    """One without ports; and who asks at its socket."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.loop = str(path), Loop()
+        self.ports: dict[int, Forward] = {}
+        self.target: Address = OLD
+        self.listener = packets.listen(self.path, 64)
+        users, registry = frozenset({os.geteuid()}), Ports()
+        self.reload = Reload(self.listener.fileno(), users, self.loop, registry, self)  # type: ignore[arg-type]
+
+    def begin_move(self) -> bool:
+        return True
+
+    def end_move(self, target: Address) -> None:
+        self.target = target
+
+    def client(self) -> socket.socket:
+        client = packets.connect(self.path)
+        client.setblocking(False)
+        return client
+
+    def turn(self) -> None:
+        for _ in range(4):
+            self.loop.after(0, lambda: None)
+            self.loop._pass()
+
+
+def test_those_that_say_nothing_keep_nobody_from_it(tmp_path: Path) -> None:
+    container = Container(tmp_path / "socket")
+    silent = []
+    for _ in range(reload.CLIENTS + 1):
+        silent.append(container.client())
+        container.turn()
+    assert silent[0].recv(9) == b""
+    with container.client() as late:
+        late.send(b'"10.89.1.7"\n')
+        container.turn()
+        assert late.recv(9) == b"OK"
+    assert container.target == NEW
+    with pytest.raises(BlockingIOError):
+        silent[-1].recv(9)
+    container.reload.close()
+    for one in (*silent, container.listener):
+        one.close()
+
+
+def test_a_want_of_descriptors_is_over_some_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    container = Container(tmp_path / "socket")
+    monkeypatch.setattr(reload, "AGAIN_SECONDS", 0.0)
+    with container.listener, container.client() as client:
+        with monkeypatch.context() as now:
+            now.setattr(socketcalls, "accept4", lambda _: -errno.EMFILE)
+            container.turn()
+        client.send(b'"10.89.1.7"\n')
+        container.turn()
+        assert client.recv(9) == b"OK"
+        container.reload.close()

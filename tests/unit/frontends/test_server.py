@@ -322,14 +322,23 @@ def test_others_are_turned_away(running: Running, monkeypatch: pytest.MonkeyPatc
 
 
 def test_those_that_say_nothing_keep_a_bounded_number_of_places(running: Running) -> None:
-    silent = [running.client() for _ in range(module.OFFERING)]
+    oldest, *others = [running.client() for _ in range(module.OFFERING)]
     with Opened(Protocol.TCP) as one:
         late = running.offer(Offer(one.forwards, one.fds))
-        with pytest.raises(BlockingIOError):
-            late.recv(9)
-        silent[0].close()
         running.turn()
         assert late.recv(9) == offers.SERVED
+    assert "too many others ask" in failure(oldest)
+    for other in others:
+        with pytest.raises(BlockingIOError):
+            other.recv(9)
+
+
+def test_a_connection_of_its_own_tells_nobodys_end(running: Running) -> None:
+    client = running.client()
+    ((data, _),) = offers.encode(Offer([], [], ends=client.fileno()))
+    say(client, (data, [client.fileno()]))
+    running.turn()
+    assert "can't be watched: it is a socket" in failure(client)
 
 
 def test_it_ends_when_nobody_has_been_there_for_a_while(running: Running) -> None:
