@@ -357,9 +357,11 @@ class Ends(NamedTuple):
 def ends_of(key: bytes) -> Ends:
     """Between whom a datagram with that key was sent."""
     port = int.from_bytes(key[2:4], "big")
-    if len(key) == _FORMS[IPV4_SIZE].key_size:
-        return Ends(key[4:8], port, key[36:40])  # ipi_spec_dst, as it may have been a broadcast
-    return Ends(key[8:24], port, key[48:64])
+    form = _FORMS[IPV4_SIZE if len(key) == _FORMS[IPV4_SIZE].key_size else IPV6_SIZE]
+    info = key[form.control + _CMSG.size :]
+    if form.name_size == IPV4_SIZE:
+        return Ends(key[4:8], port, info[4:8])  # ipi_spec_dst, as it may have been a broadcast
+    return Ends(key[8:24], port, info[:16])
 
 
 def reply_from_anywhere(reply: bytes) -> bytes:
