@@ -15,8 +15,8 @@ import time
 from bench.load import SERVER_PORT, Bed, Kit, LoadError, echoes, namespace_reached
 from bench.peer import BACKLOG, Direct, Peer, Place, environment_for, start_words
 from tests.support import procfs
-from tests.support.datagrams import free_ports
 from tests.support.netns import Identity
+from tests.support.product import free_ports
 
 START_SECONDS = 20.0
 

@@ -19,7 +19,7 @@ from tests.support import procfs
 from tests.support.descriptors import open_descriptors
 from tests.support.netns import Identity, Namespace, can_make, ordinary_user
 from tests.support.paths import Direct, Path, Service, Spliced
-from tests.support.product import Instance, Program
+from tests.support.product import Instance, Program, own_ports
 from tests.support.stream import eventually
 
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
@@ -43,6 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # Processes that outlive their parents become children of this one: they can be seen, waited
     # for and ended, and none can hide from `nothing_left_behind`.
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    own_ports()  # before tests that look at what is open
     # nohup(1) has SIGHUP ignored, a shell SIGINT where it starts something in the background; which
     # everything that we start would inherit.
     signal.signal(signal.SIGHUP, signal.SIG_DFL)

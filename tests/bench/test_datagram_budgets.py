@@ -23,9 +23,9 @@ from hardsplice.model.families import FAMILIES
 from hardsplice.relay.pools import POOL_SIZE
 from tests.bench.tracing import Traced, calls_of, skip_without_strace
 from tests.support import procfs
-from tests.support.datagrams import SOL_UDP, UDP_GRO, UDP_SEGMENT, free_ports
+from tests.support.datagrams import SOL_UDP, UDP_GRO, UDP_SEGMENT
 from tests.support.netns import Identity, Namespace
-from tests.support.product import Instance, Program
+from tests.support.product import Instance, Program, free_ports
 from tests.support.stream import PATIENCE, eventually
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")

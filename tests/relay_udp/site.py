@@ -13,9 +13,8 @@ from typing import Any
 from hardsplice.ctl.client import Client
 from tests.support import procfs
 from tests.support.datagram_paths import Ends, Lane, metrics
-from tests.support.datagrams import free_ports
 from tests.support.netns import Identity, Namespace
-from tests.support.product import Instance
+from tests.support.product import Instance, free_ports
 
 Launch = Callable[..., Instance]
 DIRECTIONS = ("inbound", "outbound")

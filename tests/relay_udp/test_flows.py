@@ -17,8 +17,9 @@ import pytest
 from tests.relay_udp import contract, contract_bound
 from tests.relay_udp.site import DIRECTIONS, INSIDE, Launch, sited
 from tests.support import procfs
-from tests.support.datagrams import Letters, carry, free_ports
+from tests.support.datagrams import Letters, carry
 from tests.support.netns import Identity
+from tests.support.product import free_ports
 from tests.support.stream import PATIENCE, Stream, eventually, expect_end, send_and_finish
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")

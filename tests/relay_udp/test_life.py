@@ -19,9 +19,8 @@ import pytest
 from hardsplice.ctl import show
 from hardsplice.ctl.client import Client, RefusedError
 from tests.support import procfs
-from tests.support.datagrams import free_ports
 from tests.support.netns import Identity, Namespace
-from tests.support.product import Instance
+from tests.support.product import Instance, free_ports
 from tests.support.stream import PATIENCE, eventually
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")

@@ -22,9 +22,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import identity_named
-from tests.support.datagrams import free_ports
 from tests.support.netns import Identity, Namespace, clean_environment
-from tests.support.product import Instance, Program
+from tests.support.product import Instance, Program, free_ports
 from tests.support.stream import (
     MIB,
     PATIENCE,

@@ -25,7 +25,7 @@ from tests.relay_udp import (
     faulty_forwarder,
 )
 from tests.support.datagram_paths import PORTS, Ends, Lane
-from tests.support.datagrams import free_ports
+from tests.support.product import free_ports
 from tests.support.stream import Violation
 
 PARTS = (contract, contract_absence, contract_bound, contract_segments)  # each enters its cases

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from hardsplice.ctl.client import Client
-from tests.support import datagrams, procfs
+from tests.support import procfs
 from tests.support.netns import Identity, Namespace
 from tests.support.product import Instance, Program, free_ports
 from tests.support.stream import Violation, eventually
@@ -252,7 +252,7 @@ def test_a_datagram_relay_that_keeps_a_removed_port_is_ended(
     hangs: bool, identity: Identity, user_directory: Path
 ) -> None:
     """And the port is free again."""
-    port = datagrams.free_ports(2)
+    port = free_ports(2)
     control = user_directory / "control"
     with (
         contextlib.closing(Altered(KEEPING.format(hangs=hangs))) as program,

@@ -19,9 +19,8 @@ from tests.sandbox import actions
 from tests.sandbox.captured import Captured, end, folder_for
 from tests.sandbox.job import VARIABLE, Board, Job
 from tests.support import procfs
-from tests.support.datagrams import free_ports
 from tests.support.netns import Identity, Namespace
-from tests.support.product import Instance
+from tests.support.product import Instance, free_ports
 from tests.support.stream import PATIENCE, eventually
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")

@@ -21,9 +21,8 @@ import pytest
 
 from hardsplice.monitor import host, supervisor
 from tests.support import procfs
-from tests.support.datagrams import free_ports
 from tests.support.netns import Identity, Namespace
-from tests.support.product import Instance, Program, can_bind
+from tests.support.product import Instance, Program, can_bind, free_ports
 from tests.support.stream import eventually
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")

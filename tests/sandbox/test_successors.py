@@ -11,7 +11,7 @@ import socket
 
 import pytest
 
-from tests.support import datagrams, procfs
+from tests.support import procfs
 from tests.support.netns import Identity, Namespace
 from tests.support.product import Instance, Program, free_ports
 from tests.support.stream import Violation, eventually
@@ -165,7 +165,7 @@ def test_what_a_dead_relay_has_sent_is_no_trap(how: str, identity: Identity) -> 
         namespace.datagram_socket(socket.AF_INET) as server,
         contextlib.ExitStack() as stack,
     ):
-        port = datagrams.free_ports()
+        port = free_ports()
         server.bind(("127.0.0.1", 80))
         server.settimeout(2)
         words = ["-f", "-u", f"127.0.0.1/{port}:80", str(namespace.pid)]

@@ -17,9 +17,8 @@ import pytest
 
 from hardsplice.sandbox.steps import MEMORY, MEMORY_EACH
 from tests.support import procfs
-from tests.support.datagrams import free_ports
 from tests.support.netns import Identity, Namespace
-from tests.support.product import Instance, Program
+from tests.support.product import Instance, Program, free_ports
 from tests.support.stream import PATIENCE, eventually
 
 pytestmark = [

@@ -29,10 +29,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from hardsplice.ctl.client import Client
 from tests.support import procfs
-from tests.support.datagrams import Address, Letters, Post, Received, free_ports
+from tests.support.datagrams import Address, Letters, Post, Received
 from tests.support.netns import Identity, Namespace
 from tests.support.paths import Standing, loopback
-from tests.support.product import Instance, Program
+from tests.support.product import Instance, Program, free_ports
 from tests.support.stream import PATIENCE
 
 LANES = 12

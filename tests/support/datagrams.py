@@ -224,24 +224,3 @@ def carry(
             sender.send(one, to)
         got.append(receiver.expect(*window))
     return got[-1]
-
-
-def free_ports(number: int = 1) -> int:
-    """The first of so many consecutive ports of the host that no UDP or TCP socket uses."""
-    from tests.support import product
-
-    for _ in range(200):
-        first = product.free_ports(number)
-        if all(_is_free(port) for port in range(first, first + number)):
-            return first
-    raise RuntimeError(f"no {number} consecutive free ports")
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
-        probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        try:
-            probe.bind(("::", port))
-        except OSError:
-            return False
-    return True

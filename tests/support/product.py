@@ -10,6 +10,7 @@ happens to it, stopping it leaves no process behind.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import random
 import select
@@ -269,12 +270,48 @@ def can_bind(address: str, port: int) -> bool:
     return True
 
 
+def _takes_datagrams(port: int) -> bool:
+    """Whether no UDP socket is there."""
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+        probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        try:
+            probe.bind(("::", port))
+        except OSError:
+            return False
+    return True
+
+
+_PORTS = range(10_000, 32_000)  # none ephemeral
+_SHARES = 4  # of them, for as many that test at the same time
+
+
+@functools.cache
+def own_ports() -> range:
+    """Those of this process's tests. Many ports are chosen long before somebody listens there; so
+    each has a share, which is taken as a name in the network namespace, until the process ends.
+    """
+    size = len(_PORTS) // _SHARES
+    for at in range(_SHARES):
+        name = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            name.bind(f"\0hardsplice-tests-{at}")
+        except OSError:
+            name.close()
+            continue
+        name.detach()  # never closed, but not inherited
+        return _PORTS[at * size :][:size]
+    return _PORTS
+
+
 def free_ports(number: int = 1) -> int:
-    """The first of so many consecutive ports of the host that nobody uses, none ephemeral."""
+    """The first of so many consecutive ports of the host that no TCP or UDP socket uses."""
+    own = own_ports()
     for _ in range(200):
-        first = random.randrange(10_000, 32_000 - number)
-        ports = range(first, first + number)
-        if all(can_bind("::", port) and can_bind("0.0.0.0", port) for port in ports):
+        first = random.randrange(own.start, own.stop - number)
+        if all(
+            can_bind("::", port) and can_bind("0.0.0.0", port) and _takes_datagrams(port)
+            for port in range(first, first + number)
+        ):
             return first
     raise RuntimeError(f"no {number} consecutive free ports")
 
