@@ -33,7 +33,7 @@ from tests.support.datagrams import Address, Letters, Post, Received
 from tests.support.netns import Identity, Namespace
 from tests.support.paths import Standing, loopback
 from tests.support.product import Instance, Program, free_ports
-from tests.support.stream import PATIENCE
+from tests.support.stream import PATIENCE, Violation
 
 LANES = 12
 """Pairs of ports of each forwarded range; a pair is used again only after all the others."""
@@ -167,8 +167,13 @@ class Lane:
         procfs.settle(self.processes())
 
     def assert_quiet(self, window: float = 1.0) -> None:
-        """What forwards this lane uses no CPU and does not wake up."""
-        procfs.assert_quiet(self.processes(), window)
+        """What forwards this lane uses no CPU and does not wake up, but for timers of its start,
+        each of which rings once: what goes on is there in the next window as well.
+        """
+        try:
+            procfs.assert_quiet(self.processes(), window)
+        except Violation:
+            procfs.assert_quiet(self.processes(), window)
 
     def close(self) -> None:
         for post in self.posts:
