@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.support import procfs
-from tests.support.frontends import Rootlessport, docker_proxy, executable, own_run
+from tests.support.frontends import Rootlessport, assert_leads_to, docker_proxy, executable, own_run
 from tests.support.netns import Namespace
 from tests.support.product import Program, can_bind, free_ports
 from tests.support.stream import PATIENCE, eventually
@@ -130,11 +130,8 @@ def test_docker_proxy_forwards_until_it_is_interrupted(
         passed.close()
     try:
         assert told == b"0\n"
-        with server, socket.create_connection(("127.0.0.1", port), PATIENCE) as client:
-            accepted, _ = server.accept()
-            with accepted:
-                client.sendall(b"hello")
-                assert accepted.recv(5) == b"hello"
+        with server:
+            assert_leads_to(server, port)
     finally:
         process.send_signal(signal.SIGINT)
         assert process.wait(PATIENCE) == 0

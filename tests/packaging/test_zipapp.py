@@ -26,7 +26,7 @@ import pytest
 
 from hardsplice import __version__
 from tests.support import procfs
-from tests.support.frontends import docker_proxy
+from tests.support.frontends import assert_leads_to, docker_proxy
 from tests.support.netns import Identity, Namespace
 from tests.support.product import Instance, Program, free_ports, run
 from tests.support.serving import served
@@ -227,11 +227,7 @@ def test_docker_can_publish_a_port_by_it(archive: Path) -> None:
         try:
             assert told == b"0\n"
             assert "hs-host" in procfs.names(os.getpid()).values()
-            with socket.create_connection(("127.0.0.1", port), PATIENCE) as client:
-                accepted, _ = server.accept()
-                with accepted:
-                    client.sendall(b"hello")
-                    assert accepted.recv(5) == b"hello"
+            assert_leads_to(server, port)
         finally:
             process.send_signal(signal.SIGINT)
             assert process.wait(PATIENCE) == 0

@@ -178,3 +178,12 @@ def docker_proxy(
     os.close(write)
     with open(read, "rb") as told:
         return process, told.read()
+
+
+def assert_leads_to(server: socket.socket, port: int) -> None:
+    """Who connects to a port of this machine is the server's client, and what he says arrives."""
+    with socket.create_connection(("127.0.0.1", port), PATIENCE) as client:
+        accepted, _ = server.accept()
+        with accepted:
+            client.sendall(b"hello")
+            assert accepted.recv(5) == b"hello"
