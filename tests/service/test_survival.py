@@ -123,6 +123,7 @@ def test_a_monitor_killed_amid_many_flows_ends_everything_at_once(
 def test_sighup_loses_nothing(lanes: tuple[Instance, Lane, Lane]) -> None:
     instance, inbound, outbound = lanes
     pairs = [lane.pair() for lane in (inbound, outbound) for _ in range(20)]
+    procfs.settle(instance.processes())  # as pools are filled up, sockets pass through a monitor
     before = {pid: procfs.descriptors(pid) for pid in instance.processes()}
     os.kill(instance.pid, signal.SIGHUP)
     for pair in pairs:
