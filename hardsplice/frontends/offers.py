@@ -24,7 +24,9 @@ from hardsplice.model.errors import HardspliceError, error_of, text_of
 from hardsplice.model.forward import Forward
 from hardsplice.model.spec import Address
 
-VERSION = 1  # of this protocol: a program finds servers of its own one only
+# Of all this: a program finds servers of its own version only. Where an upgrade changes it, those
+# of the old one go on beside the new one's until their containers end.
+VERSION = 1
 PORTS = 64  # of a message
 FDS = PORTS + 2
 _HEADER = struct.Struct("=BB")  # what there is besides ports; how many ports

@@ -65,7 +65,7 @@ done
 trap - HUP INT TERM
 exec "$python" -X "hardsplice-address=$address" "$@"
 """
-# Names of -X options.
+# Names of -X options: after an upgrade a shell of the old version starts the new one with these.
 _AGAIN, _KEPT, _ADDRESS = "hardsplice-again", "hardsplice-listeners", "hardsplice-address"
 Result = TypeVar("Result")
 

@@ -6,6 +6,7 @@ what happens to the others when one of them, or the server, ends.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -174,9 +175,9 @@ def test_those_that_start_at_once_have_one_server(containers: Containers) -> Non
 def test_ports_come_back_after_a_server_is_killed(containers: Containers) -> None:
     for at in range(3):
         containers.start(at)
-    for _ in range(2):
+    for number in (signal.SIGKILL, signal.SIGTERM):
         (server,) = containers.servers()
-        os.kill(server, signal.SIGKILL)
+        os.kill(server, number)
         eventually(partial(ended, server), "the server lives")
         for at in range(3):
             eventually(partial(containers.serves, at), "the port is not served again")
@@ -215,6 +216,26 @@ def take_listener(pid: int) -> int:
 
 def ended(pid: int) -> bool:
     return not procfs.alive(pid)
+
+
+def test_an_upgrade_of_the_protocol_leaves_two_servers_until_one_ends(
+    containers: Containers, tmp_path: Path, program: Program
+) -> None:
+    stage = Path(shutil.copytree(program.stage(), tmp_path / "installed"))
+    executable(containers.script, stage, "rootlessport")
+    containers.start(0)
+    (old,) = containers.servers()
+    protocol = stage / "hardsplice" / "frontends" / "offers.py"
+    text = protocol.read_text()
+    assert f"\nVERSION = {offers.VERSION}\n" in text
+    protocol.write_text(text.replace(f"\nVERSION = {offers.VERSION}\n", "\nVERSION = 1000\n"))
+    containers.start(1)
+    assert len(containers.servers()) == 2
+    assert all(containers.serves(at) for at in range(2))
+    os.kill(old, signal.SIGKILL)
+    eventually(lambda: len(containers.servers()) == 1, "the old server lives, or another one")
+    eventually(partial(containers.serves, 0), "the port is not served by the new one")
+    assert len(containers.servers()) == 1
 
 
 def test_an_address_that_changes_is_one_containers(containers: Containers) -> None:

@@ -73,9 +73,7 @@ def test_sighup_reloads_nothing_and_loses_nothing(
         socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as client,
         inside.accept()[0] as server,
     ):
-        procfs.settle(
-            started
-        )  # as pools are filled up, sockets pass through a monitor
+        procfs.settle(started)  # as pools are filled up, sockets pass through a monitor
         before = {pid: procfs.descriptors(pid) for pid in started}
         for _ in range(3):
             now = time.monotonic_ns() // 1000

@@ -16,6 +16,43 @@ from hardsplice.model.errors import HardspliceError
 from hardsplice.model.forward import Forward
 from hardsplice.model.protocol import Protocol
 
+# Each message of a version of the protocol, as its bytes, in hexadecimal. Numbers of ports are the
+# same in either byte order.
+UPGRADE = """
+What programs and their server tell each other has changed. After an upgrade a server of the old
+version goes on, and programs of the new one must not find it: give offers.VERSION the next number,
+and these messages the bytes of that version.
+"""
+VERSION = 1
+OFFERED = (
+    Offer(
+        [
+            mapping.inbound(Protocol.TCP, None, 0x5050, ip_address("10.89.0.2"), 0x1F1F),
+            mapping.inbound(
+                Protocol.UDP, ip_address("::1"), 0x5151, ip_address("fd00::2"), 0x1F1F
+            ),
+        ],
+        [7, 8], ends=5, moves=6,
+    ),
+    (
+        "0702"
+        "060000000000000000000000000000000000040a5900020000000000"
+        "0000000000000050501f1f00000000000000000000000000000000"
+        "11060000000000000000000000000000000106fd0000000000000000"
+        "0000000000000251511f1f00000000000000000000000000000000"
+    ),
+)  # fmt: skip
+ANSWERED = (
+    (Answer(), "00"),
+    (
+        Answer(HardspliceError("listen on", "port 80", "in use", "use another")),
+        "016c697374656e206f6e0a706f72742038300a696e207573650a75736520616e6f74686572",
+    ),
+    (
+        Answer(HardspliceError("listen on", "a port", "no place"), is_full=True),
+        "026c697374656e206f6e0a6120706f72740a6e6f20706c616365",
+    ),
+)
 PORTS = st.builds(
     mapping.inbound,
     st.sampled_from(Protocol),
@@ -24,6 +61,22 @@ PORTS = st.builds(
     st.ip_addresses(),
     st.integers(1, 65535),
 )
+
+
+def test_a_version_of_the_protocol_is_written_in_one_way() -> None:
+    assert offers.VERSION == VERSION, UPGRADE
+    offer, text = OFFERED
+    data = bytes.fromhex(text)
+    assert [*offers.encode(offer)] == [(data, [5, 6, 7, 8])], UPGRADE
+    assert offers.decode(data, [5, 6, 7, 8]) == offer, UPGRADE
+    for answer, text in ANSWERED:
+        data = bytes.fromhex(text)
+        assert answer.encode() == data, UPGRADE
+        found = offers.answer_of(data)
+        assert found.encode() == data, UPGRADE
+        assert (str(found.failure), found.is_full) == (str(answer.failure), answer.is_full), UPGRADE
+    assert b"|".join(offers.moved(ip_address("::1"))) == b":|:|1|\n", UPGRADE
+    assert offers.ENDED == b"\n", UPGRADE
 
 
 def decoded(offer: Offer) -> list[Offer]:
