@@ -61,6 +61,7 @@ def main() -> int:
             write_all(STATUS_FD, form(failure))
         except OSError:  # somebody else than Docker
             print_lines(failure.lines("docker-proxy"))
+        stub.log(PROGRAM, failure)
         return failure.status
 
 
@@ -71,7 +72,7 @@ def serve(request: Request) -> NoReturn:
         raise HardspliceError("use", f"descriptor {STATUS_FD}", reason)
     os.set_inheritable(STATUS_FD, False)  # no server gets it
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)
-    published = stub.attempted(PROGRAM, lambda: _publish(request))
+    published = stub.attempted(lambda: _publish(request))
     descriptors.null_standard_streams((0,))
     kept = (LISTEN_FD,) if request.is_passed else ()
     stub.become(PROGRAM, published, READY, kept, limit, None)

@@ -46,6 +46,7 @@ def main() -> int:
         failure = as_error(error, "start", "hardsplice")
         with contextlib.suppress(OSError):
             write_all(1, form(failure))
+        stub.log(PROGRAM, failure)
         return failure.status
 
 
@@ -57,7 +58,7 @@ def serve(argv: Sequence[str]) -> NoReturn:
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     text = rootlessport_request.read(0)
     request = rootlessport_request.parse(text)
-    published = stub.attempted(PROGRAM, lambda: _publish(request), lambda: _is_over(request))
+    published = stub.attempted(lambda: _publish(request), lambda: _is_over(request))
     _keep(text)
     ready = Ready(request.ready_fd, READY)
     stub.become(PROGRAM, published, ready, (request.exit_fd,), limit, request.socket)

@@ -10,7 +10,8 @@ request: so ports come back. It holds the listeners of TCP ports, too: who conne
 and is not refused.
 
 A program that was started again in this way has nobody to tell an error to. It tries again for a
-while, and then says in the system's log that it gives up.
+while, and then says in the system's log that it gives up. So does the shell where the program isn't
+installed any more.
 """
 
 from __future__ import annotations
@@ -28,43 +29,53 @@ from typing import NamedTuple, NoReturn, TypeVar
 
 from hardsplice.frontends.publishing import Published
 from hardsplice.ipc import descriptors
-from hardsplice.model.errors import HardspliceError, printable
+from hardsplice.model.errors import HardspliceError, in_a_line, printable
 from hardsplice.model.spec import Address
-from hardsplice.model.unforeseen import as_error
 
 SHELL = "/bin/sh"
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before each further attempt
 AGAIN_MAX, AGAIN_SECONDS = 8, 60.0  # servers that may end, and in which time
 
-# Its parameters: the connection's descriptor; where to write what when it is ready, which is not
-# before it can be told to end; a socket to be removed at the end, and the number of its file, or
-# nothing; the container's address, if a server has told it; and the program. Others look for that
-# by its name.
+NEXT_STEP = "restart the container to have its ports again"
+
+# The shell's parameters: the connection's descriptor; where to write what when it is ready, which
+# is not before it can be told to end; a socket to be removed at the end, and the number of its
+# file, or nothing; the container's address, if a server has told it; the file that the interpreter
+# runs; and the program. Others look for that by its name.
 SCRIPT = """
 { printf %s "$0" >/proc/self/comm; } 2>/dev/null
-fd=$1 told=$2 word=$3 path=$4 inode=$5 address=$6 python=$7
-shift 7
+fd=$1 told=$2 word=$3 path=$4 inode=$5 address=$6 file=$7 python=$8
+shift 8
 finish() {
     [ -z "$path" ] || find "$path" -maxdepth 0 -inum "$inode" -delete 2>/dev/null
-    exit 0
+    exit "$1"
 }
 leave() {
     trap - HUP INT TERM
     trap '' PIPE  # the server may have ended
     echo >&"$fd" 2>/dev/null
     while read -r line <&"$fd" && [ -n "$line" ]; do :; done
-    finish
+    finish 0
 }
 trap leave HUP INT TERM
 printf "$word" >&"$told"
 eval "exec $told>&-"
 while read -r line <&"$fd"; do
-    [ -n "$line" ] || finish
+    [ -n "$line" ] || finish 0
     address=$line
 done
 trap - HUP INT TERM
-exec "$python" -X "hardsplice-address=$address" "$@"
-"""
+for pause in 1 2 4 8 0; do
+    if [ ! -x "$python" ]; then missing=$python
+    elif [ ! -r "$file" ]; then missing=$file
+    else exec "$python" -X "hardsplice-address=$address" "$@"
+    fi
+    sleep "$pause"  # it may be about to be replaced
+done
+logger -t "$0" -p daemon.err "hardsplice: cannot forward ports any more: $missing is gone;\
+ install hardsplice, and @NEXT_STEP@"
+finish 1
+""".replace("@NEXT_STEP@", NEXT_STEP)
 # Names of -X options: after an upgrade a shell of the old version starts the new one with these.
 _AGAIN, _KEPT, _ADDRESS = "hardsplice-again", "hardsplice-listeners", "hardsplice-address"
 Result = TypeVar("Result")
@@ -139,27 +150,31 @@ def command(given: Sequence[str], again: Again, listeners: range, *, has_moves: 
     return [words[0], *options, *words[1:]]
 
 
-def attempted(
-    name: str, attempt: Callable[[], Result], is_over: Callable[[], bool] = lambda: False
-) -> Result:
-    """What ``attempt`` returns. If it raises an error, that is raised, unless this program was
-    started again: then it is tried again for a while, and ends; at once if all ``is_over``.
+def attempted(attempt: Callable[[], Result], is_over: Callable[[], bool] = lambda: False) -> Result:
+    """What ``attempt`` returns. If it raises an error, that is raised, but where this program was
+    started again, not before it was tried for a while; and the program ends if all ``is_over``.
     """
     again = _again()
     if not again.times:
         return attempt()
-    failure = HardspliceError("forward", "ports", "servers end too often")
+    failure: Exception = HardspliceError("forward", "ports any more", "servers end too often")
     for pause in () if again.is_too_often else (0.0, *PAUSES):
         time.sleep(pause)
         if is_over():
             os._exit(0)
         try:
             return attempt()
-        except Exception as error:  # noqa: BLE001 - nobody is there to be told before the end
-            failure = as_error(error, "start", "hardsplice")
-    syslog.openlog(name, syslog.LOG_PID, syslog.LOG_DAEMON)
-    syslog.syslog(syslog.LOG_ERR, printable(f"ports are not forwarded any more: {failure}"))
-    os._exit(failure.status)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it may pass
+            failure = error
+    raise failure
+
+
+def log(name: str, failure: HardspliceError) -> None:
+    """Tell the system's log why a program ends that was started again, and what to do."""
+    if _again().times:
+        syslog.openlog(name, syslog.LOG_PID, syslog.LOG_DAEMON)
+        text = f"hardsplice: {in_a_line(failure)}; {NEXT_STEP}"
+        syslog.syslog(syslog.LOG_ERR, printable(text))
 
 
 class Ready(NamedTuple):
@@ -201,7 +216,7 @@ def become(
         signal.signal(number, signal.SIG_DFL)
     given = [*map(str, places[:2]), ready.word]
     given += ["", ""] if socket is None else [socket, str(os.lstat(socket).st_ino)]
-    given.append(str(address() or ""))
+    given += [str(address() or ""), sys.orig_argv[-1 - len(sys.argv)]]
     again = _again().next(time.monotonic())
     words = [sys.executable, *sys.orig_argv[1:]]
     program = command(words, again, listeners, has_moves=bool(moves))

@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import syslog
+import types
 from ipaddress import ip_address
 
 import pytest
 
-from hardsplice.frontends import stub
+from hardsplice.frontends import docker_proxy, rootlessport, stub
 from hardsplice.frontends.stub import AGAIN_MAX, AGAIN_SECONDS, Again
 from hardsplice.model.errors import HardspliceError
 from tests.support.clock import FakeClock
@@ -76,7 +76,7 @@ def attempt(failures: list[HardspliceError]) -> int:
             raise failures.pop()
         return 7
 
-    return stub.attempted("rootlessport", once)
+    return stub.attempted(once)
 
 
 def test_what_an_engine_has_started_is_tried_once(clock: FakeClock) -> None:
@@ -95,19 +95,33 @@ def test_what_was_started_again_is_tried_for_a_while(
 
 
 @pytest.mark.parametrize("times", [1, AGAIN_MAX + 1])
-def test_at_last_it_is_given_up_and_the_systems_log_says_why(
+def test_at_last_it_is_given_up(
     times: int, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said: list[str] = []
     monkeypatch.setattr(sys, "_xoptions", {"hardsplice-again": f"{times},100"})
-    monkeypatch.setattr(syslog, "syslog", lambda _, text: said.append(text))
-
-    def ended(status: int) -> None:
-        raise SystemExit(status)
-
-    monkeypatch.setattr(os, "_exit", ended)
-    with pytest.raises(SystemExit):
-        attempt(failing(99))
     reason = "port 93: in use" if times == 1 else "servers end too often"
-    assert reason in said[0]
+    with pytest.raises(HardspliceError, match=reason):
+        attempt(failing(99))
     assert clock.now - 1000 == (sum(stub.PAUSES) if times == 1 else 0)
+
+
+@pytest.mark.parametrize("module", [docker_proxy, rootlessport])
+def test_why_it_is_given_up_is_in_the_systems_log(
+    module: types.ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(syslog, "syslog", lambda _, text: said.append(text))
+    failure = HardspliceError("listen on", "port 80", "in use", "use another one")
+
+    def fail(_: object) -> None:
+        raise failure
+
+    for name in ("read", "serve"):
+        monkeypatch.setattr(module, name, fail, raising=False)
+    monkeypatch.setattr(module, "write_all", lambda *_: None)
+    assert module.main() == failure.status
+    assert said == [], "whoever started it is told"
+    monkeypatch.setattr(sys, "_xoptions", {"hardsplice-again": "1,100"})
+    assert module.main() == failure.status
+    line = "hardsplice: cannot listen on port 80: in use; use another one"
+    assert said == [f"{line}; restart the container to have its ports again"]
