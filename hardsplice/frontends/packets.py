@@ -6,8 +6,10 @@ address may be, so the socket is reached by way of a descriptor of its folder.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
+import stat
 import struct
 from collections.abc import Iterator
 
@@ -62,6 +64,19 @@ def connect(path: str) -> socket.socket:
             client.close()
             raise
         return client
+
+
+def has_ended(path: str) -> bool:
+    """Whether nobody listens any more at the socket at ``path``, which one may just have been made
+    at, too. OSError where there is none, or it can't be told.
+    """
+    if not stat.S_ISSOCK(os.lstat(path).st_mode):
+        raise OSError(errno.ENOTSOCK, os.strerror(errno.ENOTSOCK))
+    with (
+        _folder_of(path) as (_, address),
+        socket.socket(socket.AF_UNIX, _KIND | socket.SOCK_NONBLOCK) as client,
+    ):
+        return client.connect_ex(address) == errno.ECONNREFUSED
 
 
 def _timeval(seconds: float) -> bytes:

@@ -19,6 +19,7 @@ class Place(NamedTuple):
     folder: str  # for its user only
     netns: str | None  # the path of the network namespace that it serves; None is our own
     quits: bool = False  # whether it ends when that path is no namespace any more
+    containers: str | None = None  # the folder of the sockets that its containers have
     ports: int = 0  # of one that is this program's alone: for how many there are to be places
 
     @property

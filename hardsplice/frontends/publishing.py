@@ -25,6 +25,7 @@ from hardsplice.ipc import descriptors
 from hardsplice.ipc.channel import close_all
 from hardsplice.ipc.messages import MalformedError
 from hardsplice.kernel import socketcalls
+from hardsplice.kernel.files import identity
 from hardsplice.kernel.scm import Messages
 from hardsplice.model.errors import HardspliceError, error_of, reason_of, text_of, write_all
 from hardsplice.model.forward import Forward
@@ -35,6 +36,7 @@ from hardsplice.net import listeners
 LOCK_SECONDS = 12.0  # that one program waits for others
 ANSWER_SECONDS = 12.0  # that the server has; Docker gives up after 16
 PORT_SECONDS = 0.01  # ... and for each port besides
+YOUNG_SECONDS = 10.0  # that a socket may be there before somebody listens at it
 TRIES = 3  # with one server after the other
 _PAUSE = 0.01
 _ROOM = 1 << 14  # bytes of an answer
@@ -160,7 +162,9 @@ def _found(place: Place) -> socket.socket:
     with _locked(place.folder):
         connection = _connected(path)
         if connection is None:
-            _forget_others(place.folder)
+            _forget_ended(place.folder, ENDING)
+            if place.containers is not None:
+                _forget_ended(place.containers)
             _start(path, place)
             connection = _connected(path)
     if connection is None or place.path != path:
@@ -184,16 +188,24 @@ def _connected(path: str) -> socket.socket | None:
     return connection
 
 
-def _forget_others(folder: str) -> None:
-    """Remove the sockets of servers that have ended, which couldn't."""
-    for name in os.listdir(folder):
-        if name.endswith(ENDING):
-            with contextlib.suppress(HardspliceError, OSError):
-                connection = _connected(f"{folder}/{name}")
-                if connection is None:
-                    os.unlink(f"{folder}/{name}")
-                else:
-                    connection.close()
+def _forget_ended(folder: str, ending: str = "") -> None:
+    """Remove sockets of our user where nobody listens any more: who is killed can't do it. A young
+    one may be about to be listened at.
+    """
+    with contextlib.suppress(OSError):
+        for name in os.listdir(folder):
+            if name.endswith(ending):
+                with contextlib.suppress(OSError):
+                    _forget_if_ended(f"{folder}/{name}")
+
+
+def _forget_if_ended(path: str) -> None:
+    found = os.lstat(path)
+    is_young = time.time() - found.st_mtime < YOUNG_SECONDS
+    if found.st_uid != os.geteuid() or is_young or not packets.has_ended(path):
+        return
+    if identity(os.lstat(path)) == identity(found):  # and not another one's by now
+        os.unlink(path)
 
 
 def _start(path: str, place: Place) -> None:

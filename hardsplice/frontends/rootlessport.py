@@ -81,7 +81,10 @@ def _publish(request: Request) -> Published:
     # Podman may make another one of that namespace, and remove this one.
     child = stub.address() or request.child
     netns = None if child.is_loopback else bridged.shared_by(request.netns, child)
-    place = Place(_folder(request), netns or request.netns, quits=netns is not None)
+    place = Place(
+        _folder(request), netns or request.netns, quits=netns is not None,
+        containers=request.socket and os.path.dirname(request.socket),
+    )  # fmt: skip
     kept = stub.take_kept()
     moves = kept.moves
     if moves is None and request.socket is not None:

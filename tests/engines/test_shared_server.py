@@ -298,6 +298,21 @@ def test_a_server_that_ends_leaves_no_file(how: str, containers: Containers) -> 
     eventually(lambda: not path.exists(), "the socket is left")
 
 
+def test_the_next_server_removes_the_socket_of_one_that_was_killed(containers: Containers) -> None:
+    first, second = (containers.start(at) for at in range(2))
+    first.process.kill()
+    first.process.wait(PATIENCE)
+    eventually(lambda: can_bind("127.0.0.1", containers.port), "the port is still bound")
+    with pytest.raises(ConnectionRefusedError):
+        first.ask('"127.0.0.1"')
+    for one in (first, second):
+        os.utime(one.socket, (0, 0))
+    (server,) = containers.servers()
+    os.kill(server, signal.SIGKILL)
+    eventually(lambda: not first.socket.exists(), "the socket is left")
+    assert second.ask('"127.0.0.1"') == b"OK"
+
+
 def test_a_listener_of_another_namespace_is_refused(containers: Containers) -> None:
     containers.start(0)
     with (

@@ -41,8 +41,34 @@ def test_a_server_that_accepts_nobody_is_not_waited_for(
     with packets.listen(path, 0), packets.connect(path):
         with pytest.raises(HardspliceError, match="does not answer"):
             publishing._connected(path)
-        publishing._forget_others(str(tmp_path))
+        os.utime(path, (0, 0))
+        publishing._forget_ended(str(tmp_path))
         assert os.path.exists(path)
+
+
+def test_sockets_of_who_was_killed_are_removed_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("ended", "ended.sock", "serves", "young", "file", "folder", "link")
+    made = {name: packets.listen(str(tmp_path / name), 1) for name in names[:4]}
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    for name in names:
+        if name not in ("young", "link"):
+            os.utime(tmp_path / name, (0, 0))
+    for name in ("ended", "ended.sock", "young"):
+        made[name].close()
+    with made["serves"]:
+        publishing._forget_ended(str(tmp_path), ".sock")
+        assert {one.name for one in tmp_path.iterdir()} == {*names} - {"ended.sock"}
+        publishing._forget_ended(str(tmp_path / "nothing"))
+        monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+        publishing._forget_ended(str(tmp_path))
+        monkeypatch.undo()
+        assert (tmp_path / "ended").exists(), "it is another user's"
+        publishing._forget_ended(str(tmp_path))
+        assert {one.name for one in tmp_path.iterdir()} == {*names[2:]}
 
 
 def locked(folder: Path) -> AbstractContextManager[None]:
