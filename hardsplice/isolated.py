@@ -123,8 +123,12 @@ def run() -> None:
     sys.path[:] = [folder for folder in sys.path if folder != home]  # an archive is there already
     folders = [home, *str(sys._xoptions[_FOLDERS]).split(os.pathsep)]
     sys.path += [each for each in dict.fromkeys(folders) if each and each not in sys.path]
+    import gc
     from importlib import import_module
 
+    # What is made while a program starts is kept: to look through it for garbage, again and again,
+    # takes a tenth of the start. Programs that go on turn it on (app/entering.py, ctl/__main__.py).
+    gc.disable()
     name = sys.argv.pop(1)
     sys.argv[0] = name.partition(".")[0]
     try:

@@ -28,9 +28,10 @@ from hardsplice.kernel.syscalls import ARCHITECTURES, DIRECT
 from hardsplice.model.errors import HardspliceError, print_lines, quote
 from hardsplice.model.roles import POLICIES
 from hardsplice.sandbox.address_book import TARGETS_A_PORT, area_for
+from hardsplice.sandbox.policy.files import load_policy
 from hardsplice.sandbox.policy.forms import check, oci, show, systemd, table
 from hardsplice.sandbox.policy.model import Policy
-from hardsplice.sandbox.seccomp import compile_policy, load_policy, native_arch
+from hardsplice.sandbox.seccomp import compile_policy, native_arch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tools import completions, reference
+from tools import completions, policies, reference
 
 ROOT = Path(__file__).resolve().parents[1]
 _BEGIN, _END = "From here on made by tools/generate.py: {}", "As far as here."
@@ -24,6 +24,7 @@ _COMPLETIONS = "packaging/completions"
 PARTS: tuple[tuple[str, str, Callable[[], list[str]]], ...] = (
     ("packaging/man/hardsplicectl.1", "metrics", reference.metrics),
     ("packaging/man/hardsplicectl.1", "answers", reference.answers),
+    ("hardsplice/sandbox/policy/rules.py", "policies", policies.table),
     (f"{_COMPLETIONS}/hardsplice.bash", "bash, options", completions.bash_options),
     (f"{_COMPLETIONS}/hardsplice.bash", "bash, with values", completions.bash_with_values),
     (f"{_COMPLETIONS}/hardsplice.bash", "bash, values", completions.bash_values),

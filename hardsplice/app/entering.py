@@ -66,8 +66,8 @@ def enter(
         has_ruleset=opened.before.landlock.abi > 0,
         are_stored=opened.manager.keeps > 0,
     )
-    gc.collect()
-    gc.freeze()
+    gc.freeze()  # with the little garbage of the start: to look for it takes longer than a fork
+    gc.enable()
     container = None
     served = opened.served
     if served is None:

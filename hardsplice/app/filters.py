@@ -13,6 +13,7 @@ from hardsplice.app.plans import area_of_books
 from hardsplice.model.roles import GUARD, INIT, ROLES, Role
 from hardsplice.sandbox import seccomp
 from hardsplice.sandbox.address_book import Area
+from hardsplice.sandbox.policy import table
 
 
 class Programs(NamedTuple):
@@ -59,7 +60,7 @@ def compile_all(options: Options, first_flow: int, *, has_control: bool) -> Prog
     book = area_of_books(options, first_flow, arch)
     words = {"FLOWS": first_flow, **book.words}
     compiled = {
-        policy: seccomp.compile_policy(seccomp.load_policy(policy).settled(words), arch)
+        policy: seccomp.compile_policy(table.policy_of(policy).settled(words), arch)
         for policy in sorted(set(policies.values()))
     }
     return Programs({name: compiled[policy] for name, policy in policies.items()}, book)

@@ -11,8 +11,11 @@ from hardsplice import isolated
 def main() -> int:
     """Run hardsplicectl with the words of the command line; the exit status."""
     isolated.begin("hardsplice.ctl.__main__")
+    import gc
+
     from hardsplice.ctl import commands
 
+    gc.enable()  # some commands go on
     return commands.main(sys.argv[1:])
 
 

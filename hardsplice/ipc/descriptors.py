@@ -117,9 +117,10 @@ def reserve(first: int, ours: Sequence[int]) -> None:
     and ``ours``: a library may have left something there, or our caller.
     """
     null = open_null()
+    kept = {fd for fd in (*range(LOG_FD + 1), *ours) if is_open(fd)} | {null}
     try:
         for fd in range(first):
-            if fd != null and (not is_open(fd) or (fd > LOG_FD and fd not in ours)):
+            if fd not in kept:
                 os.dup2(null, fd, inheritable=False)
     except OSError as error:
         what = f"{first - FIRST_LISTENER} listeners"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Seccomp policies of roles: found, loaded, and compiled to a filter for one architecture.
+"""Seccomp policies of roles: compiled to a filter for one architecture.
 
 A policy says which system calls a role may make, with which arguments, why, and which function
 needs them; whatever it doesn't name kills the process. All of this happens during set-up, in the
@@ -15,7 +15,6 @@ import contextlib
 import errno
 import os
 import struct
-from pathlib import Path
 from typing import Any
 
 from hardsplice.kernel.files import any_size
@@ -24,53 +23,14 @@ from hardsplice.model.errors import HardspliceError, reason_of
 from hardsplice.model.unforeseen import next_step
 from hardsplice.sandbox import libseccomp
 from hardsplice.sandbox.policy import prelude
-from hardsplice.sandbox.policy.format import parse_policy
 from hardsplice.sandbox.policy.model import Alternatives, Comparison, Policy, notified, resolve
 from hardsplice.sandbox.policy.prelude import ALLOW, KILL_PROCESS
 
-__all__ = [
-    "answers",
-    "compile_policy",
-    "load_policy",
-    "native_arch",
-    "policy_directory",
-    "right_answers",
-]
+__all__ = ["answers", "compile_policy", "native_arch", "right_answers"]
 
 # linux/bpf_common.h: the instruction that answers, the class of jumps, the one without condition
 _BPF_RET_K, _BPF_JMP, _BPF_JA = 0x06, 0x05, 0x05
 _BINARY_TREE = 2  # SCMP_FLTATR_CTL_OPTIMIZE: logarithmic instead of linear, libseccomp 2.5
-
-
-def policy_directory() -> Path:
-    """Where the policies are: inside an installed package or an archive, beside the package in a
-    checkout.
-    """
-    package = Path(__file__).resolve().parents[1]
-    installed = package / "policies"
-    is_installed = installed.is_dir() or not package.is_dir()
-    return installed if is_installed else package.parent / "policy"
-
-
-def load_policy(role: str) -> Policy:
-    """The policy of a role, read and checked; HardspliceError says what is wrong, and where."""
-    return parse_policy(_read(role), role, _read)
-
-
-def _read(role: str) -> str:
-    """The text of a policy, by the loader of this module: that can read from an archive too.
-    importlib.resources would import random, whose fork hook makes a call that no policy allows.
-    """
-    path = policy_directory() / f"{role}.toml"
-    loader: Any = globals()["__loader__"]
-    try:
-        text: str = loader.get_data(str(path)).decode()
-    except OSError as error:
-        raise HardspliceError("read", f"the policy {path}", reason_of(error)) from None
-    return text
-
-
-# --- compiling ------------------------------------------------------------------------------------
 
 
 def native_arch() -> str:

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from hardsplice.kernel import linux
 from hardsplice.model.roles import POLICIES
 from hardsplice.sandbox import seccomp
+from hardsplice.sandbox.policy.files import load_policy
 from tests.arches import numbers
 from tests.arches.tap import SkipCheck, Writer
 
@@ -399,7 +400,7 @@ def _told(status: int) -> str:
 def run(report: Writer, arch: str) -> None:
     """Try everything."""
     known = numbers.of(arch)
-    programs = {role: seccomp.compile_policy(seccomp.load_policy(role), arch) for role in POLICIES}
+    programs = {role: seccomp.compile_policy(load_policy(role), arch) for role in POLICIES}
     for attempt in attempts(arch):
         check = functools.partial(judge, attempt, known[attempt.call], programs)
         report.check(f"forbidden: {attempt.name}", check)

@@ -28,7 +28,8 @@ from hardsplice.kernel import prctl
 from hardsplice.kernel.syscalls import ARCHITECTURES
 from hardsplice.model.roles import POLICIES
 from hardsplice.sandbox import libseccomp
-from hardsplice.sandbox.seccomp import compile_policy, load_policy, native_arch
+from hardsplice.sandbox.policy.files import load_policy
+from hardsplice.sandbox.seccomp import compile_policy, native_arch
 print(libseccomp.load().__name__, prctl.PROVIDER, sep=", ")
 for role in POLICIES:
     policy = load_policy(role)

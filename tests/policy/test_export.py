@@ -18,7 +18,8 @@ import pytest
 from hardsplice import policy as command
 from hardsplice.kernel.syscalls import ARCHITECTURES
 from hardsplice.model.roles import POLICIES
-from hardsplice.sandbox.seccomp import compile_policy, load_policy, native_arch
+from hardsplice.sandbox.policy.files import load_policy
+from hardsplice.sandbox.seccomp import compile_policy, native_arch
 from tests.policy import oracle
 from tests.policy.whose import CHANGING
 

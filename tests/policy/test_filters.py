@@ -23,8 +23,9 @@ from hardsplice.kernel.syscalls import ARCHITECTURES
 from hardsplice.model.errors import HardspliceError
 from hardsplice.sandbox import libseccomp, seccomp
 from hardsplice.sandbox.policy import prelude
+from hardsplice.sandbox.policy.files import load_policy
 from hardsplice.sandbox.policy.model import Alternatives
-from hardsplice.sandbox.seccomp import answers, compile_policy, load_policy, right_answers
+from hardsplice.sandbox.seccomp import answers, compile_policy, right_answers
 from tests.policy import oracle
 from tests.policy.bpf import ALLOW, KILL_PROCESS, NOTIFY, Call, Filter
 

@@ -15,7 +15,8 @@ import sys
 import pytest
 
 from hardsplice.sandbox.address_book import USUAL
-from hardsplice.sandbox.seccomp import compile_policy, load_policy, native_arch
+from hardsplice.sandbox.policy.files import load_policy
+from hardsplice.sandbox.seccomp import compile_policy, native_arch
 from tests.policy import oracle
 
 # What an attempt finds: descriptors as in a relay, connected sockets with a byte to read.

@@ -6,9 +6,10 @@ from __future__ import annotations
 import pytest
 
 from hardsplice.model.errors import HardspliceError
+from hardsplice.sandbox.policy.files import load_policy
 from hardsplice.sandbox.policy.format import parse_policy
 from hardsplice.sandbox.policy.model import Comparison, Policy, resolve
-from hardsplice.sandbox.seccomp import compile_policy, load_policy
+from hardsplice.sandbox.seccomp import compile_policy
 
 HEAD = """
 role = "relay"

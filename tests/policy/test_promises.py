@@ -12,7 +12,8 @@ from functools import cache
 
 import pytest
 
-from hardsplice.sandbox.seccomp import compile_policy, load_policy
+from hardsplice.sandbox.policy.files import load_policy
+from hardsplice.sandbox.seccomp import compile_policy
 from tests.policy import oracle
 from tests.policy.bpf import ALLOW, KILL_PROCESS, NOTIFY, Call, Filter
 from tests.policy.test_filters import filter_of

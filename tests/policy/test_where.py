@@ -6,9 +6,9 @@ from __future__ import annotations
 import pytest
 
 from hardsplice.model.roles import POLICIES
+from hardsplice.sandbox.policy.files import load_policy
 from hardsplice.sandbox.policy.format import parse_policy
 from hardsplice.sandbox.policy.forms import missing_functions
-from hardsplice.sandbox.seccomp import load_policy
 
 
 @pytest.mark.parametrize("role", POLICIES)

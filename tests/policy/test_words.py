@@ -31,7 +31,8 @@ from hardsplice.kernel.syscalls import (
 )
 from hardsplice.model.roles import POLICIES
 from hardsplice.sandbox import address_book
-from hardsplice.sandbox.seccomp import load_policy, native_arch
+from hardsplice.sandbox.policy.files import load_policy
+from hardsplice.sandbox.seccomp import native_arch
 from tests.policy import oracle
 
 MODULES = (socket, os, fcntl, select, signal, resource, termios, mmap, time)

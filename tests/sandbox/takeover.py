@@ -41,7 +41,8 @@ from hardsplice.net import joining
 from hardsplice.relay import main as relay
 from hardsplice.relay.tcp import engine
 from hardsplice.relay.udp import engine as datagram_engine
-from hardsplice.sandbox import seccomp, steps, tripwire
+from hardsplice.sandbox import steps, tripwire
+from hardsplice.sandbox.policy import table
 from hardsplice.sandbox.policy.model import Policy
 from tests.sandbox import actions, attempts
 from tests.sandbox.job import BEGAN, BROKEN, DONE, Board, Job, key
@@ -60,7 +61,7 @@ _set_asking_filter = unotify.set_filter
 _relay_main = relay.main
 _FILTER = steps.filter_step(b"").describe
 _start = supervisor.Supervisor.start
-_load_policy = seccomp.load_policy
+_policy_of = table.policy_of
 
 
 class Here:
@@ -230,13 +231,13 @@ def kind(role: str) -> str:
 
 
 def reduced(role: str) -> Policy:
-    """In the place of seccomp.load_policy: without the rules, or the ways of a rule, that a job
+    """In the place of table.policy_of: without the rules, or the ways of a rule, that a job
     drops.
 
     Rules are dropped for the kind of process whose rule the first of them is, in each role that
     has them: a monitor that lacked what its relay needs would prove nothing of the relay.
     """
-    policy = _load_policy(role)
+    policy = _policy_of(role)
     rules = []
     drop = job.drop if kind(job.drop[0].partition(":")[0]) == kind(role) else ()
     for rule in policy.rules:
@@ -260,7 +261,7 @@ def take_over() -> None:
         descriptors.reserve = reserve_and_gather
         descriptors.keep, descriptors.close_others = keep_more, close_fewer
     if job.drop:
-        seccomp.load_policy = reduced
+        table.policy_of = reduced
     if job.helper:
         scene.helper = ctypes.CDLL(job.helper, use_errno=True)
     before(engine.Engine, "turn", "relay-in", "relay-out")

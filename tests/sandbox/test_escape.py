@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from hardsplice.sandbox import seccomp
+from hardsplice.sandbox.policy.files import load_policy
 from tests.policy import oracle
 from tests.policy.bpf import ALLOW, Call, Filter
 from tests.sandbox.attempts import MONITORS, REACHES, ROWS, SIGSYS, WORKS, X32, Row
@@ -125,7 +126,7 @@ def allowed_numbers(role: str) -> set[int]:
     both = {"relay-in": ("monitor", "relay"), "udp-in": ("monitor-udp", "relay-udp")}
     for name in both.get(role, (role,)):
         policy = {"namespace": "monitor", "host": "monitor-fixed"}.get(name, name)
-        program = Filter(seccomp.compile_policy(seccomp.load_policy(policy), "x86_64"), "little")
+        program = Filter(seccomp.compile_policy(load_policy(policy), "x86_64"), "little")
         named = oracle.allowed_by_number(policy, "x86_64")
         allowed &= {
             number

@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 from hardsplice.model.roles import POLICIES, ROLES
+from hardsplice.sandbox.policy.files import load_policy
 from hardsplice.sandbox.policy.format import OUTSIDE
-from hardsplice.sandbox.seccomp import load_policy, native_arch
+from hardsplice.sandbox.seccomp import native_arch
 from tests.sandbox.captured import Captured, folder_for
 from tests.sandbox.job import Job, key
 from tests.sandbox.smoke import Killed, Smoke

@@ -324,7 +324,7 @@ SOURCES: dict[str, Callable[[bytes], str] | str] = {
     "monitor.notes.in_words": _note,
     "monitor.notes.newly_lacking": "Progress.ready and the control socket, by printable",
     "net.inherited._interface": "an interface's name, in a HardspliceError",
-    "sandbox.seccomp._read": "a policy is a file of hardsplice's own",
+    "sandbox.policy.files._read": "a policy is a file of hardsplice's own",
     "ipc.forwards.unpack": "an interface's name, in a HardspliceError",
     "app.start._audit": "SINKS",
     "command.id_maps._run": "a HardspliceError",

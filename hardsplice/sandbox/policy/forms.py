@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from hardsplice.kernel.syscalls import ARCHITECTURES
 from hardsplice.model.errors import HardspliceError
 from hardsplice.model.roles import POLICIES
+from hardsplice.sandbox.policy.files import load_policy, policy_directory
 from hardsplice.sandbox.policy.format import OUTSIDE
 from hardsplice.sandbox.policy.model import Comparison, Policy, notified, resolve
-from hardsplice.sandbox.seccomp import compile_policy, load_policy, policy_directory
+from hardsplice.sandbox.seccomp import compile_policy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -20,7 +20,7 @@ from hardsplice.model.roles import (
     ROLES,
     Role,
 )
-from hardsplice.sandbox.seccomp import policy_directory
+from hardsplice.sandbox.policy.files import policy_directory
 from tests.support.sources import PACKAGE, parsed
 
 COMM_LENGTH = 15  # bytes of a process's name (TASK_COMM_LEN, linux/sched.h)
