@@ -75,7 +75,8 @@ def serve(request: Request) -> NoReturn:
     published = stub.attempted(lambda: _publish(request))
     descriptors.null_standard_streams((0,))
     kept = (LISTEN_FD,) if request.is_passed else ()
-    stub.become(PROGRAM, published, READY, kept, limit, None)
+    title = " ".join([PROGRAM, *sys.argv[1:]])  # which port it is
+    stub.become(PROGRAM, title, published, READY, kept, limit, None)
 
 
 def _publish(request: Request) -> Published:
@@ -91,8 +92,8 @@ def _publish(request: Request) -> Published:
 
 
 def form(failure: HardspliceError) -> bytes:
-    """A failure as Docker reads it."""
-    return b"1\n" + in_a_line(failure).encode(errors="backslashreplace")
+    """A failure as Docker reads it, and shows it behind words of its own."""
+    return b"1\nhardsplice: " + in_a_line(failure).encode(errors="backslashreplace")
 
 
 def read(argv: Sequence[str]) -> dict[str, str]:

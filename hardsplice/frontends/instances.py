@@ -63,6 +63,9 @@ class Instances:
         with open("/proc/self/uid_map", encoding="ascii") as lines:
             id_map = lines.read()
         folder = runtime_folder(os.environ, id_map, is_real_root=users.is_real_root())
+        hint = None
+        if folder != RUN:
+            hint = "XDG_RUNTIME_DIR names a user's folder for such things"
         # Units keep other users' sockets in the first one.
         modes = {"hardsplice": 0o755 if folder == RUN else 0o700}
         for name in ("hardsplice", *names):
@@ -71,8 +74,8 @@ class Instances:
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(folder, modes.get(name, 0o700))
             except OSError as error:
-                hint = "XDG_RUNTIME_DIR names a user's folder for such things"
-                raise HardspliceError("make", f"folder {folder}", reason_of(error), hint) from error
+                reason = reason_of(error)
+                raise HardspliceError("make", f"folder {folder}", reason, hint) from error
         self.folder = folder
 
     @contextlib.contextmanager

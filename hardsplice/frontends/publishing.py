@@ -256,7 +256,8 @@ def _locked(folder: str) -> Iterator[None]:
     try:
         status = os.fstat(fd)
         if status.st_uid != os.geteuid() or status.st_mode & 0o077:
-            raise HardspliceError("trust", f"folder {folder}", "it is not for its user alone")
+            reason = "it is not for its user alone"
+            raise HardspliceError("trust", f"folder {folder}", reason, "remove it: it is made anew")
         deadline = time.monotonic() + LOCK_SECONDS
         while True:
             with contextlib.suppress(BlockingIOError):

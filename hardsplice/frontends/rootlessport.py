@@ -34,6 +34,7 @@ from hardsplice.net import bridged
 
 PROGRAM = "rootlessport"
 READY = "1"
+_ID_SHOWN = 12  # characters of a container's ID, as `podman ps` shows it
 _FOLDER = "hardsplice"  # below Podman's own for temporary files
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK
 
@@ -61,7 +62,8 @@ def serve(argv: Sequence[str]) -> NoReturn:
     published = stub.attempted(lambda: _publish(request), lambda: _is_over(request))
     _keep(text)
     ready = Ready(request.ready_fd, READY)
-    stub.become(PROGRAM, published, ready, (request.exit_fd,), limit, request.socket)
+    title = f"{PROGRAM} of {request.container[:_ID_SHOWN]}"
+    stub.become(PROGRAM, title, published, ready, (request.exit_fd,), limit, request.socket)
 
 
 def _is_over(request: Request) -> bool:
@@ -128,4 +130,4 @@ def _keep(text: bytes) -> None:
 
 def form(failure: HardspliceError) -> bytes:
     """A failure as Podman shows it, behind the program's name."""
-    return in_a_line(failure).encode(errors="backslashreplace") + b"\n"
+    return b"hardsplice: " + in_a_line(failure).encode(errors="backslashreplace") + b"\n"

@@ -27,6 +27,7 @@ class Request(NamedTuple):
     ready_fd: int
     exit_fd: int
     socket: str | None  # where the container's new address is told, if that is to be
+    container: str  # its ID
 
 
 def read(fd: int) -> bytes:
@@ -63,6 +64,7 @@ def parse(text: bytes) -> Request:
         _fd(given, "ReadyFD"),
         _fd(given, "ExitFD"),
         _socket(given),
+        _text(given, "ContainerID"),
     )
 
 

@@ -83,7 +83,7 @@ def _start_remover(path: str) -> int | None:
     try:
         os.posix_spawn(
             "/bin/sh",
-            ["hardsplice-remover", "-c", _REMOVER, "sh", path, str(os.lstat(path).st_ino)],
+            ["hardsplice-remover: /bin/sh", "-c", _REMOVER, "sh", path, str(os.lstat(path).st_ino)],
             {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
             file_actions=[(os.POSIX_SPAWN_DUP2, waits, 0), *others],
             setsigdef=[signal.SIGPIPE],

@@ -16,6 +16,7 @@ installed any more.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import resource
@@ -186,6 +187,7 @@ class Ready(NamedTuple):
 
 def become(
     name: str,
+    title: str,
     published: Published,
     ready: Ready,
     kept: Iterable[int],
@@ -195,6 +197,8 @@ def become(
     """Become the shell, which tells that it is ``ready``, and holds what is ``published``, and what
     is ``kept`` under its numbers, and standard input; all else is closed. ``limit`` is
     RLIMIT_NOFILE as it was; ``socket`` is removed at the end. OSError where there is no shell.
+
+    The process has a ``name``, and a command line that begins with a ``title``.
     """
     kept = {0, 1, 2, ready.fd, *kept}
     places = [fd for fd in range(3, 10) if fd not in kept][:2]  # of one digit, for the shell
@@ -215,9 +219,26 @@ def become(
     for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them
         signal.signal(number, signal.SIG_DFL)
     given = [*map(str, places[:2]), ready.word]
-    given += ["", ""] if socket is None else [socket, str(os.lstat(socket).st_ino)]
+    given += _removed(socket)
     given += [str(address() or ""), sys.orig_argv[-1 - len(sys.argv)]]
     again = _again().next(time.monotonic())
     words = [sys.executable, *sys.orig_argv[1:]]
     program = command(words, again, listeners, has_moves=bool(moves))
-    os.execv(SHELL, [name, "-c", SCRIPT, name, *given, *program])
+    os.execv(SHELL, [titled(title), "-c", SCRIPT, name, *given, *program])
+
+
+def titled(title: str) -> str:
+    """A title as a shell's own name, which ends with a shell's: some are one program with others,
+    and go by that.
+    """
+    return f"{title}: {SHELL}"
+
+
+def _removed(socket: str | None) -> list[str]:
+    """What the shell removes at its end: a path, and the file's number; neither, where the file is
+    gone already.
+    """
+    if socket is not None:
+        with contextlib.suppress(OSError):
+            return [socket, str(os.lstat(socket).st_ino)]
+    return ["", ""]

@@ -69,13 +69,13 @@ def test_docker_shows_what_is_wrong(docker: Docker) -> None:
         docker,
         """
         busybox nc -l -p 8080 >/dev/null & sleep 0.5
-        web one -p 8080:8080 2>&1 >/dev/null | grep -o 'cannot listen.*in use'
-        web two -p 70:8080/sctp 2>&1 >/dev/null | grep -o 'cannot forward a port[^:]*'
+        web one -p 8080:8080 2>&1 >/dev/null | grep -o 'hardsplice: cannot listen.*in use'
+        web two -p 70:8080/sctp 2>&1 >/dev/null | grep -o 'hardsplice: cannot forward a port[^:]*'
         left
         """,
     )
-    text = "cannot listen on 0.0.0.0 port 8080 on the host: Address already in use"
-    assert " ".join(lines) == f"{text} cannot forward a port of protocol 'sctp' 0"
+    text = "hardsplice: cannot listen on 0.0.0.0 port 8080 on the host: Address already in use"
+    assert " ".join(lines) == f"{text} hardsplice: cannot forward a port of protocol 'sctp' 0"
 
 
 def test_ports_come_back_when_their_server_is_killed(docker: Docker) -> None:

@@ -62,6 +62,8 @@ def test_what_serves_is_confined_and_what_waits_has_the_programs_name(one: Rootl
         status = procfs.status(pid)
         assert (status["Seccomp"], int(status["CapEff"], 16)) == ("2", 0)
     assert procfs.names(one.process.pid)[one.process.pid] == "rootlessport"
+    words = Path(f"/proc/{one.process.pid}/cmdline").read_text().split("\0")
+    assert words[0] == f"rootlessport of {one.container[:12]}: /bin/sh"
 
 
 @root_only
@@ -102,7 +104,8 @@ def test_an_error_is_a_line_on_standard_output(
         assert os.read(made.ready, 2) == b""
     assert made.process.stdout is not None
     said = made.process.stdout.read().decode()
-    assert said.startswith(f"cannot listen on port {port} on the host: Address already in use")
+    what = f"hardsplice: cannot listen on port {port} on the host"
+    assert said.startswith(f"{what}: Address already in use; ")
     assert said.count("\n") == 1
     assert made.process.wait(PATIENCE) == 1
     assert not made.socket.exists()
@@ -204,5 +207,6 @@ def test_docker_is_told_what_is_wrong(proxy: list[str]) -> None:
     with socket.create_server(("127.0.0.1", port)):
         process, told = docker_proxy(proxy, port, port + 1)
     assert process.wait(PATIENCE) == 1
-    assert told.startswith(f"1\ncannot listen on 127.0.0.1 port {port} on the host".encode())
+    what = f"hardsplice: cannot listen on 127.0.0.1 port {port} on the host"
+    assert told.startswith(f"1\n{what}: Address already in use; ".encode())
     assert told.count(b"\n") == 1

@@ -99,7 +99,8 @@ def test_a_port_in_use_is_an_error_in_our_words(podman: Podman) -> None:
         settled
         """,
     )
-    text = f"rootlessport cannot listen on port {port} on the host: Address already in use"
+    what = f"hardsplice: cannot listen on port {port} on the host"
+    text = f"rootlessport {what}: Address already in use"
     assert " ".join(lines) == f"{text} 0 0"
 
 

@@ -361,6 +361,8 @@ def test_docker_proxies_share_a_server(proxy: list[str]) -> None:
             process, told = docker_proxy(proxy, port + at, 9, "-proto", ("tcp", "udp")[at % 2])
             started.append(process)
             assert told == b"0\n"
+            shown = Path(f"/proc/{process.pid}/cmdline").read_text()
+            assert f" -host-port {port + at} -container-ip 127.0.0.1 " in shown.partition("\0")[0]
         assert [*procfs.names(os.getpid()).values()].count("hs-host") == 1
     finally:
         for process in started:

@@ -184,8 +184,8 @@ def test_by_that_name_it_is_hardsplicectl(archive: Path, tmp_path: Path, name: s
         ("hardsplice-docker-proxy", ["-v"], f"docker-proxy of hardsplice {__version__}\n"),
         ("docker-proxy", ["-v"], f"docker-proxy of hardsplice {__version__}\n"),
         ("hardsplice-cni", [], '{"cniVersion": "1.0.0", "supportedVersions": '),
-        ("hardsplice-rootlessport", ["x"], "cannot use arguments of rootlessport: "),
-        ("rootlessport", ["x"], "cannot use arguments of rootlessport: "),
+        ("hardsplice-rootlessport", ["x"], "hardsplice: cannot use arguments of rootlessport: "),
+        ("rootlessport", ["x"], "hardsplice: cannot use arguments of rootlessport: "),
     ],
 )  # fmt: skip
 def test_by_an_engines_programs_name_it_is_that_program(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -55,6 +56,20 @@ def test_one_that_is_told_to_end_as_its_server_ends_removes_its_socket(tmp_path:
         shell.server.close()
         assert shell.process.wait(PATIENCE) == 0
     assert not shell.path.exists()
+
+
+@pytest.mark.parametrize("name", ["sh", "busybox"])
+def test_a_shell_of_any_kind_starts_under_a_title(name: str, tmp_path: Path) -> None:
+    """Busybox is many programs, of which it becomes the one whose name it is started by."""
+    program = shutil.which(name)
+    if program is None:
+        pytest.skip(f"{name} is not installed")
+    (tmp_path / "sh").symlink_to(program)
+    words = [stub.titled("docker-proxy -container-ip ::1"), "-c", "echo $0", "name"]
+    said = subprocess.run(
+        words, executable=tmp_path / "sh", capture_output=True, text=True, check=True
+    ).stdout
+    assert said == "name\n"
 
 
 @pytest.mark.parametrize("missing", ["python3", "program.py"])

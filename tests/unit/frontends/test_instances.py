@@ -50,6 +50,16 @@ def test_a_folder_that_cannot_be_made(some: Instances, monkeypatch: pytest.Monke
     assert "XDG_RUNTIME_DIR" in (caught.value.hint or "")
 
 
+def test_roots_folder_has_nothing_to_do_with_that_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hardsplice.sandbox.users.is_real_root", lambda: True)
+    monkeypatch.setattr(instances, "RUN", f"{tmp_path}/missing")
+    with pytest.raises(HardspliceError, match="No such file") as caught:
+        Instances("oci")
+    assert caught.value.hint is None
+
+
 def test_nothing_is_left_of_what_did_not_begin(some: Instances) -> None:
     with pytest.raises(ZeroDivisionError), some.locked("web"):
         raise ZeroDivisionError
