@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Debian's packages in clean roots of its releases: built as Debian builds them, twice the same;
-checked by that release's lintian; installed with apt, used by the system's Python as root and as an
-ordinary user and under a systemd that boots; removed, with nothing left.
+checked by that release's lintian, and by sid's; installed with apt, used by the system's Python as
+root and as an ordinary user and under a systemd that boots; removed, with nothing left.
 
 `make test-packages`; what runs in there is packaging/debian/tests, which also is what autopkgtest
 runs.
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.clean import APT, INSTALL, builder, succeeds
+from tests.support.clean import APT, INSTALL, SUITES, builder, succeeds
 from tests.support.nspawn import Tree
 from tools import clean_root, deb, dist
 from tools.clean_root import BUILDER
@@ -60,6 +60,8 @@ SCRIPTS = "/var/lib/dpkg/info/hardsplice"
 PURGE = (*APT, *UNNEEDED, "--purge", "--autoremove", "remove", "hardsplice")
 
 
+# What is uploaded is checked by sid's.
+@pytest.mark.parametrize("suite", [*SUITES, "sid"], indirect=True, scope="session")
 def test_lintian_has_no_complaint(suite: str, built: Path, folder: Path) -> None:
     root = clean_root.made(builder(suite), folder / "root")
     shutil.copytree(built, root / "srv/dist")

@@ -44,7 +44,7 @@ def run(*command: str | Path) -> str:
     environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": os.environ["HOME"]}
     environment["NAME"] = "default"  # of Debian's SELinux policy
     done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, check=False, timeout=600
+        command, env=environment, capture_output=True, text=True, check=False, timeout=1100
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     return done.stdout
@@ -201,7 +201,7 @@ def test_its_instances_end_with_it_and_outlive_an_upgrade(
 
 
 @pytest.mark.packages
-@pytest.mark.timeout(700)
+@pytest.mark.timeout(1200)
 def test_its_own_check_passes(tmp_path: Path) -> None:
     """Unit tests and those of policies, against the package as it was installed."""
     build(tmp_path)
