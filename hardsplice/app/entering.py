@@ -8,16 +8,15 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from hardsplice.app import confining, containers, restart
+from hardsplice.app import confining, restart
 from hardsplice.app.filters import Programs
 from hardsplice.app.listening import Listening, in_places
 from hardsplice.app.opening import Opened
 from hardsplice.app.plans import Planner
 from hardsplice.app.progress import Progress
 from hardsplice.command.caller import Caller
-from hardsplice.command.container import Container
 from hardsplice.ipc import descriptors
 from hardsplice.model import roles
 from hardsplice.model.direction import Direction
@@ -28,6 +27,9 @@ from hardsplice.monitor.plan import Namespace
 from hardsplice.monitor.stored import Store
 from hardsplice.net.listeners import Bound
 from hardsplice.net.namespaces import Served
+
+if TYPE_CHECKING:
+    from hardsplice.command.container import Container
 
 
 class Entered(NamedTuple):
@@ -71,6 +73,8 @@ def enter(
     container = None
     served = opened.served
     if served is None:
+        from hardsplice.app import containers
+
         container = containers.make(opened, programs, caller, progress.log)
         undo.callback(container.end)
         served = container.served

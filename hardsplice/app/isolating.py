@@ -107,8 +107,8 @@ def _kept(opened: Opened, entered: Entered, host: Host, *, has_launcher: bool) -
         keep += files.service.descriptors
     if host.namespace_monitor:
         keep += host.namespace_monitor.descriptors
-    if host.container:
-        keep += host.container.descriptors
+    if entered.container:
+        keep += entered.container.descriptors
     if host.served.process is not None:
         keep.append(host.served.process)
     if host.served.watched is not None:

@@ -21,7 +21,10 @@ from hardsplice.telemetry.flow_log import Traffic
 from hardsplice.telemetry.log import Log
 
 if TYPE_CHECKING:
+    from hardsplice.command.container import Container
+    from hardsplice.command.terminal import Terminal
     from hardsplice.control.host import Control
+    from hardsplice.monitor.plan import CommandMaker
 
 
 def host_of(opened: Opened, entered: Entered, log: Log) -> Host:
@@ -52,7 +55,7 @@ def host_of(opened: Opened, entered: Entered, log: Log) -> Host:
         signals=descriptors.SIGNALS_FD,
         terminal=opened.terminal,
         namespace_monitor=inside.child if inside else None,
-        container=entered.container,
+        command=_command_of(entered.container, opened.terminal, log),
         plans=[
             one.plans(opened.families)
             for one in planner.drafts(Direction.OUTBOUND, entered.listeners)
@@ -67,6 +70,17 @@ def host_of(opened: Opened, entered: Entered, log: Log) -> Host:
         notifier=opened.notifier,
         watchdog=opened.manager.watchdog,
     )
+
+
+def _command_of(
+    container: Container | None, terminal: Terminal | None, log: Log
+) -> CommandMaker | None:
+    """What makes the host monitor's side of COMMAND, of which nothing is imported otherwise."""
+    if container is None:
+        return None
+    from hardsplice.monitor.command import Command
+
+    return lambda loop, above: Command(container, terminal, loop, log, above)
 
 
 def _effects(opened: Opened, entered: Entered) -> Effects:

@@ -19,8 +19,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
 from hardsplice import __version__
-from hardsplice.frontends import mapping, publishing, stub
-from hardsplice.frontends.instances import Instances
+from hardsplice.frontends import folders, mapping, publishing, stub
 from hardsplice.frontends.place import Place
 from hardsplice.frontends.publishing import Published, Wanted
 from hardsplice.frontends.stub import Ready
@@ -80,7 +79,7 @@ def serve(request: Request) -> NoReturn:
 
 
 def _publish(request: Request) -> Published:
-    place = Place(Instances(PROGRAM).folder, None)
+    place = Place(folders.make(PROGRAM), None)
     if not request.is_passed:
         return publishing.publish(place, Wanted([request.forward], kept=stub.take_kept().listeners))
     from hardsplice.net.inherited import forward_of

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Instances of hardsplice that were started for containers: which belongs to which.
 
-An engine's calls are processes of their own, and what they know of each other is in a folder below
-/run, or below the user's own folder there. An instance is found by its PID file, which it has
+An engine's calls are processes of their own, and what they know of each other is in a folder
+(frontends/folders.py). An instance is found by its PID file, which it has
 locked as long as it lives; so nothing in there can mislead, whatever was killed in between. Calls
 for one container wait for each other.
 """
@@ -15,16 +15,15 @@ import os
 import select
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from hardsplice.app import pidfile, start
 from hardsplice.app.options import parse_args
+from hardsplice.frontends import folders
 from hardsplice.ipc import sd_notify
 from hardsplice.kernel.files import identity, open_regular
 from hardsplice.model.errors import HardspliceError, reason_of, write_all
-from hardsplice.sandbox import users
 
-RUN = "/run"
 LOCK_SECONDS = 30.0  # that a call waits for another one
 END_SECONDS = 3.0  # that an instance has to end
 _PAUSE = 0.02
@@ -32,51 +31,12 @@ _PID, _LOCK, _NOTE = ".pid", ".lock", ".json"
 _NOTE_LIMIT = 1 << 20
 
 
-def runtime_folder(environment: Mapping[str, str], id_map: str, *, is_real_root: bool) -> str:
-    """The folder in which programs of one user keep what lasts until the next boot.
-
-    ``id_map`` is our uid_map(5): engines start programs as root of a user namespace and some of
-    them without any variable.
-    """
-    if is_real_root:
-        return RUN
-    given = environment.get("XDG_RUNTIME_DIR", "")
-    if given.startswith("/"):
-        return given
-    return f"{RUN}/user/{_outside(id_map)}"
-
-
-def _outside(id_map: str) -> int:
-    """Who outside of the user namespace its root is, or else our own user ID."""
-    for line in id_map.splitlines():
-        inside, outside, _ = map(int, line.split())
-        if inside == 0 and outside != 0:
-            return outside
-    return os.geteuid()
-
-
 class Instances:
     """All that were started for one front-end."""
 
     def __init__(self, *names: str) -> None:
         """``names`` lead to its folder, which is made; HardspliceError where it can't be."""
-        with open("/proc/self/uid_map", encoding="ascii") as lines:
-            id_map = lines.read()
-        folder = runtime_folder(os.environ, id_map, is_real_root=users.is_real_root())
-        hint = None
-        if folder != RUN:
-            hint = "XDG_RUNTIME_DIR names a user's folder for such things"
-        # Units keep other users' sockets in the first one.
-        modes = {"hardsplice": 0o755 if folder == RUN else 0o700}
-        for name in ("hardsplice", *names):
-            folder = f"{folder}/{name}"
-            try:
-                with contextlib.suppress(FileExistsError):
-                    os.mkdir(folder, modes.get(name, 0o700))
-            except OSError as error:
-                reason = reason_of(error)
-                raise HardspliceError("make", f"folder {folder}", reason, hint) from error
-        self.folder = folder
+        self.folder = folders.make(*names)
 
     @contextlib.contextmanager
     def locked(self, name: str) -> Iterator[Instance]:

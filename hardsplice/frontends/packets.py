@@ -13,6 +13,7 @@ import stat
 import struct
 from collections.abc import Iterator
 
+BACKLOG = 128  # clients that wait to be heard
 SECONDS = 5.0  # that a client waits until it is heard
 _KIND = socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC
 
@@ -28,7 +29,7 @@ def _folder_of(path: str) -> Iterator[tuple[int, str]]:
         os.close(at)
 
 
-def listen(path: str, backlog: int) -> socket.socket:
+def listen(path: str, backlog: int = BACKLOG) -> socket.socket:
     """A listening socket for our user only, instead of what is at ``path``, in a folder for our
     user only. OSError where that can't be done.
     """

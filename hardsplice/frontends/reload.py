@@ -23,7 +23,6 @@ from hardsplice.model.forward import Forward
 from hardsplice.model.spec import Address
 from hardsplice.monitor.registry import Registry
 
-BACKLOG = 16
 CLIENTS = 16  # that are heard at the same time; the oldest makes room
 AGAIN_SECONDS = 1.0  # until accepting is tried again when there was no descriptor
 SIZE_MAX = 1024  # bytes of a message

@@ -23,7 +23,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from hardsplice.frontends import packets, publishing, reload, rootlessport_request, stub
+from hardsplice.frontends import folders, packets, publishing, rootlessport_request, stub
 from hardsplice.frontends.place import Place
 from hardsplice.frontends.publishing import Published, Wanted
 from hardsplice.frontends.rootlessport_request import Request
@@ -106,14 +106,12 @@ def _folder(request: Request) -> str:
     """Where the server's socket is."""
     if request.folder is not None:
         return os.path.join(request.folder, _FOLDER)
-    from hardsplice.frontends.instances import Instances
-
-    return Instances(PROGRAM).folder
+    return folders.make(PROGRAM)
 
 
 def _listen(path: str) -> int:
     try:
-        return packets.listen(path, reload.BACKLOG).detach()
+        return packets.listen(path).detach()
     except OSError as error:
         raise HardspliceError("bind", f"socket {path}", reason_of(error)) from error
 

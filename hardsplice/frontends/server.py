@@ -38,7 +38,6 @@ from hardsplice.model.spec import Address
 from hardsplice.monitor.host import HostMonitor
 from hardsplice.net import listeners
 
-BACKLOG = 128
 OFFERING = 64  # clients that have not said all yet; more than starters, who wait for each other
 PORTS = 1 << 16  # of one client
 SECONDS = 10.0  # that a client may take to say it
@@ -56,7 +55,7 @@ class Server:
     def __init__(self, path: str) -> None:
         """Make it; HardspliceError where that can't be done."""
         try:
-            self._listener = packets.listen(path, BACKLOG)
+            self._listener = packets.listen(path)
         except OSError as error:
             raise HardspliceError("bind", f"socket {path}", reason_of(error)) from error
         self._held = _start_remover(path)

@@ -104,8 +104,14 @@ def _find_fork_hooks() -> list[list[object]]:
     def mark() -> None:
         """Nothing."""
 
+    def holders() -> list[list[object]]:
+        return [holder for holder in gc.get_referrers(mark) if type(holder) is list]
+
+    gc.freeze()  # what is there isn't looked through: as a rule this hook is the first of all
     os.register_at_fork(before=mark, after_in_parent=mark, after_in_child=mark)
-    return [holder for holder in gc.get_referrers(mark) if type(holder) is list]
+    found = holders()
+    gc.unfreeze()
+    return found if len(found) == 3 else holders()
 
 
 _fork_hooks = _find_fork_hooks()

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from hardsplice.kernel import linux
 
 TABLE = "/proc/self/mountinfo"
-_OF_PROCESS = re.compile(r"(/proc/\d+/)(?:task/\d+/)?(?:root|cwd)/.*")
+_OF_PROCESS = r"(/proc/\d+/)(?:task/\d+/)?(?:root|cwd)/.*"
 _CHUNK = 1 << 16  # bytes
 # A remount has to repeat the flags of the mount, or the kernel clears them (do_remount, mount(8)).
 _KEPT = {
@@ -90,7 +90,7 @@ def watch(path: str, fd: int) -> Watch | None:
     """Watch the mount through which ``fd`` was opened, at ``path``; None where no table that may
     be read has it.
     """
-    of_process = _OF_PROCESS.fullmatch(path)
+    of_process = re.fullmatch(_OF_PROCESS, path)
     with contextlib.suppress(OSError):
         with open(f"/proc/self/fdinfo/{fd}", "rb") as info:
             fields = dict(line.split(b":", 1) for line in info if b":" in line)

@@ -15,15 +15,15 @@ __all__ = ["is_publish", "meant", "of_another_protocol", "protocols", "why_not"]
 
 NEITHER = "hardsplice forwards TCP and UDP alone; leave out what is neither"
 
-_PROTOCOL = re.compile(r"(.+)/(tcp|udp|sctp)", re.IGNORECASE)
+_PROTOCOL = r"(?i)(.+)/(tcp|udp|sctp)"
 _PORTS = r"[0-9]+(?:-[0-9]+)?"
 _HOST = r"\[[^][]+\]|[^][/:,]+"
 # [ADDRESS:]PORT:[[ADDRESS]:]PORT, as with docker -p and ssh -L; a name or an asterisk as address.
-_PAIR = re.compile(
+_PAIR = (
     rf"(?:(?P<listen>{_HOST})?:)??(?P<ports>{_PORTS})?:(?:(?P<target>{_HOST}):)?(?P<onto>{_PORTS})"
 )
-_END = re.compile(rf"(?P<listen>{_HOST})?:(?P<ports>{_PORTS})")
-_PORT_FIRST = re.compile(r"[0-9:*\[]|localhost:")
+_END = rf"(?P<listen>{_HOST})?:(?P<ports>{_PORTS})"
+_PORT_FIRST = r"[0-9:*\[]|localhost:"
 _PUBLISH = ("-p", "--publish", "--port", "--ports")
 # pasta's, each with the reason why it isn't here.
 _NOT_HERE = {
@@ -50,7 +50,7 @@ _TAP = frozenset(
 
 def protocols(text: str) -> set[str]:
     """The protocols that a word asks for, as Docker has it: by name, in lower case."""
-    found = (_PROTOCOL.fullmatch(part) for part in text.split(","))
+    found = (re.fullmatch(_PROTOCOL, part) for part in text.split(","))
     return {one[2].lower() for one in found if one is not None}
 
 
@@ -71,7 +71,7 @@ def meant(text: str) -> tuple[str, ...]:
     """SPECs that may say here what ``text`` says elsewhere: the likeliest first, and not each of
     them right.
     """
-    bare = [_PROTOCOL.sub(r"\1", part) for part in text.split(",")]
+    bare = [re.sub(_PROTOCOL, r"\1", part) for part in text.split(",")]
     return tuple(one for one in (",".join(bare), _translated(bare)) if one and one != text)
 
 
@@ -89,13 +89,13 @@ def _entry(text: str) -> tuple[str, str] | None:
     """The listening address and the entry that a word of another program's comes to."""
     if re.fullmatch(_PORTS, text):
         return "", text
-    found = _PAIR.fullmatch(text)
+    found = re.fullmatch(_PAIR, text)
     if found is not None and (found["ports"] or found["listen"]):
         # Without a port of the host's Docker chooses one.
         target = f"{_address(found['target'])}/" if found["target"] else ""
         entry = f"{found['ports'] or '0'}:{target}{found['onto']}"
         return _address(found["listen"] or ""), entry
-    found = _END.fullmatch(text)
+    found = re.fullmatch(_END, text)
     if found is not None:
         return _address(found["listen"] or ""), found["ports"]
     return None
@@ -110,7 +110,7 @@ def _address(text: str) -> str:
 
 def is_publish(name: str, value: str) -> bool:
     """Whether an option with this value is Docker's, for ports."""
-    return name in _PUBLISH and (name != "-p" or not value or bool(_PORT_FIRST.match(value)))
+    return name in _PUBLISH and (name != "-p" or not value or bool(re.match(_PORT_FIRST, value)))
 
 
 def why_not(name: str) -> str | None:

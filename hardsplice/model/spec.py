@@ -60,10 +60,11 @@ LAST_PORT = 65535
 
 _BROADCAST = IPv4Address("255.255.255.255")
 _IFACE_LIMIT = 15  # IFNAMSIZ is 16 and counts the terminating NUL
-_IFACE = re.compile(rf"[!-.0-9;-~]{{1,{_IFACE_LIMIT}}}")
-_NUMBER = re.compile(r"[0-9]{1,5}")
-_RANGE = re.compile(r"[0-9]+(-[0-9]+)?")
-_MAPPING = re.compile(r"(~?[0-9]+(-[0-9]+)?|all):")
+# Patterns are compiled when they are used: most programs read no SPEC.
+_IFACE = rf"[!-.0-9;-~]{{1,{_IFACE_LIMIT}}}"
+_NUMBER = r"[0-9]{1,5}"
+_RANGE = r"[0-9]+(-[0-9]+)?"
+_MAPPING = r"(~?[0-9]+(-[0-9]+)?|all):"
 
 
 class Listen(NamedTuple):
@@ -210,7 +211,7 @@ def _split(text: str) -> tuple[str | None, str]:
     head, slash, ports = text.partition("/")
     if not slash:
         return None, text
-    if _MAPPING.match(head.rpartition(",")[2]):
+    if re.match(_MAPPING, head.rpartition(",")[2]):
         try:
             read_listen(head)
         except SpecError:
@@ -244,7 +245,7 @@ def is_interface_name(name: str) -> bool:
     net/core/dev.c), and in ASCII. Other bytes, which it takes too, are a name in one locale and
     none in another.
     """
-    return _IFACE.fullmatch(name) is not None and name not in (".", "..")
+    return re.fullmatch(_IFACE, name) is not None and name not in (".", "..")
 
 
 def _read_interface(name: str) -> str:
@@ -288,11 +289,11 @@ def _read_entry(text: str) -> Entry:
     left, colon, right = text.partition(":")
     if left == "all":
         return _read_all(text, right) if colon else ALL
-    if "/" in text and not _RANGE.fullmatch(left):
+    if "/" in text and not re.fullmatch(_RANGE, left):
         raise SpecError(
             f"{quote(text)} gives an address again: one SPEC has one; repeat the option for another"
         )
-    if left == "0" and (not colon or not _RANGE.fullmatch(right.rpartition("/")[2])):
+    if left == "0" and (not colon or not re.fullmatch(_RANGE, right.rpartition("/")[2])):
         better = f"0:{right}/PORT" if colon and right else "0:PORT"
         raise SpecError(
             f"0 is any port that is free, and where it leads is not said; write {better}"
@@ -301,7 +302,7 @@ def _read_entry(text: str) -> Entry:
     if not colon:
         return Entry(ports, None, 0)
     host, slash, numbers = right.rpartition("/")
-    if not slash and not _RANGE.fullmatch(right):
+    if not slash and not re.fullmatch(_RANGE, right):
         return Entry(ports, read_target(right, text), 0)
     target = read_target(host, text) if slash else None
     onto = _read_range(numbers)
@@ -320,7 +321,7 @@ def _unequal(text: str, left: str, ports: range, onto: range, host: str) -> str:
 
 
 def _read_all(text: str, target: str) -> Entry:
-    if _RANGE.fullmatch(target) or "/" in target:
+    if re.fullmatch(_RANGE, target) or "/" in target:
         raise SpecError(f"{quote(text)}: 'all' keeps each port's number; write all:ADDRESS or all")
     return Entry(None, read_target(target, text), 0)
 
@@ -358,7 +359,7 @@ def _read_range(text: str) -> range:
 def _read_port(text: str, within: str) -> int:
     if text == "0" and "-" in within:
         raise SpecError(f"{quote(within)} can't have a port 0, which stands for one that is free")
-    if _NUMBER.fullmatch(text) and 1 <= int(text) <= LAST_PORT:
+    if re.fullmatch(_NUMBER, text) and 1 <= int(text) <= LAST_PORT:
         return int(text)
     where = "" if text == within else f" in {quote(within)}"
     raise SpecError(f"{quote(text)}{where} is not a port; write a number from 1 to {LAST_PORT}")

@@ -36,7 +36,6 @@ from hardsplice.model.errors import HardspliceError, relay_lost
 from hardsplice.model.protocol import Protocol
 from hardsplice.monitor import departure, loops, notes
 from hardsplice.monitor.autoforward import Watch
-from hardsplice.monitor.command import Command
 from hardsplice.monitor.event_log import EventLog
 from hardsplice.monitor.groups import RelayGroups
 from hardsplice.monitor.handover import HostSide
@@ -94,11 +93,7 @@ class HostMonitor:
             if host.watched
             else None
         )
-        self.command = (
-            Command(host.container, host.terminal, self.loop, host.log, self)
-            if host.container
-            else None
-        )
+        self.command = host.command(self.loop, self) if host.command else None
         self.readiness = Readiness(self._phases())
         self.flows = (
             FlowLog(host.log, host.traffic, self.event_log.where) if host.log_flows else None

@@ -6,9 +6,8 @@ monitor/namespace.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from hardsplice.command import container
 from hardsplice.command.terminal import Terminal
 from hardsplice.ipc.child import Child
 from hardsplice.ipc.sd_notify import Notifier
@@ -27,6 +26,12 @@ from hardsplice.sandbox.address_book import Book
 from hardsplice.sandbox.confinement import Confinement
 from hardsplice.telemetry.flow_log import Traffic
 from hardsplice.telemetry.log import Log
+
+if TYPE_CHECKING:
+    from hardsplice.ipc.loop import Loop
+    from hardsplice.monitor.command import Above, Command
+
+    CommandMaker = Callable[[Loop, Above], Command]
 
 
 class Host(NamedTuple):
@@ -48,7 +53,7 @@ class Host(NamedTuple):
     signals: int  # signalfd
     terminal: Terminal | None  # which controls our session
     namespace_monitor: Child | None  # the namespace monitor
-    container: container.Container | None
+    command: CommandMaker | None  # what makes COMMAND, if there is one
     plans: Sequence[Sequence[relay.Plan]]  # of the outbound relays, each protocol's
     traffic: Sequence[Traffic]  # each group's counters and flow tables
     log_flows: bool  # whether the end of each flow is written to the log

@@ -35,7 +35,7 @@ from hardsplice.net.listeners import Bound, bound_address, is_listener, make_sou
 
 STORED = "hardsplice/"  # what the names of listeners begin with that we had kept
 _ADDED = f"{STORED}added/"  # ... of ports that were added at run time
-_ADDED_NAME = re.compile(
+_ADDED_NAME = (
     rf"{_ADDED}({'|'.join(Direction)})/(?:({'|'.join(Protocol)})/)?"
     r"(\*|[0-9a-f._]+)(?:%([A-Za-z0-9.=-]+))?/([0-9]{1,5})/(\*|[0-9a-f._]+)/([0-9]{1,5})"
 )
@@ -88,7 +88,7 @@ def read_added(name: str, versions: Sequence[int]) -> Forward | None:
     """What ``added_name`` gave a name to; None for any other name, and for what can't be had with
     the versions of IP in use.
     """
-    match = _ADDED_NAME.fullmatch(name)
+    match = re.fullmatch(_ADDED_NAME, name)
     if match is None:
         return None
     direction, protocol, address, interface, port, target, target_port = match.groups()

@@ -24,7 +24,7 @@ from hardsplice.sandbox import refusals, rights
 
 RUN_NETNS = "/run/netns"
 _LINKS_LIMIT = 40  # path_resolution(7)
-_PROC_NS = re.compile(r"/proc/(\d+)/(?:task/\d+/)?ns/net")
+_PROC_NS = r"/proc/(\d+)/(?:task/\d+/)?ns/net"
 
 _RIGHTS_HINT = (
     "joining takes CAP_SYS_ADMIN in the user namespace that owns it; a --userns that is given has "
@@ -149,7 +149,7 @@ def open_path(path: str, userns: str | None, *, netns_only: bool) -> Served:
     owns it.
     """
     name = f"namespace {quote(path)}"
-    of_process = _PROC_NS.fullmatch(_real(path))
+    of_process = re.fullmatch(_PROC_NS, _real(path))
     pid = int(of_process[1]) if of_process else None
     process = watched = None
     with contextlib.ExitStack() as opened:
@@ -186,7 +186,7 @@ def _real(path: str) -> str:
     folder, last = os.path.split(os.path.abspath(path))
     path = os.path.join(os.path.realpath(folder), last)
     for _ in range(_LINKS_LIMIT):
-        if _PROC_NS.fullmatch(path) or not os.path.islink(path):
+        if re.fullmatch(_PROC_NS, path) or not os.path.islink(path):
             break
         try:
             to = os.readlink(path)

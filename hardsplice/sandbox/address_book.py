@@ -37,7 +37,6 @@ from hardsplice.kernel import linux, pinned, socketcalls
 from hardsplice.kernel.files import any_size
 from hardsplice.kernel.syscalls import ARCHITECTURES
 from hardsplice.model.errors import HardspliceError, reason_of
-from hardsplice.sandbox import landlock
 
 SEALED = "seal the address book's mappings (Linux 6.10)"
 SLOT = 32  # bytes: a struct sockaddr_in6 fits
@@ -183,6 +182,9 @@ class Book:
         except OSError as error:
             if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EINVAL):
                 raise
+            # Programs that start no process have no use for it; where there is one, it is imported.
+            from hardsplice.sandbox import landlock
+
             return landlock.FORBIDDEN if error.errno == errno.EPERM else landlock.lacked()
         return None
 

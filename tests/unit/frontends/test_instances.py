@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from hardsplice.frontends import instances
-from hardsplice.frontends.instances import Instances, runtime_folder
+from hardsplice.frontends import folders, instances
+from hardsplice.frontends.folders import runtime_folder
+from hardsplice.frontends.instances import Instances
 from hardsplice.model.errors import HardspliceError
 
 REAL, OF_A_USER = "0 0 4294967295\n", "         0       1000          1\n         1 100000 65536\n"
@@ -54,7 +55,7 @@ def test_roots_folder_has_nothing_to_do_with_that_variable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hardsplice.sandbox.users.is_real_root", lambda: True)
-    monkeypatch.setattr(instances, "RUN", f"{tmp_path}/missing")
+    monkeypatch.setattr(folders, "RUN", f"{tmp_path}/missing")
     with pytest.raises(HardspliceError, match="No such file") as caught:
         Instances("oci")
     assert caught.value.hint is None
