@@ -10,17 +10,17 @@ socketcall(2), where time has 32 bits it tries two calls, and musl makes other c
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 import socket
 import sys
 from ctypes import byref, c_int, c_long, c_size_t, c_void_p
 
 from hardsplice.kernel import pinned
-from hardsplice.kernel.linux import MACHINE, fail, libc
+from hardsplice.kernel.linux import MACHINE, fail
 from hardsplice.kernel.mmsghdr import (
     IP_PKTINFO,
     IPV6_RECVPKTINFO,
+    ROOM,
     SLOTS,
     SO_RXQ_OVFL,
     SOL_UDP,
@@ -33,7 +33,10 @@ from hardsplice.kernel.mmsghdr import (
 from hardsplice.kernel.socketcalls import way
 
 _errno = ctypes.get_errno
-_syscall = libc.syscall
+# None of the hot calls blocks, so the interpreter's lock is kept meanwhile, which saves a part of
+# such a call.
+_hot = ctypes.PyDLL(None, use_errno=True)
+_syscall = _hot.syscall
 _IS_64_BIT = sys.maxsize > 2**32
 # From each architecture's asm/unistd.h; in 32 bits recvmmsg_time64, the same everywhere.
 _RECVMMSG = c_long(
@@ -50,7 +53,7 @@ _SENDMMSG = c_long(
 _RECEIVE_FLAGS = int(socket.MSG_DONTWAIT)
 _ERROR_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_ERRQUEUE)
 _SEND_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-_writev = libc.writev
+_writev = _hot.writev
 _setsockopt = way("setsockopt")
 _segment = c_int()
 _segment_ref = byref(_segment)
@@ -83,14 +86,24 @@ def send_all(fd: int, outbox: Outbox, first: int, number: int) -> int:
 
 
 if MACHINE == "s390x" or (not _IS_64_BIT and MACHINE in ("x86_64", "i386", "i586", "i686")):
-    _sendto = way("sendto")
+    _sendto, _recvfrom = way("sendto"), way("recvfrom")
+
+    def receive_single(fd: int, where: c_void_p) -> int:
+        """Receive one datagram of a connected socket: its size, or the negated errno."""
+        size: int = _recvfrom(fd, where, c_size_t(ROOM), _RECEIVE_FLAGS, None, None)
+        return size if size >= 0 else -_errno()
 
     def send(fd: int, where: c_void_p, size: int) -> int:
         """Send one datagram from a connected socket: its size, or the negated errno."""
         sent: int = _sendto(fd, where, c_size_t(size), _SEND_FLAGS, None, 0)
         return sent if sent >= 0 else -_errno()
 else:
-    _send = libc["send"]  # not libc.send, whose arguments socketcalls.py has declared
+    _send, _recv = _hot.send, _hot.recv
+
+    def receive_single(fd: int, where: c_void_p) -> int:
+        """Receive one datagram of a connected socket: its size, or the negated errno."""
+        size: int = _recv(fd, where, ROOM, _RECEIVE_FLAGS)
+        return size if size >= 0 else -_errno()
 
     def send(fd: int, where: c_void_p, size: int) -> int:
         """Send one datagram from a connected socket: its size, or the negated errno."""
@@ -114,6 +127,13 @@ def segment(fd: int, size: int) -> int:
     return 0 if _setsockopt(fd, SOL_UDP, UDP_SEGMENT, _segment_ref, 4) == 0 else -_errno()
 
 
+def take_joined(fd: int) -> int:
+    """Receive datagrams joined that come joined, from now on (UDP_GRO): 0, or the negated errno,
+    which says that the kernel can't (Linux 5.0).
+    """
+    return 0 if _setsockopt(fd, SOL_UDP, UDP_GRO, pinned.values.one, 4) == 0 else -_errno()
+
+
 # --- calls that raise OSError: making sockets -----------------------------------------------------
 
 _socket = way("socket")
@@ -129,11 +149,10 @@ def plain_socket(family: int) -> int:
 
 
 def datagram_socket(family: int) -> int:
-    """The same, for a pool: it counts what it drops, and takes datagrams joined."""
+    """The same, for a pool: it counts what it drops."""
     fd = plain_socket(family)
     try:
         set_overflow(fd)
-        set_gro(fd)
     except BaseException:
         os.close(fd)
         raise
@@ -148,15 +167,6 @@ def _set(fd: int, level: int, name: int) -> None:
 def set_overflow(fd: int) -> None:
     """Report with each datagram how many the socket has dropped (SO_RXQ_OVFL)."""
     _set(fd, socket.SOL_SOCKET, SO_RXQ_OVFL)
-
-
-def set_gro(fd: int) -> None:
-    """Take datagrams joined that came joined (UDP_GRO), where the kernel can (Linux 5.0)."""
-    try:
-        _set(fd, SOL_UDP, UDP_GRO)
-    except OSError as error:
-        if error.errno != errno.ENOPROTOOPT:
-            raise
 
 
 def set_pktinfo(fd: int, family: int) -> None:

@@ -236,7 +236,11 @@ class Inbox:
 
     def key(self, slot: int) -> bytes:
         """The client's sockaddr and the packet information, of a datagram without extras."""
-        return bytes(self._keys[slot])
+        return self._keys[slot].tobytes()
+
+    def keys(self, number: int) -> list[bytes]:
+        """The same of so many datagrams, from the first slot on."""
+        return list(map(memoryview.tobytes, self._keys[:number]))
 
     def key_behind(self, slot: int, control_size: int) -> bytes:
         """The same of a datagram with extras: packet information is the last control message."""
@@ -277,6 +281,8 @@ class Outbox:
             _CMSG.pack_into(self._names.view, name + behind, _CMSG.size + 2, SOL_UDP, UDP_SEGMENT)
         self._words = self._headers.view.cast("L")
         self.references = [self._headers.reference(at * _MMSGHDR) for at in range(SLOTS)]
+        # Of which single entry a message is, so that it needn't be written down again; -1: of none
+        self._single = [-1] * SLOTS
         starts = range(0, _STRIDE * SLOTS, _STRIDE)
         self._replies = [self._names.view[at : at + behind] for at in starts]
         self._segments = [
@@ -287,8 +293,12 @@ class Outbox:
         """Make message ``at`` of so many entries of `parts` from ``first`` on. ``reply`` is what
         ``reply_to`` made; ``segment`` is the size of each datagram, 0 where it is a single one.
         """
-        words, word = self._words, _WORDS * at
         self._replies[at][:] = reply
+        is_single = number == 1 and not segment
+        if is_single and self._single[at] == first:
+            return
+        self._single[at] = first if is_single else -1
+        words, word = self._words, _WORDS * at
         words[word + _PARTS] = self.parts.addresses[first]
         words[word + _PARTS_NUMBER] = number
         if segment:

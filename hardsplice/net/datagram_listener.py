@@ -49,7 +49,7 @@ def open_listener(address: Address, *, dual: bool, interface: str | None) -> int
     try:
         datagrams.set_pktinfo(fd, family)
         datagrams.set_overflow(fd)
-        datagrams.set_gro(fd)
+        datagrams.take_joined(fd)
         if is_ipv6:
             socketcalls.set_ipv6_only(fd, value=not dual)
         if interface:

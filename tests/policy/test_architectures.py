@@ -53,10 +53,10 @@ DIFFERENCES: dict[str, dict[str, tuple[str, str]]] = {
         "i686": ("clock_gettime64 mmap2 recvmmsg_time64", "clock_gettime mmap recvmmsg"),
         "arm64": ("epoll_pwait", "epoll_wait"),
         "armhf": (
-            "clock_gettime64 mmap2 recvmmsg_time64 send",
-            "clock_gettime mmap recvmmsg sendto",
+            "clock_gettime64 mmap2 recv recvmmsg_time64 send",
+            "clock_gettime mmap recvfrom recvmmsg sendto",
         ),
-        "ppc64le": ("send", "sendto"),
+        "ppc64le": ("recv send", "recvfrom sendto"),
         "s390x": ("", ""),
         "riscv64": ("epoll_pwait", "epoll_wait"),
     },

@@ -177,7 +177,7 @@ RELAY = (
     *EVERY_RELAY,
     CONNECTIONS,
 )
-MADE_BY_MONITORS = ("plain_socket", "datagram_socket", "set_overflow", "set_gro", "set_pktinfo")
+MADE_BY_MONITORS = ("plain_socket", "datagram_socket", "set_overflow", "set_pktinfo")
 DATAGRAM_RELAY = (
     *(
         all_but(f"relay/udp/{path.stem}")

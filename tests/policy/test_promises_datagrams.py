@@ -35,6 +35,7 @@ CHANNEL, LISTENERS = 3, 10
 DONTWAIT, NOSIGNAL = 0x40, 0x4000  # linux/socket.h
 ERRORS = DONTWAIT | 0x2000  # MSG_ERRQUEUE
 SENT = DONTWAIT | NOSIGNAL
+JOINED = (17, 104)  # IPPROTO_UDP, UDP_GRO
 
 datagram_relays = pytest.mark.parametrize("role", DATAGRAM_RELAYS)
 
@@ -62,6 +63,10 @@ def flags_but(right: int) -> Iterator[int]:
 
 def receiving(arch: str) -> str:
     return "recvmmsg_time64" if oracle.BITS[arch] == 32 else "recvmmsg"
+
+
+def receiving_single(arch: str) -> str:
+    return "recv" if arch in ("armhf", "ppc64le") else "recvfrom"
 
 
 def sending(arch: str) -> str:
@@ -131,6 +136,22 @@ def test_it_receives_what_has_arrived_and_waits_for_nothing(role: str, arch: str
 
 @datagram_relays
 @everywhere
+def test_single_answers_are_received_from_flows_only(role: str, arch: str) -> None:
+    call = receiving_single(arch)
+
+    def said(fd: int, flags: int = DONTWAIT) -> int:
+        return answer(role, arch, call, fd, 1, 1 << 16, flags, 0, 0)
+
+    assert {said(fd) for fd in flow_descriptors(arch)} == {ALLOW}
+    assert {said(fd) for fd in low_descriptors(arch)} == {KILL_PROCESS}
+    assert {said(FLOWS, flags) for flags in flags_but(DONTWAIT)} == {KILL_PROCESS}
+    for other in {"recv", "recvfrom"} - {call}:
+        if has(arch, other):
+            assert answer(role, arch, other, FLOWS, 1, 8, DONTWAIT, 0, 0) == KILL_PROCESS
+
+
+@datagram_relays
+@everywhere
 def test_single_messages_are_the_channel_s(role: str, arch: str) -> None:
     for call, flags in (("recvmsg", 0x40000040), ("sendmsg", NOSIGNAL), ("sendmsg", SENT)):
         assert answer(role, arch, call, CHANNEL, 1, flags) == ALLOW
@@ -141,18 +162,19 @@ def test_single_messages_are_the_channel_s(role: str, arch: str) -> None:
 
 @datagram_relays
 @everywhere
-def test_a_flow_s_segment_size_is_the_only_option(role: str, arch: str) -> None:
+def test_how_a_flow_s_datagrams_are_joined_is_the_only_option(role: str, arch: str) -> None:
     values = (LINGER, ONE, ZERO, UNSENT[0], BOOK, 0x7FFF0000)
     passed = {
-        (level, name)
+        (level, name, value)
         for level in (0, 1, 6, 17, 41, 255, 262, 2**32 - 1)
         for name in range(120)
         for value in values
         if answer(role, arch, "setsockopt", 20, level, name, value, 4) == ALLOW
     }
-    assert passed == {SEGMENT}
-    asked = {answer(role, arch, "setsockopt", fd, *SEGMENT, 8, 4) for fd in low_descriptors(arch)}
-    assert asked == {KILL_PROCESS}
+    assert passed == {(*SEGMENT, value) for value in values} | {(*JOINED, ONE)}
+    for option in ((*SEGMENT, 8), (*JOINED, ONE)):
+        asked = {answer(role, arch, "setsockopt", fd, *option, 4) for fd in low_descriptors(arch)}
+        assert asked == {KILL_PROCESS}
     assert {
         (level, name)
         for level in (0, 1, 6, 17, 41)
@@ -173,7 +195,7 @@ def test_it_ends_and_connects_flows_only(role: str, arch: str) -> None:
 @datagram_relays
 def test_it_makes_no_other_call(role: str) -> None:
     """On x86_64; test_architectures.py has the others' differences from that."""
-    datagrams = {"recvmmsg", "sendmmsg", "sendto", "writev", "setsockopt"}
+    datagrams = {"recvmmsg", "recvfrom", "sendmmsg", "sendto", "writev", "setsockopt"}
     serving = {"epoll_wait", "epoll_ctl", "connect", "getsockopt", "close", "recvmsg", "sendmsg"}
     ports = {"pidfd_getfd"} if role in CHANGING else set()
     runtime = allowed_calls("relay", "x86_64") & {
@@ -188,7 +210,7 @@ def test_it_makes_no_other_call(role: str) -> None:
 
 # Instructions until a call is decided that is made for every batch of datagrams: in the relay's own
 # filter and in its monitor's, both of which are run.
-BOUNDS = {"receive": 34, "answer": 36, "send": 54, "write": 30}
+BOUNDS = {"receive": 34, "single": 54, "answer": 36, "send": 54, "write": 30}
 
 
 @pytest.mark.parametrize("role", [*DATAGRAM_RELAYS, *DATAGRAM_MONITORS])
@@ -196,6 +218,7 @@ BOUNDS = {"receive": 34, "answer": 36, "send": 54, "write": 30}
 def test_calls_of_every_batch_are_decided_early(role: str, arch: str) -> None:
     calls = {
         "receive": call_of(arch, receiving(arch), LISTENERS, 1, 8, DONTWAIT, 0),
+        "single": call_of(arch, receiving_single(arch), 20, 1, 1 << 16, DONTWAIT, 0, 0),
         "answer": call_of(arch, "sendmmsg", LISTENERS, 1, 8, SENT),
         "send": call_of(arch, sending(arch), 20, 1, 8, SENT, 0, 0),
         "write": call_of(arch, "writev", 20, 1, 8),
@@ -220,7 +243,7 @@ def test_without_udp_filters_have_nothing_of_it(role: str, arch: str) -> None:
     for family in (1, 2, 10, 16, 17):
         for kind in kinds:
             assert answer(role, arch, "socket", family, kind, 0) == KILL_PROCESS
-    for level, name in (SEGMENT, (17, 104), (1, 40), (0, 8), (41, 49)):
+    for level, name in (SEGMENT, JOINED, (1, 40), (0, 8), (41, 49)):
         assert answer(role, arch, "setsockopt", 20, level, name, ONE, 4) == KILL_PROCESS
 
 

@@ -30,6 +30,9 @@ AT_ONCE = 2
 WHOLE = {("relay", "close"), ("relay-udp", "close")}
 # Who serves a control socket may be asked for ports of UDP, and has that file's rules, too.
 SAME = {
+    "monitor-control: recvfrom fd >= FLOWS and flags == MSG_DONTWAIT and addr == NULL": (
+        "relay-udp: recvfrom fd >= FLOWS and flags == MSG_DONTWAIT"
+    ),
     "monitor-control: sendto fd >= FLOWS and flags == MSG_NOSIGNAL|MSG_DONTWAIT and addr == NULL": (
         "relay-udp: sendto fd >= FLOWS and flags == MSG_DONTWAIT|MSG_NOSIGNAL and addr == NULL"
     ),

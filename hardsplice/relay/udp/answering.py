@@ -7,6 +7,12 @@ a turn, so that none keeps the others waiting. Answers of several targets are re
 one behind the other; then each listener sends its clients' with one call (`_pass_back`), before
 anything is received from clients, which takes the same slots.
 
+*Single answers.* Where a request has one answer, a call that takes a single datagram, and tells
+nothing of it, costs half of one that takes many. So that is made first. A target that has something
+in the very next turn too may have sent more: then all is taken; and if it was more than one, so it
+is from then on, and the kernel is told to join what can be (UDP_GRO), which it does only for who
+learns the size of each.
+
 *Errors.* An error that waits at a flow's socket (ICMP) is returned by recvmmsg once, before the
 answers that are in the queue. A refusal ends the flow once these are passed on.
 """
@@ -32,7 +38,7 @@ from hardsplice.relay.udp.sending import Resources
 from hardsplice.relay.udp.table import Answer, Flow, ListenerState
 from hardsplice.telemetry import counters as count
 
-_DATAGRAMS_BACK = count.DATAGRAMS + 1
+_DATAGRAMS_BACK, _BYTES_BACK = count.DATAGRAMS + 1, count.BYTES + 1
 _DROPS_MASK = 2**32 - 1  # the kernel counts a socket's drops in 32 bits
 _MOST_USED = SLOTS - 16  # slots; with fewer free ones, what is there is passed on first
 
@@ -40,13 +46,12 @@ _MOST_USED = SLOTS - 16  # slots; with fewer free ones, what is there is passed 
 class Answerer(Opener):
     """The layer that receives, and answers clients."""
 
-    __slots__ = ("answering", "is_alone", "used")
+    __slots__ = ("answering", "used")
 
     def __init__(self, resources: Resources) -> None:
         super().__init__(resources)
         self.answering: list[ListenerState] = []  # those that have answers to send
         self.used = 0  # slots that hold these
-        self.is_alone = False  # this turn has a single event
 
     # --- from clients -----------------------------------------------------------------------------
 
@@ -69,20 +74,21 @@ class Answerer(Opener):
                 return
         if number <= 0:
             return  # there was none, or an error of an answer, which is gone by this
-        sizes, segments = inbox.sizes(0, number), [0] * number
-        keys = []
-        for slot, used in enumerate(inbox.control_sizes(0, number)):
-            if used == inbox.plain:
-                keys.append(inbox.key(slot))
-                continue
-            keys.append(inbox.key_behind(slot, used))
-            drops, segments[slot] = inbox.control(slot, used)
-            if drops is not None:
-                self._count_client_drops(state, drops)
+        keys, sizes, segments = inbox.keys(number), inbox.sizes(0, number), [0] * number
+        control_sizes = inbox.control_sizes(0, number)
+        are_plain = control_sizes.count(inbox.plain) == number
+        if not are_plain:
+            for slot, used in enumerate(control_sizes):
+                if used == inbox.plain:
+                    continue
+                keys[slot] = inbox.key_behind(slot, used)
+                drops, segments[slot] = inbox.control(slot, used)
+                if drops is not None:
+                    self._count_client_drops(state, drops)
         inbox.renew(0, number)
         different = len(set(keys))
-        if different == number:
-            self._take_singles(state, keys, sizes, segments)
+        if different == number and are_plain:
+            self._take_singles(state, keys, sizes)
         elif different == 1:
             self._take_from(state, keys[0], range(number), sizes, segments)
         else:
@@ -94,23 +100,15 @@ class Answerer(Opener):
                 self._take_from(state, key, slots, some, [segments[slot] for slot in slots])
 
     def _take_singles(
-        self,
-        state: ListenerState,
-        keys: Sequence[bytes],
-        sizes: Sequence[int],
-        segments: Sequence[int],
+        self, state: ListenerState, keys: Sequence[bytes], sizes: Sequence[int]
     ) -> None:
         """Pass on what came from as many clients."""
-        find, pointers = state.flows.get, self.buffers.pointers
-        for slot, key in enumerate(keys):
-            flow = find(key)
-            if flow is None or segments[slot]:
-                self._take_from(state, key, (slot,), (sizes[slot],), (segments[slot],))
-                continue
-            try:
-                self._send(flow, pointers[slot], sizes[slot])
-            except Exception as error:  # noqa: BLE001 - it ends that flow only
-                self._break(flow, error)
+        flows = [flow for flow in map(state.flows.get, keys) if flow is not None]
+        if len(flows) == len(keys):
+            self._send_each(flows, range(len(keys)), sizes)
+            return
+        for slot, key in enumerate(keys):  # some are new, and one may take another one's place
+            self._take_from(state, key, (slot,), (sizes[slot],), (0,))
 
     def _take_from(
         self,
@@ -144,36 +142,59 @@ class Answerer(Opener):
 
     # --- from targets -----------------------------------------------------------------------------
 
-    def _answer(self, flow: Flow, events: int) -> None:
-        """Receive from a target once, for `_pass_back`; or send at once what nothing else waits
-        with.
+    def _take_answers(self, ready: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Receive from each target that has something, and pass it back. Returns the other
+        events.
         """
-        if self.used > _MOST_USED:
+        find, receive, pointers = (
+            self.flows.by_fd.get,
+            self.kernel.receive_single,
+            self.buffers.pointers,
+        )
+        lengths, turns = self.parts.words, self.turns
+        others: list[tuple[int, int]] = []
+        for fd, events in ready:
+            flow = find(fd)
+            if flow is None:
+                others.append((fd, events))
+                continue
+            try:
+                if self.used > _MOST_USED:
+                    self._pass_back()
+                had_one_just_now, flow.turn = flow.turn == turns - 1, turns
+                if flow.many or had_one_just_now:
+                    self._take_all(flow, events)
+                    continue
+                at = self.used
+                size = receive(fd, pointers[at])
+                if size < 0:
+                    self._on_error(flow, -size, events)
+                    continue
+                lengths[2 * at + 1] = size
+                self.used = at + 1
+                answers = flow.state.answers
+                if not answers:
+                    self.answering.append(flow.state)
+                answers.append((flow, at, 1, 0, size))
+            except Exception as error:  # noqa: BLE001 - it ends that flow only
+                self._break(flow, error)
+        if self.used:
             self._pass_back()
-        inbox, first = self.from_targets, self.used
-        number = self.kernel.receive(flow.fd, inbox, first, SLOTS - first)
-        size = inbox.take_single(first) if number == 1 else -1
-        if size >= 0:
-            self.parts.words[2 * first + 1] = size
-            state, answer = flow.state, (flow, first, 1, 0, size)
-            if self.is_alone:
-                state.outbox.put(0, flow.reply, 0, 1, 0)
-                sent = self.kernel.send_all(state.fd, state.outbox, 0, 1)
-                if sent == 1:
-                    self._count_back(answer)
-                else:
-                    self._put_singly(-sent, 0, answer)
-                return
-            self.used = first + 1
-            if not state.answers:
-                self.answering.append(state)
-            state.answers.append(answer)
-        elif number > 0:
-            self._answer_all(flow, first, number)
+        return others
+
+    def _take_all(self, flow: Flow, events: int) -> None:
+        """Receive all that a target has sent."""
+        first = self.used
+        number = self.kernel.receive(flow.fd, self.from_targets, first, SLOTS - first)
+        if number > 0:
+            self._note_answers(flow, first, number)
+            if number > 1 and not flow.many:
+                flow.many = True
+                self.kernel.take_joined(flow.fd)
         else:
             self._on_error(flow, -number, events)
 
-    def _answer_all(self, flow: Flow, start: int, number: int) -> None:
+    def _note_answers(self, flow: Flow, start: int, number: int) -> None:
         """Note down what was received into so many slots."""
         inbox, state = self.from_targets, flow.state
         sizes, segments = inbox.sizes(start, number), [0] * number
@@ -213,16 +234,15 @@ class Answerer(Opener):
         at = 0
         while at < len(answers):
             sent = self.kernel.send_all(state.fd, state.outbox, at, len(answers) - at)
-            done = max(1, sent)
-            for answer in answers[at : at + done]:
-                try:
-                    if sent > 0:
-                        self._count_back(answer)
-                    else:
-                        self._put_singly(-sent, at, answer)
-                except Exception as error:  # noqa: BLE001 - it ends that flow only
-                    self._break(answer[0], error)
-            at += done
+            if sent > 0:
+                self._count_each_back(answers[at : at + sent] if sent < len(answers) else answers)
+                at += sent
+                continue
+            try:
+                self._put_singly(-sent, at, answers[at])
+            except Exception as error:  # noqa: BLE001 - it ends that flow only
+                self._break(answers[at][0], error)
+            at += 1
 
     def _put_singly(self, code: int, at: int, answer: Answer) -> None:
         """The kernel didn't take message ``at``: send it as single datagrams, or count it."""
@@ -253,20 +273,31 @@ class Answerer(Opener):
                 break
         self.parts.point(slot, slot, 0, size)
         if sent == 1:
-            self._count_back((flow, slot, 1, 0, size))
+            self._count_each_back(((flow, slot, 1, 0, size),))
         else:
             self.counters[count.DROPPED_SEND] += 1
 
-    def _count_back(self, answer: Answer) -> None:
-        flow, _, _, segment, size = answer
-        counters = self.counters
-        counters[_DATAGRAMS_BACK] += count_of(size, segment) if segment else 1
-        counters[flow.tally + 1] += size
-        if not flow.answered:
-            if flow.fd >= 0:
-                self._mark_answered(flow)
-        elif self.moment >= flow.touch_at and flow.fd >= 0:
-            self.flows.touch(flow, self.moment)
+    def _count_each_back(self, answers: Sequence[Answer]) -> None:
+        """These were sent to clients."""
+        moment = self.moment
+        datagrams = total = 0
+        for flow, _, _, segment, size in answers:
+            datagrams += count_of(size, segment) if segment else 1
+            if flow.tally == count.BYTES:
+                total += size
+            else:
+                self.counters[flow.tally + 1] += size
+            if flow.fd < 0:
+                continue  # it ended meanwhile
+            try:
+                if not flow.answered:
+                    self._mark_answered(flow)
+                elif moment >= flow.touch_at:
+                    self.flows.touch(flow, moment)
+            except Exception as error:  # noqa: BLE001 - it ends that flow only
+                self._break(flow, error)
+        self.counters[_DATAGRAMS_BACK] += datagrams
+        self.counters[_BYTES_BACK] += total
 
     def _mark_answered(self, flow: Flow) -> None:
         """The target has answered for the first time."""
@@ -282,7 +313,7 @@ class Answerer(Opener):
             first = self.used
             number = self.kernel.receive(flow.fd, self.from_targets, first, SLOTS - first)
             if number > 0:
-                self._answer_all(flow, first, number)
+                self._note_answers(flow, first, number)
                 self._pass_back()
             self._refused(flow, code)
         elif code not in (0, errno.EAGAIN, errno.EINTR):

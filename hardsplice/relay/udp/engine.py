@@ -64,21 +64,8 @@ class Engine(Answerer):
             patience = max(0.0, self.due - self.moment)
         ready = self.epoll.poll(patience, EVENTS_A_WAIT)
         self.moment = self.kernel.now()
-        self.is_alone = len(ready) == 1
-        find = self.flows.by_fd.get
-        late: list[tuple[int, int]] = []
-        for fd, events in ready:
-            flow = find(fd)
-            if flow is None:
-                late.append((fd, events))
-                continue
-            try:
-                self._answer(flow, events)
-            except Exception as error:  # noqa: BLE001 - it ends that flow only
-                self._break(flow, error)
-        if self.used:
-            self._pass_back()
-        for fd, events in late:
+        self.turns += 1
+        for fd, events in self._take_answers(ready):
             state = self.listeners.get(fd)
             if state is not None:
                 if events & EPOLLERR:  # left there by a relay that was taken over

@@ -22,10 +22,12 @@ class Kernel:
     """The real calls."""
 
     receive: Callable[[int, Inbox, int, int], int] = staticmethod(datagrams.receive)
+    receive_single: Callable[[int, c_void_p], int] = staticmethod(datagrams.receive_single)
     discard_errors: Callable[[int, Inbox], int] = staticmethod(datagrams.discard_errors)
     send_all: Callable[[int, Outbox, int, int], int] = staticmethod(datagrams.send_all)
     send: Callable[[int, c_void_p, int], int] = staticmethod(datagrams.send)
     write: Callable[[int, Parts, int, int], int] = staticmethod(datagrams.write)
+    take_joined: Callable[[int], int] = staticmethod(datagrams.take_joined)
     segment: Callable[[int, int], int] = staticmethod(datagrams.segment)
     connect: Callable[[int, Pointer], int] = staticmethod(connect)
     option: Callable[[int, int, int], int] = staticmethod(socketcalls.option)

@@ -59,8 +59,8 @@ class Flow:
     """A client's address at a listener, and the socket that is connected to its target."""
 
     __slots__ = ("answered", "began", "drops", "fd", "is_brief", "joinable", "joinable_back",
-                 "key", "reply", "segment", "state", "tally", "target", "touch_at",
-                 "used")  # fmt: skip
+                 "key", "many", "reply", "segment", "state", "tally", "target", "touch_at",
+                 "turn", "used")  # fmt: skip
 
     def __init__(self, state: ListenerState, key: bytes, target: Pointer, now: float) -> None:
         self.state = state
@@ -74,6 +74,8 @@ class Flow:
         self.tally = count.BYTES  # in which words its bytes are counted
         self.segment = 0  # what UDP_SEGMENT is set to
         self.joinable = self.joinable_back = LARGEST  # bytes of datagrams that may be joined
+        self.many = False  # answers are received many at once, and joined
+        self.turn = 0  # in which an answer was received last
         self.drops = 0  # datagrams that its socket's queue has dropped
 
 

@@ -159,8 +159,6 @@ FILES: dict[str, _File] = {
                 ("domain == AF_INET6 and type == SOCK_DGRAM|SOCK_NONBLOCK|SOCK_CLOEXEC and "
                 "protocol == 0"),)),
             ("setsockopt", False, "", (
-                ("fd >= FLOWS and level == IPPROTO_UDP and optname == UDP_GRO and optval == "
-                "ONE"),
                 ("fd >= FLOWS and level == SOL_SOCKET and optname == SO_RXQ_OVFL and optval "
                 "== ONE"),)),
             ("getsockopt", False, "", (
@@ -256,20 +254,24 @@ FILES: dict[str, _File] = {
     ),
     "relay-udp": (
         "runtime",
-        "", {"CHANNEL": 0x3, "LISTENERS": 0xa, "FLOWS": 0x10}, {"BOOK": 0x200000, "BOOK_SLOTS":
-        0xffffffffffe0001f},
+        "", {"CHANNEL": 0x3, "LISTENERS": 0xa, "FLOWS": 0x10}, {"ONE": 0x1c0020, "BOOK": 0x200000,
+        "BOOK_SLOTS": 0xffffffffffe0001f},
         (
             ("recvmmsg", False, "arm64 ppc64le riscv64 s390x x86_64", (
                 "fd >= LISTENERS and flags == MSG_DONTWAIT and timeout == NULL",
                 ("fd >= LISTENERS and fd < FLOWS and flags == MSG_DONTWAIT|MSG_ERRQUEUE and "
                 "timeout == NULL"),)),
+            ("recvfrom", False, "arm64 i686 riscv64 s390x x86_64", (
+                "fd >= FLOWS and flags == MSG_DONTWAIT",)),
             ("sendmmsg", False, "", (
                 "fd >= LISTENERS and fd < FLOWS and flags == MSG_DONTWAIT|MSG_NOSIGNAL",)),
             ("writev", False, "", ("fd >= FLOWS",)),
             ("sendto", False, "arm64 i686 riscv64 s390x x86_64", (
                 "fd >= FLOWS and flags == MSG_DONTWAIT|MSG_NOSIGNAL and addr == NULL",)),
             ("setsockopt", False, "", (
-                "fd >= FLOWS and level == IPPROTO_UDP and optname == UDP_SEGMENT",)),
+                "fd >= FLOWS and level == IPPROTO_UDP and optname == UDP_SEGMENT",
+                ("fd >= FLOWS and level == IPPROTO_UDP and optname == UDP_GRO and optval == "
+                "ONE"),)),
             ("epoll_wait", False, "armhf i686 ppc64le s390x x86_64", ()),
             ("epoll_ctl", False, "", ()),
             ("connect", False, "", ("fd >= FLOWS and addr & BOOK_SLOTS == BOOK",)),
@@ -288,7 +290,9 @@ FILES: dict[str, _File] = {
                 "fd >= LISTENERS and flags == MSG_DONTWAIT and timeout == NULL",
                 ("fd >= LISTENERS and fd < FLOWS and flags == MSG_DONTWAIT|MSG_ERRQUEUE and "
                 "timeout == NULL"),)),
+            ("recv", False, "armhf", ("fd >= FLOWS and flags == MSG_DONTWAIT",)),
             ("send", False, "armhf", ("fd >= FLOWS and flags == MSG_DONTWAIT|MSG_NOSIGNAL",)),
+            ("recv", False, "ppc64le", ("fd >= FLOWS and flags == MSG_DONTWAIT",)),
             ("send", False, "ppc64le", ("fd >= FLOWS and flags == MSG_DONTWAIT|MSG_NOSIGNAL",)),
             ("epoll_pwait", False, "riscv64", ()),
         ),

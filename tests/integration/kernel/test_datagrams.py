@@ -37,6 +37,7 @@ class Server:
     def __init__(self, family: socket.AddressFamily) -> None:
         self.fd = datagrams.datagram_socket(family)
         datagrams.set_pktinfo(self.fd, family)
+        assert datagrams.take_joined(self.fd) == 0
         self.socket = socket.socket(fileno=self.fd)
         if family == socket.AF_INET6:
             self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
@@ -216,6 +217,29 @@ def test_a_target_that_is_not_there_is_an_error_of_a_later_call() -> None:
         assert datagrams.send(flow.fileno(), buffers.pointers[0], 3) == 3
         assert datagrams.receive(flow.fileno(), inbox, 0, SLOTS) == -errno.ECONNREFUSED
         assert datagrams.receive(flow.fileno(), inbox, 0, SLOTS) == -errno.EAGAIN
+
+
+def test_a_single_datagram_is_received_by_a_call_that_tells_nothing_of_it() -> None:
+    buffers = Buffers()
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as target,
+        socket.socket(fileno=datagrams.datagram_socket(socket.AF_INET)) as flow,
+    ):
+        target.bind(("127.0.0.1", 0))
+        flow.connect(target.getsockname())
+        assert datagrams.receive_single(flow.fileno(), buffers.pointers[3]) == -errno.EAGAIN
+        sent = [bytes(LARGEST), b"", b"tail"]
+        for payload in sent:
+            target.sendto(payload, flow.getsockname())
+        assert datagrams.segment(target.fileno(), 5) == 0
+        target.sendto(b"cut to pieces", flow.getsockname())
+        for payload in [*sent, b"cut t", b"o pie", b"ces"]:
+            size = datagrams.receive_single(flow.fileno(), buffers.pointers[3])
+            assert buffers.memory[3 * ROOM : 3 * ROOM + size] == payload
+        target.close()
+        assert datagrams.send(flow.fileno(), buffers.pointers[0], 3) == 3
+        code = datagrams.receive_single(flow.fileno(), buffers.pointers[0])
+        assert code == -errno.ECONNREFUSED
 
 
 def test_what_a_full_queue_drops_is_reported_with_what_comes_later(server: Server) -> None:

@@ -71,6 +71,7 @@ class Sock:
         self.error = 0
         self.errors = 0  # in its error queue
         self.segment = 0
+        self.takes_joined = listens
         self.got: list[bytes] = []  # what its target got
         self.drops = 0
         self.closed = False
@@ -163,8 +164,12 @@ class FakeKernel(Kernel):
 
     def answer(self, sock: Sock, payload: bytes, *, segment: int = 0) -> None:
         """A target's datagram arrives, if the socket is still there."""
-        if not sock.closed:
+        if sock.closed:
+            return
+        if sock.takes_joined:
             sock.queue.append(Incoming(payload, segment, drops=sock.drops))
+        else:
+            sock.queue.extend(Incoming(one, drops=sock.drops) for one in cut(payload, segment))
 
     def deliver_refusals(self) -> None:
         for sock in self._later:
@@ -219,6 +224,29 @@ class FakeKernel(Kernel):
             _fill(at, sock.queue.popleft())
             number += 1
         return number or -errno.EAGAIN
+
+    def receive_single(self, fd: int, where: c_void_p) -> int:
+        sock = self.get(fd)
+        assert not sock.listens
+        code = self._code("receive_single")
+        if code:
+            return code
+        if sock.error:
+            code, sock.error = sock.error, 0
+            return -code
+        if not sock.queue:
+            return -errno.EAGAIN
+        payload = sock.queue.popleft().payload
+        assert where.value is not None
+        ctypes.memmove(where.value, payload, len(payload))
+        return len(payload)
+
+    def take_joined(self, fd: int) -> int:
+        self.calls.append("take_joined")
+        sock = self.get(fd)
+        assert not sock.takes_joined, "it was told so already"
+        sock.takes_joined = True
+        return 0
 
     def discard_errors(self, fd: int, inbox: Inbox) -> int:
         sock = self.get(fd)

@@ -66,7 +66,7 @@ def test_a_client_in_a_known_flow_costs_one_call_to_receive_and_one_to_send() ->
     relay.ask(ONE, b"second")
     relay.kernel.answer(relay.target(), b"answer")
     relay.run()
-    assert relay.kernel.calls == ["receive", "send", "receive", "send_all"]
+    assert relay.kernel.calls == ["receive", "send", "receive_single", "send_all"]
 
 
 def test_a_stream_of_equal_datagrams_goes_out_by_one_call_and_comes_back_by_one() -> None:
@@ -77,7 +77,7 @@ def test_a_stream_of_equal_datagrams_goes_out_by_one_call_and_comes_back_by_one(
     relay.ask(ONE, *stream)
     assert relay.target().got == [b"first", *stream]
     assert relay.kernel.calls == ["receive", "segment", "write"]
-    relay.kernel.calls.clear()
+    relay.begin_streams()
     for payload in stream:
         relay.kernel.answer(relay.target(), payload)
     relay.run()
@@ -86,7 +86,36 @@ def test_a_stream_of_equal_datagrams_goes_out_by_one_call_and_comes_back_by_one(
     relay.kernel.calls.clear()
     relay.ask(ONE, *stream)
     assert relay.kernel.calls == ["receive", "write"]
-    assert relay.datagrams() == (1 + 2 * len(stream), len(stream))
+    assert relay.datagrams() == (1 + 2 * len(stream), 3 + len(stream))
+
+
+def test_a_target_that_begins_to_send_many_is_heard_out_in_the_second_turn() -> None:
+    relay = Relay()
+    relay.ask(ONE, b"question")
+    stream = [b"%d" % number for number in range(9)]
+    relay.kernel.calls.clear()
+    for payload in stream:
+        relay.kernel.answer(relay.target(), payload)
+    relay.turn()
+    assert relay.kernel.calls == ["receive_single", "send_all"]
+    relay.turn()
+    assert payloads(relay.kernel.answers) == stream
+    assert relay.kernel.calls[2:] == ["receive", "take_joined", "send_all"]
+
+
+def test_single_answers_are_received_singly_however_fast_they_come() -> None:
+    relay = Relay()
+    relay.ask(ONE, b"first")
+    for _ in range(10):
+        relay.kernel.calls.clear()
+        relay.ask(ONE, b"question")
+        relay.kernel.answer(relay.target(), b"answer")
+        relay.run()
+        assert relay.kernel.calls == ["receive", "send", "receive_single", "send_all"]
+    relay.kernel.answer(relay.target(), b"unasked")
+    relay.turn()
+    assert relay.kernel.calls[-2:] == ["receive", "send_all"], "in the next turn there may be more"
+    assert not relay.target().takes_joined, "but there was one only"
 
 
 def test_what_came_joined_goes_on_joined() -> None:
@@ -95,10 +124,11 @@ def test_what_came_joined_goes_on_joined() -> None:
     relay.kernel.ask(relay.first, ONE, b"aaaabbbbcc", segment=4)
     relay.run()
     assert relay.target().got == [b"first", b"aaaa", b"bbbb", b"cc"]
+    relay.begin_streams()
     relay.kernel.answer(relay.target(), b"ddddeeeef", segment=4)
     relay.run()
     assert payloads(relay.kernel.answers) == [b"dddd", b"eeee", b"f"]
-    assert relay.datagrams() == (4, 3)
+    assert relay.datagrams() == (4, 3 + 3)
 
 
 def test_what_came_joined_as_a_client_s_first_is_as_good() -> None:
@@ -172,6 +202,7 @@ def test_answers_of_all_targets_that_are_ready_leave_with_one_call_a_listener(
     for number in range(2):
         relay.kernel.ask(relay.second, client_mapped(number), b"question")
     relay.run()
+    relay.begin_streams()
     sent = messages_a_call(relay, monkeypatch)
     for number, sock in enumerate(relay.kernel.sockets):
         relay.kernel.answer(sock, b"%d" % number)
@@ -187,7 +218,7 @@ def test_answers_of_all_targets_that_are_ready_leave_with_one_call_a_listener(
         Datagram(client_mapped(0), "127.0.0.1", b"3"),
         Datagram(client_mapped(1), "127.0.0.1", b"4"),
     ]
-    assert (relay.counted("connected"), relay.datagrams()) == (5, (5, 7))
+    assert (relay.counted("connected"), relay.datagrams()) == (5, (5, 15 + 7))
 
 
 def test_more_answers_than_slots_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,6 +227,7 @@ def test_more_answers_than_slots_keep_their_order(monkeypatch: pytest.MonkeyPatc
     for client in clients:
         relay.kernel.ask(relay.first, client, b"question")
     relay.run()
+    relay.begin_streams()
     sent = messages_a_call(relay, monkeypatch)
     for sock in relay.kernel.sockets:
         for number in range(35):  # of growing sizes, so that none can be joined
@@ -214,6 +246,7 @@ def test_a_message_that_the_kernel_refuses_stops_none_of_the_others() -> None:
     for number, address in enumerate(asked):
         relay.kernel.ask(relay.second, client_mapped(number), b"question", address)
     relay.run()
+    relay.begin_streams()
     for sock in relay.kernel.sockets[:3]:
         relay.kernel.answer(sock, b"answer")
     relay.kernel.answer(relay.kernel.sockets[3], b"aaaabb", segment=4)
@@ -229,7 +262,7 @@ def test_a_message_that_the_kernel_refuses_stops_none_of_the_others() -> None:
         (client_mapped(4), "192.0.2.4", b"last"),
     ]
     assert relay.counted("dropped_send") == 1
-    assert relay.datagrams() == (5, 5)
+    assert relay.datagrams() == (5, 15 + 5)
 
 
 def test_a_refusal_among_answers_costs_none_of_them() -> None:
@@ -258,6 +291,7 @@ def test_where_joining_is_impossible_each_goes_singly_and_none_twice(code: int) 
     relay.ask(ONE, *stream)
     assert relay.target().got == [b"first", *stream, *stream]
     assert relay.kernel.calls.count("write") == tries
+    relay.begin_streams()
     relay.kernel.inject("send_all", code)
     for _ in range(2):
         for payload in stream:
@@ -633,6 +667,7 @@ def test_what_queues_dropped_is_counted_but_not_what_an_earlier_relay_has() -> N
     relay.kernel.ask(relay.second, client_mapped(1), b"question", drops=3)
     relay.run()
     assert relay.counted("dropped_queue") == 5
+    relay.begin_streams()
     relay.target().drops = 4
     relay.kernel.answer(relay.target(), b"answer")
     relay.run()
