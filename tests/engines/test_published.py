@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.usefixtures("nothing_left_behind"), pytest.mark.root]
 ENGINES = ("podman", "podman@trixie", "podman@sid", "docker", "docker@trixie", "docker@sid")
 SOME = ("podman", "podman@sid", "docker", "docker@sid")
 IN_USE = (
-    r"cannot listen on (0\.0\.0\.0 )?(UDP )?port {} on the host: Address already in use",
+    r"hardsplice: cannot listen on (0\.0\.0\.0 )?(UDP )?port {} on the host: Address already in",
     r"failed to bind host port .*:{}:.* address already in use",  # Docker's own, from 28 on
 )
 ADDRESS = "192.0.2.7"  # of the name that the container knows
@@ -33,30 +33,38 @@ def one(request: pytest.FixtureRequest, user: Identity, program: Program) -> Ite
 
 
 def test_names_pages_and_datagrams(one: Engine) -> None:
-    """TCP and UDP, a port that both have, ranges, an address's own port, both families; and all
-    that is left of them.
+    """TCP and UDP, a port that both have, ranges, an address's own port, both families; one server
+    has them all; and what is left of them.
     """
     port = free_ports(10)
+    waiting = 23 if one.is_docker else 1  # Docker has one for each port and address
     done = one.run(f"""
         serve web -p {port}:8080 -p {port}:53/udp -p {port + 1}:53 -p {port + 1}:53/udp \
             -p {port + 2}-{port + 5}:9000-9003/udp \
-            -p 127.0.0.1:{port + 6}:9004/udp -p '[::1]:{port + 6}:9005/udp'
+            -p 127.0.0.1:{port + 6}:9004/udp -p '[::1]:{port + 6}:9005/udp' \
+            -p {port + 7}-{port + 8}:8079-8080 -p 127.0.0.1:{port + 9}:8080
         for host in 127.0.0.1 ::1; do
-            case $host in *:*) get [$host]:{port};; *) get $host:{port};; esac
+            case $host in *:*) at=[$host];; *) at=$host;; esac
+            get $at:{port}; get $at:{port + 8}
             name @$host -p {port}; name @$host -p {port + 1}; name @$host -p {port + 1} +tcp
             datagrams ports $host {port + 2}-{port + 6}
             datagrams sizes $host {port + 2}
             datagrams clients $host {port + 2}
         done
         datagrams ports 127.0.0.2 {port + 2}
+        get 127.0.0.1:{port + 9}
+        curl -gfs http://[::1]:{port + 9}/ || echo refused
+        for name in hs-host hs-relay-in hs-udp-in {one.stub}; do
+            ps -e -o comm= | grep -cx $name
+        done
         remove web
         left {port} {port + 9}
     """)
-    for_all = ["hello", *[ADDRESS] * 3]
+    for_all = ["hello", "hello", *[ADDRESS] * 3]
     known = ["9000", "9001", "9002", "9003"]
     assert done.stdout.split() == [
         *for_all, *known, "9004", "whole", "50", *for_all, *known, "9005", "whole", "50", "9000",
-        *NOTHING,
+        "hello", "refused", "1", "1", "1", str(waiting), *NOTHING,
     ], done.stderr  # fmt: skip
 
 
@@ -87,12 +95,14 @@ def test_networks_of_ipv6(one: Engine) -> None:
 
 
 def test_a_container_and_its_whole_life(one: Engine) -> None:
-    """It is restarted, stopped, started; its ports come back when ours is killed."""
+    """It is restarted, stopped, started; its ports come back when ours is killed, or then at the
+    latest when what waits is.
+    """
     port = free_ports(2)
     done = one.run(f"""
         works() {{ get 127.0.0.1:{port}; datagrams ports 127.0.0.1 {port}; }}
         serve web -p {port}:8080 -p {port}:9000/udp; works
-        engine restart -t 0 web >/dev/null; works
+        pkill -KILL -x {one.stub}; engine restart -t 0 web >/dev/null; works
         engine stop -t 0 web >/dev/null; left {port} {port + 1}
         engine start web >/dev/null; works
         pkill -KILL -x hs-host; sleep 0.1; works
@@ -203,6 +213,13 @@ def test_containers_that_outlive_docker(one: Engine) -> None:
     assert done.stdout.split() == [*works, *NOTHING, *works, *NOTHING], done.stderr
 
 
+@pytest.mark.parametrize("one", ["docker", "docker@sid"], indirect=True)
+def test_docker_shows_what_is_not_forwarded(one: Engine) -> None:
+    done = one.run(f"serve web -p {free_ports()}:8080/sctp; remove web")
+    text = "rror starting userland proxy: hardsplice: cannot forward a port of protocol 'sctp': "
+    assert text in done.stderr, done
+
+
 def test_a_port_in_use_is_the_containers_error(one: Engine) -> None:
     """In our words, where it is we who find out; the port's owner goes on."""
     port = free_ports(2)
@@ -250,15 +267,56 @@ def test_docker_that_listens_itself(one: Engine) -> None:
     assert done.stdout.split() == [*expected, *NOTHING], done.stderr
 
 
+@pytest.mark.parametrize("one", ["podman"], indirect=True)
+def test_containers_of_all_networks_share_a_server(one: Engine) -> None:
+    """Also those of networks that are internal. One with slirp4netns has one of its own."""
+    port = free_ports(4)
+    done = one.run(f"""
+        engine network create other >/dev/null; engine network create --internal inside >/dev/null
+        serve one -p '[::]:{port}:8080'; network=other serve two -p {port + 1}:8080
+        network=inside serve three -p {port + 2}:8080
+        ps -e -o comm= | grep -cx hs-host
+        network=slirp4netns serve four -p {port + 3}:8080
+        for at in {port} {port + 1} {port + 2} {port + 3}; do get 127.0.0.1:$at; done
+        ps -e -o comm= | grep -cx hs-host
+        remove one; get 127.0.0.1:{port + 1}
+        engine network connect inside two; engine network disconnect other two
+        get 127.0.0.1:{port + 1}
+        remove two three four
+        left {port} {port + 3}
+    """)
+    expected = ["1", *["hello"] * 4, "2", "hello", "hello", *NOTHING]
+    assert done.stdout.split() == expected, done.stderr
+
+
+@pytest.mark.parametrize("one", ["podman"], indirect=True)
+def test_a_network_that_is_made_anew(one: Engine) -> None:
+    """Podman makes another namespace for bridges where it had one for the only container."""
+    port = free_ports()
+    done = one.run(f"""
+        serve web -p {port}:8080; get 127.0.0.1:{port}
+        engine network reload web >/dev/null
+        get 127.0.0.1:{port}
+        engine network create other >/dev/null
+        engine network disconnect podman web; engine network connect other web
+        get 127.0.0.1:{port}
+        remove web
+        left {port} {port}
+    """)
+    assert done.stdout.split() == [*["hello"] * 3, *NOTHING], done.stderr
+
+
 @pytest.mark.parametrize("one", ["podman", "podman@sid", "docker"], indirect=True)
 def test_a_hundred_ports(one: Engine) -> None:
     port = free_ports(100)
     done = one.run(f"""
-        serve web -p 127.0.0.1:{port}-{port + 99}:9000-9099/udp
-        datagrams ports 127.0.0.1 {port}-{port + 99}
+        serve web -p 127.0.0.1:{port}-{port + 49}:8031-8080 \
+            -p 127.0.0.1:{port + 50}-{port + 99}:9000-9049/udp
+        get 127.0.0.1:{port + 49}
+        datagrams ports 127.0.0.1 {port + 50}-{port + 99}
         engine port web | wc -l
         remove web
         left {port} {port + 99}
     """)
-    numbers = [str(9000 + at) for at in range(100)]
-    assert done.stdout.split() == [*numbers, "100", *NOTHING], done.stderr
+    numbers = [str(9000 + at) for at in range(50)]
+    assert done.stdout.split() == ["hello", *numbers, "100", *NOTHING], done.stderr

@@ -72,6 +72,11 @@ class Engine:
         return self.runner.run(text)
 
     @property
+    def stub(self) -> str:
+        """What waits for the end of a port, by its process's name."""
+        return "docker-proxy" if self.is_docker else "rootlessport"
+
+    @property
     def is_docker(self) -> bool:
         return isinstance(self.runner, Docker)
 
