@@ -16,7 +16,14 @@ from hardsplice.model.errors import HardspliceError
 from hardsplice.model.roles import POLICIES
 from hardsplice.sandbox.policy.files import load_policy, policy_directory
 from hardsplice.sandbox.policy.format import OUTSIDE
-from hardsplice.sandbox.policy.model import Comparison, Policy, notified, resolve
+from hardsplice.sandbox.policy.model import (
+    Comparison,
+    Policy,
+    notified,
+    resolve,
+    without_texts,
+)
+from hardsplice.sandbox.policy.table import policy_of
 from hardsplice.sandbox.seccomp import compile_policy
 
 if TYPE_CHECKING:
@@ -180,6 +187,8 @@ def check(roles: Iterable[str] = POLICIES) -> tuple[list[str], list[str]]:
         except HardspliceError as failure:
             bad.append(str(failure))
             continue
+        if policy_of(role) != without_texts(policy):
+            bad.append(f"{role}: a start reads another one: make generate")
         missing = missing_functions(policy)
         bad += [f"{role}: {call}: where: there is no {name}" for call, name in missing]
         good.append(

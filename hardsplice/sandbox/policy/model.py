@@ -8,6 +8,7 @@ it into a filter.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 from hardsplice.kernel.syscalls import INTS, constant, parameters
@@ -23,6 +24,7 @@ __all__ = [
     "comparisons",
     "notified",
     "resolve",
+    "without_texts",
 ]
 
 Operator = Literal["==", ">=", "<"]
@@ -92,6 +94,12 @@ class Policy(NamedTuple):
             descriptors={name: words.get(name, n) for name, n in self.descriptors.items()},
             addresses={name: words.get(name, n) for name, n in self.addresses.items()},
         )
+
+
+def without_texts(policy: Policy) -> Policy:
+    """What a filter depends on."""
+    rules = tuple(rule._replace(why="", where=(), source=None, risk=None) for rule in policy.rules)
+    return policy._replace(summary="", notes=MappingProxyType({}), rules=rules)
 
 
 class Comparison(NamedTuple):
