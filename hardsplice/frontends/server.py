@@ -30,7 +30,7 @@ from hardsplice.frontends.reload import Reload
 from hardsplice.ipc.channel import close_all
 from hardsplice.ipc.loop import Alarm
 from hardsplice.ipc.messages import MalformedError
-from hardsplice.kernel import socketcalls
+from hardsplice.kernel import passed, socketcalls
 from hardsplice.kernel.scm import Messages
 from hardsplice.model.errors import HardspliceError, reason_of
 from hardsplice.model.forward import Forward
@@ -42,7 +42,7 @@ OFFERING = 64  # clients that have not said all yet; more than starters, who wai
 PORTS = 1 << 16  # of one client
 SECONDS = 10.0  # that a client may take to say it
 IDLE_SECONDS = 2.0  # without a client
-AGAIN_SECONDS = 1.0  # until accepting is tried again when there was no descriptor
+AGAIN_SECONDS = 1.0  # until what failed is tried again: accepting, and removing a port
 
 _REMOVER = 'read -r _; exec find "$1" -maxdepth 0 -inum "$2" -delete 2>/dev/null'
 _FLAGS = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
@@ -166,6 +166,8 @@ class Clients:
             and listeners.is_bound_to(fd, forward.address)
         ):
             raise HardspliceError("serve", forward.where, "what was passed is not its listener")
+        if not passed.never_blocks(fd):
+            raise HardspliceError("serve", forward.where, "its listener is one that blocks")
         if self._namespace not in (None, socketcalls.namespace_cookie(fd)):
             reason = "its listener belongs to another network namespace than the server"
             raise HardspliceError("serve", forward.where, reason)
@@ -288,8 +290,8 @@ class Client:
         loop = self._clients.loop
         try:
             if self._ends is not None:
-                if socketcalls.option(self._ends, socket.SOL_SOCKET, socket.SO_DOMAIN) >= 0:
-                    raise OSError(errno.ESOCKTNOSUPPORT, "it is a socket")  # its own, perhaps
+                if not passed.is_pipe(self._ends):  # but its own connection, perhaps
+                    raise OSError(errno.EINVAL, "it is no pipe")
                 loop.add(self._ends, self._on_end, 0)
             if self._moves is not None:
                 self._reload = Reload(
@@ -346,18 +348,23 @@ class Client:
     def _remove_all(self) -> None:
         close_all(fd for _, fd in self._offered)
         self._offered.clear()
-        left = set(self.ports)
-
-        def removed(port_id: int, _: HardspliceError | None) -> None:
-            left.discard(port_id)
-            if not left:
-                self._gone()
-
-        for port_id in sorted(left):
-            done = partial(removed, port_id)
-            self._clients.registry.remove(port_id, reset_flows=True, done=done)
         if not self.ports:
             self._gone()
+        for port_id in sorted(self.ports):
+            self._remove(port_id)
+
+    def _remove(self, port_id: int) -> None:
+        registry = self._clients.registry
+
+        def removed(failure: HardspliceError | None) -> None:
+            if failure is not None and registry.find(port_id) is not None:
+                self._clients.loop.after(AGAIN_SECONDS, partial(self._remove, port_id))
+                return
+            del self.ports[port_id]
+            if not self.ports:
+                self._gone()
+
+        registry.remove(port_id, reset_flows=True, done=removed)
 
     def _gone(self) -> None:
         if self._last:

@@ -95,12 +95,12 @@ def not_done(what: str, reason: str, hint: str | None = None) -> HardspliceError
 
 def text_of(failure: HardspliceError) -> bytes:
     """A HardspliceError as one process tells it another: verb, object, reason and perhaps a next
-    step, one a line.
+    step, one a line, whatever names are in it.
     """
     parts = [failure.verb, failure.object, failure.reason]
     if failure.hint:
         parts.append(failure.hint)
-    return "\n".join(parts).encode(errors="replace")
+    return "\n".join(map(printable, parts)).encode(errors="replace")
 
 
 def error_of(text: bytes, status: int = 1) -> HardspliceError:
@@ -115,7 +115,7 @@ def error_of(text: bytes, status: int = 1) -> HardspliceError:
 
 def in_a_line(failure: HardspliceError) -> str:
     """A failure and its next step in one line, for callers that put their own words before it."""
-    return f"{failure}; {failure.hint}" if failure.hint else str(failure)
+    return f"{failure}; {printable(failure.hint)}" if failure.hint else str(failure)
 
 
 def reason_of(error: OSError) -> str:

@@ -19,7 +19,7 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 
 from hardsplice.ipc.loop import Alarm, Loop
-from hardsplice.kernel import pinned, socketcalls
+from hardsplice.kernel import passed, pinned, socketcalls
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import HardspliceError
 from hardsplice.model.families import ALL_FAMILIES
@@ -123,7 +123,7 @@ class Effects:
         """
         if not listeners.is_listener(fd, forward):
             return False
-        if not listeners.is_sound(fd, forward.protocol):
+        if not (listeners.is_sound(fd, forward.protocol) and passed.never_blocks(fd)):
             return False
         found = socketcalls.namespace_cookie(fd)
         return found is None or found == self._namespace_cookie

@@ -632,7 +632,11 @@ def _descriptors() -> list[Row]:
         _simple("dup", 0),
         Row("dup3", lambda _: call("dup3", 0, 3, 0), roles=_NO_MONITORS),
         _simple("fcntl", 0, fcntl.F_DUPFD, 60, as_="fcntl, to duplicate"),
-        _simple("fcntl", 0, fcntl.F_GETFL, 0, as_="fcntl, F_GETFL"),
+        Row(
+            "fcntl, F_GETFL",
+            lambda _: call("fcntl", 0, fcntl.F_GETFL, 0),
+            dynamic={"host": WORKS},
+        ),
         _simple("ioctl", 0, termios.FIONREAD, _ZEROS, as_="ioctl, FIONREAD", bare=REACHES),
         _simple("ioctl", 0, termios.TIOCSTI, _BUFFER, as_="ioctl, TIOCSTI", bare=REACHES),
         _simple("pipe", _ZEROS),

@@ -98,9 +98,12 @@ class Rootlessport:
         port: int,
         target: int,
         name: str = "ab",
+        before: Sequence[str] = (),
         **more: object,
     ) -> None:
-        """``name`` is one of two hexadecimal digits; ``more`` is what a mapping has else."""
+        """``name`` is one of two hexadecimal digits; ``before`` are words that run the program;
+        ``more`` is what a mapping has else.
+        """
         self.container = name * 32
         self.socket = folder / "rp" / self.container
         exit_fd, self.exit = os.pipe()
@@ -111,8 +114,8 @@ class Rootlessport:
             "ChildIP": "127.0.0.1", "ContainerID": self.container, "RootlessCNI": True,
         }  # fmt: skip
         self.process = subprocess.Popen(
-            [program], pass_fds=[exit_fd, ready_fd], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            cwd="/",
+            [*before, program], pass_fds=[exit_fd, ready_fd], stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, cwd="/",
         )  # fmt: skip
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(request).encode())

@@ -358,7 +358,16 @@ CLAIMS = (
         "waitid", "or is stopped", "options",
         number("WNOHANG|WEXITED|WNOWAIT", "WNOHANG|WSTOPPED|WNOWAIT"),
     ),
-    Claim("fcntl", "fcntl sizes pipes", "op", number("F_SETPIPE_SZ", "F_GETPIPE_SZ")),
+    Claim(
+        "fcntl", "fcntl sizes pipes", "op", number("F_SETPIPE_SZ", "F_GETPIPE_SZ"),
+        but=frozenset({
+            "monitor-host", "monitor-host-udp", "monitor-control", "monitor-control-udp"
+        }),
+    ),
+    Claim(
+        "fcntl", "in H of changing ports says whether calls block", "op",
+        number("F_SETPIPE_SZ", "F_GETPIPE_SZ", "F_GETFL"),
+    ),
 )  # fmt: skip
 
 

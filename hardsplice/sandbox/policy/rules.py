@@ -92,6 +92,7 @@ FILES: dict[str, _File] = {
         "", {}, {"MOST": 0x1c0060},
         (
             ("getsockopt", False, "", ("level == SOL_SOCKET and optname == SO_NETNS_COOKIE",)),
+            ("fcntl", False, "arm64 ppc64le riscv64 s390x x86_64", ("op == F_GETFL",)),
             ("setsockopt", False, "", (
                 ("fd >= FLOWS and level == IPPROTO_IP and optname == IP_MINTTL and optval == "
                 "MOST"),
@@ -105,6 +106,8 @@ FILES: dict[str, _File] = {
             ("getpriority", False, "", ("which == PRIO_PGRP",)),
             ("kill", False, "", ("pid == 0 and sig == SIGTSTP",)),
             ("waitid", False, "", ("idtype == P_ALL and options == WNOHANG|WEXITED|WNOWAIT",)),
+            ("fcntl64", False, "i686", ("op == F_GETFL",)),
+            ("fcntl64", False, "armhf", ("op == F_GETFL",)),
         ),
     ),
     "monitor-ports-udp": (

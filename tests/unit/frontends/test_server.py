@@ -197,6 +197,23 @@ def test_ports_end_with_what_was_passed_for_that(running: Running) -> None:
     assert (client.recv(9), client.recv(9)) == (offers.ENDED, b"")
 
 
+def test_a_port_that_cannot_be_removed_is_tried_again(running: Running) -> None:
+    with Opened(*[Protocol.TCP] * 2) as some:
+        client = running.offer(Offer(some.forwards, some.fds))
+    assert client.recv(9) == offers.SERVED
+    running.worker.fails = HardspliceError("remove", "port 1", "no answer")
+    say(client, (b"\n", []))
+    running.turn()
+    assert len(running.ports()) == 2
+    with pytest.raises(BlockingIOError):
+        client.recv(9)  # it isn't told that they have ended
+    running.worker.fails = None
+    running.clock.now += module.AGAIN_SECONDS
+    running.turn()
+    assert running.ports() == []
+    assert (client.recv(9), client.recv(9)) == (offers.ENDED, b"")
+
+
 def test_a_container_without_ports_is_served_too(running: Running) -> None:
     assert running.offer(Offer([], [])).recv(9) == offers.SERVED
 
@@ -257,6 +274,14 @@ def test_what_is_passed_has_to_be_the_listener(running: Running) -> None:
     with socket.create_server(("127.0.0.1", 0)) as plain:
         port = tcp._replace(port=plain.getsockname()[1])
         assert "is not its listener" in failure(running.offer(Offer([port], [plain.fileno()])))
+
+
+def test_one_that_blocks_is_refused(running: Running) -> None:
+    with Opened(Protocol.TCP, Protocol.UDP) as some:
+        for forward, fd in zip(some.forwards, some.fds, strict=True):
+            os.set_blocking(fd, True)
+            said = failure(running.offer(Offer([forward], [fd])))
+            assert "its listener is one that blocks" in said
 
 
 def test_one_of_another_namespace_is_refused(
@@ -338,7 +363,7 @@ def test_a_connection_of_its_own_tells_nobodys_end(running: Running) -> None:
     ((data, _),) = offers.encode(Offer([], [], ends=client.fileno()))
     say(client, (data, [client.fileno()]))
     running.turn()
-    assert "can't be watched: it is a socket" in failure(client)
+    assert "can't be watched: it is no pipe" in failure(client)
 
 
 def test_it_ends_when_nobody_has_been_there_for_a_while(running: Running) -> None:

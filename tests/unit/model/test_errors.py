@@ -18,10 +18,13 @@ from hypothesis import strategies as st
 from hardsplice.model.errors import (
     SHOWN_LIMIT,
     HardspliceError,
+    error_of,
+    in_a_line,
     print_lines,
     printable,
     quote,
     reason_of,
+    text_of,
     write_all,
 )
 
@@ -163,3 +166,10 @@ def test_what_is_taken_in_pieces_is_written_whole() -> None:
 def test_a_quotation_is_cut_where_it_is_very_long() -> None:
     assert quote("x" * 64) == "'" + "x" * 64 + "'"
     assert quote("x" * 65) == "'" + "x" * 61 + "...'"
+
+
+def test_a_name_with_lines_of_its_own_stays_in_its_place() -> None:
+    failure = HardspliceError("use", "folder a\nb", "no\nroom", "make\nsome")
+    told = error_of(text_of(failure))
+    assert str(told) == str(failure) == r"cannot use folder a\nb: no\nroom"
+    assert in_a_line(told) == in_a_line(failure) == rf"{failure}; make\nsome"
