@@ -62,7 +62,8 @@ def build(root: Path, target: Path, sdist: Path | None = None) -> list[Path]:
         original = built / f"hardsplice_{current(root)}.orig.tar.gz"
         shutil.copy(sdist or released(root, Path(folder, "released")), original)
         original.chmod(0o644)  # also where hatchling makes it its owner's alone
-        subprocess.run(["tar", "--extract", "--file", original], cwd=built, check=True)
+        # dpkg-source packs the modes of what is unpacked here.
+        subprocess.run(["tar", "--extract", "--file", original], cwd=built, umask=0o022, check=True)
         source = built / f"hardsplice-{current(root)}"
         shutil.copytree(source / DEBIAN, source / "debian")
         # The time of what is in the packages is that of their changelog.

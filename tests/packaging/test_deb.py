@@ -71,11 +71,15 @@ def test_lintian_has_no_complaint(suite: str, built: Path, folder: Path) -> None
     print(said)
 
 
-def test_the_package_is_the_same_from_a_build_that_runs_its_tests(
+def test_the_package_is_the_same_from_a_build_of_another_umask_that_runs_its_tests(
     suite: str, built: Path, folder: Path
 ) -> None:
     root = clean_root.made(builder(suite), folder / "root")
-    files = deb.build_in(root, ROOT, folder / "dist")
+    umask = os.umask(0o077)
+    try:
+        files = deb.build_in(root, ROOT, folder / "dist")
+    finally:
+        os.umask(umask)
     kept = (".deb", ".dsc", ".tar.xz", ".tar.gz")
     compared = [path for path in files if path.name.endswith(kept)]
     assert len(compared) == len(kept)
