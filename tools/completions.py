@@ -8,8 +8,8 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Iterator
 
-from hardsplice.app.modes import Mode
 from hardsplice.app.option_table import OPTIONS, SECTIONS
+from hardsplice.app.options import Mode
 from hardsplice.cli.parsing import Option
 from hardsplice.ctl.cli import COMMANDS, COMMON, Command
 

@@ -14,6 +14,7 @@ from hardsplice.command.container import Container
 from hardsplice.command.recipe import Recipe
 from hardsplice.command.terminal import Terminal
 from hardsplice.ipc.channel import close_all
+from hardsplice.kernel import ids
 from hardsplice.model import roles
 from hardsplice.model.errors import HardspliceError, quote
 from hardsplice.sandbox import refusals, rights, users
@@ -47,7 +48,7 @@ def _recipe(opened: Opened, programs: Programs, caller: Caller) -> Recipe:
     return Recipe(
         command=command,
         user=user,
-        hint=users.hint(user) if user and users.is_real_root() else None,
+        hint=users.hint(user) if user and ids.is_real_root() else None,
         new_user=new_user,
         ids=id_maps.of_command(user, with_subordinate=options.map_auto),
         is_shielded=new_user and users.keeps_root(user),
@@ -75,7 +76,7 @@ def _log_what_is_there(made: Container, recipe: Recipe, log: Log, *, is_named: b
     """
     if recipe.hint and not is_named:
         log.line(Level.INFO, f"started by root: {recipe.hint}")
-    elif not is_named and users.is_real_root():
+    elif not is_named and ids.is_real_root():
         log.line(Level.INFO, f"started by root: {users.ROOT_HINT}")
     if made.warning:
         text = f"COMMAND cannot reach its working directory {quote(made.warning)}"

@@ -19,12 +19,12 @@ from hardsplice.app.opening import Opened
 from hardsplice.app.progress import Progress
 from hardsplice.command import environment
 from hardsplice.ipc import descriptors
-from hardsplice.kernel import prctl
+from hardsplice.kernel import ids, prctl
 from hardsplice.model import roles
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import reason_of
 from hardsplice.monitor.plan import Host
-from hardsplice.sandbox import rights, steps, users
+from hardsplice.sandbox import rights, steps
 from hardsplice.sandbox.address_book import SEALED
 
 READY_ROOM = 1 << 20  # bytes: more than the lines of all ports take
@@ -56,7 +56,7 @@ def lock(
     begun = own.begin(progress.say)
     descriptors.keep((descriptors.RULESET_FD, *kept), numbered.first_flow)
     ruleset = own.ruleset(entered.planner.sink.port, scoped=False)
-    needs_user_namespace = not (users.is_real_root() and rights.may_make_namespaces())
+    needs_user_namespace = not (ids.is_real_root() and rights.may_make_namespaces())
     if opened.options.log_file is None:  # which is read again when it is full
         reopen = partial(descriptors.write_only, descriptors.LOG_FD)
         begun.run([steps.Step(ONLY_WRITTEN, reopen, reason_of)])

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-import enum
 from typing import TYPE_CHECKING
 
+from hardsplice.app.options import Mode
 from hardsplice.cli import values
 from hardsplice.model.errors import HardspliceError, quote
 
@@ -13,16 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _LAST_PID = 2**22  # PID_MAX_LIMIT, include/linux/threads.h
-
-
-class Mode(enum.Enum):
-    """The namespaces that are served: those of the three synopses, and one of front-ends."""
-
-    COMMAND = "new ones, in which COMMAND runs"
-    PID = "those of a running process"
-    NETNS = "those at a path"
-    # Of no synopsis: a front-end's, whose caller can reach the targets from here.
-    OWN = "our own"
 
 
 def detect_mode(positional: Sequence[str], netns: str | None) -> Mode:

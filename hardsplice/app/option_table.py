@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hardsplice import __version__
-from hardsplice.app.modes import Mode
+from hardsplice.app.options import Mode
 from hardsplice.cli import values
 from hardsplice.cli.parsing import Option
 

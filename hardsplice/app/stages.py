@@ -4,7 +4,7 @@ that is the security argument. Each takes the results of those before it, and re
 value; so none can come too early. (These values are NamedTuples: defining a frozen dataclass takes
 half a millisecond of every start.) With --debug each stage is reported when it begins.
 
-    parse    nothing privileged, nothing opened (app/options.py)
+    parse    nothing privileged, nothing opened (app/command_line.py)
     open     descriptors of namespaces, log, PID file; listeners on the host (app/opening.py)
     compile  the seccomp programs, so that libseccomp isn't needed later (app/filters.py)
     probe    how large pipes may be

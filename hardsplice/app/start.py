@@ -12,8 +12,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from hardsplice.app import modes
-from hardsplice.app.options import Mode, Options, Verbosity, parse_args
+from hardsplice.app.options import Mode, Options, Verbosity
 from hardsplice.command import caller
 from hardsplice.model.errors import HardspliceError, print_lines, reason_of, write_all
 from hardsplice.model.unforeseen import as_error
@@ -33,9 +32,11 @@ ENDING_SECONDS = 3.0  # that a process which said what is wrong may take to end
 def main(argv: Sequence[str]) -> int:
     """Run hardsplice with the words of its command line; the exit status."""
     began = time.monotonic()
+    from hardsplice.app import command_line, modes
+
     given = caller.take()
     try:
-        options = parse_args(argv)
+        options = command_line.parse_args(argv)
         _check(options)
         if options.mode is Mode.COMMAND and not options.command:
             modes.refuse_no_command(has_terminal=os.isatty(0))

@@ -9,8 +9,8 @@ import contextlib
 import os
 from collections.abc import Mapping
 
+from hardsplice.kernel import ids
 from hardsplice.model.errors import HardspliceError, reason_of
-from hardsplice.sandbox import users
 
 RUN = "/run"
 
@@ -42,7 +42,7 @@ def make(*names: str) -> str:
     """The folder to which ``names`` lead, which is made; HardspliceError where it can't be."""
     with open("/proc/self/uid_map", encoding="ascii") as lines:
         id_map = lines.read()
-    folder = runtime_folder(os.environ, id_map, is_real_root=users.is_real_root())
+    folder = runtime_folder(os.environ, id_map, is_real_root=ids.is_real_root())
     hint = None
     if folder != RUN:
         hint = "XDG_RUNTIME_DIR names a user's folder for such things"

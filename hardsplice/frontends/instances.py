@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from hardsplice.app import pidfile, start
-from hardsplice.app.options import parse_args
+from hardsplice.app.command_line import parse_args
 from hardsplice.frontends import folders
 from hardsplice.ipc import sd_notify
 from hardsplice.kernel.files import identity, open_regular

@@ -15,7 +15,7 @@ from hardsplice.frontends import scope
 from hardsplice.frontends.place import Place
 from hardsplice.frontends.server import Server
 from hardsplice.ipc import sd_notify
-from hardsplice.sandbox import users
+from hardsplice.kernel import ids
 
 
 def serve(path: str, place: Place) -> None:
@@ -26,7 +26,7 @@ def serve(path: str, place: Place) -> None:
     """
     began = time.monotonic()
     sd_notify.forget(os.environ)
-    if not users.is_real_root():
+    if not ids.is_real_root():
         scope.leave_unit()
     options = for_service(place.netns, quits=place.quits)
     start.launch(options, began, Besides(lambda: Server(path), place.ports))

@@ -30,7 +30,6 @@ from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple
 
-from hardsplice.model import foreign
 from hardsplice.model.errors import quote
 from hardsplice.model.protocol import Protocol
 
@@ -119,6 +118,8 @@ def read(text: str, protocol: Protocol = Protocol.TCP) -> Spec:
     try:
         return _read(text)
     except SpecError as refusal:
+        from hardsplice.model import foreign
+
         if reason := foreign.of_another_protocol(text, protocol):
             raise SpecError(reason) from None
         better = in_our_words(text, protocol)
@@ -131,6 +132,8 @@ def in_our_words(text: str, protocol: Protocol = Protocol.TCP) -> str | None:
     """The SPEC that says what ``text`` says here, or to other programs; None where it says nothing
     to anybody, or is not about that protocol.
     """
+    from hardsplice.model import foreign  # few read what others spell in their own way
+
     if foreign.of_another_protocol(text, protocol):
         return None
     for one in (text, *foreign.meant(text)):

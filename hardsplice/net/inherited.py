@@ -28,7 +28,6 @@ from hardsplice.model.direction import Direction
 from hardsplice.model.errors import HardspliceError, quote, reason_of
 from hardsplice.model.families import FAMILIES
 from hardsplice.model.forward import Forward, Origin, Source
-from hardsplice.model.ports import single
 from hardsplice.model.protocol import Protocol
 from hardsplice.model.spec import Address, Inherited
 from hardsplice.net.listeners import Bound, bound_address, is_listener, make_sound, namespace_here
@@ -91,6 +90,8 @@ def read_added(name: str, versions: Sequence[int]) -> Forward | None:
     match = re.fullmatch(_ADDED_NAME, name)
     if match is None:
         return None
+    from hardsplice.model.ports import single
+
     direction, protocol, address, interface, port, target, target_port = match.groups()
     listening = "" if address == "*" else address.replace("_", ":")
     try:

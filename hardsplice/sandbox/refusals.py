@@ -16,8 +16,8 @@ import functools
 import os
 from collections.abc import Callable, Iterable
 
-from hardsplice.kernel import linux, mounts, prctl
-from hardsplice.sandbox import rights, user_namespace
+from hardsplice.kernel import ids, linux, mounts, prctl
+from hardsplice.sandbox import rights
 
 _OF_THE_SENSELESS = (errno.EINVAL, errno.ENOENT, errno.EBADF)
 _REFUSED = (errno.EPERM, errno.EACCES, errno.ENOSPC, errno.EUSERS)
@@ -177,7 +177,7 @@ def _is_privileged() -> bool:
     the capabilities say nothing about that.
     """
     with contextlib.suppress(OSError):
-        return prctl.cap_effective.sys_admin and user_namespace.owns_all_ids()
+        return prctl.cap_effective.sys_admin and ids.owns_all_ids()
     return False
 
 

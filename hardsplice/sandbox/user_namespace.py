@@ -84,9 +84,3 @@ def write_id_maps(pid: int | str, uid_map: str, gid_map: str, *, deny_setgroups:
             os.write(fd, value.encode())
         finally:
             os.close(fd)
-
-
-def owns_all_ids() -> bool:
-    """Whether this user namespace maps every user ID, as the initial one does."""
-    with open("/proc/self/uid_map", encoding="ascii") as lines:
-        return lines.read().split() == ["0", "0", "4294967295"]

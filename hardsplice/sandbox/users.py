@@ -10,10 +10,9 @@ import errno
 import os
 import pwd
 
-from hardsplice.kernel import linux, prctl
+from hardsplice.kernel import ids, linux, prctl
 from hardsplice.model.errors import HardspliceError
 from hardsplice.model.identity import OWN, RunAs
-from hardsplice.sandbox import user_namespace
 
 NOBODY = RunAs(65534, 65534)
 ROOT_HINT = "COMMAND is root of the host with --netns-only; --runas USER names another user"
@@ -29,17 +28,12 @@ def _made_up() -> RunAs:
     return RunAs(number, number)
 
 
-def is_real_root() -> bool:
-    """Whether we are root of the machine (or of a container that maps every id as it is)."""
-    return os.geteuid() == 0 and user_namespace.owns_all_ids()
-
-
 def own_user(asked: RunAs | None) -> RunAs | None:
     """The user that hardsplice's own processes become: the one in the options, or nobody if started
     as real root that may change its user.
     """
     if asked is None:
-        return NOBODY if is_real_root() and may_change() else None
+        return NOBODY if ids.is_real_root() and may_change() else None
     if asked == OWN:
         asked = _made_up()
         asked = asked if is_mapped(asked) else NOBODY
@@ -64,7 +58,7 @@ def may_change() -> bool:
 
 def keeps_root(user: RunAs | None) -> bool:
     """Whether COMMAND is to be root of the machine, with all of root's files."""
-    return user is not None and user.uid == 0 and is_real_root()
+    return user is not None and user.uid == 0 and ids.is_real_root()
 
 
 def hint(user: RunAs) -> str:

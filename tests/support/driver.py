@@ -93,7 +93,7 @@ def driven(identity: Any, *arguments: str, descriptors: int | None = None) -> It
 
 def launch() -> int:
     """Run the product with the channel."""
-    from hardsplice.app import options, start
+    from hardsplice.app import command_line, start
     from hardsplice.ipc import descriptors
     from hardsplice.model import ports
     from hardsplice.model.direction import Direction
@@ -102,7 +102,7 @@ def launch() -> int:
     from hardsplice.monitor.host import HostMonitor
 
     started = os.getpid()
-    parse_args, run = options.parse_args, HostMonitor.run
+    parse_args, run = command_line.parse_args, HostMonitor.run
     reserve, keep = descriptors.reserve, descriptors.keep
 
     def with_ports(argv: Any) -> Any:
@@ -155,7 +155,7 @@ def launch() -> int:
         self.loop.add(Here.channel, on_request)
         return run(self)
 
-    vars(start)["parse_args"] = with_ports
+    vars(command_line)["parse_args"] = with_ports
     descriptors.reserve, descriptors.keep = behind_the_fixed, with_channel
     HostMonitor.run = serve  # type: ignore[method-assign]
     return start.main(sys.argv[1:])

@@ -81,8 +81,10 @@ def packaged(path: Path, stage: Path, module: str) -> Path:
 
 @functools.cache
 def compiled(stage: Path) -> Path:
-    """The same folder, once it has the package's bytecode, as an installed package."""
-    words = ["/usr/bin/python3", "-m", "compileall", "-q", str(stage / "hardsplice")]
+    """The same folder, once it has the bytecode of the package and of what it imports, as where
+    they are installed.
+    """
+    words = ["/usr/bin/python3", "-m", "compileall", "-q", str(stage)]
     subprocess.run(words, check=True, umask=0o022)
     return stage
 

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from hardsplice.app import start
-from hardsplice.app.options import parse_args
+from hardsplice.app.command_line import parse_args
 from hardsplice.control.http import Parser, Refusal, Request, Response
 from hardsplice.control.routes import dispatch
 from hardsplice.control.world import refusal

@@ -5,6 +5,7 @@ It is made from the files of policies (make generate), which take far longer to 
 
 from __future__ import annotations
 
+from functools import cache
 from types import MappingProxyType
 from typing import cast
 
@@ -19,14 +20,14 @@ _EVERY = frozenset(ARCHITECTURES)
 
 def policy_of(role: str) -> Policy:
     """The policy of a role. Its texts are empty; all else is as its file has it."""
-    include, capabilities, own_descriptors, own_addresses, lines = FILES[role]
+    include, capabilities, own_descriptors, own_addresses, _ = FILES[role]
     descriptors, addresses = {**own_descriptors}, {**own_addresses}
-    rules = [_rule(role, line) for line in lines]
+    rules = [*_rules(role)]
     for name in include.split():
-        _, _, more_descriptors, more_addresses, lines = FILES[name]
+        _, _, more_descriptors, more_addresses, _ = FILES[name]
         descriptors |= more_descriptors
         addresses |= more_addresses
-        rules += [_rule(name, line) for line in lines]
+        rules += _rules(name)
     return Policy(
         role=role,
         summary="",
@@ -37,6 +38,13 @@ def policy_of(role: str) -> Policy:
         notes=MappingProxyType({}),
         rules=tuple(rules),
     )
+
+
+@cache
+def _rules(role: str) -> tuple[Rule, ...]:
+    """Those of one file. Kept, since more than one policy includes it."""
+    *_, lines = FILES[role]
+    return tuple(_rule(role, line) for line in lines)
 
 
 def _rule(role: str, line: Line) -> Rule:

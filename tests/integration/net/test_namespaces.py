@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from hardsplice.kernel import linux
+from hardsplice.kernel.ids import owns_all_ids
 from hardsplice.model.errors import HardspliceError
 from hardsplice.net import namespaces
 from hardsplice.net.namespaces import Served, open_path, open_process
-from hardsplice.sandbox.user_namespace import owns_all_ids, write_id_maps
+from hardsplice.sandbox.user_namespace import write_id_maps
 from tests.support.netns import Identity, Namespace
 from tests.support.stream import PATIENCE
 

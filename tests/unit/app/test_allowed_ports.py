@@ -6,7 +6,8 @@ from __future__ import annotations
 import pytest
 
 from hardsplice.app.allowed_ports import MANY_PORTS, connected_to, listened_on
-from hardsplice.app.options import Options, parse_args
+from hardsplice.app.command_line import parse_args
+from hardsplice.app.options import Options
 from hardsplice.model.direction import Direction
 from hardsplice.model.protocol import Protocol
 

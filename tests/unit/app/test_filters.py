@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
+from hardsplice.app.command_line import parse_args
 from hardsplice.app.filters import policies_of
-from hardsplice.app.options import parse_args
 from hardsplice.model.roles import HOST, NAMESPACE, UDP_POLICY
 
 

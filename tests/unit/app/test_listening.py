@@ -6,8 +6,9 @@ from __future__ import annotations
 import socket
 from ipaddress import IPv4Address
 
+from hardsplice.app.command_line import parse_args
 from hardsplice.app.listening import Listening
-from hardsplice.app.options import Options, parse_args
+from hardsplice.app.options import Options
 from hardsplice.model.direction import Direction
 from hardsplice.model.families import IPV4
 from hardsplice.model.forward import Forward, Origin, Source

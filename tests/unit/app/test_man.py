@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 import shlex
 
+from hardsplice.app.command_line import parse_args
 from hardsplice.app.option_table import OPTIONS, SECTIONS
-from hardsplice.app.options import Mode, parse_args
+from hardsplice.app.options import Mode
 from hardsplice.model import foreign, ports, spec
 from hardsplice.model.direction import Direction
 from tests.unit.app.manual import SOURCE, documented, section, spec_examples

@@ -10,21 +10,17 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hardsplice import __version__
-from hardsplice.app import options as options_module
-from hardsplice.app import start
+from hardsplice.app import command_line, start
+from hardsplice.app.command_line import parse_args
+from hardsplice.app.modes import detect_mode
 from hardsplice.app.option_table import OPTIONS, SECTIONS
-from hardsplice.app.options import (
-    Mode,
-    Options,
-    Verbosity,
-    detect_mode,
-    parse_args,
-)
+from hardsplice.app.options import Mode, Options, Verbosity, for_service
 from hardsplice.app.usage import page
 from hardsplice.kernel.ephemeral import read_ephemeral_range
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import HardspliceError
 from hardsplice.model.lifetimes import Lifetimes
+from hardsplice.model.protocol import Protocol
 
 EPHEMERAL = (32768, 60999)
 
@@ -188,12 +184,20 @@ def test_options_are_frozen() -> None:
         parse().netns = "x"  # type: ignore[misc]
 
 
+@pytest.mark.parametrize("quits", [False, True])
+def test_a_service_is_asked_for_as_without_any_option(*, quits: bool) -> None:
+    ports = frozenset((Direction.INBOUND, protocol) for protocol in Protocol)
+    found = parse("--netns", "/x")._replace(netns_quit=quits, any_port=ports)
+    assert for_service("/x", quits=quits) == found
+    assert for_service(None, quits=quits) == found._replace(mode=Mode.OWN, netns=None)
+
+
 def test_what_an_option_sets_is_a_field_or_is_worked_out() -> None:
     fields = set(Options._fields)
     inputs = {"ipv4_only", "ipv6_only", "quiet", "debug", "trace", "udp_inbound", "udp_outbound"}
     inputs |= {"udp_timeout", "udp_stream_timeout", "udp_flows"}
     assert {option.field for option in OPTIONS} - {""} - fields == inputs
-    assert fields - {option.field for option in OPTIONS} <= options_module._WORKED_OUT
+    assert fields - {option.field for option in OPTIONS} <= command_line._WORKED_OUT
 
 
 def test_the_table_names_options_that_there_are() -> None:

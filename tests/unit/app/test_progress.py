@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from hardsplice.app.options import parse_args
+from hardsplice.app.command_line import parse_args
 from hardsplice.app.progress import Progress
 from hardsplice.ipc.channel import Channel
 from hardsplice.ipc.messages import LAUNCHER, Kind

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from hardsplice.app.options import parse_args
+from hardsplice.app.command_line import parse_args
 from hardsplice.app.serving import label
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hardsplice.app.options import parse_args
+from hardsplice.app.command_line import parse_args
 from hardsplice.frontends import cni_call
 from hardsplice.frontends.cni_call import Attachment, CniError, Surroundings
 

@@ -19,7 +19,7 @@ REAL, OF_A_USER = "0 0 4294967295\n", "         0       1000          1\n       
 
 @pytest.fixture
 def some(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Instances:
-    monkeypatch.setattr("hardsplice.sandbox.users.is_real_root", lambda: False)
+    monkeypatch.setattr("hardsplice.kernel.ids.is_real_root", lambda: False)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     return Instances("oci")
 
@@ -54,7 +54,7 @@ def test_a_folder_that_cannot_be_made(some: Instances, monkeypatch: pytest.Monke
 def test_roots_folder_has_nothing_to_do_with_that_variable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hardsplice.sandbox.users.is_real_root", lambda: True)
+    monkeypatch.setattr("hardsplice.kernel.ids.is_real_root", lambda: True)
     monkeypatch.setattr(folders, "RUN", f"{tmp_path}/missing")
     with pytest.raises(HardspliceError, match="No such file") as caught:
         Instances("oci")

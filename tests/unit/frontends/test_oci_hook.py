@@ -7,7 +7,8 @@ import json
 
 import pytest
 
-from hardsplice.app.options import Mode, parse_args
+from hardsplice.app.command_line import parse_args
+from hardsplice.app.options import Mode
 from hardsplice.frontends import oci_hook
 from hardsplice.frontends.oci_hook import State, arguments, read_state
 from hardsplice.model.errors import HardspliceError

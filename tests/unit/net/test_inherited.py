@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hardsplice.app.options import parse_args
+from hardsplice.app.command_line import parse_args
 from hardsplice.ipc.channel import close_all
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import HardspliceError

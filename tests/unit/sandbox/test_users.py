@@ -5,9 +5,10 @@ from collections.abc import Callable
 
 import pytest
 
+from hardsplice.kernel import ids
 from hardsplice.model.errors import HardspliceError
 from hardsplice.model.identity import OWN, RunAs
-from hardsplice.sandbox import user_namespace, users
+from hardsplice.sandbox import users
 
 SOMEBODY = RunAs(1000, 100)
 Start = Callable[..., None]
@@ -18,7 +19,7 @@ def started_by(monkeypatch: pytest.MonkeyPatch) -> Start:
     def start(uid: int, *, all_ids: bool = True, mapped: bool = True) -> None:
         monkeypatch.setattr("os.geteuid", lambda: uid)
         monkeypatch.setattr(users, "may_change", lambda: uid == 0)
-        monkeypatch.setattr(user_namespace, "owns_all_ids", lambda: all_ids)
+        monkeypatch.setattr(ids, "owns_all_ids", lambda: all_ids)
         monkeypatch.setattr(users, "is_mapped", lambda _: mapped)
 
     return start
