@@ -71,17 +71,18 @@ def serve(request: Request) -> NoReturn:
         raise HardspliceError("use", f"descriptor {STATUS_FD}", reason)
     os.set_inheritable(STATUS_FD, False)  # no server gets it
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)
-    published = stub.attempted(lambda: _publish(request))
+    kept = [*stub.take_kept().listeners]
+    published = stub.attempted(lambda: _publish(request, kept))
     descriptors.null_standard_streams((0,))
-    kept = (LISTEN_FD,) if request.is_passed else ()
+    passed = (LISTEN_FD,) if request.is_passed else ()
     title = " ".join([PROGRAM, *sys.argv[1:]])  # which port it is
-    stub.become(PROGRAM, title, published, READY, kept, limit, None)
+    stub.become(PROGRAM, title, published, READY, passed, limit, None)
 
 
-def _publish(request: Request) -> Published:
+def _publish(request: Request, kept: list[int]) -> Published:
     place = Place(folders.make(PROGRAM), None)
     if not request.is_passed:
-        return publishing.publish(place, Wanted([request.forward], kept=stub.take_kept().listeners))
+        return publishing.publish(place, Wanted([request.forward], kept=kept))
     from hardsplice.net.inherited import forward_of
 
     forward = request.forward

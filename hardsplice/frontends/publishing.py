@@ -50,7 +50,9 @@ class Wanted(NamedTuple):
     passed: int | None = None  # the only one's listener, if it is open already
     ends: int | None = None  # as an Offer's
     moves: int | None = None
-    kept: Sequence[int] = ()  # listeners of TCP ports, in their order, from an earlier time
+    # Listeners of TCP ports, in their order, from an earlier time. They stay open whatever comes of
+    # it: who connects waits until there is a server. If not all of them are sound, none is left.
+    kept: list[int] = []  # noqa: RUF012 - an empty one is never changed
 
 
 class Published(NamedTuple):
@@ -79,7 +81,6 @@ def publish(place: Place, wanted: Wanted) -> Published:
             return Published(connection.detach(), fds, wanted.moves)
         connection.close()
         close_all(fd for _, fd in opened)
-        wanted = wanted._replace(kept=())
         if answer is not None:
             if place.ports or not answer.is_full:
                 assert answer.failure is not None
@@ -95,10 +96,14 @@ def _open(wanted: Wanted) -> Sequence[tuple[Forward, int]]:
     tcp = [one for one in wanted.forwards if one.protocol is Protocol.TCP]
     if len(tcp) != len(wanted.kept) or not all(map(_is_as_it_was, tcp, wanted.kept)):
         close_all(wanted.kept)
-        tcp, wanted = [], wanted._replace(kept=())
-    kept = dict(zip(tcp, wanted.kept, strict=True))
+        wanted.kept.clear()
+    kept = dict(zip(tcp, wanted.kept, strict=False))
     families = listeners.usable_families((4, 6))
-    return listeners.open_listeners(wanted.forwards, families, kept.get)
+
+    def again(forward: Forward) -> int | None:
+        return os.dup(kept[forward]) if forward in kept else None
+
+    return listeners.open_listeners(wanted.forwards, families, again)
 
 
 def _is_as_it_was(forward: Forward, fd: int) -> bool:

@@ -59,7 +59,15 @@ def serve(argv: Sequence[str]) -> NoReturn:
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     text = rootlessport_request.read(0)
     request = rootlessport_request.parse(text)
-    published = stub.attempted(lambda: _publish(request), lambda: _is_over(request))
+    kept = stub.take_kept()
+    again = [*kept.listeners]
+    try:
+        published = stub.attempted(
+            lambda: _publish(request, again, kept.moves), lambda: _is_over(request)
+        )
+    except BaseException:
+        _remove_socket(request)
+        raise
     _keep(text)
     ready = Ready(request.ready_fd, READY)
     title = f"{PROGRAM} of {request.container[:_ID_SHOWN]}"
@@ -72,13 +80,17 @@ def _is_over(request: Request) -> bool:
     poller.register(request.exit_fd, 0)
     if not poller.poll(0):
         return False
-    if request.socket is not None:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(request.socket)
+    _remove_socket(request)
     return True
 
 
-def _publish(request: Request) -> Published:
+def _remove_socket(request: Request) -> None:
+    if request.socket is not None:
+        with contextlib.suppress(OSError):
+            os.unlink(request.socket)
+
+
+def _publish(request: Request, kept: list[int], moves: int | None) -> Published:
     # From where the bridge is, one server reaches the containers of all of the user's networks.
     # Podman may make another one of that namespace, and remove this one.
     child = stub.address() or request.child
@@ -87,18 +99,17 @@ def _publish(request: Request) -> Published:
         _folder(request), netns or request.netns, quits=netns is not None,
         containers=request.socket and os.path.dirname(request.socket),
     )  # fmt: skip
-    kept = stub.take_kept()
-    moves = kept.moves
-    if moves is None and request.socket is not None:
+    if moves is not None:
+        moves = os.dup(moves)
+    elif request.socket is not None:
         moves = _listen(request.socket)
     try:
         forwards = [one._replace(target=child) for one in request.forwards]
-        wanted = Wanted(forwards, None, request.exit_fd, moves, kept.listeners)
+        wanted = Wanted(forwards, None, request.exit_fd, moves, kept)
         return publishing.publish(place, wanted)
     except BaseException:
-        if moves is not None and request.socket is not None:
+        if moves is not None:
             os.close(moves)
-            os.unlink(request.socket)
         raise
 
 

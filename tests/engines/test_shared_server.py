@@ -12,6 +12,7 @@ import socket
 import stat
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from ipaddress import ip_address
@@ -26,7 +27,7 @@ from hardsplice.kernel.scm import Messages
 from hardsplice.kernel.socketcalls import option
 from hardsplice.model.protocol import Protocol
 from tests.support import procfs
-from tests.support.containers import Containers
+from tests.support.containers import Containers, Conversation
 from tests.support.frontends import docker_proxy, executable, own_run
 from tests.support.product import Program, can_bind, family, free_ports
 from tests.support.stream import PATIENCE, eventually
@@ -98,6 +99,21 @@ def test_who_connects_between_two_servers_waits(containers: Containers) -> None:
     os.kill(server, signal.SIGKILL)
     eventually(lambda: all(map(ended, every)), "one of its processes lives")
     containers.connected(0).end()
+
+
+def test_who_connects_waits_until_a_later_attempt_succeeds(containers: Containers) -> None:
+    containers.start(0)
+    folder = Path(containers.place.folder)
+    folder.chmod(0o777)  # no server is trusted there
+    for server in containers.servers():
+        os.kill(server, signal.SIGKILL)
+    pause_until_it_has_tried = 0.4
+    time.sleep(pause_until_it_has_tried)
+    with socket.create_connection(("127.0.0.1", containers.port), PATIENCE) as client:
+        folder.chmod(0o700)
+        accepted, _ = containers.echo.accept()
+        with accepted:
+            Conversation(client, accepted).goes_on()
 
 
 def take_listener(pid: int) -> int:
