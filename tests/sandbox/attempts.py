@@ -138,6 +138,7 @@ class Scene:
     channel: Channel | None = None  # a relay's
     parent: int = 0  # its monitor
     listeners: tuple[int, ...] = ()
+    server: int = -1  # the socket of a server of many containers' ports
     props: dict[str, int] = field(default_factory=dict)
     helper: ctypes.CDLL | None = None
 
@@ -154,6 +155,7 @@ class Scene:
             "victim": os.pidfd_open(self.job.victim),
             "datagram": socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).detach(),
             "stream": socket.socket(socket.AF_UNIX, socket.SOCK_STREAM).detach(),
+            "packets": socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET).detach(),
         }
         os.ftruncate(opened["memory"], mmap.PAGESIZE)
         for name, fd in opened.items():
@@ -226,6 +228,7 @@ class Row:
     dynamic: Mapping[str, str] = field(default_factory=dict)  # the same, where ports may change
     udp: Mapping[str, str] = field(default_factory=dict)  # the same, where UDP is forwarded
     clients: bool = False  # needs a client's connection
+    server: bool = False  # is of the server of many containers' ports only
 
     def expected(self, role: str, *, dynamic: bool = False, udp: bool = False) -> str:
         """What comes of it in the sandbox: SIGSYS, WORKS, or a name of errno or of a signal."""
@@ -646,7 +649,12 @@ def _descriptors() -> list[Row]:
 
 def _table() -> dict[str, Row]:
     # These need most of this module.
-    from tests.sandbox import attempts_asking, attempts_book, attempts_datagrams
+    from tests.sandbox import (
+        attempts_asking,
+        attempts_book,
+        attempts_datagrams,
+        attempts_server,
+    )  # fmt: skip
 
     rows = [
         *_files(),
@@ -660,6 +668,7 @@ def _table() -> dict[str, Row]:
         *attempts_book.all_of_them(),
         *attempts_asking.all_of_them(),
         *attempts_datagrams.all_of_them(),
+        *attempts_server.all_of_them(),
     ]
     table = {row.name: row for row in rows}
     assert len(table) == len(rows), "two rows with one name"

@@ -148,6 +148,36 @@ class Clients(threading.Thread):
             client.close()
 
 
+class Offering(threading.Thread):
+    """Clients of the server of many containers' ports, each of which passes a file."""
+
+    def __init__(self, path: str, number: int) -> None:
+        super().__init__(daemon=True)
+        self.path, self.number = path, number
+        self.sockets: list[socket.socket] = []
+        self.ended = threading.Event()
+
+    def run(self) -> None:
+        """Connect as soon as somebody listens; the backlog keeps them in order."""
+        with open("/etc/passwd", "rb") as file:
+            while len(self.sockets) < self.number and not self.ended.is_set():
+                client = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                try:
+                    client.connect(self.path)
+                    socket.send_fds(client, [b"this is no offer"], [file.fileno()])
+                    self.sockets.append(client)
+                except OSError:
+                    client.close()
+                    self.ended.wait(0.01)
+
+    def stop(self) -> None:
+        """Close them all."""
+        self.ended.set()
+        self.join(PATIENCE)
+        for client in self.sockets:
+            client.close()
+
+
 class Surroundings:
     """What attempts need: a namespace with servers, servers on the host, and hardsplice between
     them.
@@ -188,9 +218,11 @@ class Surroundings:
         helper: bool = False,
         dynamic: bool = False,
         udp: bool = False,
+        server: int | None = None,
     ) -> list[Outcome]:
         """Make the attempts as a process of that role; what came of each. ``dynamic``: where ports
-        may change at run time; ``udp``: where UDP is forwarded too, as it is for its relays.
+        may change at run time; ``udp``: where UDP is forwarded too, as it is for its relays;
+        ``server``: where many containers are served, with so many clients.
         """
         assert role in ROLES
         board, path = self.program.board()
@@ -203,6 +235,7 @@ class Surroundings:
         with contextlib.ExitStack() as stack:
             stack.callback(board.close)
             namespace = stack.enter_context(Namespace(self.identity))
+            folder = stack.enter_context(folder_for(self.identity))
             job = Job(
                 board=path,
                 abstract=self._servers(stack, namespace),
@@ -213,6 +246,7 @@ class Surroundings:
                 props=True,
                 victim=stack.enter_context(victim(self.identity)),
                 helper=self.program.helper() if helper else "",
+                server="" if server is None else str(folder / "server"),
             )
             arguments = ["-f"]
             if role in ("init", "guard"):
@@ -230,6 +264,10 @@ class Surroundings:
                 crowd = Clients(self.inward, clients)
                 stack.callback(crowd.stop)
                 crowd.start()
+            if server is not None:
+                offering = Offering(job.server, server)
+                stack.callback(offering.stop)
+                offering.start()
             instance = Instance(
                 self.program, self.identity, arguments, environment={VARIABLE: job.dump()}
             )

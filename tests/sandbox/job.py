@@ -51,6 +51,7 @@ class Job:
         default_factory=dict
     )  # of this role's namespace: "target", "other"
     abstract: str = ""  # the name of abstract sockets that somebody outside serves
+    server: str = ""  # serve many containers, as programs of engines have it, with a socket there
     props: bool = False  # keep some descriptors that no process of hardsplice would have
 
     def dump(self) -> str:

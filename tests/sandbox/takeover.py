@@ -22,16 +22,21 @@ import ctypes
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
-from hardsplice.app.start import main
-from hardsplice.command import init
+from hardsplice.app import start
+from hardsplice.app.command_line import parse_args
+from hardsplice.app.service import Besides
+from hardsplice.command import caller, init
+from hardsplice.frontends.server import Server
 from hardsplice.ipc import descriptors
 from hardsplice.ipc.channel import Channel
 from hardsplice.ipc.child import Child
 from hardsplice.ipc.messages import Kind, Record
 from hardsplice.kernel import linux, unotify
+from hardsplice.model.direction import Direction
 from hardsplice.model.protocol import Protocol
 from hardsplice.model.roles import RELAYS
 from hardsplice.monitor import supervisor, supply
@@ -271,6 +276,24 @@ def take_over() -> None:
     before(init, "reap", "init")
 
 
+def serve_containers(argv: Sequence[str]) -> NoReturn:
+    """In the place of main: what the programs of engines start (frontends/serving.py), in this
+    process, and with ports besides.
+    """
+
+    def make() -> Server:
+        server = Server(job.server)
+        scene.server = server.descriptors[0]
+        return server
+
+    options = parse_args(argv)
+    inbound = frozenset((Direction.INBOUND, protocol) for protocol in Protocol)
+    options = options._replace(any_port=options.any_port | inbound)
+    start._serve(options, None, time.monotonic(), caller.take(), Besides(make))
+
+
 if __name__ == "__main__":
     take_over()
-    sys.exit(main(sys.argv[1:]))
+    if job.server:
+        serve_containers(sys.argv[1:])
+    sys.exit(start.main(sys.argv[1:]))

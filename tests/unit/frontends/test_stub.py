@@ -54,7 +54,9 @@ def test_it_knows_what_was_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_it_knows_the_address_that_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    for text, found in (("", None), ("10.89.0.2", "10.89.0.2"), ("fd00::2", "fd00::2")):
+    wrong = ("", "10.89.0", "10.89.0.2 -x", "10.89.0.2/8", "localhost", "$(id)")
+    told = {"10.89.0.2": "10.89.0.2", "fd00::2": "fd00::2", **dict.fromkeys(wrong)}
+    for text, found in told.items():
         monkeypatch.setattr(sys, "_xoptions", {"hardsplice-address": text})
         assert stub.address() == (found and ip_address(found))
 
