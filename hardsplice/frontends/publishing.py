@@ -40,7 +40,11 @@ YOUNG_SECONDS = 10.0  # that a socket may be there before somebody listens at it
 TRIES = 3  # with one server after the other
 _PAUSE = 0.01
 _ROOM = 1 << 14  # bytes of an answer
-_SILENT = "the server does not answer"
+# A reason and a next step.
+_SILENT = (
+    "the server does not answer",
+    "end it, and ports have a new one: ps -C hs-host -o pid,args",
+)
 
 
 class Wanted(NamedTuple):
@@ -142,14 +146,14 @@ def _ask(
             messages.sendmsg(fd, data, fds, socket.MSG_NOSIGNAL)
         seconds = ANSWER_SECONDS + PORT_SECONDS * len(opened)
         if not poller.poll(1000 * seconds):
-            raise HardspliceError("forward", "ports", _SILENT)
+            raise HardspliceError("forward", "ports", *_SILENT)
         data = connection.recv(_ROOM)
     except ConnectionError:  # perhaps with an answer: it need not have heard all
         data = b""
         with contextlib.suppress(OSError):
             data = connection.recv(_ROOM, socket.MSG_DONTWAIT)
     except BlockingIOError:
-        raise HardspliceError("forward", "ports", _SILENT) from None
+        raise HardspliceError("forward", "ports", *_SILENT) from None
     except OSError as error:
         raise HardspliceError("pass on", "listeners", reason_of(error)) from error
     try:
@@ -184,7 +188,7 @@ def _connected(path: str) -> socket.socket | None:
     except (FileNotFoundError, ConnectionRefusedError):
         return None
     except BlockingIOError:
-        raise HardspliceError("reach", f"the server at {path}", _SILENT) from None
+        raise HardspliceError("reach", f"the server at {path}", *_SILENT) from None
     except OSError as error:
         raise HardspliceError("reach", f"the server at {path}", reason_of(error)) from error
     if socketcalls.peer_user(connection.fileno()) != os.geteuid():

@@ -39,8 +39,9 @@ def test_a_server_that_accepts_nobody_is_not_waited_for(
     monkeypatch.setattr(packets, "SECONDS", 0.05)
     path = str(tmp_path / "1.sock")
     with packets.listen(path, 0), packets.connect(path):
-        with pytest.raises(HardspliceError, match="does not answer"):
+        with pytest.raises(HardspliceError, match="does not answer") as raised:
             publishing._connected(path)
+        assert "ps -C hs-host" in str(raised.value.hint)
         os.utime(path, (0, 0))
         publishing._forget_ended(str(tmp_path))
         assert os.path.exists(path)
