@@ -242,7 +242,10 @@ def _start(path: str, place: Place) -> None:
 def _live(path: str, place: Place, tell: int) -> None:
     status = 1
     try:
-        from hardsplice.frontends import serving
+        from hardsplice.frontends import scope
+
+        with scope.leaving_unit():
+            from hardsplice.frontends import serving  # which takes as long as the manager does
 
         serving.serve(path, place)
         status = 0

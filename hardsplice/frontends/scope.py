@@ -13,38 +13,52 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Iterator
 
 from hardsplice.ipc import child
+from hardsplice.kernel import ids
 
 SECONDS = 1.0  # that the manager has, for the answer and for the move
 _PAUSE = 0.005
 _CGROUP = "/proc/self/cgroup"
 
 
-def leave_unit() -> None:
-    """Leave the unit in which this process was started, if the user has a service manager."""
+@contextlib.contextmanager
+def leaving_unit() -> Iterator[None]:
+    """Leave the unit in which this process was started, if the user has a service manager. The
+    manager is asked at the beginning, and does it beside what is done meanwhile; at the end it has.
+    """
     folder = os.environ.get("XDG_RUNTIME_DIR", "")
-    if not os.path.exists(f"{folder}/bus"):
+    if ids.is_real_root() or not os.path.exists(f"{folder}/bus"):
+        yield
         return
+    before, pid, deadline = b"", 0, time.monotonic() + SECONDS
     with contextlib.suppress(OSError):
         before = _cgroup()
-        if _run(request(os.getpid(), folder)) != 0:
-            return
-        deadline = time.monotonic() + SECONDS
-        while _cgroup() == before and time.monotonic() < deadline:
-            time.sleep(_PAUSE)
+        pid = _start(request(os.getpid(), folder))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            if pid and _end(pid, deadline) == 0:
+                while _cgroup() == before and time.monotonic() < deadline:
+                    time.sleep(_PAUSE)
 
 
-def _run(words: list[str]) -> int:
-    """Run a program, which is ended if it takes too long: its wait status."""
+def _start(words: list[str]) -> int:
+    """Start a program: its PID."""
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     try:
         streams = [(os.POSIX_SPAWN_DUP2, null, stream) for stream in range(3)]
-        pid = os.posix_spawnp(words[0], words, os.environ, file_actions=streams)
+        return os.posix_spawnp(words[0], words, os.environ, file_actions=streams)
     finally:
         os.close(null)
+
+
+def _end(pid: int, deadline: float) -> int:
+    """Wait for a program's end, which is brought about at a ``deadline``: its wait status."""
     process = os.pidfd_open(pid)
-    if not child.has_ended(process, SECONDS):
+    if not child.has_ended(process, max(0.0, deadline - time.monotonic())):
         os.kill(pid, signal.SIGKILL)
     os.close(process)
     return os.waitpid(pid, 0)[1]

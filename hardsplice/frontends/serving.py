@@ -11,11 +11,9 @@ import time
 from hardsplice.app import start
 from hardsplice.app.options import for_service
 from hardsplice.app.service import Besides
-from hardsplice.frontends import scope
 from hardsplice.frontends.place import Place
 from hardsplice.frontends.server import Server
 from hardsplice.ipc import sd_notify
-from hardsplice.kernel import ids
 
 
 def serve(path: str, place: Place) -> None:
@@ -26,7 +24,5 @@ def serve(path: str, place: Place) -> None:
     """
     began = time.monotonic()
     sd_notify.forget(os.environ)
-    if not ids.is_real_root():
-        scope.leave_unit()
     options = for_service(place.netns, quits=place.quits)
     start.launch(options, began, Besides(lambda: Server(path), place.ports))

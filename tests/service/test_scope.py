@@ -23,7 +23,8 @@ PROGRAM = """import os, sys, time
 sys.path.insert(0, "/program")
 from hardsplice.frontends import scope
 if os.fork() == 0:
-    scope.leave_unit()
+    with scope.leaving_unit():
+        pass
 time.sleep(100)
 """
 AS_USER = (
