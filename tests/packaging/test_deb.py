@@ -101,6 +101,7 @@ def test_it_is_installed_used_and_removed(clean: Path) -> None:
     succeeds(clean, *INSTALL)
     needs = succeeds(clean, "python3", "-c", NEEDS).splitlines()
     assert all(" extra == " in one for one in needs), needs  # Debian has no such distributions
+    assert not any(path.endswith("dist-info/RECORD") for path in files(clean) - before)
     succeeds(clean, "systemctl", "enable", *INSTANCES)
     said = succeeds(clean, "/srv/tests/forwarding")
     assert "bytes went in and out" in said
