@@ -184,7 +184,6 @@ def _tcp_engine(plan: Plan, to_monitor: ToMonitor, limit: int) -> Engine:
     other = fixed_use(plan.first_flow)
     sockets, spare = pool_sizes(limit, other, plan.workers)
     pipes = PipePool(kernel, plan.pipe_size, spare)
-    pipes.fill()
     report = to_monitor.flow_ended if plan.log_flows else None
     resources = Resources(
         kernel=kernel,

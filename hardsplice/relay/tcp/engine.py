@@ -176,6 +176,7 @@ class Engine(Acceptor):
     def start(self) -> None:
         """Ask for the first sockets; accepting begins when they are there."""
         self._request_sockets()
+        self.pipes.fill()  # while the monitor makes them
         self._reconsider_accepting()
 
     # --- events ----------------------------------------------------------------------------------

@@ -81,8 +81,8 @@ class PipePool:
         self.open = 0  # open pipes, in the pool or on lease
 
     def fill(self) -> None:
-        """Open pipes until ``keep`` are ready, or the kernel has no more."""
-        while len(self.spare) < self.keep:
+        """Open pipes until there are ``keep``, or the kernel has no more."""
+        while self.open < self.keep:
             pipe = self._new()
             if pipe is None:
                 break
