@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from hardsplice.app import confining, restart
 from hardsplice.app.filters import Programs
@@ -21,6 +21,7 @@ from hardsplice.ipc import descriptors
 from hardsplice.model import roles
 from hardsplice.model.direction import Direction
 from hardsplice.model.forward import Forward
+from hardsplice.model.record import NamedTuple
 from hardsplice.monitor import loops, namespace
 from hardsplice.monitor.namespace import Started
 from hardsplice.monitor.plan import Namespace

@@ -6,10 +6,10 @@ fits the options, so that no process needs libseccomp later.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from hardsplice.app.options import Mode, Options
 from hardsplice.app.plans import area_of_books
+from hardsplice.model.record import NamedTuple
 from hardsplice.model.roles import GUARD, INIT, ROLES, Role
 from hardsplice.sandbox import seccomp
 from hardsplice.sandbox.address_book import Area

@@ -10,7 +10,6 @@ import resource
 import stat
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
 
 from hardsplice.app.confining import confinement
 from hardsplice.app.entering import Entered
@@ -23,6 +22,7 @@ from hardsplice.kernel import ids, prctl
 from hardsplice.model import roles
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import reason_of
+from hardsplice.model.record import NamedTuple
 from hardsplice.monitor.plan import Host
 from hardsplice.sandbox import rights, steps
 from hardsplice.sandbox.address_book import SEALED

@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
 
 from hardsplice.app.options import Options
 from hardsplice.ipc import descriptors
 from hardsplice.model.direction import Direction
 from hardsplice.model.forward import Forward, Origin, Source
+from hardsplice.model.record import NamedTuple
 from hardsplice.net.listeners import Bound
 
 

@@ -9,7 +9,7 @@ import contextlib
 import os
 import socket
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from hardsplice.app import restart
 from hardsplice.app.listening import Listening, in_places
@@ -24,6 +24,7 @@ from hardsplice.model.direction import Direction
 from hardsplice.model.errors import quote
 from hardsplice.model.forward import Forward
 from hardsplice.model.identity import RunAs
+from hardsplice.model.record import NamedTuple
 from hardsplice.monitor import departure
 from hardsplice.net import listeners, namespaces, sockdiag
 from hardsplice.net.inherited import Passed

@@ -6,11 +6,12 @@ front-end, which asks for it in a language of its own.
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from hardsplice.model.direction import Direction, GroupKey
 from hardsplice.model.lifetimes import Lifetimes
 from hardsplice.model.protocol import Protocol
+from hardsplice.model.record import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

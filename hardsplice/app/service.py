@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
+
+from hardsplice.model.record import NamedTuple
 
 if TYPE_CHECKING:
     from hardsplice.monitor.host import HostMonitor

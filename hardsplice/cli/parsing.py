@@ -10,13 +10,14 @@ POSIXLY_CORRECT does it: long options may be abbreviated, short ones may share a
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from hardsplice.cli import output
 from hardsplice.model import foreign
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import HardspliceError, quote
 from hardsplice.model.protocol import Protocol
+from hardsplice.model.record import NamedTuple
 from hardsplice.model.spec import in_our_words
 
 if TYPE_CHECKING:

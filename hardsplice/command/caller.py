@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import NamedTuple
+
+from hardsplice.model.record import NamedTuple
 
 _PYTHONS = (signal.SIGPIPE, signal.SIGXFSZ)
 # Programs that pass on ignored signals, by the names of their processes.

@@ -6,11 +6,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple
 
 from hardsplice.command.caller import Caller
 from hardsplice.command.id_maps import Ids
 from hardsplice.model.identity import RunAs
+from hardsplice.model.record import NamedTuple
 from hardsplice.sandbox import landlock
 
 

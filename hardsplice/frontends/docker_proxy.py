@@ -16,7 +16,7 @@ import os
 import resource
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 from hardsplice import __version__
 from hardsplice.frontends import folders, mapping, publishing, stub
@@ -27,6 +27,7 @@ from hardsplice.ipc import descriptors
 from hardsplice.model.errors import HardspliceError, in_a_line, print_lines, quote, write_all
 from hardsplice.model.forward import Forward
 from hardsplice.model.protocol import Protocol
+from hardsplice.model.record import NamedTuple
 from hardsplice.model.spec import Inherited
 from hardsplice.model.unforeseen import as_error
 

@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 from hardsplice.ipc import forwards
 from hardsplice.ipc.messages import MalformedError
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import HardspliceError, error_of, text_of
 from hardsplice.model.forward import Forward
+from hardsplice.model.record import NamedTuple
 from hardsplice.model.spec import Address
 
 # Of all this: a program finds servers of its own version only. Where an upgrade changes it, those

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
 
 from hardsplice.frontends import offers
 from hardsplice.model.errors import HardspliceError, reason_of
+from hardsplice.model.record import NamedTuple
 
 ENDING = ".sock"  # of a socket's name
 _OWN = "/proc/self/ns/net"

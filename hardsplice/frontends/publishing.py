@@ -16,7 +16,6 @@ import signal
 import socket
 import time
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 from hardsplice.frontends import offers, packets
 from hardsplice.frontends.offers import Answer, Offer
@@ -30,6 +29,7 @@ from hardsplice.kernel.scm import Messages
 from hardsplice.model.errors import HardspliceError, error_of, reason_of, text_of, write_all
 from hardsplice.model.forward import Forward
 from hardsplice.model.protocol import Protocol
+from hardsplice.model.record import NamedTuple
 from hardsplice.model.unforeseen import as_error
 from hardsplice.net import listeners
 

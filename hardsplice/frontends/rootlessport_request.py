@@ -7,11 +7,12 @@ import json
 import os
 from collections.abc import Iterator
 from ipaddress import IPv4Address
-from typing import Any, NamedTuple
+from typing import Any
 
 from hardsplice.frontends import mapping
 from hardsplice.model.errors import HardspliceError, reason_of
 from hardsplice.model.forward import Forward
+from hardsplice.model.record import NamedTuple
 from hardsplice.model.spec import LAST_PORT, Address
 
 SIZE_MAX = 16 << 20  # bytes of a request: each port may be an object of its own

@@ -26,11 +26,12 @@ import syslog
 import time
 from collections.abc import Callable, Iterable, Sequence
 from ipaddress import ip_address
-from typing import NamedTuple, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 from hardsplice.frontends.publishing import Published
 from hardsplice.ipc import descriptors
 from hardsplice.model.errors import HardspliceError, in_a_line, printable
+from hardsplice.model.record import NamedTuple
 from hardsplice.model.spec import Address
 
 SHELL = "/bin/sh"

@@ -165,7 +165,7 @@ def keep(wanted: Iterable[int], first: int) -> None:
     /dev/null replaces the others; it must be at NULL_FD.
     """
     wanted = set(wanted)
-    clear(fd for fd in range(first) if fd not in wanted and fd != NULL_FD)
+    clear(set(range(first)) - wanted - {NULL_FD})
     close_others((fd for fd in wanted if fd >= first), first)
 
 

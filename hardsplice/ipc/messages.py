@@ -14,8 +14,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from enum import IntEnum, unique
-from typing import NamedTuple
 
+from hardsplice.model.record import NamedTuple
 from hardsplice.model.roles import GUARD, HOST, INIT, NAMESPACE, RELAYS
 
 _HEADER = struct.Struct("=BBHiI")

@@ -15,11 +15,11 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Collection, Mapping, MutableMapping
-from typing import NamedTuple
 
 from hardsplice.ipc import descriptors
 from hardsplice.kernel.scm import Messages
 from hardsplice.model.errors import HardspliceError, printable, reason_of
+from hardsplice.model.record import NamedTuple
 
 VARIABLES = (
     "NOTIFY_SOCKET",

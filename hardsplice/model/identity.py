@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from hardsplice.model.record import NamedTuple
 
 
 class RunAs(NamedTuple):

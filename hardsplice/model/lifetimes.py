@@ -5,7 +5,7 @@ Pure.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from hardsplice.model.record import NamedTuple
 
 
 class Lifetimes(NamedTuple):

@@ -19,13 +19,13 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address
-from typing import NamedTuple
 
 from hardsplice.ipc.loop import Loop
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import HardspliceError
 from hardsplice.model.forward import Auto, Forward, overlap
 from hardsplice.model.protocol import Protocol
+from hardsplice.model.record import NamedTuple
 from hardsplice.monitor.registry import Registry
 from hardsplice.net import sockdiag
 from hardsplice.net.sockdiag import FoundListener

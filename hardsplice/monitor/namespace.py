@@ -12,7 +12,7 @@ import signal
 import socket
 import struct
 from collections.abc import Sequence
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 from hardsplice.command import environment
 from hardsplice.ipc import child, descriptors, lifeline
@@ -33,6 +33,7 @@ from hardsplice.model.direction import Direction
 from hardsplice.model.errors import HardspliceError, error_of, relay_lost, text_of
 from hardsplice.model.families import ALL_FAMILIES
 from hardsplice.model.protocol import Protocol
+from hardsplice.model.record import NamedTuple
 from hardsplice.monitor import shutdown
 from hardsplice.monitor.groups import RelayGroups
 from hardsplice.monitor.handover import NamespaceSide

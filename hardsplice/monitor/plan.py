@@ -6,7 +6,7 @@ monitor/namespace.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from hardsplice.command.terminal import Terminal
 from hardsplice.ipc.child import Child
@@ -14,6 +14,7 @@ from hardsplice.ipc.sd_notify import Notifier
 from hardsplice.model.direction import Direction, GroupKey
 from hardsplice.model.forward import Forward
 from hardsplice.model.protocol import Protocol
+from hardsplice.model.record import NamedTuple
 from hardsplice.monitor.autoforward import Watched
 from hardsplice.monitor.draft import Draft
 from hardsplice.monitor.effects import Effects

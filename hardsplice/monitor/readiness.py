@@ -8,7 +8,8 @@ these the next phase begins. A phase that waits for nobody is over once it has b
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import NamedTuple
+
+from hardsplice.model.record import NamedTuple
 
 
 class Phase(NamedTuple):

@@ -19,10 +19,10 @@ from __future__ import annotations
 
 import os
 from functools import partial
-from typing import NamedTuple
 
 from hardsplice.ipc import lifeline
 from hardsplice.kernel import prctl
+from hardsplice.model.record import NamedTuple
 from hardsplice.net import namespaces
 from hardsplice.net.namespaces import Served
 from hardsplice.sandbox import empty_root, landlock, rights, steps

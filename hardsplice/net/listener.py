@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
+from hardsplice.model.record import NamedTuple
 from hardsplice.sandbox.address_book import Pointer
 
 Route = tuple[Pointer, ...]

@@ -20,7 +20,6 @@ import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address
-from typing import NamedTuple
 
 from hardsplice.ipc.channel import CROWDED_HINT, close_all
 from hardsplice.kernel import pinned, socketcalls
@@ -29,6 +28,7 @@ from hardsplice.model.errors import HardspliceError, reason_of
 from hardsplice.model.families import FAMILIES, IPV4, IPV6
 from hardsplice.model.forward import LOOPBACKS, Forward, Source
 from hardsplice.model.protocol import Protocol
+from hardsplice.model.record import NamedTuple
 from hardsplice.model.spec import LAST_PORT, Address
 from hardsplice.net.listener import Listener, Route
 from hardsplice.sandbox.address_book import Area, Pointer

@@ -9,7 +9,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import shlex
 import socket
 import struct
 from collections.abc import Iterator
@@ -68,6 +67,8 @@ def is_down() -> bool:
 
 def command_for(path: str) -> str:
     """What root types to set ``lo`` up in the network namespace at a path."""
+    import shlex  # a start that has nothing to complain about has no use for it
+
     folder, name = os.path.split(path)
     if folder == RUN_NETNS:
         return f"ip -n {shlex.quote(name)} link set lo up"

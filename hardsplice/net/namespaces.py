@@ -14,11 +14,11 @@ import fcntl
 import os
 import re
 import stat
-from typing import NamedTuple
 
 from hardsplice.ipc.child import has_ended
 from hardsplice.kernel import linux, mounts
 from hardsplice.model.errors import HardspliceError, quote, reason_of
+from hardsplice.model.record import NamedTuple
 from hardsplice.net import procfs
 from hardsplice.sandbox import refusals, rights
 

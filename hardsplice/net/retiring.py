@@ -25,13 +25,13 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address
 from socket import SHUT_RDWR, SOL_SOCKET
-from typing import NamedTuple
 
 from hardsplice.ipc.channel import close_all
 from hardsplice.ipc.loop import Alarm, Loop
 from hardsplice.kernel import pinned, socketcalls
 from hardsplice.model.errors import HardspliceError, reason_of
 from hardsplice.model.families import FAMILIES, IPV4, IPV6
+from hardsplice.model.record import NamedTuple
 from hardsplice.model.spec import Address
 from hardsplice.net.listeners import BACKLOG, LOOPBACK
 from hardsplice.sandbox.address_book import Book, Pointer

@@ -16,7 +16,7 @@ import signal
 import time
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 from hardsplice.ipc import descriptors
 from hardsplice.ipc.channel import Channel, close_all
@@ -28,6 +28,7 @@ from hardsplice.model.errors import HardspliceError
 from hardsplice.model.families import IPV4, IPV6
 from hardsplice.model.lifetimes import Lifetimes
 from hardsplice.model.protocol import Protocol
+from hardsplice.model.record import NamedTuple
 from hardsplice.model.roles import RELAYS
 from hardsplice.model.unforeseen import as_error
 from hardsplice.net.listener import Listener

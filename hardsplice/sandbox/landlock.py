@@ -18,9 +18,9 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from hardsplice.kernel import linux
+from hardsplice.model.record import NamedTuple
 from hardsplice.sandbox import refusals
 
 # linux/landlock.h. All rights on files that an ABI knows are handled, and none is granted.

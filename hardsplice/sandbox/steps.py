@@ -21,11 +21,11 @@ import resource
 import signal
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import NamedTuple
 
 from hardsplice.kernel import linux, prctl, unotify
 from hardsplice.model.errors import not_done, reason_of
 from hardsplice.model.identity import RunAs
+from hardsplice.model.record import NamedTuple
 from hardsplice.model.unforeseen import next_step
 from hardsplice.sandbox import empty_root, landlock, refusals, user_namespace
 

@@ -25,9 +25,9 @@ import contextlib
 import itertools
 import mmap
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
 
 from hardsplice.model.protocol import Protocol
+from hardsplice.model.record import NamedTuple
 from hardsplice.telemetry.flow_table import WORD_MASK, WORDS_A_ROW, FlowTable
 
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from hardsplice.ipc.messages import Note
+from hardsplice.model.record import NamedTuple
 from hardsplice.relay import link
 from hardsplice.relay.pools import SocketPool
 from hardsplice.relay.tcp.flow_writer import FlowWriter

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from hardsplice.kernel.syscalls import INTS, constant, parameters
+from hardsplice.model.record import NamedTuple
 
 __all__ = [
     "Alternatives",
