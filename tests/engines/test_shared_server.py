@@ -182,9 +182,10 @@ def test_a_port_in_use_leaves_nothing_of_its_request(containers: Containers) -> 
 def test_what_has_more_ports_than_there_are_places_for_has_a_server_alone(
     containers: Containers,
 ) -> None:
-    containers.start(0)
     many = 4200
-    first = free_ports(many)
+    first = free_ports(many + 1)
+    containers.port = first + many
+    containers.start(0)
     large = containers.start(1, host_port=first, container_port=first, range=many)
     assert len(containers.servers()) == 2
     assert containers.serves(0)
