@@ -17,7 +17,7 @@ import pytest
 
 from tests.support.docker import Docker
 from tests.support.engines import IMAGE, Podman, need, programs_of_the_machine
-from tests.support.frontends import compiled, datagrams, packaged
+from tests.support.frontends import compiled, datagrams, executable, packaged
 from tests.support.netns import Identity
 from tests.support.product import Program
 from tests.support.trees import Tree
@@ -101,7 +101,9 @@ def runner(name: str, user: Identity, program: Program | None) -> Iterator[Podma
                 ("rootlessport", "rootlessport"),
                 ("docker-proxy", "docker_proxy"),
             ):
-                packaged(helpers / file, stage, module)
+                # In trees as packages install it, here as pip does
+                install = packaged if tree else executable
+                install(helpers / file, stage, module)
         if kind == "docker":
             yield Docker(folder, helpers and helpers / "docker-proxy", tree)
             return
