@@ -174,13 +174,14 @@ def print_lines(lines: Iterable[str], fd: int = 2) -> None:
     """Write lines to standard error, each as it may be displayed. If they can't be written, that is
     not an error, since there is no other place to report it, and is not waited for.
     """
+    # All of them before the first is written: memory may be what there is too little of.
+    shown = [printable(line).encode(errors="backslashreplace") + b"\n" for line in lines]
     poller = select.poll()
     poller.register(fd, select.POLLOUT)
-    for line in lines:
+    for line in shown:
         if poller.poll(1000 * _PATIENCE):
             with contextlib.suppress(OSError):
-                # In one piece for a pipe (PIPE_BUF), which has room for that now.
-                write_all(fd, printable(line).encode(errors="backslashreplace") + b"\n")
+                write_all(fd, line)  # in one piece for a pipe (PIPE_BUF), which has room for it now
 
 
 def write_all(fd: int, data: bytes) -> None:
