@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import threading
@@ -207,7 +208,10 @@ def test_drain_refuses_who_comes_and_waits_for_who_is_there(opened: Open) -> Non
         finish(client)
         expect_end(client, stream, 50_000)
     assert instance.wait(5) == 0
-    assert "finished meanwhile: 2, that were reset: 0" in instance.messages()
+    # Who looked whether clients are refused may have come before they were.
+    said = re.search(r"finished meanwhile: (\d+), that were reset: 0", instance.messages())
+    assert said is not None
+    assert int(said[1]) >= len(pairs)
 
 
 def served(port: int) -> socket.socket | None:
