@@ -29,6 +29,10 @@ import sys
 _OPTIONS = ("-I", "-S", "-W", "ignore", "-X", "disable-remote-debug")
 _FOLDERS = "hardsplice"  # the -X option's name
 _ENOMEM, _EMFILE = 12, 24  # asm-generic/errno-base.h
+_MEMORY_HINT = "there is too little memory: see ulimit -v"
+_SHORTAGE = (
+    f"hardsplice: cannot start hardsplice: {os.strerror(_ENOMEM)}\nhardsplice: {_MEMORY_HINT}\n"
+).encode()
 
 
 def begin(module: str) -> None:
@@ -116,6 +120,7 @@ def run() -> None:
     """What the isolated interpreter does: find hardsplice and its packages, and call ``main``."""
     end_by_interrupt()
     sys.unraisablehook = _say_nothing
+    sys.excepthook = _say_shortage
     home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     sys.path.insert(0, home)
     from hardsplice import __path__ as _  # noqa: F401 - its modules are found from here on
@@ -144,15 +149,24 @@ def _say_nothing(_: object) -> None:
     """
 
 
+def _say_shortage(kind: type[BaseException], error: BaseException, trace: object) -> None:
+    """An error while one was told: as a rule there is no memory for that either."""
+    if issubclass(kind, MemoryError):
+        os.write(2, _SHORTAGE)
+    else:
+        sys.__excepthook__(kind, error, trace)  # type: ignore[arg-type]
+
+
 def _not_loaded(error: Exception) -> str:
     """What is told where there is too little of something to load hardsplice itself, or a part of
     it is missing.
     """
     reason, hint = str(error), ""
     is_memory = isinstance(error, OSError) and error.errno == _ENOMEM
-    # The interpreter's own code may lose a MemoryError on its way.
-    if is_memory or isinstance(error, MemoryError | SystemError):
-        reason, hint = os.strerror(_ENOMEM), "there is too little memory: see ulimit -v"
+    # The interpreter's own code may lose a MemoryError on its way; its parser makes this of it.
+    is_parsers = isinstance(error, ValueError) and "is required for" in reason
+    if is_memory or is_parsers or isinstance(error, MemoryError | SystemError):
+        reason, hint = os.strerror(_ENOMEM), _MEMORY_HINT
     elif isinstance(error, OSError):
         reason = error.strerror or reason
         hint = "raise the limit with ulimit -n" if error.errno == _EMFILE else ""

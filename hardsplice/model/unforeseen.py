@@ -52,14 +52,19 @@ def _is_lost(error: BaseException | None) -> bool:
     (_Py_CheckFunctionResult, Objects/call.c, and its like), as it may where there is no memory.
     """
     words = ("without", "with an exception set")
-    return isinstance(error, SystemError) and any(word in str(error) for word in words)
+    if isinstance(error, SystemError):
+        return any(word in str(error) for word in words)
+    # Its parser goes on with what it had no memory for (Python/Python-ast.c).
+    return isinstance(error, ValueError) and "is required for" in str(error)
 
 
 def _of_loader(said: str) -> int | None:
     """What the dynamic loader lacked, from its words (dlerror(3)): it gives no number."""
     if os.strerror(errno.EMFILE) in said or f"Error {errno.EMFILE}" in said:
         return errno.EMFILE
-    return errno.ENOMEM if "cannot map" in said or "failed to map" in said else None
+    # elf/dl-load.c and its neighbours; musl's ldso/dynlink.c
+    words = ("cannot map", "failed to map", "cannot create", "cannot allocate", "out of memory")
+    return errno.ENOMEM if any(word in said for word in words) else None
 
 
 def as_error(error: BaseException, verb: str, object: str) -> HardspliceError:  # noqa: A002 - as in HardspliceError

@@ -243,4 +243,9 @@ def test_the_table_tries_what_it_should() -> None:
         "datagrams: receive from a listener",
         "datagrams: receive from a listener of TCP",
         "datagrams: from a listener of TCP",
+        "server: accept a client",
+        "server: ask who a client is",
+        "server: take what a client passes",
+        "server: tell a client something",
+        "server: close what a client has passed",
     }

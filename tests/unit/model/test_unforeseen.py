@@ -26,6 +26,8 @@ def told(error: BaseException) -> HardspliceError:
         (SystemError("error return without exception set"), errno.ENOMEM, None),
         (SystemError("f returned NULL without setting an exception"), errno.ENOMEM, None),
         (SystemError("f returned a result with an exception set"), errno.ENOMEM, None),
+        (ValueError("field 'args' is required for FunctionDef"), errno.ENOMEM, None),
+        (OSError("libx.so: cannot create shared object descriptor"), errno.ENOMEM, None),
         (MemoryError("x"), errno.ENOMEM, None),  # without a limit there is nothing to raise
         (ImportError("/lib/x.so: failed to map segment from shared object"), errno.ENOMEM, None),
         (OSError("libx.so: cannot open shared object file: Error 24"), errno.EMFILE, "ulimit -n"),
