@@ -7,6 +7,10 @@ Tests that run at the same time are in processes of pytest's of their own, as if
 tested on one machine; each has an ordinary user of its own. What a run is given is a folder, or
 some files of one; the next is begun when a run has ended. Of a run that fails all output is shown,
 of others the last line; at the end come the names of all tests that failed.
+
+Where a few have failed, these are repeated, with nothing beside them: three times each, since what
+failed once among others may be a matter of chance. What then passes every time doesn't fail the
+whole, but is named.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import NamedTuple
@@ -27,8 +31,10 @@ ROOT = Path(__file__).resolve().parents[1]
 WHOLE = ("unit", "engines", "policy", "integration")
 # What takes longest comes first, but for what tells in seconds that something simple is broken.
 ORDER = ("unit", "engines", "relay_udp", "relay", "cli_e2e", "sandbox", "policy")
+FEW, TIMES = 5, 3  # how many failures are repeated, and how often
 FILES = 4  # of other folders that are one run
 NOTHING_TO_RUN = 5  # pytest's status where all tests of a run are left out
+_FAILED = re.compile(r"FAILED (\S+?::[\w:]+(?:\[.*?\](?= - |$))?)")
 _COUNTED = re.compile(r"(\d+) (passed|failed|skipped|error)")
 
 
@@ -56,6 +62,15 @@ class Ended(NamedTuple):
         """How many tests passed, failed, were skipped, or could not be run (error)."""
         last = self.output.rstrip().rpartition("\n")[2]
         return Counter({what: int(number) for number, what in _COUNTED.findall(last)})
+
+
+def repeatable(failures: Sequence[str]) -> list[str]:
+    """Of which tests it is worth while to see whether they fail again; none if they are many, or
+    not all of them are tests.
+    """
+    found = [_FAILED.match(line) for line in failures]
+    named = [one[1] for one in found if one is not None]
+    return named if len(named) == len(failures) <= FEW else []
 
 
 def runs(files: Iterable[Path]) -> Iterator[tuple[str, ...]]:
@@ -106,6 +121,13 @@ def main() -> int:
             last = ended.output.rstrip().rpartition("\n")[2].strip("= ")
             print(f"{ended.seconds:5.0f} s  {' '.join(ended.words)}: {last}", flush=True)
     print(*failed, ", ".join(f"{number} {what}" for what, number in total.items()), sep="\n")
+    for name in repeatable(failed):
+        again = [run((name,)) for _ in range(TIMES)]
+        if any(ended.failed or not ended.counts()["passed"] for ended in again):
+            print(f"{name}: it fails again", again[-1].output, sep="\n")
+            return 1
+        failed = [line for line in failed if name not in line]
+        print(f"{name}: it passed {TIMES} times with nothing beside it", flush=True)
     return 1 if failed else 0
 
 

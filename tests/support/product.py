@@ -20,6 +20,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -303,15 +304,23 @@ def own_ports() -> range:
     return _PORTS
 
 
+_given: deque[range] = deque(maxlen=16)  # the last ones, which nobody may have bound yet
+
+
 def free_ports(number: int = 1) -> int:
-    """The first of so many consecutive ports of the host that no TCP or UDP socket uses."""
+    """The first of so many consecutive ports of the host that no TCP or UDP socket uses, and that
+    none of the calls before has found.
+    """
     own = own_ports()
-    for _ in range(200):
+    for attempt in range(200):
         first = random.randrange(own.start, own.stop - number)
-        if all(
+        is_new = all(first + number <= one.start or one.stop <= first for one in _given)
+        # So many that there are no others may have been asked for.
+        if (is_new or attempt >= 100) and all(
             can_bind("::", port) and can_bind("0.0.0.0", port) and _takes_datagrams(port)
             for port in range(first, first + number)
         ):
+            _given.append(range(first, first + number))
             return first
     raise RuntimeError(f"no {number} consecutive free ports")
 

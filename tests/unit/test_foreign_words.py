@@ -241,6 +241,7 @@ SINKS: dict[str, list[Callable[[Capture], None]] | str] = {
     "ctl.commands._top": [top_in_json],
     "ctl.top._screen": "constants",
     "ctl.top.run": [asked("top")],
+    "isolated._say_shortage": MACHINE,
     "model.errors.print_lines": [told],
     "model.errors.write_all": "others call it",
     "command.guard.lock_down": MACHINE,

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from tools.suite import FILES, NOTHING_TO_RUN, WHOLE, Ended, runs
+from tools.suite import FILES, NOTHING_TO_RUN, WHOLE, Ended, repeatable, runs
 
 TESTS = Path(__file__).resolve().parents[1]
 
@@ -37,6 +37,19 @@ def test_what_failed_is_named_and_counted() -> None:
     output = "...\nFAILED tests/a.py::b - AssertionError\n1 failed, 2 passed, 3 skipped in 4.5s\n"
     assert ended(1, output).failures() == ["FAILED tests/a.py::b - AssertionError"]
     assert ended(1, output).counts() == Counter(passed=2, failed=1, skipped=3)
+
+
+def test_a_few_that_failed_are_repeated_and_many_are_not() -> None:
+    failures = [
+        "FAILED tests/a.py::b[root-relay-in - notes for ever] - TimeoutError: timed out",
+        "FAILED tests/a.py::c",
+    ]
+    named = ["tests/a.py::b[root-relay-in - notes for ever]", "tests/a.py::c"]
+    assert repeatable(failures) == named
+    assert repeatable([]) == []
+    assert repeatable(3 * failures) == []
+    assert repeatable([*failures, "ERROR tests/a.py::d - OSError"]) == []
+    assert repeatable([*failures, "status -9 of tests/relay"]) == []
 
 
 def test_a_run_that_ends_without_a_word_has_failed() -> None:
