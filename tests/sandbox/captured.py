@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -121,25 +122,27 @@ def victim(identity: Identity) -> Iterator[int]:
         process.wait(PATIENCE)
 
 
-class Clients(threading.Thread):
-    """Connections to a port, each with payload, for as long as they are wanted."""
+class Connecting(threading.Thread, ABC):
+    """Clients that connect in order, as soon as somebody listens; the backlog keeps them so."""
 
-    def __init__(self, port: int, number: int) -> None:
+    def __init__(self, number: int) -> None:
         super().__init__(daemon=True)
-        self.port, self.number = port, number
+        self.number = number
         self.sockets: list[socket.socket] = []
         self.ended = threading.Event()
 
     def run(self) -> None:
-        """Connect as soon as somebody listens; the backlog keeps them in order."""
+        """Try until all of them are connected."""
         while len(self.sockets) < self.number and not self.ended.is_set():
             try:
-                client = socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
-                client.sendall(b"payload of a client")
-                self.sockets.append(client)
+                self.sockets.append(self.connect())
             except OSError:
                 self.ended.wait(0.01)
 
+    @abstractmethod
+    def connect(self) -> socket.socket:
+        """One of them, which has sent something."""
+
     def stop(self) -> None:
         """Close them all."""
         self.ended.set()
@@ -148,34 +151,42 @@ class Clients(threading.Thread):
             client.close()
 
 
-class Offering(threading.Thread):
+class Clients(Connecting):
+    """Connections to a port, each with payload, for as long as they are wanted."""
+
+    def __init__(self, port: int, number: int) -> None:
+        super().__init__(number)
+        self.port = port
+
+    def connect(self) -> socket.socket:
+        """One whose payload waits."""
+        client = socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
+        try:
+            client.sendall(b"payload of a client")
+        except BaseException:
+            client.close()
+            raise
+        return client
+
+
+class Offering(Connecting):
     """Clients of the server of many containers' ports, each of which passes a file."""
 
     def __init__(self, path: str, number: int) -> None:
-        super().__init__(daemon=True)
-        self.path, self.number = path, number
-        self.sockets: list[socket.socket] = []
-        self.ended = threading.Event()
+        super().__init__(number)
+        self.path = path
 
-    def run(self) -> None:
-        """Connect as soon as somebody listens; the backlog keeps them in order."""
-        with open("/etc/passwd", "rb") as file:
-            while len(self.sockets) < self.number and not self.ended.is_set():
-                client = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-                try:
-                    client.connect(self.path)
-                    socket.send_fds(client, [b"this is no offer"], [file.fileno()])
-                    self.sockets.append(client)
-                except OSError:
-                    client.close()
-                    self.ended.wait(0.01)
-
-    def stop(self) -> None:
-        """Close them all."""
-        self.ended.set()
-        self.join(PATIENCE)
-        for client in self.sockets:
+    def connect(self) -> socket.socket:
+        """One whose message waits, and the file with it."""
+        client = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            client.connect(self.path)
+            with open("/etc/passwd", "rb") as file:
+                socket.send_fds(client, [b"this is no offer"], [file.fileno()])
+        except BaseException:
             client.close()
+            raise
+        return client
 
 
 class Surroundings:
