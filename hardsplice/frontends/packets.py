@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 BACKLOG = 128  # clients that wait to be heard
 SECONDS = 5.0  # that a client waits until it is heard
+_UCRED = struct.Struct("=iII")  # struct ucred: pid, uid, gid
 _KIND = socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC
 
 
@@ -65,6 +66,13 @@ def connect(path: str) -> socket.socket:
             client.close()
             raise
         return client
+
+
+def listener_of(connection: socket.socket) -> int:
+    """The PID of who listened where a connection was made; 0 if it is of another PID namespace."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    pid: int = _UCRED.unpack(credentials)[0]
+    return pid
 
 
 def has_ended(path: str) -> bool:

@@ -40,11 +40,7 @@ YOUNG_SECONDS = 10.0  # that a socket may be there before somebody listens at it
 TRIES = 3  # with one server after the other
 _PAUSE = 0.01
 _ROOM = 1 << 14  # bytes of an answer
-# A reason and a next step.
-_SILENT = (
-    "the server does not answer",
-    "end it, and ports have a new one: ps -C hs-host -o pid,args",
-)
+_SILENT = "the server does not answer"
 
 
 class Wanted(NamedTuple):
@@ -77,14 +73,14 @@ def publish(place: Place, wanted: Wanted) -> Published:
         try:
             connection, answer = _offer(place, wanted, opened)
         except BaseException:
-            close_all(fd for _, fd in opened)
+            _close(wanted, opened)
             raise
         if answer is not None and answer.failure is None:
             is_tcp = [forward.protocol is Protocol.TCP for forward, _ in opened]
             fds = [fd for (_, fd), is_kept in zip(opened, is_tcp, strict=True) if is_kept]
             return Published(connection.detach(), fds, wanted.moves)
         connection.close()
-        close_all(fd for _, fd in opened)
+        _close(wanted, opened)
         if answer is not None:
             if place.ports or not answer.is_full:
                 assert answer.failure is not None
@@ -108,6 +104,18 @@ def _open(wanted: Wanted) -> Sequence[tuple[Forward, int]]:
         return os.dup(kept[forward]) if forward in kept else None
 
     return listeners.open_listeners(wanted.forwards, families, again)
+
+
+def _close(wanted: Wanted, opened: Sequence[tuple[Forward, int]]) -> None:
+    """Close listeners that are not served. A server that hangs still has those that were passed:
+    nobody is to wait for it there, and a later program is to have the port.
+    """
+    if wanted.passed is None and not wanted.kept:
+        for forward, fd in opened:
+            if forward.protocol is Protocol.TCP:
+                with socket.socket(fileno=os.dup(fd)) as listener, contextlib.suppress(OSError):
+                    listener.shutdown(socket.SHUT_RDWR)
+    close_all(fd for _, fd in opened)
 
 
 def _is_as_it_was(forward: Forward, fd: int) -> bool:
@@ -146,14 +154,14 @@ def _ask(
             messages.sendmsg(fd, data, fds, socket.MSG_NOSIGNAL)
         seconds = ANSWER_SECONDS + PORT_SECONDS * len(opened)
         if not poller.poll(1000 * seconds):
-            raise HardspliceError("forward", "ports", *_SILENT)
+            raise _silent("forward", "ports", connection)
         data = connection.recv(_ROOM)
     except ConnectionError:  # perhaps with an answer: it need not have heard all
         data = b""
         with contextlib.suppress(OSError):
             data = connection.recv(_ROOM, socket.MSG_DONTWAIT)
     except BlockingIOError:
-        raise HardspliceError("forward", "ports", *_SILENT) from None
+        raise _silent("forward", "ports", connection) from None
     except OSError as error:
         raise HardspliceError("pass on", "listeners", reason_of(error)) from error
     try:
@@ -188,13 +196,22 @@ def _connected(path: str) -> socket.socket | None:
     except (FileNotFoundError, ConnectionRefusedError):
         return None
     except BlockingIOError:
-        raise HardspliceError("reach", f"the server at {path}", *_SILENT) from None
+        raise _silent("reach", f"the server at {path}") from None
     except OSError as error:
         raise HardspliceError("reach", f"the server at {path}", reason_of(error)) from error
     if socketcalls.peer_user(connection.fileno()) != os.geteuid():
         connection.close()
         raise HardspliceError("trust", f"the server at {path}", "it is another user's")
     return connection
+
+
+def _silent(verb: str, what: str, server: socket.socket | None = None) -> HardspliceError:
+    """It hangs, or was stopped: no other signal ends it then. Who listens is the one to be ended,
+    if it is of our PID namespace.
+    """
+    pid = 0 if server is None else packets.listener_of(server)
+    how = f"kill -KILL {pid or 'PID, of: ps -C hs-host -o pid,args'}"
+    return HardspliceError(verb, what, _SILENT, f"end it, and ports have a new one: {how}")
 
 
 def _forget_ended(folder: str, ending: str = "") -> None:

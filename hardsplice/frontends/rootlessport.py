@@ -65,13 +65,13 @@ def serve(argv: Sequence[str]) -> NoReturn:
         published = stub.attempted(
             lambda: _publish(request, again, kept.moves), lambda: _is_over(request)
         )
+        _keep(text)
+        ready = Ready(request.ready_fd, READY)
+        title = f"{PROGRAM} of {request.container[:_ID_SHOWN]}"
+        stub.become(PROGRAM, title, published, ready, (request.exit_fd,), limit, request.socket)
     except BaseException:
         _remove_socket(request)
         raise
-    _keep(text)
-    ready = Ready(request.ready_fd, READY)
-    title = f"{PROGRAM} of {request.container[:_ID_SHOWN]}"
-    stub.become(PROGRAM, title, published, ready, (request.exit_fd,), limit, request.socket)
 
 
 def _is_over(request: Request) -> bool:

@@ -44,7 +44,7 @@ SECONDS = 10.0  # that a client may take to say it
 IDLE_SECONDS = 2.0  # without a client
 AGAIN_SECONDS = 1.0  # until what failed is tried again: accepting, and removing a port
 
-_REMOVER = 'read -r _; exec find "$1" -maxdepth 0 -inum "$2" -delete 2>/dev/null'
+_REMOVER = 'read -r _; exec find "$1" -maxdepth 0 -inum "$2" -exec rm -f {} + 2>/dev/null'
 _FLAGS = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
 _CUT = socket.MSG_TRUNC | socket.MSG_CTRUNC
 

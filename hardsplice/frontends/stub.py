@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import os
 import resource
 import signal
@@ -30,7 +31,7 @@ from typing import NoReturn, TypeVar
 
 from hardsplice.frontends.publishing import Published
 from hardsplice.ipc import descriptors
-from hardsplice.model.errors import HardspliceError, in_a_line, printable
+from hardsplice.model.errors import HardspliceError, in_a_line, printable, reason_of
 from hardsplice.model.record import NamedTuple
 from hardsplice.model.spec import Address
 
@@ -38,19 +39,28 @@ SHELL = "/bin/sh"
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before each further attempt
 AGAIN_MAX, AGAIN_SECONDS = 8, 60.0  # servers that may end, and in which time
 
+# Of processor time that the shell may take: it reads next to nothing. A server that was taken over
+# could have it read, and keep in memory, a line without an end.
+SECONDS = 5
 NEXT_STEP = "restart the container to have its ports again"
 
 # The shell's parameters: the connection's descriptor; where to write what when it is ready, which
 # is not before it can be told to end; a socket to be removed at the end, and the number of its
-# file, or nothing; the container's address, if a server has told it; the file that the interpreter
-# runs; and the program. Others look for that by its name.
+# file, or nothing; the container's address, if a server has told it; the seconds of processor time
+# that the program may take; the file that the interpreter runs; and the program. Others look for
+# that by its name.
 SCRIPT = """
 { printf %s "$0" >/proc/self/comm; } 2>/dev/null
-fd=$1 told=$2 word=$3 path=$4 inode=$5 address=$6 file=$7 python=$8
-shift 8
+fd=$1 told=$2 word=$3 path=$4 inode=$5 address=$6 seconds=$7 file=$8 python=$9
+shift 9
 finish() {
-    [ -z "$path" ] || find "$path" -maxdepth 0 -inum "$inode" -delete 2>/dev/null
+    [ -z "$path" ] || find "$path" -maxdepth 0 -inum "$inode" -exec rm -f {} + 2>/dev/null
     exit "$1"
+}
+give_up() {
+    trap - EXIT
+    logger -t "$0" -p daemon.err "hardsplice: cannot forward ports any more: $1@NEXT_STEP@"
+    finish 1
 }
 leave() {
     trap - HUP INT TERM
@@ -67,16 +77,19 @@ while read -r line <&"$fd"; do
     address=$line
 done
 trap - HUP INT TERM
+ulimit -S -t "$seconds"
+shopt -s execfail 2>/dev/null  # where a shell has this, it runs no trap as exec fails
 for pause in 1 2 4 8 0; do
     if [ ! -x "$python" ]; then missing=$python
     elif [ ! -r "$file" ]; then missing=$file
-    else exec "$python" -X "hardsplice-address=$address" "$@"
+    else
+        trap 'give_up "$python cannot be executed; "' EXIT
+        exec "$python" -X "hardsplice-address=$address" "$@"
+        give_up "$python cannot be executed; "
     fi
     sleep "$pause"  # it may be about to be replaced
 done
-logger -t "$0" -p daemon.err "hardsplice: cannot forward ports any more: $missing is gone;\
- install hardsplice, and @NEXT_STEP@"
-finish 1
+give_up "$missing is gone; install hardsplice, and "
 """.replace("@NEXT_STEP@", NEXT_STEP)
 # Names of -X options: after an upgrade a shell of the old version starts the new one with these.
 _AGAIN, _KEPT, _ADDRESS = "hardsplice-again", "hardsplice-listeners", "hardsplice-address"
@@ -208,6 +221,7 @@ def become(
     moves = () if published.moves is None else (published.moves,)
     sources = (published.connection, ready.fd, *published.listeners, *moves)
     places += range(first, first + len(sources) - 2)
+    saved = [(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, places[-1] + 1), fd) for fd in (1, ready.fd)]
     moved = [fcntl.fcntl(fd, fcntl.F_DUPFD, places[-1] + 1) for fd in sources]
     for fd, place in zip(moved, places, strict=True):
         os.dup2(fd, place)
@@ -215,17 +229,31 @@ def become(
     kept |= {*places}
     for fd in kept:
         os.set_inheritable(fd, True)
-    descriptors.close_others(kept)
+    descriptors.close_others(kept | {copy for copy, _ in saved})
     resource.setrlimit(resource.RLIMIT_NOFILE, limit)
     for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them
         signal.signal(number, signal.SIG_DFL)
     given = [*map(str, places[:2]), ready.word]
     given += _removed(socket)
-    given += [str(address() or ""), sys.orig_argv[-1 - len(sys.argv)]]
+    given += [str(address() or ""), _limit_time(), sys.orig_argv[-1 - len(sys.argv)]]
     again = _again().next(time.monotonic())
     words = [sys.executable, *sys.orig_argv[1:]]
     program = command(words, again, listeners, has_moves=bool(moves))
-    os.execv(SHELL, [titled(title), "-c", SCRIPT, name, *given, *program])
+    try:
+        os.execv(SHELL, [titled(title), "-c", SCRIPT, name, *given, *program])
+    except OSError as error:
+        for copy, fd in saved:  # where an error is told
+            os.dup2(copy, fd)
+        raise HardspliceError("execute", SHELL, reason_of(error)) from error
+
+
+def _limit_time() -> str:
+    """Limit our processor time for the shell; what `ulimit -t` is told to have the limit back."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    limit = SECONDS + math.ceil(time.process_time())
+    if all(limit < one for one in (soft, hard) if one != resource.RLIM_INFINITY):
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, hard))
+    return "unlimited" if soft == resource.RLIM_INFINITY else str(soft)
 
 
 def titled(title: str) -> str:

@@ -135,6 +135,25 @@ def ended(pid: int) -> bool:
     return not procfs.alive(pid)
 
 
+def test_a_server_that_hangs_is_named_and_holds_no_port(containers: Containers) -> None:
+    """It was stopped, for instance. What the error says to do helps."""
+    containers.start(0)
+    (server,) = containers.servers()
+    os.kill(server, signal.SIGSTOP)
+    refused = containers.begin(1)
+    assert refused.process.stdout is not None
+    said = refused.process.stdout.read().decode()
+    assert said == (
+        "hardsplice: cannot forward ports: the server does not answer;"
+        f" end it, and ports have a new one: kill -KILL {server}\n"
+    )
+    assert can_bind("127.0.0.1", containers.port + 1)
+    subprocess.run(["sh", "-c", said.strip().rpartition(": ")[2]], check=True)
+    eventually(lambda: containers.serves(0), "ports have no new server")
+    containers.start(1)
+    assert containers.serves(1)
+
+
 def test_an_upgrade_of_the_protocol_leaves_two_servers_until_one_ends(
     containers: Containers, tmp_path: Path, program: Program
 ) -> None:

@@ -41,7 +41,7 @@ def test_a_server_that_accepts_nobody_is_not_waited_for(
     with packets.listen(path, 0), packets.connect(path):
         with pytest.raises(HardspliceError, match="does not answer") as raised:
             publishing._connected(path)
-        assert "ps -C hs-host" in str(raised.value.hint)
+        assert "kill -KILL PID, of: ps -C hs-host" in str(raised.value.hint)
         os.utime(path, (0, 0))
         publishing._forget_ended(str(tmp_path))
         assert os.path.exists(path)
