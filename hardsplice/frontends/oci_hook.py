@@ -13,6 +13,7 @@ again is a new process in a new namespace, for which the runtime calls the hook 
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import syslog
@@ -107,11 +108,23 @@ def run(state: State) -> None:
         hint = "createRuntime and poststop are when it can do something"
         raise HardspliceError("use", "this hook", reason, hint)
     words = arguments(state) if state.status in STARTING else []
+    if words and _is_hosts(state.pid):
+        reason = "the container is in the host's network, where its ports are without forwarding"
+        hint = f"leave out its annotations {PREFIX}*, or give it a network: --network none will do"
+        raise HardspliceError("forward", f"ports of container {state.id}", reason, hint)
     with Instances("oci").locked(state.id) as instance:
         # One that is left belongs to the container's life before.
         instance.end()
         if words:
             instance.begin(words)
+
+
+def _is_hosts(pid: int) -> bool:
+    """Whether a process is in our own network namespace, which is the runtime's."""
+    try:
+        return os.path.samefile(f"/proc/{pid}/ns/net", "/proc/self/ns/net")
+    except OSError:
+        return False  # whoever joins it says why that can't be done
 
 
 def main() -> int:

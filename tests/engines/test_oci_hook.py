@@ -67,10 +67,10 @@ class Hooked:
         described["hook"]["path"] = str(executable(podman.folder / "hook", stage, "oci_hook"))
         (hooks / HOOKS.name).write_text(json.dumps(described))
         is_roots = runtime == "crun" and podman.owner.is_root
+        self.cgroups = "--cgroups disabled" if is_roots else ""
         self.prelude = PRELUDE.format(
-            runtime=runtime, hooks=hooks, port=PORT, image=IMAGE,
-            cgroups="--cgroups disabled" if is_roots else "",
-        )  # fmt: skip
+            runtime=runtime, hooks=hooks, port=PORT, image=IMAGE, cgroups=self.cgroups
+        )
         if is_roots:
             self.prelude = FOR_CRUN + self.prelude
 
@@ -159,6 +159,20 @@ def test_a_failure_is_the_containers(failure: str, hooked: Hooked, runtime: str)
     shown = re.findall(r"hardsplice-oci-hook: .*", errors)
     assert len(shown) == 1, errors
     assert FAILURES[failure].format(port=hooked.port) in shown[0]
+
+
+def test_a_container_in_the_hosts_network_needs_no_forwarding(hooked: Hooked) -> None:
+    """So says the error."""
+    told = f"--annotation run.oci.hooks.stderr={hooked.podman.folder}/home/said"
+    said, errors = hooked.run(f"""
+        podman run {hooked.cgroups} --name one --network host \
+            --annotation {tcp(hooked.port)} {told} --rm {IMAGE} true; echo $?
+        cat $HOME/said >&2
+        left
+    """)
+    assert said == ["126"], errors
+    assert "the container is in the host's network, where its ports are without" in errors
+    assert "leave out its annotations org.hardsplice.*" in errors
 
 
 def test_a_container_without_our_annotations_is_left_alone(hooked: Hooked) -> None:

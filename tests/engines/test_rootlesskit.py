@@ -137,15 +137,17 @@ wait
 """
 
 
-@pytest.mark.parametrize("suite", ["", "sid"])
+@pytest.mark.parametrize("suite", ["", "trixie", "sid"])
 def test_rootless_docker(suite: str, user: Identity, user_folder: Path, program: Program) -> None:
-    """Its daemon adds and removes ports as containers start and end: of release 20.10 by
-    RootlessKit's proxy, and of release 28 by itself.
+    """Its daemon adds and removes ports as containers start and end: of releases 20.10 and 26 by
+    the proxy of RootlessKit 1 and 2, and of release 28 by itself.
     """
     tree = Tree(suite, user_folder) if suite else None
     if tree is None:
         need("rootlesskit", "rootlesskit-docker-proxy", "ip", "dockerd", "docker", "containerd")
-    proxy = "" if tree else '--userland-proxy-path="$(command -v rootlesskit-docker-proxy)"'
+    proxy = (
+        "" if suite == "sid" else '--userland-proxy-path="$(command -v rootlesskit-docker-proxy)"'
+    )
     port = free_ports(2)
     script = (WAIT + START + DOCKER_RUNS).format(
         inside=(WAIT + DOCKERD).format(proxy=proxy), folder=user_folder, port=port, taken=port + 1,

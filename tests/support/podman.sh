@@ -4,6 +4,8 @@
 # Surroundings in which Podman can be used as any user, and which leave nothing behind: a mount and a
 # PID namespace with accounts, /run, cgroups and storage of their own. `podman.sh FOLDER UID WORDS...`
 # runs a command in there, with the programs in $HELPERS before Podman's own; it ends, and everything that it started with it, when its parent does.
+# With $SHARED_RUN its /run is that folder, as several users have one. With $DELEGATED it starts in
+# the cgroup of that path, which is the user's: so Podman can pause containers.
 set -eu
 folder=$1 uid=$2
 shift 2
@@ -16,7 +18,7 @@ echo "podman-test:$((uid * 65536)):65536" > "$folder/subids"
 mount --bind "$folder/group" /etc/group
 for place in subuid subgid; do mount --bind "$folder/subids" /etc/$place; done
 [ "$uid" = 0 ] || mount --bind "$folder/passwd" /etc/passwd
-mount -t tmpfs -o mode=755 none /run
+if [ -n "${SHARED_RUN-}" ]; then mount --bind "$SHARED_RUN" /run; else mount -t tmpfs -o mode=755 none /run; fi
 install -d -m 700 -o "$uid" -g "$uid" "/run/user/$uid"
 cat > "$folder/storage.conf" <<END
 [storage]
@@ -34,6 +36,11 @@ else
     runtime=crun # which takes one hierarchy of cgroups, and not two kinds of them
     umount --recursive --lazy /sys/fs/cgroup
     mount -t cgroup2 none /sys/fs/cgroup
+fi
+if [ -n "${DELEGATED-}" ]; then
+    mkdir -p "/sys/fs/cgroup$DELEGATED/own"
+    chown -R "$uid" "/sys/fs/cgroup$DELEGATED"
+    echo $$ > "/sys/fs/cgroup$DELEGATED/own/cgroup.procs"
 fi
 cat > "$folder/containers.conf" <<END
 [containers]
