@@ -8,6 +8,7 @@ come from there; and so does the number of datagrams for which the socket had no
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 
@@ -49,7 +50,7 @@ def open_listener(address: Address, *, dual: bool, interface: str | None) -> int
     try:
         datagrams.set_pktinfo(fd, family)
         datagrams.set_overflow(fd)
-        datagrams.take_joined(fd)
+        _take_joined(fd)
         if is_ipv6:
             socketcalls.set_ipv6_only(fd, value=not dual)
         if interface:
@@ -59,6 +60,13 @@ def open_listener(address: Address, *, dual: bool, interface: str | None) -> int
         os.close(fd)
         raise
     return fd
+
+
+def _take_joined(fd: int) -> None:
+    """Before Linux 5.0 each datagram comes alone. No other reason is foreseen."""
+    failure = datagrams.take_joined(fd)
+    if failure not in (0, -errno.ENOPROTOOPT):
+        raise OSError(-failure, os.strerror(-failure))
 
 
 def has_no_peer(fd: int) -> bool:
@@ -89,6 +97,5 @@ def make_sound(listener: socket.socket) -> None:
         listener.setsockopt(socket.IPPROTO_IP, mmsghdr.IP_PKTINFO, 0)
     listener.setsockopt(*_PKTINFO[socket.AddressFamily(listener.family)], 1)
     listener.setsockopt(socket.SOL_SOCKET, mmsghdr.SO_RXQ_OVFL, 1)
-    with contextlib.suppress(OSError):  # before Linux 5.0
-        listener.setsockopt(socket.IPPROTO_UDP, mmsghdr.UDP_GRO, 1)
+    _take_joined(listener.fileno())
     listener.setblocking(False)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from hardsplice.ipc.channel import close_all
-from hardsplice.kernel import pinned, socketcalls
+from hardsplice.kernel import datagrams, pinned, socketcalls
 from hardsplice.kernel.mmsghdr import IP_PKTINFO
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import HardspliceError
@@ -331,6 +331,21 @@ def test_of_udp_an_option_that_was_changed_is_noticed() -> None:
         assert not is_sound(listener.fileno(), Protocol.UDP)
         make_sound(listener)
         assert is_sound(listener.fileno(), Protocol.UDP)
+
+
+def test_of_udp_only_an_old_kernel_need_not_join_datagrams(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a listener that is opened, and of one that is made like those."""
+    asked = forward("127.0.0.1")._replace(protocol=Protocol.UDP)
+    monkeypatch.setattr(datagrams, "take_joined", lambda _: -errno.ENOPROTOOPT)
+    with opened(asked) as listener:
+        make_sound(listener)
+        monkeypatch.setattr(datagrams, "take_joined", lambda _: -errno.EPERM)
+        with pytest.raises(PermissionError):
+            make_sound(listener)
+    with pytest.raises(PermissionError), opened(asked):
+        pass
 
 
 IP_OPTIONS = (6, 7, 8, 11, 12, 13, 18, 20, 23, 25)  # linux/in.h
