@@ -74,6 +74,8 @@ class Here:
 
     role = ""
     attempt: int | None = None  # which one this process was made for
+    relays = 0  # of the job's role, that a monitor has started, or had when it started this one
+    is_spared = False  # a relay beside one that is taken over: one of several is
 
 
 here = Here()
@@ -142,6 +144,7 @@ def install_asking(program: bytes) -> int:
 
 def start_relays(self: supervisor.Supervisor) -> None:
     """In the place of Supervisor.start: first a relay for each attempt, then the real one."""
+    here.relays += role_of(self.plan) == job.role
     mine = role_of(self.plan) == job.role and not self.was_ready
     for index in range(len(job.attempts) if mine else 0):
         group = (self.plan.direction, self.plan.protocol)
@@ -173,6 +176,7 @@ def role_of(plan: relay.Plan) -> str:
 def relay_main(plan: relay.Plan, channel: Channel, monitor: int) -> NoReturn:
     """In the place of relay.main: remember what this process is."""
     here.role = role_of(plan)
+    here.is_spared = plan.workers > 1 and here.relays > 1
     scene.channel, scene.parent = channel, monitor
     scene.listeners = tuple(one.fd for one in plan.listeners)
     _relay_main(plan, channel, monitor)
@@ -193,7 +197,8 @@ def before(owner: Any, name: str, *roles: str) -> None:
     original = getattr(owner, name)
 
     def acting(*arguments: Any, **named: Any) -> Any:
-        if here.role in roles and board.go and here.role == job.role and job.action:
+        is_mine = here.role in roles and here.role == job.role and not here.is_spared
+        if is_mine and board.go and job.action:
             board.go = False
             actions.act(job.action, arguments[0], board)
         return original(*arguments, **named)
