@@ -176,15 +176,14 @@ def test_in_peace_it_is_looked_once_a_second(
         instance = start("-t", f"auto,{port}-{port + 3}", "-T", "auto,1-2")
         family = instance.processes()
 
-        def slept(seconds: float) -> dict[int, int]:
-            before = {pid: sleeps(pid) for pid in family}
-            time.sleep(seconds)
-            return {pid: sleeps(pid) - before[pid] for pid in family}
+        def is_at_rest() -> bool:
+            before, began = {pid: sleeps(pid) for pid in family}, time.monotonic()
+            time.sleep(4.0)
+            host, *others = (sleeps(pid) - before[pid] for pid in family)
+            looks = time.monotonic() - began  # a busy machine may have made it longer
+            return looks - 2 < host < looks + 2 and sum(others) <= 1
 
-        eventually(lambda: sum(slept(1.0).values()) <= 2, "it never comes to rest", within=30)
-        host, *others = slept(4.0).values()
-        assert 3 <= host <= 5
-        assert sum(others) <= 1
+        eventually(is_at_rest, "it never comes to rest", within=30)
         instance.stop()
 
 
