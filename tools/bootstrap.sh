@@ -91,7 +91,7 @@ need_tools() {
     need uidmap has_command newuidmap
     need procps has_command ps
     need strace has_command strace
-    need dnsmasq-base has_command dnsmasq # tests/relay_udp/test_programs.py: the next nine
+    need dnsmasq-base has_command dnsmasq # tests/relay_udp: the next ten
     need bind9-dnsutils has_command dig
     need dnsperf has_command dnsperf
     need iperf3 has_command iperf3
@@ -100,6 +100,7 @@ need_tools() {
     need mosh has_command mosh-server
     need wireguard-tools has_command wg
     need wireguard-go has_command wireguard-go
+    need openvpn has_command openvpn
     need groff-base has_command groff
     need mandoc has_command mandoc
     need man-db has_command man

@@ -11,7 +11,6 @@ import re
 import select
 import shutil
 import signal
-import socket
 import subprocess
 import termios
 import time
@@ -21,18 +20,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import identity_named
 from tests.support.netns import Identity, Namespace, clean_environment
-from tests.support.product import Instance, Program, free_ports
+from tests.support.product import Instance, free_ports
 from tests.support.stream import (
     MIB,
     PATIENCE,
     Stream,
     Violation,
     eventually,
-    expect,
-    send_and_finish,
-    together,
 )
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")
@@ -40,6 +35,7 @@ Launch = Callable[..., Instance]
 
 _PACKAGES = {
     "dnsmasq": "dnsmasq-base",
+    "unbound": "unbound",
     "dig": "bind9-dnsutils",
     "dnsperf": "dnsperf",
     "iperf3": "iperf3",
@@ -50,6 +46,7 @@ _PACKAGES = {
     "mosh-client": "mosh",
     "wg": "wireguard-tools",
     "wireguard-go": "wireguard-go",
+    "openvpn": "openvpn",
 }
 _PATH = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
 
@@ -121,24 +118,51 @@ def await_line(process: subprocess.Popen[str], what: str) -> str:
 # --- names ---
 
 
-@pytest.fixture
-def resolver(stand: Stand, launch: Launch) -> int:
-    """A port that leads to dnsmasq's port 53 in the namespace, by UDP and by TCP."""
-    dnsmasq = program_named("dnsmasq")
+LONG = [f"{'x' * 250}{number}" for number in range(14)]  # texts of one name
+UNBOUND = """server:
+  directory: "{folder}"
+  username: ""
+  chroot: ""
+  pidfile: ""
+  use-syslog: no
+  do-daemonize: no
+  interface: 127.0.0.1
+  port: 53
+  edns-buffer-size: 4096
+  max-udp-size: 4096
+  local-zone: "test." static
+  local-zone: "some.test." redirect
+  local-data: "some.test. A 192.0.2.7"
+"""
+
+
+def dnsmasq(_: Stand) -> list[str]:
+    """As root of its user namespace, with no group to change to: setgroups(2) is denied there."""
+    return [
+        program_named("dnsmasq"), "--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv",
+        "--no-hosts", "--pid-file=", "--user=root", "--group=", "--listen-address=127.0.0.1",
+        "--bind-interfaces", "--edns-packet-max=4096", "--address=/some.test/192.0.2.7",
+        *(f"--txt-record=long.test,{text}" for text in LONG),
+    ]  # fmt: skip
+
+
+def unbound(stand: Stand) -> list[str]:
+    """Without the rights that it would give up."""
+    path = stand.folder / "unbound.conf"
+    texts = [f"  local-data: 'long.test. TXT \"{text}\"'\n" for text in LONG]
+    path.write_text(UNBOUND.format(folder=stand.folder) + "".join(texts))
+    return [program_named("unbound"), "-d", "-c", str(path)]
+
+
+@pytest.fixture(params=[dnsmasq, unbound])
+def resolver(request: pytest.FixtureRequest, stand: Stand, launch: Launch) -> int:
+    """A port that leads to a server of names at port 53 in the namespace, by UDP and by TCP."""
     program_named("dig")
     port = free_ports()
-    long = [f"--txt-record=long.test,{'x' * 250}{number}" for number in range(14)]
-    # As root of its user namespace, and with no group to change to: setgroups(2) is denied there.
-    stand.start(
-        stand.inside(
-            dnsmasq, "--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts",
-            "--pid-file=", "--user=root", "--group=", "--listen-address=127.0.0.1",
-            "--bind-interfaces", "--edns-packet-max=4096", "--address=/some.test/192.0.2.7", *long,
-        )
-    )  # fmt: skip
+    stand.start(stand.inside(*request.param(stand)))
     spec = f"127.0.0.1/{port}:53"
     launch(stand.identity, "-f", "-t", spec, "-u", spec, str(stand.namespace.pid)).wait_ready()
-    eventually(lambda: _asked(port, "some.test") == "192.0.2.7\n", "dnsmasq answers")
+    eventually(lambda: _asked(port, "some.test") == "192.0.2.7\n", "no name is answered")
     return port
 
 
@@ -151,7 +175,7 @@ def _asked(port: int, *words: str) -> str:
 
 @pytest.mark.parametrize("how", ["+notcp", "+tcp"])
 def test_names(resolver: int, how: str) -> None:
-    """dig asks dnsmasq, by UDP and by TCP on ports of the same number."""
+    """dig asks, by UDP and by TCP on ports of the same number."""
     assert _asked(resolver, how, "some.test") == "192.0.2.7\n"
 
 
@@ -288,71 +312,3 @@ def _end(handle: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         signal.pidfd_send_signal(handle, signal.SIGKILL)
     os.close(handle)
-
-
-# --- a VPN ---
-
-
-class Within(Identity):
-    """Root, in a network namespace: what is started so takes that for the host's."""
-
-    def wrap(self, argv: list[str]) -> list[str]:
-        return ["nsenter", f"--net={self.name}", *argv]
-
-
-@pytest.mark.root
-def test_wireguard(program: Program, tmp_path: Path) -> None:
-    """A tunnel of WireGuard's (in user space), whose packets are hardsplice's datagrams: TCP
-    through it carries its bytes."""
-    go, wg = program_named("wireguard-go"), program_named("wg")
-    if not os.access("/dev/net/tun", os.W_OK):
-        pytest.skip("/dev/net/tun can't be opened")
-    root = identity_named("root")
-    with contextlib.ExitStack() as stack:
-        host, inner = (stack.enter_context(Namespace(root)) for _ in range(2))
-        ends = {"a": host, "b": inner}
-        keys = {name: said([wg, "genkey"]).strip() for name in ends}
-        public = {}
-        for name, key in keys.items():
-            (tmp_path / name).write_text(key)
-            public[name] = subprocess.run(
-                [wg, "pubkey"], input=key, capture_output=True, text=True, check=True
-            ).stdout.strip()
-        for number, (name, namespace) in enumerate(ends.items(), 1):
-            enter = ["nsenter", f"--net={namespace.net_path}"]
-            interface, other = f"hs{name}{os.getpid() % 100_000}", "ab"[2 - number]
-            tunnel = subprocess.Popen(
-                [*enter, go, "--foreground", interface],
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            )  # fmt: skip
-            stack.callback(tunnel.wait)
-            stack.callback(tunnel.terminate)
-            eventually(Path(f"/var/run/wireguard/{interface}.sock").exists, "wireguard-go is up")
-            to = ["endpoint", "127.0.0.1:5000", "persistent-keepalive", "1"] if name == "a" else []
-            said(
-                [*enter, wg, "set", interface, "private-key", str(tmp_path / name),
-                 "listen-port", str(5000 + number), "peer", public[other],
-                 "allowed-ips", f"10.77.0.{3 - number}/32", *to]
-            )  # fmt: skip
-            said([*enter, "ip", "address", "add", f"10.77.0.{number}/24", "dev", interface])
-            said([*enter, "ip", "link", "set", interface, "up"])
-        within = Within(host.net_path)
-        instance = Instance(
-            program, within, ["-f", "-u", "127.0.0.1/5000:5002", str(inner.pid)]
-        ).wait_ready()
-        stack.callback(instance.discard)
-        listener = stack.enter_context(inner.socket(socket.AF_INET))
-        listener.bind(("10.77.0.2", 80))
-        listener.listen()
-        listener.settimeout(PATIENCE)
-        client = stack.enter_context(host.socket(socket.AF_INET))
-        client.settimeout(PATIENCE)
-        client.connect(("10.77.0.2", 80))
-        server = stack.enter_context(listener.accept()[0])
-        server.settimeout(PATIENCE)
-        stream = Stream()
-        together(
-            lambda: send_and_finish(client, stream, 3 * MIB),
-            lambda: expect(server, stream, 3 * MIB),
-        )
-        instance.stop()
