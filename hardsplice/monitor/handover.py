@@ -64,9 +64,13 @@ WAITING_MAX = 1 << 17  # requests: as many as there are ports of both directions
 
 # --- the host monitor's part ----------------------------------------------------------------------
 
-_SILENT = "the namespace monitor does not answer"
+_HINT = (
+    "if it was stopped or hangs, end it, and hardsplice ends with it:"
+    " kill -KILL PID, of: ps -C hs-namespace -o pid,ppid,stat"
+)
+_SILENT = ("the namespace monitor does not answer", _HINT)
 _SENT = {
-    Sent.FULL: (_SILENT, None),
+    Sent.FULL: _SILENT,
     Sent.GONE: ("the namespace monitor has ended", None),
     Sent.CROWDED: (os.strerror(errno.ETOOMANYREFS), CROWDED_HINT),
 }
@@ -124,7 +128,7 @@ class HostSide:
 
     def _send_request(self, request: Request) -> None:
         if not request.can_wait and (self.is_late or len(self.waiting) >= WAITING_MAX):
-            self._finish(request, request.failed(_SILENT))
+            self._finish(request, request.failed(*_SILENT))
             return
         self.waiting.append(request)
         self._next()
@@ -190,9 +194,9 @@ class HostSide:
         self.is_late = True
         late = [one for one in (self.current, *self.waiting) if not one.can_wait]
         self.waiting = deque(one for one in self.waiting if one.can_wait)
-        self._report(HardspliceError("change", "ports", _SILENT))
+        self._report(HardspliceError("change", "ports", *_SILENT))
         for request in late:
-            self._finish(request, request.failed(_SILENT))
+            self._finish(request, request.failed(*_SILENT))
 
     def take(self, record: Record) -> None:
         """An answer. MalformedError if no request awaits it; the caller closes its descriptors."""

@@ -154,6 +154,28 @@ def test_a_server_that_hangs_is_named_and_holds_no_port(containers: Containers) 
     assert containers.serves(1)
 
 
+def test_a_namespace_monitor_that_hangs_is_named_and_ends_the_server(
+    containers: Containers,
+) -> None:
+    """What the error says to do has all ports served by another one."""
+    containers.start(0)
+    (server,) = containers.servers()
+    pid = next(one for one, name in procfs.names(server).items() if name == "hs-namespace")
+    os.kill(pid, signal.SIGSTOP)
+    refused = containers.begin(1)
+    assert refused.process.stdout is not None
+    said = refused.process.stdout.read().decode()
+    assert "the namespace monitor does not answer; if it was stopped or hangs, end it" in said
+    assert can_bind("127.0.0.1", containers.port + 1)
+    listed = said.strip().rpartition(", of: ")[2]
+    found = subprocess.run(["sh", "-c", listed], check=True, capture_output=True, text=True).stdout
+    assert [str(pid), str(server), "Ts"] in [line.split() for line in found.splitlines()]
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: containers.serves(0), "ports have no new server")
+    containers.start(1)
+    assert containers.serves(1)
+
+
 def test_an_upgrade_of_the_protocol_leaves_two_servers_until_one_ends(
     containers: Containers, tmp_path: Path, program: Program
 ) -> None:
