@@ -135,12 +135,12 @@ def ended(pid: int) -> bool:
     return not procfs.alive(pid)
 
 
-def test_a_server_that_hangs_is_named_and_holds_no_port(containers: Containers) -> None:
-    """It was stopped, for instance. What the error says to do helps."""
+def test_a_server_that_hangs_is_named_and_holds_no_port_of_tcp(containers: Containers) -> None:
+    """It was stopped, for instance. What the error says to do frees UDP ports, too."""
     containers.start(0)
     (server,) = containers.servers()
     os.kill(server, signal.SIGSTOP)
-    refused = containers.begin(1)
+    refused = containers.begin(1, protocol="tcp,udp")
     assert refused.process.stdout is not None
     said = refused.process.stdout.read().decode()
     assert said == (
@@ -148,9 +148,10 @@ def test_a_server_that_hangs_is_named_and_holds_no_port(containers: Containers) 
         f" end it, and ports have a new one: kill -KILL {server}\n"
     )
     assert can_bind("127.0.0.1", containers.port + 1)
+    assert not can_bind("127.0.0.1", containers.port + 1, socket.SOCK_DGRAM)
     subprocess.run(["sh", "-c", said.strip().rpartition(": ")[2]], check=True)
     eventually(lambda: containers.serves(0), "ports have no new server")
-    containers.start(1)
+    containers.start(1, protocol="tcp,udp")
     assert containers.serves(1)
 
 

@@ -256,16 +256,20 @@ def limited(descriptors: int | None) -> list[str]:
     return ["prlimit", f"--nofile={descriptors}:{descriptors}"] if descriptors else []
 
 
-def can_bind(address: str, port: int) -> bool:
-    """Whether nothing listens there (connections in TIME_WAIT don't count)."""
+def can_bind(address: str, port: int, kind: int = socket.SOCK_STREAM) -> bool:
+    """Whether nothing listens there (connections in TIME_WAIT don't count), or has that address for
+    datagrams.
+    """
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with socket.socket(family, kind) as probe:
+        if kind == socket.SOCK_STREAM:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         try:
             probe.bind((address, port))
-            probe.listen(1)
+            if kind == socket.SOCK_STREAM:
+                probe.listen(1)
         except OSError:
             return False
     return True
