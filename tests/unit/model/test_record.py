@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import typing
+from typing import Any
 
 import pytest
 
@@ -40,8 +43,41 @@ def test_it_is_made_and_compared_and_shown_as_theirs() -> None:
     assert Ours("a")._replace(port=2).where == "a:2"
 
 
+def test_it_takes_what_theirs_takes() -> None:
+    kind: Any
+    for given, named in (((), {}), (("a", 1, 2), {}), (("a",), {"name": "b"}), ((), {"host": 1})):
+        for kind in (Ours, Theirs):
+            with pytest.raises(TypeError):
+                kind(*given, **named)
+    for kind in (Ours, Theirs):
+        with pytest.raises(ValueError, match="host"):
+            kind("a")._replace(host=1)
+        with pytest.raises(TypeError, match="Expected 2 arguments, got 1"):
+            kind._make(["a"])
+    assert Ours._make(["a", 1])._asdict() == {"name": "a", "port": 1}
+
+
+def test_it_is_copied_and_passed_on_and_matched() -> None:
+    one = Ours("a", 1)
+    for again in (copy.copy(one), copy.deepcopy(one), pickle.loads(pickle.dumps(one))):
+        assert again == one
+        assert type(again) is Ours
+    match one:
+        case Ours("a", port=port):
+            assert port == 1
+        case _:
+            raise AssertionError
+
+
 def test_it_says_the_same_of_itself() -> None:
-    for name in ("_fields", "_field_defaults", "__doc__", "__module__", "__mro__"):
+    for name in (
+        "_fields",
+        "_field_defaults",
+        "__match_args__",
+        "__doc__",
+        "__module__",
+        "__mro__",
+    ):
         ours, theirs = getattr(Ours, name), getattr(Theirs, name)
         assert ours == theirs or name == "__mro__"
     assert Ours.__mro__[1:] == Theirs.__mro__[1:]
