@@ -131,6 +131,9 @@ def run() -> None:
     import gc
     from importlib import import_module
 
+    from hardsplice import loading
+
+    loading.begin()
     # What is made while a program starts is kept: to look through it for garbage, again and again,
     # takes a tenth of the start. Programs that go on turn it on (app/entering.py, ctl/__main__.py).
     gc.disable()

@@ -20,9 +20,11 @@ ROOMS = (
     "sandbox", "ipc", "model", "kernel",
 )  # fmt: skip
 # Modules outside of the rooms: where an interpreter starts.
-DOORS = ("__init__", "__main__", "isolated", "policy")
+DOORS = ("__init__", "__main__", "isolated", "loading", "policy")
 # Who, apart from doors, may import one: the package's own name and version anybody.
-KNOWN_DOORS = {("isolated", "ctl.__main__"), ("isolated", "frontends.programs")}
+KNOWN_DOORS = {
+    ("isolated", "ctl.__main__"), ("isolated", "frontends.programs"), ("loading", "isolated"),
+}  # fmt: skip
 LINES = 400
 
 
