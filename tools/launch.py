@@ -53,8 +53,8 @@ def probe(python: str) -> list[str]:
     """
     code = (
         "import os, sys; assert sys.version_info >= (3, 11); "
-        "import hardsplice.app.start, hardsplice.app.stages; "
-        "hardsplice.app.stages.libseccomp.load(); "
+        "import hardsplice.app.start, hardsplice.app.stages, hardsplice.sandbox.libseccomp; "
+        "hardsplice.sandbox.libseccomp.load(); "
         "os.execv(sys.argv[1], [sys.argv[1], '-c', ''])"
     )
     return [python, "-c", code, python]

@@ -11,7 +11,7 @@ import socket
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from hardsplice.app import restart
+from hardsplice.app import numbering, restart
 from hardsplice.app.listening import Listening, in_places
 from hardsplice.app.options import Mode, Options
 from hardsplice.app.pidfile import PidFile
@@ -137,10 +137,8 @@ def _number_descriptors(
     """Give each number below the first flow's its meaning: what is opened gets one above. Where
     ports may change, there are places for so many ``ports`` that come later, at least.
     """
-    listening = max(len(options.inbound), len(options.outbound)) + len(manager.passed)
     limits = descriptors.raise_limit()
-    late = max(ports, descriptors.late(limits[1])) if options.dynamic else 0
-    first = descriptors.first_flow(listening + late)
+    first = numbering.first_flow(options, len(manager.passed), ports, limits[1])
     passed = Passed(manager.passed, first)
     ready = None
     if options.ready_fd is not None:

@@ -22,7 +22,7 @@ from hardsplice.net import listeners
 from hardsplice.net.listeners import Bound
 from hardsplice.net.retiring import Sink, open_sink
 from hardsplice.relay import main as relay
-from hardsplice.sandbox.address_book import TARGETS_A_PORT, Area, Book, area_for
+from hardsplice.sandbox.address_book import TARGETS_A_PORT, Area, Book
 from hardsplice.telemetry import flow_table
 from hardsplice.telemetry.counters import Stats
 
@@ -142,13 +142,6 @@ def books(options: Options, first_flow: int, area: Area, sink: Sink) -> dict[Dir
         )
         for direction in Direction
     }  # fmt: skip
-
-
-def area_of_books(options: Options, first_flow: int, arch: str) -> Area:
-    """Where both address books are, on an architecture."""
-    listening = max(len(options.forwards(direction)) for direction in Direction)
-    late = first_flow - FIRST_LISTENER if options.dynamic else 0
-    return area_for(TARGETS_A_PORT * (listening + late) + 1, arch)
 
 
 def _flow_rows(options: Options) -> int:

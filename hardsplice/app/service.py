@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from hardsplice.model.record import NamedTuple
 
 if TYPE_CHECKING:
+    from hardsplice.app.filters import Programs
     from hardsplice.monitor.host import HostMonitor
 
 
@@ -30,3 +31,4 @@ class Besides(NamedTuple):
 
     make: Callable[[], Service]  # called in the stage *open*; raises HardspliceError
     ports: int = 0
+    programs: Programs | None = None  # the filters, if they are compiled already

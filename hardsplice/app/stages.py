@@ -37,7 +37,13 @@ from hardsplice.net import listeners
 from hardsplice.relay import main as relay
 from hardsplice.relay.tcp.pipes import probe_size
 from hardsplice.relay.tcp.seam import Kernel
-from hardsplice.sandbox import libseccomp
+
+
+def prepare(options: Options) -> None:
+    """Import what not every start needs."""
+    if any(protocol is Protocol.UDP for _, protocol in options.groups):
+        listeners.prepare()
+        relay.prepare(Protocol.UDP)
 
 
 def run(
@@ -56,17 +62,18 @@ def run(
         for direction, protocol in options.groups - set(RELAYS):
             option = direction.option(protocol)
             raise HardspliceError("use", option, f"there is no relay of {protocol.upper()}")
-        if any(protocol is Protocol.UDP for _, protocol in options.groups):
-            listeners.prepare()
-            relay.prepare(Protocol.UDP)
+        prepare(options)
         progress.stage("open")
         opened = opening.open_all(options, progress, files, besides)
 
         progress.stage("compile")
         programs = filters.compile_all(
-            opened.options, opened.numbered.first_flow, has_control=opened.has_control
+            opened.options,
+            opened.numbered.first_flow,
+            has_control=opened.has_control,
+            ahead=besides.programs if besides else None,
         )
-        progress.say(f"libseccomp by {libseccomp.load().__name__}, prctl by {prctl.PROVIDER}")
+        progress.say(f"libseccomp by {programs.library}, prctl by {prctl.PROVIDER}")
 
         progress.stage("probe")
         pipe_size = probe_size(Kernel())

@@ -259,12 +259,11 @@ def _start(path: str, place: Place) -> None:
 def _live(path: str, place: Place, tell: int) -> None:
     status = 1
     try:
-        from hardsplice.frontends import scope
+        from hardsplice.frontends import scope, serving
 
         with scope.leaving_unit():
-            from hardsplice.frontends import serving  # which takes as long as the manager does
-
-        serving.serve(path, place)
+            prepared = serving.prepare(place)  # which takes as long as the manager does
+        serving.serve(path, prepared)
         status = 0
     except BaseException as error:  # noqa: BLE001 - a forked process must not return
         with contextlib.suppress(OSError):
