@@ -40,6 +40,7 @@ YOUNG_SECONDS = 10.0  # that a socket may be there before somebody listens at it
 TRIES = 3  # with one server after the other
 _PAUSE = 0.01
 _ROOM = 1 << 14  # bytes of an answer
+_SERVES = b"\0"  # what is told of a server that was started; else it is why there is none
 _SILENT = "the server does not answer"
 
 
@@ -130,12 +131,13 @@ def _is_as_it_was(forward: Forward, fd: int) -> bool:
 def _offer(
     place: Place, wanted: Wanted, opened: Sequence[tuple[Forward, int]]
 ) -> tuple[socket.socket, Answer | None]:
-    connection = _found(place)
-    try:
-        return connection, _ask(connection, wanted, opened)
-    except BaseException:
-        connection.close()
-        raise
+    with contextlib.ExitStack() as later:
+        connection = _found(place, later)
+        try:
+            return connection, _ask(connection, wanted, opened)
+        except BaseException:
+            connection.close()
+            raise
 
 
 def _ask(
@@ -173,7 +175,7 @@ def _ask(
 # --- the server -----------------------------------------------------------------------------------
 
 
-def _found(place: Place) -> socket.socket:
+def _found(place: Place, later: contextlib.ExitStack) -> socket.socket:
     """A connection to the server, which is started if there is none. HardspliceError."""
     path = place.path
     with _locked(place.folder):
@@ -182,7 +184,7 @@ def _found(place: Place) -> socket.socket:
             _forget_ended(place.folder, ENDING)
             if place.containers is not None:
                 _forget_ended(place.containers)
-            _start(path, place)
+            _start(path, place, later)
             connection = _connected(path)
     if connection is None or place.path != path:
         raise HardspliceError("reach", "the server", "it ended as soon as it was started")
@@ -234,9 +236,10 @@ def _forget_if_ended(path: str) -> None:
         os.unlink(path)
 
 
-def _start(path: str, place: Place) -> None:
+def _start(path: str, place: Place, later: contextlib.ExitStack) -> None:
     """Start a server in a process that is nobody's child once it serves, so that nobody has to wait
-    for its end. HardspliceError where that failed.
+    for its end. HardspliceError where that failed. The process between ends meanwhile, and its
+    status is read ``later``.
     """
     told, tell = os.pipe2(os.O_CLOEXEC)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # our caller may ignore it, and so would we
@@ -248,11 +251,11 @@ def _start(path: str, place: Place) -> None:
         raise HardspliceError("start", "the server", reason_of(error)) from error
     if between == 0:
         _live(path, place, tell)
+    later.callback(os.waitpid, between, 0)
     os.close(tell)
     with open(told, "rb") as file:
         text = file.read()
-    _, status = os.waitpid(between, 0)
-    if status:
+    if text != _SERVES:
         raise error_of(text)
 
 
@@ -264,6 +267,8 @@ def _live(path: str, place: Place, tell: int) -> None:
         with scope.leaving_unit():
             prepared = serving.prepare(place)  # which takes as long as the manager does
         serving.serve(path, prepared)
+        write_all(tell, _SERVES)
+        os.close(tell)  # the end of a process takes a while, and nobody waits for it
         status = 0
     except BaseException as error:  # noqa: BLE001 - a forked process must not return
         with contextlib.suppress(OSError):
