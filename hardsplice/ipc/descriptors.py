@@ -35,6 +35,9 @@ FIRST_LISTENER = 10
 
 # Places for listeners that are added at run time: so many, or that part of all descriptors.
 LATE_MAX, LATE_SHARE = 4096, 4
+# From `reserve` on, the numbers of places that may be something else than /dev/null. It is written
+# down by what changes one, since to replace each of thousands anew takes milliseconds.
+_in_use: set[int] | None = None
 
 
 def raise_limit() -> tuple[int, int]:
@@ -130,6 +133,8 @@ def reserve(first: int, ours: Sequence[int]) -> None:
     finally:
         if null >= first:
             os.close(null)
+    global _in_use
+    _in_use = {fd for fd in ours if FIRST_LISTENER <= fd < first}
 
 
 def above(fd: int, first: int, what: str) -> int:
@@ -152,12 +157,16 @@ def move(fd: int, to: int) -> None:
 def copy(fd: int, to: int) -> None:
     """Have an open descriptor at a number below the first flow's, too."""
     os.dup2(fd, to, inheritable=False)
+    if _in_use is not None:
+        _in_use.add(to)
 
 
 def clear(fds: Iterable[int]) -> None:
     """Have /dev/null at these numbers, below the first flow's, instead of what is there."""
     for fd in fds:
         os.dup2(NULL_FD, fd, inheritable=False)
+        if _in_use is not None:
+            _in_use.discard(fd)
 
 
 def keep(wanted: Iterable[int], first: int) -> None:
@@ -165,7 +174,9 @@ def keep(wanted: Iterable[int], first: int) -> None:
     /dev/null replaces the others; it must be at NULL_FD.
     """
     wanted = set(wanted)
-    clear(set(range(first)) - wanted - {NULL_FD})
+    # Those with a name are replaced in any case.
+    places = range(FIRST_LISTENER, first) if _in_use is None else [*_in_use]
+    clear({*range(min(FIRST_LISTENER, first)), *places} - wanted - {NULL_FD})
     close_others((fd for fd in wanted if fd >= first), first)
 
 

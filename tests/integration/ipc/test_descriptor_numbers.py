@@ -154,6 +154,30 @@ say([{{fd: found.get(fd) for fd in range(41)}}, found.get(990)])
     assert high is None
 
 
+def test_places_that_were_reserved_are_given_up_whatever_came_to_be_there() -> None:
+    (found, again) = run("""
+names = (3, 9)
+for fd in (11, *names):
+    os.dup2(os.open("/dev/zero", os.O_RDONLY), fd)
+descriptors.reserve(20, (11,))
+zero = os.open("/dev/zero", os.O_RDONLY)
+for fd in names:
+    os.dup2(zero, fd)  # as of whoever has no place
+descriptors.copy(zero, 12)
+descriptors.copy(zero, 13)
+descriptors.move(descriptors.above(zero, 30, "it"), 14)
+descriptors.copy(zero, 15)
+descriptors.clear((15,))
+descriptors.copy(zero, 15)
+descriptors.keep((13, out.fileno()), 20)
+say({fd: what for fd, what in table().items() if 2 < fd < 40})
+descriptors.keep((out.fileno(),), 20)
+say({fd: what for fd, what in table().items() if 2 < fd < 40})
+""")
+    assert found == {str(fd): "/dev/zero" if fd == 13 else "/dev/null" for fd in range(3, 20)}
+    assert again == dict.fromkeys(found, "/dev/null")
+
+
 def test_those_above_a_limit_that_was_lowered_are_closed_too() -> None:
     (high,) = run("""
 os.dup2(0, 990)
