@@ -18,10 +18,10 @@ from hardsplice.app.plans import Planner
 from hardsplice.app.progress import Progress
 from hardsplice.command.caller import Caller
 from hardsplice.ipc import descriptors
+from hardsplice.kernel.record import NamedTuple
 from hardsplice.model import roles
 from hardsplice.model.direction import Direction
 from hardsplice.model.forward import Forward
-from hardsplice.model.record import NamedTuple
 from hardsplice.monitor import loops, namespace
 from hardsplice.monitor.namespace import Started
 from hardsplice.monitor.plan import Namespace

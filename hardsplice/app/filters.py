@@ -16,9 +16,9 @@ from typing import Any
 
 from hardsplice.app.options import Mode, Options
 from hardsplice.ipc.descriptors import FIRST_LISTENER
+from hardsplice.kernel.record import NamedTuple
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import write_all
-from hardsplice.model.record import NamedTuple
 from hardsplice.model.roles import GUARD, INIT, ROLES, Role
 from hardsplice.sandbox.address_book import TARGETS_A_PORT, Area, area_for
 

@@ -19,10 +19,10 @@ from hardsplice.app.progress import Progress
 from hardsplice.command import environment
 from hardsplice.ipc import descriptors
 from hardsplice.kernel import ids, prctl
+from hardsplice.kernel.record import NamedTuple
 from hardsplice.model import roles
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import reason_of
-from hardsplice.model.record import NamedTuple
 from hardsplice.monitor.plan import Host
 from hardsplice.sandbox import rights, steps
 from hardsplice.sandbox.address_book import SEALED

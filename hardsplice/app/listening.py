@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from hardsplice.app.options import Options
 from hardsplice.ipc import descriptors
+from hardsplice.kernel.record import NamedTuple
 from hardsplice.model.direction import Direction
 from hardsplice.model.forward import Forward, Origin, Source
-from hardsplice.model.record import NamedTuple
 from hardsplice.net.listeners import Bound
 
 

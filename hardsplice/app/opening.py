@@ -20,11 +20,11 @@ from hardsplice.app.service import Besides, Service
 from hardsplice.command.terminal import Terminal
 from hardsplice.ipc import descriptors, sd_notify
 from hardsplice.ipc.sd_notify import Manager, Notifier
+from hardsplice.kernel.record import NamedTuple
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import quote
 from hardsplice.model.forward import Forward
 from hardsplice.model.identity import RunAs
-from hardsplice.model.record import NamedTuple
 from hardsplice.monitor import departure
 from hardsplice.net import listeners, namespaces, sockdiag
 from hardsplice.net.inherited import Passed

@@ -8,10 +8,10 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING
 
+from hardsplice.kernel.record import NamedTuple
 from hardsplice.model.direction import Direction, GroupKey
 from hardsplice.model.lifetimes import Lifetimes
 from hardsplice.model.protocol import Protocol
-from hardsplice.model.record import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from hardsplice.model.record import NamedTuple
+from hardsplice.kernel.record import NamedTuple
 
 if TYPE_CHECKING:
     from hardsplice.app.filters import Programs

@@ -13,11 +13,11 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
 from hardsplice.cli import output
+from hardsplice.kernel.record import NamedTuple
 from hardsplice.model import foreign
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import HardspliceError, quote
 from hardsplice.model.protocol import Protocol
-from hardsplice.model.record import NamedTuple
 from hardsplice.model.spec import in_our_words
 
 if TYPE_CHECKING:

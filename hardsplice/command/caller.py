@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import signal
 
-from hardsplice.model.record import NamedTuple
+from hardsplice.kernel.record import NamedTuple
 
 _PYTHONS = (signal.SIGPIPE, signal.SIGXFSZ)
 # Programs that pass on ignored signals, by the names of their processes.

@@ -13,9 +13,9 @@ import os
 from collections.abc import Iterable, Iterator
 
 from hardsplice.kernel import prctl
+from hardsplice.kernel.record import NamedTuple
 from hardsplice.model.errors import HardspliceError, quote, reason_of
 from hardsplice.model.identity import RunAs
-from hardsplice.model.record import NamedTuple
 from hardsplice.sandbox import user_namespace, users
 
 FIRST, USUAL = 100_000, 65_536  # SUB_UID_MIN and SUB_UID_COUNT of login.defs(5)

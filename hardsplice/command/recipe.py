@@ -9,8 +9,8 @@ from functools import partial
 
 from hardsplice.command.caller import Caller
 from hardsplice.command.id_maps import Ids
+from hardsplice.kernel.record import NamedTuple
 from hardsplice.model.identity import RunAs
-from hardsplice.model.record import NamedTuple
 from hardsplice.sandbox import landlock
 
 

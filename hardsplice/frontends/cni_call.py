@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface
 from typing import Any
 
+from hardsplice.kernel.record import NamedTuple
 from hardsplice.model.errors import printable, quote
-from hardsplice.model.record import NamedTuple
 from hardsplice.model.spec import LAST_PORT
 
 VERSIONS = ("0.4.0", "1.0.0", "1.1.0")

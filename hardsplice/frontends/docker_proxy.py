@@ -24,10 +24,10 @@ from hardsplice.frontends.place import Place
 from hardsplice.frontends.publishing import Published, Wanted
 from hardsplice.frontends.stub import Ready
 from hardsplice.ipc import descriptors
+from hardsplice.kernel.record import NamedTuple
 from hardsplice.model.errors import HardspliceError, in_a_line, print_lines, quote, write_all
 from hardsplice.model.forward import Forward
 from hardsplice.model.protocol import Protocol
-from hardsplice.model.record import NamedTuple
 from hardsplice.model.spec import Inherited
 from hardsplice.model.unforeseen import as_error
 

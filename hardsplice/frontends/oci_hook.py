@@ -19,9 +19,9 @@ import sys
 import syslog
 
 from hardsplice.frontends.instances import Instances
+from hardsplice.kernel.record import NamedTuple
 from hardsplice.model import spec
 from hardsplice.model.errors import HardspliceError, in_a_line, print_lines, printable, quote
-from hardsplice.model.record import NamedTuple
 from hardsplice.model.unforeseen import as_error
 
 PROGRAM = "hardsplice-oci-hook"

@@ -18,10 +18,10 @@ from collections.abc import Iterator, Sequence
 
 from hardsplice.ipc import forwards
 from hardsplice.ipc.messages import MalformedError
+from hardsplice.kernel.record import NamedTuple
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import HardspliceError, error_of, text_of
 from hardsplice.model.forward import Forward
-from hardsplice.model.record import NamedTuple
 from hardsplice.model.spec import Address
 
 # Of all this: a program finds servers of its own version only. Where an upgrade changes it, those

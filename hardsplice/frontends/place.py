@@ -6,8 +6,8 @@ from __future__ import annotations
 import os
 
 from hardsplice.frontends import offers
+from hardsplice.kernel.record import NamedTuple
 from hardsplice.model.errors import HardspliceError, reason_of
-from hardsplice.model.record import NamedTuple
 
 ENDING = ".sock"  # of a socket's name
 _OWN = "/proc/self/ns/net"

@@ -25,11 +25,11 @@ from hardsplice.ipc.channel import close_all
 from hardsplice.ipc.messages import MalformedError
 from hardsplice.kernel import socketcalls
 from hardsplice.kernel.files import identity
+from hardsplice.kernel.record import NamedTuple
 from hardsplice.kernel.scm import Messages
 from hardsplice.model.errors import HardspliceError, error_of, reason_of, text_of, write_all
 from hardsplice.model.forward import Forward
 from hardsplice.model.protocol import Protocol
-from hardsplice.model.record import NamedTuple
 from hardsplice.model.unforeseen import as_error
 from hardsplice.net import listeners
 

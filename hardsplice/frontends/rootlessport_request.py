@@ -10,9 +10,9 @@ from ipaddress import IPv4Address
 from typing import Any
 
 from hardsplice.frontends import mapping
+from hardsplice.kernel.record import NamedTuple
 from hardsplice.model.errors import HardspliceError, reason_of
 from hardsplice.model.forward import Forward
-from hardsplice.model.record import NamedTuple
 from hardsplice.model.spec import LAST_PORT, Address
 
 SIZE_MAX = 16 << 20  # bytes of a request: each port may be an object of its own

@@ -15,7 +15,7 @@ from hardsplice.app.filters import Programs
 from hardsplice.app.options import Options, for_service
 from hardsplice.frontends.place import Place
 from hardsplice.ipc import descriptors
-from hardsplice.model.record import NamedTuple
+from hardsplice.kernel.record import NamedTuple
 
 
 class Prepared(NamedTuple):

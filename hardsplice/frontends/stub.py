@@ -31,8 +31,8 @@ from typing import NoReturn, TypeVar
 
 from hardsplice.frontends.publishing import Published
 from hardsplice.ipc import descriptors
+from hardsplice.kernel.record import NamedTuple
 from hardsplice.model.errors import HardspliceError, in_a_line, printable, reason_of
-from hardsplice.model.record import NamedTuple
 from hardsplice.model.spec import Address
 
 SHELL = "/bin/sh"

@@ -15,7 +15,7 @@ import struct
 from collections.abc import Mapping
 from enum import IntEnum, unique
 
-from hardsplice.model.record import NamedTuple
+from hardsplice.kernel.record import NamedTuple
 from hardsplice.model.roles import GUARD, HOST, INIT, NAMESPACE, RELAYS
 
 _HEADER = struct.Struct("=BBHiI")

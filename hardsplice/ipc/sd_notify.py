@@ -17,9 +17,9 @@ import time
 from collections.abc import Callable, Collection, Mapping, MutableMapping
 
 from hardsplice.ipc import descriptors
+from hardsplice.kernel.record import NamedTuple
 from hardsplice.kernel.scm import Messages
 from hardsplice.model.errors import HardspliceError, printable, reason_of
-from hardsplice.model.record import NamedTuple
 
 VARIABLES = (
     "NOTIFY_SOCKET",

@@ -17,9 +17,10 @@ import struct
 from array import array
 from collections.abc import Sequence
 from ctypes import byref, c_char, c_int, c_size_t, c_uint, c_void_p
-from typing import Any, NamedTuple
+from typing import Any
 
 from hardsplice.kernel.pinned import IPV4_SIZE, IPV6_SIZE
+from hardsplice.kernel.record import NamedTuple
 
 SLOTS = 64  # datagrams a call, and parts of one (UDP_MAX_SEGMENTS before Linux 6.9)
 ROOM = 1 << 16  # bytes of a slot: the largest datagram, or what UDP_GRO joined, fits

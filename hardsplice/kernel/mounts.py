@@ -14,9 +14,9 @@ import contextlib
 import os
 import re
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
 from hardsplice.kernel import linux
+from hardsplice.kernel.record import NamedTuple
 
 TABLE = "/proc/self/mountinfo"
 _OF_PROCESS = r"(/proc/\d+/)(?:task/\d+/)?(?:root|cwd)/.*"

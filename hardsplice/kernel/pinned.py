@@ -27,7 +27,8 @@ import socket
 import struct
 from collections.abc import Iterator
 from ctypes import c_void_p
-from typing import NamedTuple
+
+from hardsplice.kernel.record import NamedTuple
 
 PIECE = 0x10000  # bytes
 IN_FILE = (0, 2, 1, 3)  # which piece of the file each one is; written are those from FIRST_WRITTEN

@@ -11,7 +11,9 @@ hold the tables against Python's modules on the machine that they run on.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal
+
+from hardsplice.kernel.record import NamedTuple
 
 __all__ = [
     "ARCHITECTURES",

@@ -9,9 +9,9 @@ from enum import Enum
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING
 
+from hardsplice.kernel.record import NamedTuple
 from hardsplice.model.direction import Direction
 from hardsplice.model.protocol import Protocol
-from hardsplice.model.record import NamedTuple
 from hardsplice.model.spec import Address, Listen
 
 if TYPE_CHECKING:

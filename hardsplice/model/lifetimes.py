@@ -5,7 +5,7 @@ Pure.
 
 from __future__ import annotations
 
-from hardsplice.model.record import NamedTuple
+from hardsplice.kernel.record import NamedTuple
 
 
 class Lifetimes(NamedTuple):

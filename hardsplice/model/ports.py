@@ -15,11 +15,11 @@ from ipaddress import IPv4Address, IPv6Address
 from itertools import combinations
 from typing import TYPE_CHECKING
 
+from hardsplice.kernel.record import NamedTuple
 from hardsplice.model.direction import Direction, GroupKey
 from hardsplice.model.errors import HardspliceError, quote
 from hardsplice.model.forward import LOOPBACKS, Auto, Forward, Origin, Source, meet
 from hardsplice.model.protocol import Protocol
-from hardsplice.model.record import NamedTuple
 from hardsplice.model.spec import (
     ALL,
     ANYWHERE,

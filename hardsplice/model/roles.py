@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from hardsplice.kernel.record import NamedTuple
 from hardsplice.model.direction import Direction, GroupKey
 from hardsplice.model.protocol import Protocol
-from hardsplice.model.record import NamedTuple
 
 UDP_POLICY = "-udp"  # what the name of a monitor's policy ends in where UDP may be forwarded
 

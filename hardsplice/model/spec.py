@@ -29,9 +29,9 @@ import re
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
+from hardsplice.kernel.record import NamedTuple
 from hardsplice.model.errors import quote
 from hardsplice.model.protocol import Protocol
-from hardsplice.model.record import NamedTuple
 
 __all__ = [
     "ALL",

@@ -8,9 +8,9 @@ from __future__ import annotations
 import resource
 from collections.abc import Sequence
 
+from hardsplice.kernel.record import NamedTuple
 from hardsplice.model.families import ALL_FAMILIES
 from hardsplice.model.protocol import Protocol
-from hardsplice.model.record import NamedTuple
 from hardsplice.net import listeners
 from hardsplice.net.listener import Listener
 from hardsplice.net.listeners import Bound

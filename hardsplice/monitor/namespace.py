@@ -28,12 +28,12 @@ from hardsplice.ipc.descriptors import (
 from hardsplice.ipc.loop import Loop
 from hardsplice.ipc.messages import Kind, MalformedError, Record
 from hardsplice.kernel import prctl
+from hardsplice.kernel.record import NamedTuple
 from hardsplice.model import roles
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import HardspliceError, error_of, relay_lost, text_of
 from hardsplice.model.families import ALL_FAMILIES
 from hardsplice.model.protocol import Protocol
-from hardsplice.model.record import NamedTuple
 from hardsplice.monitor import shutdown
 from hardsplice.monitor.groups import RelayGroups
 from hardsplice.monitor.handover import NamespaceSide

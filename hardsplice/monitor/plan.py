@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from hardsplice.command.terminal import Terminal
 from hardsplice.ipc.child import Child
 from hardsplice.ipc.sd_notify import Notifier
+from hardsplice.kernel.record import NamedTuple
 from hardsplice.model.direction import Direction, GroupKey
 from hardsplice.model.forward import Forward
 from hardsplice.model.protocol import Protocol
-from hardsplice.model.record import NamedTuple
 from hardsplice.monitor.autoforward import Watched
 from hardsplice.monitor.draft import Draft
 from hardsplice.monitor.effects import Effects

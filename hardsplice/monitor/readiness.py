@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 
-from hardsplice.model.record import NamedTuple
+from hardsplice.kernel.record import NamedTuple
 
 
 class Phase(NamedTuple):

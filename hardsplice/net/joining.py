@@ -22,7 +22,7 @@ from functools import partial
 
 from hardsplice.ipc import lifeline
 from hardsplice.kernel import prctl
-from hardsplice.model.record import NamedTuple
+from hardsplice.kernel.record import NamedTuple
 from hardsplice.net import namespaces
 from hardsplice.net.namespaces import Served
 from hardsplice.sandbox import empty_root, landlock, rights, steps

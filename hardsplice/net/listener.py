@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from hardsplice.model.record import NamedTuple
+from hardsplice.kernel.record import NamedTuple
 from hardsplice.sandbox.address_book import Pointer
 
 Route = tuple[Pointer, ...]

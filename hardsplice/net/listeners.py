@@ -23,12 +23,12 @@ from ipaddress import IPv4Address, IPv6Address
 
 from hardsplice.ipc.channel import CROWDED_HINT, close_all
 from hardsplice.kernel import pinned, socketcalls
+from hardsplice.kernel.record import NamedTuple
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import HardspliceError, reason_of
 from hardsplice.model.families import FAMILIES, IPV4, IPV6
 from hardsplice.model.forward import LOOPBACKS, Forward, Source
 from hardsplice.model.protocol import Protocol
-from hardsplice.model.record import NamedTuple
 from hardsplice.model.spec import LAST_PORT, Address
 from hardsplice.net.listener import Listener, Route
 from hardsplice.sandbox.address_book import Area, Pointer

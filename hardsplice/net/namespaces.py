@@ -17,8 +17,8 @@ import stat
 
 from hardsplice.ipc.child import has_ended
 from hardsplice.kernel import linux, mounts
+from hardsplice.kernel.record import NamedTuple
 from hardsplice.model.errors import HardspliceError, quote, reason_of
-from hardsplice.model.record import NamedTuple
 from hardsplice.net import procfs
 from hardsplice.sandbox import refusals, rights
 

@@ -29,9 +29,9 @@ from socket import SHUT_RDWR, SOL_SOCKET
 from hardsplice.ipc.channel import close_all
 from hardsplice.ipc.loop import Alarm, Loop
 from hardsplice.kernel import pinned, socketcalls
+from hardsplice.kernel.record import NamedTuple
 from hardsplice.model.errors import HardspliceError, reason_of
 from hardsplice.model.families import FAMILIES, IPV4, IPV6
-from hardsplice.model.record import NamedTuple
 from hardsplice.model.spec import Address
 from hardsplice.net.listeners import BACKLOG, LOOPBACK
 from hardsplice.sandbox.address_book import Book, Pointer

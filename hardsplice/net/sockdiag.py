@@ -16,10 +16,10 @@ import struct
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address
 
+from hardsplice.kernel.record import NamedTuple
 from hardsplice.kernel.scm import Messages
 from hardsplice.model.errors import HardspliceError, reason_of
 from hardsplice.model.protocol import Protocol
-from hardsplice.model.record import NamedTuple
 
 _NETLINK_SOCK_DIAG = 4  # linux/netlink.h
 _SOCK_DIAG_BY_FAMILY = 20  # linux/sock_diag.h

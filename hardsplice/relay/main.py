@@ -23,12 +23,12 @@ from hardsplice.ipc.channel import Channel, close_all
 from hardsplice.ipc.descriptors import CHANNEL_FD, FIRST_LISTENER, LIFELINE_FD, RULESET_FD
 from hardsplice.ipc.messages import Kind, MalformedError, Note, Record
 from hardsplice.kernel import prctl
+from hardsplice.kernel.record import NamedTuple
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import HardspliceError
 from hardsplice.model.families import IPV4, IPV6
 from hardsplice.model.lifetimes import Lifetimes
 from hardsplice.model.protocol import Protocol
-from hardsplice.model.record import NamedTuple
 from hardsplice.model.roles import RELAYS
 from hardsplice.model.unforeseen import as_error
 from hardsplice.net.listener import Listener

@@ -34,9 +34,9 @@ from collections.abc import Iterable
 
 from hardsplice.kernel import linux, pinned, socketcalls
 from hardsplice.kernel.files import any_size
+from hardsplice.kernel.record import NamedTuple
 from hardsplice.kernel.syscalls import ARCHITECTURES
 from hardsplice.model.errors import HardspliceError, reason_of
-from hardsplice.model.record import NamedTuple
 
 SEALED = "seal the address book's mappings (Linux 6.10)"
 SLOT = 32  # bytes: a struct sockaddr_in6 fits

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from hardsplice.ipc import descriptors
+from hardsplice.kernel.record import NamedTuple
 from hardsplice.model.errors import not_done
 from hardsplice.model.identity import RunAs
-from hardsplice.model.record import NamedTuple
 from hardsplice.sandbox import landlock, steps
 from hardsplice.sandbox.steps import Lockdown
 

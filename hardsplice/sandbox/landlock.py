@@ -20,7 +20,7 @@ import os
 from collections.abc import Iterable
 
 from hardsplice.kernel import linux
-from hardsplice.model.record import NamedTuple
+from hardsplice.kernel.record import NamedTuple
 from hardsplice.sandbox import refusals
 
 # linux/landlock.h. All rights on files that an ABI knows are handled, and none is granted.

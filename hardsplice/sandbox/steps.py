@@ -23,9 +23,9 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from hardsplice.kernel import linux, prctl, unotify
+from hardsplice.kernel.record import NamedTuple
 from hardsplice.model.errors import not_done, reason_of
 from hardsplice.model.identity import RunAs
-from hardsplice.model.record import NamedTuple
 from hardsplice.model.unforeseen import next_step
 from hardsplice.sandbox import empty_root, landlock, refusals, user_namespace
 

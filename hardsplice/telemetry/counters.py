@@ -26,8 +26,8 @@ import itertools
 import mmap
 from collections.abc import Iterable, Iterator, Mapping
 
+from hardsplice.kernel.record import NamedTuple
 from hardsplice.model.protocol import Protocol
-from hardsplice.model.record import NamedTuple
 from hardsplice.telemetry.flow_table import WORD_MASK, WORDS_A_ROW, FlowTable
 
 

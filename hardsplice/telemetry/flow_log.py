@@ -8,9 +8,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+from hardsplice.kernel.record import NamedTuple
 from hardsplice.model.direction import Direction, GroupKey, group_name
 from hardsplice.model.protocol import Protocol
-from hardsplice.model.record import NamedTuple
 from hardsplice.telemetry.counters import Stats
 from hardsplice.telemetry.flow_table import End, Ended, endpoint_text, read_record
 from hardsplice.telemetry.log import Level, Log

@@ -22,8 +22,8 @@ from collections.abc import Iterator
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address
 
+from hardsplice.kernel.record import NamedTuple
 from hardsplice.model.protocol import BY_NUMBER, Protocol
-from hardsplice.model.record import NamedTuple
 
 ROWS_MAX = 1 << 16  # flows of one relay that are listed; those beyond are counted only
 ATTEMPTS = 8  # to read a table that is being changed

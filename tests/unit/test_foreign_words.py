@@ -268,6 +268,7 @@ SINKS: dict[str, list[Callable[[Capture], None]] | str] = {
     "frontends.publishing._live": MACHINE,
     "frontends.rootlessport._keep": MACHINE,
     "frontends.rootlessport.main": "a HardspliceError's own line",
+    "app.filters._compile": MACHINE,
     "app.free_ports.print_to_stderr": "by errors.print_lines",
     "app.free_ports.write_report": MACHINE,
     "app.start._audit": [ready_text("--audit"), ready_text("--audit=json")],

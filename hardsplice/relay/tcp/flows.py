@@ -14,7 +14,7 @@ import typing
 from collections.abc import Sequence
 
 from hardsplice.ipc.messages import Note
-from hardsplice.model.record import NamedTuple
+from hardsplice.kernel.record import NamedTuple
 from hardsplice.relay import link
 from hardsplice.relay.pools import SocketPool
 from hardsplice.relay.tcp.flow_writer import FlowWriter

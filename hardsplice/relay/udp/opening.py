@@ -25,10 +25,10 @@ from __future__ import annotations
 import errno
 import socket
 from collections import deque
-from typing import NamedTuple
 
 from hardsplice.ipc.messages import Note
 from hardsplice.kernel.mmsghdr import ROOM, Ends, ends_of
+from hardsplice.kernel.record import NamedTuple
 from hardsplice.relay.targets import end_of_attempt, telling
 from hardsplice.relay.udp.rules import EPOLLIN, OF_ANOTHER, OF_TARGET, count_of, is_ipv4
 from hardsplice.relay.udp.sending import Resources, Sender

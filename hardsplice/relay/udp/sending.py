@@ -22,11 +22,11 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 from ctypes import c_void_p
-from typing import NamedTuple
 
 from hardsplice.ipc.messages import Note
 from hardsplice.kernel.mmsghdr import Buffers, Inbox, Outbox, Parts
 from hardsplice.kernel.pinned import IPV4_SIZE, IPV6_SIZE
+from hardsplice.kernel.record import NamedTuple
 from hardsplice.model.lifetimes import Lifetimes
 from hardsplice.model.unforeseen import kind_and_place
 from hardsplice.relay.link import MonitorLink

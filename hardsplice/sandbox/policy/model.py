@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Literal
 
+from hardsplice.kernel.record import NamedTuple
 from hardsplice.kernel.syscalls import INTS, constant, parameters
-from hardsplice.model.record import NamedTuple
 
 __all__ = [
     "Alternatives",

@@ -47,7 +47,7 @@ def test_importing_the_command_line_is_light() -> None:
         "hardsplice.kernel",
         "hardsplice.model",
         "hardsplice.model.identity",
-        "hardsplice.model.record",
+        "hardsplice.kernel.record",
         "hardsplice.model.lifetimes",
         "hardsplice.cli.parsing",
         "hardsplice.kernel.ephemeral",

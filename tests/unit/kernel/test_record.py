@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from hardsplice.model import record
+from hardsplice.kernel import record
 
 
 class Ours(record.NamedTuple):
