@@ -31,4 +31,5 @@ class Besides(NamedTuple):
 
     make: Callable[[], Service]  # called in the stage *open*; raises HardspliceError
     ports: int = 0
-    programs: Programs | None = None  # the filters, if they are compiled already
+    # Called first of all in the process that is going to serve; the filters, if that compiles them.
+    prepare: Callable[[], Programs | None] = lambda: None

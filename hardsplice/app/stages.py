@@ -24,6 +24,7 @@ from __future__ import annotations
 import contextlib
 
 from hardsplice.app import entering, filters, free_ports, isolating, opening, serving
+from hardsplice.app.filters import Programs
 from hardsplice.app.options import Options
 from hardsplice.app.progress import Progress
 from hardsplice.app.service import Besides
@@ -51,9 +52,11 @@ def run(
     caller: Caller,
     progress: Progress,
     besides: Besides | None = None,
+    ahead: Programs | None = None,
 ) -> int:
     """All stages after the first, which returned ``options``; then serve, and what there is
-    ``besides``. Returns the exit status. A HardspliceError leaves nothing behind.
+    ``besides``. The filters may have been compiled ``ahead``. Returns the exit status. A
+    HardspliceError leaves nothing behind.
     """
     with contextlib.ExitStack() as undo:
         files = undo.enter_context(contextlib.ExitStack())
@@ -71,7 +74,7 @@ def run(
             opened.options,
             opened.numbered.first_flow,
             has_control=opened.has_control,
-            ahead=besides.programs if besides else None,
+            ahead=ahead,
         )
         progress.say(f"libseccomp by {programs.library}, prctl by {prctl.PROVIDER}")
 

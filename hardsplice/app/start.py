@@ -134,13 +134,15 @@ def _serve(
     """Set up and serve in this process. After lock-down the interpreter's own way out is closed, so
     leave by os._exit.
     """
-    from hardsplice.app import stages
     from hardsplice.app.progress import Progress
 
     progress = Progress(options, launcher, began)
     status = 1
     try:
-        status = stages.run(options, given, progress, besides)
+        programs = besides.prepare() if besides else None
+        from hardsplice.app import stages
+
+        status = stages.run(options, given, progress, besides, programs)
     except BaseException as error:  # noqa: BLE001 - the last resort: one line, and no traceback
         status = progress.fail(error)
     os._exit(status)

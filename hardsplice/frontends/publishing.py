@@ -262,11 +262,9 @@ def _start(path: str, place: Place, later: contextlib.ExitStack) -> None:
 def _live(path: str, place: Place, tell: int) -> None:
     status = 1
     try:
-        from hardsplice.frontends import scope, serving
+        from hardsplice.frontends import serving
 
-        with scope.leaving_unit():
-            prepared = serving.prepare(place)  # which takes as long as the manager does
-        serving.serve(path, prepared)
+        serving.serve(path, place)
         write_all(tell, _SERVES)
         os.close(tell)  # the end of a process takes a while, and nobody waits for it
         status = 0

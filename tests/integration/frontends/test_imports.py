@@ -46,11 +46,21 @@ def test_a_port_beside_another_loads_nothing_of_a_server(program: str) -> None:
 
 
 def test_a_server_loads_nothing_of_a_command_and_of_its_line() -> None:
-    found = loaded("hardsplice.frontends.serving", "hardsplice.app.stages")
+    found = loaded(
+        "hardsplice.frontends.serving", "hardsplice.frontends.server", "hardsplice.app.stages"
+    )
     assert not needless(found)
     assert not {name for name in found if name.startswith(("hardsplice.cli", "hardsplice.control"))}
     strangers = {"command_line", "option_table", "containers", "modes"}
     assert not found & {f"hardsplice.app.{name}" for name in strangers}
     others = {"container", "guard", "id_maps", "init", "recipe"}
     assert not found & {f"hardsplice.command.{name}" for name in others}
-    assert not found & {"hardsplice.sandbox.policy.format", "hardsplice.sandbox.policy.files"}
+    assert not found & {"seccomp", "pyseccomp"}, "another process compiles its filters"
+    assert not {name for name in found if name.startswith("hardsplice.sandbox.policy")}
+
+
+def test_what_starts_a_server_is_forked_before_it_loads_what_that_needs() -> None:
+    """Each page that a process has had when it forks is copied once it is written."""
+    found = loaded("hardsplice.frontends.rootlessport", "hardsplice.frontends.serving")
+    rooms = {name.split(".")[1] for name in found if name.startswith("hardsplice.")}
+    assert not rooms & {"monitor", "relay", "telemetry"}
