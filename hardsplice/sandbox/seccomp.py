@@ -3,7 +3,7 @@
 
 A policy says which system calls a role may make, with which arguments, why, and which function
 needs them; whatever it doesn't name kills the process. All of this happens during set-up, in the
-process that was started; the other processes get their filters as bytes.
+process that was started or in one that it forks for that; the others get their filters as bytes.
 
 Compiling is done by libseccomp, except for what it can't express and for the calls that are made
 most often: a prelude to its program decides these (sandbox/policy/prelude.py).
