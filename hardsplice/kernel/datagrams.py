@@ -18,8 +18,6 @@ from ctypes import byref, c_int, c_long, c_size_t, c_void_p
 from hardsplice.kernel import pinned
 from hardsplice.kernel.linux import MACHINE, fail
 from hardsplice.kernel.mmsghdr import (
-    IP_PKTINFO,
-    IPV6_RECVPKTINFO,
     ROOM,
     SLOTS,
     SO_RXQ_OVFL,
@@ -30,7 +28,8 @@ from hardsplice.kernel.mmsghdr import (
     Outbox,
     Parts,
 )
-from hardsplice.kernel.socketcalls import way
+from hardsplice.kernel.packet_info import IP_PKTINFO, IPV6_RECVPKTINFO
+from hardsplice.kernel.socketcalls import IS_DIRECT, way
 
 _errno = ctypes.get_errno
 # None of the hot calls blocks, so the interpreter's lock is kept meanwhile, which saves a part of
@@ -39,10 +38,10 @@ _hot = ctypes.PyDLL(None, use_errno=True)
 _syscall = _hot.syscall
 _IS_64_BIT = sys.maxsize > 2**32
 # From each architecture's asm/unistd.h; in 32 bits recvmmsg_time64, the same everywhere.
-_RECVMMSG = c_long(
+RECVMMSG = c_long(
     {"x86_64": 299, "ppc64le": 343, "s390x": 357}.get(MACHINE, 243) if _IS_64_BIT else 417
 )
-_SENDMMSG = c_long(
+SENDMMSG = c_long(
     {"x86_64": 307, "ppc64le": 349, "s390x": 358}.get(MACHINE, 269)
     if _IS_64_BIT
     else {"x86_64": 345, "i386": 345, "i586": 345, "i686": 345}.get(MACHINE, 374)
@@ -63,7 +62,7 @@ def receive(fd: int, inbox: Inbox, first: int, most: int) -> int:
     """Receive up to ``most`` datagrams into the slots from ``first`` on: how many, or the negated
     errno.
     """
-    number: int = _syscall(_RECVMMSG, fd, inbox.references[first], most, _RECEIVE_FLAGS, None)
+    number: int = _syscall(RECVMMSG, fd, inbox.references[first], most, _RECEIVE_FLAGS, None)
     return number if number >= 0 else -_errno()
 
 
@@ -74,18 +73,18 @@ def discard_errors(fd: int, inbox: Inbox) -> int:
     when that left (SO_TIMESTAMPING). They fill the queue that receiving needs, until somebody takes
     them.
     """
-    number: int = _syscall(_RECVMMSG, fd, inbox.references[0], SLOTS, _ERROR_FLAGS, None)
+    number: int = _syscall(RECVMMSG, fd, inbox.references[0], SLOTS, _ERROR_FLAGS, None)
     inbox.reset()  # of the names' sizes, too: an error comes without a name
     return number if number >= 0 else -_errno()
 
 
 def send_all(fd: int, outbox: Outbox, first: int, number: int) -> int:
     """Send so many messages: how many were sent, or the negated errno of the first."""
-    sent: int = _syscall(_SENDMMSG, fd, outbox.references[first], number, _SEND_FLAGS)
+    sent: int = _syscall(SENDMMSG, fd, outbox.references[first], number, _SEND_FLAGS)
     return sent if sent >= 0 else -_errno()
 
 
-if MACHINE == "s390x" or (not _IS_64_BIT and MACHINE in ("x86_64", "i386", "i586", "i686")):
+if IS_DIRECT:
     _sendto, _recvfrom = way("sendto"), way("recvfrom")
 
     def receive_single(fd: int, where: c_void_p) -> int:

@@ -38,17 +38,17 @@ _FAMILY = struct.Struct("=H")
 
 _IS_I686 = MACHINE in ("x86_64", "i686", "i586", "i386") and sys.maxsize < 2**32
 _NUMBERS = DIRECT["i686"] if _IS_I686 else DIRECT["s390x"] if MACHINE == "s390x" else {}
-_IS_DIRECT = bool(_NUMBERS)  # by numbers, not by the C library's functions
+IS_DIRECT = bool(_NUMBERS)  # by numbers, not by the C library's functions
 
 
-def way(name: str) -> Callable[..., Any]:
+def way(name: str, library: Any = libc) -> Callable[..., Any]:
     """A socket call as a function. Where all arguments are C ints, bytes and objects made once,
     ctypes passes them on as they are; with argtypes it would call a converter for each, which takes
     longer than some of these calls.
     """
-    if _IS_DIRECT:
-        return partial(libc.syscall, c_long(_NUMBERS[name]))
-    function: Callable[..., Any] = getattr(libc, name)
+    if IS_DIRECT:
+        return partial(library.syscall, c_long(_NUMBERS[name]))
+    function: Callable[..., Any] = getattr(library, name)
     return function
 
 
@@ -64,7 +64,7 @@ _listen = way("listen")
 _sockatmark = libc.sockatmark
 _socket = way("socket")
 
-if _IS_DIRECT:
+if IS_DIRECT:
     _sendto, _recvfrom = way("sendto"), way("recvfrom")
 
     def _send(fd: int, data: bytes, size: int, flags: int) -> int:

@@ -12,14 +12,14 @@ import errno
 import os
 import socket
 
-from hardsplice.kernel import datagrams, mmsghdr, socketcalls
+from hardsplice.kernel import datagrams, mmsghdr, packet_info, socketcalls
 from hardsplice.model.families import FAMILIES
 from hardsplice.model.spec import Address
 
 # What has the kernel tell the address that was asked.
 _PKTINFO = {
-    socket.AF_INET: (socket.IPPROTO_IP, mmsghdr.IP_PKTINFO),
-    socket.AF_INET6: (socket.IPPROTO_IPV6, mmsghdr.IPV6_RECVPKTINFO),
+    socket.AF_INET: (socket.IPPROTO_IP, packet_info.IP_PKTINFO),
+    socket.AF_INET6: (socket.IPPROTO_IPV6, packet_info.IPV6_RECVPKTINFO),
 }
 
 
@@ -94,7 +94,7 @@ def make_sound(listener: socket.socket) -> None:
             with contextlib.suppress(OSError):  # an older kernel, or another family
                 listener.setsockopt(level, name, 0)
     if listener.family == socket.AF_INET6:  # which says it of IPv4, too
-        listener.setsockopt(socket.IPPROTO_IP, mmsghdr.IP_PKTINFO, 0)
+        listener.setsockopt(socket.IPPROTO_IP, packet_info.IP_PKTINFO, 0)
     listener.setsockopt(*_PKTINFO[socket.AddressFamily(listener.family)], 1)
     listener.setsockopt(socket.SOL_SOCKET, mmsghdr.SO_RXQ_OVFL, 1)
     _take_joined(listener.fileno())

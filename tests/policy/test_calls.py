@@ -80,11 +80,12 @@ SYSTEM_CALLS = {
     ".splice": "splice",
     ".unregister": "epoll_ctl",
     "epoll.poll": "epoll_wait",
+    "self.poll": "epoll_wait",
     "poller.poll": "poll",
     "poller.register": "",
     "poller.unregister": "",
-    # the C library's own functions, in hardsplice/kernel: linux, socketcalls, datagrams, scm and
-    # unotify
+    # the C library's own functions, in hardsplice/kernel: linux, socketcalls, datagrams, prepared,
+    # scm and unotify
     "_accept4": "accept4",
     "_bind": "bind",
     "_connect": "connect",
@@ -99,6 +100,7 @@ SYSTEM_CALLS = {
     "_python.PyOS_AfterFork_Parent": "",
     "_python.PyOS_BeforeFork": "",
     "_python.fork": "clone",
+    "_receive": "recvfrom",
     "_recv": "recvfrom",
     "_recvfrom": "recvfrom",
     "_recvmsg": "recvmsg",
@@ -112,8 +114,8 @@ SYSTEM_CALLS = {
     "_socketpair": "socketpair",
     "_writev": "writev",
     "_syscall _LANDLOCK_RESTRICT_SELF": "landlock_restrict_self",
-    "_syscall _RECVMMSG": "recvmmsg",
-    "_syscall _SENDMMSG": "sendmmsg",
+    "_syscall RECVMMSG": "recvmmsg",
+    "_syscall SENDMMSG": "sendmmsg",
     "_syscall c_long(_PIDFD_GETFD)": "pidfd_getfd",
     "_syscall c_long(numbers.get(MACHINE, 277))": "seccomp",
     # memory, and memory alone
@@ -124,7 +126,8 @@ SYSTEM_CALLS = {
     "ctypes.memmove": "",
     "ctypes.sizeof": "",
 }
-MODULES = {name.split(".")[0] for name in SYSTEM_CALLS if "." in name[1:]} - {"epoll", "poller"}
+NO_MODULES = {"epoll", "poller", "self"}
+MODULES = {name.split(".")[0] for name in SYSTEM_CALLS if "." in name[1:]} - NO_MODULES
 MODULES.add("socket")  # none of whose functions is called, as the C library makes calls of its own
 
 
@@ -186,6 +189,8 @@ DATAGRAM_RELAY = (
     *EVERY_RELAY,
     all_but("kernel/datagrams", *MADE_BY_MONITORS, "_set"),
     all_but("kernel/mmsghdr"),
+    all_but("kernel/packet_info"),
+    all_but("kernel/prepared", "_with_reply"),
     some("kernel/socketcalls", "connect", "option", "endpoint"),
 )
 TERMINAL = some(
@@ -361,9 +366,11 @@ def asked_of_the_kernel(function: ast.FunctionDef) -> Iterator[tuple[str, str]]:
     for node in ast.walk(function):
         if not isinstance(node, ast.Call):
             continue
-        name = ast.unparse(node.func)
+        name, arguments = ast.unparse(node.func), node.args
+        if name == "partial":  # a call that is prepared, to be made by the same process
+            name, arguments = ast.unparse(arguments[0]), arguments[1:]
         if name == "_syscall":  # the C library's syscall(2): its first argument says which
-            name = f"_syscall {ast.unparse(node.args[0])}"
+            name = f"_syscall {ast.unparse(arguments[0])}"
             yield name, SYSTEM_CALLS.get(name, "?")
             continue
         if name == "os.dup2":
@@ -425,6 +432,8 @@ def test_the_functions_looked_at_exist(role: str) -> None:
             ["m: f calls _syscall c_long(_PIDFD_GETFD): pidfd_getfd"],
         ),
         ("_syscall(c_long(_NEW), 0)", ["m: f calls _syscall c_long(_NEW): ?"]),
+        ("return partial(_syscall, _NEW, 0)", ["m: f calls _syscall _NEW: ?"]),
+        ("return partial(_recv, fd, buffer)", ["m: f calls _recv: recvfrom"]),
         ("os.dup2(a, b)", ["m: f calls os.dup2: dup2"]),
         (
             "os.dup2(a, b, inheritable=False)",

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Callable
 
 from hardsplice.ipc.descriptors import FIRST_LISTENER
-from hardsplice.kernel import mmsghdr
+from hardsplice.kernel import mmsghdr, packet_info
 from hardsplice.sandbox.address_book import SLOT, USUAL
 from tests.sandbox.attempts import (
     DATAGRAM_RELAYS,
@@ -38,7 +38,7 @@ _LENGTH = place(struct.pack("i", 4))
 _FILTER = place(
     struct.pack("@HP", 1, place(struct.pack("=HBBI", 6, 0, 0, 0xFFFF)))  # struct sock_fprog
 )
-_SOURCE = struct.pack("@Nii", 28, 0, mmsghdr.IP_PKTINFO) + struct.pack(
+_SOURCE = struct.pack("@Nii", 28, 0, packet_info.IP_PKTINFO) + struct.pack(
     "=i4s4s", 0, socket.inet_aton("127.0.0.9"), bytes(4)
 )
 
@@ -151,7 +151,7 @@ def _others() -> list[tuple[str, Callable[[Scene], int]]]:
         ("options of IP on a listener",
          _option(_listener, 0, 4, place(bytes([148, 4, 0, 0])))),
         ("the TTL of a listener", _option(_listener, 0, 2)),
-        ("no addresses from a listener", _option(_listener, 0, mmsghdr.IP_PKTINFO)),
+        ("no addresses from a listener", _option(_listener, 0, packet_info.IP_PKTINFO)),
         ("segments of a listener", _option(_listener, 17, mmsghdr.UDP_SEGMENT)),
         ("a flow's cork", _option(_flow, 17, 1)),
         ("encapsulation", _option(_flow, 17, 100, place(struct.pack("i", 2)))),

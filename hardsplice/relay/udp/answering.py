@@ -7,11 +7,12 @@ a turn, so that none keeps the others waiting. Answers of several targets are re
 one behind the other; then each listener sends its clients' with one call (`_pass_back`), before
 anything is received from clients, which takes the same slots.
 
-*Single answers.* Where a request has one answer, a call that takes a single datagram, and tells
-nothing of it, costs half of one that takes many. So that is made first. A target that has something
-in the very next turn too may have sent more: then all is taken; and if it was more than one, so it
-is from then on, and the kernel is told to join what can be (UDP_GRO), which it does only for who
-learns the size of each.
+*Single datagrams.* Where a request has one answer, a call that takes a single datagram costs half
+of one that takes many. So that is made first; and what comes alone, in a flow that goes on, is
+passed on by calls that are prepared for just this (kernel/prepared.py). A listener or target that
+has something in the very next turn too may have more: then all is taken. If a target had more than
+one, so it is from then on, and the kernel is told to join what can be (UDP_GRO), which it does only
+for who learns the size of each.
 
 *Errors.* An error that waits at a flow's socket (ICMP) is returned by recvmmsg once, before the
 answers that are in the queue. A refusal ends the flow once these are passed on.
@@ -23,7 +24,8 @@ import errno
 import socket
 from collections.abc import Sequence
 
-from hardsplice.kernel.mmsghdr import SLOTS, reply_from_anywhere
+from hardsplice.kernel.mmsghdr import SLOTS
+from hardsplice.kernel.packet_info import reply_from_anywhere
 from hardsplice.relay.udp.opening import Opener
 from hardsplice.relay.udp.rules import (
     CANNOT_JOIN,
@@ -57,24 +59,38 @@ class Answerer(Opener):
 
     def _take(self, state: ListenerState) -> None:
         """Receive from clients once, and pass it on."""
-        inbox = state.inbox
-        number = self.kernel.receive(state.fd, inbox, 0, SLOTS)
-        if number == 1:
-            size = inbox.take_single(0)
-            if size >= 0:
-                key = inbox.key(0)
-                flow = state.flows.get(key)
-                if flow is None:
-                    self._open(state, key, 0, size, 0)
-                    return
-                try:
-                    self._send(flow, self.buffers.pointers[0], size)
-                except Exception as error:  # noqa: BLE001 - it ends that flow only
-                    self._break(flow, error)
-                return
-        if number <= 0:
+        had_one_just_now, state.turn = state.turn == self.turns, self.turns + 1
+        if had_one_just_now:
+            number = self.kernel.receive(state.fd, state.inbox, 0, SLOTS)
+            if number > 0:
+                self._sort(state, state.inbox.sizes(0, number))
+            return
+        if state.take() < 0:
             return  # there was none, or an error of an answer, which is gone by this
-        keys, sizes, segments = inbox.keys(number), inbox.sizes(0, number), [0] * number
+        key, size = state.inbox.take_single(), state.inbox.first_size[0]
+        if key is None:
+            self._sort(state, (size,))
+            return
+        flow = state.flows.get(key)
+        if flow is None:
+            self._open(state, key, 0, size, 0)
+            return
+        try:
+            if flow.send is None or flow.segment or not size:
+                self._send(flow, self.buffers.pointers[0], size)
+                return
+            self.lengths[1] = size
+            if flow.send() < 0:
+                self._send_again(flow, self.buffers.pointers[0], size, self.kernel.error())
+                return
+            self._count(flow, 1, size)
+        except Exception as error:  # noqa: BLE001 - it ends that flow only
+            self._break(flow, error)
+
+    def _sort(self, state: ListenerState, sizes: Sequence[int]) -> None:
+        """Pass on what was received from clients: datagrams of these sizes, in as many slots."""
+        inbox, number = state.inbox, len(sizes)
+        keys, segments = inbox.keys(number), [0] * number
         control_sizes = inbox.control_sizes(0, number)
         are_plain = control_sizes.count(inbox.plain) == number
         if not are_plain:
@@ -146,22 +162,19 @@ class Answerer(Opener):
         """Receive from each target that has something, and pass it back. Returns the other
         events.
         """
-        find, receive, pointers = (
-            self.flows.by_fd.get,
-            self.kernel.receive_single,
-            self.buffers.pointers,
-        )
-        lengths, turns = self.parts.words, self.turns
+        find, receive, pointers = self.find, self.kernel.receive_single, self.buffers.pointers
+        lengths, turns = self.lengths, self.turns
         others: list[tuple[int, int]] = []
-        for fd, events in ready:
+        for event in ready:
+            fd, events = event
             flow = find(fd)
             if flow is None:
-                others.append((fd, events))
+                others.append(event)
                 continue
             try:
                 if self.used > _MOST_USED:
                     self._pass_back()
-                had_one_just_now, flow.turn = flow.turn == turns - 1, turns
+                had_one_just_now, flow.turn = flow.turn == turns, turns + 1
                 if flow.many or had_one_just_now:
                     self._take_all(flow, events)
                     continue
@@ -181,6 +194,31 @@ class Answerer(Opener):
         if self.used:
             self._pass_back()
         return others
+
+    def _hear(self, flow: Flow, events: int) -> None:
+        """Receive from a target that alone has something, and pass it back."""
+        if flow.hear is None or flow.answer is None or flow.many or flow.turn == self.turns:
+            self._take_answers([(flow.fd, events)])
+            return
+        try:
+            flow.turn = self.turns + 1
+            size = flow.hear()
+            if size < 0:
+                self._on_error(flow, self.kernel.error(), events)
+                return
+            self.lengths[1] = size
+            if flow.answer() < 0:
+                self._put_singly(self.kernel.error(), 0, (flow, 0, 1, 0, size))
+                return
+            counters = self.counters
+            counters[_DATAGRAMS_BACK] += 1
+            counters[flow.tally + 1] += size
+            if not flow.answered:
+                self._mark_answered(flow)
+            elif self.moment >= flow.touch_at:
+                self._touch(flow)
+        except Exception as error:  # noqa: BLE001 - it ends that flow only
+            self._break(flow, error)
 
     def _take_all(self, flow: Flow, events: int) -> None:
         """Receive all that a target has sent."""
@@ -293,7 +331,7 @@ class Answerer(Opener):
                 if not flow.answered:
                     self._mark_answered(flow)
                 elif moment >= flow.touch_at:
-                    self.flows.touch(flow, moment)
+                    self._touch(flow)
             except Exception as error:  # noqa: BLE001 - it ends that flow only
                 self._break(flow, error)
         self.counters[_DATAGRAMS_BACK] += datagrams

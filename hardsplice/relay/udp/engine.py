@@ -42,7 +42,9 @@ class Engine(Answerer):
     def _state_of(self, listener: Listener) -> ListenerState:
         family = self.kernel.option(listener.fd, socket.SOL_SOCKET, socket.SO_DOMAIN)
         size = IPV4_SIZE if family == socket.AF_INET else IPV6_SIZE
-        return ListenerState(listener, self.inboxes[size], self.outboxes[size])
+        inbox = self.inboxes[size]
+        take = self.kernel.to_take(listener.fd, inbox)
+        return ListenerState(listener, take, inbox, self.outboxes[size])
 
     def start(self) -> None:
         """Ask for the first sockets; receiving begins when they are there."""
@@ -61,47 +63,52 @@ class Engine(Answerer):
         ``others`` maps descriptors that are not ours to callables.
         """
         if patience is None and self.due < NEVER:
-            patience = max(0.0, self.due - self.moment)
-        ready = self.epoll.poll(patience, EVENTS_A_WAIT)
+            patience = self.due - self.moment if self.due > self.moment else 0.0
+        ready = self.poll(patience, EVENTS_A_WAIT)
         self.moment = self.kernel.now()
         self.turns += 1
-        for fd, events in self._take_answers(ready):
+        not_of_flows = ready
+        if len(ready) > 1:
+            not_of_flows = self._take_answers(ready)
+        elif ready and (flow := self.find(ready[0][0])) is not None:
+            self._hear(flow, ready[0][1])
+            not_of_flows = []
+        for fd, events in not_of_flows:
             state = self.listeners.get(fd)
-            if state is not None:
-                if events & EPOLLERR:  # left there by a relay that was taken over
-                    self.kernel.discard_errors(fd, state.inbox)
-                if self.watching and not self.held:
-                    self._take_guarded(state)
-                if events & EPOLLHUP:  # it was shut down, and the record about that comes next
-                    self._unwatch(state)
-            elif fd in others:
-                others[fd]()
-        if self.has_opened:
-            self._replenish()
+            if state is None:
+                if fd in others:
+                    others[fd]()
+                continue
+            if events & EPOLLERR:  # left there by a relay that was taken over
+                self.kernel.discard_errors(fd, state.inbox)
+            if self.watching and not self.held:
+                try:
+                    self._take(state)
+                except Exception as error:  # noqa: BLE001 - the others go on
+                    self.counters[count.ERRORS] += 1
+                    self.monitor.note(Note.ERROR, 0, state.port_id, kind_and_place(error))
+            if events & EPOLLHUP:  # it was shut down, and the record about that comes next
+                self._unwatch(state)
         if self.moment >= self.due:
             self._on_time()
-        if self.gauges is not None:
-            self._write_gauges(self.gauges)
+        if self.has_changed:
+            self._settle()
         return ready
 
-    def _take_guarded(self, state: ListenerState) -> None:
-        try:
-            self._take(state)
-        except Exception as error:  # noqa: BLE001 - the others go on
-            self.counters[count.ERRORS] += 1
-            self.monitor.note(Note.ERROR, 0, state.port_id, kind_and_place(error))
-
-    def _replenish(self) -> None:
-        """Flows were begun, which may have used sockets."""
-        self.has_opened = False
+    def _settle(self) -> None:
+        """Flows have begun or ended, and sockets were used or have come."""
+        self.has_changed = False
         for family in self.families:
             if self.pools[family].is_low:
                 self._request_sockets()
                 break
         self._reconsider_watching()
+        if self.gauges is not None:
+            self._write_gauges(self.gauges)
 
     def add_sockets(self, family: int, fds: Sequence[int]) -> None:
         """Put sockets that the monitor sent into their pool."""
+        self.has_changed = True
         self.pools[family].take(fds)
         if not fds:  # there was no descriptor left to receive one: asking again at once would spin
             self._begin_shortage()

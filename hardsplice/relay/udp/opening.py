@@ -27,7 +27,8 @@ import socket
 from collections import deque
 
 from hardsplice.ipc.messages import Note
-from hardsplice.kernel.mmsghdr import ROOM, Ends, ends_of
+from hardsplice.kernel.mmsghdr import ROOM
+from hardsplice.kernel.packet_info import Ends, ends_of
 from hardsplice.kernel.record import NamedTuple
 from hardsplice.relay.targets import end_of_attempt, telling
 from hardsplice.relay.udp.rules import EPOLLIN, OF_ANOTHER, OF_TARGET, count_of, is_ipv4
@@ -68,7 +69,7 @@ class Opener(Sender):
 
     def _open(self, state: ListenerState, key: bytes, slot: int, size: int, segment: int) -> None:
         """Begin a flow with its first datagram, which is in a slot; or keep that, or drop it."""
-        self.has_opened = True
+        self.has_changed = True
         number = count_of(size, segment)
         if not self._may_answer(state, ends_of(key)):
             self.counters[count.DROPPED_SOURCE] += number

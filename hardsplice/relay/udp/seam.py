@@ -12,8 +12,9 @@ import time
 from collections.abc import Callable
 from ctypes import c_void_p
 
-from hardsplice.kernel import datagrams, socketcalls, unotify
-from hardsplice.kernel.mmsghdr import Inbox, Outbox, Parts
+from hardsplice.kernel import datagrams, prepared, socketcalls, unotify
+from hardsplice.kernel.mmsghdr import Buffers, Inbox, Outbox, Parts
+from hardsplice.kernel.prepared import Call
 from hardsplice.relay.targets import connect
 from hardsplice.sandbox.address_book import Pointer
 
@@ -21,6 +22,11 @@ from hardsplice.sandbox.address_book import Pointer
 class Kernel:
     """The real calls."""
 
+    to_take: Callable[[int, Inbox], Call] = staticmethod(prepared.take)
+    to_hear: Callable[[int, Buffers], Call] = staticmethod(prepared.hear)
+    to_send: Callable[[int, Parts], Call] = staticmethod(prepared.send)
+    to_answer: Callable[[int, Parts, bytes], Call] = staticmethod(prepared.answer)
+    error: Callable[[], int] = staticmethod(prepared.error)
     receive: Callable[[int, Inbox, int, int], int] = staticmethod(datagrams.receive)
     receive_single: Callable[[int, c_void_p], int] = staticmethod(datagrams.receive_single)
     discard_errors: Callable[[int, Inbox], int] = staticmethod(datagrams.discard_errors)

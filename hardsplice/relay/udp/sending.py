@@ -74,19 +74,22 @@ class Sender:
         "due",
         "epoll",
         "families",
+        "find",
         "flow_writer",
         "flows",
         "from_targets",
         "gauges",
-        "has_opened",
+        "has_changed",
         "inboxes",
         "kernel",
+        "lengths",
         "listeners",
         "moment",
         "monitor",
         "other_descriptors",
         "outboxes",
         "parts",
+        "poll",
         "pools",
         "trace",
         "turns",
@@ -103,7 +106,7 @@ class Sender:
         self.descriptors = resources.descriptors
         self.other_descriptors = resources.other_descriptors
         self.gauges = resources.gauges
-        self.has_opened = False  # whether pools are to be looked at
+        self.has_changed = True  # whether pools and gauges are to be looked at
         if self.gauges is not None:
             self.gauges[5] = self.descriptors
         pooled = sum(self.pools[family].size for family in self.families)
@@ -111,11 +114,13 @@ class Sender:
         self.flows = Flows(resources.lifetimes, max(1, free))
         self.listeners: dict[int, ListenerState] = {}
         self.epoll = self.kernel.epoll()
+        self.poll, self.find = self.epoll.poll, self.flows.by_fd.get  # found once
         self.moment = self.kernel.now()  # when this turn began (CLOCK_MONOTONIC seconds)
         self.turns = 1  # that have begun, as a number that no flow has at first
         self.due = NEVER  # when something is to be done that no event tells of
         self.buffers = Buffers()
         self.parts = Parts(self.buffers)
+        self.lengths = self.parts.words
         self.from_targets = Inbox(self.buffers, 0)
         self.inboxes = {size: Inbox(self.buffers, size) for size in (IPV4_SIZE, IPV6_SIZE)}
         self.outboxes = {size: Outbox(self.parts, size) for size in (IPV4_SIZE, IPV6_SIZE)}
@@ -174,7 +179,7 @@ class Sender:
                 else:
                     self.counters[flow.tally] += size
                 if moment >= flow.touch_at:
-                    self.flows.touch(flow, moment)
+                    self._touch(flow)
             except Exception as error:  # noqa: BLE001 - it ends that flow only
                 self._break(flow, error)
         self.counters[count.DATAGRAMS] += datagrams
@@ -244,7 +249,15 @@ class Sender:
         counters[count.DATAGRAMS] += number
         counters[flow.tally] += size
         if self.moment >= flow.touch_at:
-            self.flows.touch(flow, self.moment)
+            self._touch(flow)
+
+    def _touch(self, flow: Flow) -> None:
+        """A flow goes on, as is noted a few times a second. What goes on is worth preparing for."""
+        self.flows.touch(flow, self.moment)
+        if flow.send is None:
+            flow.hear = self.kernel.to_hear(flow.fd, self.buffers)
+            flow.send = self.kernel.to_send(flow.fd, self.parts)
+            flow.answer = self.kernel.to_answer(flow.state.fd, self.parts, flow.reply)
 
     def _not_sent(self, flow: Flow, code: int, number: int) -> None:
         """The kernel didn't take so many datagrams, or says that the target refused others."""
@@ -260,7 +273,7 @@ class Sender:
         ready = self.pools[flow.target.family].ready
         if not ready:
             return False
-        self.has_opened = True
+        self.has_changed = True
         fd = ready.popleft()
         code = self.kernel.connect(fd, flow.target)
         self.kernel.close(fd)
@@ -277,6 +290,7 @@ class Sender:
         """A flow is over. Its socket is closed and not used again: a late answer would go to
         somebody else.
         """
+        self.has_changed = True
         self.flows.remove(flow)
         fd, flow.fd = flow.fd, -1
         self.kernel.close(fd)

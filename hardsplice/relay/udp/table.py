@@ -18,7 +18,9 @@ import itertools
 from collections import OrderedDict
 from collections.abc import Iterator
 
-from hardsplice.kernel.mmsghdr import LARGEST, Inbox, Outbox, reply_to
+from hardsplice.kernel.mmsghdr import LARGEST, Inbox, Outbox
+from hardsplice.kernel.packet_info import reply_to
+from hardsplice.kernel.prepared import Call
 from hardsplice.model.lifetimes import Lifetimes
 from hardsplice.net.listener import Listener
 from hardsplice.relay.udp.rules import flows_a_listener
@@ -39,18 +41,20 @@ class ListenerState:
     """A listener and what belongs to it."""
 
     __slots__ = ("answers", "brief", "drops", "fd", "flows", "inbox", "is_shut", "listener",
-                 "outbox", "port_id", "preferred", "unanswered")  # fmt: skip
+                 "outbox", "port_id", "preferred", "take", "turn", "unanswered")  # fmt: skip
 
-    def __init__(self, listener: Listener, inbox: Inbox, outbox: Outbox) -> None:
+    def __init__(self, listener: Listener, take: Call, inbox: Inbox, outbox: Outbox) -> None:
         self.listener = listener
         self.fd = listener.fd
         self.port_id = listener.port_id
+        self.take = take
         self.inbox, self.outbox = inbox, outbox  # of its family
         self.flows: dict[bytes, Flow] = {}
         self.unanswered: OrderedDict[Flow, None] = OrderedDict()
         self.brief: OrderedDict[Flow, None] = OrderedDict()
         self.preferred = [0, 0]  # which target of the route worked last; of IPv4 clients' route
         self.answers: list[Answer] = []  # received, and not sent yet
+        self.turn = 0  # behind that in which something was received last
         self.is_shut = False  # nothing is received from it any more
         self.drops: int | None = None  # datagrams that the kernel has dropped in all
 
@@ -58,9 +62,9 @@ class ListenerState:
 class Flow:
     """A client's address at a listener, and the socket that is connected to its target."""
 
-    __slots__ = ("answered", "began", "drops", "fd", "is_brief", "joinable", "joinable_back",
-                 "key", "many", "reply", "segment", "state", "tally", "target", "touch_at",
-                 "turn", "used")  # fmt: skip
+    __slots__ = ("answer", "answered", "began", "drops", "fd", "hear", "is_brief", "joinable",
+                 "joinable_back", "key", "many", "reply", "segment", "send", "state", "tally",
+                 "target", "touch_at", "turn", "used")  # fmt: skip
 
     def __init__(self, state: ListenerState, key: bytes, target: Pointer, now: float) -> None:
         self.state = state
@@ -75,7 +79,11 @@ class Flow:
         self.segment = 0  # what UDP_SEGMENT is set to
         self.joinable = self.joinable_back = LARGEST  # bytes of datagrams that may be joined
         self.many = False  # answers are received many at once, and joined
-        self.turn = 0  # in which an answer was received last
+        self.turn = 0  # behind that in which an answer was received last
+        # For single datagrams; prepared for those that go on
+        self.hear: Call | None = None
+        self.send: Call | None = None
+        self.answer: Call | None = None
         self.drops = 0  # datagrams that its socket's queue has dropped
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from hardsplice.kernel import datagrams
+from hardsplice.kernel import datagrams, prepared
 from hardsplice.kernel.mmsghdr import (
     LARGEST,
     ROOM,
@@ -22,9 +22,8 @@ from hardsplice.kernel.mmsghdr import (
     Inbox,
     Outbox,
     Parts,
-    reply_from_anywhere,
-    reply_to,
 )
+from hardsplice.kernel.packet_info import reply_from_anywhere, reply_to
 from hardsplice.kernel.pinned import IPV4_SIZE, IPV6_SIZE
 
 EVERY_ADDRESS = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
@@ -61,7 +60,7 @@ class Server:
     def key(self, slot: int = 0) -> bytes:
         used = self.control_size(slot)
         if used == self.inbox.plain:
-            assert self.inbox.key(slot) == self.inbox.key_behind(slot, used)
+            assert self.inbox.keys(slot + 1)[slot] == self.inbox.key_behind(slot, used)
         return self.inbox.key_behind(slot, used)
 
 
@@ -162,13 +161,62 @@ def test_a_single_one_is_taken_with_its_slot_ready_and_one_that_is_special_is_no
         for payload in (b"plain", b"again"):
             peer.send(payload)
             assert server.receive() == [payload]
-            assert server.inbox.take_single(0) == len(payload)
+            key = server.key()
+            assert server.inbox.take_single() == key
         assert datagrams.segment(peer.fileno(), 100) == 0
         peer.send(bytes(330))
         server.receive()
         used = server.control_size()
-        assert server.inbox.take_single(0) == -1
+        assert server.inbox.take_single() is None
         assert server.control_size() == used
+
+
+def test_prepared_calls_take_and_answer_one_datagram_after_the_other(server: Server) -> None:
+    take = prepared.take(server.fd, server.inbox)
+    with client(("127.0.0.1", server.port)) as peer, client(("127.0.0.1", server.port)) as other:
+        answers = {}
+        for one in (peer, other):
+            one.send(b"who")
+            assert take() == 1
+            key = server.inbox.take_single()
+            assert key is not None
+            answers[one] = prepared.answer(server.fd, server.parts, reply_to(key))
+        for payload in (b"first", b"", b"s", bytes(LARGEST)):
+            for one, answer in answers.items():
+                one.send(payload)
+                assert take() == 1
+                assert server.inbox.take_single() is not None
+                assert server.inbox.first_size[0] == len(payload)
+                server.parts.resize(0, [len(payload)])
+                assert answer() == 1
+                assert one.recv(ROOM) == payload
+        assert take() == -1
+        assert prepared.error() == errno.EAGAIN
+
+
+def test_prepared_calls_of_a_connected_socket() -> None:
+    buffers = Buffers()
+    parts = Parts(buffers)
+    peer = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    peer.bind(("127.0.0.1", 0))
+    with contextlib.closing(peer), client(peer.getsockname()) as ours:
+        ours.setblocking(False)
+        peer.connect(ours.getsockname())
+        send, hear = prepared.send(ours.fileno(), parts), prepared.hear(ours.fileno(), buffers)
+        for payload in (b"first", b"s", bytes(LARGEST)):
+            peer.send(payload)
+            assert hear() == len(payload)
+            parts.resize(0, [len(payload)])
+            assert send() == len(payload)
+            assert peer.recv(ROOM) == payload
+        peer.send(b"")
+        assert hear() == 0
+        assert hear() == -1
+        assert prepared.error() == errno.EAGAIN
+        peer.close()
+        assert send() == LARGEST
+        assert send() == -1
+        assert prepared.error() == errno.ECONNREFUSED
 
 
 def test_several_of_one_size_are_one_message_and_the_last_may_be_shorter(server: Server) -> None:

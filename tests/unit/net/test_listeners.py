@@ -16,7 +16,7 @@ import pytest
 
 from hardsplice.ipc.channel import close_all
 from hardsplice.kernel import datagrams, pinned, socketcalls
-from hardsplice.kernel.mmsghdr import IP_PKTINFO
+from hardsplice.kernel.packet_info import IP_PKTINFO
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import HardspliceError
 from hardsplice.model.families import IPV4, IPV6

@@ -13,13 +13,15 @@ import itertools
 import socket
 import struct
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from ctypes import c_int, c_size_t, c_uint, c_void_p
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, NamedTuple, cast
 
 from hardsplice.kernel import socketcalls
-from hardsplice.kernel.mmsghdr import SLOTS, Inbox, Outbox, Parts
+from hardsplice.kernel.mmsghdr import SLOTS, Buffers, Inbox, Outbox, Parts
+from hardsplice.kernel.prepared import Call, answer
 from hardsplice.relay.udp.seam import Kernel
 from hardsplice.sandbox.address_book import Pointer
 
@@ -127,6 +129,7 @@ class FakeKernel(Kernel):
         self.given: dict[int, Sock] = {}  # what the monitor has for whoever asks, by place
         self.sockets: list[Sock] = []  # all that were connected, in that order
         self._later: list[Sock] = []
+        self._errno = 0
         self._fds = itertools.count(FIRST)
 
     # --- the test's side ---
@@ -209,9 +212,9 @@ class FakeKernel(Kernel):
 
     # --- the seam ---
 
-    def receive(self, fd: int, inbox: Inbox, first: int, most: int) -> int:
+    def receive(self, fd: int, inbox: Inbox, first: int, most: int, call: str = "receive") -> int:
         sock = self.get(fd)
-        code = self._code("receive")
+        code = self._code(call)
         if code:
             return code
         if sock.error:
@@ -225,10 +228,10 @@ class FakeKernel(Kernel):
             number += 1
         return number or -errno.EAGAIN
 
-    def receive_single(self, fd: int, where: c_void_p) -> int:
+    def receive_single(self, fd: int, where: c_void_p, call: str = "receive_single") -> int:
         sock = self.get(fd)
         assert not sock.listens
-        code = self._code("receive_single")
+        code = self._code(call)
         if code:
             return code
         if sock.error:
@@ -240,6 +243,47 @@ class FakeKernel(Kernel):
         assert where.value is not None
         ctypes.memmove(where.value, payload, len(payload))
         return len(payload)
+
+    def _prepared(self, call: Callable[[], int]) -> Call:
+        """A call that tells its errno apart from its result."""
+
+        def make() -> int:
+            result = call()
+            if result < 0:
+                self._errno = -result
+            return max(result, -1)
+
+        return make
+
+    def error(self) -> int:
+        assert self._errno, "nothing has failed"
+        code, self._errno = self._errno, 0
+        return code
+
+    def to_take(self, fd: int, inbox: Inbox) -> Call:
+        return self._prepared(lambda: self.receive(fd, inbox, 0, 1, "take"))
+
+    def to_hear(self, fd: int, buffers: Buffers) -> Call:
+        return self._prepared(lambda: self.receive_single(fd, buffers.pointers[0], "hear"))
+
+    def to_send(self, fd: int, parts: Parts) -> Call:
+        def send() -> int:
+            part = Iovec.from_address(address_of(parts.references[0]))
+            assert part.size, "writev would send nothing"
+            return self.send(fd, c_void_p(part.base), part.size)
+
+        return self._prepared(send)
+
+    def to_answer(self, fd: int, parts: Parts, reply: bytes) -> Call:
+        # The structure is the real one's, and its last argument but one
+        where, number, _ = cast("partial[int]", answer(fd, parts, reply)).args[-3:]
+        assert number == 1
+
+        def send() -> int:
+            (message,) = structures(where, 1)
+            return self._code("answer") or self._to_client(self.get(fd), message) or 1
+
+        return self._prepared(send)
 
     def take_joined(self, fd: int) -> int:
         self.calls.append("take_joined")

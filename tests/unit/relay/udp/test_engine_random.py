@@ -27,7 +27,10 @@ FAULTS = st.sampled_from(
         ("write", errno.EIO), ("write", errno.EINVAL), ("write", errno.EAGAIN),
         ("send", errno.ENOBUFS), ("send", errno.EHOSTUNREACH), ("segment", errno.ENOPROTOOPT),
         ("send_all", errno.EAGAIN), ("send_all", errno.EINVAL), ("send_all", errno.EPERM),
-        ("receive", errno.EAGAIN), ("connect", errno.ENETUNREACH), ("connect", errno.EAGAIN),
+        ("answer", errno.EAGAIN), ("answer", errno.EINVAL), ("answer", errno.ENETUNREACH),
+        ("take", errno.EAGAIN), ("hear", errno.EAGAIN), ("receive", errno.EAGAIN),
+        ("receive_single", errno.EAGAIN),
+        ("connect", errno.ENETUNREACH), ("connect", errno.EAGAIN),
         ("send", errno.EDESTADDRREQ), ("send", errno.EMSGSIZE), ("write", errno.EMSGSIZE),
     ]
 )  # fmt: skip

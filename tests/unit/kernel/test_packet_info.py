@@ -10,7 +10,7 @@ import struct
 
 import pytest
 
-from hardsplice.kernel.mmsghdr import reply_from_anywhere, reply_to
+from hardsplice.kernel.packet_info import reply_from_anywhere, reply_to
 
 HEAD = struct.Struct("@Nii")  # struct cmsghdr
 
