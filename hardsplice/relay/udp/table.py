@@ -127,7 +127,7 @@ class Flows:
         """The target has sent its first datagram."""
         del self.unanswered[flow], flow.state.unanswered[flow]
         flow.answered = flow.is_brief = True
-        flow.used, flow.touch_at = now, now + TICK
+        flow.used = flow.touch_at = now  # the next datagram, if one comes, tells that it goes on
         self.answered[flow] = self.brief[flow] = flow.state.brief[flow] = None
 
     def touch(self, flow: Flow, now: float) -> None:
