@@ -59,7 +59,8 @@ class Answerer(Opener):
 
     def _take(self, state: ListenerState) -> None:
         """Receive from clients once, and pass it on."""
-        had_one_just_now, state.turn = state.turn == self.turns, self.turns + 1
+        had_one_just_now = state.turn == self.turns
+        state.turn = self.turns + 1
         if had_one_just_now:
             number = self.kernel.receive(state.fd, state.inbox, 0, SLOTS)
             if number > 0:
@@ -67,7 +68,8 @@ class Answerer(Opener):
             return
         if state.take() < 0:
             return  # there was none, or an error of an answer, which is gone by this
-        key, size = state.inbox.take_single(), state.inbox.first_size[0]
+        key = state.inbox.take_single()
+        size = state.inbox.first_size[0]
         if key is None:
             self._sort(state, (size,))
             return

@@ -64,9 +64,9 @@ class Engine(Answerer):
         """
         if patience is None and self.due < NEVER:
             patience = self.due - self.moment if self.due > self.moment else 0.0
+        self.turns += 1
         ready = self.poll(patience, EVENTS_A_WAIT)
         self.moment = self.kernel.now()
-        self.turns += 1
         not_of_flows = ready
         if len(ready) > 1:
             not_of_flows = self._take_answers(ready)
