@@ -141,9 +141,9 @@ class Session:
 
 
 @contextlib.contextmanager
-def session(name: str, program: Program | None) -> Iterator[Session]:
+def session(name: str, program: Program | None, *, by_pip: bool = False) -> Iterator[Session]:
     """An engine by its name, as tests name it, with our program or, without one, with its own."""
-    with runner(name, ordinary_user(), program) as engine:
+    with runner(name, ordinary_user(), program, by_pip=by_pip) as engine:
         errors = engine.folder / "home" / "errors"
         is_docker = isinstance(engine, Docker)
         if is_docker:
@@ -276,7 +276,9 @@ def measure(name: str, options: argparse.Namespace, program: Program) -> dict[st
     """One engine. Raises EngineError; pytest's Skipped where it can't be had here."""
     with contextlib.ExitStack() as stack:
         made = {
-            whose: stack.enter_context(session(name, program if whose == "ours" else None))
+            whose: stack.enter_context(
+                session(name, program if whose == "ours" else None, by_pip=options.pip)
+            )
             for whose in WHOSE
         }
         comparison = Comparison(made, options)
@@ -299,6 +301,7 @@ def main() -> int:
     add("--rounds", type=int, help="of starts (11)")
     add("--containers", type=int, help="of Podman, with a port each (50)")
     add("--ports", type=int, help="of one container (100)")
+    add("--pip", action="store_true", help="our programs as pip installs them, not packages")
     add("--quick", action="store_true", help="3 rounds, 3 containers, 10 ports: that it works")
     add("--json", type=Path, metavar="FILE", help="where to write")
     options = parser.parse_args()

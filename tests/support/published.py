@@ -82,10 +82,12 @@ class Engine:
 
 
 @contextlib.contextmanager
-def runner(name: str, user: Identity, program: Program | None) -> Iterator[Podman | Docker]:
+def runner(
+    name: str, user: Identity, program: Program | None, *, by_pip: bool = False
+) -> Iterator[Podman | Docker]:
     """An engine by its name: podman or docker, behind it an @ and its tree, if it is of one. The
-    user is Podman's. With a program its ports are published by ours, as packages install it. Skips
-    where there is no such engine.
+    user is Podman's. With a program its ports are published by ours, as packages install it or, by
+    pip, which starts Python once more. Skips where there is no such engine.
     """
     kind, _, suite = name.partition("@")
     with tempfile.TemporaryDirectory(prefix="hardsplice-tests-") as made:
@@ -101,8 +103,7 @@ def runner(name: str, user: Identity, program: Program | None) -> Iterator[Podma
                 ("rootlessport", "rootlessport"),
                 ("docker-proxy", "docker_proxy"),
             ):
-                # In trees as packages install it, here as pip does
-                install = packaged if tree else executable
+                install = executable if by_pip else packaged
                 install(helpers / file, stage, module)
         if kind == "docker":
             yield Docker(folder, helpers and helpers / "docker-proxy", tree)
@@ -119,7 +120,8 @@ def runner(name: str, user: Identity, program: Program | None) -> Iterator[Podma
 def engine(name: str, user: Identity, program: Program) -> Iterator[Engine]:
     """An engine by its name, as ``runner`` knows it, that starts our program."""
     need(*(() if "@" in name else ("curl", "dig", "dnsmasq", "ss")))
-    with runner(name, user, program) as made:
+    # Those of trees get it as packages install it, the others as pip does: both ways are tried.
+    with runner(name, user, program, by_pip="@" not in name) as made:
         served = made.folder / "served"
         served.mkdir()
         shutil.copy(_SERVED, served)
