@@ -67,13 +67,11 @@ class Engine(Answerer):
         self.turns += 1
         ready = self.poll(patience, EVENTS_A_WAIT)
         self.moment = self.kernel.now()
-        not_of_flows = ready
-        if len(ready) > 1:
-            not_of_flows = self._take_answers(ready)
-        elif ready and (flow := self.find(ready[0][0])) is not None:
-            self._hear(flow, ready[0][1])
-            not_of_flows = []
-        for fd, events in not_of_flows:
+        for fd, events in ready if len(ready) == 1 else self._take_answers(ready):
+            flow = self.find(fd)
+            if flow is not None:  # it alone has something
+                self._hear(flow, events)
+                continue
             state = self.listeners.get(fd)
             if state is None:
                 if fd in others:
