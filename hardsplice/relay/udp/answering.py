@@ -217,8 +217,8 @@ class Answerer(Opener):
             counters[flow.tally + 1] += size
             if not flow.answered:
                 self._mark_answered(flow)
-            elif self.moment >= flow.touch_at:
-                self._touch(flow)
+            elif self.moment >= flow.touch_back_at:
+                self._touch_back(flow)
         except Exception as error:  # noqa: BLE001 - it ends that flow only
             self._break(flow, error)
 
@@ -332,8 +332,8 @@ class Answerer(Opener):
             try:
                 if not flow.answered:
                     self._mark_answered(flow)
-                elif moment >= flow.touch_at:
-                    self._touch(flow)
+                elif moment >= flow.touch_back_at:
+                    self._touch_back(flow)
             except Exception as error:  # noqa: BLE001 - it ends that flow only
                 self._break(flow, error)
         self.counters[_DATAGRAMS_BACK] += datagrams
@@ -346,6 +346,11 @@ class Answerer(Opener):
         self.counters[count.CONNECTED] += 1
         if self.flow_writer is not None:
             self.flow_writer.answered(flow)
+
+    def _touch_back(self, flow: Flow) -> None:
+        """A target goes on."""
+        self.flows.touch_back(flow, self.moment)
+        self._prepare(flow)
 
     def _on_error(self, flow: Flow, code: int, events: int) -> None:
         """Receiving from a target returned no datagram."""

@@ -252,8 +252,12 @@ class Sender:
             self._touch(flow)
 
     def _touch(self, flow: Flow) -> None:
-        """A flow goes on, as is noted a few times a second. What goes on is worth preparing for."""
+        """A client goes on, as is noted a few times a second."""
         self.flows.touch(flow, self.moment)
+        self._prepare(flow)
+
+    def _prepare(self, flow: Flow) -> None:
+        """What goes on is worth preparing for."""
         if flow.send is None:
             flow.hear = self.kernel.to_hear(flow.fd, self.buffers)
             flow.send = self.kernel.to_send(flow.fd, self.parts)
@@ -263,13 +267,15 @@ class Sender:
         """The kernel didn't take so many datagrams, or says that the target refused others."""
         self.counters[count.DROPPED_SEND] += number
         if code == errno.ECONNREFUSED or (
-            code in MAYBE_USELESS and self.moment >= flow.touch_at and self._can_be_replaced(flow)
+            code in MAYBE_USELESS
+            and self.moment >= max(flow.touch_at, flow.retry_at)
+            and self._can_be_replaced(flow)
         ):
             self._refused(flow, code)
 
     def _can_be_replaced(self, flow: Flow) -> bool:
         """Whether another socket can be connected to the target of a flow."""
-        flow.touch_at = self.moment + AGAIN_SECONDS
+        flow.retry_at = self.moment + AGAIN_SECONDS
         ready = self.pools[flow.target.family].ready
         if not ready:
             return False

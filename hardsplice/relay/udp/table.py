@@ -4,12 +4,13 @@
 A flow is one client's address at one of our addresses of one listener: the answer has to come from
 the address that was asked. Flows have no end of their own; so they are kept in the order of their
 last use, those that were answered apart from those that weren't. That order is brought up to date
-at most once in TICK for each flow, not for each datagram; so a flow lives up to TICK longer, and
-then until the engine ends those that are over (engine.SWEEP_SECONDS).
+at most once in TICK for each way of a flow, not for each datagram; so a flow lives up to TICK
+longer, and then until the engine ends those that are over (engine.SWEEP_SECONDS).
 
 *Brief flows.* A server that answers everybody, as those for names do, answers made-up clients too.
-So of the answered flows those are told apart in which nothing has passed since a question and its
-answer: they are done as a rule, and may make room for others.
+So of the answered flows those are told apart whose clients have sent nothing since a question got
+its answer: they are done as a rule, and may make room for others. What targets send says nothing of
+that, as many repeat what nobody confirms.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from hardsplice.sandbox.address_book import Pointer
 from hardsplice.telemetry import counters as count
 
 TICK = 0.25  # seconds
-STREAM_SECONDS = 2.0  # after its beginning; what passes then makes an answered flow more than brief
+STREAM_SECONDS = 2.0  # after its beginning; what clients send then makes a flow more than brief
 NEVER = float("inf")
 
 Answer = tuple["Flow", int, int, int, int]
@@ -63,8 +64,8 @@ class Flow:
     """A client's address at a listener, and the socket that is connected to its target."""
 
     __slots__ = ("answer", "answered", "began", "drops", "fd", "hear", "is_brief", "joinable",
-                 "joinable_back", "key", "many", "reply", "segment", "send", "state", "tally",
-                 "target", "touch_at", "turn", "used")  # fmt: skip
+                 "joinable_back", "key", "many", "reply", "retry_at", "segment", "send", "state",
+                 "tally", "target", "touch_at", "touch_back_at", "turn", "used")  # fmt: skip
 
     def __init__(self, state: ListenerState, key: bytes, target: Pointer, now: float) -> None:
         self.state = state
@@ -74,7 +75,9 @@ class Flow:
         self.fd = -1
         self.answered = self.is_brief = False
         self.began = self.used = now
-        self.touch_at = now + TICK
+        # From when on the next datagram is noted: of the client; of the target
+        self.touch_at = self.touch_back_at = now + TICK
+        self.retry_at = now  # from when on it is tried whether its socket can be replaced
         self.tally = count.BYTES  # in which words its bytes are counted
         self.segment = 0  # what UDP_SEGMENT is set to
         self.joinable = self.joinable_back = LARGEST  # bytes of datagrams that may be joined
@@ -127,19 +130,25 @@ class Flows:
         """The target has sent its first datagram."""
         del self.unanswered[flow], flow.state.unanswered[flow]
         flow.answered = flow.is_brief = True
-        flow.used = flow.touch_at = now  # the next datagram, if one comes, tells that it goes on
+        # The next datagram, if one comes, tells that it goes on.
+        flow.used = flow.touch_at = flow.touch_back_at = now
         self.answered[flow] = self.brief[flow] = flow.state.brief[flow] = None
 
     def touch(self, flow: Flow, now: float) -> None:
-        """A datagram was passed on, either way; to be called once ``touch_at`` is reached."""
-        flow.used, flow.touch_at = now, now + TICK
+        """A client's datagram was passed on; to be called once ``touch_at`` is reached."""
+        flow.touch_at = now + TICK
+        if now - flow.began >= STREAM_SECONDS:
+            self._no_longer_brief(flow)
+        self.touch_back(flow, now)
+
+    def touch_back(self, flow: Flow, now: float) -> None:
+        """A target's datagram was passed on; to be called once ``touch_back_at`` is reached."""
+        flow.used, flow.touch_back_at = now, now + TICK
         if flow.answered:
             self.answered.move_to_end(flow)
-            if flow.is_brief and now - flow.began < STREAM_SECONDS:
+            if flow.is_brief:
                 self.brief.move_to_end(flow)
                 flow.state.brief.move_to_end(flow)
-            else:
-                self._no_longer_brief(flow)
         else:
             self.unanswered.move_to_end(flow)
             flow.state.unanswered.move_to_end(flow)

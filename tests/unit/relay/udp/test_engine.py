@@ -522,6 +522,24 @@ def test_where_there_is_no_way_at_the_moment_a_flow_stays_and_a_socket_is_tried_
     assert relay.counted("dropped_send") == 10
 
 
+def test_what_passes_after_an_error_prolongs_a_flow_as_ever() -> None:
+    relay = Relay()
+    relay.ask(ONE, b"question")
+    relay.kernel.answer(relay.target(), b"answer")
+    relay.run()
+    relay.wait(119)
+    relay.kernel.inject("send", errno.ENETUNREACH, errno.ENETUNREACH)
+    relay.kernel.inject("connect", errno.ENETUNREACH)
+    relay.ask(ONE, b"lost")
+    relay.wait(0.5)
+    relay.ask(ONE, b"second")
+    relay.wait(30)
+    relay.kernel.answer(relay.target(), b"late")
+    relay.run()
+    assert payloads(relay.kernel.answers) == [b"answer", b"late"]
+    assert relay.counted("expired") == 0
+
+
 def test_where_no_port_is_left_a_new_client_gets_that_of_an_unanswered_flow() -> None:
     relay = Relay()
     relay.kernel.ports = 4
@@ -627,6 +645,46 @@ def test_a_flood_that_is_answered_evicts_what_was_brief_and_nothing_else() -> No
     here = {flow.key[:16] for flow in relay.engine.flows.by_fd.values()}
     assert client_ipv4(40) in here
     assert client_ipv4(39) not in here
+
+
+@pytest.mark.parametrize(("late", "often", "at_once"), [(2.1, 1, 2), (0.1, 5, 1), (2.1, 3, 9)])
+def test_what_is_answered_late_or_over_and_over_is_brief_all_the_same(
+    late: float, often: int, at_once: int
+) -> None:
+    """As by a server that repeats what nobody confirms."""
+    relay = Relay(flows=8)
+    relay.engine.remove_listener(8, relay.second, reset_flows=True)
+    for number in range(10, 18):
+        relay.ask(client_ipv4(number), b"made up")
+    relay.wait(late)
+    for _ in range(often):
+        for sock in relay.kernel.sockets:
+            for _ in range(at_once):
+                relay.kernel.answer(sock, b"answer")
+        relay.run()
+        relay.wait(1)
+    relay.ask(ONE, b"question")
+    assert relay.target().got == [b"question"]
+    assert (relay.counted("evicted"), relay.counted("dropped_limit")) == (1, 0)
+
+
+def test_a_client_that_goes_on_is_noted_however_much_its_target_sends() -> None:
+    relay = Relay(flows=8)
+    relay.engine.remove_listener(8, relay.second, reset_flows=True)
+    relay.ask(ONE, b"question")
+    kept = relay.target()
+    for number in range(300):
+        relay.kernel.answer(kept, b"stream")
+        relay.run()
+        relay.wait(0.01)
+        if number == 250:
+            relay.ask(ONE, b"go on")
+    for number in range(10, 30):
+        relay.ask(client_ipv4(number), b"made up")
+        relay.kernel.answer(relay.target(), b"answer")
+        relay.run()
+    assert not kept.closed
+    assert relay.counted("evicted") == 20 - 7
 
 
 def test_where_every_flow_goes_on_a_new_client_waits_in_vain() -> None:
