@@ -19,11 +19,11 @@ if __name__ == "__main__":
 import argparse
 import json
 import sys
-from typing import TYPE_CHECKING, NoReturn
 
 from hardsplice.cli import output, subcommands
 from hardsplice.cli.values import number
 from hardsplice.ipc.descriptors import FIRST_LISTENER
+from hardsplice.kernel.hints import TYPE_CHECKING, NoReturn
 from hardsplice.kernel.syscalls import ARCHITECTURES, DIRECT
 from hardsplice.model.errors import HardspliceError, print_lines, quote
 from hardsplice.model.roles import POLICIES

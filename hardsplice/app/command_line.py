@@ -8,13 +8,13 @@ spelling is used wherever pasta has the option, so that what starts pasta can st
 from __future__ import annotations
 
 from itertools import product
-from typing import TYPE_CHECKING
 
 from hardsplice.app.modes import detect_mode, pid_of
 from hardsplice.app.option_table import OPTIONS
 from hardsplice.app.options import Mode, Options, Verbosity
 from hardsplice.cli import parsing
 from hardsplice.kernel.ephemeral import read_ephemeral_range
+from hardsplice.kernel.hints import TYPE_CHECKING
 from hardsplice.model import ports
 from hardsplice.model.direction import Direction, GroupKey
 from hardsplice.model.errors import HardspliceError, quote

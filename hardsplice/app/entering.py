@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from hardsplice.app import confining, restart
 from hardsplice.app.filters import Programs
@@ -18,6 +17,7 @@ from hardsplice.app.plans import Planner
 from hardsplice.app.progress import Progress
 from hardsplice.command.caller import Caller
 from hardsplice.ipc import descriptors
+from hardsplice.kernel.hints import TYPE_CHECKING
 from hardsplice.kernel.record import NamedTuple
 from hardsplice.model import roles
 from hardsplice.model.direction import Direction

@@ -12,10 +12,10 @@ import contextlib
 import marshal
 import os
 from collections.abc import Mapping
-from typing import Any
 
 from hardsplice.app.options import Mode, Options
 from hardsplice.ipc.descriptors import FIRST_LISTENER
+from hardsplice.kernel.hints import Any
 from hardsplice.kernel.record import NamedTuple
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import write_all

@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from hardsplice.app.options import Mode
 from hardsplice.cli import values
+from hardsplice.kernel.hints import TYPE_CHECKING
 from hardsplice.model.errors import HardspliceError, quote
 
 if TYPE_CHECKING:

@@ -9,7 +9,6 @@ import contextlib
 import os
 import socket
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from hardsplice.app import numbering, restart
 from hardsplice.app.listening import Listening, in_places
@@ -20,6 +19,7 @@ from hardsplice.app.service import Besides, Service
 from hardsplice.command.terminal import Terminal
 from hardsplice.ipc import descriptors, sd_notify
 from hardsplice.ipc.sd_notify import Manager, Notifier
+from hardsplice.kernel.hints import TYPE_CHECKING
 from hardsplice.kernel.record import NamedTuple
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import quote

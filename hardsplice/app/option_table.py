@@ -11,12 +11,12 @@ what starts pasta can start hardsplice.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
 
 from hardsplice import __version__
 from hardsplice.app.options import Mode
 from hardsplice.cli import values
 from hardsplice.cli.parsing import Option
+from hardsplice.kernel.hints import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable

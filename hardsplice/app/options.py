@@ -6,8 +6,8 @@ front-end, which asks for it in a language of its own.
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING
 
+from hardsplice.kernel.hints import TYPE_CHECKING
 from hardsplice.kernel.record import NamedTuple
 from hardsplice.model.direction import Direction, GroupKey
 from hardsplice.model.lifetimes import Lifetimes

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
 
+from hardsplice.kernel.hints import TYPE_CHECKING, Protocol
 from hardsplice.kernel.record import NamedTuple
 
 if TYPE_CHECKING:

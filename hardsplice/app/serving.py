@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from hardsplice.app.entering import Entered
 from hardsplice.app.opening import Opened
 from hardsplice.app.options import Options
 from hardsplice.ipc import descriptors
 from hardsplice.kernel import signals, socketcalls
+from hardsplice.kernel.hints import TYPE_CHECKING
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import printable, quote
 from hardsplice.monitor import departure

@@ -10,10 +10,10 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
 
 from hardsplice.app.options import Mode, Options, Verbosity
 from hardsplice.command import caller
+from hardsplice.kernel.hints import TYPE_CHECKING, Any, NoReturn
 from hardsplice.model.errors import HardspliceError, print_lines, reason_of, write_all
 from hardsplice.model.unforeseen import as_error
 from hardsplice.net import procfs

@@ -10,9 +10,9 @@ POSIXLY_CORRECT does it: long options may be abbreviated, short ones may share a
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Literal
 
 from hardsplice.cli import output
+from hardsplice.kernel.hints import TYPE_CHECKING, Any, Literal
 from hardsplice.kernel.record import NamedTuple
 from hardsplice.model import foreign
 from hardsplice.model.direction import Direction

@@ -8,8 +8,8 @@ from __future__ import annotations
 import grp
 import os
 import pwd
-from typing import TYPE_CHECKING, Literal, TypeVar
 
+from hardsplice.kernel.hints import TYPE_CHECKING, Literal, TypeVar
 from hardsplice.model.errors import HardspliceError, quote
 from hardsplice.model.identity import OWN, RunAs
 

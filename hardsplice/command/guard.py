@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from typing import TYPE_CHECKING, NoReturn
 
 from hardsplice.command import environment, init
 from hardsplice.ipc import child, descriptors, lifeline
@@ -19,6 +18,7 @@ from hardsplice.ipc.channel import Channel
 from hardsplice.ipc.descriptors import CHANNEL_FD, FIRST_LISTENER
 from hardsplice.ipc.messages import Kind, Record, encode
 from hardsplice.kernel import linux, prctl
+from hardsplice.kernel.hints import TYPE_CHECKING, NoReturn
 from hardsplice.kernel.status import exit_status
 from hardsplice.model import roles
 from hardsplice.model.errors import HardspliceError, reason_of

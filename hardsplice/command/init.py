@@ -17,7 +17,6 @@ import signal
 import stat
 import time
 from functools import partial
-from typing import TYPE_CHECKING, NoReturn
 
 from hardsplice.command import caller, environment, terminal
 from hardsplice.ipc import child, descriptors
@@ -25,6 +24,7 @@ from hardsplice.ipc.channel import Channel
 from hardsplice.ipc.descriptors import CHANNEL_FD, FIRST_LISTENER, LOG_FD, SIGNALS_FD
 from hardsplice.ipc.messages import Kind, Record
 from hardsplice.kernel import linux, prctl, signals
+from hardsplice.kernel.hints import TYPE_CHECKING, NoReturn
 from hardsplice.kernel.status import exit_status
 from hardsplice.model import roles
 from hardsplice.model.errors import HardspliceError, reason_of, text_of

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+
+from hardsplice.kernel.hints import Generic, TypeVar
 
 Of = TypeVar("Of")
 

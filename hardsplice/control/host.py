@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import time
-import typing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,6 +19,7 @@ from hardsplice.control.routes import FOR_ALL, ROUTES, HttpRoutes, dispatch
 from hardsplice.control.server import Admission, Server
 from hardsplice.control.world import RelayView, Snapshot, refusal
 from hardsplice.ipc.loop import Loop
+from hardsplice.kernel import hints
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import HardspliceError, printable
 from hardsplice.monitor.registry import Registry
@@ -29,7 +29,7 @@ from hardsplice.telemetry.flow_table import FlowRow
 from hardsplice.telemetry.log import Level, Log
 
 
-class ServedMonitor(typing.Protocol):
+class ServedMonitor(hints.Protocol):
     """What is shown of the host monitor, which knows nothing of the control socket."""
 
     @property

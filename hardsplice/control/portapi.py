@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
 from hardsplice.control.fields import Field, build
 from hardsplice.control.world import Call, Snapshot
+from hardsplice.kernel.hints import Any
 from hardsplice.model import ports, spec
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import HardspliceError

@@ -7,11 +7,11 @@ Routes know these types only, so that they are tested without a process; `host` 
 from __future__ import annotations
 
 import json
-import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from hardsplice.control.http import Request, Response
+from hardsplice.kernel import hints
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import HardspliceError
 from hardsplice.model.forward import Forward
@@ -50,7 +50,7 @@ class Snapshot:
     denied_peers: int  # peers of the control socket that were turned away
 
 
-class Ports(typing.Protocol):
+class Ports(hints.Protocol):
     """The ports that are forwarded; monitor/registry.py has them, and says what each call does."""
 
     def list(self) -> Sequence[Forward]:
@@ -68,7 +68,7 @@ class Ports(typing.Protocol):
         """Forward it no longer; ``done`` gets why not, or None."""
 
 
-class World(typing.Protocol):
+class World(hints.Protocol):
     """The host monitor."""
 
     #: How a port's protocol was spelled, by its id, where that was not simply tcp or udp.

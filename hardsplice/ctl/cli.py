@@ -8,13 +8,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
 
 from hardsplice import __version__
 from hardsplice.cli import subcommands
 from hardsplice.cli.parsing import Option
 from hardsplice.cli.values import number
 from hardsplice.ctl.client import default_path
+from hardsplice.kernel.hints import Any, NoReturn
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import HardspliceError, quote
 from hardsplice.model.protocol import Protocol

@@ -13,8 +13,8 @@ import os
 import socket
 import struct
 from collections.abc import Iterator, Mapping
-from typing import Any
 
+from hardsplice.kernel.hints import Any
 from hardsplice.model.errors import HardspliceError, reason_of
 
 SECONDS = 15  # for an answer; hardsplice itself gives up sooner

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
+from hardsplice.kernel.hints import Any
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import printable
 

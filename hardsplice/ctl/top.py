@@ -17,10 +17,10 @@ import tty
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from hardsplice.ctl import show
 from hardsplice.ctl.client import Client
+from hardsplice.kernel.hints import Any
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import printable
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import Any
 
 from hardsplice import __version__
 from hardsplice.frontends import cni_call
 from hardsplice.frontends.cni_call import CniError, Configuration, Surroundings
 from hardsplice.frontends.instances import Instances
+from hardsplice.kernel.hints import Any
 from hardsplice.model.errors import HardspliceError
 from hardsplice.model.unforeseen import as_error
 

@@ -12,8 +12,8 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface
-from typing import Any
 
+from hardsplice.kernel.hints import Any
 from hardsplice.kernel.record import NamedTuple
 from hardsplice.model.errors import printable, quote
 from hardsplice.model.spec import LAST_PORT

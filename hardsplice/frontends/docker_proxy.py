@@ -16,7 +16,6 @@ import os
 import resource
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 from hardsplice import __version__
 from hardsplice.frontends import folders, mapping, publishing, stub
@@ -24,6 +23,7 @@ from hardsplice.frontends.place import Place
 from hardsplice.frontends.publishing import Published, Wanted
 from hardsplice.frontends.stub import Ready
 from hardsplice.ipc import descriptors
+from hardsplice.kernel.hints import NoReturn
 from hardsplice.kernel.record import NamedTuple
 from hardsplice.model.errors import HardspliceError, in_a_line, print_lines, quote, write_all
 from hardsplice.model.forward import Forward

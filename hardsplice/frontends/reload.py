@@ -14,10 +14,10 @@ import json
 import os
 from collections.abc import Callable, MutableMapping
 from ipaddress import ip_address
-from typing import Any, Protocol
 
 from hardsplice.ipc.loop import Alarm, Loop
 from hardsplice.kernel import socketcalls
+from hardsplice.kernel.hints import Any, Protocol
 from hardsplice.model.errors import HardspliceError, quote
 from hardsplice.model.forward import Forward
 from hardsplice.model.spec import Address

@@ -21,13 +21,13 @@ import resource
 import select
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 from hardsplice.frontends import folders, packets, publishing, rootlessport_request, stub
 from hardsplice.frontends.place import Place
 from hardsplice.frontends.publishing import Published, Wanted
 from hardsplice.frontends.rootlessport_request import Request
 from hardsplice.frontends.stub import Ready
+from hardsplice.kernel.hints import NoReturn
 from hardsplice.model.errors import HardspliceError, in_a_line, reason_of, write_all
 from hardsplice.model.unforeseen import as_error
 from hardsplice.net import bridged

@@ -7,9 +7,9 @@ import json
 import os
 from collections.abc import Iterator
 from ipaddress import IPv4Address
-from typing import Any
 
 from hardsplice.frontends import mapping
+from hardsplice.kernel.hints import Any
 from hardsplice.kernel.record import NamedTuple
 from hardsplice.model.errors import HardspliceError, reason_of
 from hardsplice.model.forward import Forward

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING
 
 from hardsplice.app import start
 from hardsplice.app.options import Options, for_service
 from hardsplice.app.service import Besides
 from hardsplice.frontends.place import Place
 from hardsplice.ipc import descriptors, sd_notify
+from hardsplice.kernel.hints import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hardsplice.app.filters import Programs

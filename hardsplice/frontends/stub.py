@@ -27,10 +27,10 @@ import syslog
 import time
 from collections.abc import Callable, Iterable, Sequence
 from ipaddress import ip_address
-from typing import NoReturn, TypeVar
 
 from hardsplice.frontends.publishing import Published
 from hardsplice.ipc import descriptors
+from hardsplice.kernel.hints import NoReturn, TypeVar
 from hardsplice.kernel.record import NamedTuple
 from hardsplice.model.errors import HardspliceError, in_a_line, printable, reason_of
 from hardsplice.model.spec import Address

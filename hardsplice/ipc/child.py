@@ -11,11 +11,11 @@ import select
 import signal
 import time
 from collections.abc import Callable, Iterator
-from typing import NoReturn
 
 from hardsplice.ipc.channel import LAST_RECORDS, Channel, close_all
 from hardsplice.ipc.lifeline import Hold
 from hardsplice.ipc.messages import Kind, MalformedError, Record
+from hardsplice.kernel.hints import NoReturn
 from hardsplice.model.errors import text_of
 from hardsplice.model.unforeseen import as_error
 

@@ -19,7 +19,8 @@ import struct
 import sys
 from collections.abc import Iterable
 from ctypes import c_char_p, c_int, c_long, c_size_t, c_ulong, c_void_p
-from typing import NoReturn
+
+from hardsplice.kernel.hints import NoReturn
 
 libc = ctypes.CDLL(None, use_errno=True)
 _errno = ctypes.get_errno

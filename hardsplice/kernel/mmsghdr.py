@@ -17,8 +17,8 @@ import struct
 from array import array
 from collections.abc import Sequence
 from ctypes import byref, c_char, c_int, c_size_t, c_uint, c_void_p
-from typing import Any
 
+from hardsplice.kernel.hints import Any
 from hardsplice.kernel.packet_info import CMSG, FORMS, WORD, Form, space
 from hardsplice.kernel.record import NamedTuple
 

@@ -7,9 +7,8 @@ every architecture.
 
 from __future__ import annotations
 
-from typing import Final
-
 from hardsplice.kernel import linux
+from hardsplice.kernel.hints import Final
 from hardsplice.kernel.linux import get_pdeathsig, set_name
 
 __all__ = [

@@ -16,9 +16,9 @@ import socket
 from collections.abc import Callable
 from ctypes import byref, c_char, c_size_t
 from functools import partial
-from typing import Any
 
 from hardsplice.kernel.datagrams import RECVMMSG, SENDMMSG
+from hardsplice.kernel.hints import Any
 from hardsplice.kernel.mmsghdr import ROOM, Buffers, Inbox, Mmsghdr, Parts
 from hardsplice.kernel.packet_info import FORMS, Form, form_of, space
 from hardsplice.kernel.socketcalls import IS_DIRECT, way

@@ -6,7 +6,7 @@ fields. Type checkers see no difference.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from hardsplice.kernel.hints import TYPE_CHECKING
 
 __all__ = ["NamedTuple"]
 

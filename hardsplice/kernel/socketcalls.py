@@ -25,9 +25,9 @@ from collections.abc import Callable
 from ctypes import byref, c_char_p, c_int, c_long, c_size_t, c_void_p
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
-from typing import Any
 
 from hardsplice.kernel import pinned
+from hardsplice.kernel.hints import Any
 from hardsplice.kernel.linux import MACHINE, fail, libc
 from hardsplice.kernel.syscalls import DIRECT
 

@@ -11,8 +11,8 @@ hold the tables against Python's modules on the machine that they run on.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final, Literal
 
+from hardsplice.kernel.hints import Final, Literal
 from hardsplice.kernel.record import NamedTuple
 
 __all__ = [

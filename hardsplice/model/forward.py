@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from enum import Enum
 from ipaddress import IPv4Address, IPv6Address
-from typing import TYPE_CHECKING
 
+from hardsplice.kernel.hints import TYPE_CHECKING
 from hardsplice.kernel.record import NamedTuple
 from hardsplice.model.direction import Direction
 from hardsplice.model.protocol import Protocol

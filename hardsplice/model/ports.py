@@ -13,8 +13,8 @@ from __future__ import annotations
 import itertools
 from ipaddress import IPv4Address, IPv6Address
 from itertools import combinations
-from typing import TYPE_CHECKING
 
+from hardsplice.kernel.hints import TYPE_CHECKING
 from hardsplice.kernel.record import NamedTuple
 from hardsplice.model.direction import Direction, GroupKey
 from hardsplice.model.errors import HardspliceError, quote

@@ -9,7 +9,6 @@ PID 1 shares its namespaces with COMMAND, which may have taken it over: only wha
 from __future__ import annotations
 
 import signal
-import typing
 
 from hardsplice.command.container import Container
 from hardsplice.command.terminal import Terminal
@@ -17,6 +16,7 @@ from hardsplice.ipc.channel import close_all
 from hardsplice.ipc.dialogue import INIT, ChildState, Dialogue
 from hardsplice.ipc.loop import Loop
 from hardsplice.ipc.messages import Kind, MalformedError, Record
+from hardsplice.kernel import hints
 from hardsplice.kernel.signals import FINAL
 from hardsplice.kernel.status import exit_status
 from hardsplice.model.errors import HardspliceError
@@ -25,7 +25,7 @@ from hardsplice.telemetry.log import Log
 PASS_ON_SECONDS = 0.5  # for PID 1 to pass on a signal that is expected to end COMMAND
 
 
-class Above(typing.Protocol):
+class Above(hints.Protocol):
     """What is called as messages arrive."""
 
     def command_prepared(self) -> None:

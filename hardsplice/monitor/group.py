@@ -18,14 +18,13 @@ open, too, since answers leave by it.
 from __future__ import annotations
 
 import socket
-import typing
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from hardsplice.ipc import descriptors
 from hardsplice.ipc.loop import Loop
 from hardsplice.ipc.messages import Note
-from hardsplice.kernel import socketcalls
+from hardsplice.kernel import hints, socketcalls
 from hardsplice.model.errors import HardspliceError
 from hardsplice.model.forward import Forward
 from hardsplice.model.protocol import Protocol
@@ -40,7 +39,7 @@ from hardsplice.telemetry.flow_table import End
 POLL_SECONDS = 0.01
 
 
-class GroupOwner(RelaysOwner, typing.Protocol):
+class GroupOwner(RelaysOwner, hints.Protocol):
     """What the relays of a group report to."""
 
     def places_of_others(self, protocol: Protocol) -> Iterable[int]:

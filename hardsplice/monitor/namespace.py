@@ -12,7 +12,6 @@ import signal
 import socket
 import struct
 from collections.abc import Sequence
-from typing import NoReturn
 
 from hardsplice.command import environment
 from hardsplice.ipc import child, descriptors, lifeline
@@ -28,6 +27,7 @@ from hardsplice.ipc.descriptors import (
 from hardsplice.ipc.loop import Loop
 from hardsplice.ipc.messages import Kind, MalformedError, Record
 from hardsplice.kernel import prctl
+from hardsplice.kernel.hints import NoReturn
 from hardsplice.kernel.record import NamedTuple
 from hardsplice.model import roles
 from hardsplice.model.direction import Direction

@@ -5,13 +5,12 @@ group, by the groups to their monitor.
 
 from __future__ import annotations
 
-import typing
-
+from hardsplice.kernel import hints
 from hardsplice.model.protocol import Protocol
 from hardsplice.relay import main as relay
 
 
-class SupervisorOwner(typing.Protocol):
+class SupervisorOwner(hints.Protocol):
     """What a supervisor reports to."""
 
     def relay_ready(self) -> None:
@@ -39,7 +38,7 @@ class SupervisorOwner(typing.Protocol):
         """The relay has ended, as told; or there was none."""
 
 
-class RelaysOwner(typing.Protocol):
+class RelaysOwner(hints.Protocol):
     """What all relays of a monitor, or those of one group, report to."""
 
     def relays_ready(self) -> None:

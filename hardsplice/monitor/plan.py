@@ -6,11 +6,11 @@ monitor/namespace.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from hardsplice.command.terminal import Terminal
 from hardsplice.ipc.child import Child
 from hardsplice.ipc.sd_notify import Notifier
+from hardsplice.kernel.hints import TYPE_CHECKING
 from hardsplice.kernel.record import NamedTuple
 from hardsplice.model.direction import Direction, GroupKey
 from hardsplice.model.forward import Forward

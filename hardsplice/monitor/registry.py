@@ -10,9 +10,9 @@ The registry decides what may be asked; monitor/handover.py does it.
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Callable, Iterable, Sequence
 
+from hardsplice.kernel import hints
 from hardsplice.model.direction import Direction, GroupKey
 from hardsplice.model.errors import HardspliceError
 from hardsplice.model.forward import Forward
@@ -28,7 +28,7 @@ class ConflictError(HardspliceError):
         self.conflict = conflict
 
 
-class Worker(typing.Protocol):
+class Worker(hints.Protocol):
     """What makes and ends listeners; each outcome is told once, maybe at once."""
 
     def add(

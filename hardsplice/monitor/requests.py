@@ -10,10 +10,10 @@ import os
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import ClassVar
 
 from hardsplice.ipc import forwards
 from hardsplice.ipc.messages import Kind, MalformedError, Record
+from hardsplice.kernel.hints import ClassVar
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import HardspliceError
 from hardsplice.model.families import ALL_FAMILIES

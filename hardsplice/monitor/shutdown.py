@@ -9,7 +9,6 @@ its relays have ended.
 
 from __future__ import annotations
 
-import typing
 from array import array
 from collections.abc import Iterator, Sequence
 
@@ -17,6 +16,7 @@ from hardsplice.ipc.channel import Channel
 from hardsplice.ipc.loop import Loop
 from hardsplice.ipc.messages import TEXT_LIMIT, Kind, MalformedError, Record
 from hardsplice.ipc.sd_notify import Notifier
+from hardsplice.kernel import hints
 from hardsplice.model.protocol import Protocol
 from hardsplice.monitor.groups import RelayGroups
 from hardsplice.telemetry.counters import COUNTERS, DRAINED, STOPPED
@@ -30,7 +30,7 @@ _CALLED = {Protocol.TCP: ("connections", "reset"), Protocol.UDP: ("flows of UDP"
 MARGIN_SECONDS = 5
 
 
-class Reachable(typing.Protocol):
+class Reachable(hints.Protocol):
     """A process that is told to drain."""
 
     channel: Channel

@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-import typing
-
 from hardsplice.ipc.messages import Note
+from hardsplice.kernel import hints
 
 
-class MonitorLink(typing.Protocol):
+class MonitorLink(hints.Protocol):
     """What an engine says to its monitor; it never waits for an answer."""
 
     def request_sockets(self, family: int, number: int) -> bool:

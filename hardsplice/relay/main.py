@@ -14,15 +14,14 @@ import os
 import resource
 import signal
 import time
-import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import NoReturn
 
 from hardsplice.ipc import descriptors
 from hardsplice.ipc.channel import Channel, close_all
 from hardsplice.ipc.descriptors import CHANNEL_FD, FIRST_LISTENER, LIFELINE_FD, RULESET_FD
 from hardsplice.ipc.messages import Kind, MalformedError, Note, Record
-from hardsplice.kernel import prctl
+from hardsplice.kernel import hints, prctl
+from hardsplice.kernel.hints import NoReturn
 from hardsplice.kernel.record import NamedTuple
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import HardspliceError
@@ -76,7 +75,7 @@ class Plan(NamedTuple):
     foreign: tuple[int, ...] = ()  # the places of its monitor's listeners that it isn't to have
 
 
-class Epoll(typing.Protocol):
+class Epoll(hints.Protocol):
     """What a relay's life needs of the engine's epoll."""
 
     def register(self, fd: int, eventmask: int, /) -> None:
@@ -86,7 +85,7 @@ class Epoll(typing.Protocol):
         """Watch it no more."""
 
 
-class Engine(typing.Protocol):
+class Engine(hints.Protocol):
     """What serves the flows of one protocol: relay/tcp/engine.py, relay/udp/engine.py."""
 
     families: tuple[int, ...]

@@ -15,8 +15,8 @@ import sys
 import types
 from collections.abc import Callable
 from functools import cache
-from typing import Any
 
+from hardsplice.kernel.hints import Any
 from hardsplice.model.errors import HardspliceError
 from hardsplice.model.unforeseen import as_error, next_step
 

@@ -15,9 +15,9 @@ import contextlib
 import errno
 import os
 import struct
-from typing import Any
 
 from hardsplice.kernel.files import any_size
+from hardsplice.kernel.hints import Any
 from hardsplice.kernel.syscalls import ARCHITECTURES, DIRECT, Architecture
 from hardsplice.model.errors import HardspliceError, reason_of
 from hardsplice.model.unforeseen import next_step

@@ -7,12 +7,12 @@ import contextlib
 import errno
 import os
 from collections.abc import Callable, Iterator
-from typing import NoReturn
 
 from hardsplice.ipc import child
 from hardsplice.ipc.channel import Channel
 from hardsplice.ipc.messages import MAPPER, Kind, Record
 from hardsplice.kernel import linux, prctl
+from hardsplice.kernel.hints import NoReturn
 from hardsplice.model.identity import RunAs
 from hardsplice.model.roles import HOST
 

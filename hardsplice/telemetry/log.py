@@ -28,9 +28,9 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from enum import IntEnum
-from typing import Literal
 
 from hardsplice.kernel.files import open_regular
+from hardsplice.kernel.hints import Literal
 from hardsplice.model.errors import HardspliceError, printable, reason_of
 
 _DAEMON = 3  # syslog's facility

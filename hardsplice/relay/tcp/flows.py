@@ -10,10 +10,10 @@ a byte now and then must get the reset, too.
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Sequence
 
 from hardsplice.ipc.messages import Note
+from hardsplice.kernel import hints
 from hardsplice.kernel.record import NamedTuple
 from hardsplice.relay import link
 from hardsplice.relay.pools import SocketPool
@@ -69,7 +69,7 @@ class Grace(NamedTuple):
     end: float  # when it waits no longer, whatever that side takes
 
 
-class MonitorLink(link.MonitorLink, typing.Protocol):
+class MonitorLink(link.MonitorLink, hints.Protocol):
     """What the engine says to its monitor besides."""
 
     def report_accept_paused(self) -> None:

@@ -41,7 +41,7 @@ something to do.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from hardsplice.kernel.hints import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hardsplice.sandbox.address_book import Pointer

@@ -7,9 +7,9 @@ is no flow writer.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from hardsplice.kernel import socketcalls
+from hardsplice.kernel.hints import TYPE_CHECKING
 from hardsplice.model.protocol import Protocol
 from hardsplice.relay.flow_rows import FlowRows, Report
 from hardsplice.telemetry import counters as count

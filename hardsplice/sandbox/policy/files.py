@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
+from hardsplice.kernel.hints import Any
 from hardsplice.model.errors import HardspliceError, reason_of
 from hardsplice.sandbox.policy.format import parse_policy
 from hardsplice.sandbox.policy.model import Policy

@@ -11,8 +11,8 @@ from __future__ import annotations
 import re
 import types
 from functools import cache
-from typing import TYPE_CHECKING, Any, cast
 
+from hardsplice.kernel.hints import TYPE_CHECKING, Any, cast
 from hardsplice.kernel.syscalls import ARCHITECTURES, CAPABILITIES, CONSTANTS, RISKY, differ
 from hardsplice.model.errors import HardspliceError
 from hardsplice.sandbox.policy.model import (

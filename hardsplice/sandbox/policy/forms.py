@@ -9,8 +9,8 @@ import ast
 import textwrap
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+from hardsplice.kernel.hints import TYPE_CHECKING, Any
 from hardsplice.kernel.syscalls import ARCHITECTURES
 from hardsplice.model.errors import HardspliceError
 from hardsplice.model.roles import POLICIES

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Literal
 
+from hardsplice.kernel.hints import Literal
 from hardsplice.kernel.record import NamedTuple
 from hardsplice.kernel.syscalls import INTS, constant, parameters
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from functools import cache
 from types import MappingProxyType
-from typing import cast
 
+from hardsplice.kernel.hints import cast
 from hardsplice.kernel.syscalls import ARCHITECTURES
 from hardsplice.sandbox.policy.model import Condition, Operator, Policy, Rule
 from hardsplice.sandbox.policy.rules import FILES, Line

@@ -14,7 +14,10 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 # Nothing of hardsplice needs them at a start; policies are read from a table that is made of them.
-NEVER = {"argparse", "logging", "pathlib", "random", "shutil", "subprocess", "threading", "tomllib"}
+NEVER = {
+    *("argparse", "dataclasses", "logging", "pathlib", "random", "shutil", "subprocess"),
+    *("threading", "tomllib", "typing"),
+}
 
 
 def loaded(*modules: str) -> set[str]:
