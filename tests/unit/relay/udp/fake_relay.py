@@ -162,7 +162,31 @@ class Relay:
         assert self.kernel.epoll_.watched >= set(engine.flows.by_fd)
         assert len(flows) <= engine.flows.most
         for flow in flows:
-            assert self.kernel.get(flow.fd).segment == flow.segment
+            sock = self.kernel.get(flow.fd)
+            assert sock.segment == flow.segment
+            assert not sock.takes_joined or flow.many, "what is joined would pass for one datagram"
+            prepared = [one is not None for one in (flow.hear, flow.send, flow.answer)]
+            assert len(set(prepared)) == 1
+        for entry, address in enumerate(engine.buffers.addresses):
+            assert engine.parts.words[2 * entry] == address, "an entry isn't its slot any more"
+        self._check_settled()
+
+    def _check_settled(self) -> None:
+        """What is looked at only when something has changed is as if it were looked at always."""
+        engine = self.engine
+        if engine.has_changed:
+            return  # the next turn does
+        has_sockets = all(pool.ready for pool in engine.pools)
+        waits = not engine.shortage_until and engine.to_drain is None
+        assert engine.watching == (not engine.held and (has_sockets or not waits))
+        if not engine.shortage_until:
+            assert not any(pool.want() for pool in engine.pools), "nobody has requested sockets"
+        for fd, state in engine.listeners.items():
+            assert (fd in self.kernel.epoll_.watched) == (engine.watching and not state.is_shut)
+        if engine.gauges is not None:
+            in_use = [len(pool.ready) for pool in engine.pools]
+            total = engine.other_descriptors + len(engine.flows.by_fd) + sum(in_use)
+            assert list(engine.gauges[2:5]) == [*in_use, total]
 
     def datagrams(self) -> tuple[int, int]:
         words = self.stats.count

@@ -11,13 +11,15 @@ any order, and the promises that hold all the same.
 from __future__ import annotations
 
 import errno
+import socket
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from tests.unit.relay.udp.fake_relay import FOUR, SIX, Relay
-from tests.unit.relay.udp.fake_udp import client_ipv4, client_mapped
+from hardsplice.net.listener import Listener
+from tests.unit.relay.udp.fake_relay import FOUR, PORT, SINGLE, SIX, Relay
+from tests.unit.relay.udp.fake_udp import Sock, client_ipv4, client_mapped
 
 CLIENTS = st.integers(0, 11)
 ADDRESSES = st.sampled_from(["127.0.0.1", "127.0.0.2"])
@@ -46,7 +48,7 @@ class Lives(RuleBasedStateMachine):
         self.sent = 0  # datagrams of clients
         self.number = 0  # each payload is another one
         self.answers = 0
-        self.vanished = 0  # answers to flows that had ended
+        self.listeners = [self.kernel.get(fd) for fd in (self.relay.first, self.relay.second)]
 
     def _payload(self, head: str, length: int) -> bytes:
         self.number += 1
@@ -110,6 +112,24 @@ class Lives(RuleBasedStateMachine):
     def the_path_changes(self, most: int) -> None:
         self.kernel.largest_joined = most
 
+    @rule(has_gone=st.booleans())
+    def an_address_comes_or_goes(self, has_gone: bool) -> None:
+        self.kernel.no_source = {"127.0.0.2"} if has_gone else set()
+
+    @rule(queued=st.booleans())
+    def a_listener_gives_way_to_another_one(self, queued: bool) -> None:
+        """At the same place; what its queue holds is lost."""
+        place, engine = self.relay.second, self.relay.engine
+        if queued:
+            self.kernel.ask(place, client_mapped(1), self._payload("1@127.0.0.1", 8))
+            self.sent += 1
+        engine.remove_listener(8, place, reset_flows=True)
+        assert place not in self.kernel.epoll_.watched
+        self.relay.turn()
+        self.listeners.append(Sock(socket.AF_INET6, listens=True))
+        self.kernel.given[place] = self.listeners[-1]
+        engine.add_listener(Listener(place, SINGLE, SINGLE, 8, PORT + 1))
+
     @rule()
     def the_monitor_is_slow(self) -> None:
         self.relay.generous = False
@@ -137,7 +157,7 @@ class Lives(RuleBasedStateMachine):
             assert one.source in (asked, "0.0.0.0")
             by_client.setdefault((one.client, asked), []).append(_number(one.payload))
         for numbers in by_client.values():
-            assert len(numbers) == len(set(numbers))
+            assert numbers == sorted(set(numbers))
 
     @invariant()
     def what_was_sent_is_accounted_for(self) -> None:
@@ -145,8 +165,8 @@ class Lives(RuleBasedStateMachine):
         counts = self.relay.stats.snapshot()
         queued = sum(
             -(-len(one.payload) // one.segment) if one.segment else 1
-            for fd in (self.relay.first, self.relay.second)
-            for one in self.kernel.get(fd).queue
+            for sock in self.listeners
+            for one in sock.queue
         )
         held = sum(
             -(-len(one.payload) // one.segment) if one.segment else 1
@@ -172,4 +192,4 @@ def _number(payload: bytes) -> int:
 
 
 TestLives = Lives.TestCase
-TestLives.settings = settings(max_examples=30, stateful_step_count=25, deadline=None)
+TestLives.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
