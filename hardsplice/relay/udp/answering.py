@@ -94,6 +94,7 @@ class Answerer(Opener):
         inbox, number = state.inbox, len(sizes)
         keys, segments = inbox.keys(number), [0] * number
         control_sizes = inbox.control_sizes(0, number)
+        inbox.renew(0, number)
         are_plain = control_sizes.count(inbox.plain) == number
         if not are_plain:
             for slot, used in enumerate(control_sizes):
@@ -103,7 +104,6 @@ class Answerer(Opener):
                 drops, segments[slot] = inbox.control(slot, used)
                 if drops is not None:
                     self._count_client_drops(state, drops)
-        inbox.renew(0, number)
         different = len(set(keys))
         if different == number and are_plain:
             self._take_singles(state, keys, sizes)
@@ -238,13 +238,14 @@ class Answerer(Opener):
         """Note down what was received into so many slots."""
         inbox, state = self.from_targets, flow.state
         sizes, segments = inbox.sizes(start, number), [0] * number
-        for at, used in enumerate(inbox.control_sizes(start, number)):
+        control_sizes = inbox.control_sizes(start, number)
+        inbox.renew(start, number)
+        for at, used in enumerate(control_sizes):
             if used:
                 drops, segments[at] = inbox.control(start + at, used)
                 if drops is not None:
                     self.counters[count.DROPPED_QUEUE] += (drops - flow.drops) & _DROPS_MASK
                     flow.drops = drops
-        inbox.renew(start, number)
         self.parts.resize(start, sizes)
         self.used = start + number
         if not state.answers:
@@ -306,12 +307,14 @@ class Answerer(Opener):
         outbox, listener = flow.state.outbox, flow.state.fd
         self.parts.point(slot, slot, offset, size)
         sent = 0
-        for reply in (flow.reply, reply_from_anywhere(flow.reply)):
-            outbox.put(at, reply, slot, 1, 0)
-            sent = self.kernel.send_all(listener, outbox, at, 1)
-            if -sent not in NO_SOURCE:
-                break
-        self.parts.point(slot, slot, 0, size)
+        try:
+            for reply in (flow.reply, reply_from_anywhere(flow.reply)):
+                outbox.put(at, reply, slot, 1, 0)
+                sent = self.kernel.send_all(listener, outbox, at, 1)
+                if -sent not in NO_SOURCE:
+                    break
+        finally:  # others' datagrams go by this entry, too
+            self.parts.point(slot, slot, 0, size)
         if sent == 1:
             self._count_each_back(((flow, slot, 1, 0, size),))
         else:

@@ -209,16 +209,18 @@ class Sender:
                 return code
         first = slots[0]
         are_neighbours = slots[-1] - first == len(slots) - 1
-        if are_neighbours:
-            self.parts.resize(first, sizes)
-        else:
-            self.parts.place(slots, sizes)
-            first = 0
-        sent = self.kernel.write(flow.fd, self.parts, first, len(slots))
-        if sent < 0 and -sent in MAYBE_OF_ANOTHER:
+        try:
+            if are_neighbours:
+                self.parts.resize(first, sizes)
+            else:
+                self.parts.place(slots, sizes)
+                first = 0
             sent = self.kernel.write(flow.fd, self.parts, first, len(slots))
-        if not are_neighbours:
-            self.parts.restore(len(slots))
+            if sent < 0 and -sent in MAYBE_OF_ANOTHER:
+                sent = self.kernel.write(flow.fd, self.parts, first, len(slots))
+        finally:  # others' datagrams go by these entries, too
+            if not are_neighbours:
+                self.parts.restore(len(slots))
         total = sum(sizes)
         number = count_of(total, segment)
         if sent >= 0:

@@ -11,7 +11,7 @@ import pytest
 
 from hardsplice.ipc.messages import Note
 from hardsplice.kernel import socketcalls
-from hardsplice.kernel.mmsghdr import LARGEST, SLOTS, Outbox
+from hardsplice.kernel.mmsghdr import LARGEST, SLOTS, Outbox, Parts
 from hardsplice.net.listener import Listener
 from hardsplice.relay.udp import opening
 from hardsplice.relay.udp.table import TICK
@@ -965,3 +965,50 @@ def test_an_error_that_no_rule_foresees_ends_that_flow_only() -> None:
     assert relay.counted("errors") == 1
     assert [sock.closed for sock in relay.kernel.sockets] == [True, False]
     assert payloads(relay.kernel.answers) == [b"answer"]
+
+
+def test_an_error_that_no_rule_foresees_leaves_others_datagrams_as_they_are() -> None:
+    """Entries that were made pieces of other slots are their own slots' again."""
+    relay = lasting()
+    relay.monitor.note = lambda *_: None  # type: ignore[method-assign]
+    target, write, send_all = relay.target(), relay.kernel.write, relay.kernel.send_all
+    relay.kernel.ask(relay.first, THREE, b"beside")
+    for _ in range(3):
+        relay.kernel.ask(relay.first, TWO, b"mixed")
+        relay.kernel.ask(relay.first, client_ipv4(7), b"mixed")
+    relay.turn()
+    relay.kernel.write = fails  # type: ignore[method-assign]
+    relay.turn()
+    assert relay.counted("errors") == 2
+    relay.kernel.write = write  # type: ignore[method-assign]
+    relay.turn()
+    relay.kernel.calls.clear()
+    relay.kernel.ask(relay.first, ONE, b"question")
+    relay.turn()
+    assert relay.kernel.calls == ["take", "send"]
+    assert target.got == [b"question"]
+
+    other = relay.kernel.sockets[1]
+    other.takes_joined = relay.engine.flows.by_fd[_fd_of(relay, other)].many = True
+    relay.kernel.answer(other, b"aaaabbbb", segment=4)
+    relay.kernel.largest_joined = 3
+
+    def fails_at_the_second(fd: int, outbox: Outbox, first: int, number: int) -> int:
+        if relay.kernel.answers:
+            raise OSError(errno.EIO, "")
+        return send_all(fd, outbox, first, number)
+
+    relay.kernel.send_all = fails_at_the_second  # type: ignore[method-assign]
+    relay.turn()
+    assert relay.counted("errors") == 3
+    relay.kernel.answer(target, b"answer")
+    relay.turn()
+    assert payloads(relay.kernel.answers) == [b"aaaa", b"answer"]
+
+
+def fails(fd: int, parts: Parts, first: int, number: int) -> int:
+    raise OSError(errno.EIO, "")
+
+
+def _fd_of(relay: Relay, sock: Sock) -> int:
+    return next(fd for fd, one in relay.kernel.table.items() if one is sock)
