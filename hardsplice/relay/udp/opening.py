@@ -71,6 +71,8 @@ class Opener(Sender):
     def _open(self, state: ListenerState, key: bytes, slot: int, size: int, segment: int) -> None:
         """Begin a flow with its first datagram, which is in a slot; or keep that, or drop it."""
         self.has_changed = True
+        if state.drops is None:  # this one told of none
+            state.drops = 0
         number = count_of(size, segment)
         if not self._may_answer(state, ends_of(key)):
             self.counters[count.DROPPED_SOURCE] += number
@@ -82,8 +84,6 @@ class Opener(Sender):
         is_other = route is not state.listener.route_ipv4 and is_ipv4(key)
         if is_other:
             route = state.listener.route_ipv4
-        if state.drops is None:
-            state.drops = 0
         flow = Flow(state, key, route[0], self.moment)
         code = self._try_targets(flow, is_other, slot, size, segment)
         if code == 0:

@@ -812,6 +812,15 @@ def test_what_queues_dropped_is_counted_but_not_what_an_earlier_relay_has() -> N
     assert payloads(relay.kernel.answers) == [b"answer"]
 
 
+def test_what_a_queue_dropped_after_datagrams_that_began_no_flow_is_counted() -> None:
+    relay = Relay()
+    relay.ask(client_ipv4(-1000), b"without a port")
+    relay.kernel.ask(relay.first, ONE, b"question", drops=5)
+    relay.run()
+    assert relay.counted("dropped_source") == 1
+    assert relay.counted("dropped_queue") == 5
+
+
 def test_what_a_listener_s_error_queue_holds_is_thrown_away_and_clients_are_served() -> None:
     relay = Relay()
     relay.kernel.get(relay.first).errors = 3 * SLOTS + 1
