@@ -39,7 +39,7 @@ else:
     def _replace(self, /, **given):
         made = self._make(map(given.pop, self._fields, self))
         if given:
-            raise ValueError(f"Got unexpected field names: {list(given)!r}")
+            raise TypeError(f"Got unexpected field names: {list(given)!r}")
         return made
 
     def _asdict(self):

@@ -50,7 +50,8 @@ def test_it_takes_what_theirs_takes() -> None:
             with pytest.raises(TypeError):
                 kind(*given, **named)
     for kind in (Ours, Theirs):
-        with pytest.raises(ValueError, match="host"):
+        # theirs raises a TypeError from Python 3.13 on
+        with pytest.raises((TypeError, ValueError), match="host"):
             kind("a")._replace(host=1)
         with pytest.raises(TypeError, match="Expected 2 arguments, got 1"):
             kind._make(["a"])
