@@ -85,7 +85,12 @@ class Opener(Sender):
         if is_other:
             route = state.listener.route_ipv4
         flow = Flow(state, key, route[0], self.moment)
-        code = self._try_targets(flow, is_other, slot, size, segment)
+        try:
+            code = self._try_targets(flow, is_other, slot, size, segment)
+        except Exception as error:  # noqa: BLE001 - it ends that flow only
+            self.counters[count.DROPPED_SEND] += number
+            self._break(flow, error)
+            return
         if code == 0:
             return
         if code == NO_SOCKET:
@@ -203,8 +208,11 @@ class Opener(Sender):
             flow = state.flows.get(key)
             if flow is None:
                 self._open(state, key, 0, len(payload), segment)
-            else:
+                continue
+            try:
                 self._deliver(flow, (0,), (len(payload),), (segment,))
+            except Exception as error:  # noqa: BLE001 - it ends that flow only
+                self._break(flow, error)
 
     def _begin_shortage(self) -> None:
         self.shortage_until = self.moment + SHORTAGE_SECONDS

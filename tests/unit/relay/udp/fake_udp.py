@@ -230,7 +230,7 @@ class FakeKernel(Kernel):
 
     def receive_single(self, fd: int, where: c_void_p, call: str = "receive_single") -> int:
         sock = self.get(fd)
-        assert not sock.listens
+        assert not sock.takes_joined, "it wouldn't be told apart from a single datagram"
         code = self._code(call)
         if code:
             return code

@@ -976,6 +976,36 @@ def test_an_error_that_no_rule_foresees_ends_that_flow_only() -> None:
     assert payloads(relay.kernel.answers) == [b"answer"]
 
 
+def test_a_flow_that_can_not_be_watched_ends_and_others_that_came_with_it_begin() -> None:
+    """The kernel has a limit for that (fs.epoll.max_user_watches)."""
+    relay = Relay(pool=2)
+    relay.generous = False
+    relay.monitor.note = lambda *_: None  # type: ignore[method-assign]
+    for number in range(6):
+        relay.kernel.ask(relay.first, client_ipv4(number), b"question")
+    register, failures = relay.kernel.epoll_.register, [2, 5]
+
+    def fails_sometimes(fd: int, mask: int) -> None:
+        if fd not in relay.engine.listeners and len(relay.kernel.sockets) in failures:
+            raise OSError(errno.ENOSPC, "")
+        register(fd, mask)
+
+    relay.kernel.epoll_.register = fails_sometimes  # type: ignore[method-assign]
+    while relay.kernel.epoll_.ready():
+        relay.turn()
+    assert len(relay.engine.held) == 6 - 2
+    relay.generous = True
+    relay.supply()
+    while relay.kernel.epoll_.ready():
+        relay.turn()
+    assert [sock.closed for sock in relay.kernel.sockets] == [at in failures for at in range(1, 7)]
+    assert relay.counted("accepted") == 6
+    assert relay.counted("errors") == relay.counted("dropped_send") == 2
+    assert set(relay.engine.flows.by_fd) == relay.kernel.epoll_.watched - set(
+        relay.engine.listeners
+    )
+
+
 def test_an_error_that_no_rule_foresees_leaves_others_datagrams_as_they_are() -> None:
     """Entries that were made pieces of other slots are their own slots' again."""
     relay = lasting()
