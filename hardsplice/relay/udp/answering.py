@@ -15,7 +15,8 @@ one, so it is from then on, and the kernel is told to join what can be (UDP_GRO)
 for who learns the size of each.
 
 *Errors.* An error that waits at a flow's socket (ICMP) is returned by recvmmsg once, before the
-answers that are in the queue. A refusal ends the flow once these are passed on.
+answers that are in the queue. A refusal ends the flow once these are passed on, be it receiving or
+sending that returned it: at once, as nobody will tell of them again.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from hardsplice.telemetry import counters as count
 
 _DATAGRAMS_BACK, _BYTES_BACK = count.DATAGRAMS + 1, count.BYTES + 1
 _DROPS_MASK = 2**32 - 1  # the kernel counts a socket's drops in 32 bits
+_MOST_ROUNDS = 16  # of receiving from a target that refuses; usual queues have room for five
 _MOST_USED = SLOTS - 16  # slots; with fewer free ones, what is there is passed on first
 
 
@@ -358,12 +360,7 @@ class Answerer(Opener):
     def _on_error(self, flow: Flow, code: int, events: int) -> None:
         """Receiving from a target returned no datagram."""
         if code == errno.ECONNREFUSED:
-            first = self.used
-            number = self.kernel.receive(flow.fd, self.from_targets, first, SLOTS - first)
-            if number > 0:
-                self._note_answers(flow, first, number)
-                self._pass_back()
-            self._refused(flow, code)
+            self._end_refused(flow, code)
         elif code not in (0, errno.EAGAIN, errno.EINTR):
             self.counters[count.DROPPED_SEND] += 1
         elif events & (EPOLLERR | EPOLLHUP):
@@ -371,3 +368,16 @@ class Answerer(Opener):
             code = self.kernel.option(flow.fd, socket.SOL_SOCKET, socket.SO_ERROR)
             if code == 0:
                 self._break(flow, OSError(0, ""))
+
+    def _end_refused(self, flow: Flow, code: int) -> None:
+        """Pass back what a target had sent before it refused, and end the flow."""
+        for _ in range(_MOST_ROUNDS):
+            first = self.used
+            number = self.kernel.receive(flow.fd, self.from_targets, first, SLOTS - first)
+            if number > 0:
+                self._note_answers(flow, first, number)
+                self._pass_back()
+            if number < SLOTS - first or flow.fd < 0:
+                break
+        if flow.fd >= 0:
+            self._refused(flow, code)

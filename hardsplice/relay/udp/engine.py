@@ -95,6 +95,13 @@ class Engine(Answerer):
 
     def _settle(self) -> None:
         """Flows have begun or ended, and sockets were used or have come."""
+        for flow, code in self.refused:
+            try:
+                if flow.fd >= 0:  # it hasn't ended otherwise
+                    self._end_refused(flow, code)
+            except Exception as error:  # noqa: BLE001 - it ends that flow only
+                self._break(flow, error)
+        self.refused.clear()
         self.has_changed = False
         for family in self.families:
             if self.pools[family].is_low:

@@ -91,6 +91,7 @@ class Sender:
         "parts",
         "poll",
         "pools",
+        "refused",
         "trace",
         "turns",
     )
@@ -113,6 +114,7 @@ class Sender:
         free = self.descriptors - self.other_descriptors - pooled
         self.flows = Flows(resources.lifetimes, max(1, free))
         self.listeners: dict[int, ListenerState] = {}
+        self.refused: list[tuple[Flow, int]] = []  # in this turn by sending, with the errno
         self.epoll = self.kernel.epoll()
         self.poll, self.find = self.epoll.poll, self.flows.by_fd.get  # found once
         self.moment = self.kernel.now()  # when this turn began (CLOCK_MONOTONIC seconds)
@@ -132,7 +134,7 @@ class Sender:
     ) -> None:
         """Send one flow's datagrams, in order. It may end by that."""
         for first, number, segment in runs(sizes, segments, flow.joinable):
-            if flow.fd < 0:  # refused: these are lost as well
+            if flow.fd < 0 or flow.is_refused:  # these are lost as well
                 pieces = zip(sizes[first:], segments[first:], strict=True)
                 self.counters[count.DROPPED_SEND] += sum(count_of(*piece) for piece in pieces)
                 return
@@ -234,7 +236,7 @@ class Sender:
     def _send_singly(self, flow: Flow, slot: int, size: int, segment: int) -> None:
         """Send what lies in a slot as the single datagrams that it consists of."""
         for offset in range(0, size, segment):
-            if flow.fd < 0:
+            if flow.fd < 0 or flow.is_refused:
                 self.counters[count.DROPPED_SEND] += 1
                 continue
             self._send(flow, self.buffers.pointer(slot, offset), min(segment, size - offset))
@@ -273,7 +275,9 @@ class Sender:
             and self.moment >= max(flow.touch_at, flow.retry_at)
             and self._can_be_replaced(flow)
         ):
-            self._refused(flow, code)
+            # Not at once: where its answers are to be received, there are clients' datagrams now.
+            flow.is_refused = self.has_changed = True
+            self.refused.append((flow, code))
 
     def _can_be_replaced(self, flow: Flow) -> bool:
         """Whether another socket can be connected to the target of a flow."""

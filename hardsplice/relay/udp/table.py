@@ -63,9 +63,10 @@ class ListenerState:
 class Flow:
     """A client's address at a listener, and the socket that is connected to its target."""
 
-    __slots__ = ("answer", "answered", "began", "drops", "fd", "hear", "is_brief", "joinable",
-                 "joinable_back", "key", "many", "reply", "retry_at", "segment", "send", "state",
-                 "tally", "target", "touch_at", "touch_back_at", "turn", "used")  # fmt: skip
+    __slots__ = ("answer", "answered", "began", "drops", "fd", "hear", "is_brief", "is_refused",
+                 "joinable", "joinable_back", "key", "many", "reply", "retry_at", "segment", "send",
+                 "state", "tally", "target", "touch_at", "touch_back_at", "turn",
+                 "used")  # fmt: skip
 
     def __init__(self, state: ListenerState, key: bytes, target: Pointer, now: float) -> None:
         self.state = state
@@ -74,6 +75,7 @@ class Flow:
         self.target = target
         self.fd = -1
         self.answered = self.is_brief = False
+        self.is_refused = False  # it ends as soon as its answers are passed on
         self.began = self.used = now
         # From when on the next datagram is noted: of the client; of the target
         self.touch_at = self.touch_back_at = now + TICK

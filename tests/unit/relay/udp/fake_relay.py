@@ -176,6 +176,8 @@ class Relay:
         engine = self.engine
         if engine.has_changed:
             return  # the next turn does
+        assert not engine.refused
+        assert not any(flow.is_refused for flow in engine.flows.by_fd.values())
         has_sockets = all(pool.ready for pool in engine.pools)
         waits = not engine.shortage_until and engine.to_drain is None
         assert engine.watching == (not engine.held and (has_sockets or not waits))

@@ -436,6 +436,35 @@ def test_a_refusal_ends_the_flow_once_the_answers_before_it_are_passed_on() -> N
     assert relay.target().got == [b"again"]
 
 
+def test_a_refusal_costs_none_of_the_many_answers_before_it() -> None:
+    relay = lasting()
+    stream = [b"%d" % number for number in range(4 * SLOTS)]
+    for payload in stream:
+        relay.kernel.answer(relay.target(), payload)
+    relay.target().error = errno.ECONNREFUSED
+    relay.run()
+    assert payloads(relay.kernel.answers) == stream
+    assert relay.counted("refused") == 1
+
+
+def test_a_refusal_that_sending_returns_costs_none_of_the_answers_before_it() -> None:
+    relay = lasting()
+    stream = [b"%d" % number for number in range(9)]
+    relay.kernel.ask(relay.first, ONE, b"question")
+    relay.turn()
+    relay.kernel.refusing |= {FOUR, SIX}
+    for payload in stream:
+        relay.kernel.answer(relay.target(), payload)
+    for payload in (b"is", b"anybody", b"still there?", b"hello?"):
+        relay.kernel.ask(relay.first, ONE, payload)
+    relay.turn()
+    relay.check()
+    assert payloads(relay.kernel.answers) == stream
+    assert relay.counted("refused") == 1
+    assert relay.counted("dropped_send") == 3
+    assert relay.target().closed
+
+
 def test_other_errors_of_a_flow_s_socket_are_read_once_and_do_not_end_it() -> None:
     relay = Relay()
     relay.ask(ONE, b"question")
