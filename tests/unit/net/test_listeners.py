@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import socket
 import struct
@@ -16,7 +17,7 @@ import pytest
 
 from hardsplice.ipc.channel import close_all
 from hardsplice.kernel import datagrams, pinned, socketcalls
-from hardsplice.kernel.packet_info import IP_PKTINFO
+from hardsplice.kernel.packet_info import IP_PKTINFO, IPV6_PKTINFO
 from hardsplice.model.direction import Direction
 from hardsplice.model.errors import HardspliceError
 from hardsplice.model.families import IPV4, IPV6
@@ -331,6 +332,34 @@ def test_of_udp_an_option_that_was_changed_is_noticed() -> None:
         assert not is_sound(listener.fileno(), Protocol.UDP)
         make_sound(listener)
         assert is_sound(listener.fileno(), Protocol.UDP)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_of_udp_whatever_option_a_socket_had_only_the_address_asked_comes_with_a_datagram(
+    address: str,
+) -> None:
+    """Each option that this kernel lets anybody set to 1, known to hardsplice or not."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    addressed = {(socket.IPPROTO_IP, IP_PKTINFO), (socket.IPPROTO_IPV6, IPV6_PKTINFO)}
+    levels = (socket.SOL_SOCKET, socket.IPPROTO_IP, socket.IPPROTO_IPV6, socket.IPPROTO_UDP)
+    number = 0
+    for level, name in itertools.product(levels, range(120)):
+        with socket.socket(family, socket.SOCK_DGRAM) as made:
+            made.bind((address, 0))
+            try:
+                made.setsockopt(level, name, 1)
+            except OSError:
+                continue
+            make_sound(made)
+            made.settimeout(5)
+            with socket.socket(family, socket.SOCK_DGRAM) as client:
+                client.sendto(b"question", made.getsockname())
+                data, control, _, _ = made.recvmsg(100, 4096)
+            assert data == b"question", (level, name)
+            assert len(control) == 1, (level, name)
+            assert control[0][:2] in addressed, (level, name)
+            number += 1
+    assert number > 20
 
 
 def test_of_udp_only_an_old_kernel_need_not_join_datagrams(
