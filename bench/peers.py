@@ -319,7 +319,7 @@ class DockerProxy(Peer):
         return Command(["bash", "-c", 'exec 3>/dev/null; exec "$@"', "bash", *words])
 
     def version(self) -> str:
-        return output(["dpkg-query", "-W", "-f", "docker.io ${Version}", "docker.io"]) or "?"
+        return output(["dockerd", "--version"]).strip() or "?"  # it says nothing of itself
 
 
 def _has_subordinate_ids() -> bool:
