@@ -78,7 +78,7 @@ def report(self, *arguments):
             header = struct.pack("@PPPNPNP", name, 16, part, 1, place(wish), len(wish), 0)
             message = place(header + bytes(struct.calcsize("@P")))
             for _ in range(1000):
-                number = ctypes.c_long(datagrams._SENDMMSG.value)
+                number = ctypes.c_long(datagrams.SENDMMSG.value)
                 syscall(number, listener, ctypes.c_void_p(message), 1, 0x4040)
         getppid()  # which its filter doesn't allow
     return result
