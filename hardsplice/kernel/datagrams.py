@@ -34,8 +34,8 @@ from hardsplice.kernel.socketcalls import IS_DIRECT, way
 _errno = ctypes.get_errno
 # None of the hot calls blocks, so the interpreter's lock is kept meanwhile, which saves a part of
 # such a call.
-_hot = ctypes.PyDLL(None, use_errno=True)
-_syscall = _hot.syscall
+hot = ctypes.PyDLL(None, use_errno=True)
+_syscall = hot.syscall
 _IS_64_BIT = sys.maxsize > 2**32
 # From each architecture's asm/unistd.h; in 32 bits recvmmsg_time64, the same everywhere.
 RECVMMSG = c_long(
@@ -49,10 +49,10 @@ SENDMMSG = c_long(
 
 # --- hot calls: a result or the negated errno -----------------------------------------------------
 
-_RECEIVE_FLAGS = int(socket.MSG_DONTWAIT)
+RECEIVE_FLAGS = int(socket.MSG_DONTWAIT)
 _ERROR_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_ERRQUEUE)
-_SEND_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-_writev = _hot.writev
+SEND_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+_writev = hot.writev
 _setsockopt = way("setsockopt")
 _segment = c_int()
 _segment_ref = byref(_segment)
@@ -62,7 +62,7 @@ def receive(fd: int, inbox: Inbox, first: int, most: int) -> int:
     """Receive up to ``most`` datagrams into the slots from ``first`` on: how many, or the negated
     errno.
     """
-    number: int = _syscall(RECVMMSG, fd, inbox.references[first], most, _RECEIVE_FLAGS, None)
+    number: int = _syscall(RECVMMSG, fd, inbox.references[first], most, RECEIVE_FLAGS, None)
     return number if number >= 0 else -_errno()
 
 
@@ -80,7 +80,7 @@ def discard_errors(fd: int, inbox: Inbox) -> int:
 
 def send_all(fd: int, outbox: Outbox, first: int, number: int) -> int:
     """Send so many messages: how many were sent, or the negated errno of the first."""
-    sent: int = _syscall(SENDMMSG, fd, outbox.references[first], number, _SEND_FLAGS)
+    sent: int = _syscall(SENDMMSG, fd, outbox.references[first], number, SEND_FLAGS)
     return sent if sent >= 0 else -_errno()
 
 
@@ -89,24 +89,24 @@ if IS_DIRECT:
 
     def receive_single(fd: int, where: c_void_p) -> int:
         """Receive one datagram of a connected socket: its size, or the negated errno."""
-        size: int = _recvfrom(fd, where, c_size_t(ROOM), _RECEIVE_FLAGS, None, None)
+        size: int = _recvfrom(fd, where, c_size_t(ROOM), RECEIVE_FLAGS, None, None)
         return size if size >= 0 else -_errno()
 
     def send(fd: int, where: c_void_p, size: int) -> int:
         """Send one datagram from a connected socket: its size, or the negated errno."""
-        sent: int = _sendto(fd, where, c_size_t(size), _SEND_FLAGS, None, 0)
+        sent: int = _sendto(fd, where, c_size_t(size), SEND_FLAGS, None, 0)
         return sent if sent >= 0 else -_errno()
 else:
-    _send, _recv = _hot.send, _hot.recv
+    _send, _recv = hot.send, hot.recv
 
     def receive_single(fd: int, where: c_void_p) -> int:
         """Receive one datagram of a connected socket: its size, or the negated errno."""
-        size: int = _recv(fd, where, ROOM, _RECEIVE_FLAGS)
+        size: int = _recv(fd, where, ROOM, RECEIVE_FLAGS)
         return size if size >= 0 else -_errno()
 
     def send(fd: int, where: c_void_p, size: int) -> int:
         """Send one datagram from a connected socket: its size, or the negated errno."""
-        sent: int = _send(fd, where, size, _SEND_FLAGS)
+        sent: int = _send(fd, where, size, SEND_FLAGS)
         return sent if sent >= 0 else -_errno()
 
 

@@ -12,12 +12,11 @@ After lock-down the interpreter may make instances of ctypes' types, but no view
 from __future__ import annotations
 
 import ctypes
-import socket
 from collections.abc import Callable
 from ctypes import byref, c_char, c_size_t
 from functools import partial
 
-from hardsplice.kernel.datagrams import RECVMMSG, SENDMMSG
+from hardsplice.kernel.datagrams import RECEIVE_FLAGS, RECVMMSG, SEND_FLAGS, SENDMMSG, hot
 from hardsplice.kernel.hints import Any
 from hardsplice.kernel.mmsghdr import ROOM, Buffers, Inbox, Mmsghdr, Parts
 from hardsplice.kernel.packet_info import FORMS, Form, form_of, space
@@ -27,13 +26,9 @@ Call = Callable[[], int]
 
 error = ctypes.get_errno
 
-_RECEIVE_FLAGS = int(socket.MSG_DONTWAIT)
-_SEND_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 _ROOM = c_size_t(ROOM)
-# None of these calls blocks, so that the interpreter's lock is kept, as in kernel/datagrams.py.
-_hot = ctypes.PyDLL(None, use_errno=True)
-_syscall, _writev = _hot.syscall, _hot.writev
-_receive = way("recvfrom", _hot) if IS_DIRECT else _hot.recv
+_syscall, _writev = hot.syscall, hot.writev
+_receive = way("recvfrom", hot) if IS_DIRECT else hot.recv
 
 
 def _with_reply(form: Form) -> type[Any]:
@@ -47,13 +42,13 @@ _WITH_REPLY = {size: _with_reply(form) for size, form in FORMS.items()}
 
 def take(fd: int, inbox: Inbox) -> Call:
     """Receive a datagram of a listener, with what comes with it: 1."""
-    return partial(_syscall, RECVMMSG, fd, inbox.references[0], 1, _RECEIVE_FLAGS, None)
+    return partial(_syscall, RECVMMSG, fd, inbox.references[0], 1, RECEIVE_FLAGS, None)
 
 
 def hear(fd: int, buffers: Buffers) -> Call:
     """Receive a datagram of a connected socket: its size."""
     nobody = (None, None) if IS_DIRECT else ()  # recvfrom(2) can tell whose it is, recv(3) can't
-    return partial(_receive, fd, buffers.pointers[0], _ROOM, _RECEIVE_FLAGS, *nobody)
+    return partial(_receive, fd, buffers.pointers[0], _ROOM, RECEIVE_FLAGS, *nobody)
 
 
 def send(fd: int, parts: Parts) -> Call:
@@ -70,4 +65,4 @@ def answer(fd: int, parts: Parts, reply: bytes) -> Call:
     header.name, header.name_size = name, form.name_size
     header.parts, header.parts_number = parts.addresses[0], 1
     header.control, header.control_size = name + form.control, len(reply) - form.control
-    return partial(_syscall, SENDMMSG, fd, byref(memory), 1, _SEND_FLAGS)
+    return partial(_syscall, SENDMMSG, fd, byref(memory), 1, SEND_FLAGS)

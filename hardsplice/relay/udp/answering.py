@@ -83,7 +83,7 @@ class Answerer(Opener):
             if flow.send is None or flow.segment or not size:
                 self._send(flow, self.buffers.pointers[0], size)
                 return
-            self.lengths[1] = size
+            self.parts.words[1] = size
             if flow.send() < 0:
                 self._send_again(flow, self.buffers.pointers[0], size, self.kernel.error())
                 return
@@ -167,7 +167,7 @@ class Answerer(Opener):
         events.
         """
         find, receive, pointers = self.find, self.kernel.receive_single, self.buffers.pointers
-        lengths, turns = self.lengths, self.turns
+        lengths, turns = self.parts.words, self.turns
         others: list[tuple[int, int]] = []
         for event in ready:
             fd, events = event
@@ -210,7 +210,7 @@ class Answerer(Opener):
             if size < 0:
                 self._on_error(flow, self.kernel.error(), events)
                 return
-            self.lengths[1] = size
+            self.parts.words[1] = size
             if flow.answer() < 0:
                 self._put_singly(self.kernel.error(), 0, (flow, 0, 1, 0, size))
                 return

@@ -17,8 +17,7 @@ datagrams of new clients are dropped from then on until it does, and those of fl
 *Room.* At a bound the flow goes that was used the longest time ago of those whose target has never
 answered, or else of the brief ones (table.py), so that a flood of single datagrams from made-up
 addresses, however often they are answered, neither ends one whose client goes on nor keeps new
-clients out. The ports of
-this network namespace are a bound as well, which other programs share.
+clients out. The ports of this network namespace are a bound as well, which other programs share.
 """
 
 from __future__ import annotations

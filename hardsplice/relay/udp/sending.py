@@ -82,7 +82,6 @@ class Sender:
         "has_changed",
         "inboxes",
         "kernel",
-        "lengths",
         "listeners",
         "moment",
         "monitor",
@@ -122,7 +121,6 @@ class Sender:
         self.due = NEVER  # when something is to be done that no event tells of
         self.buffers = Buffers()
         self.parts = Parts(self.buffers)
-        self.lengths = self.parts.words
         self.from_targets = Inbox(self.buffers, 0)
         self.inboxes = {size: Inbox(self.buffers, size) for size in (IPV4_SIZE, IPV6_SIZE)}
         self.outboxes = {size: Outbox(self.parts, size) for size in (IPV4_SIZE, IPV6_SIZE)}
